@@ -1,0 +1,3 @@
+//! The static program that Belljar runs inside a guest.
+
+fn main() {}

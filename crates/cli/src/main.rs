@@ -1,0 +1,3 @@
+//! Functional tests of operating-system features, each in its own throw-away machine.
+
+fn main() {}

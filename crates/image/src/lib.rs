@@ -1,0 +1,1 @@
+//! What a guest boots from: images, kernels, initramfs, root directories.

@@ -1,0 +1,1 @@
+//! A guest as a process: QEMU, console, access, share, session.

@@ -1,0 +1,1 @@
+//! Belljar's vocabulary: verdicts, outcomes, events, exit codes.

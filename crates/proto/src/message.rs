@@ -1,0 +1,283 @@
+//! What the two sides say. Each message travels as the payload of one frame (see [`crate::frame`]),
+//! encoded with postcard; bulk output travels as raw payloads, so that a byte of output costs a byte.
+
+use serde::{Deserialize, Serialize};
+
+/// The name of the virtio port the agent looks for (`/sys/class/virtio-ports/*/name`).
+pub const PORT_NAME: &str = "belljar.agent";
+
+/// Version of everything in this crate. Host and agent come from one build, so it only guards
+/// against a stale agent, such as one resumed from an old template.
+pub const VERSION: u16 = 1;
+
+/// Number the host gives to one command; never used twice in a session.
+pub type ExecId = u32;
+
+/// 128 random bits that tie a record to one attempt. Never appears on a command line,
+/// in the environment or on the console.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Nonce(pub [u8; 16]);
+
+/// From Belljar to the agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToAgent {
+    /// Answer to [`ToHost::Announce`]; from here on every frame carries the session tag given here.
+    Hello {
+        /// [`VERSION`] of the host.
+        version: u16,
+        /// Goes into every later frame's header, both ways.
+        session: u64,
+    },
+    /// Mounts the shares and prepares the guest. Answered by [`ToHost::SetupDone`].
+    Setup(Setup),
+    /// Starts a command. Answered by [`ToHost::Started`] or [`ToHost::ExecFailed`].
+    Exec(Box<Exec>),
+    /// No more standard input for this command.
+    StdinEof(ExecId),
+    /// Sends a signal to the command's process group.
+    Signal {
+        /// Which command.
+        id: ExecId,
+        /// Linux signal number.
+        signal: i32,
+    },
+    /// New size of the command's terminal.
+    Resize {
+        /// Which command.
+        id: ExecId,
+        /// Rows and columns.
+        size: WindowSize,
+    },
+    /// Asks for a [`ToHost::Pong`] with the same number.
+    Ping(u64),
+    /// Writes everything in the shares back to the host. Answered by [`ToHost::Synced`].
+    Sync,
+    /// Ends the guest. The agent answers with [`ToHost::Ending`] first.
+    Shutdown(ShutdownHow),
+}
+
+/// How a guest is to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ShutdownHow {
+    /// Through the guest's own service manager where there is one, else at once.
+    PowerOff,
+    /// `reboot(RB_POWER_OFF)` after syncing.
+    Immediate,
+}
+
+/// The preparation of a guest.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Setup {
+    /// In the order in which they are to be mounted.
+    pub mounts: Vec<Mount>,
+    /// The host's wall clock, nanoseconds since the Unix epoch; 0 leaves the guest's clock alone.
+    pub clock_ns: u64,
+}
+
+/// How much of what the guest writes reaches the host directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MountMode {
+    /// Writes go to the host.
+    ReadWrite,
+    /// Writes fail.
+    ReadOnly,
+    /// Writes stay in the guest's memory (overlayfs over a read-only mount).
+    CopyOnWrite,
+}
+
+/// One 9p share.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    /// The 9p tag.
+    pub tag: String,
+    /// Absolute path in the guest; made if missing.
+    pub path: String,
+    /// See [`MountMode`].
+    pub mode: MountMode,
+}
+
+/// Why a mount could not be made: what the person reads depends on it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MountFault {
+    /// The guest's kernel has no 9p file system, or no virtio transport for it, even after modules were tried.
+    No9p {
+        /// What was tried and what it said.
+        detail: String,
+    },
+    /// The kernel has no overlayfs, which `cow` needs.
+    NoOverlay {
+        /// What was tried and what it said.
+        detail: String,
+    },
+    /// The system call that failed and its error.
+    Failed {
+        /// For example `mount 9p hostos on /mnt/hostos: EINVAL`.
+        detail: String,
+    },
+}
+
+/// One command.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exec {
+    /// Number of this command.
+    pub id: ExecId,
+    /// Comes back in [`ToHost::Exited`]; without it no result counts.
+    pub nonce: Nonce,
+    /// Program (looked up in the `PATH` of `env`, else of the agent) and arguments; bytes, not text.
+    pub argv: Vec<Vec<u8>>,
+    /// Added to the agent's own environment, `KEY=VALUE`.
+    pub env: Vec<Vec<u8>>,
+    /// Start with an empty environment instead of the agent's.
+    pub clear_env: bool,
+    /// Absolute path; none means `/`.
+    pub cwd: Option<Vec<u8>>,
+    /// User name or number in the guest; none means root. Sets groups, `HOME`, `USER`, `LOGNAME`, `SHELL`.
+    pub user: Option<String>,
+    /// Where standard input, output and error go.
+    pub stdio: Stdio,
+}
+
+/// Where a command's standard streams go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Stdio {
+    /// Pipes, standard input from the host.
+    Pipes,
+    /// Pipes, standard input is `/dev/null`.
+    PipesNoStdin,
+    /// A pseudo-terminal of its own, as the controlling terminal of a new session; all output is "stdout".
+    Pty {
+        /// First size.
+        size: WindowSize,
+        /// Value of `TERM`.
+        term: String,
+    },
+}
+
+/// Size of a terminal in characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WindowSize {
+    /// Lines.
+    pub rows: u16,
+    /// Columns.
+    pub cols: u16,
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Status {
+    /// `exit(code)`.
+    Code(u8),
+    /// Killed by this Linux signal number.
+    Signal {
+        /// Linux signal number.
+        signal: i32,
+        /// Whether the kernel says it dumped core.
+        core: bool,
+    },
+}
+
+/// From the agent to Belljar.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToHost {
+    /// Sent at the start and once a second until [`ToAgent::Hello`] comes, on every port the agent listens on.
+    Announce(Announce),
+    /// The agent took the session on this port; the others are closed.
+    Ready,
+    /// Answer to [`ToAgent::Setup`]: for each mount that failed its index and why. Empty: all is there.
+    SetupDone(Vec<(u32, MountFault)>),
+    /// The command runs.
+    Started {
+        /// Which command.
+        id: ExecId,
+        /// Process id in the guest.
+        pid: u32,
+    },
+    /// The command could not be started; there will be no [`ToHost::Exited`].
+    ExecFailed {
+        /// Which command.
+        id: ExecId,
+        /// What was attempted, such as `execve`, `chdir /x`, `find user "bob"`.
+        what: String,
+        /// Linux `errno`, 0 where none applies.
+        errno: i32,
+    },
+    /// The command ended, and all that it wrote before has been sent. Output of processes it left behind is not awaited.
+    Exited {
+        /// Which command.
+        id: ExecId,
+        /// As given in [`Exec::nonce`].
+        nonce: Nonce,
+        /// How it ended.
+        status: Status,
+    },
+    /// This many more bytes of standard input may be sent for this command ([`STDIN_WINDOW`] at the start).
+    StdinCredit {
+        /// Which command.
+        id: ExecId,
+        /// Bytes taken out of the agent's queue.
+        bytes: u32,
+    },
+    /// The command closed its standard input; what comes now is dropped.
+    StdinClosed(ExecId),
+    /// Answer to [`ToAgent::Ping`].
+    Pong(u64),
+    /// Answer to [`ToAgent::Sync`]; the text names what could not be synced.
+    Synced(Option<String>),
+    /// The guest is about to end as asked.
+    Ending,
+    /// Something worth a line in the event log.
+    Log(String),
+    /// The agent cannot go on; the guest is lost.
+    Fatal(String),
+}
+
+/// Bytes of standard input that the host may have under way for one command.
+pub const STDIN_WINDOW: u32 = 256 * 1024;
+
+/// Who is there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Announce {
+    /// [`VERSION`] of the agent.
+    pub version: u16,
+    /// Whether the agent is the guest's first process.
+    pub pid1: bool,
+    /// `uname -r`.
+    pub kernel: String,
+    /// `uname -m`.
+    pub machine: String,
+    /// `/proc/sys/kernel/hostname`.
+    pub hostname: String,
+}
+
+/// What the agent does as PID 1 of an initramfs, in the file [`INIT_CONFIG_PATH`] (postcard).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InitConfig {
+    /// Modules to insert in this order, as paths in the initramfs, uncompressed. One that fails to insert is
+    /// reported (`EEXIST` is fine) and the rest go on.
+    pub modules: Vec<String>,
+    /// Where the root file system comes from.
+    pub root: InitRoot,
+    /// The guest's host name.
+    pub hostname: String,
+    /// `KEY=VALUE`, the environment of every command unless it clears it (`PATH`, `HOME`, `LANG`, …).
+    pub env: Vec<String>,
+}
+
+/// Where the root file system of an agent-initialised guest comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum InitRoot {
+    /// A host directory over 9p, read-only, under a writable layer in memory.
+    NinePOverlay {
+        /// 9p tag of the directory.
+        tag: String,
+    },
+    /// The initramfs itself stays the root.
+    Initramfs,
+}
+
+/// Where the agent finds [`InitConfig`] in its initramfs.
+pub const INIT_CONFIG_PATH: &str = "/belljar/init.conf";
+/// Where the agent itself is in an initramfs that Belljar writes or adds to.
+pub const INIT_AGENT_PATH: &str = "/belljar/agent";
+/// Where modules are in an initramfs that Belljar writes or adds to.
+pub const INIT_MODULE_DIR: &str = "/belljar/modules";

@@ -1,0 +1,1 @@
+//! Events made readable: terminal and files.

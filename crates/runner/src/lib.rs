@@ -1,0 +1,1 @@
+//! Turns a request or a plan into events.
