@@ -93,6 +93,11 @@ pub enum EventKind {
         /// Wall-clock time from the start of the command, in milliseconds.
         millis: u64,
     },
+    /// The last lines of the console, where they help to understand what follows.
+    ConsoleTail {
+        /// Without control characters.
+        lines: Vec<String>,
+    },
     /// Always the last. A log without it is of a run that was cut off.
     RunEnded {
         /// What became of it.
@@ -100,6 +105,9 @@ pub enum EventKind {
         verdict: Verdict,
         /// The exit code of the program.
         exit_code: u8,
+        /// Where the verdict alone does not say it: what was attempted, what happened, what to do next.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        message: Option<String>,
     },
 }
 
@@ -157,16 +165,21 @@ mod tests {
             r#"{"seq":3,"at":"2026-01-02T03:04:05.678Z","kind":"command-ended","exit":{"signal":{"number":9,"core":false}},"millis":12}"#
         );
         assert_eq!(
-            line(EventKind::RunEnded { verdict: Verdict::Pass, exit_code: 0 }),
+            line(EventKind::RunEnded { verdict: Verdict::Pass, exit_code: 0, message: None }),
             r#"{"seq":3,"at":"2026-01-02T03:04:05.678Z","kind":"run-ended","verdict":"pass","exit_code":0}"#
         );
         assert_eq!(
             line(EventKind::RunEnded {
                 verdict: Verdict::Crash(Crash { kind: CrashKind::Panic, seen: "x".into(), phase: Phase::Command }),
-                exit_code: 121
+                exit_code: 121,
+                message: Some("m".into()),
             }),
-            r#"{"seq":3,"at":"2026-01-02T03:04:05.678Z","kind":"run-ended","verdict":"crash","detail":{"kind":"panic","seen":"x","phase":"command"},"exit_code":121}"#
+            r#"{"seq":3,"at":"2026-01-02T03:04:05.678Z","kind":"run-ended","verdict":"crash","detail":{"kind":"panic","seen":"x","phase":"command"},"exit_code":121,"message":"m"}"#
         );
-        line(EventKind::RunEnded { verdict: Verdict::Error(Fault::Interrupted { signal: 2 }), exit_code: 130 });
+        line(EventKind::RunEnded {
+            verdict: Verdict::Error(Fault::Interrupted { signal: 2 }),
+            exit_code: 130,
+            message: None,
+        });
     }
 }

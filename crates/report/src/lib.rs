@@ -1,1 +1,3 @@
-//! Events made readable: terminal and files.
+//! Events made readable. A reporter reads events and nothing else.
+
+pub mod run;

@@ -1,0 +1,326 @@
+//! What a person reads of `belljar run`: a live line on a terminal, plain lines elsewhere.
+
+use std::{io, time::Duration};
+
+use belljar_model::{
+    Event, EventKind, Phase, Verdict,
+    verdict::{Exit, Fault},
+};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use jiff::Timestamp;
+
+/// How much is said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// Errors only.
+    Quiet,
+    /// What a person needs.
+    Normal,
+    /// What was chosen and why, too.
+    Verbose,
+    /// And every line of the console.
+    Console,
+}
+
+/// How it is said.
+#[derive(Clone, Copy, Debug)]
+pub struct Style {
+    /// How much.
+    pub level: Level,
+    /// Whether there is a live line: standard error is a terminal.
+    pub live: bool,
+    /// Whether colours are wanted.
+    pub color: bool,
+}
+
+/// Tells a person how a run goes.
+pub struct RunReporter<W> {
+    out: W,
+    style: Style,
+    live: Option<ProgressBar>,
+    phase: Option<Phase>,
+    started: Option<Timestamp>,
+    logs: String,
+    last_line: String,
+}
+
+/// How often the live line's clock moves.
+const TICK: Duration = Duration::from_millis(200);
+/// Characters of the console's last line that the live line shows at most; the terminal's width cuts it further.
+const LIVE_CONSOLE: usize = 100;
+
+impl<W: io::Write> RunReporter<W> {
+    /// Writes to `out`; `logs` is where the run's directory is.
+    pub fn new(out: W, style: Style, logs: impl Into<String>) -> Self {
+        Self { out, style, live: None, phase: None, started: None, logs: logs.into(), last_line: String::new() }
+    }
+
+    /// Takes one event.
+    ///
+    /// # Errors
+    /// If `out` cannot be written to.
+    pub fn on_event(&mut self, event: &Event) -> io::Result<()> {
+        match &event.kind {
+            EventKind::RunStarted { guest, .. } => {
+                self.started = Some(event.at);
+                if self.style.level >= Level::Normal && !self.style.live {
+                    self.say(&format!("guest: {guest}"))?;
+                }
+            }
+            EventKind::Choice { what, chosen, why } => {
+                if self.style.level >= Level::Verbose {
+                    self.say(&format!("{what}: {chosen} ({why})"))?;
+                }
+            }
+            EventKind::Phase { phase } => self.on_phase(*phase, event.at)?,
+            EventKind::Warning { message } => {
+                if self.style.level >= Level::Normal {
+                    let head = self.paint("33", "note");
+                    self.say(&format!("{head}: {message}"))?;
+                }
+            }
+            EventKind::Alarm { name, line, fatal } => {
+                if *fatal || self.style.level >= Level::Normal {
+                    let head = self.paint(if *fatal { "31" } else { "33" }, name);
+                    self.say(&format!("{head}: {line}"))?;
+                }
+            }
+            EventKind::CommandStarted { .. } => self.stop_live(),
+            EventKind::CommandEnded { .. } => {}
+            EventKind::ConsoleTail { lines } => self.console_tail(lines)?,
+            EventKind::RunEnded { verdict, message, .. } => self.on_end(verdict, message.as_deref(), event.at)?,
+        }
+        Ok(())
+    }
+
+    /// Shows a line of the console: in the live line, or as a line of its own at [`Level::Console`]. The line must
+    /// have no control characters.
+    ///
+    /// # Errors
+    /// If `out` cannot be written to.
+    pub fn on_console_line(&mut self, line: &str) -> io::Result<()> {
+        if self.style.level >= Level::Console {
+            let line = self.paint("2", &format!("| {line}"));
+            return self.print(&line);
+        }
+        if let Some(live) = &self.live
+            && !line.trim().is_empty()
+        {
+            self.last_line = line.chars().take(LIVE_CONSOLE).collect();
+            live.set_message(self.live_text());
+        }
+        Ok(())
+    }
+
+    /// Takes the live line away, so that something else can use the terminal.
+    pub fn stop_live(&mut self) {
+        if let Some(live) = self.live.take() {
+            live.finish_and_clear();
+        }
+    }
+
+    fn on_phase(&mut self, phase: Phase, at: Timestamp) -> io::Result<()> {
+        let before = self.phase.replace(phase);
+        if phase == Phase::Command {
+            self.stop_live();
+            if self.style.level >= Level::Verbose || (self.style.level >= Level::Normal && !self.style.live) {
+                let up = self.since_start(at);
+                self.say(&format!("up after {up}"))?;
+            }
+        } else if self.style.live && self.style.level >= Level::Normal && before != Some(Phase::Command) {
+            if phase == Phase::Close {
+                self.stop_live();
+            } else {
+                let text = self.live_text();
+                self.live.get_or_insert_with(new_live_line).set_message(text);
+            }
+        }
+        Ok(())
+    }
+
+    fn on_end(&mut self, verdict: &Verdict, message: Option<&str>, at: Timestamp) -> io::Result<()> {
+        self.stop_live();
+        let took = self.since_start(at);
+        let (worth, text) = match verdict {
+            Verdict::Pass => (Level::Verbose, format!("exit code 0 after {took}")),
+            Verdict::Fail(Exit::Code(code)) => (Level::Normal, format!("exit code {code} after {took}")),
+            Verdict::Fail(exit @ Exit::Signal { .. }) => (Level::Normal, format!("{exit} after {took}")),
+            Verdict::Skip(why) => (Level::Normal, format!("skipped: {why}")),
+            Verdict::Timeout(phase) => (Level::Quiet, format!("timed out while {phase}, after {took}")),
+            Verdict::Crash(crash) => (Level::Quiet, format!("{} while {}: {}", crash.kind, crash.phase, crash.seen)),
+            Verdict::Error(Fault::Host { message }) => (Level::Quiet, message.clone()),
+            Verdict::Error(Fault::Interrupted { signal }) => (
+                Level::Normal,
+                format!("interrupted by {}", belljar_model::verdict::signal_name(*signal).unwrap_or("a signal")),
+            ),
+            Verdict::Error(Fault::OutputClosed) => {
+                (Level::Verbose, "ended, since nobody reads the output any more".to_owned())
+            }
+        };
+        let serious = worth == Level::Quiet;
+        if self.style.level >= worth {
+            let head = if serious { self.paint("31", "error") + ": " } else { String::new() };
+            self.say(&format!("{head}{text}"))?;
+            if let Some(message) = message {
+                self.say(message)?;
+            }
+            if !matches!(verdict, Verdict::Pass) || self.style.level >= Level::Verbose {
+                let logs = self.paint("2", &format!("logs: {}", self.logs));
+                self.say(&logs)?;
+            }
+        }
+        self.out.flush()
+    }
+
+    fn console_tail(&mut self, lines: &[String]) -> io::Result<()> {
+        if lines.is_empty() || self.style.level >= Level::Console {
+            return Ok(());
+        }
+        self.stop_live();
+        self.say("the console's last lines:")?;
+        for line in lines {
+            let line = self.paint("2", &format!("  | {line}"));
+            self.print(&line)?;
+        }
+        Ok(())
+    }
+
+    fn live_text(&self) -> String {
+        let phase = self.phase.map_or_else(String::new, |p| p.to_string());
+        if self.last_line.is_empty() { phase } else { format!("{phase} · {}", self.last_line) }
+    }
+
+    fn since_start(&self, at: Timestamp) -> String {
+        let millis = self.started.map_or(0, |s| at.duration_since(s).as_millis().max(0));
+        #[expect(clippy::cast_precision_loss, reason = "a duration for a person, to a tenth of a second")]
+        let seconds = millis as f64 / 1000.0;
+        format!("{seconds:.1} s")
+    }
+
+    fn paint(&self, code: &str, text: &str) -> String {
+        if self.style.color { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+
+    fn say(&mut self, text: &str) -> io::Result<()> {
+        let mut lines = text.lines();
+        let first = lines.next().unwrap_or_default();
+        self.print(&format!("belljar: {first}"))?;
+        for line in lines {
+            self.print(&format!("  {line}"))?;
+        }
+        Ok(())
+    }
+
+    fn print(&mut self, line: &str) -> io::Result<()> {
+        match &self.live {
+            Some(live) => live.suspend(|| writeln!(self.out, "{line}")),
+            None => writeln!(self.out, "{line}"),
+        }
+    }
+}
+
+fn new_live_line() -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    let style = ProgressStyle::with_template("belljar: {elapsed:>3} {wide_msg}")
+        .unwrap_or_else(|_| ProgressStyle::default_spinner());
+    bar.set_style(style);
+    bar.enable_steady_tick(TICK);
+    bar
+}
+
+#[cfg(test)]
+mod tests {
+    use belljar_model::{Crash, CrashKind, RunId};
+
+    use super::*;
+
+    fn told(level: Level, kinds: Vec<EventKind>) -> String {
+        let mut out = Vec::new();
+        let start: Timestamp = "2026-01-02T03:04:05Z".parse().unwrap();
+        let style = Style { level, live: false, color: false };
+        let mut reporter = RunReporter::new(&mut out, style, "/state/runs/x");
+        for (seq, kind) in (0_u64..).zip(kinds) {
+            let at = start + Duration::from_millis(1500 * seq);
+            reporter.on_event(&Event { seq, at, kind }).unwrap();
+        }
+        drop(reporter);
+        String::from_utf8(out).unwrap()
+    }
+
+    fn run(verdict: Verdict, message: Option<&str>) -> Vec<EventKind> {
+        let exit_code = verdict.run_exit_code();
+        vec![
+            EventKind::RunStarted {
+                schema: 1,
+                run: RunId::new("2026-01-02T03:04:05Z".parse().unwrap(), 1),
+                version: "0.1.0".into(),
+                guest: "debian.qcow2".into(),
+                command: vec!["true".into()],
+            },
+            EventKind::Choice { what: "accelerator".into(), chosen: "tcg".into(), why: "no /dev/kvm".into() },
+            EventKind::Phase { phase: Phase::Boot },
+            EventKind::Phase { phase: Phase::Command },
+            EventKind::CommandStarted { pid: Some(7) },
+            EventKind::ConsoleTail { lines: vec!["[    1.0] last".into()] },
+            EventKind::RunEnded { verdict, exit_code, message: message.map(Into::into) },
+        ]
+    }
+
+    #[test]
+    fn failing_command() {
+        insta::assert_snapshot!(told(Level::Normal, run(Verdict::Fail(Exit::Code(7)), None)), @r"
+        belljar: guest: debian.qcow2
+        belljar: up after 4.5 s
+        belljar: the console's last lines:
+          | [    1.0] last
+        belljar: exit code 7 after 9.0 s
+        belljar: logs: /state/runs/x
+        ");
+    }
+
+    #[test]
+    fn crash_is_told_even_when_quiet() {
+        let crash = Crash { kind: CrashKind::Panic, seen: "Kernel panic - not syncing".into(), phase: Phase::Command };
+        insta::assert_snapshot!(told(Level::Quiet, run(Verdict::Crash(crash), None)), @r"
+        belljar: the console's last lines:
+          | [    1.0] last
+        belljar: error: the guest's kernel panicked while running: Kernel panic - not syncing
+        belljar: logs: /state/runs/x
+        ");
+    }
+
+    #[test]
+    fn verbose_says_what_was_chosen() {
+        insta::assert_snapshot!(told(Level::Verbose, run(Verdict::Pass, None)), @r"
+        belljar: guest: debian.qcow2
+        belljar: accelerator: tcg (no /dev/kvm)
+        belljar: up after 4.5 s
+        belljar: the console's last lines:
+          | [    1.0] last
+        belljar: exit code 0 after 9.0 s
+        belljar: logs: /state/runs/x
+        ");
+    }
+
+    #[test]
+    fn pass_is_silent_at_the_end() {
+        let kinds = run(Verdict::Pass, None).into_iter().filter(|k| !matches!(k, EventKind::ConsoleTail { .. }));
+        insta::assert_snapshot!(told(Level::Normal, kinds.collect()), @r"
+        belljar: guest: debian.qcow2
+        belljar: up after 4.5 s
+        ");
+    }
+
+    #[test]
+    fn timeout_says_what_was_awaited() {
+        let message = "waited 120 s for a login prompt on the serial console\nthe image may have no getty there";
+        insta::assert_snapshot!(told(Level::Quiet, run(Verdict::Timeout(Phase::Access), Some(message))), @r"
+        belljar: the console's last lines:
+          | [    1.0] last
+        belljar: error: timed out while getting in, after 9.0 s
+        belljar: waited 120 s for a login prompt on the serial console
+          the image may have no getty there
+        belljar: logs: /state/runs/x
+        ");
+    }
+}
