@@ -1,1 +1,6 @@
-//! Turns a request or a plan into events.
+//! Turns a request into events. Nothing here prints: whoever wants to know, observes.
+
+pub mod cancel;
+pub mod log;
+pub mod run;
+pub mod run_dir;
