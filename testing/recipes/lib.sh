@@ -15,22 +15,21 @@ as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo -- "$@"; fi; }
 # sources.list lines for the suite (a Debian release name) and its security updates.
 # shellcheck disable=SC2016 # $(…) is apt's own syntax
 apt_sources() {
-    local suite=$1 uri origin label codename main='' security=''
-    while IFS='|' read -r uri origin label codename; do
+    local suite=$1 options=${2:-} uri label main='' security=''
+    while IFS='|' read -r uri label; do
         case $label in
             Debian) main=${main:-$uri} ;;
             Debian-Security) security=${security:-$uri} ;;
-            # No lists downloaded yet: all that is known is the URI and the suite's name in it.
-            *) [ -z "$origin" ] || [ "$origin" = Debian ] || continue
-               case $codename:$uri in
-                   *-security:*|*:*-security*|*:*/security*) security=${security:-$uri} ;;
-                   *:*/debian/|*:*/debian) main=${main:-$uri} ;;
-               esac ;;
+            # apt has downloaded no lists yet, and so knows no labels: all that tells is the URI.
+            '$(LABEL)' | '') case $uri in
+                */debian-security/ | */debian-security) security=${security:-$uri} ;;
+                */debian/ | */debian) main=${main:-$uri} ;;
+            esac ;;
         esac
-    done < <(apt-get indextargets --format '$(REPO_URI)|$(ORIGIN)|$(LABEL)|$(CODENAME)' 'Created-By: Packages' | sort -u)
-    [ -n "$main" ] || die "apt's sources on this machine name no Debian mirror (see apt-get indextargets); add one, such as the line of a stock Debian install"
-    printf 'deb %s %s main\n' "$main" "$suite"
-    case $suite in sid|unstable) ;; *) [ -z "$security" ] || printf 'deb %s %s-security main\n' "$security" "$suite" ;; esac
+    done < <(apt-get indextargets --format '$(REPO_URI)|$(LABEL)' 'Created-By: Packages' | sort -u)
+    [ -n "$main" ] || die "apt's sources on this machine name no Debian mirror (see apt-get indextargets): add one, as a stock Debian has it"
+    printf 'deb %s%s %s main\n' "$options" "$main" "$suite"
+    [ -z "$security" ] || printf 'deb %s%s %s-security main\n' "$options" "$security" "$suite"
 }
 
 # debian_root SUITE DIRECTORY PACKAGES [mmdebstrap's options...]: a Debian root directory, without manual pages,
@@ -47,12 +46,97 @@ debian_root() {
     )
     for path in man doc info locale lintian doc-base; do options+=(--dpkgopt="path-exclude=/usr/share/$path/*"); done
     apt_sources "$suite" >"$work/sources.list"
-    say "installing Debian $suite into a directory (packages: ${packages//,/ }), from:"
-    sed "s/^/${fixture_name:-fixture}:     /" "$work/sources.list" >&2
+    say "installing Debian $suite into a directory: ${packages//,/ }; from"
+    sed 's/^/    /' "$work/sources.list" >&2
     if ! as_root mmdebstrap "${options[@]}" "${@:4}" "$suite" "$root" "$work/sources.list" >"$log" 2>&1; then
         tail -n 30 "$log" >&2
         die "mmdebstrap failed; the lines above are the end of what it said"
     fi
+}
+
+# debian_unpack SUITE ARCHITECTURE DIRECTORY PACKAGE...: the contents of packages, not installed, for whatever
+# architecture, without touching this machine's own apt. A meta package stands for what it depends on directly.
+debian_unpack() {
+    local suite=$1 arch=$2 into=$3 state=$cache/apt-$1-$2 package names
+    local -a apt=(-o "Dir::State=$state/lib" -o "Dir::State::status=$state/status" -o "Dir::Cache=$state/cache"
+        -o "Dir::Etc::SourceList=$state/sources.list" -o Dir::Etc::SourceParts=/dev/null -o Dir::Etc::Preferences=/dev/null
+        -o Dir::Etc::PreferencesParts=/dev/null -o "APT::Architecture=$arch" -o "APT::Architectures=$arch"
+        -o Acquire::Languages=none -o Acquire::Retries=5 -o Debug::NoLocking=1 -o APT::Sandbox::User=)
+    mkdir -p "$state/lib/lists/partial" "$state/cache/archives/partial" "$into" "$work/debs"
+    : >"$state/status"
+    apt_sources "$suite" "[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] " >"$state/sources.list"
+    say "downloading and unpacking for $suite/$arch: ${*:4}"
+    apt-get "${apt[@]}" -qq update >&2 || die "apt-get update for $suite/$arch failed"
+    for package in "${@:4}"; do
+        names=$package
+        case $package in
+            linux-image-*) names=$(apt-cache "${apt[@]}" depends --important "$package" | sed -n 's/^ *Depends: \(linux-image-[^ ]*\).*/\1/p') ;;
+        esac
+        (cd "$work/debs" && apt-get "${apt[@]}" -qq download "${names:-$package}") || die "apt-get download ${names:-$package} failed"
+    done
+    for package in "$work"/debs/*.deb; do dpkg-deb -x "$package" "$into"; done
+    rm -r "$work/debs"
+}
+
+# debian_disk OUT PACKAGES SETUP: a bootable qcow2 of Debian bookworm. GPT as on Debian's cloud images (partition 1 the
+# root, 14 for GRUB under a BIOS, 15 for EFI), the generic kernel, a kernel console on ttyS0, root's password "belljar".
+# SETUP is a script that runs as root, with $root the directory, for what differs between the guests.
+#
+# Neither a loop device nor a mount: mke2fs fills the file system from the directory, and GRUB is written by hand.
+debian_disk() {
+    local out=$1 packages=$2 setup=$3 root=$work/root disk=$work/disk.raw uuid=b17e9a5c-3c61-4b0e-9f3a-5d2a1c7be110
+    local mib=2048 bios=2048 esp=8192 first=40960 sectors # positions in sectors of 512 bytes
+    sectors=$((mib * 2048 - first - 2048))
+    debian_root bookworm "$root" "$packages,linux-image-amd64,zstd,grub-pc-bin,grub-efi-amd64-bin,grub2-common"
+
+    say 'setting it up: password, file systems, network, serial console, GRUB'
+    # shellcheck disable=SC2016 # expanded by the inner shell
+    as_root env root="$root" uuid=$uuid bash -euo pipefail -c '
+        export LC_ALL=C
+        echo root:belljar | chpasswd -R "$root"
+        echo debian >"$root/etc/hostname"
+        printf "127.0.0.1 localhost\n127.0.1.1 debian\n::1 localhost ip6-localhost\n" >"$root/etc/hosts"
+        printf "UUID=%s / ext4 errors=remount-ro 0 1\n" "$uuid" >"$root/etc/fstab"
+        printf "GRUB_TIMEOUT=0\nGRUB_CMDLINE_LINUX=\"console=tty0 console=ttyS0,115200\"\nGRUB_TERMINAL=\"console serial\"\n" >"$root/etc/default/grub"
+        kernel=$(basename "$root"/boot/vmlinuz-*) kernel=${kernel#vmlinuz-}
+        mkdir -p "$root/boot/grub/i386-pc"
+        cp "$root"/usr/lib/grub/i386-pc/*.mod "$root"/usr/lib/grub/i386-pc/*.lst "$root/boot/grub/i386-pc/"
+        cat >"$root/boot/grub/grub.cfg" <<END
+serial --unit=0 --speed=115200
+terminal_input console serial
+terminal_output console serial
+set default=0
+set timeout=0
+insmod part_gpt
+insmod ext2
+search --no-floppy --fs-uuid --set=root $uuid
+menuentry "Debian GNU/Linux" {
+    echo "Loading Linux $kernel ..."
+    linux /boot/vmlinuz-$kernel root=UUID=$uuid ro console=tty0 console=ttyS0,115200
+    echo "Loading initial ramdisk ..."
+    initrd /boot/initrd.img-$kernel
+}
+END
+    '"$setup"
+
+    say "writing a disk of $mib MiB: partitions, ext4 from the directory, GRUB"
+    truncate -s ${mib}M "$disk"
+    sfdisk --quiet "$disk" <<END
+label: gpt
+label-id: 6D1A3A0B-52C1-4C3C-8B16-2C0E1F0C9A01
+14: start=$bios, size=$((esp - bios)), type=21686148-6449-6E6F-744E-656564454649
+15: start=$esp, size=$((first - esp)), type=C12A7328-F81F-11D2-BA4B-00A0C93EC93B
+1: start=$first, size=$sectors, type=0FC63DAF-8483-4772-8E79-3D69D8477DE4
+END
+    install_grub_bios "$root" "$disk" $bios $uuid
+    install_grub_efi "$root" "$disk" $esp $((first - esp)) $uuid
+    ext4 "$root" "$disk" $((first * 512)) $((sectors / 2)) $uuid
+    say 'converting it to qcow2'
+    qemu-img convert -f raw -O qcow2 "$disk" "$out"
+}
+
+debian_disk_needs() {
+    need mmdebstrap mmdebstrap; need mke2fs e2fsprogs; need sfdisk fdisk; need qemu-img qemu-utils; need mformat mtools
 }
 
 # ext4 DIRECTORY IMAGE OFFSET KIBIBYTES UUID: a file system filled from a directory, without a mount. The features are
@@ -73,7 +157,7 @@ write_le() {
 
 # install_grub_bios ROOT IMAGE SECTOR UUID: what grub-install does for a BIOS, without a block device: boot.img into the
 # first sector and core.img into the BIOS boot partition that starts at SECTOR, each told where the next piece lies
-# (offsets 0x5c of boot.img, 0x1f4 of core.img's first sector: GRUB's include/grub/i386/pc/boot.h).
+# (offset 0x5c of boot.img, the list at 0x1f4 of core.img's first sector: GRUB's include/grub/i386/pc/boot.h).
 install_grub_bios() {
     local root=$1 image=$2 sector=$3 uuid=$4 size
     # shellcheck disable=SC2016 # GRUB's variables
@@ -99,10 +183,22 @@ install_grub_efi() {
     local at="$image@@$((sector * 512))" binary=$root/usr/lib/grub/x86_64-efi/monolithic/grubx64.efi
     # shellcheck disable=SC2016 # GRUB's variables
     printf 'search.fs_uuid %s root\nset prefix=($root)/boot/grub\nconfigfile $prefix/grub.cfg\n' "$uuid" >"$work/esp.cfg"
-    export MTOOLS_SKIP_CHECK=1
     mformat -i "$at" -T "$sectors" -h 64 -s 32 ::
     mmd -i "$at" ::/EFI ::/EFI/BOOT ::/EFI/debian
     mcopy -i "$at" "$binary" ::/EFI/BOOT/BOOTX64.EFI
     mcopy -i "$at" "$binary" ::/EFI/debian/grubx64.efi
     mcopy -i "$at" "$work/esp.cfg" ::/EFI/debian/grub.cfg
+}
+
+# initramfs DIRECTORY OUT: a gzipped cpio archive, as a kernel unpacks it, all owned by root.
+initramfs() { (cd "$1" && find . -print0 | LC_ALL=C sort -z | cpio --null -o -H newc -R 0:0 --quiet | gzip -1n) >"$2"; }
+
+# debian_installer ARCHITECTURE OUT: kernel and initramfs of Debian 12's network installer. The package is data that any
+# machine can unpack, so amd64's index serves for both.
+debian_installer() {
+    local images="$work/unpacked/usr/lib/debian-installer/images/12/$1/text/debian-installer/$1"
+    debian_unpack bookworm amd64 "$work/unpacked" "debian-installer-12-netboot-$1"
+    mkdir -p "$2"
+    cp "$images/linux" "$2/vmlinuz"
+    cp "$images/initrd.gz" "$2/initrd"
 }

@@ -1,0 +1,11 @@
+# shellcheck shell=bash
+# shellcheck disable=SC2034 # testing/fixture reads fixture_*
+# The Debian 12 disk in another format.
+
+fixture_describe='the disk debian-bookworm as raw'
+fixture_suffix=raw
+fixture_from=debian-bookworm
+
+fixture_needs() { need qemu-img qemu-utils; }
+
+fixture_build() { qemu-img convert -f qcow2 -O raw "$2" "$1"; }
