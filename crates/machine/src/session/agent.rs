@@ -1,0 +1,251 @@
+//! The session with our agent in the guest, over a port of its own.
+//!
+//! The agent announces itself once a second until it is greeted; [`AgentSession::connect`] listens on every port it may
+//! use. From then on every frame carries the session's tag, and every result its attempt's nonce; whatever does not is an
+//! error of its own and never a result.
+
+mod connect;
+mod error;
+mod exec;
+mod io;
+mod link;
+#[cfg(test)]
+mod tests;
+
+use std::future::Future;
+use std::time::Duration;
+
+use belljar_proto::message::{Announce, ExecId, MountFault, Setup, ShutdownHow, ToAgent, ToHost};
+
+pub use connect::{BoxedPort, Port, PortKind};
+pub use error::SessionError;
+pub use io::{ExecControl, ExecIo, OutputSink, SinkFuture};
+
+use link::Link;
+
+/// Most lines that are kept for [`AgentSession::take_log`]; later ones are counted only.
+const MAX_LOG: usize = 256;
+
+/// How long the agent may be silent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Liveness {
+    /// Nothing heard for this long ends the session with [`SessionError::Silent`]. The agent is asked for a sign of life
+    /// several times within it, and the time in which Belljar itself did not run does not count.
+    pub silent_after: Duration,
+}
+
+impl Default for Liveness {
+    /// A minute: an emulated guest under load answers within seconds.
+    fn default() -> Self {
+        Self { silent_after: Duration::from_secs(60) }
+    }
+}
+
+/// A session with the agent of one guest.
+///
+/// Dropping it closes the port; the agent then waits for a new host. A future of one of its methods that is dropped
+/// halfway leaves the session usable: a command that was running is killed when the next one starts.
+#[derive(Debug)]
+pub struct AgentSession {
+    link: Link,
+    liveness: Liveness,
+    next_exec: ExecId,
+    /// The command that was started and has not been seen to end.
+    running: Option<ExecId>,
+    /// Commands given up on, whose late frames are no surprise.
+    abandoned: Vec<ExecId>,
+    pings: u64,
+    log: Vec<String>,
+    log_lost: usize,
+}
+
+impl AgentSession {
+    /// Listens on all given ports, takes the first on which an agent of our version announces itself, greets it and waits
+    /// until it is ready. The other ports are closed.
+    ///
+    /// Waits as long as it takes: bound it with a timeout. Dropping the future closes the ports.
+    ///
+    /// # Errors
+    /// [`SessionError::Closed`] when all ports are closed; [`SessionError::Version`] for a stale agent.
+    pub async fn connect(ports: Vec<(PortKind, BoxedPort)>) -> Result<(Self, Announce, PortKind), SessionError> {
+        let (link, announce, kind) = connect::connect(ports).await?;
+        let session = Self {
+            link,
+            liveness: Liveness::default(),
+            next_exec: 1,
+            running: None,
+            abandoned: Vec::new(),
+            pings: 0,
+            log: Vec::new(),
+            log_lost: 0,
+        };
+        Ok((session, announce, kind))
+    }
+
+    /// Sets how long the agent may be silent from now on.
+    pub fn set_liveness(&mut self, liveness: Liveness) {
+        self.liveness = liveness;
+    }
+
+    /// Mounts shares and sets the clock; gives the mounts that failed, by index. None: all is there.
+    ///
+    /// # Errors
+    /// Those of a broken session.
+    pub async fn setup(&mut self, setup: Setup) -> Result<Vec<(u32, MountFault)>, SessionError> {
+        let count = setup.mounts.len();
+        self.send(&ToAgent::Setup(setup)).await?;
+        let faults = self
+            .wait("the answer to setup", |message| match message {
+                ToHost::SetupDone(faults) => Ok(faults),
+                other => Err(other),
+            })
+            .await?;
+        if let Some((index, _)) = faults.iter().find(|(index, _)| *index as usize >= count) {
+            return Err(SessionError::Protocol { what: format!("a fault of mount {index} of {count}") });
+        }
+        Ok(faults.into_iter().map(|(i, fault)| (i, error::clean_fault(fault))).collect())
+    }
+
+    /// Asks the agent for a sign of life and waits for it.
+    ///
+    /// # Errors
+    /// Those of a broken session.
+    pub async fn ping(&mut self) -> Result<(), SessionError> {
+        // Far from the numbers of the pings that only keep the session alive.
+        self.pings += 1;
+        let number = u64::MAX - self.pings;
+        self.send(&ToAgent::Ping(number)).await?;
+        self.wait("the answer to a ping", |message| match message {
+            ToHost::Pong(got) if got == number => Ok(()),
+            other => Err(other),
+        })
+        .await
+    }
+
+    /// Has everything that was written to the shares brought to the host. Gives what could not be, if anything.
+    ///
+    /// # Errors
+    /// Those of a broken session.
+    pub async fn sync(&mut self) -> Result<Option<String>, SessionError> {
+        self.send(&ToAgent::Sync).await?;
+        let failed = self
+            .wait("the answer to sync", |message| match message {
+                ToHost::Synced(failed) => Ok(failed),
+                other => Err(other),
+            })
+            .await?;
+        Ok(failed.map(|text| error::clean(&text)))
+    }
+
+    /// Asks the guest to end and waits until the agent says that it will. That it did is seen outside, from QEMU.
+    ///
+    /// # Errors
+    /// Those of a broken session. A port that closes instead of an answer is success: the guest was quick.
+    pub async fn shutdown(&mut self, how: ShutdownHow) -> Result<(), SessionError> {
+        self.send(&ToAgent::Shutdown(how)).await?;
+        let ended = self
+            .wait("the answer to shutdown", |message| match message {
+                ToHost::Ending => Ok(()),
+                other => Err(other),
+            })
+            .await;
+        match ended {
+            Err(SessionError::Closed { .. }) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Lines that the agent wanted in the event log since the last call, free of control characters.
+    pub fn take_log(&mut self) -> Vec<String> {
+        let mut lines = std::mem::take(&mut self.log);
+        if self.log_lost > 0 {
+            lines.push(format!("{} more lines were not kept", self.log_lost));
+            self.log_lost = 0;
+        }
+        lines
+    }
+
+    async fn send(&mut self, message: &ToAgent) -> Result<(), SessionError> {
+        let frames = self.link.encode(message)?;
+        let liveness = self.liveness;
+        // A guest that takes nothing in must not hold us for ever.
+        match within(liveness.silent_after, self.link.send(frames)).await {
+            Some(sent) => sent,
+            None => Err(SessionError::Silent { since: liveness.silent_after, awaited: "room to send".into() }),
+        }
+    }
+
+    /// Waits for one answer; messages that it does not take and that are not of the session's own housekeeping are errors.
+    async fn wait<T>(
+        &mut self,
+        awaited: &str,
+        mut take: impl FnMut(ToHost) -> Result<T, ToHost>,
+    ) -> Result<T, SessionError> {
+        let mut pulse = link::Pulse::new(self.liveness.silent_after);
+        loop {
+            let frame = tokio::select! {
+                frame = self.link.recv() => frame?,
+                () = pulse.tick() => {
+                    pulse.check(awaited)?;
+                    self.link.ping();
+                    continue;
+                }
+            };
+            pulse.heard();
+            let Some(message) = self.link.message(&frame)? else {
+                if self.is_stale(frame.exec) || frame.kind == belljar_proto::frame::Kind::Part {
+                    continue;
+                }
+                return Err(SessionError::UnknownExec { id: frame.exec, what: format!("{:?} bytes", frame.kind) });
+            };
+            match take(message) {
+                Ok(answer) => return Ok(answer),
+                Err(other) => self.housekeeping(other)?,
+            }
+        }
+    }
+
+    /// Whether frames of this command may still come although nobody waits for them.
+    fn is_stale(&self, id: ExecId) -> bool {
+        self.running == Some(id) || self.abandoned.contains(&id)
+    }
+
+    /// Takes the messages that may come at any time.
+    fn housekeeping(&mut self, message: ToHost) -> Result<(), SessionError> {
+        match message {
+            // A repeated `Ready` answers a greeting that was repeated.
+            ToHost::Pong(_) | ToHost::Ready => Ok(()),
+            ToHost::Log(text) => {
+                if self.log.len() < MAX_LOG {
+                    self.log.push(error::clean(&text));
+                } else {
+                    self.log_lost += 1;
+                }
+                Ok(())
+            }
+            ToHost::Fatal(text) => Err(SessionError::AgentFatal { detail: error::clean(&text) }),
+            ToHost::Started { id, .. } | ToHost::StdinCredit { id, .. } | ToHost::StdinClosed(id)
+                if self.is_stale(id) =>
+            {
+                Ok(())
+            }
+            ToHost::Exited { id, .. } | ToHost::ExecFailed { id, .. } if self.is_stale(id) => {
+                self.running = self.running.filter(|&running| running != id);
+                self.abandoned.retain(|&abandoned| abandoned != id);
+                Ok(())
+            }
+            ToHost::Started { id, .. }
+            | ToHost::StdinCredit { id, .. }
+            | ToHost::StdinClosed(id)
+            | ToHost::Exited { id, .. }
+            | ToHost::ExecFailed { id, .. } => Err(SessionError::UnknownExec { id, what: "a message".into() }),
+            // Late answers to a question whose asker gave up.
+            ToHost::SetupDone(_) | ToHost::Synced(_) | ToHost::Ending => Ok(()),
+            ToHost::Announce(_) => Err(SessionError::Restarted),
+        }
+    }
+}
+
+async fn within<T>(limit: Duration, future: impl Future<Output = T>) -> Option<T> {
+    tokio::time::timeout(limit, future).await.ok()
+}

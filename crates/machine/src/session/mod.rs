@@ -1,0 +1,3 @@
+//! The conversation with a running guest.
+
+pub mod agent;
