@@ -1,1 +1,25 @@
-//! What a guest boots from: images, kernels, initramfs, root directories.
+//! What a guest boots from: disk images, kernels, initramfs, root directories.
+//!
+//! Everything here is synchronous, is told every path, never reads the environment, and prints nothing.
+//! What it reads may be hostile (an image from the network, a kernel of somebody else's): every read is bounded.
+//!
+//! - [`disk`]: what an image is, a throw-away layer over it, and the block nodes that QEMU is to open.
+//! - [`kernel`]: the kernels installed on this host, what they can do, which of them to take.
+//! - [`modules`]: a kernel's modules, in the order in which they must be inserted.
+//! - [`vmlinux`]: the kernel proper out of a bzImage, which boots faster.
+//! - [`initramfs`]: an initramfs of our own, or an addition to somebody else's.
+//! - [`rootdir`]: a host directory that is to be a guest's root.
+//! - [`boot`]: the last four put together.
+//! - [`cache`]: files that the next run can use again.
+
+pub mod boot;
+pub mod cache;
+pub mod disk;
+pub mod initramfs;
+pub mod kernel;
+pub mod modules;
+pub mod rootdir;
+pub mod vmlinux;
+
+mod bounded;
+mod decompress;

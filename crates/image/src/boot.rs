@@ -1,0 +1,302 @@
+//! A kernel and an initramfs made ready to be given to QEMU.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use belljar_proto::message::InitRoot;
+
+use crate::cache::{self, Cache, CacheError};
+use crate::initramfs::{self, InitramfsError, InitramfsSpec};
+use crate::kernel::{Arch, Kernel};
+use crate::modules::{self, Feature, Module, ModuleIndex, ModulesError, Presence};
+use crate::vmlinux::{self, Bootable, VmlinuxError};
+
+/// Part of the name in the cache: change it with the layout of an initramfs.
+const LAYOUT: u32 = 1;
+
+/// What QEMU gets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BootFiles {
+    /// For `-kernel`.
+    pub kernel: PathBuf,
+    /// For `-initrd`.
+    pub initrd: Option<PathBuf>,
+    /// Whether the kernel is started by PVH; else it unpacks itself, which takes seconds without KVM.
+    pub pvh: bool,
+    /// What was chosen and why, a line each.
+    pub choices: Vec<String>,
+}
+
+/// What the initramfs is to hold, whoever's it is.
+#[derive(Debug)]
+pub struct InitSpec<'a> {
+    /// The agent's program, static.
+    pub agent: &'a [u8],
+    /// The guest's host name.
+    pub hostname: &'a str,
+    /// `KEY=VALUE`, the environment of every command.
+    pub env: &'a [String],
+    /// The kernel's modules; none if it has none, or needs none.
+    pub modules: Option<&'a ModuleIndex>,
+    /// What the guest cannot do without: a kernel known not to have one of these is an error.
+    pub required: &'a [Feature],
+    /// What the guest gets if the kernel has it.
+    pub wanted: &'a [Feature],
+}
+
+/// Why a guest cannot be booted so.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// The kernel is for a processor that the agent is not built for.
+    #[error("the kernel {} is for {arch}: Belljar's own init runs on x86-64 only", kernel.display())]
+    Arch {
+        /// Which.
+        kernel: PathBuf,
+        /// What it is for.
+        arch: Arch,
+    },
+    /// The kernel lacks something.
+    #[error(
+        "the kernel {} has no {} (looked in {}); mend: give another with --kernel, on Debian the one of linux-image-amd64",
+        kernel.display(), list(features), modules.display()
+    )]
+    Lacks {
+        /// Which.
+        kernel: PathBuf,
+        /// Its modules.
+        modules: PathBuf,
+        /// What it lacks.
+        features: Vec<Feature>,
+    },
+    /// A module that another needs is not there.
+    #[error(
+        "the module {missing} is listed in {} but not there; mend: install the kernel's package again, or run depmod",
+        modules.display()
+    )]
+    MissingModule {
+        /// Its name.
+        missing: String,
+        /// Where it should be.
+        modules: PathBuf,
+    },
+    /// The modules were built for another kernel, which refuses them.
+    #[error(
+        "the modules in {} were built for the kernel {built_for}, not for {}, which is {release}",
+        modules.display(), kernel.display()
+    )]
+    OtherKernel {
+        /// The kernel's file.
+        kernel: PathBuf,
+        /// The kernel's release.
+        release: String,
+        /// The directory.
+        modules: PathBuf,
+        /// What they were built for.
+        built_for: String,
+    },
+    /// A file's times and size could not be read.
+    #[error("cannot look at {}: {source}", path.display())]
+    Stat {
+        /// Which.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// See [`ModulesError`].
+    #[error(transparent)]
+    Modules(#[from] ModulesError),
+    /// See [`VmlinuxError`].
+    #[error(transparent)]
+    Vmlinux(#[from] VmlinuxError),
+    /// See [`InitramfsError`].
+    #[error(transparent)]
+    Initramfs(#[from] InitramfsError),
+    /// See [`CacheError`].
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+}
+
+fn list(features: &[Feature]) -> String {
+    features.iter().map(ToString::to_string).collect::<Vec<_>>().join(", no ")
+}
+
+/// A guest whose first process is the agent and whose root is the 9p share `root_tag`, read-only under a layer in memory.
+/// Required besides `spec.required`: [`Feature::HOST_USERLAND`]; wanted besides `spec.wanted`: the agent's port.
+///
+/// # Errors
+/// See [`BootError`].
+pub fn root_over_9p(
+    kernel: &Kernel,
+    spec: &InitSpec<'_>,
+    root_tag: &str,
+    cache: &Cache,
+) -> Result<BootFiles, BootError> {
+    let root = InitRoot::NinePOverlay { tag: root_tag.to_owned() };
+    prepare(kernel, spec, root, None, cache)
+}
+
+/// A guest of somebody else's initramfs. With a `spec`, the agent is in it as `/belljar/agent`, beside the
+/// modules that the initramfs may lack; to be reached by `rdinit=/belljar/agent` or from a shell.
+///
+/// # Errors
+/// See [`BootError`].
+pub fn foreign_initramfs(
+    kernel: &Kernel,
+    initrd: &Path,
+    spec: Option<&InitSpec<'_>>,
+    cache: &Cache,
+) -> Result<BootFiles, BootError> {
+    if let Some(spec) = spec {
+        return prepare(kernel, spec, InitRoot::Initramfs, Some(initrd), cache);
+    }
+    initramfs::check_foreign(initrd)?;
+    let mut files = kernel_alone(kernel, cache)?;
+    files.initrd = Some(initrd.to_owned());
+    Ok(files)
+}
+
+/// The quickest form of a kernel, without an initramfs.
+///
+/// # Errors
+/// See [`VmlinuxError`].
+pub fn kernel_alone(kernel: &Kernel, cache: &Cache) -> Result<BootFiles, BootError> {
+    let release = kernel.release.as_ref().map_or("of unknown release", |r| r.as_str());
+    let mut choices = vec![format!("kernel {} ({release})", kernel.path.display())];
+    let (path, pvh) = match vmlinux::bootable(kernel, cache)? {
+        Bootable::Pvh { path, hit } => {
+            choices.push(match hit {
+                None => "started by PVH".to_owned(),
+                Some(true) => format!("started by PVH as {}, unpacked by an earlier run", path.display()),
+                Some(false) => format!("started by PVH as {}, unpacked now", path.display()),
+            });
+            (path, true)
+        }
+        Bootable::AsIs { path, why } => {
+            choices.push(format!("started as it is, not by PVH: {why}"));
+            (path, false)
+        }
+    };
+    Ok(BootFiles { kernel: path, initrd: None, pvh, choices })
+}
+
+fn prepare(
+    kernel: &Kernel,
+    spec: &InitSpec<'_>,
+    root: InitRoot,
+    foreign: Option<&Path>,
+    cache: &Cache,
+) -> Result<BootFiles, BootError> {
+    if let Some(arch) = kernel.arch.filter(|&a| a != Arch::X86_64) {
+        return Err(BootError::Arch { kernel: kernel.path.clone(), arch });
+    }
+    let (modules, chosen) = choose_modules(kernel, spec, &root)?;
+    let mut files = kernel_alone(kernel, cache)?;
+    files.choices.extend(chosen);
+
+    let name = format!("initrd-{}", key(spec, &root, &modules, foreign)?);
+    let cached = cache.get_or_write(&name, |out| {
+        let modules = read_modules(kernel, spec, &modules)?;
+        let archive = InitramfsSpec {
+            agent: spec.agent,
+            root: root.clone(),
+            hostname: spec.hostname,
+            env: spec.env,
+            modules: &modules,
+            alone: foreign.is_none(),
+        };
+        match foreign {
+            Some(foreign) => initramfs::prepend(&archive, foreign, out)?,
+            None => {
+                initramfs::build(&archive, io::BufWriter::new(&*out)).map_err(InitramfsError::Write)?;
+            }
+        }
+        Ok::<(), BootError>(())
+    })?;
+    let when = if cached.hit { "made by an earlier run" } else { "made now" };
+    files.choices.push(match foreign {
+        None => format!("initramfs {} ({when})", cached.path.display()),
+        Some(f) => {
+            format!("initramfs {} with Belljar's agent before it: {} ({when})", f.display(), cached.path.display())
+        }
+    });
+    files.initrd = Some(cached.path);
+    Ok(files)
+}
+
+/// The modules to insert, and what there is to say about them.
+fn choose_modules(
+    kernel: &Kernel,
+    spec: &InitSpec<'_>,
+    root: &InitRoot,
+) -> Result<(Vec<Module>, Vec<String>), BootError> {
+    let Some(index) = spec.modules else {
+        return Ok((Vec::new(), vec!["no modules: all that is needed has to be built in".to_owned()]));
+    };
+    let of_root = match root {
+        InitRoot::NinePOverlay { .. } => Feature::HOST_USERLAND,
+        InitRoot::Initramfs => &[],
+    };
+    let required: Vec<_> = of_root.iter().chain(spec.required).copied().collect();
+    let features: Vec<_> = required.iter().copied().filter(|&f| index.feature(f) == Presence::Absent).collect();
+    if !features.is_empty() {
+        return Err(BootError::Lacks { kernel: kernel.path.clone(), modules: index.dir().to_owned(), features });
+    }
+    let wanted = [Feature::VirtioConsole].into_iter().chain(spec.wanted.iter().copied());
+    let (have, lack): (Vec<_>, Vec<_>) = wanted.partition(|&f| index.feature(f) != Presence::Absent);
+    let names = required.iter().chain(&have).flat_map(|f| f.modules()).copied();
+    let resolved = index.resolve(names)?;
+    if let Some(missing) = resolved.missing.into_iter().next() {
+        return Err(BootError::MissingModule { missing, modules: index.dir().to_owned() });
+    }
+    let names: Vec<_> = resolved.insert.iter().map(|m| m.name.as_str()).collect();
+    let mut choices = vec![format!("modules from {}: {}", index.dir().display(), names.join(" "))];
+    if !lack.is_empty() {
+        choices.push(format!("the kernel has no {}", list(&lack)));
+    }
+    Ok((resolved.insert, choices))
+}
+
+fn read_modules(kernel: &Kernel, spec: &InitSpec<'_>, modules: &[Module]) -> Result<Vec<(String, Vec<u8>)>, BootError> {
+    let mut read = Vec::new();
+    for module in modules {
+        let bytes = modules::read_module(&module.path)?;
+        if let (Some(release), Some(built_for)) = (&kernel.release, modules::built_for(&bytes))
+            && release.as_str() != built_for
+        {
+            return Err(BootError::OtherKernel {
+                kernel: kernel.path.clone(),
+                release: release.to_string(),
+                modules: spec.modules.map(|m| m.dir().to_owned()).unwrap_or_default(),
+                built_for,
+            });
+        }
+        read.push((module.name.clone(), bytes));
+    }
+    Ok(read)
+}
+
+/// All that decides an initramfs's content.
+fn key(spec: &InitSpec<'_>, root: &InitRoot, modules: &[Module], foreign: Option<&Path>) -> Result<String, BootError> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&LAYOUT.to_le_bytes());
+    let mut put = |bytes: &[u8]| {
+        hasher.update(&(bytes.len() as u64).to_le_bytes());
+        hasher.update(bytes);
+    };
+    put(spec.agent);
+    put(spec.hostname.as_bytes());
+    put(&(spec.env.len() as u64).to_le_bytes());
+    spec.env.iter().for_each(|e| put(e.as_bytes()));
+    put(match root {
+        InitRoot::NinePOverlay { tag } => tag.as_bytes(),
+        InitRoot::Initramfs => b"",
+    });
+    let mut fingerprint = |path: &Path| {
+        cache::fingerprint(path, &mut hasher).map_err(|source| BootError::Stat { path: path.to_owned(), source })
+    };
+    for module in modules {
+        fingerprint(&module.path)?;
+    }
+    foreign.map_or(Ok(()), &mut fingerprint)?;
+    Ok(cache::short(&hasher))
+}

@@ -1,0 +1,101 @@
+//! What a guest may need of its kernel, and the modules that give it.
+
+/// Whether a kernel has something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Presence {
+    /// In the kernel itself.
+    Builtin,
+    /// As a module, or partly so.
+    Module,
+    /// Not at all.
+    Absent,
+}
+
+/// Something that a guest needs of its kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Feature {
+    /// The bus that every virtio device of a PC is on.
+    VirtioPci,
+    /// Ports such as the agent's.
+    VirtioConsole,
+    /// Shares: the 9p file system and its virtio transport.
+    NineP,
+    /// Writable layers.
+    Overlay,
+    /// virtio disks.
+    VirtioBlk,
+    /// virtio SCSI disks.
+    VirtioScsi,
+    /// virtio network interfaces.
+    VirtioNet,
+    /// Raw packets, which DHCP clients use.
+    AfPacket,
+    /// Random numbers from the host.
+    VirtioRng,
+    /// The ext2, ext3 and ext4 file systems.
+    Ext4,
+    /// The virtiofs file system.
+    Virtiofs,
+    /// Sockets between host and guest.
+    Vsock,
+}
+
+impl Feature {
+    /// Every feature.
+    pub const ALL: &[Feature] = &[
+        Feature::VirtioPci,
+        Feature::VirtioConsole,
+        Feature::NineP,
+        Feature::Overlay,
+        Feature::VirtioBlk,
+        Feature::VirtioScsi,
+        Feature::VirtioNet,
+        Feature::AfPacket,
+        Feature::VirtioRng,
+        Feature::Ext4,
+        Feature::Virtiofs,
+        Feature::Vsock,
+    ];
+
+    /// Without these no kernel boots a root directory that is shared over 9p. The agent's port is not among them: it
+    /// can do with a serial port.
+    pub const HOST_USERLAND: &[Feature] = &[Feature::VirtioPci, Feature::NineP, Feature::Overlay];
+
+    /// The modules that give it, by the names that `modules.builtin` and `modules.dep` know.
+    #[must_use]
+    pub fn modules(self) -> &'static [&'static str] {
+        match self {
+            Feature::VirtioPci => &["virtio_pci"],
+            Feature::VirtioConsole => &["virtio_console"],
+            Feature::NineP => &["9pnet_virtio", "9p"],
+            Feature::Overlay => &["overlay"],
+            Feature::VirtioBlk => &["virtio_blk"],
+            Feature::VirtioScsi => &["virtio_scsi", "sd_mod"],
+            Feature::VirtioNet => &["virtio_net"],
+            Feature::AfPacket => &["af_packet"],
+            Feature::VirtioRng => &["virtio_rng"],
+            Feature::Ext4 => &["ext4"],
+            Feature::Virtiofs => &["virtiofs"],
+            Feature::Vsock => &["vmw_vsock_virtio_transport"],
+        }
+    }
+}
+
+impl std::fmt::Display for Feature {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Feature::VirtioPci => "virtio over PCI",
+            Feature::VirtioConsole => "virtio console",
+            Feature::NineP => "9p over virtio",
+            Feature::Overlay => "overlay file system",
+            Feature::VirtioBlk => "virtio disk",
+            Feature::VirtioScsi => "virtio SCSI disk",
+            Feature::VirtioNet => "virtio network",
+            Feature::AfPacket => "packet socket",
+            Feature::VirtioRng => "virtio random numbers",
+            Feature::Ext4 => "ext4 file system",
+            Feature::Virtiofs => "virtiofs file system",
+            Feature::Vsock => "vsock over virtio",
+        })
+    }
+}

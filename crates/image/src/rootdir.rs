@@ -1,0 +1,1 @@
+//! A host directory that is to be a guest's root.
