@@ -1,1 +1,5 @@
 //! A guest as a process: QEMU, console, access, share, session.
+
+pub mod session;
+
+pub mod qemu;

@@ -1,0 +1,226 @@
+//! From [`MachineConfig`] to arguments.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
+
+use belljar_proto::message::PORT_NAME;
+
+use super::disk::{push, push_disks};
+use super::keyval::KeyVal;
+use super::{Accel, ArgsError, Chardev, MAX_TAG_LEN, MachineConfig, NicMode, Share, default_cpu};
+
+/// QEMU's seccomp filter at its tightest: no obsolete system calls, no change of user, no child
+/// processes, no change of scheduling.
+pub(crate) const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
+
+/// Network cards with an option ROM. Without it the firmware starts sooner and never
+/// tries to boot from the network.
+const CARDS_WITH_ROM: &[&str] = &[
+    "virtio-net-pci",
+    "virtio-net",
+    "e1000",
+    "e1000-82544gc",
+    "e1000-82545em",
+    "e1000e",
+    "igb",
+    "rtl8139",
+    "ne2k_pci",
+    "pcnet",
+    "vmxnet3",
+];
+
+impl MachineConfig {
+    /// QEMU's arguments, without the program's name.
+    ///
+    /// # Errors
+    ///
+    /// Where a value cannot be given to QEMU, or QEMU would cut or misread it.
+    pub fn to_args(&self) -> Result<Vec<OsString>, ArgsError> {
+        let mut out = Vec::new();
+        self.push_frame(&mut out)?;
+        self.push_channels(&mut out)?;
+        self.push_kernel(&mut out);
+        for set in &self.fd_sets {
+            let value = KeyVal::empty().set("fd", set.fd.to_string()).set("set", set.set.to_string());
+            push(&mut out, "-add-fd", value);
+        }
+        push_disks(self, &mut out)?;
+        self.push_nic(&mut out)?;
+        push_shares(&self.shares, &mut out)?;
+        self.push_rest(&mut out);
+        out.extend(self.extra.iter().cloned());
+
+        for pair in out.windows(2) {
+            if pair[1].as_bytes().contains(&0) {
+                return Err(ArgsError::Nul { what: format!("the value of QEMU's option {}", pair[0].display()) });
+            }
+        }
+        Ok(out)
+    }
+
+    /// What there is in every machine.
+    fn push_frame(&self, out: &mut Vec<OsString>) -> Result<(), ArgsError> {
+        for (what, value) in [("the machine type", &self.machine), ("the network card's model", &self.nic.model)] {
+            if value.is_empty() {
+                return Err(ArgsError::Empty { what });
+            }
+        }
+        if self.memory == 0 {
+            return Err(ArgsError::Empty { what: "the guest's memory" });
+        }
+        if self.cpus == 0 {
+            return Err(ArgsError::Empty { what: "the number of processors" });
+        }
+
+        push(out, "-name", KeyVal::empty().set("guest", &self.name));
+        for flag in ["-nodefaults", "-no-user-config", "-no-reboot"] {
+            out.push(flag.into());
+        }
+        out.extend(["-display".into(), "none".into()]);
+        if self.sandbox {
+            out.extend(["-sandbox".into(), SANDBOX.into()]);
+        }
+        out.extend(["-machine".into(), self.machine.clone().into()]);
+        let accel = match self.accel {
+            Accel::Kvm => KeyVal::new("kvm"),
+            // One thread for each processor; QEMU takes cheaper atomics by itself where there is one.
+            Accel::Tcg => KeyVal::new("tcg").set("thread", "multi"),
+        };
+        push(out, "-accel", accel);
+        let cpu = self.cpu.as_deref().unwrap_or_else(|| default_cpu(self.accel));
+        out.extend(["-cpu".into(), cpu.into()]);
+        out.extend(["-smp".into(), self.cpus.to_string().into()]);
+        out.extend(["-m".into(), format!("{}M", self.memory.div_ceil(1 << 20)).into()]);
+        Ok(())
+    }
+
+    fn push_channels(&self, out: &mut Vec<OsString>) -> Result<(), ArgsError> {
+        let channels = &self.channels;
+        if channels.serial1.is_some() && channels.console.is_none() {
+            return Err(ArgsError::SecondSerialAlone);
+        }
+        let mut chardev = |id: &str, end: Chardev| {
+            let value = match end {
+                Chardev::Fd(fd) => KeyVal::new("socket").set("id", id).set("fd", fd.to_string()),
+                Chardev::Stdio => KeyVal::new("stdio").set("id", id),
+                Chardev::Null => KeyVal::new("null").set("id", id),
+            };
+            push(out, "-chardev", value);
+        };
+        // `-serial` rather than `-device isa-serial`: every machine type knows what its serial port is.
+        let serial = |id: &str| [OsString::from("-serial"), format!("chardev:{id}").into()];
+
+        if let Some(end) = channels.qmp {
+            chardev("qmp", end);
+        }
+        if let Some(end) = channels.console {
+            chardev("console", end);
+        }
+        if let Some(end) = channels.serial1 {
+            chardev("serial1", end);
+        }
+        if let Some(end) = channels.agent {
+            chardev("agent", end);
+        }
+
+        if channels.qmp.is_some() {
+            push(out, "-mon", KeyVal::empty().set("chardev", "qmp").set("mode", "control"));
+        }
+        if channels.console.is_some() {
+            out.extend(serial("console"));
+        }
+        if channels.serial1.is_some() {
+            out.extend(serial("serial1"));
+        }
+        if channels.agent.is_some() {
+            // The guest's driver sets up a pair of queues for each possible port, and 31 are the default.
+            push(out, "-device", KeyVal::new("virtio-serial-pci").set("id", "ports").set("max_ports", "2"));
+            let port = KeyVal::new("virtserialport")
+                .set("bus", "ports.0")
+                .set("nr", "1")
+                .set("chardev", "agent")
+                .set("name", PORT_NAME);
+            push(out, "-device", port);
+        }
+        Ok(())
+    }
+
+    fn push_kernel(&self, out: &mut Vec<OsString>) {
+        let Some(kernel) = &self.kernel else { return };
+        out.extend(["-kernel".into(), kernel.image.clone().into()]);
+        if let Some(initrd) = &kernel.initrd {
+            out.extend(["-initrd".into(), initrd.clone().into()]);
+        }
+        if !kernel.append.is_empty() {
+            out.extend(["-append".into(), kernel.append.clone().into()]);
+        }
+    }
+
+    fn push_nic(&self, out: &mut Vec<OsString>) -> Result<(), ArgsError> {
+        let net = KeyVal::new("user").set("id", "net0");
+        let net = match self.nic.mode {
+            NicMode::None => return Ok(()),
+            NicMode::Isolated => net.set("restrict", "on"),
+            NicMode::User => net,
+        };
+        push(out, "-netdev", net);
+        let rom = CARDS_WITH_ROM.contains(&self.nic.model.as_str()).then_some("");
+        let card = KeyVal::new(&self.nic.model)
+            .set("netdev", "net0")
+            .set_some("mac", self.nic.mac.as_ref())
+            .set_some("romfile", rom);
+        push(out, "-device", card);
+        Ok(())
+    }
+
+    fn push_rest(&self, out: &mut Vec<OsString>) {
+        if self.rng {
+            push(out, "-object", KeyVal::new("rng-builtin").set("id", "rng0"));
+            push(out, "-device", KeyVal::new("virtio-rng-pci").set("rng", "rng0"));
+        }
+        if self.pvpanic {
+            push(out, "-device", KeyVal::new("pvpanic"));
+        }
+        if self.vmgenid {
+            push(out, "-device", KeyVal::new("vmgenid").set("guid", "auto"));
+        }
+        if let Some(vga) = &self.vga {
+            push(out, "-device", KeyVal::new(vga));
+        }
+        for value in &self.smbios {
+            push(out, "-smbios", KeyVal::empty().set("type", "11").set("value", value));
+        }
+    }
+}
+
+fn push_shares(shares: &[Share], out: &mut Vec<OsString>) -> Result<(), ArgsError> {
+    for (i, share) in shares.iter().enumerate() {
+        if share.tag.is_empty() {
+            return Err(ArgsError::Empty { what: "a share's tag" });
+        }
+        if share.tag.len() > MAX_TAG_LEN {
+            return Err(ArgsError::TooLong {
+                what: "the share's tag",
+                value: share.tag.clone(),
+                len: share.tag.len(),
+                max: MAX_TAG_LEN,
+            });
+        }
+        if shares[..i].iter().any(|other| other.tag == share.tag) {
+            return Err(ArgsError::DuplicateTag { tag: share.tag.clone() });
+        }
+        let id = format!("share{i}");
+        let mut back = KeyVal::new("local")
+            .set("id", &id)
+            .set("path", &share.path)
+            .set("security_model", "none")
+            // Inode numbers stay unique where the directory holds mount points.
+            .set("multidevs", "remap");
+        if share.read_only {
+            back = back.set("readonly", "on");
+        }
+        push(out, "-fsdev", back);
+        push(out, "-device", KeyVal::new("virtio-9p-pci").set("fsdev", &id).set("mount_tag", &share.tag));
+    }
+    Ok(())
+}

@@ -1,0 +1,216 @@
+//! The command lines of typical machines, kept as snapshots, and what must never be on one.
+
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+use std::process::Command;
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// One option a line, quoted as for a shell.
+fn lines(config: &MachineConfig) -> String {
+    let args = config.to_args().expect("a command line");
+    let mut out = String::new();
+    for arg in &args {
+        let text = to_shell(std::slice::from_ref(arg));
+        let option = arg.as_bytes().starts_with(b"-");
+        out.push_str(if out.is_empty() {
+            ""
+        } else if option {
+            "\n"
+        } else {
+            " "
+        });
+        out.push_str(&text);
+    }
+    out
+}
+
+fn overlay() -> Disk {
+    Disk {
+        backing: Some(Box::new(Backing {
+            source: DiskSource::Path("/images/debian,12.qcow2".into()),
+            format: "qcow2".to_owned(),
+            backing: None,
+        })),
+        boot_index: Some(0),
+        ..Disk::new(DiskSource::FdSet(1), "qcow2")
+    }
+}
+
+#[test]
+fn nothing_but_the_default() {
+    insta::assert_snapshot!(lines(&MachineConfig::default()));
+}
+
+#[test]
+fn stock_image() {
+    let config = MachineConfig {
+        name: "debian, stock".to_owned(),
+        accel: Accel::Kvm,
+        memory: (512 << 20) + 1,
+        cpus: 2,
+        disks: vec![
+            overlay(),
+            Disk {
+                serial: Some("data0".to_owned()),
+                ..Disk::new(DiskSource::Path("/run/x/data0.qcow2".into()), "qcow2")
+            },
+            Disk { read_only: true, throw_away: false, ..Disk::new(DiskSource::Path("/run/x/seed.img".into()), "raw") },
+        ],
+        fd_sets: vec![FdSet { fd: FIRST_EXTRA_FD, set: 1 }, FdSet { fd: FIRST_EXTRA_FD + 1, set: 1 }],
+        shares: vec![Share { tag: "hostos".to_owned(), path: "/home/u/my project".into(), read_only: false }],
+        smbios: vec!["io.systemd.credential:x=1,2".to_owned()],
+        vmgenid: true,
+        vga: Some("VGA".to_owned()),
+        extra: vec!["-global".into(), "isa-debugcon.iobase=0x402".into()],
+        ..MachineConfig::default()
+    };
+    insta::assert_snapshot!(lines(&config));
+}
+
+#[test]
+fn own_kernel_for_pasting() {
+    let config = MachineConfig {
+        channels: Channels::terminal(),
+        kernel: Some(Kernel {
+            image: "/boot/vmlinuz".into(),
+            initrd: Some("/run/x/initrd, new".into()),
+            append: "console=ttyS0 quiet panic=-1".to_owned(),
+        }),
+        nic: Nic { mode: NicMode::None, ..Nic::default() },
+        shares: vec![Share { tag: "belljar-root".to_owned(), path: "/".into(), read_only: true }],
+        pvpanic: false,
+        rng: false,
+        sandbox: false,
+        ..MachineConfig::default()
+    };
+    insta::assert_snapshot!(lines(&config));
+}
+
+#[test]
+fn every_bus_on_both_machines() {
+    let buses = [DiskBus::Ide, DiskBus::Sata, DiskBus::Scsi, DiskBus::Nvme, DiskBus::Virtio];
+    let disks = buses
+        .iter()
+        .flat_map(|&bus| [bus, bus])
+        .map(|bus| Disk { bus, ..Disk::new(DiskSource::Path("/d".into()), "raw") })
+        .collect::<Vec<_>>();
+    let mut config = MachineConfig {
+        nic: Nic { mode: NicMode::User, model: "e1000".to_owned(), mac: Some("52:54:00:00:00:01".to_owned()) },
+        disks,
+        ..MachineConfig::default()
+    };
+    let devices = |config: &MachineConfig| {
+        let text = lines(config);
+        let kept = text.lines().filter(|l| l.starts_with("-device") || l.starts_with("-netdev"));
+        kept.collect::<Vec<_>>().join("\n")
+    };
+    let pc = devices(&config);
+    config.machine = "q35".to_owned();
+    insta::assert_snapshot!(format!("{pc}\n\nq35:\n{}", devices(&config)));
+}
+
+#[test]
+fn odd_names_stay_one_value() {
+    let path = OsString::from_vec(b"/a,readonly=on,b \n\xff'=\x1b[2J".to_vec());
+    let config = MachineConfig {
+        shares: vec![Share { tag: "t,x".to_owned(), path: path.clone().into(), read_only: false }],
+        ..MachineConfig::default()
+    };
+    let args = config.to_args().unwrap();
+    let at = args.iter().position(|a| a == "-fsdev").unwrap();
+    assert_eq!(
+        args[at + 1].as_bytes(),
+        b"local,id=share0,path=/a,,readonly=on,,b \n\xff'=\x1b[2J,security_model=none,multidevs=remap"
+    );
+    assert!(!to_shell(&args).contains(['\n', '\x1b']), "a terminal is safe from it");
+}
+
+#[test]
+fn refusals_name_the_culprit() {
+    let disk = |bus, serial: &str, read_only| Disk {
+        bus,
+        serial: Some(serial.to_owned()),
+        read_only,
+        ..Disk::new(DiskSource::FdSet(1), "raw")
+    };
+    let share = |tag: &str| Share { tag: tag.to_owned(), path: "/".into(), read_only: true };
+    let base = MachineConfig::default;
+    let cases = [
+        MachineConfig { name: "a\0b".to_owned(), ..base() },
+        MachineConfig { extra: vec!["-append".into(), "\0".into()], ..base() },
+        MachineConfig { memory: 0, ..base() },
+        MachineConfig { cpus: 0, ..base() },
+        MachineConfig { machine: String::new(), ..base() },
+        MachineConfig { disks: vec![disk(DiskBus::Virtio, "a-serial-number-of-22-b", false)], ..base() },
+        MachineConfig { disks: vec![disk(DiskBus::Virtio, "", false)], ..base() },
+        MachineConfig { disks: vec![disk(DiskBus::Sata, "s", true)], ..base() },
+        MachineConfig { disks: vec![disk(DiskBus::Ide, "s", false); 5], ..base() },
+        MachineConfig { shares: vec![share("")], ..base() },
+        MachineConfig { shares: vec![share(&"t".repeat(32))], ..base() },
+        MachineConfig { shares: vec![share("a"), share("a")], ..base() },
+        MachineConfig { channels: Channels { console: None, ..Channels::inherited() }, ..base() },
+    ];
+    let said = cases.map(|config| config.to_args().expect_err("refused").to_string());
+    insta::assert_snapshot!(said.join("\n"));
+}
+
+#[test]
+fn no_network_beyond_the_guest_unless_asked_for() {
+    let text = lines(&MachineConfig::default());
+    assert!(text.contains("-netdev user,id=net0,restrict=on\n"));
+    let text = lines(&MachineConfig { nic: Nic { mode: NicMode::None, ..Nic::default() }, ..MachineConfig::default() });
+    assert!(!text.contains("-net") && text.contains("-nodefaults"));
+}
+
+proptest! {
+    /// What is pasted into a shell arrives as it was: through the shell itself.
+    #[test]
+    fn pasted_words_arrive(args in proptest::collection::vec(
+        proptest::collection::vec(1u8..=255, 0..12), 1..6)
+    ) {
+        let args: Vec<OsString> = args.into_iter().map(OsString::from_vec).collect();
+        let script = format!("printf '%s\\0' {}", to_shell(&args));
+        let out = Command::new("bash").args(["--norc", "-c", &script]).output().unwrap();
+        let want: Vec<u8> = args.iter().flat_map(|a| [a.as_bytes(), b"\0"].concat()).collect();
+        prop_assert_eq!(out.stdout, want);
+    }
+
+    /// A path reads back, whatever its bytes.
+    #[test]
+    fn a_path_is_one_value(path in proptest::collection::vec(1u8..=255, 1..40)) {
+        let config = MachineConfig {
+            disks: vec![Disk::new(DiskSource::Path(PathBuf::from(OsString::from_vec(path.clone()))), "raw")],
+            ..MachineConfig::default()
+        };
+        let args = config.to_args().unwrap();
+        let at = args.iter().position(|a| a == "-blockdev").unwrap();
+        let pairs = read_pairs(args[at + 1].as_bytes());
+        let found = pairs.iter().find(|(k, _)| k == b"file.filename").map(|(_, v)| v.clone());
+        prop_assert_eq!(found, Some(path));
+        prop_assert_eq!(pairs.len(), 10);
+    }
+}
+
+/// Reads `key=value,…` as QEMU does.
+fn read_pairs(text: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let (mut fields, mut at) = (vec![Vec::new()], 0);
+    while at < text.len() {
+        match (text[at], text.get(at + 1)) {
+            (b',', Some(b',')) => {
+                fields.last_mut().unwrap().push(b',');
+                at += 1;
+            }
+            (b',', _) => fields.push(Vec::new()),
+            (byte, _) => fields.last_mut().unwrap().push(byte),
+        }
+        at += 1;
+    }
+    let split = |field: Vec<u8>| {
+        let at = field.iter().position(|&b| b == b'=').unwrap_or(field.len());
+        (field[..at].to_vec(), field.get(at + 1..).unwrap_or_default().to_vec())
+    };
+    fields.into_iter().map(split).collect()
+}

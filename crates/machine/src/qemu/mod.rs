@@ -1,0 +1,10 @@
+//! QEMU as a process: its command line, its control channel, its life and death, and what the
+//! one that is installed can do.
+//!
+//! - [`args`]: a [`MachineConfig`](args::MachineConfig) becomes a command line; pure.
+//! - [`qmp`]: the control channel, over a socket that QEMU inherits.
+//! - [`process`]: starting, watching, measuring and killing.
+//! - [`sandbox`]: what the process gives up before it becomes QEMU.
+//! - [`probe`]: which QEMU, what it has, and whether KVM really runs a guest.
+
+pub mod args;
