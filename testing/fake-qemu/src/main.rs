@@ -1,3 +1,217 @@
-//! A QEMU for tests: real QMP and a serial line from a script.
+//! Stands in for `qemu-system-x86_64` in tests: takes QEMU's arguments and complains about wrong ones, speaks QMP, and
+//! plays a script on the serial line and the agent's port. See `README.md`.
 
-fn main() {}
+mod agent;
+mod applet;
+mod args;
+mod channel;
+mod check;
+mod guest;
+mod info;
+mod journal;
+mod machine;
+mod qmp;
+mod rng;
+mod script;
+mod terminal;
+mod track;
+
+use std::{
+    env, ffi::OsString, fs, io::Write as _, os::unix::net::UnixStream, path::PathBuf, process::ExitCode, sync::Arc,
+    thread,
+};
+
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, Signal, getpid, kill_process, pidfd_getfd, pidfd_open};
+use serde_json::Value;
+
+use args::Args;
+use channel::Channel;
+use guest::Guest;
+use journal::Journal;
+use machine::{End, Machine, complain};
+use qmp::Control;
+use script::Script;
+use track::Track;
+
+/// Exit code for a caller's or a script's mistake.
+const MISTAKE: u8 = 70;
+
+/// What happens without a script: a guest whose agent answers.
+const DEFAULT_SCRIPT: &str =
+    "[serial]\nsend \"[    0.000000] Linux version 6.1.0-fake\\r\\n\"\ndrain\n[agent]\nagent\n";
+
+/// Section of the script, and the chardev it is played on.
+const TRACKS: [(&str, Option<&str>); 4] =
+    [("machine", None), ("serial", Some("console")), ("serial1", Some("serial1")), ("agent", Some("agent"))];
+
+fn main() -> ExitCode {
+    let words: Vec<OsString> = env::args_os().collect();
+    if let Some(code) = applet::main(&words) {
+        return code;
+    }
+    if words.get(1).is_some_and(|w| w == guest::CHILD) {
+        return guest::child(&words[2..]);
+    }
+    match run(&words) {
+        Ok(code) => code,
+        Err(e) => {
+            complain(&e);
+            ExitCode::from(MISTAKE)
+        }
+    }
+}
+
+fn run(words: &[OsString]) -> Result<ExitCode, String> {
+    let options: Vec<String> = words[1..].iter().map(|w| w.to_string_lossy().into_owned()).collect();
+    let journal = Arc::new(Journal::open(env::var_os("FAKE_QEMU_LOG").map(PathBuf::from).as_deref()));
+    journal.note("args", Value::from(options.clone()));
+    let script = script()?;
+    let settings = track::options(&script).map_err(|e| e.to_string())?;
+    if let Some(answer) = info::answer(&options, &settings.version) {
+        let wrote = std::io::stdout().write_all(answer.as_bytes());
+        return Ok(ExitCode::from(u8::from(wrote.is_err())));
+    }
+    let args = match Args::parse(&options) {
+        Ok(args) => args,
+        Err(e) => {
+            complain(&format!("qemu-system-x86_64: {e}"));
+            return Ok(ExitCode::from(1));
+        }
+    };
+    // A probe is a machine of its own, with its own rules.
+    let probe = args.all("device").any(|d| d.driver() == "isa-debug-exit");
+    let mut wrong = check::command_line(&args);
+    if !probe && env::var_os("FAKE_QEMU_CHECK").is_none_or(|v| v != "args") {
+        wrong.extend(check::process(&args));
+    }
+    if !wrong.is_empty() {
+        journal.note("caller-wrong", wrong.join("; "));
+        return Err(format!("fake-qemu: the caller is wrong: {}", wrong.join("; ")));
+    }
+    power_on(args, &script, settings, journal, probe).map_err(|e| format!("fake-qemu: {e}"))
+}
+
+/// The script in `FAKE_QEMU_SCRIPT`, a path.
+fn script() -> Result<Script, String> {
+    let text = match env::var_os("FAKE_QEMU_SCRIPT") {
+        None => DEFAULT_SCRIPT.to_owned(),
+        Some(path) => fs::read_to_string(&path).map_err(|e| format!("fake-qemu: {}: {e}", path.display()))?,
+    };
+    Script::parse(&text).map_err(|e| format!("fake-qemu: {e}"))
+}
+
+/// The inherited socket with this number.
+fn socket(fd: &str) -> std::io::Result<UnixStream> {
+    let number = fd.parse().map_err(std::io::Error::other)?;
+    // The safe way to own a descriptor known by its number only; the original stays open beside it.
+    let this = pidfd_open(getpid(), PidfdFlags::empty())?;
+    Ok(pidfd_getfd(this, number, PidfdGetfdFlags::empty())?.into())
+}
+
+fn power_on(
+    args: Args,
+    script: &Script,
+    settings: machine::Options,
+    journal: Arc<Journal>,
+    probe: bool,
+) -> std::io::Result<ExitCode> {
+    let scratch = env::var_os("FAKE_QEMU_SCRATCH").map(PathBuf::from);
+    let of = |id: &str| -> std::io::Result<Option<UnixStream>> {
+        let dev = args.all("chardev").find(|d| d.id() == Some(id));
+        dev.and_then(|d| d.get("fd")).map(socket).transpose()
+    };
+    let qmp = of("qmp")?;
+    let mut channels = Vec::new();
+    for (_, id) in TRACKS {
+        channels.push(match id {
+            None => None,
+            Some(id) => of(id)?.map(|s| Channel::new(id, s)).transpose()?,
+        });
+    }
+    let mut guest = Guest::new(&args, scratch.as_deref())?;
+    let control = Control::new(qmp.as_ref().map(UnixStream::try_clone).transpose()?);
+    let machine = Machine::new(args, settings, journal, control);
+    guest.obey(&machine);
+    let guest = Arc::new(guest);
+    signals(&machine)?;
+
+    // Before anything else, as when QEMU does not get as far as QMP. Its steps are on this thread.
+    let track = |channel| Track { machine: Arc::clone(&machine), guest: Arc::clone(&guest), channel, place: 0 };
+    let started = track(None).play(script.section("start").unwrap_or_default());
+    if !started || machine.has_ended() {
+        return Ok(leave(&machine, &guest));
+    }
+    if let Some(qmp) = qmp {
+        let machine = Arc::clone(&machine);
+        thread::spawn(move || qmp::serve(&machine, &qmp));
+    }
+    if probe {
+        let steps = script.section("probe").map(<[_]>::to_vec);
+        let (track, machine) = (track(None), Arc::clone(&machine));
+        thread::spawn(move || match steps {
+            Some(steps) => {
+                track.play(&steps);
+            }
+            None if machine.args.accel() == "kvm" => {
+                complain("qemu-system-x86_64: Could not access KVM kernel module: No such file or directory");
+                machine.end(End::Exit(1));
+            }
+            // What the probe's program writes to the port, as QEMU makes an exit code of it.
+            None => machine.end(End::Exit(33)),
+        });
+    } else {
+        for ((section, id), channel) in TRACKS.into_iter().zip(channels) {
+            let Some(steps) = script.section(section).map(<[_]>::to_vec) else {
+                if let Some(channel) = channel {
+                    channel.listen(Arc::clone(&machine.journal));
+                }
+                continue;
+            };
+            if id.is_some() && channel.is_none() {
+                machine.script_failed(&format!("[{section}] has no chardev on the command line"));
+                break;
+            }
+            let (track, machine) = (track(channel), Arc::clone(&machine));
+            thread::spawn(move || {
+                machine.await_running();
+                track.play(&steps);
+            });
+        }
+    }
+    Ok(leave(&machine, &guest))
+}
+
+/// What QEMU does on SIGTERM and its like.
+fn signals(machine: &Arc<Machine>) -> std::io::Result<()> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    let mut signals = signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGTERM])?;
+    let machine = Arc::clone(machine);
+    thread::spawn(move || {
+        for signal in &mut signals {
+            machine.journal.note("signal", signal);
+            if machine.options.sigterm_obeyed {
+                complain(&format!("qemu-system-x86_64: terminating on signal {signal}"));
+                machine.shutdown(false, "host-signal");
+            }
+        }
+    });
+    Ok(())
+}
+
+/// Waits for the end and ends so.
+fn leave(machine: &Machine, guest: &Guest) -> ExitCode {
+    let end = machine.await_end();
+    guest.clean_up();
+    match end {
+        End::Exit(code) => std::process::exit(code),
+        End::Signal(number) => {
+            if let Some(signal) = Signal::from_named_raw(number) {
+                // Rust's own handler takes the first SIGSEGV or SIGBUS and steps aside.
+                let _ours = kill_process(getpid(), signal);
+                let _again = kill_process(getpid(), signal);
+            }
+            // A signal that does not kill is a mistake in the script.
+            ExitCode::from(MISTAKE)
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! Stands in for our agent on a port: the real frames and messages, real commands on the host, and every way to
+//! misbehave that a script asks for.
+
+mod exec;
+mod port;
+
+use std::{collections::HashMap, path::PathBuf, sync::Arc, thread, time::Duration};
+
+use belljar_proto::{
+    frame::{Assembler, Decoder, Kind, MAX_MESSAGE},
+    message::{Announce, ExecId, Mount, MountFault, ToAgent, ToHost, VERSION},
+};
+
+use crate::{
+    channel::Channel,
+    guest::Guest,
+    machine::Machine,
+    script::{ScriptError, Step},
+};
+use exec::Running;
+use port::Port;
+
+/// How the agent behaves.
+#[derive(Clone, Debug)]
+pub(crate) struct Manners {
+    version: u16,
+    pid1: bool,
+    every: Duration,
+    hostname: String,
+    setup: String,
+    pong: bool,
+    log: Option<String>,
+    /// Of commands.
+    exec: ExecManners,
+    /// Of frames.
+    port: port::Manners,
+}
+
+/// How commands are reported.
+#[derive(Clone, Debug)]
+pub(crate) struct ExecManners {
+    /// `right`, `wrong`, `zero`.
+    nonce: String,
+    /// `once`, `twice`, `never`, `other-id`, `early`.
+    exited: String,
+    /// `run`, `fail`, `ignore`, `fatal`, `no-started`.
+    mode: String,
+    /// Bytes of junk on standard output before the command's own.
+    flood: u64,
+    /// Whether standard input is credited.
+    credit: bool,
+    /// Told as the exit code instead of the real one.
+    code: Option<u8>,
+}
+
+const KEYS: [&str; 20] = [
+    "version",
+    "pid1",
+    "every",
+    "hostname",
+    "setup",
+    "pong",
+    "log",
+    "nonce",
+    "exited",
+    "exec",
+    "flood",
+    "credit",
+    "code",
+    "session",
+    "garbage",
+    "seed",
+    "silent-after",
+    "eof-after",
+    "split",
+    "duplicate",
+];
+
+fn one_of(step: &Step, key: &str, known: &[&str]) -> Result<String, ScriptError> {
+    let value = step.text(key).unwrap_or_else(|| known[0].into());
+    if known.contains(&value.as_str()) {
+        Ok(value)
+    } else {
+        Err(step.fail(format!("{key}={value}: there are {}", known.join(", "))))
+    }
+}
+
+impl Manners {
+    /// As the script says.
+    pub(crate) fn of(step: &Step) -> Result<Self, ScriptError> {
+        step.only(&KEYS)?;
+        let code = step.count("code")?.and_then(|c| u8::try_from(c).ok());
+        Ok(Self {
+            version: step.count("version")?.and_then(|v| u16::try_from(v).ok()).unwrap_or(VERSION),
+            pid1: step.switch("pid1", true)?,
+            every: Duration::from_millis(step.count("every")?.unwrap_or(200)),
+            hostname: step.text("hostname").unwrap_or_else(|| "fake".into()),
+            setup: one_of(step, "setup", &["ok", "no9p", "no-overlay", "failed", "bad-index", "never"])?,
+            pong: step.switch("pong", true)?,
+            log: step.text("log"),
+            exec: ExecManners {
+                nonce: one_of(step, "nonce", &["right", "wrong", "zero"])?,
+                exited: one_of(step, "exited", &["once", "twice", "never", "other-id", "early"])?,
+                mode: one_of(step, "exec", &["run", "fail", "ignore", "fatal", "no-started"])?,
+                flood: step.count("flood")?.unwrap_or(0),
+                credit: step.switch("credit", true)?,
+                code,
+            },
+            port: port::Manners {
+                session: one_of(step, "session", &["right", "wrong", "zero"])?,
+                garbage: step.count("garbage")?.unwrap_or(0),
+                seed: step.count("seed")?.unwrap_or(1),
+                silent_after: step.count("silent-after")?,
+                eof_after: step.count("eof-after")?,
+                split: step.switch("split", false)?,
+                duplicate: step.switch("duplicate", false)?,
+            },
+        })
+    }
+}
+
+/// What all parts of one agent share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    /// The machine.
+    pub(crate) machine: Arc<Machine>,
+    /// Where commands run.
+    pub(crate) guest: Arc<Guest>,
+    /// The way to Belljar.
+    pub(crate) port: Port,
+    /// How commands are reported.
+    pub(crate) manners: ExecManners,
+    /// Guest path and host directory of each mount.
+    pub(crate) mounts: Vec<(Vec<u8>, PathBuf)>,
+}
+
+/// Serves the port until it closes.
+pub(crate) fn serve(machine: &Arc<Machine>, guest: &Arc<Guest>, channel: &Arc<Channel>, manners: &Manners) {
+    let port = Port::new(Arc::clone(channel), manners.port.clone());
+    let announce = ToHost::Announce(Announce {
+        version: manners.version,
+        pid1: manners.pid1,
+        kernel: "6.1.0-fake".into(),
+        machine: "x86_64".into(),
+        hostname: manners.hostname.clone(),
+    });
+    let greeted = Arc::new((std::sync::Mutex::new(false), std::sync::Condvar::new()));
+    {
+        let (port, greeted, every) = (port.clone(), Arc::clone(&greeted), manners.every);
+        thread::spawn(move || {
+            loop {
+                port.say(&announce);
+                let guard = greeted.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                let (guard, _) = greeted
+                    .1
+                    .wait_timeout_while(guard, every, |done| !*done)
+                    .unwrap_or_else(std::sync::PoisonError::into_inner);
+                if *guard {
+                    return;
+                }
+            }
+        });
+    }
+    let mut agent = Agent {
+        shared: Arc::new(Shared {
+            machine: Arc::clone(machine),
+            guest: Arc::clone(guest),
+            port,
+            manners: manners.exec.clone(),
+            mounts: Vec::new(),
+        }),
+        manners: manners.clone(),
+        running: HashMap::new(),
+    };
+    let mut decoder = Decoder::new();
+    let mut assembler = Assembler::new(MAX_MESSAGE);
+    let mut chunk = vec![0; 64 * 1024];
+    let mut socket = channel.socket();
+    loop {
+        let count = std::io::Read::read(&mut socket, &mut chunk).unwrap_or(0);
+        if count == 0 {
+            return;
+        }
+        decoder.push(&chunk[..count]);
+        while let Some(found) = decoder.next_frame() {
+            let frame = match found {
+                Ok(frame) => frame,
+                Err(e) => {
+                    machine.script_failed(&format!("agent: Belljar sent rubbish: {e}"));
+                    continue;
+                }
+            };
+            if frame.kind == Kind::Stdin {
+                agent.stdin(frame.exec, Some(frame.payload));
+                continue;
+            }
+            match assembler.push::<ToAgent>(&frame) {
+                Ok(None) => {}
+                Ok(Some(message)) => {
+                    if let ToAgent::Hello { .. } = message {
+                        *greeted.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = true;
+                        greeted.1.notify_all();
+                    }
+                    agent.take(message);
+                }
+                Err(e) => machine.script_failed(&format!("agent: a bad message from Belljar: {e}")),
+            }
+        }
+    }
+}
+
+struct Agent {
+    shared: Arc<Shared>,
+    manners: Manners,
+    running: HashMap<ExecId, Running>,
+}
+
+impl Agent {
+    fn say(&self, message: &ToHost) {
+        self.shared.port.say(message);
+    }
+
+    fn stdin(&self, id: ExecId, bytes: Option<Vec<u8>>) {
+        if let Some(running) = self.running.get(&id) {
+            running.stdin(bytes);
+        }
+    }
+
+    fn take(&mut self, message: ToAgent) {
+        // The nonce is a secret of the attempt: not even the journal gets it.
+        let note = match &message {
+            ToAgent::Exec(exec) => {
+                let argv: Vec<_> = exec.argv.iter().map(|a| String::from_utf8_lossy(a)).collect();
+                format!("Exec {argv:?} cwd {:?} user {:?}", exec.cwd.as_deref().map(String::from_utf8_lossy), exec.user)
+            }
+            other => format!("{other:?}"),
+        };
+        self.shared.machine.journal.note("to-agent", note);
+        match message {
+            ToAgent::Hello { version, session } => {
+                if version != VERSION {
+                    self.shared.machine.script_failed("agent: Belljar greets with another version");
+                }
+                self.shared.port.begin(session);
+                self.say(&ToHost::Ready);
+                self.shared.machine.mark("greeted");
+                if let Some(log) = &self.manners.log {
+                    self.say(&ToHost::Log(log.clone()));
+                }
+            }
+            ToAgent::Setup(setup) => self.setup(&setup.mounts),
+            ToAgent::Exec(command) => {
+                let id = command.id;
+                if let Some(running) = exec::start(&self.shared, *command) {
+                    self.running.insert(id, running);
+                }
+            }
+            ToAgent::StdinEof(id) => self.stdin(id, None),
+            ToAgent::Signal { id, signal } => {
+                if let Some(running) = self.running.get(&id) {
+                    running.signal(signal);
+                }
+            }
+            ToAgent::Resize { id, size } => {
+                if let Some(running) = self.running.get(&id) {
+                    running.resize(size);
+                }
+            }
+            ToAgent::Ping(number) => {
+                if self.manners.pong {
+                    self.say(&ToHost::Pong(number));
+                }
+            }
+            ToAgent::Sync => self.say(&ToHost::Synced(None)),
+            ToAgent::Shutdown(_) => {
+                self.say(&ToHost::Ending);
+                self.shared.machine.shutdown(true, "guest-shutdown");
+            }
+        }
+    }
+
+    fn setup(&mut self, mounts: &[Mount]) {
+        let mut faults = Vec::new();
+        let mut known = Vec::new();
+        for (index, mount) in (0_u32..).zip(mounts) {
+            let detail = "mount 9p: said by the script".to_owned();
+            let share = self.shared.guest.shares.iter().find(|(tag, _)| *tag == mount.tag);
+            match self.manners.setup.as_str() {
+                "no9p" => faults.push((index, MountFault::No9p { detail })),
+                "no-overlay" => faults.push((index, MountFault::NoOverlay { detail })),
+                "failed" => faults.push((index, MountFault::Failed { detail })),
+                _ => match share {
+                    Some((_, dir)) => known.push((mount.path.clone().into_bytes(), dir.clone())),
+                    None => {
+                        let detail = format!("mount 9p {}: no such share in the machine", mount.tag);
+                        faults.push((index, MountFault::Failed { detail }));
+                    }
+                },
+            }
+        }
+        if self.manners.setup == "bad-index" {
+            faults.push((99, MountFault::Failed { detail: "no such mount".into() }));
+        }
+        // Only before the first command, so nobody else holds it.
+        if let Some(shared) = Arc::get_mut(&mut self.shared) {
+            shared.mounts = known;
+        }
+        if self.manners.setup != "never" {
+            self.say(&ToHost::SetupDone(faults));
+        }
+    }
+}

@@ -1,0 +1,341 @@
+//! What a caller of QEMU can get wrong, and the real one would forgive, misread or only notice later.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    io::Read as _,
+    path::Path,
+};
+
+use rustix::{
+    fs::{FileType, OFlags},
+    process,
+};
+
+use crate::args::{Args, Opt};
+
+/// Devices that the pretended machine has.
+pub(crate) const DEVICES: [(&str, &str); 26] = [
+    ("virtio-9p-pci", "PCI"),
+    ("virtio-blk-pci", "PCI"),
+    ("virtio-scsi-pci", "PCI"),
+    ("virtio-serial-pci", "PCI"),
+    ("virtio-rng-pci", "PCI"),
+    ("virtio-net-pci", "PCI"),
+    ("virtio-balloon-pci", "PCI"),
+    ("virtio-9p-device", "virtio-bus"),
+    ("virtio-blk-device", "virtio-bus"),
+    ("virtio-serial-device", "virtio-bus"),
+    ("virtio-rng-device", "virtio-bus"),
+    ("virtio-net-device", "virtio-bus"),
+    ("virtserialport", "virtio-serial-bus"),
+    ("virtconsole", "virtio-serial-bus"),
+    ("isa-serial", "ISA"),
+    ("isa-debug-exit", "ISA"),
+    ("isa-debugcon", "ISA"),
+    ("pvpanic", "ISA"),
+    ("pvpanic-pci", "PCI"),
+    ("vmgenid", "System"),
+    ("nvme", "PCI"),
+    ("ahci", "PCI"),
+    ("ide-hd", "IDE"),
+    ("ide-cd", "IDE"),
+    ("scsi-hd", "SCSI"),
+    ("scsi-cd", "SCSI"),
+];
+
+/// Everything wrong with the command line and the descriptors it names.
+pub(crate) fn command_line(args: &Args) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for flag in ["nodefaults", "no-user-config"] {
+        if !args.has(flag) {
+            wrong.push(format!("no -{flag}: the host's configuration and default devices get in"));
+        }
+    }
+    if !args.has("nographic") && !args.all("display").any(|o| o.first.as_deref() == Some("none")) {
+        wrong.push("neither -display none nor -nographic: QEMU would open a window".into());
+    }
+    for once in ["m", "smp", "machine", "cpu", "kernel", "initrd", "append", "name", "bios"] {
+        if args.all(once).count() > 1 {
+            wrong.push(format!("-{once} stands twice: the last one wins"));
+        }
+    }
+    if args.accel() != "kvm" && args.last("cpu").is_some_and(|o| o.driver() == "host") {
+        wrong.push("CPU model 'host' requires KVM or HVF".into());
+    }
+    if (args.has("initrd") || args.has("append")) && !args.has("kernel") {
+        wrong.push("-initrd and -append only allowed with -kernel option".into());
+    }
+    for file in ["kernel", "initrd", "bios"] {
+        if let Some(opt) = args.last(file)
+            && let Err(e) = fs::File::open(&opt.raw)
+        {
+            wrong.push(format!("could not open {file} file '{}': {e}", opt.raw));
+        }
+    }
+    ids(args, &mut wrong);
+    sockets(args, &mut wrong);
+    references(args, &mut wrong);
+    disks(args, &mut wrong);
+    wrong
+}
+
+/// Ids are unique among options of one kind.
+fn ids(args: &Args, wrong: &mut Vec<String>) {
+    let mut seen = BTreeSet::new();
+    for opt in &args.opts {
+        if let Some(id) = opt.id()
+            && !seen.insert((opt.name.as_str(), id))
+        {
+            wrong.push(format!("Duplicate ID '{id}' for {}", opt.name));
+        }
+    }
+}
+
+/// Socket chardevs are sockets, and connected.
+fn sockets(args: &Args, wrong: &mut Vec<String>) {
+    let mut seen = BTreeMap::new();
+    for dev in args.all("chardev") {
+        let id = dev.id().unwrap_or_default();
+        if id.is_empty() {
+            wrong.push(format!("-chardev {}: no id", dev.raw));
+        }
+        if dev.driver() != "socket" {
+            continue;
+        }
+        let Some(fd) = dev.get("fd") else {
+            wrong.push(format!("chardev {id}: a socket without an inherited fd"));
+            continue;
+        };
+        let mode = fs::File::open(format!("/proc/self/fd/{fd}")).map(|_f| ()).err();
+        let kind = rustix::fs::stat(format!("/proc/self/fd/{fd}"));
+        match kind {
+            Err(_) => wrong.push(format!(
+                "chardev {id}: fd {fd} is not open ({})",
+                mode.map(|e| e.to_string()).unwrap_or_default()
+            )),
+            Ok(stat) if FileType::from_raw_mode(stat.st_mode) != FileType::Socket => {
+                wrong.push(format!("chardev {id}: fd {fd} is not a socket"));
+            }
+            Ok(_) => {
+                if let Some(other) = seen.insert(fd.to_owned(), id.to_owned()) {
+                    wrong.push(format!("chardev {id}: fd {fd} is {other}'s already"));
+                }
+            }
+        }
+    }
+}
+
+/// What refers to another thing's id finds it, and nothing is left over.
+fn references(args: &Args, wrong: &mut Vec<String>) {
+    let mut used: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
+    let kinds =
+        [("chardev", "chardev"), ("fsdev", "fsdev"), ("netdev", "netdev"), ("rng", "object"), ("iothread", "object")];
+    let mut tags = BTreeSet::new();
+    for dev in args.all("device") {
+        let driver = dev.driver();
+        if !DEVICES.iter().any(|(name, _)| *name == driver) {
+            wrong.push(format!("'{driver}' is not a valid device model name"));
+        }
+        for (key, kind) in kinds {
+            if let Some(id) = dev.get(key)
+                && !used.entry(kind).or_default().insert(id.to_owned())
+            {
+                wrong.push(format!("-device {}: {kind} {id} is in use", dev.raw));
+            }
+        }
+        if let Some(tag) = dev.get("mount_tag")
+            && (tag.is_empty() || tag.len() > 31 || !tags.insert(tag.to_owned()))
+        {
+            wrong.push(format!("mount tag {tag:?} is empty, too long, or there twice"));
+        }
+    }
+    for (option, kind) in [("serial", "chardev"), ("monitor", "chardev")] {
+        for opt in args.all(option) {
+            if let Some(id) = opt.raw.strip_prefix("chardev:") {
+                used.entry(kind).or_default().insert(id.to_owned());
+            }
+        }
+    }
+    for mon in args.all("mon") {
+        let id = mon.get("chardev").or(mon.first.as_deref());
+        used.entry("chardev").or_default().extend(id.map(str::to_owned));
+        if mon.get("mode") != Some("control") {
+            wrong.push(format!("-mon {}: not mode=control, so no QMP", mon.raw));
+        }
+    }
+    for kind in ["chardev", "fsdev", "netdev"] {
+        let have: BTreeSet<String> = args.all(kind).filter_map(Opt::id).map(str::to_owned).collect();
+        let used = used.remove(kind).unwrap_or_default();
+        for id in used.difference(&have) {
+            wrong.push(format!("Property can't find {kind} value '{id}'"));
+        }
+        for id in have.difference(&used) {
+            wrong.push(format!("{kind} {id} is used by nothing"));
+        }
+    }
+    for dev in args.all("fsdev") {
+        let path = dev.get("path").unwrap_or_default();
+        if !Path::new(path).is_dir() {
+            wrong.push(format!("fsdev path {path:?} is not a directory"));
+        }
+    }
+}
+
+/// Every descriptor handed over for a disk can be read, and qcow2 is qcow2.
+fn disks(args: &Args, wrong: &mut Vec<String>) {
+    let mut sets: BTreeMap<String, String> = BTreeMap::new();
+    for opt in args.all("add-fd") {
+        let (Some(fd), Some(set)) = (opt.get("fd"), opt.get("set")) else {
+            wrong.push(format!("-add-fd {}: fd= and set= are needed", opt.raw));
+            continue;
+        };
+        match access_mode(fd) {
+            None => wrong.push(format!("-add-fd fd={fd}: not open")),
+            Some(mode) if mode.contains(OFlags::WRONLY) => {
+                wrong.push(format!("-add-fd fd={fd}: cannot be read"));
+            }
+            Some(_) => {
+                sets.insert(format!("/dev/fdset/{set}"), fd.to_owned());
+            }
+        }
+    }
+    for opt in args.all("drive").chain(args.all("blockdev")) {
+        for key in ["file", "filename", "file.filename", "backing.file.filename"] {
+            let Some(name) = opt.get(key) else { continue };
+            let path = if name.starts_with("/dev/fdset/") {
+                match sets.get(name) {
+                    Some(fd) => format!("/proc/self/fd/{fd}"),
+                    None => {
+                        wrong.push(format!("{name}: no such descriptor set"));
+                        continue;
+                    }
+                }
+            } else {
+                name.to_owned()
+            };
+            let mut magic = [0; 4];
+            let read = fs::File::open(&path).and_then(|mut f| f.read_exact(&mut magic));
+            let is_overlay = opt.get("format") == Some("qcow2") || opt.driver() == "qcow2" && key != "filename";
+            match read {
+                Err(e) => wrong.push(format!("Could not open '{name}': {e}")),
+                Ok(()) if is_overlay && !key.starts_with("backing") && &magic != b"QFI\xfb" => {
+                    wrong.push(format!("'{name}': Image is not in qcow2 format"));
+                }
+                Ok(()) => {}
+            }
+        }
+    }
+}
+
+/// How a descriptor is open, from its `flags` in `/proc/self/fdinfo`.
+fn access_mode(fd: &str) -> Option<OFlags> {
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
+    let flags = info.lines().find_map(|l| l.strip_prefix("flags:"))?;
+    let bits = u32::from_str_radix(flags.trim(), 8).ok()?;
+    Some(OFlags::from_bits_retain(bits))
+}
+
+/// Everything wrong with the process that QEMU was started as.
+pub(crate) fn process(args: &Args) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let death = process::parent_process_death_signal().ok().flatten();
+    if death != Some(process::Signal::KILL) {
+        wrong.push(format!("the parent's death would not kill QEMU (death signal {death:?})"));
+    }
+    if process::getpgrp() != process::getpid() {
+        wrong.push("not the leader of a process group of its own: a terminal's Ctrl-C reaches QEMU".into());
+    }
+    if rustix::termios::isatty(rustix::stdio::stdin()) {
+        wrong.push("standard input is a terminal: QEMU would read from it".into());
+    }
+    match args.last("sandbox") {
+        Some(opt) if opt.driver() == "on" || opt.get("enable") == Some("on") => {}
+        _ => wrong.push("no -sandbox on".into()),
+    }
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let field = |name: &str| {
+        let line = status.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':'));
+        line.map(str::trim).unwrap_or_default().to_owned()
+    };
+    if field("Seccomp") != "2" {
+        wrong.push("no seccomp filter: the guest could leave set-uid files on the host".into());
+    }
+    let bounding = u64::from_str_radix(&field("CapBnd"), 16).unwrap_or(u64::MAX);
+    let effective = u64::from_str_radix(&field("CapEff"), 16).unwrap_or(u64::MAX);
+    // CAP_MKNOD, CAP_SYS_ADMIN, CAP_SYS_MODULE, CAP_SYS_RAWIO, CAP_SYS_PTRACE
+    for cap in [27_u32, 21, 16, 17, 19] {
+        if (bounding & effective) >> cap & 1 == 1 {
+            wrong.push(format!("capability {cap} is still there"));
+        }
+    }
+    wrong.extend(leaked(args));
+    wrong
+}
+
+/// Descriptors that are open and that the command line does not name.
+fn leaked(args: &Args) -> Vec<String> {
+    let named: BTreeSet<&str> = args.opts.iter().filter_map(|o| o.get("fd")).collect();
+    let Ok(entries) = fs::read_dir("/proc/self/fd") else {
+        return Vec::new();
+    };
+    let mut wrong = Vec::new();
+    for entry in entries.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let Ok(target) = fs::read_link(entry.path()) else {
+            continue;
+        };
+        let target = target.to_string_lossy().into_owned();
+        let ours = target.starts_with("/proc/") || ["0", "1", "2"].contains(&name.as_str());
+        if !ours && !named.contains(name.as_str()) {
+            wrong.push(format!("descriptor {name} ({target}) was left open"));
+        }
+    }
+    wrong
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::words;
+
+    fn wrong(line: &str) -> Vec<String> {
+        command_line(&Args::parse(&words(line)).expect("parses"))
+    }
+
+    const GOOD: &str = "-nodefaults -no-user-config -display none";
+
+    #[test]
+    fn a_plain_command_line_is_fine() {
+        assert_eq!(wrong(GOOD), Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let found = wrong("-display gtk").join("\n");
+        assert!(found.contains("-nodefaults") && found.contains("window"), "{found}");
+    }
+
+    #[test]
+    fn dangling_and_unused_ids() {
+        let found = wrong(&format!("{GOOD} -device virtserialport,chardev=agent -fsdev local,id=x,path=/"));
+        assert!(found.contains(&"Property can't find chardev value 'agent'".to_owned()));
+        assert!(found.contains(&"fsdev x is used by nothing".to_owned()));
+    }
+
+    #[test]
+    fn descriptors_must_be_what_they_are_said_to_be() {
+        let found = wrong(&format!("{GOOD} -chardev socket,id=a,fd=0 -serial chardev:a"));
+        assert!(found.iter().any(|w| w.contains("fd 0")), "{found:?}");
+        let found = wrong(&format!("{GOOD} -add-fd fd=987,set=1"));
+        assert_eq!(found, ["-add-fd fd=987: not open"]);
+    }
+
+    #[test]
+    fn contradictions() {
+        let found = wrong(&format!("{GOOD} -accel tcg -cpu host -append x"));
+        assert_eq!(found.len(), 2, "{found:?}");
+        let found = wrong(&format!("{GOOD} -device warp-drive"));
+        assert_eq!(found, ["'warp-drive' is not a valid device model name"]);
+    }
+}

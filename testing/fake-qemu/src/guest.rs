@@ -1,0 +1,275 @@
+//! Where the guest's commands really run: on the host, in a scratch directory, unable to do harm.
+//!
+//! What is dangerous has three guards: the programs that end or change a machine (`poweroff`, `mount`, …) are
+//! [applets](crate::applet) found first in `PATH`; paths of the guest that mean something else on the host
+//! (`/proc/sys…`, `/mnt/hostos`, `/run/belljar`) are rewritten into the scratch directory; and a seccomp filter
+//! refuses what is left.
+
+use std::{
+    ffi::{CString, OsStr, OsString},
+    fs, io,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::{ffi::OsStrExt as _, fs::symlink, process::CommandExt as _},
+    },
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+    sync::Arc,
+    thread,
+};
+
+use command_fds::{CommandFdExt as _, FdMapping};
+use rustix::{
+    fs::{Mode, OFlags},
+    process,
+};
+
+use crate::{
+    applet,
+    args::Args,
+    machine::{Machine, complain},
+};
+
+/// First argument of the program as the shim before a child.
+pub(crate) const CHILD: &str = "--fake-child";
+
+/// The pretended guest's file system and shares.
+#[derive(Debug)]
+pub(crate) struct Guest {
+    /// The scratch directory.
+    pub(crate) root: PathBuf,
+    /// Tag and host directory of each 9p share.
+    pub(crate) shares: Vec<(String, PathBuf)>,
+    control: OwnedFd,
+    control_reader: Option<OwnedFd>,
+    inherited: Vec<i32>,
+    remove: bool,
+}
+
+impl Guest {
+    /// Lays out the scratch directory, below `scratch` or else the temporary directory.
+    pub(crate) fn new(args: &Args, scratch: Option<&Path>) -> io::Result<Self> {
+        let name = format!("fake-qemu-{}", std::process::id());
+        let root = scratch.map_or_else(std::env::temp_dir, Path::to_owned).join(name);
+        for dir in ["bin", "root", "mnt", "run", "tmp", "proc/sys/kernel"] {
+            fs::create_dir_all(root.join(dir))?;
+        }
+        fs::write(root.join("proc/sys/kernel/printk"), "7 4 1 7\n")?;
+        let this = std::env::current_exe()?;
+        for name in applet::NAMES {
+            symlink(&this, root.join("bin").join(name))?;
+        }
+        let (reader, control) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+        let mut guest = Self {
+            root,
+            shares: shares(args),
+            control,
+            control_reader: Some(reader),
+            inherited: args.opts.iter().filter_map(|o| o.get("fd")?.parse().ok()).collect(),
+            remove: scratch.is_none(),
+        };
+        symlink(guest.control_path(), guest.root.join("proc/sysrq-trigger"))?;
+        guest.inherited.sort_unstable();
+        guest.inherited.dedup();
+        Ok(guest)
+    }
+
+    /// Starts to obey what the guest's programs write into the control pipe.
+    pub(crate) fn obey(&mut self, machine: &Arc<Machine>) {
+        let (machine, reader) = (Arc::clone(machine), self.control_reader.take());
+        thread::spawn(move || {
+            let Some(reader) = reader else { return };
+            for line in io::BufRead::lines(io::BufReader::new(fs::File::from(reader))).map_while(Result::ok) {
+                machine.journal.note("control", line.as_str());
+                match line.split_once(' ').unwrap_or((&line, "")) {
+                    ("o" | "poweroff", _) => machine.shutdown(true, "guest-shutdown"),
+                    ("b" | "reboot", _) => machine.reset(),
+                    ("c" | "panic", _) => machine.panicked(),
+                    ("mark", name) => machine.mark(name),
+                    _ => {}
+                }
+            }
+        });
+    }
+
+    /// A path that programs open to write to the control pipe.
+    fn control_path(&self) -> String {
+        use std::os::fd::AsRawFd as _;
+        format!("/proc/{}/fd/{}", std::process::id(), self.control.as_raw_fd())
+    }
+
+    /// What a guest path is on the host.
+    pub(crate) fn rewrites(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let root = self.root.as_os_str().as_bytes();
+        let under = |path: &str| (path.as_bytes().to_vec(), [root, path.as_bytes()].concat());
+        ["/proc/sys", "/mnt/hostos", "/run/belljar"].into_iter().map(under).collect()
+    }
+
+    /// Variables that every command of the guest gets.
+    pub(crate) fn env(&self) -> Vec<(OsString, OsString)> {
+        let shares: Vec<String> = self.shares.iter().map(|(tag, path)| format!("{tag}={}", path.display())).collect();
+        let pairs = [
+            ("PATH", self.path("/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")),
+            ("HOME", self.root.join("root").into()),
+            ("TERM", "vt220".into()),
+            ("USER", "root".into()),
+            (applet::CONTROL, self.control_path().into()),
+            (applet::ROOT, self.root.clone().into()),
+            (applet::SHARES, shares.join("\n").into()),
+        ];
+        let own = pairs.into_iter().map(|(k, v): (&str, OsString)| (k.into(), v));
+        // So that a test finds what was left of it, and steers the applets.
+        let passed = std::env::vars_os().filter(|(k, _)| {
+            let k = k.as_bytes();
+            k.starts_with(b"BELLJAR_TEST_") || k.starts_with(b"FAKE_GUEST_")
+        });
+        passed.chain(own).collect()
+    }
+
+    /// A `PATH` with the applets first.
+    pub(crate) fn path(&self, rest: impl AsRef<OsStr>) -> OsString {
+        let mut path = self.root.join("bin").into_os_string();
+        path.push(":");
+        path.push(rest);
+        path
+    }
+
+    /// A command that dies with this program, in a session of its own, on this terminal if any. It does not inherit the
+    /// machine's sockets.
+    pub(crate) fn command(&self, tty: Option<&CString>, dir: &Path, argv: &[OsString]) -> io::Result<Command> {
+        let tty = tty.map_or_else(|| "-".into(), |t| OsStr::from_bytes(t.as_bytes()).to_owned());
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg(CHILD).arg(std::process::id().to_string()).arg(tty).arg(dir).args(argv);
+        command.env_clear().envs(self.env());
+        let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+        let hide = |fd: &i32| Ok(FdMapping { parent_fd: null.as_fd().try_clone_to_owned()?, child_fd: *fd });
+        let mappings = self.inherited.iter().map(hide).collect::<io::Result<Vec<_>>>()?;
+        command.fd_mappings(mappings).map_err(io::Error::other)?;
+        Ok(command)
+    }
+
+    /// Removes the scratch directory unless it is the test's.
+    pub(crate) fn clean_up(&self) {
+        if self.remove {
+            let _left = fs::remove_dir_all(&self.root);
+        }
+    }
+}
+
+/// Tag and directory of each share on the command line.
+fn shares(args: &Args) -> Vec<(String, PathBuf)> {
+    let mut shares = Vec::new();
+    for dev in args.all("device") {
+        let (Some(tag), Some(id)) = (dev.get("mount_tag"), dev.get("fsdev")) else { continue };
+        let path = args.all("fsdev").find(|f| f.id() == Some(id)).and_then(|f| f.get("path"));
+        shares.extend(path.map(|p| (tag.to_owned(), p.into())));
+    }
+    shares
+}
+
+/// The shim: `PARENT TTY DIR PROGRAM ARGS…`. Only returns if it failed.
+pub(crate) fn child(words: &[OsString]) -> ExitCode {
+    match prepare(words) {
+        Ok(mut command) => {
+            let error = command.exec();
+            complain(&format!("{}: {error}", words[3].display()));
+            ExitCode::from(if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 })
+        }
+        Err(e) => {
+            complain(&format!("fake-qemu: cannot start a command of the guest: {e}"));
+            ExitCode::from(70)
+        }
+    }
+}
+
+fn prepare(words: &[OsString]) -> io::Result<Command> {
+    let [parent, tty, dir, program, args @ ..] = words else {
+        return Err(io::Error::other("PARENT TTY DIR PROGRAM are needed"));
+    };
+    process::set_parent_process_death_signal(Some(process::Signal::KILL))?;
+    let alive = process::getppid().map(|p| p.as_raw_pid().to_string());
+    if alive.as_deref().map(OsStr::new) != Some(parent) {
+        return Err(io::Error::other("the machine is gone already"));
+    }
+    process::setsid()?;
+    if tty != "-" {
+        // The first terminal that the leader of a session opens becomes its controlling terminal.
+        let tty = rustix::fs::open(Path::new(tty), OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+        rustix::stdio::dup2_stdin(&tty)?;
+        rustix::stdio::dup2_stdout(&tty)?;
+        rustix::stdio::dup2_stderr(&tty)?;
+    }
+    harmless()?;
+    let mut command = Command::new(program);
+    command.args(args).current_dir(dir);
+    Ok(command)
+}
+
+/// Refuses what would change the host instead of the guest.
+fn harmless() -> io::Result<()> {
+    use seccompiler::{
+        BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+        TargetArch,
+    };
+    let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(io::Error::other)?;
+    let refused = applet::refused_system_calls();
+    let mut rules: std::collections::BTreeMap<i64, Vec<SeccompRule>> =
+        refused.into_iter().map(|number| (number, Vec::new())).collect();
+    // kill(-1, …): everybody.
+    let all = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, u64::from(u32::MAX))
+        .and_then(|c| SeccompRule::new(vec![c]))
+        .map_err(io::Error::other)?;
+    rules.insert(applet::SYS_KILL, vec![all]);
+    let filter =
+        SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::Errno(1), arch).map_err(io::Error::other)?;
+    let program: BpfProgram = filter.try_into().map_err(io::Error::other)?;
+    seccompiler::apply_filter(&program).map_err(io::Error::other)
+}
+
+/// Replaces paths in a stream of bytes, holding back only what may still become one of them.
+#[derive(Debug, Default)]
+pub(crate) struct Rewriter {
+    rules: Vec<(Vec<u8>, Vec<u8>)>,
+    held: Vec<u8>,
+}
+
+impl Rewriter {
+    /// Replaces each first by its second.
+    pub(crate) fn new(rules: Vec<(Vec<u8>, Vec<u8>)>) -> Self {
+        Self { rules, held: Vec::new() }
+    }
+
+    /// The next bytes.
+    pub(crate) fn push(&mut self, bytes: &[u8]) -> Vec<u8> {
+        let mut out = Vec::with_capacity(bytes.len());
+        for &byte in bytes {
+            self.held.push(byte);
+            while !self.held.is_empty() {
+                if let Some((_, to)) = self.rules.iter().find(|(from, _)| *from == self.held) {
+                    out.extend_from_slice(to);
+                    self.held.clear();
+                } else if self.rules.iter().any(|(from, _)| from.starts_with(&self.held)) {
+                    break;
+                } else {
+                    out.push(self.held.remove(0));
+                }
+            }
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_rewritten_across_pieces() {
+        let rules = vec![(b"/mnt/hostos".to_vec(), b"/s/w".to_vec()), (b"/proc/sys".to_vec(), b"/s/p".to_vec())];
+        let mut rewriter = Rewriter::new(rules);
+        let mut out = rewriter.push(b"cd /mnt/ho");
+        assert_eq!(out, b"cd ");
+        out.extend(rewriter.push(b"stos/x && echo o >/proc/sysrq-trigger; ls /mnt//proc/sys\n"));
+        assert_eq!(String::from_utf8_lossy(&out), "cd /s/w/x && echo o >/s/prq-trigger; ls /mnt//s/p\n");
+    }
+}

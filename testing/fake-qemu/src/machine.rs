@@ -1,0 +1,206 @@
+//! The state that all parts of the pretended QEMU share.
+
+use std::{
+    collections::BTreeSet,
+    io::Write as _,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+
+use crate::{args::Args, journal::Journal, qmp::Control};
+
+/// How the program ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// `exit(code)`.
+    Exit(i32),
+    /// Killed by this signal.
+    Signal(i32),
+}
+
+/// What `[options]` can set.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    /// Version that QEMU says it has.
+    pub(crate) version: String,
+    /// Whether the guest shuts down when the power button is pressed.
+    pub(crate) powerdown_obeyed: bool,
+    /// Whether SIGTERM, SIGINT and SIGHUP end QEMU.
+    pub(crate) sigterm_obeyed: bool,
+    /// Whether QMP's `quit` ends QEMU.
+    pub(crate) quit_obeyed: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { version: "8.2.0".into(), powerdown_obeyed: true, sigterm_obeyed: true, quit_obeyed: true }
+    }
+}
+
+#[derive(Debug)]
+struct State {
+    status: &'static str,
+    marks: BTreeSet<String>,
+    end: Option<End>,
+}
+
+/// The machine.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    /// The command line.
+    pub(crate) args: Args,
+    /// From the script.
+    pub(crate) options: Options,
+    /// For the test.
+    pub(crate) journal: Arc<Journal>,
+    /// The QMP channel.
+    pub(crate) control: Control,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Machine {
+    /// One that waits for `cont` if the command line says `-S`.
+    pub(crate) fn new(args: Args, options: Options, journal: Arc<Journal>, control: Control) -> Arc<Self> {
+        let status = if args.has("S") { "prelaunch" } else { "running" };
+        Arc::new(Self {
+            args,
+            options,
+            journal,
+            control,
+            state: Mutex::new(State { status, marks: BTreeSet::new(), end: None }),
+            changed: Condvar::new(),
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn update(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state());
+        self.changed.notify_all();
+    }
+
+    /// The run state, in QMP's words.
+    pub(crate) fn status(&self) -> &'static str {
+        self.state().status
+    }
+
+    /// Changes the run state.
+    pub(crate) fn set_status(&self, status: &'static str) {
+        self.update(|s| s.status = status);
+    }
+
+    /// Blocks until the guest's processors run.
+    pub(crate) fn await_running(&self) {
+        let guard = self.state();
+        drop(self.changed.wait_while(guard, |s| s.status != "running"));
+    }
+
+    /// Notes that something happened, for `wait` in another track.
+    pub(crate) fn mark(&self, name: &str) {
+        self.journal.note("mark", name);
+        self.update(|s| {
+            s.marks.insert(name.to_owned());
+        });
+    }
+
+    /// Blocks until it happened; false if the time passed.
+    pub(crate) fn await_mark(&self, name: &str, within: Option<Duration>) -> bool {
+        let deadline = within.map(|d| Instant::now() + d);
+        let mut guard = self.state();
+        while !guard.marks.contains(name) {
+            guard = match deadline {
+                None => self.changed.wait(guard).unwrap_or_else(PoisonError::into_inner),
+                Some(deadline) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return false;
+                    }
+                    self.changed.wait_timeout(guard, left).unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
+        }
+        true
+    }
+
+    /// Ends the program. The first end holds.
+    pub(crate) fn end(&self, end: End) {
+        self.journal.note("end", format!("{end:?}"));
+        self.update(|s| {
+            s.end.get_or_insert(end);
+        });
+    }
+
+    /// Whether the program is to end.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.state().end.is_some()
+    }
+
+    /// Blocks until the program is to end.
+    pub(crate) fn await_end(&self) -> End {
+        let mut guard = self.state();
+        loop {
+            if let Some(end) = guard.end {
+                return end;
+            }
+            guard = self.changed.wait(guard).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// What QEMU does when the machine is off, whoever did it.
+    pub(crate) fn shutdown(&self, guest: bool, reason: &str) {
+        self.control.event("SHUTDOWN", &json!({ "guest": guest, "reason": reason }));
+        if guest && self.args.shutdown_pauses() {
+            self.set_status("shutdown");
+            self.control.event("STOP", &Value::Null);
+        } else {
+            self.end(End::Exit(0));
+        }
+    }
+
+    /// What QEMU does when the guest reboots.
+    pub(crate) fn reset(&self) {
+        if self.args.reset_ends() {
+            self.shutdown(true, "guest-reset");
+        } else {
+            self.control.event("RESET", &json!({ "guest": true, "reason": "guest-reset" }));
+        }
+    }
+
+    /// What QEMU does when the guest's kernel tells the pvpanic device.
+    pub(crate) fn panicked(&self) {
+        let action = self.args.panic_action();
+        let said = match action.as_str() {
+            "pause" => "pause",
+            "none" => "run",
+            _ => "poweroff",
+        };
+        self.control.event("GUEST_PANICKED", &json!({ "action": said }));
+        match action.as_str() {
+            "none" => {}
+            "pause" => {
+                self.set_status("guest-panicked");
+                self.control.event("STOP", &Value::Null);
+            }
+            "exit-failure" => self.end(End::Exit(1)),
+            _ => self.shutdown(true, "guest-panic"),
+        }
+    }
+
+    /// A script whose expectation does not hold: loud, and the end.
+    pub(crate) fn script_failed(&self, what: &str) {
+        self.journal.note("script-failed", what);
+        complain(&format!("fake-qemu: {what}"));
+        self.end(End::Exit(70));
+    }
+}
+
+/// A line on standard error.
+pub(crate) fn complain(text: &str) {
+    // Nobody is left to tell when standard error is gone.
+    let _lost = writeln!(std::io::stderr(), "{text}");
+}
