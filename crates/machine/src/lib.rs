@@ -2,4 +2,6 @@
 
 pub mod session;
 
+pub mod console;
+
 pub mod qemu;

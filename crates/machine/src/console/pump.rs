@@ -1,0 +1,250 @@
+//! The tasks behind a console: one drains, one writes.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+
+use super::ConsoleOptions;
+use super::alarm::{AlarmLog, Scanner};
+use super::buffer::ScanBuffer;
+use super::escape::{Parser, Token};
+use super::line::LineEditor;
+use super::query;
+
+/// Answers to terminal queries that may be sent at once, and how fast more are allowed: a guest that floods us with
+/// queries must not make us flood it.
+const ANSWERS_BURST: u32 = 32;
+const ANSWER_EVERY: Duration = Duration::from_millis(100);
+
+/// Bytes to be typed.
+#[derive(Debug)]
+pub(super) struct Outgoing {
+    pub(super) bytes: Vec<u8>,
+    pub(super) done: Option<oneshot::Sender<()>>,
+}
+
+/// How far the console is.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Progress {
+    pub(super) bytes: u64,
+    pub(super) closed: bool,
+}
+
+/// What the draining task and the console's holders share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    state: Mutex<State>,
+    pub(super) progress: watch::Sender<Progress>,
+    pub(super) last_line: watch::Sender<String>,
+    pub(super) alarms: Arc<AlarmLog>,
+}
+
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) buffer: ScanBuffer,
+    pub(super) line: LineEditor,
+    pub(super) bytes: u64,
+    pub(super) last_byte: Instant,
+    pub(super) log_fault: Option<String>,
+    pub(super) tap: Option<mpsc::Sender<Vec<u8>>>,
+    parser: Parser,
+    lines: VecDeque<String>,
+    lines_limit: usize,
+    scanner: Scanner,
+    allowance: u32,
+    allowed: Instant,
+}
+
+impl Shared {
+    pub(super) fn new(options: &ConsoleOptions) -> Self {
+        Shared {
+            state: Mutex::new(State {
+                buffer: ScanBuffer::new(options.unread_limit),
+                line: LineEditor::new(options.size.0, options.size.1),
+                bytes: 0,
+                last_byte: Instant::now(),
+                log_fault: None,
+                tap: None,
+                parser: Parser::default(),
+                lines: VecDeque::new(),
+                lines_limit: options.tail_limit,
+                scanner: Scanner::default(),
+                allowance: ANSWERS_BURST,
+                allowed: Instant::now(),
+            }),
+            progress: watch::Sender::new(Progress::default()),
+            last_line: watch::Sender::new(String::new()),
+            alarms: AlarmLog::new(),
+        }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while holding it; and if something did, old text beats no text.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn tail(&self, n: usize) -> Vec<String> {
+        let state = self.lock();
+        let open = state.line.current();
+        let lines = state.lines.iter().cloned().chain((!open.trim().is_empty()).then_some(open));
+        let all: Vec<String> = lines.collect();
+        all[all.len().saturating_sub(n)..].to_vec()
+    }
+
+    /// Takes a chunk; returns the answers to the queries in it, and the tap.
+    pub(super) fn take(&self, chunk: &[u8]) -> (Vec<Vec<u8>>, Option<mpsc::Sender<Vec<u8>>>) {
+        let mut state = self.lock();
+        let state = &mut *state;
+        let mut answers = Vec::new();
+        state.bytes += chunk.len() as u64;
+        state.last_byte = Instant::now();
+        state.refill();
+        state.tap.take_if(|tap| tap.is_closed());
+        let State { buffer, line, parser, lines, lines_limit, scanner, bytes, tap, allowance, .. } = state;
+        parser.advance(chunk, &mut |token| {
+            match token {
+                Token::Text(text) => buffer.push(text),
+                Token::Control(b @ (b'\n' | b'\r' | b'\t' | 0x08)) => buffer.push(&[b]),
+                _ => {}
+            }
+            line.feed(&token, &mut |done| {
+                if done.trim().is_empty() {
+                    return;
+                }
+                if let Some(kind) = scanner.line(&done) {
+                    self.alarms.raise(kind, &done, *bytes);
+                }
+                if lines.len() >= *lines_limit {
+                    lines.pop_front();
+                }
+                lines.push_back(done);
+            });
+            if let Some(answer) = query::answer(&token, line.cursor(), line.size())
+                && tap.is_none()
+                && *allowance > 0
+            {
+                *allowance -= 1;
+                answers.push(answer);
+            }
+        });
+        let open = line.current();
+        if let Some(kind) = scanner.open_line(&open) {
+            self.alarms.raise(kind, &open, *bytes);
+        }
+        let show = if open.trim().is_empty() { lines.back().cloned().unwrap_or_default() } else { open };
+        self.last_line.send_if_modified(|last| {
+            let changed = *last != show;
+            if changed {
+                *last = show;
+            }
+            changed
+        });
+        let bytes = *bytes;
+        self.progress.send_modify(|p| p.bytes = bytes);
+        (answers, tap.clone())
+    }
+
+    fn close(&self) {
+        self.progress.send_modify(|p| p.closed = true);
+    }
+}
+
+impl State {
+    fn refill(&mut self) {
+        let earned = self.allowed.elapsed().as_millis() / ANSWER_EVERY.as_millis();
+        if earned > 0 {
+            self.allowed = Instant::now();
+            self.allowance =
+                self.allowance.saturating_add(u32::try_from(earned).unwrap_or(u32::MAX)).min(ANSWERS_BURST);
+        }
+    }
+}
+
+/// The raw log, up to a limit.
+pub(super) struct CappedLog {
+    log: Option<Box<dyn io::Write + Send>>,
+    left: u64,
+    limit: u64,
+}
+
+impl CappedLog {
+    pub(super) fn new(log: Box<dyn io::Write + Send>, limit: u64) -> Self {
+        CappedLog { log: Some(log), left: limit, limit }
+    }
+
+    /// Writes what there is room for. After the first failure nothing more is written: a log with a hole in it misleads.
+    fn write(&mut self, chunk: &[u8]) -> Result<(), String> {
+        let Some(log) = &mut self.log else { return Ok(()) };
+        let n = usize::try_from(self.left).unwrap_or(usize::MAX).min(chunk.len());
+        let mut result = log.write_all(&chunk[..n]);
+        self.left -= n as u64;
+        let full = n < chunk.len();
+        if full && result.is_ok() {
+            result = log.write_all(format!("\n[belljar: the log ends here, at {} bytes]\n", self.limit).as_bytes());
+        }
+        result = result.and_then(|()| log.flush());
+        if full || result.is_err() {
+            self.log = None;
+        }
+        match result {
+            Ok(()) if full => Err(format!("the console log reached its limit of {} bytes", self.limit)),
+            Ok(()) => Ok(()),
+            Err(e) => Err(format!("writing the console log failed: {e}; it ends at that point")),
+        }
+    }
+}
+
+/// Drains the line until its end.
+pub(super) async fn drain(
+    mut reader: impl AsyncRead + Unpin,
+    mut log: CappedLog,
+    shared: Arc<Shared>,
+    outgoing: mpsc::WeakSender<Outgoing>,
+) {
+    let mut chunk = vec![0; 64 * 1024];
+    loop {
+        let n = match reader.read(&mut chunk).await {
+            Ok(0) => break,
+            Ok(n) => n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            // A pseudo-terminal whose other side is gone says EIO; a socket says ECONNRESET.
+            Err(_) => break,
+        };
+        let chunk = &chunk[..n];
+        if let Err(fault) = log.write(chunk) {
+            shared.lock().log_fault = Some(fault);
+        }
+        let (answers, tap) = shared.take(chunk);
+        if let Some(outgoing) = outgoing.upgrade() {
+            for bytes in answers {
+                // When the queue is full, the guest is not reading; it will not miss this.
+                let _ = outgoing.try_send(Outgoing { bytes, done: None });
+            }
+        }
+        if let Some(tap) = tap {
+            // A receiver that is gone is noticed at the next chunk.
+            let _ = tap.send(chunk.to_vec()).await;
+        }
+        // So that readers get their turn under a flood.
+        tokio::task::yield_now().await;
+    }
+    shared.close();
+}
+
+/// Writes what is queued. Apart from the draining task, since a guest that does not read must not keep us from reading.
+pub(super) async fn write(mut writer: impl AsyncWrite + Unpin, mut queue: mpsc::Receiver<Outgoing>) {
+    while let Some(Outgoing { bytes, done }) = queue.recv().await {
+        if writer.write_all(&bytes).await.is_err() || writer.flush().await.is_err() {
+            return;
+        }
+        if let Some(done) = done {
+            // Whoever sent it may have given up waiting.
+            let _ = done.send(());
+        }
+    }
+}
