@@ -15,7 +15,7 @@ use rustix::{
 use crate::args::{Args, Opt};
 
 /// Devices that the pretended machine has.
-pub(crate) const DEVICES: [(&str, &str); 26] = [
+pub(crate) const DEVICES: [(&str, &str); 28] = [
     ("virtio-9p-pci", "PCI"),
     ("virtio-blk-pci", "PCI"),
     ("virtio-scsi-pci", "PCI"),
@@ -37,7 +37,9 @@ pub(crate) const DEVICES: [(&str, &str); 26] = [
     ("pvpanic-pci", "PCI"),
     ("vmgenid", "System"),
     ("nvme", "PCI"),
-    ("ahci", "PCI"),
+    ("ich9-ahci", "PCI"),
+    ("e1000", "PCI"),
+    ("VGA", "PCI"),
     ("ide-hd", "IDE"),
     ("ide-cd", "IDE"),
     ("scsi-hd", "SCSI"),
@@ -132,7 +134,13 @@ fn references(args: &Args, wrong: &mut Vec<String>) {
     let kinds =
         [("chardev", "chardev"), ("fsdev", "fsdev"), ("netdev", "netdev"), ("rng", "object"), ("iothread", "object")];
     let mut tags = BTreeSet::new();
+    let nodes: BTreeSet<&str> = args.all("blockdev").chain(args.all("drive")).filter_map(Opt::id).collect();
     for dev in args.all("device") {
+        if let Some(drive) = dev.get("drive")
+            && !nodes.contains(drive)
+        {
+            wrong.push(format!("-device {}: Property can't find value '{drive}'", dev.raw));
+        }
         let driver = dev.driver();
         if !DEVICES.iter().any(|(name, _)| *name == driver) {
             wrong.push(format!("'{driver}' is not a valid device model name"));

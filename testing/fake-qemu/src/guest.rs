@@ -56,6 +56,9 @@ impl Guest {
         }
         fs::write(root.join("proc/sys/kernel/printk"), "7 4 1 7\n")?;
         let this = std::env::current_exe()?;
+        // Our agent where an initramfs has it.
+        fs::create_dir_all(root.join("belljar"))?;
+        symlink(&this, root.join("belljar/agent"))?;
         for name in applet::NAMES {
             symlink(&this, root.join("bin").join(name))?;
         }
@@ -102,7 +105,7 @@ impl Guest {
     pub(crate) fn rewrites(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
         let root = self.root.as_os_str().as_bytes();
         let under = |path: &str| (path.as_bytes().to_vec(), [root, path.as_bytes()].concat());
-        ["/proc/sys", "/mnt/hostos", "/run/belljar"].into_iter().map(under).collect()
+        ["/proc/sys", "/mnt/hostos", "/run/belljar", "/belljar/agent"].into_iter().map(under).collect()
     }
 
     /// Variables that every command of the guest gets.
@@ -167,6 +170,32 @@ fn shares(args: &Args) -> Vec<(String, PathBuf)> {
     shares
 }
 
+/// First argument of the program as a helper of tests: `--on-terminal TTY PROGRAM ARGS…` runs a program as the leader
+/// of a session on a terminal of its own.
+pub(crate) const ON_TERMINAL: &str = "--on-terminal";
+
+/// See [`ON_TERMINAL`]. Only returns if it failed.
+pub(crate) fn on_terminal(words: &[OsString]) -> ExitCode {
+    let [tty, program, args @ ..] = words else { return ExitCode::from(70) };
+    let error = match lead_session(tty) {
+        Ok(()) => Command::new(program).args(args).exec(),
+        Err(e) => e,
+    };
+    complain(&format!("fake-qemu: {}: {error}", program.display()));
+    ExitCode::from(70)
+}
+
+/// A session of our own, on this terminal.
+fn lead_session(tty: &OsStr) -> io::Result<()> {
+    process::setsid()?;
+    // The first terminal that the leader of a session opens becomes its controlling terminal.
+    let tty = rustix::fs::open(Path::new(tty), OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::stdio::dup2_stdin(&tty)?;
+    rustix::stdio::dup2_stdout(&tty)?;
+    rustix::stdio::dup2_stderr(&tty)?;
+    Ok(())
+}
+
 /// The shim: `PARENT TTY DIR PROGRAM ARGS…`. Only returns if it failed.
 pub(crate) fn child(words: &[OsString]) -> ExitCode {
     match prepare(words) {
@@ -191,13 +220,10 @@ fn prepare(words: &[OsString]) -> io::Result<Command> {
     if alive.as_deref().map(OsStr::new) != Some(parent) {
         return Err(io::Error::other("the machine is gone already"));
     }
-    process::setsid()?;
-    if tty != "-" {
-        // The first terminal that the leader of a session opens becomes its controlling terminal.
-        let tty = rustix::fs::open(Path::new(tty), OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
-        rustix::stdio::dup2_stdin(&tty)?;
-        rustix::stdio::dup2_stdout(&tty)?;
-        rustix::stdio::dup2_stderr(&tty)?;
+    if tty == "-" {
+        process::setsid()?;
+    } else {
+        lead_session(tty)?;
     }
     harmless()?;
     let mut command = Command::new(program);
