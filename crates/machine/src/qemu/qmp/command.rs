@@ -1,0 +1,181 @@
+//! The commands that are used, and what they answer with.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
+
+/// A command: its fields are the arguments.
+pub trait QmpCommand: Serialize {
+    /// What comes back.
+    type Reply: DeserializeOwned;
+    /// The command's name in QMP.
+    fn name(&self) -> &str;
+}
+
+/// The reply of a command that has nothing to say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoReply;
+
+impl<'de> Deserialize<'de> for NoReply {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(IgnoredAny).map(|_| Self)
+    }
+}
+
+macro_rules! commands {
+    ($($(#[$doc:meta])* $name:ident = $wire:literal -> $reply:ty;)*) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, Default, Serialize)]
+        pub struct $name {}
+
+        impl QmpCommand for $name {
+            type Reply = $reply;
+            fn name(&self) -> &'static str {
+                $wire
+            }
+        }
+    )*};
+}
+
+commands! {
+    /// Whether the machine runs.
+    QueryStatus = "query-status" -> RunState;
+    /// Ends QEMU at once. Wait for the process, not for the reply.
+    Quit = "quit" -> NoReply;
+    /// Presses the power button.
+    SystemPowerdown = "system_powerdown" -> NoReply;
+    /// Presses the reset button.
+    SystemReset = "system_reset" -> NoReply;
+    /// Halts the processors.
+    Stop = "stop" -> NoReply;
+    /// Lets the processors go on.
+    Cont = "cont" -> NoReply;
+    /// Whether the machine runs under KVM.
+    QueryKvm = "query-kvm" -> KvmInfo;
+    /// Which QEMU this is.
+    QueryVersion = "query-version" -> Version;
+    /// The processors and their host threads.
+    QueryCpusFast = "query-cpus-fast" -> Vec<CpuInfo>;
+    /// Starts the conversation.
+    Capabilities = "qmp_capabilities" -> NoReply;
+}
+
+/// `query-status`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct RunState {
+    /// Whether instructions run.
+    pub running: bool,
+    /// `running`, `paused`, `shutdown`, `guest-panicked`, `internal-error`, `io-error`, `prelaunch`…: open.
+    pub status: String,
+}
+
+/// `query-kvm`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub struct KvmInfo {
+    /// Whether this machine uses it.
+    pub enabled: bool,
+    /// Whether QEMU was built with it.
+    pub present: bool,
+}
+
+/// `query-version`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Version {
+    /// The release.
+    pub qemu: VersionTriple,
+    /// The distribution's own name for it; may be empty.
+    #[serde(default)]
+    pub package: Package,
+}
+
+/// A distribution's version string.
+pub type Package = String;
+
+/// A release of QEMU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct VersionTriple {
+    /// As in **7**.2.22.
+    pub major: u32,
+    /// As in 7.**2**.22.
+    pub minor: u32,
+    /// As in 7.2.**22**.
+    pub micro: u32,
+}
+
+impl fmt::Display for VersionTriple {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}", self.major, self.minor, self.micro)
+    }
+}
+
+/// One entry of `query-cpus-fast`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct CpuInfo {
+    /// Its number.
+    pub cpu_index: u32,
+    /// The thread that runs it, as the host numbers threads.
+    pub thread_id: i32,
+}
+
+/// A line for QEMU's human monitor: for diagnosis (`info registers`), not for control.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct HumanMonitorCommand {
+    /// The line.
+    pub command_line: String,
+}
+
+impl QmpCommand for HumanMonitorCommand {
+    type Reply = String;
+    fn name(&self) -> &'static str {
+        "human-monitor-command"
+    }
+}
+
+/// Writes what the graphics card shows to a file.
+#[derive(Clone, Debug, Serialize)]
+pub struct ScreenDump {
+    /// Where to.
+    pub filename: PathBuf,
+}
+
+impl QmpCommand for ScreenDump {
+    type Reply = NoReply;
+    fn name(&self) -> &'static str {
+        "screendump"
+    }
+}
+
+/// Any command, untyped.
+#[derive(Clone, Debug)]
+pub struct Raw {
+    /// Its name.
+    pub name: String,
+    /// Its arguments: an object.
+    pub arguments: Value,
+}
+
+impl Raw {
+    /// A command with arguments, `json!({})` for none.
+    #[must_use]
+    pub fn new(name: &str, arguments: Value) -> Self {
+        Self { name: name.to_owned(), arguments }
+    }
+}
+
+impl Serialize for Raw {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.arguments.serialize(serializer)
+    }
+}
+
+impl QmpCommand for Raw {
+    type Reply = Value;
+    fn name(&self) -> &str {
+        &self.name
+    }
+}
