@@ -1,3 +1,80 @@
 //! The static program that Belljar runs inside a guest.
+//!
+//! As the guest's first process it makes a system out of an initramfs ([`init`]); started from a root shell it goes into the
+//! background ([`serve`]). Either way it then talks to Belljar over a port ([`agent`]).
+//!
+//! It has one thread, and no Rust runtime before `main`: the runtime wants `/dev/null`, which the first process of a bare initramfs
+//! does not have, and every instruction counts in an emulated guest.
+#![cfg_attr(not(test), no_main)]
+#![cfg_attr(test, expect(dead_code, reason = "the entry point is not part of the tests"))]
 
-fn main() {}
+mod agent;
+mod command;
+mod init;
+mod job;
+mod link;
+mod modules;
+mod mounts;
+mod port;
+mod serve;
+mod setup;
+mod shutdown;
+mod spawn;
+mod sys;
+mod text;
+mod users;
+
+use std::ffi::c_int;
+
+const USAGE: &str = "usage: belljar-agent serve [--foreground] | version";
+
+/// Entry point, as for a C program.
+#[cfg(not(test))]
+#[expect(unsafe_code, reason = "the C library calls this by its name")]
+// SAFETY: this is the program's only `main`.
+#[unsafe(no_mangle)]
+extern "C" fn main(argc: c_int, argv: *const *const std::ffi::c_char) -> c_int {
+    let args: Vec<&[u8]> = (1..usize::try_from(argc).unwrap_or(0))
+        // SAFETY: the C library gives `argc` pointers to strings that live as long as the process.
+        .map(|at| unsafe { std::ffi::CStr::from_ptr(*argv.add(at)) }.to_bytes())
+        .collect();
+    run(&args)
+}
+
+fn run(args: &[&[u8]]) -> c_int {
+    sys::own_signals();
+    // The kernel passes words of its command line that it does not know to the first process: they mean nothing here.
+    if rustix::process::getpid().is_init() {
+        init::run();
+    }
+    match args {
+        [b"serve"] => serve::detached(),
+        [b"serve", b"--foreground"] => serve::foreground(),
+        // The following two are for Belljar itself, and for its tests.
+        [b"serve", b"--daemon", fd] => with_fd(fd, serve::daemon),
+        [b"serve", b"--fd", fd] => with_fd(fd, serve::on_fd),
+        [b"version" | b"--version"] => {
+            let version = concat!("belljar-agent ", env!("CARGO_PKG_VERSION"), "\n");
+            let _ = rustix::io::write(rustix::stdio::stdout(), version.as_bytes());
+            0
+        }
+        _ => {
+            text::say(USAGE);
+            2
+        }
+    }
+}
+
+fn with_fd(number: &[u8], run: impl FnOnce(std::os::fd::OwnedFd) -> c_int) -> c_int {
+    let fd = std::str::from_utf8(number)
+        .ok()
+        .and_then(|number| number.parse().ok())
+        .and_then(|number| sys::inherit(number).ok());
+    match fd {
+        Some(fd) => run(fd),
+        None => {
+            text::say(USAGE);
+            2
+        }
+    }
+}

@@ -1,0 +1,531 @@
+//! The agent's loop: one thread, one poll, nothing that waits elsewhere.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use belljar_proto::frame::FrameError;
+use belljar_proto::message::{Announce, Exec, Mount, Setup, ShutdownHow, Status, ToAgent, ToHost, VERSION};
+use rustix::io::Errno;
+use rustix::process::{WaitOptions, getpid};
+use rustix::system::RebootCommand;
+
+use crate::command::{Command, Step};
+use crate::job::{Job, Kind};
+use crate::link::{Incoming, Link, Lost};
+use crate::port::{self, Port};
+use crate::spawn::Refused;
+use crate::{setup, shutdown, sys, text};
+
+/// How often the agent announces itself while nobody has greeted it.
+const ANNOUNCE: Duration = Duration::from_secs(1);
+/// How often a port whose host went away is looked at.
+const AWAY: Duration = Duration::from_millis(100);
+/// Most pieces read of one stream before the others have their turn.
+const PIECES: usize = 8;
+/// Most pipes of ended commands that are kept open for what they left behind.
+const MAX_LEFTOVERS: usize = 64;
+
+/// systemd's signals for its first process, which its tools send: `SIGRTMIN+3` and on, as the C libraries count.
+const HALT: i32 = 37;
+const POWEROFF: i32 = 38;
+const REBOOT: i32 = 39;
+
+/// What a ready descriptor belongs to. Commands are named by place, which holds for one turn of the loop.
+#[derive(Clone, Copy)]
+enum Ready {
+    Signals,
+    Port,
+    Starting(usize),
+    Input(usize),
+    Output(usize, usize),
+    Job(usize),
+    Leftover(usize),
+}
+
+/// The agent.
+pub(crate) struct Agent {
+    link: Link,
+    signals: OwnedFd,
+    /// Environment of the commands.
+    env: Vec<Vec<u8>>,
+    /// Tag of the session, once there is one.
+    session: Option<u64>,
+    next_announce: Instant,
+    /// The host is away; when to look again.
+    away_until: Option<Instant>,
+    commands: Vec<Command>,
+    jobs: Vec<Job>,
+    mounts: Vec<Mount>,
+    /// Mounts that the setup under way makes.
+    mounting: Vec<Mount>,
+    leftovers: Vec<OwnedFd>,
+    /// Bytes were lost in the session; the next frame says whether it matters.
+    garbage: Option<FrameError>,
+    ending: Option<ShutdownHow>,
+    /// Which command's output is read first in this turn, so that none is always last.
+    turn: usize,
+}
+
+impl Agent {
+    /// An agent on an open port.
+    pub(crate) fn new(port: Port, env: Vec<Vec<u8>>) -> Result<Self, Errno> {
+        let mut wanted = vec![libc::SIGCHLD];
+        if getpid().is_init() {
+            // What shutdown tools send to the first process.
+            wanted.extend([libc::SIGTERM, libc::SIGINT, libc::SIGUSR1, libc::SIGUSR2]);
+            wanted.extend([HALT, POWEROFF, REBOOT]);
+        }
+        Ok(Self {
+            link: Link::new(port),
+            signals: sys::signal_fd(&wanted)?,
+            env,
+            session: None,
+            next_announce: Instant::now(),
+            away_until: None,
+            commands: Vec::new(),
+            jobs: Vec::new(),
+            mounts: Vec::new(),
+            mounting: Vec::new(),
+            leftovers: Vec::new(),
+            garbage: None,
+            ending: None,
+            turn: 0,
+        })
+    }
+
+    /// Serves until the port is gone for good.
+    pub(crate) fn run(mut self) {
+        let mut fds = Vec::new();
+        let mut whose = Vec::new();
+        loop {
+            if self.turn_once(&mut fds, &mut whose).is_err() {
+                if self.link.kind() == port::Kind::Given {
+                    self.kill_all();
+                    return;
+                }
+                self.link.restart();
+                self.session = None;
+                self.garbage = None;
+                self.away_until = Some(Instant::now() + AWAY);
+            }
+        }
+    }
+
+    fn turn_once(&mut self, fds: &mut Vec<libc::pollfd>, whose: &mut Vec<Ready>) -> Result<(), Lost> {
+        self.announce();
+        self.finish_commands()?;
+        self.expire_jobs();
+        if self.away_until.is_none() {
+            self.link.flush()?;
+            if let Some(how) = self.ending.filter(|_| self.link.is_idle()) {
+                self.ending = None;
+                shutdown::run(how, &self.mounts);
+            }
+        }
+
+        fds.clear();
+        whose.clear();
+        self.interests(fds, whose);
+        sys::poll(fds, self.timeout());
+
+        // The port comes last: what the host says changes what the places mean.
+        for (fd, ready) in fds.iter().zip(whose.iter()) {
+            if fd.revents != 0 {
+                self.handle(*ready, fd.revents)?;
+            }
+        }
+        self.commands.retain(|command| !command.refused);
+        self.jobs.retain(|job| !job.done);
+        self.look_after_port();
+        Ok(())
+    }
+
+    fn interests(&self, fds: &mut Vec<libc::pollfd>, whose: &mut Vec<Ready>) {
+        let mut add = |fd, ready| {
+            fds.push(fd);
+            whose.push(ready);
+        };
+        add(sys::poll_fd(&self.signals, libc::POLLIN), Ready::Signals);
+        let here = self.away_until.is_none();
+        let idle = here && self.link.is_idle();
+        for (at, job) in self.jobs.iter().enumerate() {
+            add(sys::poll_fd(&job.report, libc::POLLIN), Ready::Job(at));
+        }
+        for (at, fd) in self.leftovers.iter().enumerate() {
+            add(sys::poll_fd(fd, libc::POLLIN), Ready::Leftover(at));
+        }
+        let count = self.commands.len();
+        for at in (0..count).map(|at| (at + self.turn) % count) {
+            let command = &self.commands[at];
+            if let Some((report, _)) = &command.starting {
+                add(sys::poll_fd(report, libc::POLLIN), Ready::Starting(at));
+            }
+            if let Some(input) = &command.input {
+                // A closed reader is reported even if nothing is asked for.
+                let write = if input.wants_to_write() { libc::POLLOUT } else { 0 };
+                add(sys::poll_fd(&input.fd, write), Ready::Input(at));
+            }
+            // What ended is drained without asking.
+            if idle && !command.has_ended() {
+                for (which, output) in command.outputs.iter().enumerate() {
+                    add(sys::poll_fd(&output.fd, libc::POLLIN), Ready::Output(at, which));
+                }
+            }
+        }
+        if here {
+            let read = if self.link.may_read() { libc::POLLIN } else { 0 };
+            let write = if idle { 0 } else { libc::POLLOUT };
+            add(sys::poll_fd(&self.link.as_fd(), read | write), Ready::Port);
+        }
+    }
+
+    fn timeout(&self) -> Option<Duration> {
+        let announce = self.session.is_none().then_some(self.next_announce);
+        let deadlines = self.jobs.iter().filter_map(|job| job.deadline);
+        let next =
+            announce.filter(|_| self.away_until.is_none()).into_iter().chain(self.away_until).chain(deadlines).min()?;
+        Some(next.saturating_duration_since(Instant::now()))
+    }
+
+    fn handle(&mut self, ready: Ready, events: i16) -> Result<(), Lost> {
+        match ready {
+            Ready::Signals => self.take_signals(),
+            Ready::Port => {
+                if events & libc::POLLIN != 0 {
+                    // What came before a hang-up is still taken in.
+                    let filled = self.link.fill();
+                    while let Some(incoming) = self.link.next() {
+                        self.take(incoming);
+                    }
+                    filled?;
+                } else if events & (libc::POLLHUP | libc::POLLERR | libc::POLLNVAL) != 0 {
+                    return Err(Lost);
+                }
+            }
+            Ready::Starting(at) => {
+                if let Some(command) = self.commands.get_mut(at) {
+                    command.check_start(&mut self.link);
+                }
+            }
+            Ready::Input(at) => {
+                if let Some(command) = self.commands.get_mut(at) {
+                    if events & (libc::POLLERR | libc::POLLHUP) != 0 {
+                        command.close_input(&mut self.link);
+                    } else {
+                        command.feed(&mut self.link);
+                    }
+                }
+            }
+            Ready::Output(at, which) => {
+                self.turn = self.turn.wrapping_add(1);
+                for _ in 0..PIECES {
+                    let Some(command) = self.commands.get_mut(at) else {
+                        break;
+                    };
+                    if !self.link.is_idle() || command.pump(which, &mut self.link) == Step::Dry {
+                        break;
+                    }
+                    self.link.flush()?;
+                }
+            }
+            Ready::Job(at) => self.take_report(at),
+            Ready::Leftover(at) => self.drain_leftover(at),
+        }
+        Ok(())
+    }
+
+    /// Reads what ended commands left in their pipes, and sends their records.
+    fn finish_commands(&mut self) -> Result<(), Lost> {
+        let mut at = 0;
+        while at < self.commands.len() {
+            let command = &mut self.commands[at];
+            if !command.has_ended() {
+                at += 1;
+                continue;
+            }
+            let mut which = 0;
+            while self.away_until.is_none() && which < command.outputs.len() {
+                self.link.flush()?;
+                if !self.link.is_idle() {
+                    return Ok(());
+                }
+                let before = command.outputs.len();
+                if command.pump(which, &mut self.link) == Step::Dry && command.outputs.len() == before {
+                    which += 1;
+                }
+            }
+            if let Some(record) = command.record() {
+                self.link.queue(&record);
+                let leftovers = self.commands.remove(at).into_leftovers();
+                self.leftovers.extend(leftovers);
+                let too_many = self.leftovers.len().saturating_sub(MAX_LEFTOVERS);
+                self.leftovers.drain(..too_many);
+            } else {
+                at += 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn announce(&mut self) {
+        let now = Instant::now();
+        if self.session.is_some() || self.away_until.is_some() || now < self.next_announce {
+            return;
+        }
+        self.next_announce = now + ANNOUNCE;
+        // One at a time, if nobody takes it.
+        if !self.link.is_idle() {
+            return;
+        }
+        let name = rustix::system::uname();
+        self.link.queue(&ToHost::Announce(Announce {
+            version: VERSION,
+            pid1: getpid().is_init(),
+            kernel: text::lossy(name.release().to_bytes()),
+            machine: text::lossy(name.machine().to_bytes()),
+            hostname: text::lossy(name.nodename().to_bytes()),
+        }));
+    }
+
+    /// Sees whether the host is back. A port that hung up is always ready, so it is not waited for but looked at.
+    fn look_after_port(&mut self) {
+        let Some(until) = self.away_until else {
+            return;
+        };
+        if Instant::now() < until {
+            return;
+        }
+        let mut fds = [sys::poll_fd(&self.link.as_fd(), libc::POLLIN | libc::POLLOUT)];
+        sys::poll(&mut fds, Some(Duration::ZERO));
+        if fds[0].revents & (libc::POLLHUP | libc::POLLERR) == 0 {
+            self.away_until = None;
+            self.next_announce = Instant::now();
+        } else {
+            self.away_until = Some(Instant::now() + AWAY);
+        }
+    }
+
+    fn take(&mut self, incoming: Incoming) {
+        match incoming {
+            Incoming::Garbage(error) => {
+                if self.session.is_some() {
+                    self.garbage = Some(error);
+                }
+            }
+            Incoming::Message { message: ToAgent::Hello { version, session }, .. } => self.greeted(version, session),
+            // Not of this session: left over from one before.
+            Incoming::Message { session, .. } | Incoming::Unreadable { session, .. }
+                if self.session != Some(session) => {}
+            Incoming::Stdin(frame) if self.session != Some(frame.session) => {}
+            Incoming::Unreadable { error, .. } => {
+                self.link.queue(&ToHost::Fatal(format!("the host sent {error}")));
+            }
+            Incoming::Stdin(frame) => {
+                if self.is_intact()
+                    && let Some(command) = self.commands.iter_mut().find(|command| command.id == frame.exec)
+                {
+                    if command.take_input(frame.payload) {
+                        command.feed(&mut self.link);
+                    } else {
+                        self.link
+                            .queue(&ToHost::Fatal("the host sent more standard input than there is room for".into()));
+                    }
+                }
+            }
+            Incoming::Message { message, .. } => {
+                if self.is_intact() {
+                    self.obey(message);
+                }
+            }
+        }
+    }
+
+    /// Whether nothing of this session was lost on the way.
+    fn is_intact(&mut self) -> bool {
+        let Some(error) = self.garbage.take() else {
+            return true;
+        };
+        self.link.queue(&ToHost::Fatal(format!("frames from the host may be lost: {error}")));
+        self.session = None;
+        self.link.encoder.session = 0;
+        false
+    }
+
+    fn greeted(&mut self, version: u16, session: u64) {
+        self.garbage = None;
+        if self.session == Some(session) {
+            return;
+        }
+        // Another host than before, or the same anew: what ran for it is nobody's now.
+        self.kill_all();
+        self.link.encoder.session = session;
+        if version == VERSION {
+            self.session = Some(session);
+            self.link.queue(&ToHost::Ready);
+        } else {
+            self.link.queue(&ToHost::Fatal(format!("the host speaks version {version}, the agent version {VERSION}")));
+        }
+    }
+
+    fn kill_all(&mut self) {
+        for command in self.commands.drain(..) {
+            command.signal(libc::SIGKILL);
+        }
+        for job in self.jobs.drain(..) {
+            job.kill();
+        }
+        // What the killed helper had mounted is not known.
+        self.mounts.append(&mut self.mounting);
+        self.leftovers.clear();
+    }
+
+    fn obey(&mut self, message: ToAgent) {
+        match message {
+            // Taken care of before.
+            ToAgent::Hello { .. } => {}
+            ToAgent::Setup(wanted) => self.set_up(wanted),
+            ToAgent::Exec(exec) => self.exec(&exec),
+            ToAgent::StdinEof(id) => {
+                if let Some(command) = self.command(id) {
+                    command.end_input();
+                    self.feed(id);
+                }
+            }
+            ToAgent::Signal { id, signal } => {
+                if let Some(command) = self.command(id) {
+                    command.signal(signal);
+                }
+            }
+            ToAgent::Resize { id, size } => {
+                if let Some(command) = self.command(id) {
+                    command.resize(size);
+                }
+            }
+            ToAgent::Ping(number) => self.link.queue(&ToHost::Pong(number)),
+            ToAgent::Sync => match setup::start_sync(&self.mounts) {
+                Ok(job) => self.jobs.push(job),
+                Err(errno) => {
+                    let why = format!("fork: {}", text::errno(errno));
+                    self.link.queue(&ToHost::Synced(Some(why)));
+                }
+            },
+            ToAgent::Shutdown(how) => {
+                self.link.queue(&ToHost::Ending);
+                self.ending = Some(how);
+            }
+        }
+    }
+
+    fn command(&mut self, id: u32) -> Option<&mut Command> {
+        self.commands.iter_mut().find(|command| command.id == id)
+    }
+
+    fn feed(&mut self, id: u32) {
+        if let Some(command) = self.commands.iter_mut().find(|command| command.id == id) {
+            command.feed(&mut self.link);
+        }
+    }
+
+    fn set_up(&mut self, wanted: Setup) {
+        let mounting = wanted.mounts.clone();
+        match setup::start(wanted, &self.mounts) {
+            Ok(job) => {
+                self.mounting = mounting;
+                self.mounts.clear();
+                self.jobs.push(job);
+            }
+            Err(errno) => {
+                let why = format!("fork: {}", text::errno(errno));
+                self.link.queue(&ToHost::Fatal(why));
+            }
+        }
+    }
+
+    fn exec(&mut self, exec: &Exec) {
+        match Command::start(exec, &self.env) {
+            Ok(command) => self.commands.push(command),
+            Err(Refused { what, errno }) => {
+                let id = exec.id;
+                self.link.queue(&ToHost::ExecFailed { id, what, errno });
+            }
+        }
+    }
+
+    fn take_report(&mut self, at: usize) {
+        let Some(job) = self.jobs.get_mut(at) else {
+            return;
+        };
+        let kind = job.kind;
+        let Some(report) = job.poll() else { return };
+        match kind {
+            Kind::Setup => {
+                let faults = setup::faults(report);
+                self.mounts = (0_u32..)
+                    .zip(self.mounting.drain(..))
+                    .filter(|(index, _)| faults.iter().all(|(failed, _)| failed != index))
+                    .map(|(_, mount)| mount)
+                    .collect();
+                self.link.queue(&ToHost::SetupDone(faults));
+            }
+            Kind::Sync => {
+                let failure = setup::sync_failure(report);
+                self.link.queue(&ToHost::Synced(failure));
+            }
+        }
+    }
+
+    /// A job past its deadline is killed; its report then ends short, which tells.
+    fn expire_jobs(&mut self) {
+        let now = Instant::now();
+        for job in &mut self.jobs {
+            if job.deadline.is_some_and(|deadline| deadline <= now) {
+                job.deadline = None;
+                job.kill();
+            }
+        }
+    }
+
+    /// What left-behind processes print goes nowhere, but does not kill them either.
+    fn drain_leftover(&mut self, at: usize) {
+        let mut buffer = [0; 16 * 1024];
+        if let Some(fd) = self.leftovers.get(at)
+            && matches!(rustix::io::read(fd, &mut buffer), Ok(0))
+        {
+            self.leftovers.remove(at);
+        }
+    }
+
+    fn take_signals(&mut self) {
+        while let Some(signal) = sys::next_signal(self.signals.as_fd()) {
+            match signal {
+                libc::SIGCHLD => self.reap(),
+                libc::SIGUSR1 | HALT => shutdown::by_signal(RebootCommand::Halt),
+                libc::SIGUSR2 | POWEROFF => shutdown::by_signal(RebootCommand::PowerOff),
+                libc::SIGTERM | libc::SIGINT | REBOOT => {
+                    shutdown::by_signal(RebootCommand::Restart);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn reap(&mut self) {
+        while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
+            let Some(command) = self.commands.iter_mut().find(|command| command.pid == pid && !command.has_ended())
+            else {
+                // A job, or an orphan.
+                continue;
+            };
+            // It may have ended before anybody looked whether it started.
+            command.check_start(&mut self.link);
+            command.ended(status_of(status.as_raw()));
+        }
+    }
+}
+
+fn status_of(raw: i32) -> Status {
+    match raw & 0x7f {
+        0 => Status::Code(((raw >> 8) & 0xff) as u8),
+        signal => Status::Signal { signal, core: raw & 0x80 != 0 },
+    }
+}

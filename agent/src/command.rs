@@ -1,0 +1,374 @@
+//! A command that runs: its pipes or its terminal.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, OwnedFd};
+
+use belljar_proto::frame::{Kind, MAX_PAYLOAD};
+use belljar_proto::message::{Exec, ExecId, Nonce, STDIN_WINDOW, Status, Stdio, ToHost, WindowSize};
+use rustix::fs::{Mode, OFlags, Uid};
+use rustix::io::Errno;
+use rustix::process::Pid;
+use rustix::pty::OpenptFlags;
+use rustix::termios::{InputModes, OptionalActions, SpecialCodeIndex, Winsize};
+
+use crate::link::Link;
+use crate::spawn::{self, Prepared, Refused, Streams};
+use crate::sys;
+
+/// Most that is read of a terminal after its command ended: more than the kernel keeps for it.
+const TERMINAL_REST: u64 = 256 * 1024;
+/// Credit is given back in pieces of at least this size, or when all is taken.
+const CREDIT_STEP: u32 = STDIN_WINDOW / 8;
+
+/// Standard input on its way to the command.
+pub(crate) struct Input {
+    pub(crate) fd: OwnedFd,
+    queue: VecDeque<Vec<u8>>,
+    /// Taken of the queue's first piece.
+    taken: usize,
+    /// Bytes in the queue and credit not yet given back, never more than the window.
+    outstanding: u32,
+    uncredited: u32,
+    eof: bool,
+    terminal: bool,
+}
+
+/// One stream of output.
+pub(crate) struct Output {
+    pub(crate) fd: OwnedFd,
+    kind: Kind,
+    /// Bytes still to be read once the command has ended.
+    rest: u64,
+}
+
+/// A command.
+pub(crate) struct Command {
+    pub(crate) id: ExecId,
+    nonce: Nonce,
+    pub(crate) pid: Pid,
+    /// Where the child says that it could not become the command, and what it was to become.
+    pub(crate) starting: Option<(OwnedFd, Box<Prepared>)>,
+    pub(crate) input: Option<Input>,
+    pub(crate) outputs: Vec<Output>,
+    status: Option<Status>,
+    /// It could not be started, and the host knows.
+    pub(crate) refused: bool,
+    /// The terminal's other end.
+    terminal: Option<OwnedFd>,
+}
+
+/// What came of a step.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Goes on.
+    On,
+    /// All that was to be read for now is read.
+    Dry,
+}
+
+impl Command {
+    /// Starts a command.
+    pub(crate) fn start(exec: &Exec, base_env: &[Vec<u8>]) -> Result<Self, Refused> {
+        let term = match &exec.stdio {
+            Stdio::Pty { term, .. } => Some(term.as_str()),
+            Stdio::Pipes | Stdio::PipesNoStdin => None,
+        };
+        let prepared = Box::new(spawn::prepare(exec, base_env, term)?);
+        match &exec.stdio {
+            Stdio::Pty { size, .. } => Self::on_terminal(exec, *size, prepared),
+            Stdio::Pipes | Stdio::PipesNoStdin => Self::on_pipes(exec, prepared),
+        }
+    }
+
+    fn on_pipes(exec: &Exec, prepared: Box<Prepared>) -> Result<Self, Refused> {
+        let failed = |errno| Refused::new("make pipes", errno);
+        let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(failed);
+        let (stdin, input) = if exec.stdio == Stdio::Pipes {
+            let (ours, theirs) = pipe().map(|(read, write)| (write, read))?;
+            rustix::io::ioctl_fionbio(&ours, true).map_err(failed)?;
+            (theirs, Some(Input::new(ours, false)))
+        } else {
+            let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+                .map_err(|errno| Refused::new("open /dev/null", errno))?;
+            (null, None)
+        };
+        let (stdout, stdout_end) = pipe()?;
+        let (stderr, stderr_end) = pipe()?;
+        for ours in [&stdout, &stderr] {
+            rustix::io::ioctl_fionbio(ours, true).map_err(failed)?;
+        }
+        let (pid, report) = spawn::start(
+            &prepared,
+            &Streams { stdin: stdin.as_fd(), stdout: stdout_end.as_fd(), stderr: stderr_end.as_fd(), terminal: false },
+        )
+        .map_err(|errno| Refused::new("fork", errno))?;
+        Ok(Self {
+            id: exec.id,
+            nonce: exec.nonce,
+            pid,
+            starting: Some((report, prepared)),
+            input,
+            outputs: vec![
+                Output { fd: stdout, kind: Kind::Stdout, rest: 0 },
+                Output { fd: stderr, kind: Kind::Stderr, rest: 0 },
+            ],
+            status: None,
+            refused: false,
+            terminal: None,
+        })
+    }
+
+    fn on_terminal(exec: &Exec, size: WindowSize, prepared: Box<Prepared>) -> Result<Self, Refused> {
+        let failed = |errno| Refused::new("make a terminal", errno);
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        let ours = rustix::pty::openpt(flags).map_err(failed)?;
+        rustix::pty::grantpt(&ours).map_err(failed)?;
+        rustix::pty::unlockpt(&ours).map_err(failed)?;
+        // By its own ioctl where the kernel has it: /dev/pts need not be mounted where we look.
+        let theirs = rustix::pty::ioctl_tiocgptpeer(&ours, flags)
+            .or_else(|_| {
+                let path = rustix::pty::ptsname(&ours, Vec::new())?;
+                let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+                rustix::fs::open(path, flags, Mode::empty())
+            })
+            .map_err(failed)?;
+        set_size(&ours, size).map_err(failed)?;
+        if let Ok(mut settings) = rustix::termios::tcgetattr(&theirs) {
+            settings.input_modes |= InputModes::IUTF8;
+            let _ = rustix::termios::tcsetattr(&theirs, OptionalActions::Now, &settings);
+        }
+        if let Some(identity) = &prepared.identity {
+            let _ = rustix::fs::fchown(&theirs, Some(Uid::from_raw(identity.uid)), None);
+        }
+        rustix::io::ioctl_fionbio(&ours, true).map_err(failed)?;
+        let duplicate = || rustix::io::fcntl_dupfd_cloexec(&ours, 3).map_err(failed);
+        let (input, output) = (duplicate()?, duplicate()?);
+        let (pid, report) = spawn::start(
+            &prepared,
+            &Streams { stdin: theirs.as_fd(), stdout: theirs.as_fd(), stderr: theirs.as_fd(), terminal: true },
+        )
+        .map_err(|errno| Refused::new("fork", errno))?;
+        Ok(Self {
+            id: exec.id,
+            nonce: exec.nonce,
+            pid,
+            starting: Some((report, prepared)),
+            input: Some(Input::new(input, true)),
+            outputs: vec![Output { fd: output, kind: Kind::Stdout, rest: 0 }],
+            status: None,
+            refused: false,
+            terminal: Some(ours),
+        })
+    }
+
+    /// Tells the host how the start went, once that is known.
+    pub(crate) fn check_start(&mut self, link: &mut Link) {
+        let Some((report, prepared)) = &self.starting else {
+            return;
+        };
+        let Some(outcome) = spawn::failure(report, prepared) else {
+            return;
+        };
+        self.starting = None;
+        let id = self.id;
+        match outcome {
+            Ok(()) => {
+                let pid = self.pid.as_raw_nonzero().get().unsigned_abs();
+                link.queue(&ToHost::Started { id, pid });
+            }
+            Err(Refused { what, errno }) => {
+                self.refused = true;
+                link.queue(&ToHost::ExecFailed { id, what, errno });
+            }
+        }
+    }
+
+    /// The child is gone. What is in its pipes now is still to be read, and no more: a process it left behind may write
+    /// for ever.
+    pub(crate) fn ended(&mut self, status: Status) {
+        self.status = Some(status);
+        for output in &mut self.outputs {
+            output.rest = if self.terminal.is_some() {
+                TERMINAL_REST
+            } else {
+                rustix::io::ioctl_fionread(&output.fd).unwrap_or(0)
+            };
+        }
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        self.status.is_some()
+    }
+
+    /// Reads one piece of output into the link, which has to be idle.
+    pub(crate) fn pump(&mut self, at: usize, link: &mut Link) -> Step {
+        let ended = self.has_ended();
+        let Some(output) = self.outputs.get_mut(at) else {
+            return Step::Dry;
+        };
+        let limit = if ended {
+            usize::try_from(output.rest).map_or(MAX_PAYLOAD, |rest| rest.min(MAX_PAYLOAD))
+        } else {
+            MAX_PAYLOAD
+        };
+        if limit == 0 {
+            return Step::Dry;
+        }
+        let read = link.bulk(output.kind, self.id, |room| {
+            loop {
+                match rustix::io::read(&output.fd, &mut room[..limit]) {
+                    Err(Errno::INTR) => {}
+                    other => return other,
+                }
+            }
+        });
+        match read {
+            Err(Errno::AGAIN) => {
+                output.rest = 0;
+                Step::Dry
+            }
+            // A terminal reports an error when nobody has its other end any more.
+            Ok(0) | Err(_) => {
+                self.outputs.remove(at);
+                Step::Dry
+            }
+            Ok(read) => {
+                output.rest = output.rest.saturating_sub(read as u64);
+                Step::On
+            }
+        }
+    }
+
+    /// The record of the end, once all output before it is read.
+    pub(crate) fn record(&self) -> Option<ToHost> {
+        let status = self.status?;
+        if self.refused || self.outputs.iter().any(|output| output.rest > 0) {
+            return None;
+        }
+        Some(ToHost::Exited { id: self.id, nonce: self.nonce, status })
+    }
+
+    /// Pipes that a process left behind may still write to. A terminal is hung up instead.
+    pub(crate) fn into_leftovers(self) -> Vec<OwnedFd> {
+        if self.terminal.is_some() {
+            return Vec::new();
+        }
+        self.outputs.into_iter().map(|output| output.fd).collect()
+    }
+
+    /// Sends a signal to the command's process group, and to what runs in the foreground of its terminal.
+    pub(crate) fn signal(&self, signal: i32) {
+        if self.has_ended() {
+            return;
+        }
+        let pid = self.pid.as_raw_nonzero().get();
+        // Before its own session is made there is no group yet.
+        if sys::kill(-pid, signal).is_err() {
+            let _ = sys::kill(pid, signal);
+        }
+        let foreground = self.terminal.as_ref().and_then(|terminal| rustix::termios::tcgetpgrp(terminal).ok());
+        if let Some(group) = foreground.filter(|&group| group != self.pid) {
+            let _ = sys::kill(-group.as_raw_nonzero().get(), signal);
+        }
+    }
+
+    pub(crate) fn resize(&self, size: WindowSize) {
+        if let Some(terminal) = &self.terminal {
+            let _ = set_size(terminal, size);
+        }
+    }
+
+    /// Takes standard input from the host. `false`: the host sent more than there was room for.
+    pub(crate) fn take_input(&mut self, bytes: Vec<u8>) -> bool {
+        let Some(input) = &mut self.input else {
+            // The command has closed it; the host may not know yet.
+            return true;
+        };
+        let outstanding = input.outstanding as usize + bytes.len();
+        if outstanding > STDIN_WINDOW as usize || input.eof {
+            return false;
+        }
+        input.outstanding = outstanding as u32;
+        input.queue.push_back(bytes);
+        true
+    }
+
+    pub(crate) fn end_input(&mut self) {
+        if let Some(input) = &mut self.input {
+            input.eof = true;
+        }
+    }
+
+    /// Writes what the command takes of its standard input.
+    pub(crate) fn feed(&mut self, link: &mut Link) {
+        let Some(input) = &mut self.input else {
+            return;
+        };
+        let open = input.write();
+        let credit_due = input.uncredited >= CREDIT_STEP || input.queue.is_empty();
+        if open && credit_due && input.uncredited > 0 {
+            let bytes = std::mem::take(&mut input.uncredited);
+            input.outstanding -= bytes;
+            link.queue(&ToHost::StdinCredit { id: self.id, bytes });
+        }
+        if !open {
+            self.close_input(link);
+        } else if input.eof && input.queue.is_empty() {
+            if input.terminal {
+                input.type_eof();
+            }
+            self.input = None;
+        }
+    }
+
+    /// The command reads no more.
+    pub(crate) fn close_input(&mut self, link: &mut Link) {
+        if self.input.take().is_some_and(|input| !input.eof) {
+            link.queue(&ToHost::StdinClosed(self.id));
+        }
+    }
+}
+
+impl Input {
+    fn new(fd: OwnedFd, terminal: bool) -> Self {
+        Self { fd, queue: VecDeque::new(), taken: 0, outstanding: 0, uncredited: 0, eof: false, terminal }
+    }
+
+    pub(crate) fn wants_to_write(&self) -> bool {
+        !self.queue.is_empty() || self.eof
+    }
+
+    /// `false`: nobody reads any more.
+    fn write(&mut self) -> bool {
+        while let Some(piece) = self.queue.front() {
+            match rustix::io::write(&self.fd, &piece[self.taken..]) {
+                Ok(written) => {
+                    self.taken += written;
+                    self.uncredited += written as u32;
+                    if self.taken == piece.len() {
+                        self.queue.pop_front();
+                        self.taken = 0;
+                    }
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return true,
+                Err(_) => return false,
+            }
+        }
+        true
+    }
+
+    /// A terminal has no end: what is typed there says so.
+    fn type_eof(&self) {
+        let eof =
+            rustix::termios::tcgetattr(&self.fd).map_or(4, |settings| settings.special_codes[SpecialCodeIndex::VEOF]);
+        let _ = rustix::io::write(&self.fd, &[eof]);
+    }
+}
+
+fn set_size(terminal: &OwnedFd, size: WindowSize) -> Result<(), Errno> {
+    rustix::termios::tcsetwinsize(
+        terminal,
+        Winsize { ws_row: size.rows, ws_col: size.cols, ws_xpixel: 0, ws_ypixel: 0 },
+    )
+}

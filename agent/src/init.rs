@@ -1,0 +1,190 @@
+//! The agent as the guest's first process: makes a system out of an initramfs, as [`InitConfig`] says.
+
+use std::fs;
+use std::os::fd::AsRawFd;
+
+use belljar_proto::frame::from_bytes;
+use belljar_proto::message::{INIT_CONFIG_PATH, InitConfig, InitRoot};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::MountFlags;
+use rustix::process::{Resource, Rlimit};
+use rustix::system::RebootCommand;
+
+use crate::agent::Agent;
+use crate::mounts::{self, Cache};
+use crate::port::{self, NoPort};
+use crate::{modules, serve, shutdown, sys, text};
+
+/// What ends the guest before it has begun: the step and why it failed.
+struct Fatal(String);
+
+impl Fatal {
+    fn step(what: &str, errno: Errno) -> Self {
+        Self(format!("{what}: {}", text::errno(errno)))
+    }
+}
+
+/// Does not come back.
+pub(crate) fn run() -> ! {
+    let why = match start() {
+        Ok(agent) => {
+            agent.run();
+            Fatal("the port is gone".into())
+        }
+        Err(why) => why,
+    };
+    text::say(&format!("fatal: {}", why.0));
+    // The line has to leave the serial port before the machine is gone.
+    let _ = rustix::termios::tcdrain(rustix::stdio::stderr());
+    shutdown::end(RebootCommand::PowerOff);
+    sys::exit_now(1)
+}
+
+fn start() -> Result<Agent, Fatal> {
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    let config =
+        fs::read(INIT_CONFIG_PATH).map_err(|error| Fatal(format!("read {INIT_CONFIG_PATH}: {}", text::io(&error))))?;
+    let config: InitConfig = from_bytes(&config).map_err(|error| Fatal(format!("{INIT_CONFIG_PATH}: {error}")))?;
+    for module in &config.modules {
+        if let Err(errno) = modules::insert(module.as_str()) {
+            text::say(&format!("module {module}: {}", text::errno(errno)));
+        }
+    }
+    let in_memory = match &config.root {
+        InitRoot::NinePOverlay { tag } => {
+            // Read, and in memory for nothing from here on.
+            for module in &config.modules {
+                let _ = rustix::fs::unlink(module.as_str());
+            }
+            switch_root(tag)?;
+            false
+        }
+        InitRoot::Initramfs => true,
+    };
+    mount_system(in_memory)?;
+    console();
+    serve::protect();
+    limits();
+    if !config.hostname.is_empty() {
+        let _ = rustix::system::sethostname(config.hostname.as_bytes());
+    }
+    if let Err(errno) = sys::loopback_up() {
+        text::say(&format!("loopback interface: {}", text::errno(errno)));
+    }
+    let port = port::open(false).map_err(|error| match error {
+        NoPort::Lacking(why) | NoPort::Unopened(why) => Fatal(format!("no port to talk to Belljar: {why}")),
+    })?;
+    let env = config.env.into_iter().map(String::into_bytes).collect();
+    Agent::new(port, env).map_err(|errno| Fatal::step("signalfd", errno))
+}
+
+/// Goes over to a host directory, read-only, under a layer in memory.
+fn switch_root(tag: &str) -> Result<(), Fatal> {
+    let directory = |path: &str| {
+        rustix::fs::mkdir(path, Mode::from_raw_mode(0o755))
+            .or_else(|errno| if errno == Errno::EXIST { Ok(()) } else { Err(errno) })
+            .map_err(|errno| Fatal::step(&format!("mkdir {path}"), errno))
+    };
+    for path in ["/belljar", "/belljar/lower", "/belljar/layer", "/belljar/root"] {
+        directory(path)?;
+    }
+    mounts::ninep(tag, "/belljar/lower", MountFlags::RDONLY, Cache::Loose)
+        .map_err(|errno| Fatal::step("mount 9p root", errno))?;
+    mounts::overlay("/belljar/lower", "/belljar/layer", "/belljar/root")
+        .map_err(|(what, errno)| Fatal::step(&what, errno))?;
+    let step = |what: &'static str| move |errno| Fatal::step(what, errno);
+    rustix::process::chdir("/belljar/root").map_err(step("chdir to the new root"))?;
+    rustix::mount::mount_move(".", "/").map_err(step("move the new root"))?;
+    rustix::process::chroot(".").map_err(step("chroot"))?;
+    rustix::process::chdir("/").map_err(step("chdir /"))
+}
+
+/// One of the file systems that a system has.
+struct SystemMount {
+    kind: &'static str,
+    at: &'static str,
+    flags: MountFlags,
+    data: &'static str,
+    /// Nothing works without it.
+    needed: bool,
+    /// Not where the root is in memory already.
+    on_disk_only: bool,
+}
+
+const PLAIN: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV);
+const KERNEL: MountFlags = PLAIN.union(MountFlags::NOEXEC);
+
+const fn system(kind: &'static str, at: &'static str, flags: MountFlags, data: &'static str) -> SystemMount {
+    SystemMount { kind, at, flags, data, needed: false, on_disk_only: false }
+}
+
+const SYSTEM: &[SystemMount] = &[
+    SystemMount { needed: true, ..system("proc", "/proc", KERNEL, "") },
+    SystemMount { needed: true, ..system("sysfs", "/sys", KERNEL, "") },
+    SystemMount { needed: true, ..system("devtmpfs", "/dev", MountFlags::NOSUID, "mode=0755") },
+    system("devpts", "/dev/pts", MountFlags::NOSUID.union(MountFlags::NOEXEC), "gid=5,mode=0620,ptmxmode=0666"),
+    system("tmpfs", "/dev/shm", PLAIN, "mode=1777"),
+    SystemMount { on_disk_only: true, ..system("tmpfs", "/run", PLAIN, "mode=0755") },
+    // As a disk would have it: tests make devices and set-uid files there.
+    SystemMount { on_disk_only: true, ..system("tmpfs", "/tmp", MountFlags::empty(), "mode=1777") },
+    system("cgroup2", "/sys/fs/cgroup", KERNEL, ""),
+    system("debugfs", "/sys/kernel/debug", KERNEL, "mode=0700"),
+    system("tracefs", "/sys/kernel/tracing", KERNEL, "mode=0700"),
+];
+
+fn mount_system(in_memory: bool) -> Result<(), Fatal> {
+    for wanted in SYSTEM {
+        if wanted.on_disk_only && in_memory {
+            let _ = rustix::fs::mkdir(wanted.at, Mode::from_raw_mode(0o755));
+            continue;
+        }
+        let mount = || mounts::mount(wanted.kind, wanted.at, wanted.kind, wanted.flags, wanted.data);
+        let mut mounted = mount();
+        if mounted == Err(Errno::NOENT) && rustix::fs::mkdir(wanted.at, Mode::from_raw_mode(0o755)).is_ok() {
+            mounted = mount();
+        }
+        match mounted {
+            // The kernel may have mounted /dev itself.
+            Ok(()) | Err(Errno::BUSY) => {}
+            Err(errno) if wanted.needed => {
+                let what = format!("mount {} on {}", wanted.kind, wanted.at);
+                return Err(Fatal::step(&what, errno));
+            }
+            // A kernel built without it.
+            Err(_) => {}
+        }
+    }
+    if in_memory {
+        let _ = rustix::fs::chmod("/tmp", Mode::from_raw_mode(0o1777));
+    }
+    let _ = rustix::fs::mkdir("/run/lock", Mode::empty());
+    let _ = rustix::fs::chmod("/run/lock", Mode::from_raw_mode(0o1777));
+    mounts::link("/proc/self/fd", "/dev/fd");
+    mounts::link("/proc/self/fd/0", "/dev/stdin");
+    mounts::link("/proc/self/fd/1", "/dev/stdout");
+    mounts::link("/proc/self/fd/2", "/dev/stderr");
+    Ok(())
+}
+
+/// Standard streams on the console, or on nothing: never closed, lest another file get their numbers.
+fn console() {
+    let flags = OFlags::RDWR | OFlags::NOCTTY;
+    let opened = rustix::fs::open("/dev/console", flags, Mode::empty())
+        .or_else(|_| rustix::fs::open("/dev/null", flags, Mode::empty()));
+    if let Ok(console) = opened {
+        let _ = rustix::stdio::dup2_stdin(&console);
+        let _ = rustix::stdio::dup2_stdout(&console);
+        let _ = rustix::stdio::dup2_stderr(&console);
+        if console.as_raw_fd() <= 2 {
+            // The kernel had found no console, so this is one of the three.
+            std::mem::forget(console);
+        }
+    }
+}
+
+/// As service managers have it: programs may raise the number of open files.
+fn limits() {
+    let limit = Rlimit { current: Some(1024), maximum: Some(524_288) };
+    let _ = rustix::process::setrlimit(Resource::Nofile, limit);
+}

@@ -1,0 +1,111 @@
+//! Ending the guest.
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use belljar_proto::message::{Mount, ShutdownHow};
+use rustix::mount::UnmountFlags;
+use rustix::process::{WaitOptions, getpid};
+use rustix::system::{RebootCommand, reboot};
+
+use crate::{modules, sys};
+
+/// How long processes have to end by themselves.
+const GRACE: Duration = Duration::from_millis(500);
+/// How long writing back may take when the guest is to end.
+const SYNC: Duration = Duration::from_secs(30);
+
+/// Ends the guest; `mounts` are shares to be unmounted first.
+pub(crate) fn run(how: ShutdownHow, mounts: &[Mount]) {
+    let first = getpid().is_init();
+    match how {
+        ShutdownHow::PowerOff if first => {
+            end_processes();
+            sync();
+            for mount in mounts.iter().rev() {
+                let _ = rustix::mount::unmount(mount.path.as_str(), UnmountFlags::empty());
+            }
+            end(RebootCommand::PowerOff);
+        }
+        ShutdownHow::PowerOff => ask_the_system(),
+        ShutdownHow::Immediate => {
+            sync();
+            end(RebootCommand::PowerOff);
+        }
+    }
+}
+
+/// As the first process: ends everything, as a signal asked for.
+pub(crate) fn by_signal(command: RebootCommand) {
+    end_processes();
+    sync();
+    end(command);
+}
+
+/// The system call; it comes back only where it is not allowed.
+pub(crate) fn end(command: RebootCommand) {
+    let _ = reboot(command);
+}
+
+/// In a child: through whatever manages the guest's services.
+fn ask_the_system() {
+    let Ok(None) = sys::fork() else {
+        return;
+    };
+    let systemd = std::fs::exists("/run/systemd/system").unwrap_or(false);
+    let ways: [(bool, &str, &[&str]); 4] = [
+        (systemd, "systemctl", &["--no-block", "poweroff"]),
+        (true, "poweroff", &[]),
+        (true, "busybox", &["poweroff"]),
+        (true, "halt", &["-p"]),
+    ];
+    for (_, program, args) in ways.iter().filter(|(use_it, ..)| *use_it) {
+        let Some(program) = modules::find_program(program) else {
+            continue;
+        };
+        let asked =
+            Command::new(program).args(*args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        if asked.is_ok_and(|status| status.success()) {
+            sys::exit_now(0);
+        }
+    }
+    sync();
+    end(RebootCommand::PowerOff);
+    sys::exit_now(1)
+}
+
+/// Asks all processes to end, then makes them. For the first process, which is itself spared.
+fn end_processes() {
+    let _ = sys::kill(-1, libc::SIGTERM);
+    let deadline = Instant::now() + GRACE;
+    // Stopped processes would not hear the first.
+    let _ = sys::kill(-1, libc::SIGCONT);
+    while Instant::now() < deadline {
+        match rustix::process::wait(WaitOptions::NOHANG) {
+            // Nobody is left.
+            Err(_) => return,
+            Ok(Some(_)) => {}
+            Ok(None) => sys::poll(&mut [], Some(Duration::from_millis(10))),
+        }
+    }
+    let _ = sys::kill(-1, libc::SIGKILL);
+}
+
+/// Writes everything back, in a child: a device that hangs must not keep the guest from ending.
+fn sync() {
+    let Ok((done, tell)) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC) else {
+        return;
+    };
+    match sys::fork() {
+        Ok(None) => {
+            rustix::fs::sync();
+            sys::exit_now(0)
+        }
+        Ok(Some(_)) => {
+            // Only the child has it open now: its end is the pipe's.
+            drop(tell);
+            sys::poll(&mut [sys::poll_fd(&done, libc::POLLIN)], Some(SYNC));
+        }
+        Err(_) => rustix::fs::sync(),
+    }
+}

@@ -1,0 +1,180 @@
+//! The system calls that rustix does not offer. All `unsafe` of the agent is here.
+#![expect(unsafe_code, reason = "fork, exec and signal handling have no safe interface")]
+
+use std::ffi::{CStr, CString, c_char};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::process::Pid;
+
+/// The last system call's error.
+fn errno() -> Errno {
+    std::io::Error::last_os_error().raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error)
+}
+
+fn check(result: i32) -> Result<i32, Errno> {
+    if result < 0 { Err(errno()) } else { Ok(result) }
+}
+
+/// Makes a child process; `None` in the child.
+pub(crate) fn fork() -> Result<Option<Pid>, Errno> {
+    // SAFETY: the agent has one thread, so the child has all that the parent had.
+    let pid = check(unsafe { libc::fork() })?;
+    Ok(Pid::from_raw(pid))
+}
+
+/// Ends the process at once, without the parent's exit handlers.
+pub(crate) fn exit_now(code: i32) -> ! {
+    // SAFETY: no pointers; nothing of the parent is to be tidied.
+    unsafe { libc::_exit(code) }
+}
+
+/// Strings as the kernel wants them for `execve`.
+pub(crate) struct Strings<'a> {
+    pointers: Vec<*const c_char>,
+    // The pointers live as long as what they point to.
+    _strings: std::marker::PhantomData<&'a CStr>,
+}
+
+impl<'a> Strings<'a> {
+    pub(crate) fn new(strings: impl IntoIterator<Item = &'a CString>) -> Self {
+        let mut pointers: Vec<_> = strings.into_iter().map(|string| string.as_ptr()).collect();
+        pointers.push(std::ptr::null());
+        Self { pointers, _strings: std::marker::PhantomData }
+    }
+}
+
+/// Becomes another program; comes back only with an error.
+pub(crate) fn execve(path: &CStr, argv: &Strings<'_>, env: &Strings<'_>) -> Errno {
+    // SAFETY: both lists end with a null pointer, and their strings are alive by `Strings`'s lifetime.
+    unsafe { libc::execve(path.as_ptr(), argv.pointers.as_ptr(), env.pointers.as_ptr()) };
+    errno()
+}
+
+fn set_of(signals: &[i32]) -> libc::sigset_t {
+    // SAFETY: a signal set is plain data, and `sigemptyset` makes it a valid one.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        for &signal in signals {
+            libc::sigaddset(&mut set, signal);
+        }
+        set
+    }
+}
+
+/// Blocks these signals and gives a descriptor from which they can be read.
+pub(crate) fn signal_fd(signals: &[i32]) -> Result<OwnedFd, Errno> {
+    let set = set_of(signals);
+    // SAFETY: `set` is a valid set; the new descriptor is nobody else's.
+    unsafe {
+        check(libc::sigprocmask(libc::SIG_SETMASK, &set, std::ptr::null_mut()))?;
+        let fd = check(libc::signalfd(-1, &set, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC))?;
+        Ok(OwnedFd::from_raw_fd(fd))
+    }
+}
+
+/// The next signal from [`signal_fd`], if one waits.
+pub(crate) fn next_signal(fd: BorrowedFd<'_>) -> Option<i32> {
+    // `struct signalfd_siginfo` begins with the number; it is 128 bytes by its interface.
+    let mut info = [0; 128];
+    let read = rustix::io::read(fd, &mut info).ok()?;
+    (read == info.len()).then(|| i32::from_ne_bytes(std::array::from_fn(|i| info[i])))
+}
+
+fn dispose(signal: i32, handler: libc::sighandler_t) {
+    // SAFETY: only SIG_DFL and SIG_IGN are given, no function is ever called.
+    unsafe { libc::signal(signal, handler) };
+}
+
+/// For the agent: every signal as a new process has it, but a closed pipe is an error and no death.
+pub(crate) fn own_signals() {
+    for signal in 1..=64 {
+        dispose(signal, libc::SIG_DFL);
+    }
+    dispose(libc::SIGPIPE, libc::SIG_IGN);
+}
+
+/// For a command: every signal as a new process has it.
+pub(crate) fn command_signals() {
+    dispose(libc::SIGPIPE, libc::SIG_DFL);
+    let none = set_of(&[]);
+    // SAFETY: `none` is a valid set.
+    unsafe { libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut()) };
+}
+
+/// Sends a signal; a negative process id means a process group.
+pub(crate) fn kill(pid: i32, signal: i32) -> Result<(), Errno> {
+    // SAFETY: no pointers.
+    check(unsafe { libc::kill(pid, signal) }).map(drop)
+}
+
+/// One descriptor to wait for.
+pub(crate) fn poll_fd(fd: &impl AsRawFd, events: i16) -> libc::pollfd {
+    libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 }
+}
+
+/// Waits until something happens or the time is over.
+pub(crate) fn poll(fds: &mut [libc::pollfd], timeout: Option<Duration>) {
+    let timeout = timeout.map_or(-1, |timeout| {
+        // Rounded up, lest the last millisecond be spent in a busy loop.
+        i32::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(i32::MAX)
+    });
+    // SAFETY: the pointer and the count are those of one slice.
+    let result = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, timeout) };
+    if result < 0 {
+        for fd in fds {
+            fd.revents = 0;
+        }
+    }
+}
+
+/// Takes over a descriptor that the starter of this process left open.
+pub(crate) fn inherit(fd: RawFd) -> Result<OwnedFd, Errno> {
+    // SAFETY: no pointers; fails where the descriptor is not open.
+    check(unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) })?;
+    // SAFETY: it is open, and only the caller, who got the number from the command line, takes it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Closes every descriptor above standard error, but for one.
+pub(crate) fn close_others(keep: RawFd) {
+    let Ok(list) = std::fs::read_dir("/proc/self/fd") else {
+        return;
+    };
+    let open: Vec<RawFd> = list
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|&fd| fd > 2 && fd != keep)
+        .collect();
+    for fd in open {
+        // SAFETY: called before the agent has opened anything of its own; the directory's descriptor is closed already,
+        // and closing it again does nothing.
+        unsafe { libc::close(fd) };
+    }
+}
+
+/// What chip a serial port has: 0 where there is none behind the device node.
+pub(crate) fn serial_type(fd: BorrowedFd<'_>) -> Result<i32, Errno> {
+    // `struct serial_struct` begins with the type and is smaller than this.
+    let mut info = [0_i32; 64];
+    // SAFETY: the kernel writes a `struct serial_struct`, for which there is room.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCGSERIAL as _, info.as_mut_ptr()) })?;
+    Ok(info[0])
+}
+
+/// Brings the loopback interface up.
+pub(crate) fn loopback_up() -> Result<(), Errno> {
+    // SAFETY: `ifreq` is plain data; the kernel reads it, and it lives across both calls. The socket is ours.
+    unsafe {
+        let socket = check(libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0))?;
+        let socket = OwnedFd::from_raw_fd(socket);
+        let mut request: libc::ifreq = std::mem::zeroed();
+        request.ifr_name[0] = b'l' as c_char;
+        request.ifr_name[1] = b'o' as c_char;
+        request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as i16;
+        check(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &request))?;
+    }
+    Ok(())
+}
