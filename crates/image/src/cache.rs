@@ -97,8 +97,7 @@ impl Cache {
 
     fn unnamed(&self) -> io::Result<File> {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
-        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-        Ok(rustix::fs::open(&self.dir, flags, Mode::RUSR | Mode::WUSR)?.into())
+        unnamed_file(&self.dir, OFlags::empty())
     }
 
     /// Removes what nobody used for [`KEEP`]. A failure here is nobody's concern: the next run tries again.
@@ -112,6 +111,12 @@ impl Cache {
             }
         }
     }
+}
+
+/// A file without a name in `dir`, which goes when its last descriptor does.
+pub(crate) fn unnamed_file(dir: &Path, more: OFlags) -> io::Result<File> {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC | more;
+    Ok(rustix::fs::open(dir, flags, Mode::RUSR | Mode::WUSR)?.into())
 }
 
 /// Only a plain file of our own is used: a cache that others can write to must not hand a guest its kernel.

@@ -1,1 +1,65 @@
-//! Disk images.
+//! Disk images: what a file is, a throw-away layer over it, and the block nodes that QEMU opens.
+//!
+//! `qemu-img` says what an image is, one file at a time: a chain of backing files is walked here, so that no name
+//! inside an image (`nbd:…`, `json:…`, a file elsewhere) is followed before it was looked at. QEMU in turn is told
+//! every file and format of the chain and never reads them out of an image again.
+
+mod blockdev;
+mod error;
+mod format;
+mod inspect;
+mod overlay;
+mod qcow2;
+mod qemu_img;
+mod sniff;
+mod vmdk;
+
+use std::path::{Path, PathBuf};
+
+pub use blockdev::{empty_nodes, overlay_nodes};
+pub use error::DiskError;
+pub use format::{Format, UnknownFormat};
+pub use inspect::inspect;
+pub use overlay::{Overlay, create_empty, create_overlay};
+
+/// A disk image that was looked at and may be booted from or attached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskImage {
+    /// The image itself, then its backing files, down to the one that has none. Never empty.
+    layers: Vec<Layer>,
+    /// Bytes that the guest sees.
+    pub virtual_size: u64,
+    /// Whether nobody said the format, so that `qemu-img` looked at the contents.
+    pub probed: bool,
+}
+
+/// One file of an image's chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layer {
+    /// Absolute; symbolic links are left as they are, for names inside an image are relative to where it was found.
+    pub path: PathBuf,
+    /// What is in it.
+    pub format: Format,
+    /// Whether it is a block device instead of a file.
+    pub device: bool,
+}
+
+impl DiskImage {
+    /// The image's own file, absolute.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.layers[0].path
+    }
+
+    /// The image's own format.
+    #[must_use]
+    pub fn format(&self) -> Format {
+        self.layers[0].format
+    }
+
+    /// The image itself, then its backing files.
+    #[must_use]
+    pub fn layers(&self) -> &[Layer] {
+        &self.layers
+    }
+}

@@ -1,0 +1,336 @@
+//! Images made by `qemu-img`, opened by QEMU. Both have to be installed.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use belljar_image::disk::{
+    DiskError, DiskImage, Format, create_empty, create_overlay, empty_nodes, inspect, overlay_nodes,
+};
+use serde_json::{Value, json};
+
+const QEMU_IMG: &str = "/usr/bin/qemu-img";
+const QEMU: &str = "qemu-system-x86_64";
+
+struct Images {
+    dir: tempfile::TempDir,
+}
+
+impl Images {
+    fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Runs `qemu-img` in the directory.
+    fn img(&self, args: &[&str]) {
+        let out = Command::new(QEMU_IMG)
+            .args(args)
+            .current_dir(&self.dir)
+            .output()
+            .expect("these tests need qemu-img (Debian: qemu-utils)");
+        assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
+    }
+
+    /// A raw disk of 4 MiB whose byte at each MiB is 0xa5.
+    fn raw(&self, name: &str) -> PathBuf {
+        let mut bytes = vec![0; 4 << 20];
+        for mib in 0..4 {
+            bytes[mib << 20..][..4096].fill(0xa5);
+        }
+        fs::write(self.path(name), bytes).unwrap();
+        self.path(name)
+    }
+
+    fn inspect(&self, name: &str) -> Result<DiskImage, DiskError> {
+        inspect(Path::new(QEMU_IMG), &self.path(name), None)
+    }
+}
+
+/// A QEMU that is not started, with nodes, asked over QMP. It is killed when dropped.
+struct Qemu {
+    child: Child,
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Qemu {
+    /// `fd` becomes descriptor set 1.
+    fn start(nodes: &[Value], fd: impl AsFd) -> Result<Self, String> {
+        // A copy that exec leaves open, made by the shell: there is no safe code for it in std.
+        let path = format!("/proc/{}/fd/{}", std::process::id(), std::os::fd::AsRawFd::as_raw_fd(&fd.as_fd()));
+        let mut command = Command::new("sh");
+        // qemu-io writes to standard output behind the monitor's back; in lines, so as not to be late.
+        command.args(["-c", "exec 9<>\"$0\" && exec stdbuf -oL \"$@\"", &path, QEMU]);
+        command.args(["-nodefaults", "-no-user-config", "-display", "none", "-S", "-machine", "q35", "-accel", "tcg"]);
+        command.args(["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
+        command.args(["-add-fd", "fd=9,set=1", "-qmp", "stdio"]);
+        for node in nodes {
+            command.args(["-blockdev", &node.to_string()]);
+        }
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let (stdin, stdout) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
+        let mut qemu = Self { child, stdin, stdout };
+        let mut greeting = String::new();
+        if qemu.stdout.read_line(&mut greeting).unwrap() == 0 {
+            let mut said = String::new();
+            std::io::Read::read_to_string(&mut qemu.child.stderr.take().unwrap(), &mut said).unwrap();
+            return Err(said);
+        }
+        qemu.ask(&json!({ "execute": "qmp_capabilities" }));
+        Ok(qemu)
+    }
+
+    /// What QEMU wrote beside the answer.
+    fn ask(&mut self, command: &Value) -> String {
+        writeln!(self.stdin, "{command}").unwrap();
+        let mut beside = String::new();
+        loop {
+            let mut line = String::new();
+            assert_ne!(self.stdout.read_line(&mut line).unwrap(), 0, "QEMU ended");
+            match serde_json::from_str::<Value>(&line) {
+                Ok(answer) if answer.get("return").is_some() => return beside,
+                Ok(answer) => assert!(answer.get("error").is_none(), "{answer}"),
+                Err(_) => beside.push_str(&line),
+            }
+        }
+    }
+
+    /// `qemu-io` on a node; what it says.
+    fn io(&mut self, node: &str, command: &str) -> String {
+        let line = format!("qemu-io {node} \"{command}\"");
+        self.ask(&json!({ "execute": "human-monitor-command", "arguments": { "command-line": line } }))
+    }
+
+    fn holds(&mut self, node: &str, pattern: u8, at: &str) -> bool {
+        let said = self.io(node, &format!("read -P {pattern} {at} 4k"));
+        assert!(said.contains("read 4096/4096") || said.contains("verification failed"), "{said}");
+        !said.contains("failed")
+    }
+}
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Boots nothing, but reads through the nodes, writes to the layer, and sees the image unchanged.
+fn works(image: &DiskImage, dir: &Path) {
+    let files: Vec<_> = image.layers().iter().map(|l| (l.path.clone(), fs::read(&l.path).unwrap())).collect();
+    let overlay = create_overlay(dir, image).unwrap();
+    let mut qemu = Qemu::start(&overlay_nodes("disk0", 1, image), &overlay).unwrap();
+    assert!(qemu.holds("disk0", 0xa5, "1M"), "{image:?}");
+    assert!(qemu.holds("disk0", 0, "1100k"));
+    let said = qemu.io("disk0", "write -P 0x5a 1M 64k");
+    assert!(said.contains("wrote 65536/65536"), "{said}");
+    assert!(qemu.holds("disk0", 0x5a, "1M") && qemu.holds("disk0", 0xa5, "2M"));
+    drop(qemu);
+    for (path, bytes) in files {
+        assert!(fs::read(&path).unwrap() == bytes, "{} was written to", path.display());
+    }
+}
+
+#[test]
+fn every_format_is_found_out_and_takes_a_layer() {
+    let images = Images::new();
+    images.raw("disk.raw");
+    for &format in Format::ALL {
+        let name = format!("disk.{format}");
+        if format != Format::Raw {
+            images.img(&["convert", "-O", format.driver(), "disk.raw", &name]);
+        }
+        let image = images.inspect(&name).unwrap();
+        assert_eq!((image.format(), image.probed), (format, true));
+        // vpc rounds to whole cylinders.
+        assert!(image.virtual_size >= 4 << 20 && image.virtual_size < 5 << 20, "{image:?}");
+        works(&image, images.dir.path());
+    }
+}
+
+#[test]
+fn an_image_in_parts_and_a_packed_one_work() {
+    let images = Images::new();
+    images.raw("disk.raw");
+    for subformat in ["twoGbMaxExtentSparse", "monolithicFlat", "streamOptimized", "twoGbMaxExtentFlat"] {
+        let name = format!("{subformat}.vmdk");
+        images.img(&["convert", "-O", "vmdk", "-o", &format!("subformat={subformat}"), "disk.raw", &name]);
+        works(&images.inspect(&name).unwrap(), images.dir.path());
+    }
+    images.img(&["convert", "-c", "-O", "qcow2", "disk.raw", "packed.qcow2"]);
+    works(&images.inspect("packed.qcow2").unwrap(), images.dir.path());
+    fs::remove_file(images.path("monolithicFlat-flat.vmdk")).unwrap();
+    assert!(matches!(images.inspect("monolithicFlat.vmdk"), Err(DiskError::ExtentMissing { .. })));
+}
+
+#[test]
+fn a_chain_is_walked_and_opened_as_it_was_seen() {
+    let images = Images::new();
+    images.raw("disk.raw");
+    images.img(&["convert", "-O", "vmdk", "disk.raw", "base.vmdk"]);
+    images.img(&["create", "-q", "-f", "vmdk", "-b", "base.vmdk", "-F", "vmdk", "child.vmdk"]);
+    images.img(&["create", "-q", "-f", "qcow2", "-b", "child.vmdk", "-F", "vmdk", "a.qcow2"]);
+    let absolute = images.path("a.qcow2");
+    images.img(&["create", "-q", "-f", "qcow2", "-b", absolute.to_str().unwrap(), "-F", "qcow2", "b.qcow2"]);
+    let image = images.inspect("b.qcow2").unwrap();
+    let names: Vec<_> = image.layers().iter().map(|l| l.path.file_name().unwrap().to_str().unwrap()).collect();
+    assert_eq!(names, ["b.qcow2", "a.qcow2", "child.vmdk", "base.vmdk"]);
+    works(&image, images.dir.path());
+
+    images.img(&["create", "-q", "-f", "qcow2", "-b", "disk.raw", "-F", "raw", "c.qcow2"]);
+    works(&images.inspect("c.qcow2").unwrap(), images.dir.path());
+    fs::remove_file(images.path("disk.raw")).unwrap();
+    let error = images.inspect("c.qcow2").unwrap_err();
+    assert!(error.to_string().contains("disk.raw") && error.to_string().contains("c.qcow2"), "{error}");
+}
+
+#[test]
+fn a_larger_layer_over_a_smaller_one_reads_zeros_behind() {
+    let images = Images::new();
+    images.raw("disk.raw");
+    images.img(&["create", "-q", "-f", "qcow2", "-b", "disk.raw", "-F", "raw", "big.qcow2", "64M"]);
+    let image = images.inspect("big.qcow2").unwrap();
+    assert_eq!(image.virtual_size, 64 << 20);
+    let overlay = create_overlay(images.dir.path(), &image).unwrap();
+    let mut qemu = Qemu::start(&overlay_nodes("disk0", 1, &image), &overlay).unwrap();
+    assert!(qemu.holds("disk0", 0xa5, "3M") && qemu.holds("disk0", 0, "50M"));
+}
+
+#[test]
+fn names_that_lead_elsewhere_are_refused() {
+    let images = Images::new();
+    let create = |name: &str, backing: &str| {
+        images.img(&["create", "-q", "-u", "-f", "qcow2", "-b", backing, "-F", "raw", name, "1M"]);
+        images.inspect(name).unwrap_err()
+    };
+    for backing in ["nbd:localhost:10809", "http://localhost/x", "json:{\"driver\":\"null-co\"}"] {
+        let error = create("x.qcow2", backing);
+        assert!(matches!(error, DiskError::BackingNotAFile { .. }), "{backing}: {error}");
+    }
+    // A colon behind a slash is a name like any other.
+    assert!(matches!(create("y.qcow2", "./a:b"), DiskError::Backing { .. }));
+
+    images.img(&["create", "-q", "-f", "qcow2", "-o", "data_file=data.raw", "external.qcow2", "1M"]);
+    assert!(matches!(images.inspect("external.qcow2"), Err(DiskError::ExternalData { .. })));
+}
+
+#[test]
+fn a_backing_file_without_its_format_comes_with_the_mend() {
+    let images = Images::new();
+    images.raw("disk.raw");
+    images.img(&["create", "-q", "-f", "qcow2", "-b", "disk.raw", "-F", "raw", "x.qcow2"]);
+    let mut bytes = fs::read(images.path("x.qcow2")).unwrap();
+    let extension = bytes.windows(4).position(|w| w == [0xe2, 0x79, 0x2a, 0xca]).unwrap();
+    bytes[extension..extension + 4].fill(0x11); // an unknown extension, which is passed over
+    fs::write(images.path("x.qcow2"), bytes).unwrap();
+    let error = images.inspect("x.qcow2").unwrap_err();
+    assert!(error.to_string().contains("qemu-img rebase -u -F FORMAT"), "{error}");
+}
+
+#[test]
+fn contents_that_a_guest_could_have_written_do_not_count() {
+    let images = Images::new();
+    images.raw("secret.raw");
+    images.img(&["create", "-q", "-f", "qcow2", "-b", "secret.raw", "-F", "raw", "disk.qcow2"]);
+    for name in ["disk.raw", "disk.img", "disk"] {
+        fs::copy(images.path("disk.qcow2"), images.path(name)).unwrap();
+        let error = images.inspect(name).unwrap_err();
+        assert!(matches!(error, DiskError::Disputed { .. }), "{name}: {error}");
+        let raw = inspect(Path::new(QEMU_IMG), &images.path(name), Some(Format::Raw)).unwrap();
+        assert_eq!((raw.format(), raw.layers().len(), raw.probed), (Format::Raw, 1, false));
+        let qcow2 = inspect(Path::new(QEMU_IMG), &images.path(name), Some(Format::Qcow2)).unwrap();
+        assert_eq!(qcow2.layers().len(), 2);
+    }
+    // Without a backing file there is nothing to be had: qcow2 images are often called .img.
+    images.img(&["create", "-q", "-f", "qcow2", "alone.img", "1M"]);
+    assert_eq!(images.inspect("alone.img").unwrap().format(), Format::Qcow2);
+}
+
+#[test]
+fn what_cannot_be_an_image_says_why() {
+    let images = Images::new();
+    fs::write(images.path("empty"), "").unwrap();
+    assert!(matches!(images.inspect("empty"), Err(DiskError::Empty { .. })));
+    assert!(matches!(images.inspect("gone"), Err(DiskError::NotFound { .. })));
+    assert!(matches!(images.inspect("."), Err(DiskError::NotAFile { what: "a directory", .. })));
+    assert!(matches!(inspect(Path::new(QEMU_IMG), Path::new("/dev/null"), None), Err(DiskError::NotAFile { .. })));
+
+    images.raw("disk.raw");
+    let forced = |name: &str, format| inspect(Path::new(QEMU_IMG), &images.path(name), Some(format)).unwrap_err();
+    for format in [Format::Qcow2, Format::Vmdk, Format::Vdi, Format::Vhdx, Format::Vpc, Format::Qed] {
+        let error = forced("disk.raw", format);
+        assert!(matches!(error, DiskError::NotInFormat { .. } | DiskError::Broken { .. }), "{error}");
+    }
+    images.img(&[
+        "create",
+        "-q",
+        "-f",
+        "luks",
+        "--object",
+        "secret,id=s,data=x",
+        "-o",
+        "key-secret=s,iter-time=10",
+        "e.luks",
+        "1M",
+    ]);
+    assert!(matches!(images.inspect("e.luks"), Err(DiskError::UnusableFormat { .. } | DiskError::Encrypted { .. })));
+}
+
+#[test]
+fn a_cut_image_is_found_out() {
+    let images = Images::new();
+    images.raw("disk.raw");
+    images.img(&["convert", "-O", "qcow2", "disk.raw", "disk.qcow2"]);
+    let bytes = fs::read(images.path("disk.qcow2")).unwrap();
+    for keep in [60, 1000, 70_000, 200_000, bytes.len() - 65_536] {
+        fs::write(images.path("cut.qcow2"), &bytes[..keep]).unwrap();
+        let error = images.inspect("cut.qcow2").unwrap_err();
+        assert!(matches!(error, DiskError::Truncated { .. } | DiskError::Broken { .. }), "{keep}: {error}");
+    }
+    let mut corrupt = bytes.clone();
+    corrupt[79] |= 2; // the incompatible feature "corrupt"
+    fs::write(images.path("corrupt.qcow2"), corrupt).unwrap();
+    let error = images.inspect("corrupt.qcow2").unwrap_err();
+    assert!(error.to_string().contains("qemu-img check -r all"), "{error}");
+}
+
+#[test]
+fn readers_share_an_image_and_writers_are_kept_out() {
+    let images = Images::new();
+    images.raw("disk.raw");
+    images.img(&["convert", "-O", "qcow2", "disk.raw", "disk.qcow2"]);
+    let image = images.inspect("disk.qcow2").unwrap();
+    let layer = || create_overlay(images.dir.path(), &image).unwrap();
+    let nodes = overlay_nodes("disk0", 1, &image);
+    let writer = [
+        json!({ "driver": "qcow2", "node-name": "w", "file": { "driver": "file", "filename": images.path("disk.qcow2") } }),
+    ];
+
+    let mut first = Qemu::start(&nodes, layer()).unwrap();
+    let mut second = Qemu::start(&nodes, layer()).unwrap();
+    assert!(first.holds("disk0", 0xa5, "1M") && second.holds("disk0", 0xa5, "1M"));
+    let refused = Qemu::start(&writer, layer()).err().expect("a writer beside two readers");
+    assert!(refused.contains("Failed to get \"write\" lock"), "{refused}");
+    drop((first, second));
+
+    let _writing = Qemu::start(&writer, layer()).unwrap();
+    let refused = Qemu::start(&nodes, layer()).err().expect("a reader beside a writer");
+    assert!(refused.contains("Failed to get shared \"write\" lock"), "{refused}");
+    assert!(matches!(images.inspect("disk.qcow2"), Err(DiskError::InUse { .. })));
+}
+
+#[test]
+fn an_empty_disk_takes_writes() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = create_empty(dir.path(), 1 << 30).unwrap();
+    let mut qemu = Qemu::start(&empty_nodes("data", 1), &disk).unwrap();
+    assert!(qemu.holds("data", 0, "0") && qemu.io("data", "write -P 1 1023M 1M").contains("wrote"));
+    assert!(qemu.holds("data", 1, "1023M"));
+}
