@@ -9,13 +9,14 @@ fixture_suffix=qcow2
 fixture_needs() { debian_disk_needs; }
 
 fixture_build() {
-    debian_disk "$1" sysvinit-core,initscripts,udev,kmod,iproute2,procps,mksh,fish,tcsh,busybox-static '
+    debian_disk "$1" sysvinit-core,initscripts,udev,kmod,iproute2,ifupdown,procps,mksh,fish,tcsh,busybox-static '
         sed -i "s/^\([2-6]\):\([0-9]*\):respawn/#&/" "$root/etc/inittab"
         echo "T0:23:respawn:/sbin/getty -L ttyS0 115200 vt102" >>"$root/etc/inittab"
+        printf "auto lo\niface lo inet loopback\n" >"$root/etc/network/interfaces"
         # busybox is ash when called by a name that starts with a dash and ends in sh; a login shell is.
         ln -s /bin/busybox "$root/usr/local/bin/ash"
         for user in dash:/bin/dash mksh:/bin/mksh fish:/usr/bin/fish tcsh:/bin/tcsh busybox:/usr/local/bin/ash; do
-            useradd -R "$root" -o -u 0 -g 0 -d /root -s "${user#*:}" "${user%%:*}"
+            useradd -R "$root" -K UID_MIN=0 -o -u 0 -g 0 -d /root -s "${user#*:}" "${user%%:*}"
             echo "${user%%:*}:belljar" | chpasswd -R "$root"
         done
     '

@@ -48,7 +48,12 @@ debian_root() {
     apt_sources "$suite" >"$work/sources.list"
     say "installing Debian $suite into a directory: ${packages//,/ }; from"
     sed 's/^/    /' "$work/sources.list" >&2
-    if ! as_root mmdebstrap "${options[@]}" "${@:4}" "$suite" "$root" "$work/sources.list" >"$log" 2>&1; then
+    # The kernel's postinst and then a trigger would each write the initramfs, 20 s apiece; it is written once, here.
+    case ,$packages, in
+        *,linux-image-*) # shellcheck disable=SC2016 # expanded by the hook's shell
+            options+=(--customize-hook='chroot "$1" update-initramfs -c -k all') ;;
+    esac
+    if ! as_root env INITRD=No mmdebstrap "${options[@]}" "${@:4}" "$suite" "$root" "$work/sources.list" >"$log" 2>&1; then
         tail -n 30 "$log" >&2
         die "mmdebstrap failed; the lines above are the end of what it said"
     fi
