@@ -95,6 +95,26 @@ impl Cache {
         Ok(Cached { path, hit: false })
     }
 
+    /// Where the file called `name` is, or would be.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(format!("{PREFIX}{name}"))
+    }
+
+    /// Puts a small file called `name` into the cache in place of one that may be there: whole, or not at all.
+    ///
+    /// # Errors
+    /// Where the cache cannot be written to; what was there may be gone then.
+    pub fn replace(&self, name: &str, content: &[u8]) -> io::Result<()> {
+        let path = self.path(name);
+        let mut file = self.unnamed()?;
+        io::Write::write_all(&mut file, content)?;
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => link(&file, &path),
+        }
+    }
+
     fn unnamed(&self) -> io::Result<File> {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
         unnamed_file(&self.dir, OFlags::empty())
