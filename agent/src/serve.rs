@@ -91,6 +91,7 @@ pub(crate) fn foreground() -> i32 {
 
 /// `serve --fd`: on a descriptor that is already open, changing nothing else in the system.
 pub(crate) fn on_fd(fd: OwnedFd) -> i32 {
+    sys::close_others(fd.as_raw_fd());
     let ready = if rustix::termios::isatty(&fd) { port::make_raw(&fd) } else { Ok(()) }
         .and_then(|()| rustix::io::ioctl_fionbio(&fd, true));
     if let Err(errno) = ready {

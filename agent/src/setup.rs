@@ -20,10 +20,8 @@ const CLOCK_TOLERANCE_NS: u128 = 1_000_000_000;
 /// Faults by index, as the job reports them.
 type Faults = Vec<(u32, MountFault)>;
 
-/// Mounts the shares and sets the clock. `old` are paths that an earlier setup mounted.
+/// Mounts the shares. `old` are those that an earlier setup mounted.
 pub(crate) fn start(setup: Setup, old: &[Mount]) -> Result<Job, Errno> {
-    // At once and not in the job: it is quick, and what the shares are asked for carries times.
-    set_clock(setup.clock_ns);
     Job::start(Kind::Setup, None, || {
         for mount in old.iter().rev() {
             let _ = rustix::mount::unmount(mount.path.as_str(), UnmountFlags::DETACH);
@@ -71,7 +69,8 @@ pub(crate) fn sync_failure(report: &[u8]) -> Option<String> {
     }
 }
 
-fn set_clock(host_ns: u64) {
+/// Sets the wall clock to the host's.
+pub(crate) fn set_clock(host_ns: u64) {
     let ours = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos());
     if host_ns == 0 || ours.abs_diff(u128::from(host_ns)) <= CLOCK_TOLERANCE_NS {
         return;

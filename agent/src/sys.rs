@@ -90,8 +90,14 @@ fn dispose(signal: i32, handler: libc::sighandler_t) {
 
 /// For the agent: every signal as a new process has it, but a closed pipe is an error and no death.
 pub(crate) fn own_signals() {
-    for signal in 1..=64 {
-        dispose(signal, libc::SIG_DFL);
+    for signal in 1..=64_i64 {
+        // SAFETY: the kernel's `struct sigaction` in zeros: the default action, no flags, an empty mask of 8 bytes. By the system
+        // call itself, as the C library keeps two signals to itself, which a parent may have left ignored all the same.
+        unsafe {
+            let default = [0_u64; 8];
+            let none = std::ptr::null_mut::<u64>();
+            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), none, 8_usize);
+        }
     }
     dispose(libc::SIGPIPE, libc::SIG_IGN);
 }

@@ -1,0 +1,235 @@
+//! Commands: how they start and how they end.
+
+use std::os::unix::fs::PermissionsExt;
+
+use belljar_proto::message::{Status, Stdio, ToAgent, ToHost, WindowSize};
+
+use crate::peer::{Peer, exec};
+
+const ENOENT: i32 = 2;
+const EACCES: i32 = 13;
+
+#[test]
+fn exit_codes_are_exact() {
+    let mut peer = Peer::greeted();
+    for (id, code) in [(1, 0), (2, 1), (3, 7), (4, 255)] {
+        let ran = peer.sh(id, &format!("exit {code}"));
+        assert_eq!(ran.status, Some(Status::Code(code)));
+    }
+}
+
+#[test]
+fn signals_are_named() {
+    let mut peer = Peer::greeted();
+    for (id, signal) in [(1, 9), (2, 15), (3, 6), (4, 13)] {
+        let ran = peer.sh(id, &format!("ulimit -c 0; kill -{signal} $$"));
+        assert_eq!(ran.status, Some(Status::Signal { signal, core: false }));
+    }
+}
+
+#[test]
+fn the_streams_stay_apart() {
+    let mut peer = Peer::greeted();
+    let ran = peer.sh(1, "echo out; echo err >&2; echo out2; echo err2 >&2");
+    assert_eq!(ran.stdout, b"out\nout2\n");
+    assert_eq!(ran.stderr, b"err\nerr2\n");
+}
+
+#[test]
+fn what_cannot_start_says_why() {
+    let mut peer = Peer::greeted();
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str, content: &str, mode| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let plain = file("plain", "not a program", 0o644);
+    let lost = file("lost", "#!/no/such/interpreter\n", 0o755);
+    let mut failure = |exec| {
+        let ran = peer.run(exec);
+        assert_eq!(ran.status, None);
+        ran.failed.unwrap()
+    };
+
+    let (what, errno) = failure(exec(1, &["no-such-program-here"]));
+    assert_eq!(errno, ENOENT);
+    assert_eq!(what, "find no-such-program-here in PATH=/usr/local/bin:/usr/bin:/bin");
+
+    let (what, errno) = failure(exec(2, &["/no/such/program"]));
+    assert_eq!((&*what, errno), ("execve /no/such/program", ENOENT));
+
+    let (what, errno) = failure(exec(3, &[&plain]));
+    assert_eq!((what, errno), (format!("execve {plain}"), EACCES));
+
+    let (what, errno) = failure(exec(4, &[&lost]));
+    assert_eq!((what, errno), (format!("execve {lost}, whose interpreter or loader is missing"), ENOENT));
+
+    let mut wrong = exec(5, &["true"]);
+    wrong.cwd = Some(b"/no/such/directory".to_vec());
+    let (what, errno) = failure(wrong);
+    assert_eq!((&*what, errno), ("chdir /no/such/directory", ENOENT));
+
+    let mut wrong = exec(6, &["true"]);
+    wrong.user = Some("no-such-user".into());
+    let (what, errno) = failure(wrong);
+    assert_eq!((&*what, errno), ("find user \"no-such-user\" in /etc/passwd", 0));
+
+    let (_, errno) = failure(exec(7, &[]));
+    assert_eq!(errno, ENOENT);
+}
+
+#[test]
+fn a_script_without_a_first_line_runs_in_sh() {
+    let mut peer = Peer::greeted();
+    let directory = tempfile::tempdir().unwrap();
+    let script = directory.path().join("script");
+    std::fs::write(&script, "echo \"$0 $1\"\nexit 5\n").unwrap();
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let script = script.to_str().unwrap();
+    let ran = peer.run(exec(1, &[script, "argument"]));
+    assert_eq!(ran.text(), format!("{script} argument\n"));
+    assert_eq!(ran.status, Some(Status::Code(5)));
+}
+
+#[test]
+fn environment_and_directory_are_as_asked() {
+    let mut peer = Peer::greeted();
+    let mut wanted = exec(1, &["sh", "-c", "pwd; echo $LANG $EXTRA; umask"]);
+    wanted.cwd = Some(b"/usr".to_vec());
+    wanted.env = vec![b"EXTRA=a b".to_vec()];
+    assert_eq!(peer.run(wanted).text(), "/usr\nC a b\n0022\n");
+
+    let mut wanted = exec(2, &["/usr/bin/env"]);
+    wanted.clear_env = true;
+    wanted.env = vec![b"ONLY=this".to_vec()];
+    assert_eq!(peer.run(wanted).text(), "ONLY=this\n");
+}
+
+#[test]
+fn a_command_has_the_signals_of_a_new_process() {
+    let mut peer = Peer::greeted();
+    let ran = peer.sh(1, "grep -E '^Sig(Blk|Ign)' /proc/self/status");
+    let masks: Vec<&str> = ran.text().split_whitespace().filter(|word| !word.ends_with(':')).collect();
+    assert_eq!(masks, ["0000000000000000"; 2]);
+}
+
+#[test]
+fn a_command_has_only_its_three_descriptors() {
+    let mut peer = Peer::greeted();
+    // 3 is the directory that ls reads.
+    assert_eq!(peer.run(exec(1, &["ls", "/proc/self/fd"])).text(), "0\n1\n2\n3\n");
+}
+
+#[test]
+fn users_are_switched() {
+    if !std::fs::read_to_string("/proc/self/status").unwrap().contains("Uid:\t0\t0\t0\t0") {
+        // Only root can become somebody else.
+        return;
+    }
+    let mut peer = Peer::greeted();
+    let mut wanted = exec(1, &["sh", "-c", "id -u; id -g; id -G; echo $HOME $USER"]);
+    wanted.user = Some("12345:54321".into());
+    assert_eq!(peer.run(wanted).text(), "12345\n54321\n54321\n/ 12345\n");
+
+    let mut wanted = exec(2, &["sh", "-c", "id -un; echo $HOME $USER $LOGNAME"]);
+    wanted.user = Some("daemon".into());
+    assert_eq!(peer.run(wanted).text(), "daemon\n/usr/sbin daemon daemon\n");
+}
+
+#[test]
+fn a_process_left_behind_does_not_hold_the_end_up() {
+    let mut peer = Peer::greeted();
+    let ran = peer.sh(1, "sleep 60 & echo $!");
+    assert_eq!(ran.status, Some(Status::Code(0)));
+    let left_behind = ran.text().trim().to_owned();
+    // It lives on, and may write.
+    let ran = peer.sh(2, &format!("kill -0 {left_behind} && kill {left_behind}"));
+    assert_eq!(ran.status, Some(Status::Code(0)));
+}
+
+#[test]
+fn a_process_left_behind_that_floods_does_not_hold_the_end_up() {
+    let mut peer = Peer::greeted();
+    let ran = peer.sh(1, "yes >&2 & echo $!");
+    assert_eq!(ran.status, Some(Status::Code(0)));
+    let ran = peer.sh(2, &format!("kill -9 {}", ran.text().trim()));
+    assert_eq!(ran.status, Some(Status::Code(0)));
+}
+
+#[test]
+fn a_signal_reaches_the_whole_group() {
+    let mut peer = Peer::greeted();
+    peer.send(&ToAgent::Exec(Box::new(exec(1, &["sh", "-c", "trap 'exit 3' TERM; sleep 60 & echo ready; wait"]))));
+    while peer.frame().unwrap().payload != b"ready\n" {}
+    peer.send(&ToAgent::Signal { id: 1, signal: 15 });
+    assert_eq!(peer.outcome(1).status, Some(Status::Code(3)));
+}
+
+#[test]
+fn a_terminal_is_one() {
+    let mut peer = Peer::greeted();
+    let mut wanted = exec(1, &["sh", "-c", "test -t 0 && stty size && echo $TERM && tty >/dev/tty && read x"]);
+    wanted.stdio = Stdio::Pty { size: WindowSize { rows: 33, cols: 99 }, term: "vt220".into() };
+    let ran = peer.run(wanted);
+    let lines: Vec<&str> = ran.text().lines().collect();
+    assert_eq!(lines[..2], ["33 99", "vt220"]);
+    assert!(lines[2].starts_with("/dev/pts/"), "{lines:?}");
+    // The end of input is typed, so that `read` fails.
+    assert_eq!(ran.status, Some(Status::Code(1)));
+}
+
+#[test]
+fn a_terminal_changes_its_size() {
+    let mut peer = Peer::greeted();
+    let script = "trap 'stty size; exit 4' WINCH; echo ready; while :; do sleep 0.01; done";
+    let mut wanted = exec(1, &["sh", "-c", script]);
+    wanted.stdio = Stdio::Pty { size: WindowSize { rows: 24, cols: 80 }, term: "dumb".into() };
+    peer.send(&ToAgent::Exec(Box::new(wanted)));
+    while peer.frame().unwrap().payload != b"ready\r\n" {}
+    peer.send(&ToAgent::Resize { id: 1, size: WindowSize { rows: 50, cols: 132 } });
+    let ran = peer.outcome(1);
+    assert_eq!(ran.text(), "50 132\r\n");
+    assert_eq!(ran.status, Some(Status::Code(4)));
+}
+
+#[test]
+fn all_that_a_terminal_was_given_comes_out() {
+    let mut peer = Peer::greeted();
+    let mut wanted = exec(1, &["sh", "-c", "stty -opost; seq 1 20000"]);
+    wanted.stdio = Stdio::Pty { size: WindowSize { rows: 24, cols: 80 }, term: "dumb".into() };
+    let ran = peer.run(wanted);
+    let all: String = (1..=20000).map(|number| format!("{number}\n")).collect();
+    assert_eq!(ran.text(), all);
+}
+
+#[test]
+fn a_terminal_is_hung_up_at_the_end() {
+    let mut peer = Peer::greeted();
+    let script = "sh -c 'trap \"\" HUP; sleep 60' & echo $!; sleep 60 & echo $!; exit 0";
+    let mut wanted = exec(1, &["sh", "-mc", script]);
+    wanted.stdio = Stdio::Pty { size: WindowSize { rows: 24, cols: 80 }, term: "dumb".into() };
+    let ran = peer.run(wanted);
+    assert_eq!(ran.status, Some(Status::Code(0)));
+    let left: Vec<String> = ran.text().split_whitespace().map(str::to_owned).collect();
+    // Whoever asked to be spared lives on, without a terminal.
+    let script = format!("kill -0 {0} && kill -9 -{0}; kill -9 -{1}; true", left[0], left[1]);
+    assert_eq!(peer.sh(2, &script).status, Some(Status::Code(0)));
+}
+
+#[test]
+fn setup_and_sync_answer() {
+    use belljar_proto::message::{Mount, MountFault, MountMode, Setup};
+    let mut peer = Peer::greeted();
+    peer.send(&ToAgent::Setup(Setup::default()));
+    assert_eq!(peer.message(), ToHost::SetupDone(vec![]));
+    peer.send(&ToAgent::Setup(Setup {
+        mounts: vec![Mount { tag: "x".into(), path: "relative".into(), mode: MountMode::ReadWrite }],
+        clock_ns: 0,
+    }));
+    let ToHost::SetupDone(faults) = peer.message() else { panic!("no answer") };
+    assert_eq!(faults, [(0, MountFault::Failed { detail: "\"relative\" is not an absolute path".into() })]);
+    peer.send(&ToAgent::Sync);
+    assert_eq!(peer.message(), ToHost::Synced(None));
+}

@@ -1,0 +1,7 @@
+//! The agent as a process of this machine, over a socket: what a host sees of it, byte by byte.
+
+mod peer;
+
+mod commands;
+mod flow;
+mod sessions;
