@@ -11,7 +11,7 @@ use super::{Accel, ArgsError, Chardev, MAX_TAG_LEN, MachineConfig, NicMode, Shar
 
 /// QEMU's seccomp filter at its tightest: no obsolete system calls, no change of user, no child
 /// processes, no change of scheduling.
-pub(crate) const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
+pub const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
 
 /// Network cards with an option ROM. Without it the firmware starts sooner and never
 /// tries to boot from the network.

@@ -20,6 +20,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use self::build::SANDBOX;
 pub use self::disk::{Backing, Disk, DiskBus, DiskSource};
 pub use self::shell::to_shell;
 

@@ -1,0 +1,44 @@
+//! Root's capabilities, cut down to what serving files takes.
+
+use rustix::io::{self, Errno};
+use rustix::process::geteuid;
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, capabilities, capability_is_in_bounding_set, clear_ambient_capability_set,
+    remove_capability_from_bounding_set, set_capabilities,
+};
+
+/// What is kept: root expects to share directories of other users, and to read their images.
+/// All else goes, above all `CHOWN`, `MKNOD`, `FSETID` and `SETFCAP`, by which a file becomes more than
+/// a file: the filter forbids these too, but a file that QEMU writes to also loses its set-uid bit only without
+/// `FSETID`, and no filter can see the name of an extended attribute.
+const KEPT: CapabilitySet =
+    CapabilitySet::DAC_OVERRIDE.union(CapabilitySet::DAC_READ_SEARCH).union(CapabilitySet::FOWNER);
+
+/// Makes sure that the next program has no capabilities but [`KEPT`], and those only as root.
+///
+/// The sets of this process stay as they are: what counts is what `exec` makes of them, and that is bounded by the bounding
+/// set for root, and by the inheritable and ambient sets for others.
+pub(super) fn drop_for_qemu() -> io::Result<()> {
+    match clear_ambient_capability_set() {
+        // Older than 4.3: there is none.
+        Ok(()) | Err(Errno::INVAL) => {}
+        Err(error) => return Err(error),
+    }
+    let sets = capabilities(None)?;
+    if !sets.inheritable.is_empty() {
+        set_capabilities(None, CapabilitySets { inheritable: CapabilitySet::empty(), ..sets })?;
+    }
+    if geteuid().is_root() {
+        for number in 0..64 {
+            let one = CapabilitySet::from_bits_retain(1 << number);
+            match capability_is_in_bounding_set(one) {
+                Ok(true) if !KEPT.contains(one) => remove_capability_from_bounding_set(one)?,
+                Ok(_) => {}
+                // Past the last one this kernel knows.
+                Err(Errno::INVAL) => break,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,180 @@
+//! What a process gives up before it becomes QEMU.
+//!
+//! Belljar starts QEMU through itself: `belljar __exec --parent PID -- qemu-system-x86_64 …`. The
+//! shim, [`shim_main`], changes what can only be changed from within the new process and then becomes QEMU.
+//! In order:
+//!
+//! 1. **Its own process group**, so that a Ctrl-C meant for Belljar does not reach QEMU, and so that a kill reaches
+//!    all that QEMU may have started.
+//! 2. **No core files**: QEMU's memory is the guest's, and an abort would leave gigabytes in the working directory.
+//! 3. **Fewer capabilities** ([`caps`]), when root starts it.
+//! 4. **No new privileges**: no set-uid program gives back what was dropped; the kernel also demands it
+//!    of whoever installs a filter without being root.
+//! 5. **A seccomp filter** ([`filter`]): what a guest leaves on the host over 9p is plain files of the
+//!    user, whatever the guest's root asks for.
+//! 6. **Death with its parent** (`PR_SET_PDEATHSIG`), last, because the kernel forgets it when credentials
+//!    change. The parent is the *thread* that started it, so that thread must live as long as the guest. A parent that was
+//!    gone before is found by comparing `getppid()`.
+//!
+//! Descriptors, environment and working directory pass through untouched.
+
+mod caps;
+mod filter;
+
+use std::convert::Infallible;
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rustix::process::{
+    Pid, Resource, Rlimit, Signal, getpgrp, getpid, getppid, set_parent_process_death_signal, setpgid, setrlimit,
+};
+use thiserror::Error;
+
+/// How to start a program through [`shim_main`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shim {
+    /// The program that calls [`shim_main`]: Belljar itself, best as `/proc/self/exe`.
+    pub program: PathBuf,
+    /// What makes it do so: `__exec`.
+    pub args: Vec<OsString>,
+}
+
+impl Shim {
+    /// A command that starts `program`; its arguments are added to it. To be spawned by the thread that
+    /// called this, as the program dies with that thread.
+    #[must_use]
+    pub fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new(&self.program);
+        let parent = getpid().as_raw_nonzero().to_string();
+        command.args(&self.args).arg("--parent").arg(parent).arg("--").arg(program);
+        command
+    }
+}
+
+/// Why a program was not started.
+#[derive(Debug, Error)]
+pub enum ShimError {
+    /// This is for Belljar's own use.
+    #[error("cannot read the shim's arguments: {0}; expected --parent PID -- PROGRAM [ARG...]")]
+    Usage(&'static str),
+    /// Belljar was killed in the meantime.
+    #[error("process {parent} ended before its guest was started; nothing is left to do")]
+    Orphaned {
+        /// The process that asked.
+        parent: i32,
+    },
+    /// A step of the preparation failed.
+    #[error("cannot {what} before starting QEMU: {source}{}", hint(.what))]
+    Prepare {
+        /// Which step.
+        what: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// The system-call filter could not be installed.
+    #[error(
+        "cannot install the system-call filter: {0}; \
+         the host's kernel needs CONFIG_SECCOMP_FILTER, and a container's runtime must permit seccomp(2)"
+    )]
+    Filter(#[from] seccompiler::Error),
+    /// The program itself.
+    #[error("cannot start {}: {source}", .program.display())]
+    Exec {
+        /// Which one.
+        program: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+fn hint(what: &str) -> &'static str {
+    if what == DROP_CAPABILITIES { "; run as an ordinary user, who has none to drop" } else { "" }
+}
+
+const DROP_CAPABILITIES: &str = "drop capabilities";
+
+/// Prepares this process as the module says and becomes the program that `args` name
+/// (`--parent PID -- PROGRAM [ARG...]`). Returns only on failure.
+///
+/// # Errors
+///
+/// When the arguments cannot be read, the parent is gone, or a step fails: then nothing was started, and the caller
+/// writes the error where QEMU's own messages go and exits.
+pub fn shim_main(args: impl IntoIterator<Item = OsString>) -> Result<Infallible, ShimError> {
+    let order = parse(args)?;
+
+    if getpgrp() != getpid() {
+        setpgid(None, None).map_err(|e| prepare("make a process group", e))?;
+    }
+    let nothing = Rlimit { current: Some(0), maximum: Some(0) };
+    setrlimit(Resource::Core, nothing).map_err(|e| prepare("forbid core files", e))?;
+    caps::drop_for_qemu().map_err(|e| prepare(DROP_CAPABILITIES, e))?;
+    rustix::thread::set_no_new_privs(true).map_err(|e| prepare("renounce new privileges", e))?;
+    filter::install()?;
+    set_parent_process_death_signal(Some(Signal::KILL)).map_err(|e| prepare("tie its life to Belljar's", e))?;
+    if getppid().map(Pid::as_raw_pid) != Some(order.parent) {
+        return Err(ShimError::Orphaned { parent: order.parent });
+    }
+
+    let source = Command::new(&order.program).args(&order.args).exec();
+    Err(ShimError::Exec { program: order.program, source })
+}
+
+fn prepare(what: &'static str, error: rustix::io::Errno) -> ShimError {
+    ShimError::Prepare { what, source: error.into() }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Order {
+    parent: i32,
+    program: PathBuf,
+    args: Vec<OsString>,
+}
+
+fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Order, ShimError> {
+    let mut args = args.into_iter();
+    if args.next().as_deref() != Some(OsStr::new("--parent")) {
+        return Err(ShimError::Usage("no --parent"));
+    }
+    let parent = args.next().and_then(|pid| pid.to_str()?.parse().ok()).filter(|&pid: &i32| pid > 0);
+    let parent = parent.ok_or(ShimError::Usage("no process id after --parent"))?;
+    if args.next().as_deref() != Some(OsStr::new("--")) {
+        return Err(ShimError::Usage("no --"));
+    }
+    let program = args.next().ok_or(ShimError::Usage("no program"))?.into();
+    Ok(Order { parent, program, args: args.collect() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(text: &str) -> Vec<OsString> {
+        text.split_whitespace().map(OsString::from).collect()
+    }
+
+    #[test]
+    fn a_command_reads_back() {
+        let shim = Shim { program: "/proc/self/exe".into(), args: words("__exec") };
+        let mut command = shim.command(Path::new("/usr/bin/qemu"));
+        command.args(words("-m 1 -- --parent"));
+        let args: Vec<OsString> = command.get_args().map(OsStr::to_owned).collect();
+        assert_eq!(args[0], "__exec");
+        let order = parse(args[1..].to_vec()).unwrap();
+        assert_eq!(order.parent, getpid().as_raw_nonzero().get());
+        assert_eq!(order.program, Path::new("/usr/bin/qemu"));
+        assert_eq!(order.args, words("-m 1 -- --parent"));
+    }
+
+    #[test]
+    fn other_words_are_refused() {
+        for text in
+            ["", "--parent", "--parent x -- a", "--parent 0 -- a", "--parent -7 -- a", "--parent 7 a", "--parent 7 --"]
+        {
+            assert!(matches!(shim_main(words(text)), Err(ShimError::Usage(_))), "{text}");
+        }
+    }
+}
