@@ -241,11 +241,13 @@ fn harmless() -> io::Result<()> {
     let refused = applet::refused_system_calls();
     let mut rules: std::collections::BTreeMap<i64, Vec<SeccompRule>> =
         refused.into_iter().map(|number| (number, Vec::new())).collect();
-    // kill(-1, …): everybody.
-    let all = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, u64::from(u32::MAX))
-        .and_then(|c| SeccompRule::new(vec![c]))
-        .map_err(io::Error::other)?;
-    rules.insert(applet::SYS_KILL, vec![all]);
+    // kill(-1, …): everybody; kill(1, …): the guest's init, which is the host's.
+    let mut kill = Vec::new();
+    for pid in [u64::from(u32::MAX), 1] {
+        let is = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, pid);
+        kill.push(is.and_then(|c| SeccompRule::new(vec![c])).map_err(io::Error::other)?);
+    }
+    rules.insert(applet::SYS_KILL, kill);
     let filter =
         SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::Errno(1), arch).map_err(io::Error::other)?;
     let program: BpfProgram = filter.try_into().map_err(io::Error::other)?;

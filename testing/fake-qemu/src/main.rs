@@ -159,8 +159,8 @@ fn power_on(
                 complain("qemu-system-x86_64: Could not access KVM kernel module: No such file or directory");
                 machine.end(End::Exit(1));
             }
-            // What the probe's program writes to the port, as QEMU makes an exit code of it.
-            None => machine.end(End::Exit(33)),
+            // What Belljar's probe writes to the port, as QEMU makes an exit code of it.
+            None => machine.end(End::Exit((0x2a << 1) | 1)),
         });
     } else {
         for ((section, id), channel) in TRACKS.into_iter().zip(channels) {
