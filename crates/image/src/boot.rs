@@ -121,7 +121,7 @@ fn list(features: &[Feature]) -> String {
 }
 
 /// A guest whose first process is the agent and whose root is the 9p share `root_tag`, read-only under a layer in memory.
-/// Required besides `spec.required`: [`Feature::HOST_USERLAND`]; wanted besides `spec.wanted`: the agent's port.
+/// Required besides `spec.required`: [`Feature::HOST_USERLAND`]; wanted besides `spec.wanted`, here and below: the agent's port.
 ///
 /// # Errors
 /// See [`BootError`].
@@ -241,7 +241,8 @@ fn choose_modules(
     if !features.is_empty() {
         return Err(BootError::Lacks { kernel: kernel.path.clone(), modules: index.dir().to_owned(), features });
     }
-    let wanted = [Feature::VirtioConsole].into_iter().chain(spec.wanted.iter().copied());
+    let port = [Feature::VirtioPci, Feature::VirtioConsole].into_iter().filter(|f| !required.contains(f));
+    let wanted = port.chain(spec.wanted.iter().copied());
     let (have, lack): (Vec<_>, Vec<_>) = wanted.partition(|&f| index.feature(f) != Presence::Absent);
     let names = required.iter().chain(&have).flat_map(|f| f.modules()).copied();
     let resolved = index.resolve(names)?;

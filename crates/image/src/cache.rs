@@ -110,7 +110,7 @@ impl Cache {
         let mut file = self.unnamed()?;
         io::Write::write_all(&mut file, content)?;
         match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => link(&file, &path),
         }
     }
@@ -263,6 +263,17 @@ mod tests {
         }
         put(&cache, "new").unwrap();
         assert_eq!(names(&dir.path().join("a/b")), ["belljar-new", "foreign"]);
+    }
+
+    #[test]
+    fn a_small_file_is_replaced_whole() {
+        let (dir, cache) = cache();
+        cache.replace("x", b"first").unwrap();
+        cache.replace("x", b"2nd").unwrap();
+        assert_eq!(std::fs::read(cache.path("x")).unwrap(), b"2nd");
+        assert_eq!(names(&dir.path().join("a/b")), ["belljar-x"]);
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        assert!(Cache::new(dir.path().join("file/below"), dir.path()).replace("x", b"").is_err());
     }
 
     #[test]

@@ -14,6 +14,9 @@ const PROGRAMS: &[&str] = &["bin/sh", "usr/bin/sh", "bin/busybox", "usr/bin/env"
 /// Directories of which a root without any of those still has one.
 const DIRECTORIES: &[&str] = &["usr/bin", "bin", "sbin", "usr/local/bin"];
 
+/// What guests run on.
+const GUEST: Arch = Arch::X86_64;
+
 /// A directory that will do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RootDir {
@@ -80,12 +83,12 @@ pub enum RootDirError {
     },
 }
 
-/// Looks at a directory that is to be the root of a guest on `arch`. Symbolic links in it are followed as the guest will
+/// Looks at a directory that is to be the root of an x86-64 guest. Symbolic links in it are followed as the guest will
 /// follow them, and never out of it.
 ///
 /// # Errors
 /// When the directory cannot be read, holds no system, or one for another architecture.
-pub fn check(path: &Path, arch: Arch) -> Result<RootDir, RootDirError> {
+pub fn check(path: &Path) -> Result<RootDir, RootDirError> {
     let failed = |source: io::Error| match source.kind() {
         io::ErrorKind::NotFound => RootDirError::NotFound { path: path.to_owned() },
         io::ErrorKind::NotADirectory => RootDirError::NotADirectory { path: path.to_owned() },
@@ -108,8 +111,8 @@ pub fn check(path: &Path, arch: Arch) -> Result<RootDir, RootDirError> {
         return Err(RootDirError::NotARoot { path: path.clone(), inside: root_inside(path) });
     }
     let known = there.iter().find_map(|&program| Some((program, elf_arch(&root, program)?)));
-    if let Some((program, found)) = known.filter(|&(_, found)| !runs_on(found, arch)) {
-        return Err(RootDirError::Arch { path: path.clone(), program, found, wanted: arch });
+    if let Some((program, found)) = known.filter(|&(_, found)| !runs_on(found, GUEST)) {
+        return Err(RootDirError::Arch { path: path.clone(), program, found, wanted: GUEST });
     }
     let shell = there.iter().any(|p| p.ends_with("/sh"));
     Ok(RootDir { path: path.clone(), shell, arch: known.map(|(_, arch)| arch) })
@@ -171,12 +174,12 @@ mod tests {
     }
 
     fn text(dir: &Path) -> String {
-        check(dir, Arch::X86_64).map_or_else(|e| e.to_string(), |r| format!("{r:?}"))
+        check(dir).map_or_else(|e| e.to_string(), |r| format!("{r:?}"))
     }
 
     #[test]
     fn this_hosts_own_root_will_do() {
-        let root = check(Path::new("/"), Arch::X86_64).unwrap();
+        let root = check(Path::new("/")).unwrap();
         assert_eq!((root.shell, root.arch), (true, Some(Arch::X86_64)));
     }
 
@@ -192,14 +195,14 @@ mod tests {
         assert!(error.contains("aarch64") && error.contains("bin/sh"), "{error}");
 
         fs::write(dir.path().join("usr/bin/dash"), elf(3)).unwrap();
-        assert_eq!(check(dir.path(), Arch::X86_64).unwrap().arch, Some(Arch::X86));
+        assert_eq!(check(dir.path()).unwrap().arch, Some(Arch::X86));
     }
 
     #[test]
     fn a_root_without_a_shell_is_one() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("usr/bin")).unwrap();
-        let root = check(dir.path(), Arch::X86_64).unwrap();
+        let root = check(dir.path()).unwrap();
         assert_eq!((root.shell, root.arch), (false, None));
     }
 

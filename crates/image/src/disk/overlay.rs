@@ -14,17 +14,10 @@ use crate::cache::unnamed_file;
 /// A layer that takes a guest's writes.
 #[derive(Debug)]
 pub struct Overlay {
-    fd: OwnedFd,
+    /// The descriptor for QEMU's `-add-fd`, open for reading and writing. It is closed on `exec`.
+    pub fd: OwnedFd,
     /// Bytes that the guest sees.
     pub virtual_size: u64,
-}
-
-impl Overlay {
-    /// The descriptor for QEMU's `-add-fd`, open for reading and writing. It is closed on `exec`.
-    #[must_use]
-    pub fn into_fd(self) -> OwnedFd {
-        self.fd
-    }
 }
 
 impl AsFd for Overlay {
@@ -97,7 +90,7 @@ mod tests {
         let overlay = create_overlay(dir.path(), &image(1000)).unwrap();
         assert_eq!(overlay.virtual_size, 1024);
         let empty = create_empty(dir.path(), 1).unwrap();
-        assert_eq!(File::from(empty.into_fd()).metadata().unwrap().len(), 512);
+        assert_eq!(File::from(empty.fd).metadata().unwrap().len(), 512);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 

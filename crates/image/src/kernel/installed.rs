@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::{Arch, Kernel, KernelError};
-use crate::modules::{Feature, ModuleIndex, Presence};
+use crate::modules::{Feature, ModuleIndex, ModulesError, Presence};
 
 /// A kernel found where distributions put them, with its modules.
 #[derive(Debug)]
@@ -14,6 +14,8 @@ pub struct InstalledKernel {
     pub kernel: Kernel,
     /// Its modules, where its module directory is there and can be read.
     pub modules: Option<ModuleIndex>,
+    /// Why they cannot be read although the directory is there.
+    pub modules_error: Option<ModulesError>,
 }
 
 impl InstalledKernel {
@@ -31,7 +33,9 @@ impl InstalledKernel {
         if self.kernel.arch != Some(Arch::X86_64) {
             return Some(Why::Arch(self.kernel.arch));
         }
-        let Some(capabilities) = self.capabilities(Feature::HOST_USERLAND) else { return Some(Why::NoModules) };
+        let Some(capabilities) = self.capabilities(Feature::HOST_USERLAND) else {
+            return Some(Why::NoModules(self.modules_error.as_ref().map(ToString::to_string)));
+        };
         let lacks: Vec<_> =
             capabilities.into_iter().filter_map(|(f, p)| (p == Presence::Absent).then_some(f)).collect();
         (!lacks.is_empty()).then_some(Why::Lacks(lacks))
@@ -56,8 +60,8 @@ pub enum Why {
     Refused(String),
     /// Not for x86-64.
     Arch(Option<Arch>),
-    /// `/lib/modules/RELEASE` is missing or unreadable.
-    NoModules,
+    /// `/lib/modules/RELEASE` is missing, or cannot be read for this reason.
+    NoModules(Option<String>),
     /// It lacks what a guest with its root on 9p needs.
     Lacks(Vec<Feature>),
 }
@@ -68,7 +72,8 @@ impl fmt::Display for Why {
             Why::Refused(text) => f.write_str(text),
             Why::Arch(Some(arch)) => write!(f, "it is for {arch}"),
             Why::Arch(None) => f.write_str("it does not say that it is for x86-64"),
-            Why::NoModules => f.write_str("its module directory (/lib/modules/RELEASE) is not there"),
+            Why::NoModules(Some(text)) => f.write_str(text),
+            Why::NoModules(None) => f.write_str("its module directory (/lib/modules/RELEASE) is not there"),
             Why::Lacks(features) => {
                 f.write_str("it has no ")?;
                 for (i, feature) in features.iter().enumerate() {
@@ -173,10 +178,14 @@ pub fn discover(roots: &[PathBuf]) -> Discovery {
 
 fn with_modules(kernel: Kernel, path: &Path, roots: &[PathBuf]) -> InstalledKernel {
     // A kernel beside its modules needs no looking for them.
-    let beside = path.parent().filter(|dir| dir.join("modules.builtin").is_file()).map(Path::to_owned);
+    let beside = path.parent().filter(|dir| dir.join("kernel").is_dir()).map(Path::to_owned);
     let dir = beside.or_else(|| kernel.find_modules(roots));
-    let modules = dir.and_then(|dir| ModuleIndex::load(&dir).ok());
-    InstalledKernel { kernel, modules }
+    let (modules, modules_error) = match dir.map(|dir| ModuleIndex::load(&dir)) {
+        Some(Ok(modules)) => (Some(modules), None),
+        Some(Err(error)) => (None, Some(error)),
+        None => (None, None),
+    };
+    InstalledKernel { kernel, modules, modules_error }
 }
 
 fn candidates(root: &Path) -> Vec<(PathBuf, Vec<PathBuf>)> {
@@ -266,7 +275,7 @@ mod tests {
         let error = discover(&[dir.path().into()]).choose().unwrap_err();
         assert_eq!(error.looked_at.len(), 3);
         assert_eq!(error.looked_at[0].why, Why::Lacks(Feature::HOST_USERLAND.to_vec()));
-        assert_eq!(error.looked_at[1].why, Why::NoModules);
+        assert_eq!(error.looked_at[1].why, Why::NoModules(None));
         assert!(matches!(&error.looked_at[2].why, Why::Refused(text) if text.contains("an empty file")));
         let text = error.to_string();
         assert!(text.contains("linux-image-amd64") && text.contains("--kernel"), "{text}");

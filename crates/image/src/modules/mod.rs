@@ -36,6 +36,15 @@ pub enum ModulesError {
         /// The directory given.
         dir: PathBuf,
     },
+    /// Nothing says what is built in, so that nothing can be said to be missing.
+    #[error(
+        "{} has no modules.builtin, the kernel's list of what is built in; mend: install all parts of the kernel's \
+         package (on Debian 14 and later the list is in linux-base-RELEASE)", dir.display()
+    )]
+    NoBuiltinList {
+        /// The directory given.
+        dir: PathBuf,
+    },
     /// A file that was expected cannot be read.
     #[error("cannot read {}: {source}", path.display())]
     Read {
@@ -116,9 +125,10 @@ impl ModuleIndex {
             None if dir.join("kernel").is_dir() => walk(dir),
             None => return Err(ModulesError::NotAModuleDirectory { dir: dir.to_owned() }),
         };
+        let builtin = read("modules.builtin")?.ok_or_else(|| ModulesError::NoBuiltinList { dir: dir.to_owned() })?;
         Ok(Self {
             modules,
-            builtin: parse::builtin(&read("modules.builtin")?.unwrap_or_default()),
+            builtin: parse::builtin(&builtin),
             soft: parse::softdep(&read("modules.softdep")?.unwrap_or_default()),
             dir: dir.to_owned(),
         })
@@ -292,6 +302,7 @@ mod tests {
             };
             fs::write(file, bytes).unwrap();
         }
+        fs::write(dir.path().join("modules.builtin"), "").unwrap();
         for (name, text) in files {
             fs::write(dir.path().join(name), text).unwrap();
         }
@@ -361,5 +372,8 @@ mod tests {
         assert!(matches!(ModuleIndex::load(&dir.path().join("x.ko")), Err(ModulesError::NotAModuleDirectory { .. })));
         assert!(matches!(read_module(&dir.path().join("x.ko")), Err(ModulesError::NotAModule { .. })));
         assert!(matches!(read_module(&dir.path().join("y.ko")), Err(ModulesError::Packing { .. })));
+        fs::write(dir.path().join("modules.dep"), "").unwrap();
+        fs::remove_file(dir.path().join("modules.builtin")).unwrap();
+        assert!(matches!(ModuleIndex::load(dir.path()), Err(ModulesError::NoBuiltinList { .. })));
     }
 }
