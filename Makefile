@@ -1,0 +1,66 @@
+# Belljar. `make` alone says what there is.
+
+export CARGO_TERM_COLOR ?= auto
+
+.PHONY: help build demo test check guests guests-all bench fixtures lint-shell clean-fixtures
+
+help:
+	@echo 'make build        the program, target/release/belljar'
+	@echo 'make demo         install what is needed, then run a test in two guests: this machine as it is, and a stock Debian image'
+	@echo 'make test         install what is needed, then everything that CI checks: format, lints, docs, tests, real guests'
+	@echo 'make check        the part of it without guests'
+	@echo 'make guests       the part of it in real guests (CASES=pattern for some)'
+	@echo 'make guests-all   in all real guests: also other formats, login shells and distributions'
+	@echo 'make bench        ratios against a bare QEMU, and against virtme-ng where that is installed'
+	@echo 'make fixtures     build the images of the tests'
+
+build:
+	cargo build --release --locked
+
+demo:
+	@echo '==> make demo: installs what is missing, builds Belljar and a Debian image, and runs a test in two guests'
+	@testing/setup demo
+	@testing/demo/run
+
+test:
+	@echo '==> make test: installs what is missing, then checks sources, runs the tests, and runs the guests'
+	@testing/setup test
+	@$(MAKE) --no-print-directory check
+	@$(MAKE) --no-print-directory guests
+
+check: lint-shell
+	@echo '==> format'
+	cargo fmt --all --check
+	@echo '==> lints'
+	cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
+	@echo '==> documentation'
+	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --document-private-items --locked --quiet
+	@echo '==> tests without a guest'
+	cargo test --workspace --locked --quiet
+
+lint-shell:
+	@if command -v shellcheck >/dev/null; then echo '==> shell scripts'; \
+	    shellcheck -x testing/fixture testing/setup testing/demo/run testing/demo/test.sh testing/recipes/*.sh testing/guests/run testing/guests/lib.sh testing/guests/cases/*.sh .ci/run; \
+	else echo '==> shell scripts: not checked, there is no shellcheck'; fi
+
+guests:
+	@echo '==> tests in real guests'
+	cargo build --locked --quiet
+	@testing/guests/run $(CASES)
+
+guests-all:
+	@testing/setup test
+	cargo build --locked --quiet
+	@testing/guests/run --all $(CASES)
+
+bench:
+	@testing/setup bench
+	cargo build --release --locked --quiet
+	@testing/bench/run
+
+fixtures:
+	@testing/setup test
+	@testing/fixture debian-bookworm busybox-initrd installer-amd64 installer-i386
+
+clean-fixtures:
+	@testing/fixture --prune

@@ -1,0 +1,32 @@
+# shellcheck shell=bash
+# shellcheck disable=SC2015,SC2016,SC2154 # what is quoted is expanded in the guest; run and lib.sh set dir, code
+# Alpine: musl, busybox, no boot loader, no login on the serial line.
+
+# fixtures: alpine
+test_shell_as_init() {
+    local at; at=$(fixture alpine)
+    sha256sum "$at/disk.qcow2" >sum
+    bj --kernel "$at/vmlinuz" --initrd "$at/initrd" --disk "file=$at/disk.qcow2,serial=root" \
+        --append 'root=/dev/vda rootfstype=ext4 modules=ext4,virtio_blk,virtio_pci init=/bin/sh' -- \
+        sh -c '. /etc/os-release; echo "$ID"; echo err >&2; touch made; exit 7'
+    want_code 7
+    want_out alpine
+    want_line '^err$' err
+    [ -e ws/made ]
+    sha256sum --quiet -c sum || fail 'the image has changed'
+}
+
+# fixtures: alpine
+test_emergency_shell() {
+    local at; at=$(fixture alpine)
+    bj --kernel "$at/vmlinuz" --initrd "$at/initrd" --workspace none -- sh -c 'echo out; uname -r; exit 7'
+    want_code 7
+    want_line '^6\.18'
+}
+
+# fixtures: alpine
+test_disk_without_boot_loader() {
+    bj --image "$(fixture alpine)/disk.qcow2" --login root --boot-timeout 60s -- true
+    want_code 125
+    want_err 'boot'
+}

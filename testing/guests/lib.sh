@@ -1,0 +1,85 @@
+# shellcheck shell=bash
+# What the cases share. A case runs in an empty directory of its own; any command that fails there ends it.
+
+dir=$PWD
+top=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+nonce=belljar-case-$$-$RANDOM
+# Everything that Belljar starts inherits this, so that what outlives it can be told from other people's machines.
+export BELLJAR_TEST_CASE=$nonce
+export TMPDIR=$dir/tmp XDG_RUNTIME_DIR=$dir/runtime BELLJAR_STATE_DIR=$dir/state
+unset BELLJAR_LOGIN BELLJAR_ACCEL
+
+fail() { echo "FAILED: $*"; exit 1; }
+
+# run_case FUNCTION: the case, and what must hold after each.
+run_case() {
+    set -euo pipefail
+    mkdir -p tmp runtime ws
+    chmod 700 runtime
+    trap 'echo "FAILED at line $LINENO: $BASH_COMMAND"' ERR
+    set -E
+    "$1"
+    want_nothing_left
+}
+
+fixture() { "$top/testing/fixture" --path "$1"; }
+
+# bj ARGUMENT...: `belljar run`, with the workspace ws, standard input from the file stdin if there is one, standard output
+# to the file out, standard error to the file err, and the exit code in $code.
+bj() {
+    local input=/dev/null
+    if [ -e stdin ]; then input=stdin; fi
+    code=0
+    echo "+ belljar run $*"
+    (cd ws && exec "$BELLJAR" run "$@") <"$input" >out 2>err || code=$?
+    echo "  exit code $code, $(stat -c %s out) bytes on stdout, on stderr:"
+    tail -n 25 err | cut -c1-300 | sed 's/^/  | /'
+}
+
+want_code() { [ "$code" = "$1" ] || fail "the exit code is $code, not $1; stdout ends: $(tail -c 300 out)"; }
+# Standard output is exactly these lines.
+want_out() { diff <(printf '%s\n' "$@") out || fail 'standard output differs from what is wanted (<)'; }
+# Standard output, or a named file, has a line that matches.
+want_line() { grep -qE -e "$1" "${2:-out}" || fail "no line of ${2:-out} matches: $1; it ends: $(tail -c 400 "${2:-out}")"; }
+want_no_line() { if grep -aE -e "$1" "${2:-out}"; then fail "a line of ${2:-out} matches: $1"; fi; }
+want_err() { grep -qiE -e "$1" err || fail "standard error does not say: $1"; }
+
+# until_true SECONDS COMMAND...: try until it holds.
+until_true() {
+    local until=$((SECONDS + $1)); shift
+    while ! "$@"; do
+        [ $SECONDS -lt $until ] || return 1
+        sleep 0.05
+    done
+}
+
+# Processes that Belljar started here and that are still there: same session, or the same variable in their environment.
+survivors() {
+    local p pid
+    for p in /proc/[0-9]*; do
+        pid=${p#/proc/}
+        case $(readlink "$p/exe" 2>/dev/null) in *qemu-system* | "$(readlink -f "$BELLJAR")"*) ;; *) continue ;; esac
+        if grep -qzxF "BELLJAR_TEST_CASE=$nonce" "$p/environ" 2>/dev/null || [ "$(ps -o sid= -p "$pid" | xargs)" = "$(ps -o sid= -p $$ | xargs)" ]; then
+            ps -o pid=,ppid=,stat=,args= -p "$pid" | cut -c1-200
+        fi
+    done
+}
+no_survivors() { [ -z "$(survivors)" ]; }
+
+want_nothing_left() {
+    until_true 5 no_survivors || fail "processes outlive the run: $(survivors)"
+    local left
+    left=$(find tmp runtime -mindepth 1)
+    [ -z "$left" ] || fail "temporary files are left: $left"
+    left=$(find ws ! -type d ! -type f ! -type l -o -perm /6000 -o ! -uid "$(id -u)")
+    [ -z "$left" ] || fail "the workspace has files that are not plain files of the user: $left"
+}
+
+# The belljar that this case started in the background.
+belljar_pid() {
+    local p
+    for p in /proc/[0-9]*; do
+        if [ "$(readlink "$p/exe")" = "$(readlink -f "$BELLJAR")" ] && grep -qzxF "BELLJAR_TEST_CASE=$nonce" "$p/environ" &&
+            ! grep -qz __exec "$p/cmdline"; then echo "${p#/proc/}"; fi
+    done 2>/dev/null | sort -n | head -n 1
+}
