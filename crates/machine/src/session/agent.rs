@@ -69,7 +69,22 @@ impl AgentSession {
     /// [`SessionError::Closed`] when all ports are closed; [`SessionError::Version`] for a stale agent.
     pub async fn connect(ports: Vec<(PortKind, BoxedPort)>) -> Result<(Self, Announce, PortKind), SessionError> {
         let (link, announce, kind) = connect::connect(ports).await?;
-        let session = Self {
+        Ok((Self::over(link), announce, kind))
+    }
+
+    /// Takes over the agent of a guest that was frozen during a session and goes on with another host: it does not announce
+    /// itself, as it noticed nothing. What ran in it is killed.
+    ///
+    /// Waits as long as it takes, like [`connect`](Self::connect).
+    ///
+    /// # Errors
+    /// [`SessionError::Closed`] when the port is closed; [`SessionError::AgentFatal`] for a stale agent.
+    pub async fn resume(port: BoxedPort) -> Result<Self, SessionError> {
+        connect::resume(port).await.map(Self::over)
+    }
+
+    fn over(link: Link) -> Self {
+        Self {
             link,
             liveness: Liveness::default(),
             next_exec: 1,
@@ -78,8 +93,7 @@ impl AgentSession {
             pings: 0,
             log: Vec::new(),
             log_lost: 0,
-        };
-        Ok((session, announce, kind))
+        }
     }
 
     /// Sets how long the agent may be silent from now on.

@@ -3,13 +3,18 @@
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
-use belljar_proto::frame::{Decoder, Encoder, Frame, Kind, from_bytes};
+use belljar_proto::frame::{Decoder, Encoder, Frame, HEADER_LEN, Kind, MAX_PAYLOAD, from_bytes};
 use belljar_proto::message::{Announce, ToAgent, ToHost, VERSION};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::time::{Instant, MissedTickBehavior};
 
 use super::error::{SessionError, clean};
 use super::link::{Link, READ_SIZE};
+
+/// How long an agent may take to answer a greeting before it is greeted again.
+const GREET_AGAIN: Duration = Duration::from_secs(3);
 
 /// What a port must be able to do.
 pub trait Port: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -95,7 +100,7 @@ pub(super) async fn connect(ports: Vec<(PortKind, BoxedPort)>) -> Result<(Link, 
             Ok(announce) if announce.version != VERSION => {
                 return Err(SessionError::Version { theirs: announce.version, ours: VERSION });
             }
-            Ok(announce) => greet(candidate, &mut buffer).await.map(|link| (link, announce)),
+            Ok(announce) => greet(candidate.port, candidate.decoder, &mut buffer).await.map(|link| (link, announce)),
             Err(error) => Err(error),
         };
         match greeted {
@@ -107,35 +112,52 @@ pub(super) async fn connect(ports: Vec<(PortKind, BoxedPort)>) -> Result<(Link, 
     Err(last)
 }
 
+/// Greets an agent that had a session with another host, and does not announce itself as it knows of no end.
+pub(super) async fn resume(port: BoxedPort) -> Result<Link, SessionError> {
+    greet(port, Decoder::new(), &mut vec![0; READ_SIZE]).await
+}
+
 /// Greets the agent and waits until it is ready.
-async fn greet(mut candidate: Candidate, buffer: &mut [u8]) -> Result<Link, SessionError> {
+async fn greet(mut port: BoxedPort, mut decoder: Decoder, buffer: &mut [u8]) -> Result<Link, SessionError> {
     let session = session_tag()?;
     let mut hello = Vec::new();
     Encoder::default()
         .message(&ToAgent::Hello { version: VERSION, session }, &mut hello)
         .map_err(SessionError::Message)?;
-    let port = &mut candidate.port;
-    send(port, &hello).await?;
+    send(&mut port, &hello).await?;
+    let mut again = tokio::time::interval_at(Instant::now() + GREET_AGAIN, GREET_AGAIN);
+    again.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        while let Some(next) = candidate.decoder.next_frame() {
+        while let Some(next) = decoder.next_frame() {
             // Rubbish before the agent's answer is of its port's earlier life.
             let Ok(frame) = next else { continue };
             if announced(&frame).is_some() {
                 // It had not heard us when it said this; an agent that has, knows the tag and stays as it is.
-                send(port, &hello).await?;
+                send(&mut port, &hello).await?;
             } else if frame.session == session {
                 return match from_bytes(&frame.payload) {
-                    Ok(ToHost::Ready) => Ok(Link::start(candidate.port, candidate.decoder, session)),
+                    Ok(ToHost::Ready) => Ok(Link::start(port, decoder, session)),
                     Ok(ToHost::Fatal(text)) => Err(SessionError::AgentFatal { detail: clean(&text) }),
                     _ => Err(SessionError::Protocol { what: "something else came before it was ready".into() }),
                 };
             }
         }
-        let read = port.read(buffer).await.map_err(|source| SessionError::Port { what: "reading", source })?;
+        let read = tokio::select! {
+            read = port.read(buffer) => read,
+            _ = again.tick() => {
+                // A host before us may have died in the middle of a frame, whose rest the agent then awaits: enough zeros for
+                // the longest.
+                let mut padded = vec![0; HEADER_LEN + MAX_PAYLOAD];
+                padded.extend_from_slice(&hello);
+                send(&mut port, &padded).await?;
+                continue;
+            }
+        };
+        let read = read.map_err(|source| SessionError::Port { what: "reading", source })?;
         if read == 0 {
-            return Err(closed(&candidate.decoder));
+            return Err(closed(&decoder));
         }
-        candidate.decoder.push(&buffer[..read]);
+        decoder.push(&buffer[..read]);
     }
 }
 

@@ -47,7 +47,7 @@ impl AgentSession {
     /// [`SessionError::ExecFailed`] where the command could not be started; [`SessionError::Sink`] and [`SessionError::Stdin`] for
     /// failures on our side; all others mean that the session is broken.
     pub async fn exec(&mut self, mut exec: Exec, io: ExecIo<'_>) -> Result<Status, SessionError> {
-        self.give_up_running().await?;
+        self.kill_running().await?;
         let id = self.next_exec;
         self.next_exec += 1;
         exec.id = id;
@@ -116,8 +116,11 @@ impl AgentSession {
         }
     }
 
-    /// Kills a command that an earlier caller started and gave up on.
-    async fn give_up_running(&mut self) -> Result<(), SessionError> {
+    /// Kills the command that an earlier caller started and gave up on, if there is one, with all of its process group.
+    ///
+    /// # Errors
+    /// Those of a broken session.
+    pub async fn kill_running(&mut self) -> Result<(), SessionError> {
         const SIGKILL: i32 = 9;
         if let Some(id) = self.running.take() {
             self.abandoned.push(id);
