@@ -230,7 +230,11 @@ fn choose_modules(
     root: &InitRoot,
 ) -> Result<(Vec<Module>, Vec<String>), BootError> {
     let Some(index) = spec.modules else {
-        return Ok((Vec::new(), vec!["no modules: all that is needed has to be built in".to_owned()]));
+        let rely = match root {
+            InitRoot::NinePOverlay { .. } => "no modules: all that is needed has to be built into the kernel",
+            InitRoot::Initramfs => "no modules added: the initramfs has to have what it needs",
+        };
+        return Ok((Vec::new(), vec![rely.to_owned()]));
     };
     let of_root = match root {
         InitRoot::NinePOverlay { .. } => Feature::HOST_USERLAND,

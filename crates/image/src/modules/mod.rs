@@ -9,6 +9,7 @@ mod parse;
 use std::cell::OnceCell;
 use std::collections::{HashMap, HashSet};
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 pub use feature::{Feature, Presence};
@@ -30,11 +31,14 @@ pub enum ModulesError {
     /// The directory is not one of a kernel's modules.
     #[error(
         "{} holds no kernel modules: it has neither modules.dep nor a directory kernel; \
-         a module directory is one such as /lib/modules/6.1.0-56-amd64", dir.display()
+         a module directory is one such as /lib/modules/6.1.0-56-amd64{}", dir.display(),
+        inside.as_ref().map(|d| format!("; did you mean {}?", d.display())).unwrap_or_default()
     )]
     NotAModuleDirectory {
         /// The directory given.
         dir: PathBuf,
+        /// One in it that would do.
+        inside: Option<PathBuf>,
     },
     /// Nothing says what is built in, so that nothing can be said to be missing.
     #[error(
@@ -70,19 +74,30 @@ pub enum ModulesError {
 }
 
 /// What a kernel's module directory says.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct ModuleIndex {
     dir: PathBuf,
+    /// `modules.dep`, of which a run needs a dozen lines out of thousands.
+    dep: String,
     modules: HashMap<String, Entry>,
     builtin: HashSet<String>,
     soft: HashMap<String, Vec<String>>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Entry {
+    /// Absolute, or below the directory.
     path: PathBuf,
-    /// Names; found in the module itself when `modules.dep` did not give them.
-    needs: OnceCell<Vec<String>>,
+    needs: Needs,
+}
+
+/// What a module needs, by name.
+#[derive(Clone, Debug)]
+enum Needs {
+    /// Where in `modules.dep` the paths are.
+    Listed(Range<usize>),
+    /// In the module itself, once asked.
+    Asked(OnceCell<Vec<String>>),
 }
 
 /// One module to insert.
@@ -120,10 +135,12 @@ impl ModuleIndex {
                 Err(source) => Err(ModulesError::Read { path, source }),
             }
         };
-        let modules = match read("modules.dep")? {
-            Some(text) => from_dep(dir, &text),
-            None if dir.join("kernel").is_dir() => walk(dir),
-            None => return Err(ModulesError::NotAModuleDirectory { dir: dir.to_owned() }),
+        let (modules, dep) = match read("modules.dep")? {
+            Some(text) => (from_dep(&text), text),
+            None if dir.join("kernel").is_dir() => (walk(dir), String::new()),
+            None => {
+                return Err(ModulesError::NotAModuleDirectory { dir: dir.to_owned(), inside: tree_inside(dir) });
+            }
         };
         let builtin = read("modules.builtin")?.ok_or_else(|| ModulesError::NoBuiltinList { dir: dir.to_owned() })?;
         Ok(Self {
@@ -131,6 +148,7 @@ impl ModuleIndex {
             builtin: parse::builtin(&builtin),
             soft: parse::softdep(&read("modules.softdep")?.unwrap_or_default()),
             dir: dir.to_owned(),
+            dep,
         })
     }
 
@@ -146,7 +164,7 @@ impl ModuleIndex {
         let name = parse::normalise(name);
         if self.builtin.contains(&name) {
             Presence::Builtin
-        } else if self.modules.get(&name).is_some_and(|m| m.path.is_file()) {
+        } else if self.module(&name).is_some() {
             Presence::Module
         } else {
             Presence::Absent
@@ -188,7 +206,7 @@ impl ModuleIndex {
             out.builtin.push(name.to_owned());
             return Ok(());
         }
-        let Some(entry) = self.modules.get(name).filter(|m| m.path.is_file()) else {
+        let Some((entry, path)) = self.module(name) else {
             if required {
                 out.missing.push(name.to_owned());
             } else {
@@ -200,39 +218,58 @@ impl ModuleIndex {
         for soft in self.soft.get(name).into_iter().flatten() {
             self.visit(soft, false, seen, out)?;
         }
-        for need in entry.needs()? {
-            self.visit(need, true, seen, out)?;
+        for need in self.needs(entry, &path)? {
+            self.visit(&need, true, seen, out)?;
         }
-        out.insert.push(Module { name: name.to_owned(), path: entry.path.clone() });
+        out.insert.push(Module { name: name.to_owned(), path });
         Ok(())
     }
-}
 
-impl Entry {
-    fn needs(&self) -> Result<&[String], ModulesError> {
-        if self.needs.get().is_none() {
-            let needs = parse::modinfo(&read_module(&self.path)?, "depends")
-                .map(|text| text.split(',').filter(|n| !n.is_empty()).map(parse::normalise).collect())
-                .unwrap_or_default();
-            let _ = self.needs.set(needs);
+    /// A module that is there, and its file.
+    fn module(&self, name: &str) -> Option<(&Entry, PathBuf)> {
+        let entry = self.modules.get(name)?;
+        let path = self.dir.join(&entry.path);
+        path.is_file().then_some((entry, path))
+    }
+
+    fn needs(&self, entry: &Entry, path: &Path) -> Result<Vec<String>, ModulesError> {
+        match &entry.needs {
+            Needs::Listed(range) => {
+                let paths = self.dep.get(range.clone()).unwrap_or_default();
+                Ok(paths.split_ascii_whitespace().filter_map(module_name).collect())
+            }
+            Needs::Asked(known) => {
+                if known.get().is_none() {
+                    let needs = parse::modinfo(&read_module(path)?, "depends")
+                        .map(|text| text.split(',').filter(|n| !n.is_empty()).map(parse::normalise).collect())
+                        .unwrap_or_default();
+                    let _ = known.set(needs);
+                }
+                Ok(known.get().cloned().unwrap_or_default())
+            }
         }
-        Ok(self.needs.get().map_or(&[], Vec::as_slice))
     }
 }
 
-fn from_dep(dir: &Path, text: &str) -> HashMap<String, Entry> {
+fn from_dep(text: &str) -> HashMap<String, Entry> {
     parse::dep(text)
-        .map(|(path, needs)| {
-            let needs = needs.iter().filter_map(|p| module_name(p)).collect::<Vec<_>>();
-            (path, OnceCell::from(needs))
+        .filter_map(|(path, needs)| {
+            Some((module_name(path)?, Entry { path: path.into(), needs: Needs::Listed(needs) }))
         })
-        .filter_map(|(path, needs)| Some((module_name(path)?, Entry { path: dir.join(path), needs })))
         .collect()
 }
 
-fn walk(dir: &Path) -> HashMap<String, Entry> {
+/// Somebody who gives the directory above, or that of `make INSTALL_MOD_PATH=… modules_install`.
+fn tree_inside(dir: &Path) -> Option<PathBuf> {
+    ["", "lib/modules", "usr/lib/modules"].iter().find_map(|below| {
+        let entries = std::fs::read_dir(dir.join(below)).ok()?.flatten().take(100);
+        entries.map(|e| e.path()).find(|d| d.join("modules.dep").is_file() || d.join("kernel").is_dir())
+    })
+}
+
+fn walk(top: &Path) -> HashMap<String, Entry> {
     let mut found = HashMap::new();
-    let mut dirs = vec![dir.join("kernel"), dir.join("updates"), dir.join("extra")];
+    let mut dirs = vec![top.join("kernel"), top.join("updates"), top.join("extra")];
     let mut entries_left = MAX_ENTRIES;
     while let Some(dir) = dirs.pop() {
         for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
@@ -243,7 +280,7 @@ fn walk(dir: &Path) -> HashMap<String, Entry> {
                 Ok(kind) if kind.is_dir() => dirs.push(entry.path()),
                 Ok(kind) if kind.is_file() => {
                     if let Some(name) = entry.file_name().to_str().and_then(module_name) {
-                        found.insert(name, Entry { path: entry.path(), needs: OnceCell::new() });
+                        found.insert(name, Entry { path: entry.path(), needs: Needs::Asked(OnceCell::new()) });
                     }
                 }
                 _ => {}
@@ -345,6 +382,15 @@ mod tests {
         assert_eq!(order(&resolved), ["a", "b_b", "c"]);
         assert_eq!(resolved.missing, ["gone"]);
         assert_eq!(built_for(&read_module(&resolved.insert[0].path).unwrap()).as_deref(), Some("6.1.0-56-amd64"));
+    }
+
+    #[test]
+    fn a_directory_too_high_up_is_pointed_down() {
+        let top = tempfile::tempdir().unwrap();
+        fs::create_dir_all(top.path().join("lib/modules/6.1/kernel")).unwrap();
+        let say = |dir: &Path| ModuleIndex::load(dir).unwrap_err().to_string();
+        assert!(say(top.path()).ends_with("lib/modules/6.1?"));
+        assert!(say(&top.path().join("lib/modules")).ends_with("lib/modules/6.1?"));
     }
 
     #[test]

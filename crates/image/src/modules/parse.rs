@@ -2,6 +2,7 @@
 //! many in one of them is no reason not to boot.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 
 /// The kernel takes `-` and `_` in a module's name as the same.
 pub(super) fn normalise(name: &str) -> String {
@@ -16,11 +17,14 @@ pub fn module_name(path: &str) -> Option<String> {
     (!stem.is_empty()).then(|| normalise(stem))
 }
 
-/// The lines `PATH: PATH PATH…` of `modules.dep`.
-pub(super) fn dep(text: &str) -> impl Iterator<Item = (&str, Vec<&str>)> {
-    text.lines().filter_map(|line| {
-        let (path, needs) = line.split_once(':')?;
-        Some((path.trim(), needs.split_ascii_whitespace().collect()))
+/// The lines `PATH: PATH PATH…` of `modules.dep`: the module, and where in the text the paths of what it needs are.
+pub(super) fn dep(text: &str) -> impl Iterator<Item = (&str, Range<usize>)> {
+    let mut at = 0;
+    text.split_inclusive('\n').filter_map(move |line| {
+        let start = at;
+        at += line.len();
+        let colon = line.find(':')?;
+        Some((line[..colon].trim(), start + colon + 1..at))
     })
 }
 
@@ -90,7 +94,7 @@ mod tests {
                 format!("kernel/{m}.ko:{needs}\n")
             }).collect();
             let read: Vec<_> = dep(&text).map(|(m, needs)| {
-                (module_name(m).unwrap(), needs.iter().map(|n| module_name(n).unwrap()).collect::<Vec<_>>())
+                (module_name(m).unwrap(), text[needs].split_whitespace().map(|n| module_name(n).unwrap()).collect::<Vec<_>>())
             }).collect();
             prop_assert_eq!(read, lines);
         }
