@@ -254,7 +254,10 @@ const PROMPTS: &[(&str, AlarmKind)] = &[
 /// Finds alarms in lines.
 #[derive(Debug, Default)]
 pub(crate) struct Scanner {
+    /// A kernel's time stamp was seen.
     stamped: bool,
+    /// U-Boot introduced itself.
+    u_boot: bool,
     /// What the line that is still open already raised.
     raised: Option<AlarmKind>,
 }
@@ -289,10 +292,11 @@ impl Scanner {
             return Some(kind);
         }
         let line = line.trim();
+        self.u_boot |= line.starts_with("U-Boot ");
         if open {
             return PROMPTS
                 .iter()
-                .find(|(p, _)| *p == line)
+                .find(|(p, k)| *p == line && (self.u_boot || *k != AlarmKind::UBootPrompt))
                 .or_else(|| BOOT.iter().find(|(p, _)| p.ends_with('>') && *p == line))
                 .or_else(|| BOOT.iter().find(|(p, k)| *k == AlarmKind::Maintenance && line.starts_with(p)))
                 .or_else(|| BOOT.iter().find(|(p, k)| *k == AlarmKind::DracutShell && line == *p))

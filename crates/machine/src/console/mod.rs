@@ -200,11 +200,31 @@ impl Console {
     ///
     /// When patience runs out or the line is closed; the text stays unread.
     pub async fn expect(&mut self, patterns: &[Pattern], patience: &mut Patience) -> Result<Match, ExpectError> {
+        loop {
+            if let Some(found) = self.expect_unless_quiet(patterns, |_| Duration::MAX, patience).await? {
+                return Ok(found);
+            }
+        }
+    }
+
+    /// [`Console::expect`] that also comes back, with nothing, when nothing was sent for as long as `quiet` says of the
+    /// unread text, counted from now on.
+    ///
+    /// # Errors
+    ///
+    /// As [`Console::expect`].
+    pub async fn expect_unless_quiet(
+        &mut self,
+        patterns: &[Pattern],
+        quiet: impl Fn(&[u8]) -> Duration,
+        patience: &mut Patience,
+    ) -> Result<Option<Match>, ExpectError> {
         let what = || patterns.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ");
         let mut matcher = Matcher::new(patterns);
         let mut lost = 0;
+        let began = Instant::now();
         loop {
-            let (seen, rest) = {
+            let (seen, wait, prompt_at_rest) = {
                 let mut state = self.inner.shared.lock();
                 let gone = state.buffer.take_lost();
                 if gone > 0 {
@@ -212,18 +232,27 @@ impl Console {
                     matcher.forget(gone);
                 }
                 if let Some(found) = matcher.feed(state.buffer.unread()) {
-                    return Ok(take(&mut state.buffer, found, lost));
+                    return Ok(Some(take(&mut state.buffer, found, lost)));
                 }
-                let rest = matcher.at_rest(state.buffer.unread());
-                if let Some((found, rest)) = &rest
-                    && state.last_byte.elapsed() >= *rest
+                let silence = state.last_byte.elapsed();
+                let at_rest = matcher.at_rest(state.buffer.unread());
+                if let Some((found, rest)) = &at_rest
+                    && silence >= *rest
                 {
                     let found = found.clone();
-                    return Ok(take(&mut state.buffer, found, lost));
+                    return Ok(Some(take(&mut state.buffer, found, lost)));
                 }
-                (state.bytes, rest.map(|(_, rest)| rest.saturating_sub(state.last_byte.elapsed())))
+                let until_quiet = quiet(state.buffer.unread()).saturating_sub(silence.min(began.elapsed()));
+                let until_rest = at_rest.map(|(_, rest)| rest.saturating_sub(silence));
+                (
+                    state.bytes,
+                    until_rest.unwrap_or(Duration::MAX).min(until_quiet),
+                    until_rest.is_some_and(|r| r <= until_quiet),
+                )
             };
-            self.wait(seen, rest.unwrap_or(Duration::MAX), patience, what).await?;
+            if self.wait(seen, wait, patience, what).await? == Wake::Rest && !prompt_at_rest {
+                return Ok(None);
+            }
         }
     }
 

@@ -1,0 +1,201 @@
+//! What the open line of a console looks like to a person who wants to get in.
+
+/// One look at the open line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sight {
+    /// Somebody is to log in: `debian login: `.
+    Login,
+    /// A password is to be typed.
+    Password,
+    /// A password has expired and a new one is wanted.
+    NewPassword,
+    /// busybox's `Please press Enter to activate this console.`
+    Activate,
+    /// The end of a line as shells have it: `# `, `$ `.
+    Prompt,
+    /// An emergency shell that wants root's password, or just Enter.
+    Maintenance,
+    /// Some other text that waits.
+    Text,
+    /// Nothing on the line.
+    Blank,
+}
+
+/// Words for "password" just before the colon, in lower case. Login programs translate theirs.
+const PASSWORD: &[&str] = &[
+    "password",
+    "passwort",
+    "kennwort",
+    "passwd",
+    "passcode",
+    "mot de passe",
+    "contraseña",
+    "senha",
+    "palavra-passe",
+    "wachtwoord",
+    "hasło",
+    "heslo",
+    "lösenord",
+    "adgangskode",
+    "passord",
+    "salasana",
+    "jelszó",
+    "parola",
+    "пароль",
+    "κωδικός πρόσβασης",
+    "パスワード",
+    "密码",
+    "密碼",
+    "암호",
+];
+
+/// Looks at the open line. `after_name`: a user name was just typed, so any question is taken for the password's.
+pub(super) fn look(line: &str, after_name: bool) -> Sight {
+    let text = line.trim();
+    let lower = text.to_lowercase();
+    if text.is_empty() {
+        return Sight::Blank;
+    }
+    if is_login_prompt(text) {
+        return Sight::Login;
+    }
+    if lower.contains("press enter to activate this console") {
+        return Sight::Activate;
+    }
+    if lower.contains("for maintenance")
+        || lower.contains("for system maintenance")
+        || lower.starts_with("(or press control-d")
+    {
+        return Sight::Maintenance;
+    }
+    if let Some(question) = lower.strip_suffix([':', '：']) {
+        let question = question.trim_end();
+        if ["new ", "current ", "retype ", "(current) "].iter().any(|w| question.starts_with(w)) {
+            return Sight::NewPassword;
+        }
+        // "Password for root:", as some PAM modules have it.
+        let named = PASSWORD.iter().any(|w| question.ends_with(w) || question.starts_with(&format!("{w} for ")));
+        if named || after_name {
+            return Sight::Password;
+        }
+    }
+    if text.ends_with(['#', '$', '%', '>', '❯', '➜', '»']) && !is_percentage(text) && text.chars().count() < 200 {
+        return Sight::Prompt;
+    }
+    Sight::Text
+}
+
+/// `debian login:`; not `Last login: …`, which is no question.
+pub(super) fn is_login_prompt(line: &str) -> bool {
+    let lower = line.trim().to_lowercase();
+    let Some(before) = lower.strip_suffix("login:").or_else(|| lower.strip_suffix("ogin as:")) else {
+        return lower.ends_with("username:") || lower.ends_with("user name:");
+    };
+    let before = before.trim_end();
+    !before.ends_with("last") && !before.ends_with("failed") && before.chars().count() < 200
+}
+
+/// `50%` is progress, not a prompt.
+fn is_percentage(text: &str) -> bool {
+    text.strip_suffix('%').is_some_and(|t| t.trim_end().ends_with(|c: char| c.is_ascii_digit()))
+}
+
+/// Texts that say that a login was turned down.
+const REFUSED: &[&str] = &[
+    "login incorrect",
+    "authentication failure",
+    "authentication error",
+    "permission denied",
+    "access denied",
+    "maximum number of tries exceeded",
+    "account is locked",
+    "account locked",
+    "account has expired",
+    "this account is currently not available",
+    "cannot possibly work without effective root",
+];
+
+/// Texts that say that a login came at the wrong time and is worth another try.
+const TOO_EARLY: &[&str] =
+    &["login timed out", "system is booting up", "system is going down", "not permitted to log in yet"];
+
+/// Texts that say that the password must be changed first.
+const EXPIRED: &[&str] =
+    &["password has expired", "required to change your password", "changing password for", "passwort ist abgelaufen"];
+
+/// What was said since something was typed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Said {
+    pub(super) refused: bool,
+    pub(super) too_early: bool,
+    pub(super) expired: bool,
+}
+
+pub(super) fn said(text: &[u8]) -> Said {
+    let recent = &text[text.len().saturating_sub(16 * 1024)..];
+    let lower = String::from_utf8_lossy(recent).to_lowercase();
+    let any = |words: &[&str]| words.iter().any(|w| lower.contains(w));
+    Said { refused: any(REFUSED), too_early: any(TOO_EARLY), expired: any(EXPIRED) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn lines_are_seen_for_what_they_are() {
+        use Sight::*;
+        for (line, sight) in [
+            ("debian login: ", Login),
+            ("localhost login:", Login),
+            ("login: ", Login),
+            ("(none) login:", Login),
+            ("Welcome to Alpine! Login:", Login),
+            ("debian login: root (automatic login)", Text),
+            ("Last login:", Text),
+            ("Last login: Mon Jan  1 00:00:00 UTC 2024 on ttyS0", Text),
+            ("Password: ", Password),
+            ("Passwort: ", Password),
+            ("Mot de passe : ", Password),
+            ("root's password:", Password),
+            ("Password for root:", Password),
+            ("パスワード:", Password),
+            ("New password:", NewPassword),
+            ("Current password:", NewPassword),
+            ("Please press Enter to activate this console. ", Activate),
+            ("Give root password for maintenance", Maintenance),
+            ("(or press Control-D to continue): ", Maintenance),
+            ("Press Enter for maintenance", Maintenance),
+            ("~ # ", Prompt),
+            ("root@debian:~# ", Prompt),
+            ("[root@fedora ~]# ", Prompt),
+            ("bash-5.2$ ", Prompt),
+            ("> ", Prompt),
+            ("[root@arch ~]❯ ", Prompt),
+            ("Loading 55%", Text),
+            ("Starting something:", Text),
+            ("", Blank),
+            ("   ", Blank),
+        ] {
+            assert_eq!(look(line, false), sight, "{line}");
+        }
+        assert_eq!(look("Kode rahasia: ", true), Password);
+    }
+
+    #[test]
+    fn what_was_said_is_heard() {
+        assert!(said(b"\r\nLogin incorrect\r\n").refused);
+        assert!(said(b"Login timed out after 60 seconds.").too_early);
+        assert!(said(b"You are required to change your password immediately").expired);
+        assert_eq!(said(b"Last login: never"), Said::default());
+    }
+
+    proptest! {
+        #[test]
+        fn any_line_is_looked_at_without_a_panic(line in "\\PC{0,80}(login|Password)? ?:? ?", after in any::<bool>()) {
+            look(&line, after);
+            said(line.as_bytes());
+        }
+    }
+}
