@@ -75,6 +75,8 @@ pub struct Backing {
     pub source: DiskSource,
     /// Its format, as in [`Disk::format`].
     pub format: String,
+    /// Whether it is a block device instead of a file.
+    pub device: bool,
     /// What this one is an overlay of in turn, if it is to be other than what its own header says.
     pub backing: Option<Box<Self>>,
 }
@@ -231,9 +233,11 @@ fn node_options(disk: &Disk, node: &str) -> KeyVal {
         options = options
             .set(&format!("{prefix}driver"), &backing.format)
             .set(&format!("{prefix}read-only"), "on")
-            .set(&format!("{prefix}file.driver"), "file")
+            .set(&format!("{prefix}file.driver"), if backing.device { "host_device" } else { "file" })
             .set(&format!("{prefix}file.filename"), backing.source.file_name())
-            .set(&format!("{prefix}file.read-only"), "on");
+            .set(&format!("{prefix}file.read-only"), "on")
+            // Nobody else may be writing to it.
+            .set(&format!("{prefix}file.locking"), "on");
         next = backing.backing.as_deref();
     }
     options

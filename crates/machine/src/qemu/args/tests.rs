@@ -32,6 +32,7 @@ fn overlay() -> Disk {
         backing: Some(Box::new(Backing {
             source: DiskSource::Path("/images/debian,12.qcow2".into()),
             format: "qcow2".to_owned(),
+            device: false,
             backing: None,
         })),
         boot_index: Some(0),

@@ -1,0 +1,248 @@
+//! A child process with a thread that tees what it writes, waits for it and reaps it.
+
+use std::fs::File;
+use std::io::{self, PipeReader, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_open, waitid};
+use tokio::sync::watch;
+
+use super::stat::{self, Usage};
+use super::text::{self, Tail};
+use super::{End, SpawnError};
+
+/// The most that is written to the log; QEMU can be made to repeat itself by its guest.
+const MAX_LOG: u64 = 8 << 20;
+/// The most that is kept in memory.
+const MAX_TAIL: usize = 16 << 10;
+/// The thread reads a pipe and waits.
+const STACK: usize = 128 << 10;
+
+/// State shared by the handle, the thread and the measurements.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) pid: Pid,
+    life: Mutex<Life>,
+    tail: Mutex<Tail>,
+}
+
+/// While `reaped` is false the process id is this child's, dead or alive: nobody else can reap it, and whoever uses the id
+/// holds the lock.
+#[derive(Debug, Default)]
+pub(super) struct Life {
+    pub(super) reaped: bool,
+    pub(super) killed: bool,
+    /// Processor time when last looked at.
+    pub(super) cpu: Duration,
+}
+
+impl Shared {
+    pub(super) fn life(&self) -> MutexGuard<'_, Life> {
+        self.life.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tail(&self) -> MutexGuard<'_, Tail> {
+        self.tail.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn said(&self) -> String {
+        text::clean(&self.tail().bytes())
+    }
+
+    /// SIGKILL to the process group.
+    fn kill(&self) {
+        let mut life = self.life();
+        if !life.reaped {
+            life.killed = true;
+            let _ = kill_process_group(self.pid, Signal::KILL);
+        }
+    }
+}
+
+/// The handle. Dropping it kills; the thread goes on until the process is reaped.
+#[derive(Debug)]
+pub(super) struct Child {
+    shared: Arc<Shared>,
+    ended: watch::Receiver<Option<End>>,
+}
+
+impl Child {
+    /// Starts a command whose standard streams are nowhere and the log.
+    pub(super) fn spawn(mut command: Command, log: &Path) -> Result<Self, SpawnError> {
+        let resources = |what| move |source| SpawnError::Resources { what, source };
+        let log = File::create(log).map_err(|source| SpawnError::Log { path: log.to_owned(), source })?;
+        let (output, to_output) = io::pipe().map_err(resources("make a pipe"))?;
+        let again = to_output.try_clone().map_err(resources("make a pipe"))?;
+        command.stdin(Stdio::null()).stdout(to_output).stderr(again);
+        let mut process =
+            command.spawn().map_err(|source| SpawnError::Start { program: command.get_program().into(), source })?;
+        // It holds the other ends of pipe and sockets, which are to end with the process.
+        drop(command);
+
+        let pid = i32::try_from(process.id()).ok().and_then(Pid::from_raw).expect("a child has a process id");
+        // Before 5.3 there is none: then its output ends with it.
+        let exit_fd = pidfd_open(pid, PidfdFlags::empty()).ok();
+        let shared = Arc::new(Shared { pid, life: Mutex::default(), tail: Mutex::new(Tail::new(MAX_TAIL)) });
+        let (tell, ended) = watch::channel(None);
+
+        let supervisor = Supervisor { shared: shared.clone(), output, log, left: MAX_LOG, exit_fd };
+        let (hand_over, process_for_thread) = std::sync::mpsc::channel();
+        let thread = thread::Builder::new().name("qemu-watch".to_owned()).stack_size(STACK).spawn(move || {
+            if let Ok(process) = process_for_thread.recv() {
+                supervisor.run(process, &tell);
+            }
+        });
+        match thread {
+            Ok(_) => {
+                // The thread waits for exactly this.
+                let _ = hand_over.send(process);
+                Ok(Self { shared, ended })
+            }
+            Err(source) => {
+                let _ = process.kill();
+                let _ = process.wait();
+                Err(SpawnError::Resources { what: "start a thread", source })
+            }
+        }
+    }
+
+    pub(super) fn pid(&self) -> i32 {
+        self.shared.pid.as_raw_nonzero().get()
+    }
+
+    pub(super) fn kill(&self) {
+        self.shared.kill();
+    }
+
+    pub(super) fn said(&self) -> String {
+        self.shared.said()
+    }
+
+    pub(super) fn exit_watch(&self) -> ExitWatch {
+        ExitWatch { ended: self.ended.clone() }
+    }
+
+    pub(super) fn usage(&self) -> Usage {
+        Usage::of(self.shared.clone())
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        self.shared.kill();
+    }
+}
+
+/// Tells when a QEMU ends, independently of its handle.
+#[derive(Clone, Debug)]
+pub struct ExitWatch {
+    ended: watch::Receiver<Option<End>>,
+}
+
+impl ExitWatch {
+    /// Waits for the end. Cancelling loses nothing, and it may be asked again.
+    pub async fn ended(&mut self) -> End {
+        let end = self.ended.wait_for(Option::is_some).await.map(|end| end.clone());
+        match end {
+            Ok(Some(end)) => end,
+            // The thread tells before it ends, and nothing in it panics.
+            Ok(None) | Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Whether it has ended.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.ended.borrow().is_some()
+    }
+}
+
+struct Supervisor {
+    shared: Arc<Shared>,
+    output: PipeReader,
+    log: File,
+    left: u64,
+    exit_fd: Option<OwnedFd>,
+}
+
+impl Supervisor {
+    fn run(mut self, mut process: std::process::Child, tell: &watch::Sender<Option<End>>) {
+        self.tee();
+        // Until it is reaped its figures can be read, also when it has ended.
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        while let Err(Errno::INTR) = waitid(WaitId::Pid(self.shared.pid), options) {}
+
+        let (status, killed, cpu) = {
+            let mut life = self.shared.life();
+            if let Some(stat) = stat::read(self.shared.pid) {
+                life.cpu = stat.cpu;
+            }
+            // Whatever it started and left behind goes with it.
+            let _ = kill_process_group(self.shared.pid, Signal::KILL);
+            let status = process.wait();
+            life.reaped = true;
+            (status, life.killed, life.cpu)
+        };
+        let status = status.unwrap_or_else(|_| unknown_status());
+        tell.send_replace(Some(End { status, killed, said: self.shared.said(), cpu }));
+    }
+
+    /// Copies what it writes until it has ended. The pipe alone does not tell: something that QEMU was told to start may hold it
+    /// open.
+    fn tee(&mut self) {
+        let mut buffer = [0; 8 << 10];
+        loop {
+            let (readable, exited) = self.wait();
+            if readable {
+                match self.output.read(&mut buffer) {
+                    Ok(0) => return,
+                    Ok(n) => self.take(&buffer[..n]),
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(_) => return,
+                }
+            } else if exited {
+                return;
+            }
+        }
+    }
+
+    /// Waits until there is something to read, or the process has ended.
+    fn wait(&self) -> (bool, bool) {
+        let mut fds = vec![PollFd::new(&self.output, PollFlags::IN)];
+        let exit_fd = self.exit_fd.as_ref().map(AsFd::as_fd);
+        if let Some(fd) = &exit_fd {
+            fds.push(PollFd::new(fd, PollFlags::IN));
+        }
+        match poll(&mut fds, None) {
+            Ok(_) => (!fds[0].revents().is_empty(), fds.get(1).is_some_and(|fd| !fd.revents().is_empty())),
+            Err(Errno::INTR) => (false, false),
+            Err(_) => (true, true),
+        }
+    }
+
+    fn take(&mut self, bytes: &[u8]) {
+        self.shared.tail().push(bytes);
+        let fits = usize::try_from(self.left).unwrap_or(usize::MAX).min(bytes.len());
+        if fits == 0 {
+            return;
+        }
+        self.left -= fits as u64;
+        // A full disk must not keep QEMU waiting; its last words are in memory.
+        let _ = self.log.write_all(&bytes[..fits]);
+        if self.left == 0 {
+            let _ = self.log.write_all(b"\n[belljar: the rest was not kept]\n");
+        }
+    }
+}
+
+/// For a child that somebody else reaped, which nobody does.
+fn unknown_status() -> std::process::ExitStatus {
+    std::os::unix::process::ExitStatusExt::from_raw(0xff00)
+}
