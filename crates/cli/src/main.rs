@@ -1,3 +1,104 @@
 //! Functional tests of operating-system features, each in its own throw-away machine.
+//!
+//! This crate alone prints, reads the environment and decides exit codes; the work is done by the other crates.
 
-fn main() {}
+mod args;
+mod doctor;
+mod env;
+mod run;
+mod settings;
+mod shell;
+mod sink;
+mod specs;
+mod terminal;
+
+use std::{
+    ffi::OsString,
+    io::{self, Write},
+    path::Path,
+    process::ExitCode,
+};
+
+use args::{Cli, Command};
+use belljar_model::exit_code;
+use clap::{CommandFactory, Parser};
+
+/// First argument of a process that is about to become QEMU.
+pub(crate) const EXEC: &str = "__exec";
+
+fn main() -> ExitCode {
+    let mut words = std::env::args_os();
+    let (program, first) = (words.next(), words.next());
+    // Not for people, and not for clap: what follows belongs to another program.
+    if first.as_deref().is_some_and(|f| f == EXEC) {
+        let Err(error) = belljar_machine::qemu::sandbox::shim_main(words);
+        complain(&error.to_string());
+        return ExitCode::from(exit_code::CANNOT_RUN);
+    }
+    if first.as_deref().is_some_and(|f| f == terminal::GUARD) {
+        // Nobody is left to be told of a failure.
+        return if terminal::guard().is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
+    let words: Vec<OsString> = program.into_iter().chain(first).chain(words).collect();
+    let cli = match Cli::try_parse_from(words) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version go to standard output and are no errors.
+            let code = if error.use_stderr() { exit_code::USAGE } else { exit_code::OK };
+            drop(error.print());
+            return ExitCode::from(code);
+        }
+    };
+    let code = match cli.command {
+        Command::Run(args) => run::run(*args),
+        Command::Shell(args) => shell::shell(*args),
+        Command::Doctor(args) => doctor::doctor(&args),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "belljar", &mut script);
+            write_out(&script)
+        }
+        Command::Man { out } => man(out.as_deref()),
+    };
+    code.map_or_else(
+        |message| {
+            complain(&message);
+            ExitCode::from(exit_code::CANNOT_RUN)
+        },
+        ExitCode::from,
+    )
+}
+
+/// Tells a person what went wrong.
+fn complain(message: &str) {
+    let mut lines = message.lines();
+    let first = lines.next().unwrap_or_default();
+    let rest: String = lines.map(|l| format!("\n  {l}")).collect();
+    // With standard error closed there is nobody to tell.
+    drop(writeln!(io::stderr(), "belljar: error: {first}{rest}"));
+}
+
+/// Writes to standard output; a reader that went away is no error.
+fn write_out(bytes: &[u8]) -> Result<u8, String> {
+    match io::stdout().write_all(bytes).and_then(|()| io::stdout().flush()) {
+        Ok(()) => Ok(exit_code::OK),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(exit_code::OK),
+        Err(error) => Err(format!("cannot write to standard output: {error}")),
+    }
+}
+
+fn man(out: Option<&Path>) -> Result<u8, String> {
+    match out {
+        Some(dir) => {
+            fs_err::create_dir_all(dir).map_err(|e| e.to_string())?;
+            clap_mangen::generate_to(Cli::command(), dir)
+                .map_err(|e| format!("cannot write the manual pages into {}: {e}", dir.display()))?;
+            Ok(exit_code::OK)
+        }
+        None => {
+            let mut page = Vec::new();
+            clap_mangen::Man::new(Cli::command()).render(&mut page).map_err(|e| e.to_string())?;
+            write_out(&page)
+        }
+    }
+}

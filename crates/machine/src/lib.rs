@@ -1,7 +1,23 @@
 //! A guest as a process: QEMU, console, access, share, session.
+//!
+//! [`plan::prepare`] resolves what was asked for, [`guest::boot`] starts it and gets a session, and
+//! [`guest::Guest`] runs commands in it.
 
-pub mod session;
-
+pub mod access;
+pub mod command;
 pub mod console;
-
+mod enter;
+pub mod guest;
+pub mod host;
+mod limits;
+mod lost;
+pub mod plan;
+mod plan_disk;
 pub mod qemu;
+pub mod session;
+pub mod share;
+pub mod spec;
+mod watch;
+
+pub use belljar_proto::message::{MountMode, WindowSize};
+pub use lost::{Lost, for_people};

@@ -1,1 +1,194 @@
 //! One command in one fresh guest.
+
+use std::time::Duration;
+
+use belljar_machine::{
+    Lost,
+    command::GuestCommand,
+    guest::{self, Guest},
+    host::HostContext,
+    plan,
+    session::agent::{ExecControl, OutputSink},
+    spec::{GuestSpec, ShareSpec},
+};
+use belljar_model::{EventKind, Exit, Phase, RunId, Verdict, event::SCHEMA, verdict::Fault};
+use tokio::{
+    io::AsyncRead,
+    sync::{mpsc, oneshot},
+    time::{Instant, timeout},
+};
+
+use crate::{cancel::Cancel, log::EventLog};
+
+/// Lines of the console that are shown where a run ended badly.
+const TAIL: usize = 15;
+
+/// What is to be run, and where.
+#[derive(Debug)]
+pub struct Request {
+    /// Names the run in its log.
+    pub run: RunId,
+    /// Belljar's version, for the log.
+    pub version: String,
+    /// The guest.
+    pub guest: GuestSpec,
+    /// The guest in a person's words.
+    pub guest_name: String,
+    /// What it sees of the host.
+    pub share: ShareSpec,
+    /// What the host side stands on.
+    pub host: HostContext,
+    /// The command.
+    pub command: GuestCommand,
+    /// Limit to the command alone.
+    pub timeout: Option<Duration>,
+    /// End the guest through its own service manager.
+    pub power_off: bool,
+}
+
+/// What the command is connected to.
+pub struct RunIo<'a> {
+    /// Its standard input; none is an empty one.
+    pub stdin: Option<&'a mut (dyn AsyncRead + Unpin + Send)>,
+    /// Takes its output.
+    pub sink: &'a mut dyn OutputSink,
+    /// Signals and window sizes while it runs.
+    pub control: Option<mpsc::Receiver<ExecControl>>,
+    /// Gets the guest's console to look at, as soon as there is one.
+    pub console: Option<oneshot::Sender<belljar_machine::console::ConsoleView>>,
+}
+
+/// Boots, runs, ends; logs everything. Returns what the log's last event says.
+pub async fn run(request: Request, io: RunIo<'_>, mut cancel: Cancel, log: &mut EventLog) -> Verdict {
+    log.emit(EventKind::RunStarted {
+        schema: SCHEMA,
+        run: request.run.clone(),
+        version: request.version.clone(),
+        guest: request.guest_name.clone(),
+        command: request.command.argv.iter().map(|a| String::from_utf8_lossy(a).into_owned()).collect(),
+    });
+    let ended = attempt(request, io, &mut cancel, log).await;
+    let (verdict, message, tail) = match ended {
+        Ok(exit) => (Verdict::of_exit(exit), None, Vec::new()),
+        Err(lost) => (lost.verdict, lost.message, lost.tail),
+    };
+    // A pass that its own log cannot vouch for is none.
+    let (verdict, message) = match log.take_failure() {
+        Some(error) if verdict == Verdict::Pass => {
+            let message =
+                format!("the command passed, but the event log could not be written: {error}; free some space");
+            (Verdict::Error(Fault::Host { message }), None)
+        }
+        _ => (verdict, message),
+    };
+    if !tail.is_empty() {
+        let from = tail.len().saturating_sub(TAIL);
+        log.emit(EventKind::ConsoleTail { lines: tail[from..].to_vec() });
+    }
+    let exit_code = verdict.run_exit_code();
+    log.emit(EventKind::RunEnded { verdict: verdict.clone(), exit_code, message });
+    verdict
+}
+
+async fn attempt(request: Request, io: RunIo<'_>, cancel: &mut Cancel, log: &mut EventLog) -> Result<Exit, Lost> {
+    log.emit(EventKind::Phase { phase: Phase::Prepare });
+    let Request { guest, share, host, command, timeout: limit, power_off, .. } = request;
+    let preparing = tokio::task::spawn_blocking(move || plan::prepare(&guest, &share, host));
+    let prepared = tokio::select! {
+        biased;
+        signal = cancel.wanted() => return Err(Lost::interrupted(signal)),
+        done = preparing => done,
+    };
+    let plan = match prepared {
+        Ok(plan) => plan.map_err(|error| Lost::host(error.to_string()))?,
+        Err(panic) => {
+            return Err(Lost::host(format!("Belljar's own preparation broke off: {panic}; please report it")));
+        }
+    };
+    for choice in plan.choices() {
+        log.emit(choice.clone());
+    }
+
+    log.emit(EventKind::Phase { phase: Phase::Boot });
+    let mut observe = |kind| log.emit(kind);
+    let mut guest = tokio::select! {
+        biased;
+        signal = cancel.wanted() => return Err(Lost::interrupted(signal)),
+        booted = guest::boot(plan, io.console, &mut observe) => booted?,
+    };
+    let exit = command_in(&mut guest, command, io.stdin, io.sink, io.control, limit, cancel, log).await;
+    log.emit(EventKind::Phase { phase: Phase::Close });
+    let how = if power_off && exit.is_ok() { guest::Ending::PowerOff } else { guest::Ending::Kill };
+    let mut observe = |kind| log.emit(kind);
+    let closed = tokio::select! {
+        biased;
+        signal = cancel.urgent() => Err(Lost::interrupted(signal)),
+        closed = guest.close(how, &mut observe) => closed,
+    };
+    // What the command did says more than what the guest did after it, unless that makes a pass doubtful.
+    match (exit, closed) {
+        (Ok(exit), Ok(())) => Ok(exit),
+        (Ok(_), Err(lost)) => Err(lost),
+        (Err(lost), _) => Err(lost),
+    }
+}
+
+#[expect(clippy::too_many_arguments, reason = "the pieces of RunIo are borrowed apart")]
+async fn command_in<'a>(
+    guest: &mut Guest,
+    command: GuestCommand,
+    stdin: Option<&'a mut (dyn AsyncRead + Unpin + Send)>,
+    sink: &'a mut dyn OutputSink,
+    control: Option<mpsc::Receiver<ExecControl>>,
+    limit: Option<Duration>,
+    cancel: &mut Cancel,
+    log: &mut EventLog,
+) -> Result<Exit, Lost> {
+    log.emit(EventKind::Phase { phase: Phase::Command });
+    let started = Instant::now();
+    let mut observe = |kind| log.emit(kind);
+    let running = guest.exec(command, guest::Io { stdin, sink, control }, &mut observe);
+    let limited = async {
+        match limit {
+            Some(limit) => timeout(limit, running).await.map_err(|_| limit),
+            None => Ok(running.await),
+        }
+    };
+    let ended = tokio::select! {
+        biased;
+        signal = cancel.wanted() => Err(Lost::interrupted(signal)),
+        ended = limited => match ended {
+            Ok(ended) => ended,
+            Err(limit) => Err(Lost {
+                verdict: Verdict::Timeout(Phase::Command),
+                message: Some(format!(
+                    "the command was given {} (--timeout) and had not ended",
+                    belljar_machine::for_people(limit)
+                )),
+                tail: Vec::new(),
+            }),
+        },
+    };
+    if let Ok(exit) = &ended {
+        let millis = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        log.emit(EventKind::CommandEnded { exit: *exit, millis });
+        return ended;
+    }
+    let mut lost = match ended {
+        Err(lost) => lost,
+        Ok(exit) => return Ok(exit),
+    };
+    if matches!(lost.verdict, Verdict::Timeout(_)) {
+        // What the guest was at is what a person will ask first.
+        lost.tail = guest.console_tail(TAIL);
+    }
+    if !matches!(lost.verdict, Verdict::Crash(_)) {
+        let mut observe = |kind| log.emit(kind);
+        tokio::select! {
+            biased;
+            _ = cancel.urgent() => {}
+            () = guest.kill_command(&mut observe) => {}
+        }
+    }
+    Err(lost)
+}

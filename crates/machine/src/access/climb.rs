@@ -26,14 +26,25 @@ const NEAR: u64 = 700;
 /// How many of the last lines an error carries.
 const TAIL: usize = 15;
 
-/// Ways to ask "are you a shell?", and how to get a POSIX shell from one that understood. The first is understood by every
-/// shell, also fish and csh; the others are for guests without `sh` in the `PATH`.
-const PROBES: &[(&str, fn(&str) -> String, Launch)] = &[
-    ("sh -c", |m| format!("sh -c 'echo \"{m}\"'"), Launch::Type("exec sh")),
-    ("sh -c", |m| format!("sh -c 'echo \"{m}\"'"), Launch::Type("exec sh")),
-    ("echo", |m| format!("echo \"{m}\""), Launch::Stay),
-    ("/bin/sh -c", |m| format!("/bin/sh -c 'echo \"{m}\"'"), Launch::Type("exec /bin/sh")),
-    ("busybox sh -c", |m| format!("busybox sh -c 'echo \"{m}\"'"), Launch::Type("exec busybox sh")),
+/// A way to ask "are you a shell?", and how to get a POSIX shell from one that understood.
+struct Probe {
+    by: &'static str,
+    line: fn(&str) -> String,
+    launch: Launch,
+}
+
+/// The first is understood by every shell, also fish and csh; it comes twice, since what is typed too early is lost. The others
+/// are for guests without `sh` in the `PATH`.
+const PROBES: &[Probe] = &[
+    Probe { by: "sh -c", line: |m| format!("sh -c 'echo \"{m}\"'"), launch: Launch::Type("exec sh") },
+    Probe { by: "sh -c", line: |m| format!("sh -c 'echo \"{m}\"'"), launch: Launch::Type("exec sh") },
+    Probe { by: "echo", line: |m| format!("echo \"{m}\""), launch: Launch::Stay },
+    Probe { by: "/bin/sh -c", line: |m| format!("/bin/sh -c 'echo \"{m}\"'"), launch: Launch::Type("exec /bin/sh") },
+    Probe {
+        by: "busybox sh -c",
+        line: |m| format!("busybox sh -c 'echo \"{m}\"'"),
+        launch: Launch::Type("exec busybox sh"),
+    },
 ];
 
 /// Ways to root, with and without a password to type.
@@ -324,17 +335,17 @@ impl Climber<'_> {
         let tag = answer::new_tag().map_err(super::ShellError::from)?;
         let pattern = [Pattern::Marker(Marker::new(format!("<{tag}:"), |p| probe_number(p).is_some()))];
         self.console.skip_unread();
-        for (number, (_, form, _)) in PROBES.iter().enumerate() {
+        for (number, probe) in PROBES.iter().enumerate() {
             if number == 2 {
                 // Whatever holds our text back, such as an open quotation, ends here.
                 self.console.send(b"\x03").await?;
             }
-            let text = form(&format!("<{tag}:$((6*7)):{number}>"));
+            let text = (probe.line)(&format!("<{tag}:$((6*7)):{number}>"));
             self.console.send(format!("{text}\n").as_bytes()).await?;
             if let Some(found) = self.console.expect_unless_quiet(&pattern, |_| PROBE_REST, patience).await?
-                && let Some((by, _, launch)) = probe_number(&found.payload).and_then(|n| PROBES.get(n))
+                && let Some(understood) = probe_number(&found.payload).and_then(|n| PROBES.get(n))
             {
-                return Ok(Some((by, *launch)));
+                return Ok(Some((understood.by, understood.launch)));
             }
             self.heed_alarms()?;
             let now = self.console.open_line();

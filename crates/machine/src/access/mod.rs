@@ -21,7 +21,6 @@ pub use sight::Sight;
 
 pub(crate) use answer::quote;
 
-
 /// What to do at a sight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Act {

@@ -39,7 +39,6 @@ impl LineEditor {
             Token::Text(bytes) => {
                 let LineEditor { cells, column, utf8, .. } = self;
                 utf8.push(bytes, &mut |c| put(cells, column, c));
-                return;
             }
             Token::Control(b) => {
                 self.flush_utf8();

@@ -390,6 +390,11 @@ impl ConsoleView {
         self.shared.last_line.subscribe()
     }
 
+    /// A reader of whole lines, from the oldest that is still kept on; fit to be shown.
+    pub fn lines(&self) -> Lines {
+        Lines { shared: Arc::clone(&self.shared), at: 0 }
+    }
+
     /// A reader of alarms, from the first one on.
     pub fn alarms(&self) -> Alarms {
         Alarms::new(&self.shared.alarms)
@@ -405,6 +410,32 @@ impl ConsoleView {
         let mut progress = self.shared.progress.subscribe();
         // The sender lives as long as `self`.
         let _ = progress.wait_for(|p| p.closed).await;
+    }
+}
+
+/// Reads a console line by line. A reader that is too slow misses the oldest lines.
+#[derive(Debug)]
+pub struct Lines {
+    shared: Arc<Shared>,
+    at: u64,
+}
+
+impl Lines {
+    /// The next line that has ended and is not blank; `None` when the guest has closed its end and all was read.
+    pub async fn next(&mut self) -> Option<String> {
+        let mut progress = self.shared.progress.subscribe();
+        loop {
+            let closed = progress.borrow_and_update().closed;
+            if let Some((line, next)) = self.shared.line(self.at) {
+                self.at = next;
+                return Some(line);
+            }
+            if closed {
+                return None;
+            }
+            // The sender lives as long as `self`.
+            let _ = progress.changed().await;
+        }
     }
 }
 

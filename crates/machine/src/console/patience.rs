@@ -88,9 +88,8 @@ impl Patience {
     /// Stretches both limits, such as tenfold for a guest without KVM.
     #[must_use]
     pub fn scaled(mut self, factor: f64) -> Self {
-        let stretch = |d: Duration| Duration::try_from_secs_f64(d.as_secs_f64() * factor).unwrap_or(Duration::MAX);
-        self.total = stretch(self.total);
-        self.idle = self.idle.map(stretch);
+        self.total = stretch(self.total, factor);
+        self.idle = self.idle.map(|idle| stretch(idle, factor));
         self
     }
 
@@ -155,6 +154,10 @@ impl Patience {
         }
         wait.max(Duration::from_millis(1))
     }
+}
+
+fn stretch(duration: Duration, factor: f64) -> Duration {
+    Duration::try_from_secs_f64(duration.as_secs_f64() * factor).unwrap_or(Duration::MAX)
 }
 
 #[cfg(test)]

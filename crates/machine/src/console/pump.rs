@@ -54,6 +54,8 @@ pub(super) struct State {
     pub(super) tap: Option<mpsc::Sender<Vec<u8>>>,
     parser: Parser,
     lines: VecDeque<String>,
+    /// How many lines there were in all.
+    ended: u64,
     lines_limit: usize,
     scanner: Scanner,
     allowance: u32,
@@ -72,6 +74,7 @@ impl Shared {
                 tap: None,
                 parser: Parser::default(),
                 lines: VecDeque::new(),
+                ended: 0,
                 lines_limit: options.tail_limit,
                 scanner: Scanner::default(),
                 allowance: ANSWERS_BURST,
@@ -96,6 +99,15 @@ impl Shared {
         all[all.len().saturating_sub(n)..].to_vec()
     }
 
+    /// Line number `at` of all, or the oldest that is still kept if that is gone; with the number after it.
+    pub(super) fn line(&self, at: u64) -> Option<(String, u64)> {
+        let state = self.lock();
+        let oldest = state.ended - state.lines.len() as u64;
+        let at = at.max(oldest);
+        let line = state.lines.get(usize::try_from(at - oldest).ok()?)?.clone();
+        Some((line, at + 1))
+    }
+
     /// Takes a chunk; returns the answers to the queries in it, and the tap.
     pub(super) fn take(&self, chunk: &[u8]) -> (Vec<Vec<u8>>, Option<mpsc::Sender<Vec<u8>>>) {
         let mut state = self.lock();
@@ -105,7 +117,7 @@ impl Shared {
         state.last_byte = Instant::now();
         state.refill();
         state.tap.take_if(|tap| tap.is_closed());
-        let State { buffer, line, parser, lines, lines_limit, scanner, bytes, tap, allowance, .. } = state;
+        let State { buffer, line, parser, lines, ended, lines_limit, scanner, bytes, tap, allowance, .. } = state;
         parser.advance(chunk, &mut |token| {
             match token {
                 Token::Text(text) => buffer.push(text),
@@ -123,6 +135,7 @@ impl Shared {
                     lines.pop_front();
                 }
                 lines.push_back(done);
+                *ended += 1;
             });
             if let Some(answer) = query::answer(&token, line.cursor(), line.size())
                 && tap.is_none()

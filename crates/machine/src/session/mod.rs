@@ -1,3 +1,4 @@
 //! The conversation with a running guest.
 
 pub mod agent;
+pub mod console;

@@ -1,1 +1,408 @@
-//! (the lead is writing this)
+//! What the QEMU at hand is and has, and whether KVM really runs a guest.
+//!
+//! `/dev/kvm` that opens, and even creates a machine, proves nothing: nested or emulated KVM may be slower than translation by
+//! an order of magnitude, or hang in a stock guest's first instructions. So a guest of a few instructions is run, with the
+//! stock firmware, and has to be done in less time than real KVM needs by far. The answer is remembered in the cache.
+
+mod image;
+mod remember;
+
+use std::{
+    ffi::{OsStr, OsString},
+    fmt,
+    io::{self, Read, Write},
+    os::{
+        fd::{AsFd, AsRawFd},
+        unix::fs::MetadataExt,
+    },
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus, Stdio},
+    time::{Duration, Instant, SystemTime},
+};
+
+use command_fds::{CommandFdExt, FdMapping};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, PidfdFlags, pidfd_open},
+};
+use serde::{Deserialize, Serialize};
+
+use super::{args::Accel, sandbox::Shim};
+use remember::Memory;
+
+/// The programs that are QEMU for x86-64, in the order in which they are tried.
+const NAMES: &[&str] = &["qemu-system-x86_64", "qemu-kvm"];
+/// Where distributions keep one that is not for people's `PATH`.
+const PLACES: &[&str] = &["/usr/libexec/qemu-kvm", "/usr/lib/qemu/qemu-system-x86_64"];
+/// The oldest major and minor version that Belljar works with.
+pub const OLDEST: (u32, u32) = (7, 2);
+/// How long a question to QEMU may take; it answers in a twentieth of a second.
+const ASK_LIMIT: Duration = Duration::from_secs(20);
+/// How long the probe's guest may take under KVM. Real KVM needs less than a third of a second, firmware included.
+const KVM_LIMIT: Duration = Duration::from_millis(1500);
+/// How long a "no" is believed: the machine may just have been busy.
+const NO_FOR: Duration = Duration::from_secs(3600);
+/// Longest answer of QEMU that is read.
+const MAX_ANSWER: u64 = 4 << 20;
+/// The device node.
+const KVM: &str = "/dev/kvm";
+
+/// A QEMU that can be used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QemuInfo {
+    /// The program.
+    pub path: PathBuf,
+    /// Why this one.
+    pub why: String,
+    /// Its version.
+    pub version: Version,
+    /// Built with seccomp.
+    pub has_sandbox: bool,
+    /// Built with 9p over virtio.
+    pub has_9p: bool,
+}
+
+/// QEMU's version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Version {
+    /// Major.
+    pub major: u32,
+    /// Minor.
+    pub minor: u32,
+    /// Micro.
+    pub micro: u32,
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}", self.major, self.minor, self.micro)
+    }
+}
+
+impl Version {
+    /// Reads the first line of `--version`.
+    fn parse(text: &str) -> Option<Self> {
+        let rest = text.split_once("version ")?.1;
+        let number: String = rest.chars().take_while(|c| c.is_ascii_digit() || *c == '.').collect();
+        let mut parts = number.split('.').map(|p| p.parse().ok());
+        Some(Self { major: parts.next()??, minor: parts.next()??, micro: parts.next().flatten().unwrap_or(0) })
+    }
+}
+
+/// Why there is no QEMU to use.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    /// None is there.
+    #[error(
+        "there is no QEMU for x86-64: looked for {} in PATH{}\ninstall qemu-system-x86 (Debian), qemu-kvm (Fedora, RHEL) \
+         or name one with --qemu",
+        NAMES.join(", "), PLACES.iter().map(|p| format!(", {p}")).collect::<String>()
+    )]
+    None,
+    /// It could not be started, or did not answer.
+    #[error("cannot ask {} for its {what}: {source}\nname another with --qemu", path.display())]
+    Ask {
+        /// Which program.
+        path: PathBuf,
+        /// What was asked.
+        what: &'static str,
+        /// What happened.
+        source: io::Error,
+    },
+    /// It answers as no QEMU does.
+    #[error("{} does not say what version it is, so it is no QEMU: {said:?}\nname another with --qemu", path.display())]
+    NotQemu {
+        /// Which program.
+        path: PathBuf,
+        /// Its first line.
+        said: String,
+    },
+    /// It is too old.
+    #[error("{} is QEMU {version}; Belljar needs {}.{} or later", path.display(), OLDEST.0, OLDEST.1)]
+    Old {
+        /// Which program.
+        path: PathBuf,
+        /// Its version.
+        version: Version,
+    },
+}
+
+/// Which accelerator, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccelChoice {
+    /// The accelerator.
+    pub accel: Accel,
+    /// Why.
+    pub why: String,
+    /// Where it is not KVM although it might be: what to do.
+    pub mend: Option<String>,
+    /// Whether the answer was found by an earlier run.
+    pub remembered: bool,
+}
+
+/// The accelerator that was asked for cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum AccelError {
+    /// There is no way.
+    #[error("KVM was asked for (--accel kvm) and cannot be used: {why}\n{mend}")]
+    NoKvm {
+        /// Why not.
+        why: String,
+        /// What to do.
+        mend: String,
+    },
+}
+
+/// Finds QEMU, `named` or in `path` (the value of `PATH`), and what it has.
+///
+/// # Errors
+/// See [`ProbeError`].
+pub fn find_qemu(named: Option<&Path>, path: Option<&OsStr>, cache: &Path) -> Result<QemuInfo, ProbeError> {
+    let (program, why) = match named {
+        Some(named) => (look_up(named, path).unwrap_or_else(|| named.to_owned()), "named by the user".to_owned()),
+        None => first_found(path).ok_or(ProbeError::None)?,
+    };
+    let memory = Memory::new(cache);
+    let key = identity(&program);
+    if let Some(known) = key.as_deref().and_then(|k| memory.recall::<QemuInfo>("qemu", k)) {
+        return Ok(QemuInfo { why, path: program, ..known });
+    }
+    let info = interview(program, why)?;
+    if let Some(key) = key {
+        memory.keep("qemu", &key, &info);
+    }
+    Ok(info)
+}
+
+fn first_found(path: Option<&OsStr>) -> Option<(PathBuf, String)> {
+    let in_path = NAMES.iter().find_map(|name| look_up(Path::new(name), path)).map(|p| (p, "the first in PATH".into()));
+    in_path.or_else(|| {
+        let place = PLACES.iter().map(Path::new).find(|p| is_program(p))?;
+        Some((place.to_owned(), "where the distribution keeps it".into()))
+    })
+}
+
+/// As `execvp` would.
+fn look_up(name: &Path, path: Option<&OsStr>) -> Option<PathBuf> {
+    if name.components().count() > 1 {
+        return is_program(name).then(|| name.to_owned());
+    }
+    std::env::split_paths(path?).map(|dir| dir.join(name)).find(|p| is_program(p))
+}
+
+fn is_program(path: &Path) -> bool {
+    path.metadata().is_ok_and(|m| m.is_file() && m.mode() & 0o111 != 0)
+}
+
+/// What makes a program file the same as before.
+fn identity(program: &Path) -> Option<String> {
+    let m = program.metadata().ok()?;
+    let real = program.canonicalize().ok()?;
+    Some(format!("{}\0{}\0{}\0{}\0{}.{}", real.display(), m.dev(), m.ino(), m.size(), m.mtime(), m.mtime_nsec()))
+}
+
+fn interview(path: PathBuf, why: String) -> Result<QemuInfo, ProbeError> {
+    let ask = |what, args: &[&str]| {
+        answer(&path, args).map_err(|source| ProbeError::Ask { path: path.clone(), what, source })
+    };
+    let (_, said) = ask("version", &["--version"])?;
+    let first = said.lines().next().unwrap_or_default().to_owned();
+    let Some(version) = Version::parse(&first) else { return Err(ProbeError::NotQemu { path, said: first }) };
+    if (version.major, version.minor) < OLDEST {
+        return Err(ProbeError::Old { path, version });
+    }
+    let (_, devices) = ask("devices", &["-device", "help"])?;
+    let (sandboxed, _) = ask("sandbox", &["-sandbox", super::args::SANDBOX, "-machine", "help"])?;
+    Ok(QemuInfo { why, version, has_sandbox: sandboxed.success(), has_9p: devices.contains("virtio-9p-pci"), path })
+}
+
+/// Runs a program that answers and ends.
+fn answer(program: &Path, args: &[&str]) -> io::Result<(ExitStatus, String)> {
+    let mut child =
+        Command::new(program).args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+    let out = child.stdout.take();
+    // The answer may be longer than a pipe holds, so it is read while the program runs.
+    let reader = std::thread::spawn(move || {
+        let mut text = Vec::new();
+        if let Some(out) = out {
+            out.take(MAX_ANSWER).read_to_end(&mut text)?;
+        }
+        Ok::<_, io::Error>(text)
+    });
+    let Some(status) = wait(&mut child, ASK_LIMIT)? else {
+        return Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} s", ASK_LIMIT.as_secs())));
+    };
+    let text = reader.join().map_err(|_| io::Error::other("reading its answer broke off"))??;
+    Ok((status, String::from_utf8_lossy(&text).into_owned()))
+}
+
+/// Waits for a child; kills it when its time is over.
+fn wait(child: &mut std::process::Child, limit: Duration) -> io::Result<Option<ExitStatus>> {
+    let ended = match Pid::from_raw(i32::try_from(child.id()).unwrap_or(0)) {
+        Some(pid) => {
+            let fd = pidfd_open(pid, PidfdFlags::empty())?;
+            let timeout = Timespec::try_from(limit).map_err(io::Error::other)?;
+            poll(&mut [PollFd::new(&fd.as_fd(), PollFlags::IN)], Some(&timeout))? > 0
+        }
+        None => false,
+    };
+    if !ended {
+        child.kill()?;
+    }
+    let status = child.wait()?;
+    Ok(ended.then_some(status))
+}
+
+/// Chooses the accelerator, by trying.
+///
+/// # Errors
+/// Only where KVM was asked for and cannot be had.
+pub fn choose_accel(
+    requested: Option<Accel>,
+    qemu: &QemuInfo,
+    shim: &Shim,
+    cache: &Path,
+) -> Result<AccelChoice, AccelError> {
+    if requested == Some(Accel::Tcg) {
+        let why = "asked for".into();
+        return Ok(AccelChoice { accel: Accel::Tcg, why, mend: None, remembered: false });
+    }
+    let (answer, remembered) = kvm(qemu, shim, cache);
+    match (answer, requested) {
+        (Answer::Yes { millis }, _) => {
+            let why = format!("a guest of a few instructions ran on it in {millis} ms");
+            Ok(AccelChoice { accel: Accel::Kvm, why, mend: None, remembered })
+        }
+        (Answer::No { why, mend }, Some(Accel::Kvm)) => Err(AccelError::NoKvm { why, mend }),
+        (Answer::No { why, mend }, _) => Ok(AccelChoice { accel: Accel::Tcg, why, mend: Some(mend), remembered }),
+    }
+}
+
+/// What came of trying KVM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Answer {
+    Yes { millis: u64 },
+    No { why: String, mend: String },
+}
+
+/// An answer, and when it was found.
+#[derive(Debug, Serialize, Deserialize)]
+struct Dated {
+    answer: Answer,
+    at: SystemTime,
+}
+
+fn kvm(qemu: &QemuInfo, shim: &Shim, cache: &Path) -> (Answer, bool) {
+    // Rights may change at any moment, and asking costs nothing.
+    if let Some(no) = cannot_open() {
+        return (no, false);
+    }
+    let memory = Memory::new(cache);
+    let key = kvm_identity(&qemu.path);
+    if let Some(known) = key.as_deref().and_then(|k| memory.recall::<Dated>("kvm", k)) {
+        let fresh = known.at.elapsed().is_ok_and(|age| age < NO_FOR);
+        if fresh || matches!(known.answer, Answer::Yes { .. }) {
+            return (known.answer, true);
+        }
+    }
+    let answer = match try_guest(Accel::Kvm, qemu, shim, KVM_LIMIT) {
+        Ok(took) => Answer::Yes { millis: u64::try_from(took.as_millis()).unwrap_or(u64::MAX) },
+        Err(why) => Answer::No {
+            why: format!("{KVM} opens, but {why}"),
+            mend: "this machine is probably virtual, without (working) nested virtualisation: switch that on in its host, or \
+                   run on hardware; `belljar doctor --fresh` tries again"
+                .into(),
+        },
+    };
+    if let Some(key) = key {
+        memory.keep("kvm", &key, &Dated { answer: answer.clone(), at: SystemTime::now() });
+    }
+    (answer, false)
+}
+
+/// The cheap reasons.
+fn cannot_open() -> Option<Answer> {
+    let error = std::fs::File::options().read(true).write(true).open(KVM).err()?;
+    let (why, mend) = match error.kind() {
+        io::ErrorKind::NotFound => (
+            format!("there is no {KVM}"),
+            "switch virtualisation on in the firmware (VT-x, AMD-V) and load kvm_intel or kvm_amd; in a container pass the \
+             device in (--device /dev/kvm)",
+        ),
+        io::ErrorKind::PermissionDenied => (
+            format!("{KVM} is there, but not for this user"),
+            "add the user to the device's group (usermod -aG kvm USER, then log in anew), or let udev give the rights",
+        ),
+        _ => (
+            format!("{KVM} cannot be opened: {error}"),
+            "check that the modules kvm_intel or kvm_amd are loaded and virtualisation is on in the firmware",
+        ),
+    };
+    Some(Answer::No { why, mend: mend.into() })
+}
+
+/// What makes an answer about KVM the same question as before.
+fn kvm_identity(qemu: &Path) -> Option<String> {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    let node = std::fs::metadata(KVM).ok()?;
+    let program = identity(qemu)?;
+    Some(format!("{}\0{}\0{}\0{}\0{}\0{program}", boot.trim(), node.rdev(), node.mode(), node.uid(), node.gid()))
+}
+
+/// Runs the guest of a few instructions; gives how long it took, or why it did not.
+fn try_guest(accel: Accel, qemu: &QemuInfo, shim: &Shim, limit: Duration) -> Result<Duration, String> {
+    /// The number under which QEMU finds the disk.
+    const DISK_FD: i32 = 3;
+    let cannot = |what: &str, error: io::Error| format!("{what}: {error}");
+    let mut disk = tempfile::tempfile().map_err(|e| cannot("no place for the probe's disk", e))?;
+    disk.write_all(&image::disk()).map_err(|e| cannot("the probe's disk could not be written", e))?;
+    // QEMU takes a descriptor of a set only if it was opened for just what is wanted of it.
+    let disk = std::fs::File::open(format!("/proc/self/fd/{}", disk.as_raw_fd()))
+        .map_err(|e| cannot("the probe's disk could not be opened", e))?;
+    let mut command = shim.command(&qemu.path);
+    command.args(words(accel, qemu.has_sandbox, DISK_FD));
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mapping = FdMapping { parent_fd: disk.into(), child_fd: DISK_FD };
+    command.fd_mappings(vec![mapping]).map_err(|e| format!("the probe's disk could not be handed over: {e}"))?;
+    let started = Instant::now();
+    let mut child = command.spawn().map_err(|e| cannot("the probe could not be started", e))?;
+    let ended = wait(&mut child, limit).map_err(|e| cannot("the probe could not be waited for", e))?;
+    match ended {
+        None => Err(format!(
+            "a guest of a few instructions was not done after {:.1} s, which takes a tenth of that where KVM works",
+            limit.as_secs_f64()
+        )),
+        Some(status) if status.code() == Some(image::EXIT_CODE) => Ok(started.elapsed()),
+        Some(status) => {
+            let mut said = String::new();
+            if let Some(stderr) = child.stderr.take() {
+                // What cannot be read is not said.
+                drop(stderr.take(2000).read_to_string(&mut said));
+            }
+            let said = crate::console::sanitize::sanitize_line(said.trim().as_bytes());
+            Err(format!("a guest of a few instructions did not run: QEMU ended with {status}: {said}"))
+        }
+    }
+}
+
+fn words(accel: Accel, sandbox: bool, fd: i32) -> Vec<OsString> {
+    let mut words: Vec<String> =
+        ["-nodefaults", "-no-user-config", "-display", "none", "-machine", "pc", "-m", "32"].map(String::from).to_vec();
+    if sandbox {
+        words.extend(["-sandbox".into(), super::args::SANDBOX.into()]);
+    }
+    words.extend(["-accel".into(), accel.name().into()]);
+    words.extend(["-add-fd".into(), format!("fd={fd},set=1")]);
+    words.extend([
+        "-blockdev".into(),
+        "driver=raw,node-name=disk,read-only=on,file.driver=file,file.filename=/dev/fdset/1,file.read-only=on,\
+         file.locking=off"
+            .into(),
+    ]);
+    words.extend(["-device".into(), "virtio-blk-pci,drive=disk,bootindex=0".into()]);
+    words.extend(["-device".into(), format!("isa-debug-exit,iobase={:#x},iosize=1", image::EXIT_PORT)]);
+    words.into_iter().map(OsString::from).collect()
+}
+
+#[cfg(test)]
+mod tests;

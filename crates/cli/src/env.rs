@@ -1,0 +1,42 @@
+//! Every environment variable that Belljar reads, in one place. `docs/manual.md` is checked against [`ALL`].
+
+use std::{env, ffi::OsString, path::PathBuf};
+
+/// QEMU to use, as `--qemu`.
+pub const QEMU: &str = "BELLJAR_QEMU";
+/// `USER[:PASSWORD]` for the serial console, as `--login`.
+pub const LOGIN: &str = "BELLJAR_LOGIN";
+/// `kvm` or `tcg`, as `--accel`.
+pub const ACCEL: &str = "BELLJAR_ACCEL";
+/// Where kernels, initramfs and answers of probes are kept.
+pub const CACHE_DIR: &str = "BELLJAR_CACHE_DIR";
+/// Where the directories of runs are made.
+pub const STATE_DIR: &str = "BELLJAR_STATE_DIR";
+/// How many directories of ended runs are kept.
+pub const KEEP_RUNS: &str = "BELLJAR_KEEP_RUNS";
+/// Any value but the empty one: no colours.
+pub const NO_COLOR: &str = "NO_COLOR";
+
+/// Name and meaning of each, for the manual.
+pub const ALL: &[(&str, &str)] = &[
+    (QEMU, "QEMU to use, as `--qemu`"),
+    (LOGIN, "`USER[:PASSWORD]` for the serial console, as `--login`"),
+    (ACCEL, "`kvm` or `tcg`, as `--accel`"),
+    (
+        CACHE_DIR,
+        "where extracted kernels, initramfs and the answers of probes are kept, instead of `$XDG_CACHE_HOME/belljar`",
+    ),
+    (STATE_DIR, "where the directories of runs are made, instead of `$XDG_STATE_HOME/belljar`"),
+    (KEEP_RUNS, "how many directories of ended runs are kept (20)"),
+    (NO_COLOR, "any value but the empty one: no colours"),
+];
+
+/// The value of one variable; empty counts as unset.
+pub fn get(name: &str) -> Option<OsString> {
+    env::var_os(name).filter(|v| !v.is_empty())
+}
+
+/// The value of one variable as a path.
+pub fn path(name: &str) -> Option<PathBuf> {
+    get(name).map(PathBuf::from)
+}

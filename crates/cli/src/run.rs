@@ -1,0 +1,236 @@
+//! `belljar run`, and the part of it that `belljar shell` shares.
+
+use std::{
+    cell::RefCell,
+    ffi::OsString,
+    io::{self, IsTerminal, Stderr},
+    os::unix::ffi::OsStringExt,
+    rc::Rc,
+};
+
+use belljar_machine::{
+    WindowSize,
+    command::{GuestCommand, Terminal},
+    console::ConsoleView,
+    plan,
+    session::agent::ExecControl,
+};
+use belljar_model::Verdict;
+use belljar_report::run::{Level, RunReporter, Style};
+use belljar_runner::{
+    cancel::{self, Canceller},
+    log::EventLog,
+    run::{Request, RunIo},
+    run_dir::{self, RunDir},
+};
+use tokio::{
+    io::AsyncRead,
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, oneshot},
+    task::LocalSet,
+};
+
+use crate::{
+    args::{ExecArgs, GuestArgs, HostArgs, RunArgs, ShareArgs},
+    env, settings,
+    sink::StdSink,
+    terminal::{self, RawTerminal},
+    write_out,
+};
+
+/// What `TERM` is in a guest where this process has none.
+const DEFAULT_TERM: &str = "vt100";
+
+type Reporter = Rc<RefCell<RunReporter<Stderr>>>;
+
+/// `belljar run`.
+pub fn run(args: RunArgs) -> Result<u8, String> {
+    let RunArgs { guest, share, exec, host, timeout, no_stdin, tty, power_off, command } = args;
+    if tty && !io::stdin().is_terminal() {
+        return Err("--tty needs a terminal on standard input; leave it out for a pipe".into());
+    }
+    let argv = command.into_iter().map(OsString::into_vec).collect();
+    let prepared = Prepared::new(&guest, &share, &exec, &host, argv, tty)?;
+    let prepared = Prepared { request: Request { timeout, power_off, ..prepared.request }, ..prepared };
+    if host.dry_run {
+        return prepared.show();
+    }
+    let stdin = if no_stdin { Stdin::Empty } else { Stdin::Ours };
+    prepared.go(&host, stdin)
+}
+
+/// Where the command's standard input comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stdin {
+    /// From nowhere.
+    Empty,
+    /// From ours.
+    Ours,
+}
+
+/// A request, and what lives as long as it.
+pub struct Prepared {
+    /// The request.
+    pub request: Request,
+    run_dir: RunDir,
+}
+
+impl Prepared {
+    /// Resolves what was typed.
+    pub fn new(
+        guest: &GuestArgs,
+        share: &ShareArgs,
+        exec: &ExecArgs,
+        host: &HostArgs,
+        argv: Vec<Vec<u8>>,
+        tty: bool,
+    ) -> Result<Self, String> {
+        let (spec, guest_name) = settings::guest(guest)?;
+        let run_dir = settings::run_dir(host)?;
+        let context = settings::host(host, guest, &run_dir)?;
+        let share = settings::share(share, &run_dir)?;
+        let terminal = tty.then(|| {
+            let (rows, cols) = terminal::size();
+            let term = env::get("TERM").and_then(|t| t.into_string().ok()).unwrap_or_else(|| DEFAULT_TERM.into());
+            Terminal { size: WindowSize { rows, cols }, term }
+        });
+        let command = GuestCommand {
+            argv,
+            env: settings::command_env(exec, &share)?,
+            cwd: settings::cwd(exec, &share)?,
+            user: exec.user.clone(),
+            terminal,
+        };
+        let request = Request {
+            run: run_dir.id().clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            guest: spec,
+            guest_name,
+            share,
+            host: context,
+            command,
+            timeout: None,
+            power_off: false,
+        };
+        Ok(Self { request, run_dir })
+    }
+
+    /// Prints the QEMU command and leaves nothing behind but the cache.
+    pub fn show(self) -> Result<u8, String> {
+        let Self { request, run_dir } = self;
+        let plan = plan::prepare(&request.guest, &request.share, request.host).map_err(|e| e.to_string());
+        let line = plan.and_then(|plan| plan.command_line().map_err(|e| e.to_string()));
+        // Nothing ran, so there are no logs to keep.
+        drop(fs_err::remove_dir_all(run_dir.path()));
+        write_out((line? + "\n").as_bytes())
+    }
+
+    /// Boots, runs, reports; gives the exit code.
+    pub fn go(self, host: &HostArgs, stdin: Stdin) -> Result<u8, String> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|e| format!("cannot start: {e}"))?;
+        let style = settings::style(host);
+        let verdict = LocalSet::new().block_on(&runtime, self.run(style, stdin))?;
+        // A thread that waits for standard input cannot be called back.
+        runtime.shutdown_background();
+        Ok(verdict.run_exit_code())
+    }
+
+    async fn run(self, style: Style, stdin: Stdin) -> Result<Verdict, String> {
+        let Self { request, run_dir } = self;
+        let raw = request.command.terminal.is_some();
+        let reporter = RunReporter::new(io::stderr(), style, run_dir.path().display().to_string());
+        let reporter: Reporter = Rc::new(RefCell::new(reporter));
+        let (canceller, cancel) = cancel::channel();
+        hear_signals(canceller).map_err(|e| format!("cannot listen for signals: {e}"))?;
+
+        let (control, controls) = mpsc::channel(4);
+        let raw_terminal = Rc::new(RefCell::new(None));
+        let observer = {
+            let reporter = Rc::clone(&reporter);
+            let raw_terminal = Rc::clone(&raw_terminal);
+            move |event: &belljar_model::Event| {
+                // The terminal is the guest's from the command's start to its end, and the person's at all other times.
+                match event.kind {
+                    belljar_model::EventKind::CommandStarted { .. } if raw => {
+                        reporter.borrow_mut().stop_live();
+                        *raw_terminal.borrow_mut() = RawTerminal::enter().ok();
+                    }
+                    belljar_model::EventKind::Phase { phase: belljar_model::Phase::Close }
+                    | belljar_model::EventKind::CommandEnded { .. }
+                    | belljar_model::EventKind::RunEnded { .. } => drop(raw_terminal.borrow_mut().take()),
+                    _ => {}
+                }
+                // With standard error closed there is nobody to tell.
+                drop(reporter.borrow_mut().on_event(event));
+            }
+        };
+        let mut log = EventLog::create(&run_dir.file(run_dir::EVENTS), Box::new(observer))
+            .map_err(|e| format!("cannot write the event log: {e}"))?;
+        let (view_sender, view) = oneshot::channel();
+        tokio::task::spawn_local(follow_console(view, Rc::clone(&reporter), style.level));
+        if raw {
+            tokio::task::spawn_local(follow_size(control));
+        }
+
+        let mut sink = StdSink::new(raw);
+        let mut input: Box<dyn AsyncRead + Unpin + Send> = match (stdin, raw) {
+            (Stdin::Empty, _) => Box::new(tokio::io::empty()),
+            (Stdin::Ours, false) => Box::new(tokio::io::stdin()),
+            (Stdin::Ours, true) => Box::new(terminal::EscapableInput::new(tokio::io::stdin())),
+        };
+        let io = RunIo {
+            stdin: (stdin == Stdin::Ours).then_some(&mut *input),
+            sink: &mut sink,
+            control: raw.then_some(controls),
+            console: Some(view_sender),
+        };
+        let verdict = belljar_runner::run::run(request, io, cancel, &mut log).await;
+        // The rest of a cut-off escape sequence; what cannot be written is nobody's loss any more.
+        drop(sink.finish().await);
+        Ok(verdict)
+    }
+}
+
+/// Ctrl-C and its like: once for an orderly end, twice for an end at once.
+fn hear_signals(canceller: Canceller) -> io::Result<()> {
+    let canceller = Rc::new(canceller);
+    for number in terminal::ENDING {
+        let mut stream = signal(SignalKind::from_raw(number.as_raw()))?;
+        let canceller = Rc::clone(&canceller);
+        tokio::task::spawn_local(async move {
+            while stream.recv().await.is_some() {
+                canceller.signal(number.as_raw());
+            }
+        });
+    }
+    Ok(())
+}
+
+async fn follow_console(view: oneshot::Receiver<ConsoleView>, reporter: Reporter, level: Level) {
+    let Ok(view) = view.await else { return };
+    if level >= Level::Console {
+        let mut lines = view.lines();
+        while let Some(line) = lines.next().await {
+            drop(reporter.borrow_mut().on_console_line(&line));
+        }
+        return;
+    }
+    let mut last = view.last_line();
+    while last.changed().await.is_ok() {
+        let line = last.borrow_and_update().clone();
+        drop(reporter.borrow_mut().on_console_line(&line));
+    }
+}
+
+async fn follow_size(control: mpsc::Sender<ExecControl>) {
+    let Ok(mut changes) = signal(SignalKind::window_change()) else { return };
+    while changes.recv().await.is_some() {
+        let (rows, cols) = terminal::size();
+        if control.send(ExecControl::Resize(WindowSize { rows, cols })).await.is_err() {
+            return;
+        }
+    }
+}

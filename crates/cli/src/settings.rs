@@ -1,0 +1,266 @@
+//! From what was typed to what is meant: paths made absolute, little languages read, the environment looked at.
+
+use std::{
+    env as std_env,
+    ffi::OsStr,
+    io::{self, IsTerminal},
+    path::{Path, PathBuf},
+};
+
+use belljar_machine::{
+    access::{Credentials, Secret},
+    host::HostContext,
+    qemu::{args::Accel, sandbox::Shim},
+    spec::{Bus, GuestSpec, NicSpec, OopsPolicy, ShareSpec, Source, Workspace},
+};
+use belljar_report::run::{Level, Style};
+use belljar_runner::run_dir::{self, RunDir};
+use etcetera::BaseStrategy;
+
+use crate::{
+    args::{AccelArg, AccessArg, BusArg, ExecArgs, GuestArgs, HostArgs, ModeArg, NicArg, OopsArg, ShareArgs},
+    env, specs,
+};
+
+/// Directories of ended runs that are kept by default.
+const KEEP_RUNS: usize = 20;
+/// The `PATH` of a guest where this process has none.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Where kernels, initramfs and answers of probes are kept.
+pub fn cache_dir() -> Result<PathBuf, String> {
+    match env::path(env::CACHE_DIR) {
+        Some(dir) => absolute(&dir),
+        None => Ok(base_dirs()?.cache_dir().join("belljar")),
+    }
+}
+
+fn state_dir() -> Result<PathBuf, String> {
+    match env::path(env::STATE_DIR) {
+        Some(dir) => absolute(&dir),
+        None => {
+            let base = base_dirs()?;
+            Ok(base.state_dir().unwrap_or_else(|| base.data_dir()).join("belljar"))
+        }
+    }
+}
+
+fn base_dirs() -> Result<etcetera::base_strategy::Xdg, String> {
+    etcetera::base_strategy::Xdg::new().map_err(|_| {
+        format!("there is no home directory to keep files in; set HOME, or {} and {}", env::CACHE_DIR, env::STATE_DIR)
+    })
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, String> {
+    std::path::absolute(path).map_err(|e| format!("cannot make {} absolute: {e}", path.display()))
+}
+
+/// Makes the run's directory, where the user wants it or among the others.
+pub fn run_dir(args: &HostArgs) -> Result<RunDir, String> {
+    match &args.run_dir {
+        Some(dir) => RunDir::at(dir).map_err(|e| {
+            format!("cannot use {} as the run's directory: {e}\ngive an empty one, or a new name", dir.display())
+        }),
+        None => {
+            let runs = state_dir()?.join("runs");
+            let keep = match env::get(env::KEEP_RUNS) {
+                None => KEEP_RUNS,
+                Some(text) => text
+                    .to_str()
+                    .and_then(|t| t.parse().ok())
+                    .ok_or_else(|| format!("{}={} is not a number", env::KEEP_RUNS, text.display()))?,
+            };
+            RunDir::create(&runs, keep).map_err(|e| {
+                format!(
+                    "cannot make a directory for this run in {}: {e}\ngive another with --run-dir, or set {}",
+                    runs.display(),
+                    env::STATE_DIR
+                )
+            })
+        }
+    }
+}
+
+/// What the host side of a run stands on.
+pub fn host(args: &HostArgs, guest: &GuestArgs, run_dir: &RunDir) -> Result<HostContext, String> {
+    Ok(HostContext {
+        run_dir: run_dir.path().to_owned(),
+        cache_dir: cache_dir()?,
+        qemu: args.qemu.clone(),
+        path: env::get("PATH"),
+        qemu_img: qemu_img(),
+        shim: shim(),
+        accel: guest.accel.map(accel),
+        console_log: run_dir.file(run_dir::CONSOLE),
+        qemu_log: run_dir.file(run_dir::QEMU_LOG),
+        qemu_command: run_dir.file(run_dir::QEMU_COMMAND),
+    })
+}
+
+/// `qemu-img`, or the bare name for the error that says what to install.
+pub fn qemu_img() -> PathBuf {
+    which::which("qemu-img").unwrap_or_else(|_| PathBuf::from("qemu-img"))
+}
+
+/// This very program, as the process that becomes QEMU.
+pub fn shim() -> Shim {
+    Shim { program: PathBuf::from("/proc/self/exe"), args: vec![crate::EXEC.into()] }
+}
+
+fn accel(arg: AccelArg) -> Accel {
+    match arg {
+        AccelArg::Kvm => Accel::Kvm,
+        AccelArg::Tcg => Accel::Tcg,
+    }
+}
+
+/// The guest, and its name for a person.
+pub fn guest(args: &GuestArgs) -> Result<(GuestSpec, String), String> {
+    let (source, name) = source(args)?;
+    let login = match &args.login {
+        None => None,
+        Some(text) => {
+            let (user, password) = specs::login(text).map_err(|e| format!("--login: {e}"))?;
+            Some(Credentials { user, password: password.map(Secret::new) })
+        }
+    };
+    let spec = GuestSpec {
+        source,
+        memory: specs::memory(&args.memory).map_err(|e| format!("--memory: {e}"))?,
+        cpus: args.cpus,
+        machine: args.machine.clone(),
+        cpu: args.cpu.clone(),
+        disks: args.disks.iter().map(|d| specs::disk(d)).collect::<Result<_, _>>()?,
+        nic: match args.nic {
+            NicArg::None => NicSpec::None,
+            NicArg::Isolated => NicSpec::Isolated,
+            NicArg::User => NicSpec::User,
+        },
+        append: args.append.clone(),
+        qemu_args: args.qemu_args.clone(),
+        login,
+        hostname: "belljar".into(),
+        env: guest_env(),
+        oops: match args.oops {
+            OopsArg::Crash => OopsPolicy::Crash,
+            OopsArg::Note => OopsPolicy::Note,
+        },
+        boot_timeout: args.boot_timeout,
+    };
+    Ok((spec, name))
+}
+
+fn source(args: &GuestArgs) -> Result<(Source, String), String> {
+    let take_over = args.access == AccessArg::Init;
+    if let Some(image) = &args.image {
+        if take_over {
+            return Err("--access init needs --kernel: a disk image brings its own kernel line".into());
+        }
+        let bus = match args.boot_bus {
+            BusArg::Virtio => Bus::Virtio,
+            BusArg::Scsi => Bus::Scsi,
+            BusArg::Sata => Bus::Sata,
+            BusArg::Ide => Bus::Ide,
+            BusArg::Nvme => Bus::Nvme,
+        };
+        let source = Source::Disk { path: image.clone(), format: args.image_format.clone(), bus };
+        return Ok((source, image.display().to_string()));
+    }
+    if let (Some(kernel), Some(initrd)) = (&args.kernel, &args.initrd) {
+        let name = format!("{} with {}", kernel.display(), initrd.display());
+        let source = Source::Initramfs {
+            kernel: kernel.clone(),
+            initrd: initrd.clone(),
+            modules: args.modules.clone(),
+            take_over,
+        };
+        return Ok((source, name));
+    }
+    if args.access == AccessArg::Console {
+        return Err("--access console needs --image, or --kernel with --initrd: in a guest with a root directory of \
+                    this host Belljar's own init is the only way in"
+            .into());
+    }
+    let name = match &args.rootfs {
+        None => "this host's userland".to_owned(),
+        Some(dir) => format!("the root directory {}", dir.display()),
+    };
+    let root = args.rootfs.clone().unwrap_or_else(|| PathBuf::from("/"));
+    let source = Source::RootDir { root, kernel: args.kernel.clone(), modules: args.modules.clone() };
+    Ok((source, name))
+}
+
+/// The environment of a guest that Belljar initialises: of this process's only what says nothing about this session.
+fn guest_env() -> Vec<String> {
+    let path = env::get("PATH").and_then(|p| p.into_string().ok()).unwrap_or_else(|| DEFAULT_PATH.into());
+    let mut vars = vec![format!("PATH={path}"), "HOME=/root".into(), "USER=root".into(), "LOGNAME=root".into()];
+    for name in ["LANG", "LC_ALL", "TZ"] {
+        if let Some(value) = env::get(name).and_then(|v| v.into_string().ok()) {
+            vars.push(format!("{name}={value}"));
+        }
+    }
+    vars
+}
+
+/// What the guest sees of the host.
+pub fn share(args: &ShareArgs, run_dir: &RunDir) -> Result<ShareSpec, String> {
+    let workspace = if args.workspace == Path::new("none") {
+        None
+    } else {
+        let dir = directory("--workspace", &args.workspace)?;
+        if !args.mount_at.starts_with('/') || args.mount_at.split('/').any(|part| part == "..") {
+            return Err(format!("--mount-at {}: give an absolute path without `..`", args.mount_at));
+        }
+        let mode = match args.workspace_mode {
+            ModeArg::Rw => belljar_machine::MountMode::ReadWrite,
+            ModeArg::Ro => belljar_machine::MountMode::ReadOnly,
+            ModeArg::Cow => belljar_machine::MountMode::CopyOnWrite,
+        };
+        Some(Workspace { dir, mode, mount_at: args.mount_at.clone() })
+    };
+    let out = args.out.clone().unwrap_or_else(|| run_dir.file(run_dir::OUT));
+    fs_err::create_dir_all(&out).map_err(|e| format!("cannot make the output directory: {e}"))?;
+    Ok(ShareSpec { workspace, out: directory("--out", &out)? })
+}
+
+fn directory(option: &str, dir: &Path) -> Result<PathBuf, String> {
+    let real = fs_err::canonicalize(dir).map_err(|e| format!("{option}: {e}"))?;
+    if real.is_dir() { Ok(real) } else { Err(format!("{option} {}: this is not a directory", dir.display())) }
+}
+
+/// The command's variables: the user's, and where the shares are.
+pub fn command_env(args: &ExecArgs, share: &ShareSpec) -> Result<Vec<Vec<u8>>, String> {
+    let mut vars = vec![format!("BELLJAR_OUT={}", belljar_machine::share::OUT_PATH).into_bytes()];
+    if let Some(workspace) = &share.workspace {
+        vars.push(format!("BELLJAR_WORKSPACE={}", workspace.mount_at).into_bytes());
+    }
+    for text in &args.env {
+        vars.push(specs::variable(text, |name: &OsStr| std_env::var_os(name))?);
+    }
+    Ok(vars)
+}
+
+/// Where in the guest the command runs.
+pub fn cwd(args: &ExecArgs, share: &ShareSpec) -> Result<Option<Vec<u8>>, String> {
+    match &args.cwd {
+        Some(path) if path.starts_with('/') => Ok(Some(path.clone().into_bytes())),
+        Some(path) => match &share.workspace {
+            // Relative to where the command would have run.
+            Some(workspace) => Ok(Some(format!("{}/{path}", workspace.mount_at).into_bytes())),
+            None => Err(format!("--cwd {path}: give an absolute path, as there is no workspace to start from")),
+        },
+        None => Ok(share.workspace.as_ref().map(|w| w.mount_at.clone().into_bytes())),
+    }
+}
+
+/// How the run is told.
+pub fn style(args: &HostArgs) -> Style {
+    let terminal = io::stderr().is_terminal();
+    let level = match (args.quiet, args.verbose) {
+        (true, _) => Level::Quiet,
+        (false, 0) => Level::Normal,
+        (false, 1) => Level::Verbose,
+        (false, _) => Level::Console,
+    };
+    Style { level, live: terminal, color: terminal && env::get(env::NO_COLOR).is_none() }
+}

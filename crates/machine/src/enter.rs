@@ -1,0 +1,187 @@
+//! From a root shell on the console to the agent, or to what can be done without it.
+//!
+//! Few commands are typed, each answers with its exit code, and none is longer than a terminal's line.
+
+use belljar_model::{CrashKind, EventKind, Phase};
+use belljar_proto::message::MountMode;
+
+use crate::{
+    Lost,
+    access::{AccessError, AccessEvent, Shell, ShellError, ShellReply, quote},
+    console::ExpectError,
+    limits::Limits,
+    plan::AgentPlace,
+    session::console::Exchange,
+    share,
+    spec::ShareSpec,
+};
+
+/// Options of a 9p mount that every kernel since 2.6.38 knows.
+const OPTIONS_9P: &str = "trans=virtio,version=9p2000.L";
+
+/// What came of starting the agent.
+#[derive(Debug)]
+pub(crate) enum AgentStart {
+    /// It runs and will announce itself.
+    Started,
+    /// The guest cannot run it.
+    CannotRun {
+        /// What was seen.
+        why: String,
+    },
+}
+
+/// Has the shell start the agent.
+pub(crate) async fn start_agent(shell: &mut Shell, place: AgentPlace, limits: &Limits) -> Result<AgentStart, Lost> {
+    if place == AgentPlace::ControlShare {
+        mount(shell, share::CONTROL_TAG, share::CONTROL_PATH, "ro", limits).await?;
+    }
+    let reply = run(shell, &format!("{} serve </dev/null", place.path()), limits).await?;
+    if reply.code == 0 {
+        return Ok(AgentStart::Started);
+    }
+    let said = crate::console::sanitize::sanitize_line(&reply.output);
+    Ok(AgentStart::CannotRun { why: format!("the agent does not run in this guest: exit code {}, {said}", reply.code) })
+}
+
+/// Mounts the shares without the agent; gives where files for both sides are, if anywhere.
+pub(crate) async fn mount_by_shell(
+    shell: &mut Shell,
+    spec: &ShareSpec,
+    limits: &Limits,
+) -> Result<Option<Exchange>, Lost> {
+    if let Err(lost) = mount(shell, share::OUT_TAG, share::OUT_PATH, "rw", limits).await {
+        return if spec.required() { Err(lost) } else { Ok(None) };
+    }
+    if let Some(workspace) = &spec.workspace {
+        let at = &workspace.mount_at;
+        match workspace.mode {
+            MountMode::ReadWrite => mount(shell, share::WORKSPACE_TAG, at, "rw", limits).await?,
+            MountMode::ReadOnly => mount(shell, share::WORKSPACE_TAG, at, "ro", limits).await?,
+            MountMode::CopyOnWrite => {
+                const LOWER: &str = "/run/belljar/lower";
+                const LAYER: &str = "/run/belljar/layer";
+                mount(shell, share::WORKSPACE_TAG, LOWER, "ro", limits).await?;
+                let q = shell_word(at);
+                let line = format!(
+                    "mkdir -p {LAYER} {q} && mount -t tmpfs tmpfs {LAYER} && mkdir {LAYER}/u {LAYER}/w && \
+                     {{ modprobe overlay; mount -t overlay -o lowerdir={LOWER},upperdir={LAYER}/u,workdir={LAYER}/w \
+                     overlay {q}; }}"
+                );
+                let reply = run(shell, &line, limits).await?;
+                if reply.code != 0 {
+                    return Err(Lost::host(format!(
+                        "the guest could not lay a writable layer over the workspace: {}\nuse --workspace-mode ro or rw",
+                        crate::console::sanitize::sanitize_line(&reply.output)
+                    )));
+                }
+            }
+        }
+    }
+    Ok(Some(Exchange { host: spec.out.clone(), guest: share::OUT_PATH.into() }))
+}
+
+async fn mount(shell: &mut Shell, tag: &str, at: &str, mode: &str, limits: &Limits) -> Result<(), Lost> {
+    let q = shell_word(at);
+    let mount = format!("mount -t 9p -o {OPTIONS_9P},{mode} {tag} {q}");
+    // The modules are loaded by hand first: not every guest loads a file system's transport by itself.
+    let line =
+        format!("mkdir -p {q} && {{ {mount} 2>/dev/null || {{ modprobe 9pnet_virtio; modprobe 9p; {mount}; }}; }}");
+    let reply = run(shell, &line, limits).await?;
+    if reply.code == 0 {
+        return Ok(());
+    }
+    let said = crate::console::sanitize::sanitize_line(&reply.output);
+    let known = run(shell, "grep -qw 9p /proc/filesystems && ls /sys/bus/virtio/drivers/9pnet_virtio", limits).await?;
+    if known.code != 0 {
+        return Err(Lost::host(format!(
+            "the guest's kernel has no 9p file system over virtio, so it cannot be given the workspace ({said}). Debian's \
+             cloud kernel and the RHEL family have none; use an image with a kernel that has the modules 9p and \
+             9pnet_virtio"
+        )));
+    }
+    Err(Lost::host(format!("the guest could not mount the share {tag} at {at}: {said}")))
+}
+
+/// One word for a POSIX shell.
+fn shell_word(text: &str) -> String {
+    String::from_utf8_lossy(&quote(text.as_bytes())).into_owned()
+}
+
+async fn run(shell: &mut Shell, line: &str, limits: &Limits) -> Result<ShellReply, Lost> {
+    shell.run(line, &mut limits.line()).await.map_err(|error| of_shell(&error, Phase::Session))
+}
+
+/// What is worth an event of what happened on the way in.
+pub(crate) fn event_of(event: &AccessEvent) -> Option<EventKind> {
+    match event {
+        AccessEvent::Held { rung, root } => Some(EventKind::Choice {
+            what: "access".into(),
+            chosen: (*rung).into(),
+            why: match root {
+                Some(true) => "a shell of root answered on the serial console".into(),
+                Some(false) => "a shell answered on the serial console, not root's".into(),
+                None => "a shell answered on the serial console; the guest cannot say whose".into(),
+            },
+        }),
+        AccessEvent::BecomingRoot { by } => Some(EventKind::Choice {
+            what: "root".into(),
+            chosen: (*by).into(),
+            why: "the shell that was reached is not root's".into(),
+        }),
+        AccessEvent::Did { .. } | AccessEvent::ShellFound { .. } => None,
+    }
+}
+
+/// What a failure to get in says about the guest.
+pub(crate) fn lost_of_access(error: AccessError) -> Lost {
+    match error {
+        AccessError::Expect(error) => of_expect(&error, Phase::Access),
+        AccessError::Send(error) => Lost::crash(CrashKind::Silent, error.to_string(), Phase::Access),
+        AccessError::Shell(error) => of_shell(&error, Phase::Access),
+        AccessError::Stuck { alarm, tail } => {
+            let seen = format!("{} ({})", alarm.kind.title(), alarm.line);
+            Lost::crash(CrashKind::BootFailed, seen, Phase::Boot).with_message(alarm.kind.advice()).with_tail(tail)
+        }
+        AccessError::Died { alarm, tail } => {
+            Lost::crash(CrashKind::Panic, alarm.line, Phase::Boot).with_message(alarm.kind.advice()).with_tail(tail)
+        }
+        AccessError::Refused { .. }
+        | AccessError::PasswordWanted { .. }
+        | AccessError::PasswordExpired { .. }
+        | AccessError::LoginLoop { .. }
+        | AccessError::NoShell { .. }
+        | AccessError::NotRoot { .. } => {
+            // The last lines are shown on their own.
+            let text = error.to_string();
+            let text = text.split("; the console").next().unwrap_or(&text).to_owned();
+            Lost::host(text)
+        }
+    }
+}
+
+pub(crate) fn of_shell(error: &ShellError, phase: Phase) -> Lost {
+    match error {
+        ShellError::Expect(error) => of_expect(error, phase),
+        other => Lost::crash(CrashKind::Silent, other.to_string(), phase),
+    }
+}
+
+fn of_expect(error: &ExpectError, phase: Phase) -> Lost {
+    match error {
+        ExpectError::Overdue { what, overdue, tail } => {
+            let mut said = format!("{what} did not come on the serial console: {overdue}");
+            if tail.is_empty() {
+                said.push_str(
+                    "\nThe console has shown nothing. The guest must have its console there: console=ttyS0 on its kernel's \
+                     line, and a getty for a login",
+                );
+            }
+            Lost::timeout(phase, said).with_tail(tail.clone())
+        }
+        ExpectError::Closed { what, tail } => {
+            let seen = format!("the serial console was closed while {what} was awaited");
+            Lost::crash(CrashKind::Silent, seen, phase).with_tail(tail.clone())
+        }
+    }
+}

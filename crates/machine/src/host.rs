@@ -1,0 +1,30 @@
+//! What the host's side of a guest stands on.
+
+use std::{ffi::OsString, path::PathBuf};
+
+use crate::qemu::{args::Accel, sandbox::Shim};
+
+/// Paths and programs, all decided by whoever read the environment and the command line.
+#[derive(Clone, Debug)]
+pub struct HostContext {
+    /// The run's directory; it exists.
+    pub run_dir: PathBuf,
+    /// Where kernels, initramfs, agents and answers of probes are kept; made when needed.
+    pub cache_dir: PathBuf,
+    /// QEMU where the user named one.
+    pub qemu: Option<PathBuf>,
+    /// The value of `PATH`, in which it is looked for otherwise.
+    pub path: Option<OsString>,
+    /// `qemu-img`.
+    pub qemu_img: PathBuf,
+    /// How a process becomes QEMU.
+    pub shim: Shim,
+    /// The accelerator where the user named one.
+    pub accel: Option<Accel>,
+    /// Where the serial console is logged.
+    pub console_log: PathBuf,
+    /// Where QEMU's own messages go.
+    pub qemu_log: PathBuf,
+    /// Where the command that started QEMU is kept.
+    pub qemu_command: PathBuf,
+}

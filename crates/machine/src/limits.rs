@@ -1,0 +1,96 @@
+//! How long is waited for what, by how fast the guest can be.
+
+use std::time::Duration;
+
+use crate::{console::Patience, qemu::args::Accel};
+
+/// A guest without KVM is about this much slower.
+const TCG_FACTOR: u32 = 10;
+
+/// The limits for one guest.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    factor: u32,
+    boot: Option<Duration>,
+}
+
+impl Limits {
+    /// For a guest under this accelerator; `boot` is the user's own limit, which is not stretched.
+    #[must_use]
+    pub(crate) fn new(accel: Accel, boot: Option<Duration>) -> Self {
+        let factor = match accel {
+            Accel::Kvm => 1,
+            Accel::Tcg => TCG_FACTOR,
+        };
+        Self { factor, boot }
+    }
+
+    /// How much slower than with KVM things may be.
+    #[must_use]
+    pub(crate) fn factor(&self) -> f64 {
+        f64::from(self.factor)
+    }
+
+    /// The boot, until a command can run. `cpu` is a clock of the guest's processor time: a guest that computes in silence is
+    /// given longer than one that does nothing at all.
+    pub(crate) fn boot(&self, cpu: impl FnMut() -> u64 + Send + 'static) -> Patience {
+        let total = self.boot.unwrap_or(Duration::from_secs(120) * self.factor);
+        Patience::new(total).idle(Duration::from_secs(60).min(total)).fed_by(busy(cpu))
+    }
+
+    /// From the agent's start until it announces itself.
+    #[must_use]
+    pub(crate) fn agent_start(&self) -> Duration {
+        Duration::from_secs(10) * self.factor.min(6)
+    }
+
+    /// One line typed at a shell that is known to answer.
+    #[must_use]
+    pub(crate) fn line(&self) -> Patience {
+        Patience::new(Duration::from_secs(20) * self.factor.min(6))
+    }
+
+    /// A silence of the agent after which the guest counts as lost.
+    #[must_use]
+    pub(crate) fn silence(&self) -> Duration {
+        Duration::from_secs(60) * self.factor.min(5)
+    }
+
+    /// Bringing what was written to the host.
+    #[must_use]
+    pub(crate) fn sync(&self) -> Duration {
+        Duration::from_secs(30) * self.factor.min(6)
+    }
+
+    /// Killing a command that is not wanted any more.
+    #[must_use]
+    pub(crate) fn farewell(&self) -> Duration {
+        Duration::from_secs(3)
+    }
+
+    /// Powering off through the guest's own service manager.
+    #[must_use]
+    pub(crate) fn power_off(&self) -> Duration {
+        Duration::from_secs(60) * self.factor.min(5)
+    }
+}
+
+/// A counter that moves only while the guest really computes: its clock ticks even when it idles.
+fn busy(mut cpu: impl FnMut() -> u64 + Send + 'static) -> impl FnMut() -> u64 + Send + 'static {
+    let mut last = cpu();
+    let mut at = std::time::Instant::now();
+    let mut moved = 0;
+    move || {
+        let elapsed = at.elapsed();
+        if elapsed >= Duration::from_secs(2) {
+            let now = cpu();
+            // A tenth of a processor: an idle guest needs a few hundredths.
+            if u128::from(now.saturating_sub(last)) * 10 > elapsed.as_millis() {
+                moved += 1;
+            }
+            last = now;
+            at = std::time::Instant::now();
+        }
+        moved
+    }
+}

@@ -1,0 +1,374 @@
+//! From a [`GuestSpec`] to everything that is needed to start it, or to show how it would be started.
+//!
+//! What resolves is what is later used: `--dry-run` shows this plan and nothing else.
+
+use std::{
+    ffi::OsString,
+    fs::Permissions,
+    os::{fd::OwnedFd, unix::fs::PermissionsExt},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use belljar_image::{
+    boot::{self, BootFiles, InitSpec},
+    cache::Cache,
+    kernel::{self, Kernel, KernelError, NoKernel},
+    modules::{Feature, ModuleIndex},
+    rootdir,
+};
+use belljar_model::EventKind;
+use belljar_proto::message::INIT_AGENT_PATH;
+
+use crate::{
+    access::Credentials,
+    host::HostContext,
+    plan_disk::{self, Disks},
+    qemu::{
+        args::{self, Accel, MachineConfig, Nic, NicMode, Share},
+        probe::{self, AccelChoice, QemuInfo},
+    },
+    share,
+    spec::{GuestSpec, NicSpec, OopsPolicy, ShareSpec, Source, Workspace},
+};
+
+/// Where kernels and modules of the host are looked for.
+const HOST_ROOT: &str = "/";
+/// The directory in the run's directory from which a guest fetches the agent.
+pub const CONTROL_DIR: &str = "ctl";
+
+/// How Belljar gets a session in the guest.
+#[derive(Clone, Debug)]
+pub(crate) enum Entry {
+    /// The agent is the first process and announces itself.
+    Init,
+    /// Through the serial console.
+    Console {
+        /// Where the agent is in the guest.
+        agent: AgentPlace,
+    },
+}
+
+/// Where a guest that is entered through its console finds the agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AgentPlace {
+    /// In the control share, which has to be mounted first.
+    ControlShare,
+    /// In its initramfs.
+    Initramfs,
+}
+
+impl AgentPlace {
+    /// The agent's path in the guest.
+    pub(crate) fn path(self) -> String {
+        match self {
+            Self::ControlShare => format!("{}/{}", share::CONTROL_PATH, share::AGENT_FILE),
+            Self::Initramfs => INIT_AGENT_PATH.to_owned(),
+        }
+    }
+}
+
+/// A guest that is ready to be started.
+#[derive(Debug)]
+pub struct Plan {
+    pub(crate) config: MachineConfig,
+    pub(crate) fds: Vec<(i32, OwnedFd)>,
+    pub(crate) entry: Entry,
+    pub(crate) login: Option<Credentials>,
+    pub(crate) share: ShareSpec,
+    pub(crate) qemu: QemuInfo,
+    pub(crate) host: HostContext,
+    pub(crate) oops: OopsPolicy,
+    pub(crate) boot_timeout: Option<Duration>,
+    choices: Vec<EventKind>,
+    for_people: MachineConfig,
+    /// What makes the disks of `for_people`.
+    by_hand: Vec<Vec<OsString>>,
+}
+
+/// Why there is no plan.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// No QEMU, or one that cannot be used.
+    #[error(transparent)]
+    Qemu(#[from] probe::ProbeError),
+    /// The accelerator that was asked for cannot be had.
+    #[error(transparent)]
+    Accel(#[from] probe::AccelError),
+    /// No installed kernel can do it.
+    #[error(transparent)]
+    NoKernel(#[from] NoKernel),
+    /// The kernel that was named is none.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// Its modules cannot be read.
+    #[error(transparent)]
+    Modules(#[from] belljar_image::modules::ModulesError),
+    /// The boot files cannot be made.
+    #[error(transparent)]
+    Boot(#[from] boot::BootError),
+    /// The root directory is none.
+    #[error(transparent)]
+    Root(#[from] rootdir::RootDirError),
+    /// A disk cannot be used.
+    #[error(transparent)]
+    Disk(#[from] plan_disk::PlanDiskError),
+    /// The agent could not be put where the guest fetches it.
+    #[error("cannot put the agent into the run's directory: {source}; it must be writable and have room")]
+    Control {
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The machine cannot be put into a command line.
+    #[error(transparent)]
+    Args(#[from] args::ArgsError),
+}
+
+/// Looks at everything and makes what has to be made. Blocks for as long as it takes: the first time a second or so, later
+/// milliseconds.
+///
+/// # Errors
+/// See [`PlanError`]; nothing half-done is left.
+pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext) -> Result<Plan, PlanError> {
+    let mut choices = Choices::default();
+    let qemu = probe::find_qemu(host.qemu.as_deref(), host.path.as_deref(), &host.cache_dir)?;
+    choices.add("qemu", format!("{} ({})", qemu.path.display(), qemu.version), qemu.why.clone());
+    let accel = probe::choose_accel(host.accel, &qemu, &host.shim, &host.cache_dir)?;
+    choices.accelerator(&accel);
+
+    let cache = Cache::new(&host.cache_dir, &host.run_dir);
+    let agent = belljar_agent_binary::AGENT;
+    let mut shares = Vec::new();
+    let mut disks = Disks::new(&host.qemu_img, &host.run_dir);
+    let (kernel, entry) = match &spec.source {
+        Source::Disk { path, format, bus } => {
+            disks.boot(path, format.as_deref(), *bus)?;
+            shares.push(control_share(agent, &host.run_dir)?);
+            (None, Entry::Console { agent: AgentPlace::ControlShare })
+        }
+        Source::RootDir { root, kernel, modules } => {
+            rootdir::check(root)?;
+            let (kernel, modules) = kernel_for_root(kernel.as_deref(), modules.as_deref(), &mut choices)?;
+            let spec = InitSpec { required: &[], wanted: &wanted(spec), ..init_spec(spec, agent, modules.as_ref()) };
+            let files = boot::root_over_9p(&kernel, &spec, share::ROOT_TAG, &cache)?;
+            shares.push(Share { tag: share::ROOT_TAG.into(), path: root.clone(), read_only: true });
+            (Some(files), Entry::Init)
+        }
+        Source::Initramfs { kernel, initrd, modules, take_over } => {
+            let kernel = Kernel::open(kernel)?;
+            let modules = modules.as_deref().map(ModuleIndex::load).transpose()?;
+            let shares_wanted = [Feature::NineP, Feature::Overlay];
+            let wanted: Vec<_> = shares_wanted.into_iter().chain(wanted(spec)).collect();
+            let spec = InitSpec { required: &[], wanted: &wanted, ..init_spec(spec, agent, modules.as_ref()) };
+            let files = boot::foreign_initramfs(&kernel, initrd, Some(&spec), &cache)?;
+            let entry = if *take_over { Entry::Init } else { Entry::Console { agent: AgentPlace::Initramfs } };
+            (Some(files), entry)
+        }
+    };
+    if let Some(files) = &kernel {
+        choices.boot_files(files);
+    }
+    shares.extend(spec_shares(share));
+    for disk in &spec.disks {
+        disks.extra(disk)?;
+    }
+
+    let mut config = MachineConfig {
+        name: "belljar".into(),
+        accel: accel.accel,
+        cpu: spec.cpu.clone(),
+        memory: spec.memory,
+        cpus: spec.cpus,
+        sandbox: qemu.has_sandbox,
+        kernel: kernel.map(|files| args::Kernel {
+            image: files.kernel,
+            initrd: files.initrd,
+            append: kernel_line(&entry, &spec.append),
+        }),
+        nic: Nic { mode: nic_mode(spec.nic), ..Nic::default() },
+        shares,
+        extra: spec.qemu_args.clone(),
+        ..MachineConfig::default()
+    };
+    if let Some(machine) = &spec.machine {
+        config.machine.clone_from(machine);
+    }
+    let mut for_people = MachineConfig { channels: args::Channels::terminal(), ..config.clone() };
+    let by_hand = disks.describe(&mut for_people);
+    let fds = disks.finish(&mut config);
+    // What cannot be said must be found out now, not when QEMU is to be started.
+    config.to_args()?;
+    Ok(Plan {
+        config,
+        fds,
+        entry,
+        login: spec.login.clone(),
+        share: share.clone(),
+        qemu,
+        host,
+        oops: spec.oops,
+        boot_timeout: spec.boot_timeout,
+        choices: choices.0,
+        for_people,
+        by_hand,
+    })
+}
+
+impl Plan {
+    /// What was chosen, and why.
+    #[must_use]
+    pub fn choices(&self) -> &[EventKind] {
+        &self.choices
+    }
+
+    /// The accelerator.
+    #[must_use]
+    pub fn accel(&self) -> Accel {
+        self.config.accel
+    }
+
+    /// A command that a person can paste: the console is the terminal, and disks are thrown away by QEMU itself.
+    ///
+    /// # Errors
+    /// See [`args::ArgsError`].
+    pub fn command_line(&self) -> Result<String, PlanError> {
+        let mut text = String::new();
+        for command in &self.by_hand {
+            text.push_str(&args::to_shell(command));
+            text.push('\n');
+        }
+        text.push_str(&args::to_shell(&self.words(&self.for_people)?));
+        Ok(text)
+    }
+
+    /// The command as it is started, descriptors included.
+    ///
+    /// # Errors
+    /// See [`args::ArgsError`].
+    pub fn real_command_line(&self) -> Result<String, PlanError> {
+        Ok(args::to_shell(&self.words(&self.config)?))
+    }
+
+    fn words(&self, config: &MachineConfig) -> Result<Vec<OsString>, PlanError> {
+        let mut words = vec![self.qemu.path.clone().into_os_string()];
+        words.extend(config.to_args()?);
+        Ok(words)
+    }
+}
+
+fn init_spec<'a>(spec: &'a GuestSpec, agent: &'a [u8], modules: Option<&'a ModuleIndex>) -> InitSpec<'a> {
+    InitSpec { agent, hostname: &spec.hostname, env: &spec.env, modules, required: &[], wanted: &[] }
+}
+
+/// What the machine's devices want of the kernel.
+fn wanted(spec: &GuestSpec) -> Vec<Feature> {
+    use crate::spec::Bus;
+    let mut features = vec![Feature::VirtioRng];
+    if spec.nic != NicSpec::None {
+        features.extend([Feature::VirtioNet, Feature::AfPacket]);
+    }
+    if spec.disks.iter().any(|d| d.bus == Bus::Virtio) {
+        features.extend([Feature::VirtioBlk, Feature::Ext4]);
+    }
+    if spec.disks.iter().any(|d| d.bus == Bus::Scsi) {
+        features.extend([Feature::VirtioScsi, Feature::Ext4]);
+    }
+    features
+}
+
+fn kernel_for_root(
+    kernel: Option<&Path>,
+    modules: Option<&Path>,
+    choices: &mut Choices,
+) -> Result<(Kernel, Option<ModuleIndex>), PlanError> {
+    let roots = [PathBuf::from(HOST_ROOT)];
+    if let Some(path) = kernel {
+        let kernel = Kernel::open(path)?;
+        let dir = modules.map(Path::to_owned).or_else(|| kernel.find_modules(&roots));
+        let index = dir.as_deref().map(ModuleIndex::load).transpose()?;
+        return Ok((kernel, index));
+    }
+    let found = kernel::discover(&roots);
+    let chosen = found.choose()?;
+    let passed: Vec<String> = found.passed_over(chosen).map(|l| format!("{}: {}", l.path.display(), l.why)).collect();
+    let why = if passed.is_empty() {
+        "the newest installed kernel that has what is needed".to_owned()
+    } else {
+        format!("the newest installed kernel that has what is needed; passed over {}", passed.join("; "))
+    };
+    choices.add("kernel", chosen.kernel.path.display().to_string(), why);
+    let index = match modules {
+        Some(dir) => Some(ModuleIndex::load(dir)?),
+        None => chosen.modules.clone(),
+    };
+    Ok((chosen.kernel.clone(), index))
+}
+
+/// The kernel's command line. A panic must end the guest at once, and a quiet boot is a quick one: each character on an
+/// emulated serial line costs.
+fn kernel_line(entry: &Entry, append: &[String]) -> String {
+    let mut words = match entry {
+        Entry::Init => vec!["console=ttyS0", "panic=-1", "quiet", "loglevel=4", "random.trust_cpu=on"],
+        Entry::Console { .. } => vec!["console=ttyS0", "panic=-1"],
+    };
+    let agent = format!("rdinit={INIT_AGENT_PATH}");
+    if matches!(entry, Entry::Init) {
+        words.push(&agent);
+    }
+    words.extend(append.iter().map(String::as_str));
+    words.join(" ")
+}
+
+fn nic_mode(nic: NicSpec) -> NicMode {
+    match nic {
+        NicSpec::None => NicMode::None,
+        NicSpec::Isolated => NicMode::Isolated,
+        NicSpec::User => NicMode::User,
+    }
+}
+
+/// Puts the agent where the guest can fetch it from.
+fn control_share(agent: &[u8], run_dir: &Path) -> Result<Share, PlanError> {
+    let dir = run_dir.join(CONTROL_DIR);
+    let file = dir.join(share::AGENT_FILE);
+    let put = || {
+        fs_err::create_dir(&dir)?;
+        fs_err::write(&file, agent)?;
+        fs_err::set_permissions(&file, Permissions::from_mode(0o755))
+    };
+    put().map_err(|source| PlanError::Control { source })?;
+    Ok(Share { tag: share::CONTROL_TAG.into(), path: dir, read_only: true })
+}
+
+fn spec_shares(share: &ShareSpec) -> Vec<Share> {
+    let mut shares = vec![Share { tag: share::OUT_TAG.into(), path: share.out.clone(), read_only: false }];
+    if let Some(Workspace { dir, mode, .. }) = &share.workspace {
+        let read_only = !matches!(mode, crate::MountMode::ReadWrite);
+        shares.push(Share { tag: share::WORKSPACE_TAG.into(), path: dir.clone(), read_only });
+    }
+    shares
+}
+
+/// Choices on their way into the event log.
+#[derive(Default)]
+struct Choices(Vec<EventKind>);
+
+impl Choices {
+    fn add(&mut self, what: &str, chosen: impl Into<String>, why: impl Into<String>) {
+        self.0.push(EventKind::Choice { what: what.into(), chosen: chosen.into(), why: why.into() });
+    }
+
+    fn accelerator(&mut self, choice: &AccelChoice) {
+        self.add("accelerator", choice.accel.name(), choice.why.clone());
+        // Said to everybody when it is new, later only to those who ask.
+        if let Some(mend) = choice.mend.as_ref().filter(|_| !choice.remembered) {
+            self.0.push(EventKind::Warning { message: format!("running without KVM, about ten times slower: {mend}") });
+        }
+    }
+
+    fn boot_files(&mut self, files: &BootFiles) {
+        for choice in &files.choices {
+            self.add("boot", choice.clone(), "see the manual, Guests");
+        }
+    }
+}

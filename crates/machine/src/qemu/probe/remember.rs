@@ -1,0 +1,77 @@
+//! Answers kept for the next run: small JSON files, found by a hash of the question and believed only if they repeat it.
+
+use std::{
+    collections::hash_map::DefaultHasher,
+    hash::{Hash, Hasher},
+    io::Read,
+    path::{Path, PathBuf},
+};
+
+use belljar_image::cache::Cache;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+/// No answer is longer.
+const MAX: u64 = 64 * 1024;
+
+#[derive(Serialize, Deserialize)]
+struct Kept<T> {
+    question: String,
+    answer: T,
+}
+
+/// A directory of answers.
+pub(super) struct Memory {
+    cache: Cache,
+}
+
+impl Memory {
+    pub(super) fn new(dir: &Path) -> Self {
+        Self { cache: Cache::new(dir, dir) }
+    }
+
+    /// The answer to this very question; what cannot be read is not known.
+    pub(super) fn recall<T: DeserializeOwned>(&self, kind: &str, question: &str) -> Option<T> {
+        let mut text = String::new();
+        std::fs::File::open(self.path(kind, question)).ok()?.take(MAX).read_to_string(&mut text).ok()?;
+        let kept: Kept<T> = serde_json::from_str(&text).ok()?;
+        (kept.question == question).then_some(kept.answer)
+    }
+
+    /// Keeps an answer. Failing to costs time later and nothing else.
+    pub(super) fn keep<T: Serialize>(&self, kind: &str, question: &str, answer: &T) {
+        let kept = Kept { question: question.to_owned(), answer };
+        let Ok(text) = serde_json::to_vec(&kept) else { return };
+        drop(self.cache.replace(&name(kind, question), &text));
+    }
+
+    fn path(&self, kind: &str, question: &str) -> PathBuf {
+        self.cache.path(&name(kind, question))
+    }
+}
+
+fn name(kind: &str, question: &str) -> String {
+    let mut hasher = DefaultHasher::new();
+    question.hash(&mut hasher);
+    format!("{kind}-{:016x}.json", hasher.finish())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_same_question_is_answered() {
+        let dir = tempfile::tempdir().unwrap();
+        let memory = Memory::new(dir.path());
+        assert_eq!(memory.recall::<u32>("n", "q"), None);
+        memory.keep("n", "q", &7);
+        assert_eq!(memory.recall("n", "q"), Some(7));
+        memory.keep("n", "q", &8);
+        assert_eq!(memory.recall("n", "q"), Some(8));
+        assert_eq!(memory.recall::<u32>("n", "p"), None);
+        assert_eq!(memory.recall::<u32>("m", "q"), None);
+        std::fs::write(memory.path("n", "q"), "{}").unwrap();
+        assert_eq!(memory.recall::<u32>("n", "q"), None);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}

@@ -1,0 +1,78 @@
+//! The shares: which 9p tags there are, and what is mounted where.
+
+use belljar_proto::message::{Mount, MountFault, MountMode};
+
+use crate::spec::ShareSpec;
+
+/// Tag of the workspace, as the tool had it that Belljar replaces.
+pub const WORKSPACE_TAG: &str = "hostos";
+/// Tag of the output directory.
+pub const OUT_TAG: &str = "belljar-out";
+/// Tag of the read-only directory that holds the agent, for guests whose initramfs is not ours.
+pub const CONTROL_TAG: &str = "belljar-ctl";
+/// Tag of the root directory of a guest that has one of the host's.
+pub const ROOT_TAG: &str = "belljar-root";
+
+/// Where the guest sees the output directory; the value of `$BELLJAR_OUT`.
+pub const OUT_PATH: &str = "/run/belljar/out";
+/// Where the guest sees the control directory.
+pub const CONTROL_PATH: &str = "/run/belljar/ctl";
+/// Name of the agent in the control directory.
+pub const AGENT_FILE: &str = "agent";
+
+/// What the agent is to mount, in order.
+#[must_use]
+pub fn mounts(spec: &ShareSpec) -> Vec<Mount> {
+    let mut mounts = vec![Mount { tag: OUT_TAG.into(), path: OUT_PATH.into(), mode: MountMode::ReadWrite }];
+    if let Some(workspace) = &spec.workspace {
+        mounts.push(Mount { tag: WORKSPACE_TAG.into(), path: workspace.mount_at.clone(), mode: workspace.mode });
+    }
+    mounts
+}
+
+/// A person's words for a share that could not be mounted.
+#[must_use]
+pub fn explain(mount: &Mount, fault: &MountFault) -> String {
+    let what = match mount.tag.as_str() {
+        WORKSPACE_TAG => "the workspace",
+        OUT_TAG => "the output directory",
+        other => other,
+    };
+    match fault {
+        MountFault::No9p { detail } => format!(
+            "the guest's kernel cannot mount {what}: it has no 9p file system over virtio ({detail}). Debian's cloud \
+             kernel and the RHEL family have none; use a kernel that has the modules 9p and 9pnet_virtio, or do \
+             without a share: --workspace none"
+        ),
+        MountFault::NoOverlay { detail } => format!(
+            "the guest's kernel has no overlayfs, which the workspace mode cow needs ({detail}); use \
+             --workspace-mode ro or rw"
+        ),
+        MountFault::Failed { detail } => format!("the guest could not mount {what} at {}: {detail}", mount.path),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::Workspace;
+
+    #[test]
+    fn the_output_directory_is_always_there() {
+        let none = ShareSpec { workspace: None, out: "/o".into() };
+        assert_eq!(mounts(&none).len(), 1);
+        let both = ShareSpec {
+            workspace: Some(Workspace {
+                dir: "/w".into(),
+                mode: MountMode::CopyOnWrite,
+                mount_at: "/mnt/hostos".into(),
+            }),
+            ..none
+        };
+        let mounts = mounts(&both);
+        assert_eq!(mounts[1].tag, "hostos");
+        assert_eq!(mounts[1].mode, MountMode::CopyOnWrite);
+        let said = explain(&mounts[1], &MountFault::No9p { detail: "modprobe 9p: not found".into() });
+        assert!(said.contains("--workspace none") && said.contains("modprobe 9p: not found"), "{said}");
+    }
+}

@@ -1,0 +1,200 @@
+//! Notices the death of a guest, whatever else is being waited for: kernel faults on the console, what QEMU reports over
+//! QMP, and the end of QEMU itself.
+
+use belljar_model::{CrashKind, EventKind, Phase, Verdict};
+
+use crate::{
+    Lost,
+    console::{Alarm, AlarmKind, Alarms, Console, Phase as AlarmPhase, Severity},
+    guest::{AFTERMATH, Observe},
+    qemu::{
+        process::{ExitWatch, Qemu},
+        qmp::{EventStream, QmpEvent},
+    },
+    spec::OopsPolicy,
+};
+
+/// Watches one guest from its start to its end.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    alarms: Alarms,
+    events: EventStream,
+    exit: ExitWatch,
+    oops: OopsPolicy,
+    /// Whether a session was reached: what boot loaders and initramfs print means nothing any more.
+    entered: bool,
+}
+
+impl Watch {
+    pub(crate) fn new(console: &Console, qemu: &Qemu, oops: OopsPolicy) -> Self {
+        Self { alarms: console.alarms(), events: qemu.events(), exit: qemu.exit_watch(), oops, entered: false }
+    }
+
+    /// The guest is up.
+    pub(crate) fn entered(&mut self) {
+        self.entered = true;
+    }
+
+    /// Resolves when the guest is lost; what does not end it is observed. Cancelling loses nothing.
+    pub(crate) async fn trouble(&mut self, phase: Phase, observe: Observe<'_>) -> Lost {
+        let mut qmp_open = true;
+        loop {
+            tokio::select! {
+                biased;
+                alarm = self.alarms.next() => {
+                    let lost = self.of_alarm(&alarm, phase);
+                    observe(EventKind::Alarm {
+                        name: alarm.kind.title().into(),
+                        line: alarm.line.clone(),
+                        fatal: lost.is_some(),
+                    });
+                    if let Some(lost) = lost {
+                        return lost;
+                    }
+                }
+                event = self.events.next(), if qmp_open => match event {
+                    Some(event) => {
+                        if let Some(lost) = of_event(&event, phase) {
+                            return lost;
+                        }
+                    }
+                    // QEMU is about to be gone; its exit tells more.
+                    None => qmp_open = false,
+                },
+                end = self.exit.ended() => return Lost::crash(CrashKind::Qemu, end.to_string(), phase),
+            }
+        }
+    }
+
+    /// A better reason for a loss, if one is known by now or within a moment: the panic behind a reset, the power-off behind a
+    /// closed port.
+    pub(crate) async fn explain(&mut self, lost: Lost, phase: Phase) -> Lost {
+        let vague = match &lost.verdict {
+            Verdict::Crash(crash) => {
+                matches!(crash.kind, CrashKind::Silent | CrashKind::Qemu | CrashKind::Reboot | CrashKind::PowerOff)
+            }
+            _ => false,
+        };
+        if !vague {
+            return lost;
+        }
+        let mut best = lost;
+        let deadline = tokio::time::Instant::now() + AFTERMATH;
+        loop {
+            match tokio::time::timeout_at(deadline, self.trouble(phase, &mut |_| ())).await {
+                Err(_) => return best,
+                Ok(found) => {
+                    if rank(&found) > rank(&best) {
+                        best = found;
+                    }
+                    // After QEMU's end nothing more comes.
+                    if rank(&best) >= FATAL || self.exit.has_ended() {
+                        return self.doubt(phase).unwrap_or(best);
+                    }
+                }
+            }
+        }
+    }
+
+    /// A fault of the kernel that nobody has looked at yet.
+    pub(crate) fn doubt(&mut self, phase: Phase) -> Option<Lost> {
+        let alarms = self.alarms.all();
+        alarms.iter().find_map(|alarm| self.of_alarm(alarm, phase).filter(|lost| rank(lost) >= FATAL))
+    }
+
+    fn of_alarm(&self, alarm: &Alarm, phase: Phase) -> Option<Lost> {
+        let kind = match alarm.kind.severity() {
+            Severity::Fatal => match alarm.kind {
+                AlarmKind::NoRoot | AlarmKind::InitDied | AlarmKind::Panic => CrashKind::Panic,
+                _ if self.oops == OopsPolicy::Note => return None,
+                _ => CrashKind::Oops,
+            },
+            Severity::Stuck if alarm.kind.phase() == AlarmPhase::Boot && !self.entered => CrashKind::BootFailed,
+            // Seen on the console before QEMU reports it; what QEMU reports counts.
+            Severity::Ending | Severity::Stuck | Severity::Note => return None,
+        };
+        let seen = if kind == CrashKind::BootFailed {
+            format!("{} ({})", alarm.kind.title(), alarm.line)
+        } else {
+            alarm.line.clone()
+        };
+        let lost = Lost::crash(kind, seen, phase);
+        let advice = alarm.kind.advice();
+        Some(if advice.is_empty() { lost } else { lost.with_message(advice) })
+    }
+}
+
+const FATAL: u8 = 3;
+
+/// How much a loss explains.
+fn rank(lost: &Lost) -> u8 {
+    match &lost.verdict {
+        Verdict::Crash(crash) => match crash.kind {
+            CrashKind::Silent => 0,
+            CrashKind::Qemu => 1,
+            CrashKind::PowerOff | CrashKind::Reboot => 2,
+            CrashKind::Panic | CrashKind::Oops | CrashKind::BootFailed => FATAL,
+        },
+        _ => FATAL,
+    }
+}
+
+/// What QEMU reports of a guest that nobody asked to end (QEMU's `qapi/run-state.json`).
+fn of_event(event: &QmpEvent, phase: Phase) -> Option<Lost> {
+    match event.name.as_str() {
+        "GUEST_PANICKED" => Some(Lost::crash(CrashKind::Panic, "QEMU's pvpanic device was told of a panic", phase)),
+        "SHUTDOWN" => {
+            let reason = event.data.get("reason").and_then(|r| r.as_str()).unwrap_or("without a reason");
+            match reason {
+                "guest-reset" => Some(Lost::crash(CrashKind::Reboot, "QEMU reports a reset by the guest", phase)),
+                "guest-panic" => Some(Lost::crash(CrashKind::Panic, "QEMU reports a panic of the guest", phase)),
+                "guest-shutdown" => {
+                    Some(Lost::crash(CrashKind::PowerOff, "QEMU reports a shutdown by the guest", phase))
+                }
+                other => Some(Lost::crash(CrashKind::Qemu, format!("QEMU reports a shutdown: {other}"), phase)),
+            }
+        }
+        "STOP" => Some(Lost::crash(CrashKind::Qemu, "QEMU stopped the guest (no space left on the host?)", phase)),
+        "BLOCK_IO_ERROR" => {
+            let why = event.data.get("reason").and_then(|r| r.as_str()).unwrap_or("without a reason");
+            Some(Lost::host(format!(
+                "QEMU could not write what the guest wrote to a disk: {why}; make room where the run's directory is"
+            )))
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(name: &str, data: serde_json::Value) -> Option<Lost> {
+        of_event(&QmpEvent { name: name.into(), data, ..QmpEvent::default() }, Phase::Command)
+    }
+
+    fn kind(lost: Option<Lost>) -> Option<CrashKind> {
+        match lost?.verdict {
+            Verdict::Crash(crash) => Some(crash.kind),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_qemu_reports_is_told_apart() {
+        let shutdown = |reason: &str| kind(event("SHUTDOWN", serde_json::json!({"guest": true, "reason": reason})));
+        assert_eq!(shutdown("guest-reset"), Some(CrashKind::Reboot));
+        assert_eq!(shutdown("guest-shutdown"), Some(CrashKind::PowerOff));
+        assert_eq!(shutdown("guest-panic"), Some(CrashKind::Panic));
+        assert_eq!(kind(event("SHUTDOWN", serde_json::Value::Null)), Some(CrashKind::Qemu));
+        assert_eq!(kind(event("RTC_CHANGE", serde_json::Value::Null)), None);
+    }
+
+    #[test]
+    fn a_panic_explains_more_than_a_reset() {
+        let of = |kind| rank(&Lost::crash(kind, "", Phase::Boot));
+        assert!(of(CrashKind::Panic) > of(CrashKind::Reboot));
+        assert!(of(CrashKind::Reboot) > of(CrashKind::Qemu));
+        assert!(of(CrashKind::Qemu) > of(CrashKind::Silent));
+    }
+}
