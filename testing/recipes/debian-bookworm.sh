@@ -13,7 +13,7 @@ fixture_build() {
         # A machine id of its own at each first boot, as on the images that distributions publish.
         echo uninitialized >"$root/etc/machine-id"
         printf "[Match]\nType=ether\n\n[Network]\nDHCP=ipv4\n" >"$root/etc/systemd/network/ether.network"
-        systemctl --root="$root" --quiet enable systemd-networkd.service serial-getty@ttyS0.service
-        systemctl --root="$root" --quiet disable systemd-networkd-wait-online.service
+        chroot "$root" systemctl --quiet enable systemd-networkd.service serial-getty@ttyS0.service
+        chroot "$root" systemctl --quiet disable systemd-networkd-wait-online.service
     '
 }

@@ -72,7 +72,7 @@ pub(super) fn start(shared: &Arc<Shared>, exec: Exec) -> Option<Running> {
     match shared.manners.mode.as_str() {
         "ignore" => return None,
         "fail" => {
-            shared.port.say(&ToHost::ExecFailed { id, what: "execve".into(), errno: 12 });
+            shared.port.say(&ToHost::ExecFailed { id, what: "fork".into(), errno: 12 });
             return None;
         }
         "fatal" => {
@@ -128,7 +128,11 @@ impl Plan {
         }
         let mut argv: Vec<OsString> = exec.argv.iter().map(|a| here(a)).collect();
         let program = argv.first().ok_or(("execve".to_owned(), ENOENT))?.clone();
-        argv[0] = find(&program, &path, &dir).map_err(|errno| ("execve".to_owned(), errno))?;
+        argv[0] = find(&program, &path, &dir).map_err(|errno| {
+            let name = program.to_string_lossy();
+            let what = if errno == ENOENT && !name.contains('/') { "find" } else { "execve" };
+            (format!("{what} {name}"), errno)
+        })?;
         Ok(Self { exec, argv, dir, env })
     }
 

@@ -301,7 +301,7 @@ fn the_agent_runs_commands() {
     let killed = Status::Signal { signal: 9, core: false };
     assert_eq!(host.hear(), Some(ToHost::Exited { id: 1, nonce: Nonce([9; 16]), status: killed }));
     host.exec(&["no-such-program"], Streams::PipesNoStdin);
-    assert_eq!(host.hear(), Some(ToHost::ExecFailed { id: 1, what: "execve".into(), errno: 2 }));
+    assert_eq!(host.hear(), Some(ToHost::ExecFailed { id: 1, what: "find no-such-program".into(), errno: 2 }));
     host.say(&ToAgent::Shutdown(belljar_proto::message::ShutdownHow::Immediate));
     assert_eq!(host.hear(), Some(ToHost::Ending));
     assert_eq!(machine.end().0.code(), Some(0));
