@@ -145,6 +145,7 @@ pub async fn boot(
         Err(lost) => {
             // What was said last explains best, and the reason may have come a moment after its consequence.
             let lost = watch.explain(lost, Phase::Boot).await;
+            watch.last_words(&lost).await;
             let tail = if lost.tail.is_empty() { console.tail(TAIL) } else { lost.tail.clone() };
             qemu.kill().await;
             Err(lost.with_tail(tail))
@@ -387,6 +388,7 @@ impl Guest {
 
     async fn explain(&mut self, lost: Lost, phase: Phase) -> Lost {
         let lost = self.watch.explain(lost, phase).await;
+        self.watch.last_words(&lost).await;
         if lost.tail.is_empty() && matches!(lost.verdict, Verdict::Crash(_)) {
             let tail = self.console.tail(TAIL);
             return lost.with_tail(tail);

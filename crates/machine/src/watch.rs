@@ -1,11 +1,13 @@
 //! Notices the death of a guest, whatever else is being waited for: kernel faults on the console, what QEMU reports over
 //! QMP, and the end of QEMU itself.
 
+use std::time::Duration;
+
 use belljar_model::{CrashKind, EventKind, Phase, Verdict};
 
 use crate::{
     Lost,
-    console::{Alarm, AlarmKind, Alarms, Console, Phase as AlarmPhase, Severity},
+    console::{Alarm, AlarmKind, Alarms, Console, ConsoleView, Phase as AlarmPhase, Severity},
     guest::{AFTERMATH, Observe},
     qemu::{
         process::{ExitWatch, Qemu},
@@ -14,10 +16,16 @@ use crate::{
     spec::OopsPolicy,
 };
 
+/// A console that is silent for this long has nothing more to say of a fault.
+const QUIET: Duration = Duration::from_millis(500);
+/// How long a trace is waited for at most.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
 /// Watches one guest from its start to its end.
 #[derive(Debug)]
 pub(crate) struct Watch {
     alarms: Alarms,
+    view: ConsoleView,
     events: EventStream,
     exit: ExitWatch,
     oops: OopsPolicy,
@@ -27,7 +35,7 @@ pub(crate) struct Watch {
 
 impl Watch {
     pub(crate) fn new(console: &Console, qemu: &Qemu, oops: OopsPolicy) -> Self {
-        Self { alarms: console.alarms(), events: qemu.events(), exit: qemu.exit_watch(), oops, entered: false }
+        Self { alarms: console.alarms(), view: console.view(), events: qemu.events(), exit: qemu.exit_watch(), oops, entered: false }
     }
 
     /// The guest is up.
@@ -94,6 +102,25 @@ impl Watch {
                 }
             }
         }
+    }
+
+    /// Waits until a guest whose kernel failed has said what it has to say: its trace comes line by line, and a person
+    /// will want it.
+    pub(crate) async fn last_words(&mut self, lost: &Lost) {
+        let Verdict::Crash(crash) = &lost.verdict else { return };
+        if !matches!(crash.kind, CrashKind::Panic | CrashKind::Oops) {
+            return;
+        }
+        let mut last = self.view.last_line();
+        let quiet = async { while tokio::time::timeout(QUIET, last.changed()).await.is_ok_and(|c| c.is_ok()) {} };
+        let spoken = async {
+            tokio::select! {
+                () = quiet => {}
+                _ = self.exit.ended() => {}
+            }
+        };
+        // One that never ends has said enough.
+        drop(tokio::time::timeout(LAST_WORDS, spoken).await);
     }
 
     /// A fault of the kernel that nobody has looked at yet.
