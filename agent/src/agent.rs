@@ -144,7 +144,7 @@ impl Agent {
         Ok(())
     }
 
-    fn interests(&self, fds: &mut Vec<libc::pollfd>, whose: &mut Vec<Ready>) {
+    fn interests(&mut self, fds: &mut Vec<libc::pollfd>, whose: &mut Vec<Ready>) {
         let mut add = |fd, ready| {
             fds.push(fd);
             whose.push(ready);
@@ -158,9 +158,10 @@ impl Agent {
         for (at, fd) in self.leftovers.iter().enumerate() {
             add(sys::poll_fd(fd, libc::POLLIN), Ready::Leftover(at));
         }
+        let now = Instant::now();
         let count = self.commands.len();
         for at in (0..count).map(|at| (at + self.turn) % count) {
-            let command = &self.commands[at];
+            let command = &mut self.commands[at];
             if let Some((report, _)) = &command.starting {
                 add(sys::poll_fd(report, libc::POLLIN), Ready::Starting(at));
             }
@@ -171,8 +172,11 @@ impl Agent {
             }
             // What ended is drained without asking.
             if idle && !command.has_ended() {
-                for (which, output) in command.outputs.iter().enumerate() {
-                    add(sys::poll_fd(&output.fd, libc::POLLIN), Ready::Output(at, which));
+                for (which, output) in command.outputs.iter_mut().enumerate() {
+                    output.held_until = output.held_until.filter(|&until| until > now);
+                    if output.held_until.is_none() {
+                        add(sys::poll_fd(&output.fd, libc::POLLIN), Ready::Output(at, which));
+                    }
                 }
             }
         }
@@ -186,8 +190,14 @@ impl Agent {
     fn timeout(&self) -> Option<Duration> {
         let announce = self.session.is_none().then_some(self.next_announce);
         let deadlines = self.jobs.iter().filter_map(|job| job.deadline);
-        let next =
-            announce.filter(|_| self.away_until.is_none()).into_iter().chain(self.away_until).chain(deadlines).min()?;
+        let held = self.commands.iter().flat_map(|command| &command.outputs).filter_map(|output| output.held_until);
+        let next = announce
+            .filter(|_| self.away_until.is_none())
+            .into_iter()
+            .chain(self.away_until)
+            .chain(deadlines)
+            .chain(held.filter(|_| self.link.is_idle()))
+            .min()?;
         Some(next.saturating_duration_since(Instant::now()))
     }
 
