@@ -23,6 +23,8 @@ const PROBE_ROUNDS: u32 = 3;
 const BLIND_AFTER: u32 = 4;
 /// An alarm is about what the line shows now if no more bytes than this came since.
 const NEAR: u64 = 700;
+/// Bytes that may come back for an Enter without anybody there but the terminal and a prompt.
+const ECHO: u64 = 64;
 /// How many of the last lines an error carries.
 const TAIL: usize = 15;
 
@@ -78,6 +80,8 @@ pub async fn climb(
         credentials: options.credentials.clone().unwrap_or_else(Credentials::root),
         stage: Stage::Watching,
         name_arrived: true,
+        question: None,
+        question_is_password: false,
         logged_in: false,
         logins: 0,
         enters: 0,
@@ -98,6 +102,10 @@ struct Climber<'a> {
     stage: Stage,
     /// Whether the echo of the user name was what was typed.
     name_arrived: bool,
+    /// What was asked after the name, in words that we do not know.
+    question: Option<String>,
+    /// The question was answered with Enter, and the login prompt came again.
+    question_is_password: bool,
     logged_in: bool,
     logins: u32,
     /// Enters since anything else happened.
@@ -121,7 +129,13 @@ impl Climber<'_> {
             self.heed_alarms()?;
             let seen = self.console.bytes_seen();
             let line = self.console.open_line();
-            let sight = sight::look(&line, self.stage == Stage::NameTyped);
+            let mut sight = sight::look(&line, self.stage == Stage::NameTyped);
+            if sight == Sight::Question && self.question_is_password && self.question.as_ref() == Some(&line) {
+                sight = Sight::Password;
+            }
+            if sight == Sight::Blank && sight::is_covered(&self.console.tail(TAIL)) {
+                sight = Sight::Covered;
+            }
             let at_rest = self.rest_for(sight);
             // What was judged and left alone is judged again only after it changed, or the long rest.
             let wait = if settled_at == Some(seen) { self.patience_with_silence() } else { at_rest };
@@ -132,7 +146,10 @@ impl Climber<'_> {
                     self.press_enter().await?;
                     continue;
                 }
-                Ok(Wake::Bytes) => continue,
+                Ok(Wake::Bytes) => {
+                    self.notice_life();
+                    continue;
+                }
                 Err(overdue) => {
                     // A menu that waits for ever explains it better than the clock does.
                     return Err(match self.menu.take() {
@@ -164,10 +181,23 @@ impl Climber<'_> {
         }
     }
 
+    /// More than an echo of our Enter: whoever is there has not been asked yet.
+    fn notice_life(&mut self) {
+        if self
+            .entered
+            .as_ref()
+            .is_some_and(|(bytes, line)| self.console.bytes_seen() > bytes + line.len() as u64 + ECHO)
+        {
+            self.entered = None;
+            self.enters = 0;
+        }
+    }
+
     /// How long this sight must stay before something is done about it.
     fn rest_for(&self, sight: Sight) -> Duration {
         match sight {
-            Sight::Login | Sight::Activate | Sight::NewPassword | Sight::Prompt => SETTLED,
+            Sight::Login | Sight::Activate | Sight::NewPassword | Sight::Prompt | Sight::Question => SETTLED,
+            Sight::Covered => 2 * SETTLED,
             Sight::Password if self.stage != Stage::Watching => SETTLED,
             _ => self.patience_with_silence(),
         }
@@ -175,7 +205,9 @@ impl Climber<'_> {
 
     /// Longer with each Enter that led nowhere.
     fn patience_with_silence(&self) -> Duration {
-        (self.options.rest * (2 + self.enters.min(8)) / 2).max(SETTLED)
+        let rest = (self.options.rest * (2 + self.enters.min(8)) / 2).max(SETTLED);
+        // Before the first byte there is nobody to ask, but maybe a boot loader to disturb.
+        if self.console.bytes_seen() == 0 { rest * 8 } else { rest }
     }
 
     /// Takes note of alarms; a dead kernel ends the climb.
@@ -224,7 +256,15 @@ impl Climber<'_> {
         match act {
             Act::TypeUser => self.type_user(user).await?,
             Act::TypePassword => self.type_password(user).await?,
-            Act::Expired if self.stage == Stage::PasswordTyped => return Err(AccessError::PasswordExpired { user }),
+            Act::TryQuestion if self.question.is_none() => {
+                self.question = Some(line.to_owned());
+                self.press_enter().await?;
+            }
+            Act::TryQuestion => {
+                // It came again after Enter: a prompt.
+                return self.probe(line, patience).await;
+            }
+            Act::Expired if self.stage != Stage::Watching => return Err(AccessError::PasswordExpired { user }),
             Act::Probe => return self.probe(line, patience).await,
             Act::Emergency if self.options.emergency_shell => {
                 let password = self.credentials.password.clone();
@@ -232,11 +272,6 @@ impl Climber<'_> {
                 self.console.send(format!("{password}\n").as_bytes()).await?;
             }
             Act::Enter | Act::Expired | Act::Emergency => {
-                if self.stage != Stage::Watching && sight != Sight::Activate {
-                    // No login prompt again, no password wanted, and silence: we are in, and the prompt is a strange one.
-                    self.logged_in = true;
-                    self.stage = Stage::Watching;
-                }
                 if self.is_answered(sight, line) {
                     self.enters = 0;
                     return self.probe(line, patience).await;
@@ -257,7 +292,8 @@ impl Climber<'_> {
             // The terminal echoes and nobody says anything: maybe a shell without a prompt. Where somebody is expected to
             // ask for a name, give them more time.
             Sight::Blank => {
-                let name_expected = self.options.credentials.is_some() && !self.logged_in;
+                let name_expected =
+                    self.options.credentials.is_some() && self.stage == Stage::Watching && !self.logged_in;
                 echoed && self.enters >= if name_expected { 2 * BLIND_AFTER } else { BLIND_AFTER }
             }
             _ => false,
@@ -273,7 +309,12 @@ impl Climber<'_> {
 
     async fn type_user(&mut self, user: String) -> Result<(), AccessError> {
         let said = sight::said(&self.console.unread());
-        if said.refused && !said.too_early && self.name_arrived && self.stage != Stage::Watching {
+        if self.stage == Stage::NameTyped && self.question.is_some() && !self.question_is_password {
+            self.question_is_password = true;
+            if self.credentials.password.is_none() {
+                return Err(AccessError::PasswordWanted { user });
+            }
+        } else if said.refused && !said.too_early && self.name_arrived && self.stage != Stage::Watching {
             return Err(AccessError::Refused { user, tail: self.console.tail(TAIL) });
         }
         // After the password, the prompt alone says no, in whatever language.

@@ -32,6 +32,9 @@ pub enum Act {
     TypeUser,
     /// Type the password.
     TypePassword,
+    /// Press Enter at what may be a password's question; a login prompt after that says that it was one. A password typed into a
+    /// shell would show.
+    TryQuestion,
     /// There is no way on: the password has expired.
     Expired,
     /// There is no way on, unless an emergency shell is what is wanted.
@@ -58,6 +61,7 @@ pub const LADDER: &[Rung] = &[
             (Sight::Login, Act::TypeUser),
             (Sight::Password, Act::TypePassword),
             (Sight::NewPassword, Act::Expired),
+            (Sight::Question, Act::TryQuestion),
         ],
     },
     Rung {
@@ -66,6 +70,7 @@ pub const LADDER: &[Rung] = &[
         rules: &[
             (Sight::Activate, Act::Enter),
             (Sight::Prompt, Act::Probe),
+            (Sight::Covered, Act::Enter),
             (Sight::Text, Act::Enter),
             (Sight::Blank, Act::Enter),
             (Sight::Maintenance, Act::Emergency),

@@ -142,12 +142,10 @@ impl Shell {
         let probe = self.tell(":", patience).await?;
         self.echo = memchr::memmem::find(&probe.before, b"<$_b:").is_some();
         // Errors and worse still show, so that a hung task is seen; the framing can stand them.
-        let level = self
-            .run(
-                "read -r _k _o </proc/sys/kernel/printk&&[ $_k -gt 4 ]&&echo 4 >/proc/sys/kernel/printk&&echo $_k",
-                patience,
-            )
-            .await?;
+        // (`read` alone gets one digit: it reads byte by byte, and these files have only a first byte.)
+        let lower = "_f=/proc/sys/kernel/printk;_k=$(cat $_f)||read -r _k <$_f;_k=${_k%%[!0-9]*};\
+                     [ \"$_k\" -gt 4 ]&&echo 4 >$_f&&echo $_k";
+        let level = self.run(lower, patience).await?;
         self.log_level = (level.code == 0).then(|| level.text()).filter(|t| t.len() < 4 && t.parse::<u8>().is_ok());
         // systemd's own "status messages off", so that it stops writing over the line while it boots on.
         self.run("[ -d /run/systemd/system ]&&kill -55 1", patience).await?;

@@ -7,6 +7,8 @@ pub enum Sight {
     Login,
     /// A password is to be typed.
     Password,
+    /// A question in unknown words, after a user name: maybe for the password, maybe a shell's prompt.
+    Question,
     /// A password has expired and a new one is wanted.
     NewPassword,
     /// busybox's `Please press Enter to activate this console.`
@@ -15,6 +17,8 @@ pub enum Sight {
     Prompt,
     /// An emergency shell that wants root's password, or just Enter.
     Maintenance,
+    /// A prompt that messages of the kernel were written over: it is gone, and Enter brings it back.
+    Covered,
     /// Some other text that waits.
     Text,
     /// Nothing on the line.
@@ -49,7 +53,7 @@ const PASSWORD: &[&str] = &[
     "암호",
 ];
 
-/// Looks at the open line. `after_name`: a user name was just typed, so any question is taken for the password's.
+/// Looks at the open line. `after_name`: a user name was just typed, so a question may be for the password.
 pub(super) fn look(line: &str, after_name: bool) -> Sight {
     let text = line.trim();
     let lower = text.to_lowercase();
@@ -75,14 +79,41 @@ pub(super) fn look(line: &str, after_name: bool) -> Sight {
         }
         // "Password for root:", as some PAM modules have it.
         let named = PASSWORD.iter().any(|w| question.ends_with(w) || question.starts_with(&format!("{w} for ")));
-        if named || after_name {
+        if named {
             return Sight::Password;
+        }
+        if after_name {
+            return Sight::Question;
         }
     }
     if text.ends_with(['#', '$', '%', '>', '❯', '➜', '»']) && !is_percentage(text) && text.chars().count() < 200 {
         return Sight::Prompt;
     }
     Sight::Text
+}
+
+/// Whether the last lines show a prompt after which only the kernel wrote: `/ # [    2.356461] tsc: …`.
+pub(super) fn is_covered(tail: &[String]) -> bool {
+    for line in tail.iter().rev() {
+        let Some(at) = kernel_stamp(line) else { return false };
+        let before = &line[..at];
+        if !before.trim().is_empty() {
+            return matches!(look(before, false), Sight::Prompt | Sight::Login);
+        }
+    }
+    false
+}
+
+/// Where the kernel's time stamp begins.
+fn kernel_stamp(line: &str) -> Option<usize> {
+    line.match_indices('[').map(|(at, _)| at).find(|at| {
+        let rest = line[at + 1..].trim_start();
+        rest.split_once("] ").and_then(|(stamp, _)| stamp.split_once('.')).is_some_and(|(seconds, fraction)| {
+            fraction.len() == 6
+                && !seconds.is_empty()
+                && seconds.bytes().chain(fraction.bytes()).all(|b| b.is_ascii_digit())
+        })
+    })
 }
 
 /// `debian login:`; not `Last login: …`, which is no question.
@@ -180,7 +211,18 @@ mod tests {
         ] {
             assert_eq!(look(line, false), sight, "{line}");
         }
-        assert_eq!(look("Kode rahasia: ", true), Password);
+        assert_eq!(look("Kode rahasia: ", true), Question);
+        assert_eq!(look("Kode rahasia: ", false), Text);
+    }
+
+    #[test]
+    fn a_prompt_under_kernel_messages_is_seen() {
+        let lines = |t: &str| t.lines().map(str::to_owned).collect::<Vec<_>>();
+        assert!(is_covered(&lines("x\n/ # [    2.356461] tsc: Refined\n[    2.357664] clocksource: tsc")));
+        assert!(is_covered(&lines("debian login: [   45.123456] random: crng init done")));
+        assert!(!is_covered(&lines("[    2.356461] tsc: Refined\n[    2.357664] clocksource: tsc")));
+        assert!(!is_covered(&lines("[  OK  ] Started x\n[    2.357664] clocksource: tsc")));
+        assert!(!is_covered(&lines("/ # [    2.356461] tsc: Refined\nfsck")));
     }
 
     #[test]
@@ -193,8 +235,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_line_is_looked_at_without_a_panic(line in "\\PC{0,80}(login|Password)? ?:? ?", after in any::<bool>()) {
+        fn any_line_is_looked_at_without_a_panic(line in "\\PC{0,80}(login|Password|\\[ +1\\.[0-9]{5,7}\\] ?)?:? ?", after in any::<bool>()) {
             look(&line, after);
+            is_covered(std::slice::from_ref(&line));
             said(line.as_bytes());
         }
     }

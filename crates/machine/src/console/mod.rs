@@ -139,12 +139,16 @@ pub(crate) enum Wake {
 }
 
 /// The host's end of a serial line, for the one who reads and types. Dropping it closes the line.
-#[derive(Debug)]
 pub struct Console {
     inner: Arc<Inner>,
 }
 
-#[derive(Debug)]
+impl std::fmt::Debug for Console {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.inner.shared.fmt(f)
+    }
+}
+
 struct Inner {
     shared: Arc<Shared>,
     outgoing: mpsc::Sender<Outgoing>,

@@ -36,7 +36,6 @@ pub(super) struct Progress {
 }
 
 /// What the draining task and the console's holders share.
-#[derive(Debug)]
 pub(super) struct Shared {
     state: Mutex<State>,
     pub(super) progress: watch::Sender<Progress>,
@@ -44,7 +43,6 @@ pub(super) struct Shared {
     pub(super) alarms: Arc<AlarmLog>,
 }
 
-#[derive(Debug)]
 pub(super) struct State {
     pub(super) buffer: ScanBuffer,
     pub(super) line: LineEditor,
@@ -60,6 +58,16 @@ pub(super) struct State {
     scanner: Scanner,
     allowance: u32,
     allowed: Instant,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let progress = *self.progress.borrow();
+        f.debug_struct("Console")
+            .field("bytes", &progress.bytes)
+            .field("closed", &progress.closed)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Shared {

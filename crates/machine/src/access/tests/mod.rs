@@ -38,6 +38,8 @@ fn every_sight_has_a_rule() {
         Sight::Activate,
         Sight::Prompt,
         Sight::Maintenance,
+        Sight::Question,
+        Sight::Covered,
         Sight::Text,
         Sight::Blank,
     ] {

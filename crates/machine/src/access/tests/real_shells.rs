@@ -9,9 +9,7 @@ struct Guest {
 }
 
 fn start(argv: &[&str], env: &[(&str, &str)]) -> Option<Guest> {
-    if which(argv[0]).is_none() {
-        return None;
-    }
+    which(argv[0])?;
     let (line, program) = pty::spawn(argv, env).expect("a terminal and a program");
     Some(Guest { console: Console::new(line, std::io::sink()), _program: program })
 }
