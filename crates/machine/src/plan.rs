@@ -92,6 +92,15 @@ pub enum PlanError {
     /// No QEMU, or one that cannot be used.
     #[error(transparent)]
     Qemu(#[from] probe::ProbeError),
+    /// QEMU cannot share directories.
+    #[error(
+        "{} was built without 9p (virtio-9p-pci), by which the guest gets its directories; install your distribution's \
+         full QEMU, or name another with --qemu", path.display()
+    )]
+    No9p {
+        /// Which QEMU.
+        path: PathBuf,
+    },
     /// The accelerator that was asked for cannot be had.
     #[error(transparent)]
     Accel(#[from] probe::AccelError),
@@ -132,6 +141,9 @@ pub enum PlanError {
 pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext) -> Result<Plan, PlanError> {
     let mut choices = Choices::default();
     let qemu = probe::find_qemu(host.qemu.as_deref(), host.path.as_deref(), &host.cache_dir)?;
+    if !qemu.has_9p {
+        return Err(PlanError::No9p { path: qemu.path });
+    }
     choices.add("qemu", format!("{} ({})", qemu.path.display(), qemu.version), qemu.why.clone());
     let accel = probe::choose_accel(host.accel, &qemu, &host.shim, &host.cache_dir)?;
     choices.accelerator(&accel);

@@ -29,18 +29,26 @@ pub(crate) struct Watch {
     events: EventStream,
     exit: ExitWatch,
     oops: OopsPolicy,
-    /// Whether a session was reached: what boot loaders and initramfs print means nothing any more.
-    entered: bool,
+    /// How many bytes had come over the console when a session was reached: what boot loaders and initramfs print means
+    /// nothing from there on.
+    entered_at: Option<u64>,
 }
 
 impl Watch {
     pub(crate) fn new(console: &Console, qemu: &Qemu, oops: OopsPolicy) -> Self {
-        Self { alarms: console.alarms(), view: console.view(), events: qemu.events(), exit: qemu.exit_watch(), oops, entered: false }
+        Self {
+            alarms: console.alarms(),
+            view: console.view(),
+            events: qemu.events(),
+            exit: qemu.exit_watch(),
+            oops,
+            entered_at: None,
+        }
     }
 
     /// The guest is up.
     pub(crate) fn entered(&mut self) {
-        self.entered = true;
+        self.entered_at = Some(self.view.bytes_seen());
     }
 
     /// Resolves when the guest is lost; what does not end it is observed. Cancelling loses nothing.
@@ -51,6 +59,9 @@ impl Watch {
                 biased;
                 alarm = self.alarms.next() => {
                     let lost = self.of_alarm(&alarm, phase);
+                    if lost.is_none() && is_routine(alarm.kind) {
+                        continue;
+                    }
                     observe(EventKind::Alarm {
                         name: alarm.kind.title().into(),
                         line: alarm.line.clone(),
@@ -86,7 +97,7 @@ impl Watch {
         if !vague {
             return lost;
         }
-        let mut best = lost;
+        let mut best = self.second_boot(phase).filter(|boot| rank(boot) > rank(&lost)).unwrap_or(lost);
         let deadline = tokio::time::Instant::now() + AFTERMATH;
         loop {
             match tokio::time::timeout_at(deadline, self.trouble(phase, &mut |_| ())).await {
@@ -129,6 +140,14 @@ impl Watch {
         alarms.iter().find_map(|alarm| self.of_alarm(alarm, phase).filter(|lost| rank(lost) >= FATAL))
     }
 
+    /// A kernel that started after the session was reached, as by kexec. No proof by itself: `dmesg` may have been printed to
+    /// the console.
+    fn second_boot(&self, phase: Phase) -> Option<Lost> {
+        let entered = self.entered_at?;
+        let start = self.alarms.all().into_iter().find(|a| a.kind == AlarmKind::KernelStart && a.at > entered)?;
+        Some(Lost::crash(CrashKind::Reboot, start.line, phase))
+    }
+
     fn of_alarm(&self, alarm: &Alarm, phase: Phase) -> Option<Lost> {
         let kind = match alarm.kind.severity() {
             Severity::Fatal => match alarm.kind {
@@ -136,7 +155,9 @@ impl Watch {
                 _ if self.oops == OopsPolicy::Note => return None,
                 _ => CrashKind::Oops,
             },
-            Severity::Stuck if alarm.kind.phase() == AlarmPhase::Boot && !self.entered => CrashKind::BootFailed,
+            Severity::Stuck if alarm.kind.phase() == AlarmPhase::Boot && self.entered_at.is_none() => {
+                CrashKind::BootFailed
+            }
             // Seen on the console before QEMU reports it; what QEMU reports counts.
             Severity::Ending | Severity::Stuck | Severity::Note => return None,
         };
@@ -152,6 +173,11 @@ impl Watch {
 }
 
 const FATAL: u8 = 3;
+
+/// Seen in every boot.
+fn is_routine(kind: AlarmKind) -> bool {
+    matches!(kind, AlarmKind::KernelStart | AlarmKind::BootMenu | AlarmKind::NetworkBootTried)
+}
 
 /// How much a loss explains.
 fn rank(lost: &Lost) -> u8 {
@@ -195,9 +221,11 @@ fn of_event(event: &QmpEvent, phase: Phase) -> Option<Lost> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::qemu::qmp::QmpTimestamp;
 
     fn event(name: &str, data: serde_json::Value) -> Option<Lost> {
-        of_event(&QmpEvent { name: name.into(), data, ..QmpEvent::default() }, Phase::Command)
+        let timestamp = QmpTimestamp { seconds: 0, microseconds: 0 };
+        of_event(&QmpEvent { name: name.into(), data, timestamp }, Phase::Command)
     }
 
     fn kind(lost: Option<Lost>) -> Option<CrashKind> {
