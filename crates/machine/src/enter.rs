@@ -36,7 +36,10 @@ pub(crate) async fn start_agent(shell: &mut Shell, place: AgentPlace, limits: &L
     if place == AgentPlace::ControlShare {
         mount(shell, share::CONTROL_TAG, share::CONTROL_PATH, "ro", limits).await?;
     }
-    let reply = run(shell, &format!("{} serve </dev/null", place.path()), limits).await?;
+    let Some(agent) = place.path() else {
+        return Ok(AgentStart::CannotRun { why: "the kernel is for another processor than the agent".into() });
+    };
+    let reply = run(shell, &format!("{agent} serve </dev/null"), limits).await?;
     if reply.code == 0 {
         return Ok(AgentStart::Started);
     }

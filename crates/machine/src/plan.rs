@@ -13,7 +13,7 @@ use std::{
 use belljar_image::{
     boot::{self, BootFiles, InitSpec},
     cache::Cache,
-    kernel::{self, Kernel, KernelError, NoKernel},
+    kernel::{self, Arch, Kernel, KernelError, NoKernel},
     modules::{Feature, ModuleIndex},
     rootdir,
 };
@@ -56,14 +56,17 @@ pub(crate) enum AgentPlace {
     ControlShare,
     /// In its initramfs.
     Initramfs,
+    /// Nowhere: it is no program for that guest's processor.
+    Nowhere,
 }
 
 impl AgentPlace {
     /// The agent's path in the guest.
-    pub(crate) fn path(self) -> String {
+    pub(crate) fn path(self) -> Option<String> {
         match self {
-            Self::ControlShare => format!("{}/{}", share::CONTROL_PATH, share::AGENT_FILE),
-            Self::Initramfs => INIT_AGENT_PATH.to_owned(),
+            Self::ControlShare => Some(format!("{}/{}", share::CONTROL_PATH, share::AGENT_FILE)),
+            Self::Initramfs => Some(INIT_AGENT_PATH.to_owned()),
+            Self::Nowhere => None,
         }
     }
 }
@@ -172,8 +175,11 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext) -> Result
             let shares_wanted = [Feature::NineP, Feature::Overlay];
             let wanted: Vec<_> = shares_wanted.into_iter().chain(wanted(spec)).collect();
             let spec = InitSpec { required: &[], wanted: &wanted, ..init_spec(spec, agent, modules.as_ref()) };
-            let files = boot::foreign_initramfs(&kernel, initrd, Some(&spec), &cache)?;
-            let entry = if *take_over { Entry::Init } else { Entry::Console { agent: AgentPlace::Initramfs } };
+            // Without our own program in it, another processor's kernel is as good as any.
+            let runs = *take_over || kernel.arch.is_none_or(|arch| arch == Arch::X86_64);
+            let files = boot::foreign_initramfs(&kernel, initrd, runs.then_some(&spec), &cache)?;
+            let agent = if runs { AgentPlace::Initramfs } else { AgentPlace::Nowhere };
+            let entry = if *take_over { Entry::Init } else { Entry::Console { agent } };
             (Some(files), entry)
         }
     };
