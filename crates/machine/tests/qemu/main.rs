@@ -1,6 +1,7 @@
 //! QEMU and the process it runs in, with real processes.
 
 mod process;
+mod real;
 mod sandbox;
 
 use std::path::PathBuf;

@@ -9,7 +9,7 @@
 //! | set-uid bit: `chmod`, `open`, `creat`, `mkdir`, `mknod` | `EPERM` | a set-uid program of root's on the host; a program that needs the bit must hear that it is not there |
 //! | set-gid bit: `chmod` | success, without effect | the same danger, but tools set it on directories in passing, and directories take it from their parent anyway |
 //! | set-gid bit: `open`, `creat`, `mknod` | `EPERM` | there is no file without the call. `mkdir` drops the bit by itself |
-//! | device nodes: `mknod` of block and character devices | `EPERM` | access to the host's disks. FIFOs and sockets are harmless |
+//! | device nodes: `mknod` of block and character devices | `EPERM` | access to the host's disks. FIFOs and sockets are harmless, though QEMU itself refuses to make them since CVE-2023-2861 |
 //! | `io_uring_setup`, `openat2` | `ENOSYS` | their arguments are in memory, where a filter cannot see them; callers fall back |
 //!
 //! `open` has a mode only where it creates a file, so only then is it looked at. System calls that an older kernel
