@@ -8,13 +8,14 @@
 //! The log is written before anything is told to a person. A reader ignores kinds and fields that it does not know;
 //! [`SCHEMA`] rises when one that is here changes its meaning. A line is at most [`MAX_LINE`] bytes.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     run_id::RunId,
+    test_run,
     verdict::{Exit, Verdict},
 };
 
@@ -109,6 +110,57 @@ pub enum EventKind {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         message: Option<String>,
     },
+    /// The first of `belljar test`.
+    TestRunStarted(test_run::TestRunStarted),
+    /// A unit is to run.
+    UnitPlanned(test_run::Unit),
+    /// A unit is not to run.
+    UnitSkipped(test_run::UnitSkipped),
+    /// A try begins.
+    AttemptStarted(test_run::AttemptStarted),
+    /// A try is in a new phase.
+    AttemptPhase(test_run::AttemptPhase),
+    /// Belljar chose something for a try.
+    AttemptChoice(test_run::AttemptChoice),
+    /// Something worth knowing of a try.
+    AttemptWarning(test_run::AttemptWarning),
+    /// Something on the console during a try.
+    AttemptAlarm(test_run::AttemptAlarm),
+    /// A try takes long.
+    UnitSlow(test_run::UnitSlow),
+    /// What a try wrote.
+    Output(test_run::Output),
+    /// A case inside a test.
+    Subresult(test_run::AttemptSubresult),
+    /// The console's last lines of a try.
+    AttemptConsole(test_run::AttemptConsole),
+    /// What a try left in its output directory.
+    AttemptFiles(test_run::AttemptFiles),
+    /// A try is over.
+    AttemptEnded(test_run::AttemptEnded),
+    /// A unit is over.
+    UnitEnded(test_run::UnitEnded),
+    /// A machine begins.
+    GuestStarted(test_run::GuestStarted),
+    /// A machine is ready.
+    GuestReady(test_run::GuestReady),
+    /// A machine is no more.
+    GuestEnded(test_run::GuestEnded),
+    /// A set-up script begins.
+    SetupStarted(test_run::SetupStarted),
+    /// A set-up script is over.
+    SetupEnded(test_run::SetupEnded),
+    /// The run and all its timers stand still.
+    Paused,
+    /// They go on.
+    Resumed,
+    /// No new tests begin from here on.
+    Stopping(test_run::Stopping),
+    /// The last of `belljar test`. A log without it is of a run that was cut off.
+    TestRunEnded(test_run::TestRunEnded),
+    /// A kind that this version does not know, kept as it came. Readers ignore it.
+    #[serde(untagged)]
+    Unknown(BTreeMap<String, serde_json::Value>),
 }
 
 /// Where a run stands.

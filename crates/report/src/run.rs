@@ -89,6 +89,8 @@ impl<W: io::Write> RunReporter<W> {
             EventKind::CommandEnded { .. } => {}
             EventKind::ConsoleTail { lines } => self.console_tail(lines)?,
             EventKind::RunEnded { verdict, message, .. } => self.on_end(verdict, message.as_deref(), event.at)?,
+            // What only `belljar test` logs, and what a later version does.
+            _ => {}
         }
         Ok(())
     }
