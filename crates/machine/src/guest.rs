@@ -12,7 +12,7 @@ use tokio::{
 
 use crate::{
     Lost,
-    access::{self, AccessError, AccessOptions, Shell},
+    access::{self, AccessError, AccessEvent, AccessOptions, Act, Shell},
     command::GuestCommand,
     console::{Console, ConsoleView, Patience},
     enter,
@@ -204,7 +204,12 @@ async fn by_console(
     tell: &mut dyn FnMut(EventKind),
 ) -> Result<Session, Lost> {
     let options = AccessOptions { credentials: plan.login.clone(), ..AccessOptions::default() };
+    let mut booted = false;
     let mut shell = access::climb(console, &options, patience, &mut |event| {
+        // Something that can be typed at ends the boot.
+        if matches!(event, AccessEvent::Did { act: Act::TypeUser | Act::Probe, .. }) && !std::mem::replace(&mut booted, true) {
+            tell(EventKind::Phase { phase: Phase::Access });
+        }
         if let Some(kind) = enter::event_of(&event) {
             tell(kind);
         }

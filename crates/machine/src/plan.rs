@@ -211,6 +211,11 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext) -> Result
     if let Some(machine) = &spec.machine {
         config.machine.clone_from(machine);
     }
+    if matches!(spec.source, Source::Disk { .. }) && !config.machine.contains("graphics=") {
+        // SeaBIOS then speaks on the serial line (`etc/sercon-port`, hw/i386/pc.c), and so do boot loaders that know only the
+        // firmware's console: an image that does not boot says so.
+        config.machine.push_str(",graphics=off");
+    }
     let mut for_people = MachineConfig { channels: args::Channels::terminal(), ..config.clone() };
     let by_hand = disks.describe(&mut for_people);
     let fds = disks.finish(&mut config);
