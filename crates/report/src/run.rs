@@ -3,7 +3,7 @@
 use std::{io, time::Duration};
 
 use belljar_model::{
-    Event, EventKind, Phase, Verdict,
+    CrashKind, Event, EventKind, Phase, Verdict,
     verdict::{Exit, Fault},
 };
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -149,6 +149,9 @@ impl<W: io::Write> RunReporter<W> {
             Verdict::Fail(exit @ Exit::Signal { .. }) => (Level::Normal, format!("{exit} after {took}")),
             Verdict::Skip(why) => (Level::Normal, format!("skipped: {why}")),
             Verdict::Timeout(phase) => (Level::Quiet, format!("timed out while {phase}, after {took}")),
+            Verdict::Crash(crash) if crash.kind == CrashKind::BootFailed => {
+                (Level::Quiet, format!("{}: {}", crash.kind, crash.seen))
+            }
             Verdict::Crash(crash) => (Level::Quiet, format!("{} while {}: {}", crash.kind, crash.phase, crash.seen)),
             Verdict::Error(Fault::Host { message }) => (Level::Quiet, message.clone()),
             Verdict::Error(Fault::Interrupted { signal }) => (
@@ -232,7 +235,7 @@ fn new_live_line() -> ProgressBar {
 
 #[cfg(test)]
 mod tests {
-    use belljar_model::{Crash, CrashKind, RunId};
+    use belljar_model::{Crash, RunId};
 
     use super::*;
 
