@@ -107,7 +107,9 @@ fn tell(line: &str) -> u8 {
 
 /// Tells the machine that it ends, and waits for it.
 fn end(how: &str) -> u8 {
-    if tell(how) != 0 {
+    // As the machine's own end would end it.
+    let killed = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+    if killed.is_err() || tell(how) != 0 {
         return 1;
     }
     loop {

@@ -14,7 +14,7 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Command, ExitCode},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     thread,
 };
 
@@ -44,6 +44,7 @@ pub(crate) struct Guest {
     control_reader: Option<OwnedFd>,
     inherited: Vec<i32>,
     remove: bool,
+    groups: Mutex<Vec<process::Pid>>,
 }
 
 impl Guest {
@@ -70,6 +71,7 @@ impl Guest {
             control_reader: Some(reader),
             inherited: args.opts.iter().filter_map(|o| o.get("fd")?.parse().ok()).collect(),
             remove: scratch.is_none(),
+            groups: Mutex::default(),
         };
         symlink(guest.control_path(), guest.root.join("proc/sysrq-trigger"))?;
         guest.inherited.sort_unstable();
@@ -151,8 +153,19 @@ impl Guest {
         Ok(command)
     }
 
-    /// Removes the scratch directory unless it is the test's.
+    /// Starts what [`Guest::command`] made.
+    pub(crate) fn spawn(&self, command: &mut Command) -> io::Result<std::process::Child> {
+        let child = command.spawn()?;
+        self.groups.lock().unwrap_or_else(PoisonError::into_inner).push(process::Pid::from_child(&child));
+        Ok(child)
+    }
+
+    /// Ends all that the guest's commands started, and removes the scratch directory unless it is the test's.
     pub(crate) fn clean_up(&self) {
+        for group in self.groups.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            // Each leads a group of its own, unless it is gone.
+            let _gone = process::kill_process_group(group, process::Signal::KILL);
+        }
         if self.remove {
             let _left = fs::remove_dir_all(&self.root);
         }

@@ -247,6 +247,7 @@ fn answer(machine: &Arc<Machine>, version: &Value, command: &Value) {
     }
     control.say(&reply);
     match name {
+        "qmp_capabilities" => machine.mark("qmp"),
         "system_powerdown" if machine.options.powerdown_obeyed => machine.shutdown(true, "guest-shutdown"),
         "quit" if machine.options.quit_obeyed => machine.end(crate::machine::End::Exit(0)),
         _ => {}

@@ -119,7 +119,7 @@ fn start(guest: &Guest, look: &Look) -> std::io::Result<(std::process::Child, Ow
     }
     let mut command = guest.command(Some(&slave), &guest.root.join("root"), &look.program)?;
     command.env("PS1", &look.prompt).env("ENV", "").env("HISTFILE", "/dev/null");
-    Ok((command.spawn()?, master))
+    Ok((guest.spawn(&mut command)?, master))
 }
 
 fn forward(channel: &Channel, guest: &Guest, master: OwnedFd, from: usize, done: &AtomicBool) -> usize {

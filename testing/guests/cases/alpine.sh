@@ -26,7 +26,7 @@ test_emergency_shell() {
 
 # fixtures: alpine
 test_disk_without_boot_loader() {
-    bj --image "$(fixture alpine)/disk.qcow2" --login root --boot-timeout 60s -- true
-    want_code 125
-    want_err 'boot'
+    bj --image "$(fixture alpine)/disk.qcow2" --login root --boot-timeout 45s -- true
+    want_code 124
+    want_err 'console has shown nothing'
 }

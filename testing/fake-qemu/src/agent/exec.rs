@@ -180,7 +180,7 @@ impl Plan {
                 command.stdout(Redirect::piped()).stderr(Redirect::piped());
             }
         }
-        let mut child = command.spawn()?;
+        let mut child = guest.spawn(&mut command)?;
         if files.pty.is_none() {
             files.stdin = child.stdin.take().map(|f| File::from(OwnedFd::from(f)));
             files.stdout = child.stdout.take().map(|f| File::from(OwnedFd::from(f)));
