@@ -33,3 +33,26 @@ fn the_probes_disk_is_a_boot_sector() {
     assert_eq!(&disk[510..512], &[0x55, 0xaa]);
     assert_eq!(disk.len() % 512, 0);
 }
+
+/// The probe's guest is right: where instructions run, it ends as it should.
+#[test]
+#[ignore = "starts QEMU"]
+fn the_probes_guest_runs_under_translation() {
+    let cache = tempfile::tempdir().unwrap();
+    let qemu = find_qemu(None, std::env::var_os("PATH").as_deref(), cache.path()).unwrap();
+    // In the shell `$0` is the first word after the script, so that what is left is the program.
+    let shim = Shim { program: "/bin/sh".into(), args: ["-c", "shift 2; exec \"$@\""].map(OsString::from).to_vec() };
+    try_guest(Accel::Tcg, &qemu, &shim, Duration::from_secs(60)).unwrap();
+}
+
+/// A guest that does nothing but compute is given up after its processor time, one that does not even compute by the
+/// clock.
+#[test]
+fn a_guest_that_never_ends_is_killed() {
+    let mut child = Command::new("/bin/sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
+    assert_eq!(wait_while_busy(&mut child, Duration::from_millis(50)).unwrap(), None);
+    let mut child = Command::new("/bin/sleep").arg("1000").spawn().unwrap();
+    assert_eq!(wait_while_busy(&mut child, Duration::from_millis(20)).unwrap(), None);
+    let mut child = Command::new("/bin/sh").args(["-c", "exit 7"]).spawn().unwrap();
+    assert_eq!(wait_while_busy(&mut child, Duration::from_secs(60)).unwrap().and_then(|s| s.code()), Some(7));
+}

@@ -9,7 +9,7 @@
 
 mod child;
 mod hints;
-mod stat;
+pub(super) mod stat;
 mod text;
 
 use std::fmt;

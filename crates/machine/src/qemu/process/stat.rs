@@ -11,14 +11,14 @@ use super::child::Shared;
 
 /// One reading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Stat {
+pub(in crate::qemu) struct Stat {
     /// Of all threads, in user and kernel mode, guest included.
-    pub(super) cpu: Duration,
+    pub(in crate::qemu) cpu: Duration,
     /// Bytes in memory.
-    pub(super) rss: u64,
+    pub(in crate::qemu) rss: u64,
 }
 
-pub(super) fn read(pid: Pid) -> Option<Stat> {
+pub(in crate::qemu) fn read(pid: Pid) -> Option<Stat> {
     let text = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
     parse(&text, clock_ticks_per_second(), page_size() as u64)
 }
