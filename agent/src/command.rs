@@ -250,6 +250,7 @@ impl Command {
         }
         let is_terminal = self.terminal.is_some();
         let read = link.bulk(output.kind, self.id, |room| {
+            let limit = limit.min(room.len());
             let mut filled = 0;
             loop {
                 match rustix::io::read(&output.fd, &mut room[filled..limit]) {

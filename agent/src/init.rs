@@ -47,8 +47,13 @@ fn start() -> Result<Agent, Fatal> {
         fs::read(INIT_CONFIG_PATH).map_err(|error| Fatal(format!("read {INIT_CONFIG_PATH}: {}", text::io(&error))))?;
     let config: InitConfig = from_bytes(&config).map_err(|error| Fatal(format!("{INIT_CONFIG_PATH}: {error}")))?;
     for module in &config.modules {
-        if let Err(errno) = modules::insert(module.as_str()) {
-            text::say(&format!("module {module}: {}", text::errno(errno)));
+        match modules::insert(module.as_str()) {
+            Ok(()) => {}
+            // Also what the kernel says when a symbol is unknown.
+            Err(Errno::NOENT) => {
+                text::say(&format!("module {module}: ENOENT (the file, or a module that it needs, is missing)"));
+            }
+            Err(errno) => text::say(&format!("module {module}: {}", text::errno(errno))),
         }
     }
     let in_memory = match &config.root {
@@ -90,7 +95,7 @@ fn switch_root(tag: &str) -> Result<(), Fatal> {
         directory(path)?;
     }
     mounts::ninep(tag, "/belljar/lower", MountFlags::RDONLY, Cache::Loose)
-        .map_err(|errno| Fatal::step("mount 9p root", errno))?;
+        .map_err(|errno| Fatal::step(&format!("mount 9p root {tag}"), errno))?;
     mounts::overlay("/belljar/lower", "/belljar/layer", "/belljar/root")
         .map_err(|(what, errno)| Fatal::step(&what, errno))?;
     let step = |what: &'static str| move |errno| Fatal::step(what, errno);

@@ -16,6 +16,9 @@ use crate::port::{self, Port};
 /// Bytes of control frames above which the port is read no further: whoever asks that much has to take the answers.
 const MAX_CONTROL: usize = 256 * 1024;
 
+/// Longest payload of bulk on a serial line, in bytes.
+const SERIAL_PAYLOAD: usize = 4096;
+
 /// The port is gone, for now or for good.
 #[derive(Debug)]
 pub(crate) struct Lost;
@@ -100,7 +103,9 @@ impl Link {
         read: impl FnOnce(&mut [u8]) -> Result<usize, E>,
     ) -> Result<usize, E> {
         debug_assert!(self.bulk_sent == self.bulk_end);
-        let filled = read(&mut self.bulk[HEADER_LEN..])?;
+        // A serial line takes most of a second for a longest frame, during which no answer gets through.
+        let room = if self.port.kind == port::Kind::Serial { SERIAL_PAYLOAD } else { MAX_PAYLOAD };
+        let filled = read(&mut self.bulk[HEADER_LEN..HEADER_LEN + room])?;
         if filled > 0 {
             let end = HEADER_LEN + filled;
             seal(&mut self.bulk[..end], kind, exec, self.encoder.session);

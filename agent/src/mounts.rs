@@ -13,8 +13,10 @@ use crate::{modules, text};
 
 /// Where the parts of a copy-on-write share are.
 const PARTS: &str = "/run/belljar";
-/// Message size asked for, in bytes; a kernel that allows less takes what it allows.
-const MSIZE: u32 = 512_000;
+/// Message size, in bytes. The kernel makes buffers of this size for each directory that is read, and before 6.1 for each message:
+/// with 512000 a walk over many small files took a third more of an emulated processor, and large files gained nothing;
+/// with 32768 large files took twice as long.
+const MSIZE: u32 = 65_536;
 
 /// `mount(2)`, with a text for data.
 pub(crate) fn mount(source: &str, target: &str, kind: &str, flags: MountFlags, data: &str) -> Result<(), Errno> {

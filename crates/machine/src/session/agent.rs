@@ -79,8 +79,8 @@ impl AgentSession {
     ///
     /// # Errors
     /// [`SessionError::Closed`] when the port is closed; [`SessionError::AgentFatal`] for a stale agent.
-    pub async fn resume(port: BoxedPort) -> Result<Self, SessionError> {
-        connect::resume(port).await.map(Self::over)
+    pub async fn resume(kind: PortKind, port: BoxedPort) -> Result<Self, SessionError> {
+        connect::resume(kind, port).await.map(Self::over)
     }
 
     fn over(link: Link) -> Self {

@@ -100,7 +100,9 @@ pub(super) async fn connect(ports: Vec<(PortKind, BoxedPort)>) -> Result<(Link, 
             Ok(announce) if announce.version != VERSION => {
                 return Err(SessionError::Version { theirs: announce.version, ours: VERSION });
             }
-            Ok(announce) => greet(candidate.port, candidate.decoder, &mut buffer).await.map(|link| (link, announce)),
+            Ok(announce) => {
+                greet(kind, candidate.port, candidate.decoder, &mut buffer).await.map(|link| (link, announce))
+            }
             Err(error) => Err(error),
         };
         match greeted {
@@ -113,12 +115,17 @@ pub(super) async fn connect(ports: Vec<(PortKind, BoxedPort)>) -> Result<(Link, 
 }
 
 /// Greets an agent that had a session with another host, and does not announce itself as it knows of no end.
-pub(super) async fn resume(port: BoxedPort) -> Result<Link, SessionError> {
-    greet(port, Decoder::new(), &mut vec![0; READ_SIZE]).await
+pub(super) async fn resume(kind: PortKind, port: BoxedPort) -> Result<Link, SessionError> {
+    greet(kind, port, Decoder::new(), &mut vec![0; READ_SIZE]).await
 }
 
 /// Greets the agent and waits until it is ready.
-async fn greet(mut port: BoxedPort, mut decoder: Decoder, buffer: &mut [u8]) -> Result<Link, SessionError> {
+async fn greet(
+    kind: PortKind,
+    mut port: BoxedPort,
+    mut decoder: Decoder,
+    buffer: &mut [u8],
+) -> Result<Link, SessionError> {
     let session = session_tag()?;
     let mut hello = Vec::new();
     Encoder::default()
@@ -136,7 +143,7 @@ async fn greet(mut port: BoxedPort, mut decoder: Decoder, buffer: &mut [u8]) -> 
                 send(&mut port, &hello).await?;
             } else if frame.session == session {
                 return match from_bytes(&frame.payload) {
-                    Ok(ToHost::Ready) => Ok(Link::start(port, decoder, session)),
+                    Ok(ToHost::Ready) => Ok(Link::start(kind, port, decoder, session)),
                     Ok(ToHost::Fatal(text)) => Err(SessionError::AgentFatal { detail: clean(&text) }),
                     _ => Err(SessionError::Protocol { what: "something else came before it was ready".into() }),
                 };

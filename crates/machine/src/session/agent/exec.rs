@@ -1,16 +1,13 @@
 //! One command.
 
 use belljar_proto::frame::{Frame, Kind};
-use belljar_proto::message::{Exec, ExecId, Nonce, STDIN_WINDOW, Status, Stdio, ToAgent, ToHost};
+use belljar_proto::message::{Exec, ExecId, Nonce, Status, Stdio, ToAgent, ToHost};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::AgentSession;
 use super::error::{SessionError, clean};
 use super::io::{ExecControl, ExecIo, OutputSink};
 use super::link::Pulse;
-
-/// Bytes of standard input read at once.
-const STDIN_CHUNK: usize = 32 * 1024;
 
 /// Standard input on its way.
 struct Input<'a> {
@@ -19,6 +16,8 @@ struct Input<'a> {
     credit: usize,
     /// Frames that wait for room in the queue to the port.
     waiting: Option<Vec<u8>>,
+    /// The most credit there can be.
+    window: usize,
     chunk: Vec<u8>,
 }
 
@@ -57,14 +56,11 @@ impl AgentSession {
 
         self.running = Some(id);
         self.send(&ToAgent::Exec(Box::new(exec))).await?;
-        let mut input = Input {
-            source: stdin.filter(|_| takes_stdin),
-            credit: STDIN_WINDOW as usize,
-            waiting: None,
-            chunk: Vec::new(),
-        };
+        let (window, at_once) = self.link.stdin_window();
+        let mut input =
+            Input { source: stdin.filter(|_| takes_stdin), credit: window, waiting: None, window, chunk: Vec::new() };
         if input.source.is_some() {
-            input.chunk = vec![0; STDIN_CHUNK];
+            input.chunk = vec![0; at_once];
         } else if takes_stdin {
             self.send(&ToAgent::StdinEof(id)).await?;
         }
@@ -165,7 +161,7 @@ impl AgentSession {
             }
             ToHost::StdinCredit { id: of, bytes } if of == id => {
                 input.credit += bytes as usize;
-                if input.credit > STDIN_WINDOW as usize {
+                if input.credit > input.window {
                     return Err(SessionError::Protocol {
                         what: format!("room for {} bytes of standard input, more than there is", input.credit),
                     });

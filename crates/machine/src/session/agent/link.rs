@@ -4,14 +4,14 @@ use std::future::Future;
 use std::time::Duration;
 
 use belljar_proto::frame::{Assembler, Decoder, Encoder, Frame, Kind, MAX_PAYLOAD, from_bytes};
-use belljar_proto::message::{ExecId, ToAgent, ToHost};
+use belljar_proto::message::{ExecId, STDIN_WINDOW, ToAgent, ToHost};
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
-use super::connect::BoxedPort;
+use super::connect::{BoxedPort, PortKind};
 use super::error::SessionError;
 
 /// Frames that may wait for the session to take them; then the port is left alone and the guest has to wait.
@@ -31,6 +31,7 @@ pub(super) struct Link {
     assembler: Assembler,
     encoder: Encoder,
     pings: u64,
+    kind: PortKind,
     tasks: [JoinHandle<()>; 2],
 }
 
@@ -44,7 +45,7 @@ impl Drop for Link {
 
 impl Link {
     /// Takes over a port whose agent is ready; `decoder` holds what came after its answer.
-    pub(super) fn start(port: BoxedPort, decoder: Decoder, session: u64) -> Self {
+    pub(super) fn start(kind: PortKind, port: BoxedPort, decoder: Decoder, session: u64) -> Self {
         let (reader, writer) = tokio::io::split(port);
         let (to_session, incoming) = mpsc::channel(INCOMING);
         let (outgoing, to_port) = mpsc::channel(OUTGOING);
@@ -54,10 +55,20 @@ impl Link {
             assembler: Assembler::new(MAX_FROM_AGENT),
             encoder: Encoder::new(session),
             pings: 0,
+            kind,
             tasks: [
                 tokio::spawn(read(reader, decoder, session, to_session.clone())),
                 tokio::spawn(write(writer, to_port, to_session)),
             ],
+        }
+    }
+
+    /// Bytes of standard input that may be under way, and the most of them that are sent at once. What is under way
+    /// on a slow line is in the way of a signal.
+    pub(super) fn stdin_window(&self) -> (usize, usize) {
+        match self.kind {
+            PortKind::Virtio => (STDIN_WINDOW as usize, 32 * 1024),
+            PortKind::Serial => (16 * 1024, 4 * 1024),
         }
     }
 

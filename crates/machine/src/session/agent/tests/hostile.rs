@@ -354,7 +354,7 @@ fn an_agent_that_awaits_the_rest_of_a_frame_is_greeted_again() {
             guest.say(&ToHost::Ready).await;
             guest
         };
-        let (session, _guest) = tokio::join!(AgentSession::resume(Box::new(ours)), script);
+        let (session, _guest) = tokio::join!(AgentSession::resume(PortKind::Virtio, Box::new(ours)), script);
         session.unwrap();
     });
 }

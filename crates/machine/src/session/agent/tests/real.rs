@@ -107,7 +107,7 @@ fn a_new_host_takes_over_from_one_that_is_gone() {
         let (second, other_end) = tokio::io::duplex(1 << 16);
         let host = async {
             // The agent does not announce itself, as it knows of no end: whoever resumes it greets it unasked.
-            let mut session = AgentSession::resume(Box::new(second)).await.unwrap();
+            let mut session = AgentSession::resume(PortKind::Virtio, Box::new(second)).await.unwrap();
             let (status, sink) = outcome(&mut session, sh("echo new")).await;
             assert_eq!((status, &*sink.stdout), (Status::Code(0), &b"new\n"[..]));
         };
