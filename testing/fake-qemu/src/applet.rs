@@ -14,8 +14,6 @@ use crate::machine::complain;
 
 /// Variable with the path of the control pipe.
 pub(crate) const CONTROL: &str = "FAKE_QEMU_CONTROL";
-/// Variable with the scratch directory.
-pub(crate) const ROOT: &str = "FAKE_QEMU_ROOT";
 /// Variable with `tag=directory` lines.
 pub(crate) const SHARES: &str = "FAKE_QEMU_SHARES";
 /// Variable of the test: `off` means a kernel without 9p.
@@ -24,7 +22,7 @@ const NINE_P: &str = "FAKE_GUEST_9P";
 const AGENT: &str = "FAKE_GUEST_AGENT";
 
 /// Every applet.
-pub(crate) const NAMES: [&str; 20] = [
+pub(crate) const NAMES: [&str; 19] = [
     "poweroff",
     "halt",
     "shutdown",
@@ -33,7 +31,6 @@ pub(crate) const NAMES: [&str; 20] = [
     "init",
     "telinit",
     "mount",
-    "umount",
     "modprobe",
     "insmod",
     "dmesg",
@@ -51,10 +48,13 @@ pub(crate) const NAMES: [&str; 20] = [
 pub(crate) const SYS_KILL: i64 = 62;
 
 /// System calls that a guest's command may not do to the host. x86-64, as this program pretends to be.
-pub(crate) fn refused_system_calls() -> Vec<i64> {
-    // reboot, mount, umount2, init_module, finit_module, delete_module, sethostname, setdomainname, settimeofday,
-    // clock_settime, syslog, swapon, swapoff, pivot_root, chroot, kexec_load, kexec_file_load, iopl, ioperm, connect
-    vec![169, 165, 166, 175, 313, 176, 170, 171, 164, 227, 103, 167, 168, 155, 161, 246, 320, 172, 173, 42]
+pub(crate) fn refused_system_calls(apart: bool) -> Vec<i64> {
+    // mount, umount2, pivot_root, chroot
+    const MOUNTS: [i64; 4] = [165, 166, 155, 161];
+    // reboot, init_module, finit_module, delete_module, sethostname, setdomainname, settimeofday, clock_settime,
+    // syslog, swapon, swapoff, kexec_load, kexec_file_load, iopl, ioperm, connect
+    const OTHERS: [i64; 16] = [169, 175, 313, 176, 170, 171, 164, 227, 103, 167, 168, 246, 320, 172, 173, 42];
+    if apart { OTHERS.to_vec() } else { [&OTHERS[..], &MOUNTS[..]].concat() }
 }
 
 /// Runs the applet that this program was called as, if it was.
@@ -126,66 +126,61 @@ fn agent() -> u8 {
     tell("mark agent")
 }
 
-fn root() -> PathBuf {
-    env::var_os(ROOT).map(PathBuf::from).unwrap_or_default()
-}
-
-/// `mount … -t 9p … TAG PATH`: a link to the share's directory in place of the mount point.
+/// `mount … -t 9p … TAG PATH`: the share's directory, mounted there; other kinds are real.
 fn mount(args: &[String]) -> u8 {
     let mut plain = Vec::new();
-    let mut kind = "";
+    let (mut kind, mut options) = ("", "");
     let mut words = args.iter();
     while let Some(word) = words.next() {
         match word.as_str() {
             "-t" => kind = words.next().map_or("", String::as_str),
-            "-o" => {
-                words.next();
-            }
+            "-o" => options = words.next().map_or("", String::as_str),
             w if w.starts_with('-') => {}
             w => plain.push(w),
         }
     }
     if kind != "9p" {
-        return 0;
+        return pass("mount", args);
     }
     let [tag, at] = plain[..] else { return 1 };
+    let fail = |why: &str| {
+        complain(&format!("mount: {at}: {why}."));
+        32
+    };
     if env::var_os(NINE_P).is_some_and(|v| v == "off") {
-        complain(&format!("mount: {at}: unknown filesystem type '9p'."));
-        return 32;
+        return fail("unknown filesystem type '9p'");
     }
     let shares = env::var(SHARES).unwrap_or_default();
     let Some(dir) = shares.lines().find_map(|l| l.strip_prefix(tag)?.strip_prefix('=')) else {
-        complain(&format!("mount: {at}: special device {tag} does not exist."));
-        return 32;
+        return fail(&format!("special device {tag} does not exist"));
     };
-    let at = Path::new(at);
-    if !at.starts_with(root()) {
-        complain(&format!("mount: {}: permission denied.", at.display()));
-        return 32;
-    }
-    let _was_empty = fs::remove_dir(at);
-    let made = if tag == "belljar-ctl" {
-        // Our real agent would look for ports on the host: the applet stands in for it.
-        let this = env::current_exe();
-        fs::create_dir_all(at).and_then(|()| symlink(this?, at.join("agent")))
-    } else {
-        symlink(dir, at)
-    };
-    match made {
+    let read_only = options.split(',').any(|o| o == "ro");
+    match mount_share(tag, dir, at, read_only) {
         Ok(()) => 0,
-        Err(e) => {
-            complain(&format!("mount: {}: {e}.", at.display()));
-            32
-        }
+        Err(e) => fail(&e.to_string()),
     }
 }
 
-/// Only below the scratch directory or the temporary one; elsewhere the guest is read-only.
+fn mount_share(tag: &str, dir: &str, at: &str, read_only: bool) -> std::io::Result<()> {
+    use rustix::mount::{MountFlags, mount, mount_bind, mount_remount};
+    if tag == "belljar-ctl" {
+        // Our real agent would look for ports on the host: the applet stands in for it.
+        mount("tmpfs", at, "tmpfs", MountFlags::NODEV, None)?;
+        symlink(env::current_exe()?, Path::new(at).join("agent"))?;
+        return Ok(());
+    }
+    mount_bind(dir, at)?;
+    if read_only {
+        mount_remount(at, MountFlags::BIND | MountFlags::RDONLY, "")?;
+    }
+    Ok(())
+}
+
+/// Only where the guest is writable: elsewhere it would be the host that gets the directory.
 fn mkdir(args: &[String]) -> u8 {
-    let (root, tmp) = (root(), env::temp_dir());
-    let outside = |word: &&String| {
-        word.starts_with('/') && !Path::new(word).starts_with(&root) && !Path::new(word).starts_with(&tmp)
-    };
+    let writable = ["/run", "/mnt"].map(PathBuf::from).into_iter().chain([env::temp_dir()]);
+    let writable: Vec<PathBuf> = writable.collect();
+    let outside = |word: &&String| word.starts_with('/') && !writable.iter().any(|w| Path::new(word).starts_with(w));
     if let Some(word) = args.iter().find(outside) {
         complain(&format!("mkdir: cannot create directory '{word}': Read-only file system"));
         return 1;

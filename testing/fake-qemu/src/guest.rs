@@ -1,15 +1,15 @@
 //! Where the guest's commands really run: on the host, in a scratch directory, unable to do harm.
 //!
 //! What is dangerous has three guards: the programs that end or change a machine (`poweroff`, `mount`, …) are
-//! [applets](crate::applet) found first in `PATH`; paths of the guest that mean something else on the host
-//! (`/proc/sys…`, `/mnt/hostos`, `/run/belljar`) are rewritten into the scratch directory; and a seccomp filter
-//! refuses what is left.
+//! [applets](crate::applet) found first in `PATH`; the shell on the console has a mount namespace of its own, with empty
+//! `/mnt` and `/run` and harmless files in place of `/proc/sysrq-trigger` and its like; and a seccomp filter refuses
+//! what is left.
 
 use std::{
     ffi::{CString, OsStr, OsString},
     fs, io,
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::AsFd,
         unix::{ffi::OsStrExt as _, fs::symlink, process::CommandExt as _},
     },
     path::{Path, PathBuf},
@@ -20,7 +20,7 @@ use std::{
 
 use command_fds::{CommandFdExt as _, FdMapping};
 use rustix::{
-    fs::{Mode, OFlags},
+    fs::{FileType, Mode, OFlags},
     process,
 };
 
@@ -40,8 +40,7 @@ pub(crate) struct Guest {
     pub(crate) root: PathBuf,
     /// Tag and host directory of each 9p share.
     pub(crate) shares: Vec<(String, PathBuf)>,
-    control: OwnedFd,
-    control_reader: Option<OwnedFd>,
+    control: Option<fs::File>,
     inherited: Vec<i32>,
     remove: bool,
     groups: Mutex<Vec<process::Pid>>,
@@ -52,10 +51,10 @@ impl Guest {
     pub(crate) fn new(args: &Args, scratch: Option<&Path>) -> io::Result<Self> {
         let name = format!("fake-qemu-{}", std::process::id());
         let root = scratch.map_or_else(std::env::temp_dir, Path::to_owned).join(name);
-        for dir in ["bin", "root", "mnt", "run", "tmp", "proc/sys/kernel"] {
+        for dir in ["bin", "root", "tmp"] {
             fs::create_dir_all(root.join(dir))?;
         }
-        fs::write(root.join("proc/sys/kernel/printk"), "7 4 1 7\n")?;
+        fs::write(root.join("printk"), "7 4 1 7\n")?;
         let this = std::env::current_exe()?;
         // Our agent where an initramfs has it.
         fs::create_dir_all(root.join("belljar"))?;
@@ -63,17 +62,18 @@ impl Guest {
         for name in applet::NAMES {
             symlink(&this, root.join("bin").join(name))?;
         }
-        let (reader, control) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+        let fifo = root.join("control");
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?;
+        // Open for both, so that it never ends and opening never waits.
+        let control = fs::File::options().read(true).write(true).open(&fifo)?;
         let mut guest = Self {
             root,
             shares: shares(args),
-            control,
-            control_reader: Some(reader),
+            control: Some(control),
             inherited: args.opts.iter().filter_map(|o| o.get("fd")?.parse().ok()).collect(),
             remove: scratch.is_none(),
             groups: Mutex::default(),
         };
-        symlink(guest.control_path(), guest.root.join("proc/sysrq-trigger"))?;
         guest.inherited.sort_unstable();
         guest.inherited.dedup();
         Ok(guest)
@@ -81,10 +81,10 @@ impl Guest {
 
     /// Starts to obey what the guest's programs write into the control pipe.
     pub(crate) fn obey(&mut self, machine: &Arc<Machine>) {
-        let (machine, reader) = (Arc::clone(machine), self.control_reader.take());
+        let (machine, reader) = (Arc::clone(machine), self.control.take());
         thread::spawn(move || {
             let Some(reader) = reader else { return };
-            for line in io::BufRead::lines(io::BufReader::new(fs::File::from(reader))).map_while(Result::ok) {
+            for line in io::BufRead::lines(io::BufReader::new(reader)).map_while(Result::ok) {
                 machine.journal.note("control", line.as_str());
                 match line.split_once(' ').unwrap_or((&line, "")) {
                     ("o" | "poweroff", _) => machine.shutdown(true, "guest-shutdown"),
@@ -97,17 +97,10 @@ impl Guest {
         });
     }
 
-    /// A path that programs open to write to the control pipe.
-    fn control_path(&self) -> String {
-        use std::os::fd::AsRawFd as _;
-        format!("/proc/{}/fd/{}", std::process::id(), self.control.as_raw_fd())
-    }
-
-    /// What a guest path is on the host.
+    /// What a guest path is on the host, where no mount can make it so.
     pub(crate) fn rewrites(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
-        let root = self.root.as_os_str().as_bytes();
-        let under = |path: &str| (path.as_bytes().to_vec(), [root, path.as_bytes()].concat());
-        ["/proc/sys", "/mnt/hostos", "/run/belljar", "/belljar/agent"].into_iter().map(under).collect()
+        let here = self.root.join("belljar/agent").into_os_string().into_encoded_bytes();
+        vec![(b"/belljar/agent".to_vec(), here)]
     }
 
     /// Variables that every command of the guest gets.
@@ -116,10 +109,10 @@ impl Guest {
         let pairs = [
             ("PATH", self.path("/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")),
             ("HOME", self.root.join("root").into()),
+            ("TMPDIR", self.root.join("tmp").into()),
             ("TERM", "vt220".into()),
             ("USER", "root".into()),
-            (applet::CONTROL, self.control_path().into()),
-            (applet::ROOT, self.root.clone().into()),
+            (applet::CONTROL, self.root.join("control").into()),
             (applet::SHARES, shares.join("\n").into()),
         ];
         let own = pairs.into_iter().map(|(k, v): (&str, OsString)| (k.into(), v));
@@ -151,6 +144,15 @@ impl Guest {
         let mappings = self.inherited.iter().map(hide).collect::<io::Result<Vec<_>>>()?;
         command.fd_mappings(mappings).map_err(io::Error::other)?;
         Ok(command)
+    }
+
+    /// The same in a mount namespace of its own, where guest paths are what they are in a guest.
+    pub(crate) fn command_apart(&self, tty: &CString, argv: &[OsString]) -> io::Result<Command> {
+        let unshare = ["unshare", "--user", "--map-root-user", "--mount", "--propagation", "private"];
+        let mut words: Vec<OsString> = unshare.iter().map(Into::into).collect();
+        words.extend([std::env::current_exe()?.into(), ENTER.into(), self.root.clone().into()]);
+        words.extend(argv.iter().cloned());
+        self.command(Some(tty), &self.root.join("root"), &words)
     }
 
     /// Starts what [`Guest::command`] made.
@@ -238,20 +240,52 @@ fn prepare(words: &[OsString]) -> io::Result<Command> {
     } else {
         lead_session(tty)?;
     }
-    harmless()?;
+    if program != "unshare" {
+        harmless(false)?;
+    }
     let mut command = Command::new(program);
     command.args(args).current_dir(dir);
     Ok(command)
 }
 
-/// Refuses what would change the host instead of the guest.
-fn harmless() -> io::Result<()> {
+/// First argument of the program within the mount namespace: `ROOT PROGRAM ARGS…`.
+pub(crate) const ENTER: &str = "--fake-enter";
+
+/// See [`ENTER`]. Only returns if it failed.
+pub(crate) fn enter(words: &[OsString]) -> ExitCode {
+    let [root, program, args @ ..] = words else { return ExitCode::from(70) };
+    let error = match lay_out(Path::new(root)).and_then(|()| harmless(true)) {
+        Ok(()) => Command::new(program).args(args).exec(),
+        Err(e) => e,
+    };
+    complain(&format!("fake-qemu: cannot pretend to be a guest (are user namespaces allowed?): {error}"));
+    ExitCode::from(70)
+}
+
+/// Mounts over what a guest has of its own.
+fn lay_out(root: &Path) -> io::Result<()> {
+    use rustix::mount::{MountFlags, mount, mount_bind};
+    for empty in ["/mnt", "/run"] {
+        mount("tmpfs", empty, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, None)?;
+    }
+    for (own, hosts) in [("control", "/proc/sysrq-trigger"), ("printk", "/proc/sys/kernel/printk")] {
+        if Path::new(hosts).exists() {
+            mount_bind(root.join(own), hosts)?;
+        }
+    }
+    // The kernel forgets it when a process gets new credentials.
+    process::set_parent_process_death_signal(Some(process::Signal::KILL))?;
+    Ok(())
+}
+
+/// Refuses what would change the host instead of the guest; `apart`: mounts are its own.
+fn harmless(apart: bool) -> io::Result<()> {
     use seccompiler::{
         BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
         TargetArch,
     };
     let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(io::Error::other)?;
-    let refused = applet::refused_system_calls();
+    let refused = applet::refused_system_calls(apart);
     let mut rules: std::collections::BTreeMap<i64, Vec<SeccompRule>> =
         refused.into_iter().map(|number| (number, Vec::new())).collect();
     // kill(-1, …): everybody; kill(1, …): the guest's init, which is the host's.
