@@ -17,7 +17,7 @@
 //! A filter can only be added to, and QEMU adds its own (`-sandbox`); KVM's `ioctl`s are not touched by either.
 //!
 //! It binds QEMU as long as QEMU does what it is written to do; a guest that takes QEMU over has the caller's rights
-//! less [`caps`](super::caps), as with any QEMU.
+//! less `caps`, as with any QEMU.
 
 use std::collections::BTreeMap;
 

@@ -7,10 +7,10 @@
 //! 1. **Its own process group**, so that a Ctrl-C meant for Belljar does not reach QEMU, and so that a kill reaches
 //!    all that QEMU may have started.
 //! 2. **No core files**: QEMU's memory is the guest's, and an abort would leave gigabytes in the working directory.
-//! 3. **Fewer capabilities** ([`caps`]), when root starts it.
+//! 3. **Fewer capabilities** (`caps`), when root starts it.
 //! 4. **No new privileges**: no set-uid program gives back what was dropped; the kernel also demands it
 //!    of whoever installs a filter without being root.
-//! 5. **A seccomp filter** ([`filter`]): what a guest leaves on the host over 9p is plain files of the
+//! 5. **A seccomp filter** (`filter`): what a guest leaves on the host over 9p is plain files of the
 //!    user, whatever the guest's root asks for.
 //! 6. **Death with its parent** (`PR_SET_PDEATHSIG`), last, because the kernel forgets it when credentials
 //!    change. The parent is the *thread* that started it, so that thread must live as long as the guest. A parent that was
