@@ -1,0 +1,364 @@
+//! What no single key can be wrong about: contradictions, names that lead nowhere, things that stand twice.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+    time::Duration,
+};
+
+use toml::Spanned;
+
+use super::{
+    HOST_GUEST,
+    typed::{
+        DiskTable, FileTable, FilterText, GuestTable, HeaderTable, OverrideTable, ProfileTable, RetriesValue,
+        SuiteTable,
+    },
+    words::{Access, Backoff, Format},
+};
+use crate::{
+    diagnostic::{Diagnostic, enumerate, suggest},
+    filter::Field,
+    toml_tree::{List, Name, Table, TimeLimit, Walk},
+};
+
+/// The names that a file gives to things.
+struct Names<'a> {
+    guests: BTreeMap<&'a str, Option<&'a GuestTable>>,
+    suites: BTreeSet<&'a str>,
+    groups: BTreeSet<&'a str>,
+}
+
+pub(super) fn file(file: &FileTable, walk: &mut Walk) {
+    let guests = || file.guests.iter().flat_map(|g| &g.get_ref().0);
+    let suites = || file.suites.iter().flat_map(|s| &s.get_ref().0);
+    let groups = || file.groups.iter().flat_map(|g| &g.get_ref().0);
+    let mut names = Names {
+        guests: BTreeMap::from([(HOST_GUEST, None)]),
+        suites: suites().filter_map(|s| Some(s.get_ref().name.as_ref()?.get_ref().0.as_str())).collect(),
+        groups: groups().map(|(name, _)| name.0.as_str()).collect(),
+    };
+    names.guests.extend(guests().map(|(name, (_, table))| (name.0.as_str(), Some(table))));
+    for (_, (_, table)) in guests() {
+        guest(table, walk);
+    }
+    for (_, (span, table)) in groups() {
+        if !table.seen.contains("max-parallel") {
+            walk.missing(span.clone(), "a group", "max-parallel", "max-parallel = 1");
+        }
+    }
+    let mut seen = BTreeMap::new();
+    for table in suites() {
+        if let Some(name) = &table.get_ref().name
+            && let Some(first) = seen.insert(name.get_ref().0.as_str(), name.span())
+        {
+            twice(walk, "suite", name, first);
+        }
+        suite(table.get_ref(), &names, walk);
+    }
+    for (_, (_, table)) in file.profile.iter().flat_map(|p| &p.get_ref().0) {
+        profile(table, &names, walk);
+    }
+}
+
+fn twice(walk: &mut Walk, what: &str, name: &Spanned<Name>, first: Range<usize>) {
+    let line = walk.place(first).line;
+    let diagnostic = Diagnostic::error(format!("there are two {what}s {:?}", name.get_ref().0))
+        .at(walk.place(name.span()))
+        .label(format!("the first one is in line {line}"));
+    walk.push(diagnostic);
+}
+
+/// Says that a name leads nowhere.
+fn unknown<'a>(
+    walk: &mut Walk,
+    span: Range<usize>,
+    what: &str,
+    name: &str,
+    known: impl Iterator<Item = &'a str> + Clone,
+) {
+    let mut diagnostic = Diagnostic::error(format!("there is no {what} {name:?}")).at(walk.place(span));
+    let table = if what == "suite" { "[[suites]]".to_owned() } else { format!("[{what}s.{name}]") };
+    diagnostic = match suggest(name, known.clone()) {
+        Some(meant) => diagnostic.label(format!("did you mean {meant:?}?")),
+        None if known.clone().next().is_none() => diagnostic.help(format!("describe it in {table}")),
+        None => diagnostic
+            .help(format!("there are {}; describe others in {table}", enumerate(known.map(|n| format!("{n:?}"))))),
+    };
+    walk.push(diagnostic);
+}
+
+fn contradiction(walk: &mut Walk, span: Range<usize>, message: &str, help: &str) {
+    let diagnostic = Diagnostic::error(message).at(walk.place(span)).help(help);
+    walk.push(diagnostic);
+}
+
+fn guest(table: &GuestTable, walk: &mut Walk) {
+    source(table, walk);
+    if let Some(login) = &table.login {
+        let login = login.get_ref();
+        if let (Some(_), Some(env)) = (&login.password, &login.password_env) {
+            let message = "`password` and `password-env` are both given";
+            contradiction(
+                walk,
+                env.span(),
+                message,
+                "keep one of them; `password-env` keeps the password out of this file",
+            );
+        }
+    }
+    disks(table.disks.as_ref(), &BTreeSet::new(), walk);
+    times(table.timeout.as_ref(), table.slow_timeout.as_ref(), walk);
+}
+
+/// Whether the keys that say what a guest boots from go together.
+fn source(table: &GuestTable, walk: &mut Walk) {
+    let has = |key| table.seen.contains(key);
+    if has("container") {
+        return;
+    }
+    let span = |key: &str| match key {
+        "kernel" => table.kernel.as_ref().map(Spanned::span),
+        "initrd" => table.initrd.as_ref().map(Spanned::span),
+        "rootfs" => table.rootfs.as_ref().map(Spanned::span),
+        "modules" => table.modules.as_ref().map(Spanned::span),
+        "append" => table.append.as_ref().map(Spanned::span),
+        "image-format" => table.image_format.as_ref().map(Spanned::span),
+        "boot-bus" => table.boot_bus.as_ref().map(Spanned::span),
+        "login" => table.login.as_ref().map(Spanned::span),
+        _ => table.access.as_ref().map(Spanned::span),
+    };
+    let wrong = |walk: &mut Walk, key: &str, message: String, help: &str| {
+        if let Some(span) = span(key) {
+            contradiction(walk, span, &message, help);
+        }
+    };
+    if has("image") {
+        for key in ["kernel", "initrd", "rootfs", "modules", "append"] {
+            let message =
+                format!("`{key}` does not go with `image`: a disk image brings its own kernel and kernel line");
+            wrong(walk, key, message, "leave one of the two out");
+        }
+    } else {
+        for key in ["image-format", "boot-bus"] {
+            wrong(walk, key, format!("`{key}` says something about `image`, which is not given"), "give `image` too");
+        }
+        if has("initrd") && !has("kernel") {
+            wrong(walk, "initrd", "`initrd` needs `kernel`".into(), "such as kernel = \"boot/vmlinuz\"");
+        }
+        if has("initrd") {
+            wrong(walk, "rootfs", "`rootfs` does not go with `initrd`".into(), "a guest has one or the other");
+        }
+    }
+    let access = table.access.as_ref().map(|a| *a.get_ref());
+    match access {
+        Some(Access::Init) if has("image") => {
+            let message = "access = \"init\" does not go with `image`: a disk image brings its own kernel line";
+            wrong(walk, "access", message.into(), "leave it out");
+        }
+        Some(Access::Console) if !has("image") && !has("initrd") => {
+            let message = "access = \"console\" needs `image` or `initrd`";
+            wrong(walk, "access", message.into(), "in other guests Belljar's own init is the only way in");
+        }
+        _ => {}
+    }
+    let own_init = access == Some(Access::Init) || (!has("image") && !has("initrd"));
+    if own_init {
+        let message = "`login` has no effect in a guest that starts Belljar's own init";
+        wrong(walk, "login", message.into(), "leave it out; `user` says who runs the tests");
+    }
+}
+
+/// Checks disks; gives back their serial numbers together with those that were there before.
+fn disks<'a>(
+    list: Option<&'a Spanned<List<DiskTable>>>,
+    before: &BTreeSet<&'a str>,
+    walk: &mut Walk,
+) -> BTreeSet<&'a str> {
+    let mut serials = before.clone();
+    for disk in list.iter().flat_map(|l| &l.get_ref().0) {
+        let span = disk.span();
+        let disk = disk.get_ref();
+        match (disk.seen.contains("size"), disk.seen.contains("file")) {
+            (true, true) => {
+                let help = "`size` makes an empty disk, `file` one with what is in an image; keep one of them";
+                contradiction(walk, span, "a disk has both `size` and `file`", help);
+            }
+            (false, false) => walk.missing(span, DiskTable::NOUN, "size", "size = \"1GiB\", or file = \"disk.qcow2\""),
+            _ => {}
+        }
+        if let Some(serial) = &disk.serial
+            && !serials.insert(&serial.get_ref().0)
+        {
+            let message = format!("two disks of a guest have the serial number {:?}", serial.get_ref().0);
+            contradiction(walk, serial.span(), &message, "give each its own; the guest finds it by that");
+        }
+    }
+    serials
+}
+
+fn times(timeout: Option<&Spanned<TimeLimit>>, slow: Option<&Spanned<TimeLimit>>, walk: &mut Walk) {
+    if let (Some(timeout), Some(slow)) = (timeout, slow)
+        && slow.get_ref() >= timeout.get_ref()
+    {
+        let message = "`slow-timeout` is not shorter than `timeout`, so it never shows";
+        contradiction(walk, slow.span(), message, "give it less, or leave it out");
+    }
+}
+
+fn retries(value: Option<&Spanned<RetriesValue>>, walk: &mut Walk) {
+    let Some(RetriesValue::Table(table)) = value.map(Spanned::get_ref) else { return };
+    let pauses = table.delay.as_ref().is_some_and(|d| d.get_ref().0 > Duration::ZERO);
+    if !table.seen.contains("delay") || (table.delay.is_some() && !pauses) {
+        let backoff = table.backoff.as_ref().filter(|b| *b.get_ref() == Backoff::Exponential).map(Spanned::span);
+        for (key, span) in [("backoff", backoff), ("max-delay", table.max_delay.as_ref().map(Spanned::span))] {
+            if let Some(span) = span {
+                contradiction(
+                    walk,
+                    span,
+                    &format!("`{key}` has no effect without a `delay`"),
+                    "such as delay = \"1s\"",
+                );
+            }
+        }
+    }
+    if let (Some(delay), Some(longest)) = (&table.delay, &table.max_delay)
+        && longest.get_ref() < delay.get_ref()
+    {
+        contradiction(
+            walk,
+            delay.span(),
+            "`delay` is longer than `max-delay`",
+            "the pause is never longer than max-delay",
+        );
+    }
+}
+
+fn group(value: Option<&Spanned<Name>>, names: &Names<'_>, walk: &mut Walk) {
+    if let Some(group) = value
+        && !names.groups.contains(group.get_ref().0.as_str())
+    {
+        unknown(walk, group.span(), "group", &group.get_ref().0, names.groups.iter().copied());
+    }
+}
+
+fn suite(table: &SuiteTable, names: &Names<'_>, walk: &mut Walk) {
+    for (key, example) in [("name", "name = \"storage\""), ("tests", "tests = [\"tests/*.sh\"]")] {
+        if !table.seen.contains(key) {
+            walk.missing(table.span.clone(), SuiteTable::NOUN, key, example);
+        }
+    }
+    if let Some(tests) = &table.tests
+        && tests.get_ref().0.is_empty()
+        // Not an array whose patterns were all wrong, which was spoken of already.
+        && walk.is_blank_array(tests.span())
+    {
+        contradiction(
+            walk,
+            tests.span(),
+            "`tests` is empty",
+            "such as tests = [\"tests/*.sh\"]; `skip` leaves a suite out",
+        );
+    }
+    guest_list(table.guests.as_ref(), names, walk);
+    group(table.group.as_ref(), names, walk);
+    times(table.timeout.as_ref(), table.slow_timeout.as_ref(), walk);
+    retries(table.retries.as_ref(), walk);
+    results(table.format.as_ref(), table.seen.contains("junit"), walk);
+    let guests = table.guests.as_ref().map(|g| &g.get_ref().0);
+    let tables: Vec<_> = match guests {
+        Some(list) => list.iter().filter_map(|g| *names.guests.get(g.get_ref().0.as_str())?).collect(),
+        None => names.guests.values().copied().flatten().collect(),
+    };
+    let mut serials = BTreeSet::new();
+    for guest in tables {
+        let disks = guest.disks.iter().flat_map(|d| &d.get_ref().0);
+        serials.extend(disks.filter_map(|d| Some(d.get_ref().serial.as_ref()?.get_ref().0.as_str())));
+    }
+    disks(table.disks.as_ref(), &serials, walk);
+}
+
+fn guest_list(list: Option<&Spanned<List<Name>>>, names: &Names<'_>, walk: &mut Walk) {
+    let Some(list) = list else { return };
+    let mut seen = BTreeMap::new();
+    for name in &list.get_ref().0 {
+        let text = name.get_ref().0.as_str();
+        if !names.guests.contains_key(text) {
+            unknown(walk, name.span(), "guest", text, names.guests.keys().copied());
+        }
+        if seen.insert(text, name.span()).is_some() {
+            contradiction(walk, name.span(), &format!("the guest {text:?} stands twice"), "a test runs once on each");
+        }
+    }
+    if list.get_ref().0.is_empty() && walk.is_blank_array(list.span()) {
+        contradiction(walk, list.span(), "`guests` is empty", "leave the key out for every guest of the file");
+    }
+}
+
+fn results(format: Option<&Spanned<Format>>, junit: bool, walk: &mut Walk) {
+    if let Some(format) = format
+        && *format.get_ref() == Format::Junit
+        && !junit
+    {
+        let message = "format = \"junit\" needs the key `junit`: which files to pick up";
+        contradiction(
+            walk,
+            format.span(),
+            message,
+            "such as junit = [\"*.xml\"], files in $BELLJAR_OUT or the workspace",
+        );
+    }
+}
+
+fn profile(table: &ProfileTable, names: &Names<'_>, walk: &mut Walk) {
+    times(table.timeout.as_ref(), table.slow_timeout.as_ref(), walk);
+    retries(table.retries.as_ref(), walk);
+    filter(table.filter.as_ref(), names, walk);
+    for table in table.overrides.iter().flat_map(|o| &o.get_ref().0) {
+        let table = table.get_ref();
+        if !table.seen.contains("filter") {
+            walk.missing(table.span.clone(), OverrideTable::NOUN, "filter", "filter = \"guest(debian) and tag(slow)\"");
+        }
+        if table.seen.iter().all(|key| *key == "filter") {
+            let keys = enumerate(OverrideTable::keys().iter().skip(1).map(|k| k.name));
+            contradiction(
+                walk,
+                table.span.clone(),
+                "an override that changes nothing",
+                &format!("it can change {keys}"),
+            );
+        }
+        filter(table.filter.as_ref(), names, walk);
+        group(table.group.as_ref(), names, walk);
+        times(table.timeout.as_ref(), table.slow_timeout.as_ref(), walk);
+        retries(table.retries.as_ref(), walk);
+    }
+}
+
+fn filter(value: Option<&Spanned<FilterText>>, names: &Names<'_>, walk: &mut Walk) {
+    let Some(value) = value else { return };
+    for (field, name) in value.get_ref().0.names() {
+        match field {
+            Field::Guest if !names.guests.contains_key(name) => {
+                unknown(walk, value.span(), "guest", name, names.guests.keys().copied());
+            }
+            Field::Suite if !names.suites.contains(name) => {
+                unknown(walk, value.span(), "suite", name, names.suites.iter().copied());
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Checks what a header says.
+pub(crate) fn header(table: &HeaderTable, walk: &mut Walk) {
+    times(table.timeout.as_ref(), table.slow_timeout.as_ref(), walk);
+    retries(table.retries.as_ref(), walk);
+    disks(table.disks.as_ref(), &BTreeSet::new(), walk);
+    if let Some(list) = &table.guests
+        && list.get_ref().0.is_empty()
+        && walk.is_blank_array(list.span())
+    {
+        contradiction(walk, list.span(), "`guests` is empty", "`skip = \"reason\"` leaves a test out");
+    }
+}

@@ -1,0 +1,176 @@
+//! From tables as typed to layers of settings.
+
+use std::{collections::BTreeMap, path::Path};
+
+use toml::Spanned;
+
+use super::{
+    Disk, DiskContent, Retries,
+    typed::{
+        AnyText, DiskTable, EnvText, GuestTable, HeaderTable, OverrideTable, Pattern, ProfileTable, RetriesValue,
+        SuiteTable,
+    },
+    words::{Backoff, Bus, Format, Isolation, Nic, WorkspaceMode},
+};
+use crate::{
+    settings::Layer,
+    toml_tree::{GuestPath, Int, List, Map, Memory, Name, OneOrMany, Text, TimeLimit, User, VarName},
+};
+
+/// A typed value as it is meant.
+pub(super) trait Plain {
+    type Out;
+    fn plain(&self) -> Self::Out;
+}
+
+/// What is behind an optional key.
+pub(super) fn plain<T: Plain>(value: &Option<Spanned<T>>) -> Option<T::Out> {
+    value.as_ref().map(|v| v.get_ref().plain())
+}
+
+macro_rules! plain_copies {
+    ($($ty:ty),*) => { $( impl Plain for $ty {
+        type Out = $ty;
+        fn plain(&self) -> $ty { *self }
+    } )* };
+}
+plain_copies!(bool, Format, Isolation, WorkspaceMode, Nic);
+
+macro_rules! plain_wrappers {
+    ($($ty:ty => $out:ty),*) => { $( impl Plain for $ty {
+        type Out = $out;
+        fn plain(&self) -> $out { self.0.clone() }
+    } )* };
+}
+plain_wrappers!(
+    TimeLimit => std::time::Duration, Memory => u64, GuestPath => String, User => String, Name => String, Text => String,
+    AnyText => String, Pattern => String, EnvText => String, VarName => String
+);
+
+impl<const MIN: i64, const MAX: i64> Plain for Int<MIN, MAX> {
+    type Out = i64;
+    fn plain(&self) -> i64 {
+        self.0
+    }
+}
+
+impl<T: Plain> Plain for List<T> {
+    type Out = Vec<T::Out>;
+    fn plain(&self) -> Vec<T::Out> {
+        self.0.iter().map(|v| v.get_ref().plain()).collect()
+    }
+}
+
+impl<T: Plain> Plain for OneOrMany<T> {
+    type Out = Vec<T::Out>;
+    fn plain(&self) -> Vec<T::Out> {
+        self.0.iter().map(|v| v.get_ref().plain()).collect()
+    }
+}
+
+impl Plain for Map<VarName, EnvText> {
+    type Out = BTreeMap<String, String>;
+    fn plain(&self) -> BTreeMap<String, String> {
+        self.0.iter().map(|(k, (_, v))| (k.0.clone(), v.0.clone())).collect()
+    }
+}
+
+impl Plain for RetriesValue {
+    type Out = Retries;
+    fn plain(&self) -> Retries {
+        match self {
+            Self::Count(count) => Retries::at_once(count.unsigned()),
+            Self::Table(table) => {
+                let none = Retries::default();
+                Retries {
+                    count: table.count.as_ref().map_or(0, |c| c.get_ref().unsigned()),
+                    delay: table.delay.as_ref().map_or(none.delay, |d| d.get_ref().0),
+                    backoff: table.backoff.as_ref().map_or(Backoff::Fixed, |b| *b.get_ref()),
+                    max_delay: table.max_delay.as_ref().map_or(none.max_delay, |d| d.get_ref().0),
+                }
+            }
+        }
+    }
+}
+
+/// Disks with their files below `dir`; those that are wrong are left out.
+pub(super) fn disks(list: &Option<Spanned<List<DiskTable>>>, dir: &Path) -> Option<Vec<Disk>> {
+    let list = list.as_ref()?.get_ref();
+    let disk = |disk: &Spanned<DiskTable>| {
+        let disk = disk.get_ref();
+        let content = match (&disk.size, &disk.file) {
+            (Some(size), _) => DiskContent::Size(size.get_ref().0),
+            (None, Some(file)) => DiskContent::File(dir.join(&file.get_ref().0)),
+            (None, None) => return None,
+        };
+        Some(Disk {
+            content,
+            serial: disk.serial.as_ref().map(|s| s.get_ref().0.clone()),
+            bus: disk.bus.as_ref().map_or(Bus::Virtio, |b| *b.get_ref()),
+        })
+    };
+    Some(list.0.iter().filter_map(disk).collect())
+}
+
+/// Numbers have checked ranges.
+pub(super) fn unsigned(number: i64) -> u32 {
+    u32::try_from(number).unwrap_or(0)
+}
+
+macro_rules! layer {
+    ($table:ident: $($key:ident),*) => {
+        Layer { $( $key: plain(&$table.$key), )* env: plain(&$table.env).unwrap_or_default(), ..Layer::default() }
+    };
+}
+
+/// What a guest says of tests on it.
+pub(super) fn of_guest(table: &GuestTable) -> Layer {
+    Layer {
+        memory: plain(&table.memory),
+        cpus: plain(&table.cpus).map(unsigned),
+        nic: plain(&table.nic),
+        ..layer!(table: timeout, slow_timeout, workspace_mode, cwd, user)
+    }
+}
+
+macro_rules! of_suite_or_header {
+    ($table:ident, $dir:expr) => {
+        Layer {
+            cpus: plain(&$table.cpus).map(unsigned),
+            priority: plain(&$table.priority).and_then(|p| i32::try_from(p).ok()),
+            disks: disks(&$table.disks, $dir),
+            tags: plain(&$table.tags).unwrap_or_default().into_iter().collect(),
+            requires: plain(&$table.requires).unwrap_or_default().into_iter().collect(),
+            ..layer!($table: timeout, slow_timeout, retries, format, isolation, workspace_mode, exclusive, group, skip, memory, nic,
+                     cwd, user, args, junit)
+        }
+    };
+}
+
+/// What a suite says.
+pub(super) fn of_suite(table: &SuiteTable, dir: &Path) -> Layer {
+    of_suite_or_header!(table, dir)
+}
+
+/// What a header says, with the files of disks relative to `belljar.toml`.
+pub(crate) fn of_header(table: &HeaderTable, dir: &Path) -> Layer {
+    of_suite_or_header!(table, dir)
+}
+
+/// What a profile says of all tests.
+pub(super) fn of_profile(table: &ProfileTable) -> Layer {
+    Layer {
+        timeout: plain(&table.timeout),
+        slow_timeout: plain(&table.slow_timeout),
+        retries: plain(&table.retries),
+        ..Layer::default()
+    }
+}
+
+/// What an override says.
+pub(super) fn of_override(table: &OverrideTable) -> Layer {
+    Layer {
+        priority: plain(&table.priority).and_then(|p| i32::try_from(p).ok()),
+        ..layer!(table: timeout, slow_timeout, retries, exclusive, group, skip)
+    }
+}

@@ -1,0 +1,420 @@
+//! `belljar.toml` as it is meant: checked, paths made whole, defaults left to [`crate::settings`].
+
+mod check;
+mod layers;
+mod resolve;
+pub mod typed;
+pub mod words;
+
+use std::{
+    collections::BTreeMap,
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use serde::Serialize;
+
+pub use self::words::{Accel, Access, Backoff, Bus, Format, Isolation, Nic, Oops, WorkspaceMode};
+pub(crate) use self::{check::header as check_header, layers::of_header as layer_of_header, typed::HeaderTable};
+use crate::{
+    diagnostic::{Diagnostic, Diagnostics, Place, SourceText, enumerate, suggest},
+    filter::Filter,
+    glob::Pattern,
+    settings::Layer,
+    toml_tree::{Secret, Walk},
+    units,
+};
+
+/// The name of the guest that is always there: this host's own userland.
+pub const HOST_GUEST: &str = "host";
+/// The name of the profile that is always there.
+pub const DEFAULT_PROFILE: &str = "default";
+/// The name of the file.
+pub const FILE_NAME: &str = "belljar.toml";
+/// No configuration is larger.
+pub const MAX_SIZE: u64 = 4 << 20;
+
+/// A checked `belljar.toml`.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The file.
+    pub path: PathBuf,
+    /// Its directory, to which all paths in it are relative.
+    pub dir: PathBuf,
+    /// The host directory that guests see.
+    pub workspace: PathBuf,
+    /// The guests by name; [`HOST_GUEST`] is always there.
+    pub guests: BTreeMap<String, Arc<Guest>>,
+    /// The suites in the order of the file.
+    pub suites: Vec<Arc<Suite>>,
+    /// How many tests of a group may run at the same time.
+    pub groups: BTreeMap<String, u32>,
+    /// The profiles by name; [`DEFAULT_PROFILE`] is always there.
+    pub profiles: BTreeMap<String, Arc<Profile>>,
+}
+
+/// A guest as described.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Guest {
+    /// Its name.
+    pub name: String,
+    /// What it boots from.
+    pub source: Source,
+    /// How to log in on the serial console.
+    pub login: Option<Login>,
+    /// QEMU machine type.
+    pub machine: Option<String>,
+    /// QEMU CPU model.
+    pub cpu: Option<String>,
+    /// KVM or emulation.
+    pub accel: Option<Accel>,
+    /// Words for the kernel's command line.
+    pub append: Vec<String>,
+    /// Extra disks of its own.
+    pub disks: Vec<Disk>,
+    /// What a fault that its kernel reports does.
+    pub oops: Oops,
+    /// Limit to the boot; none means the default for the accelerator.
+    pub boot_timeout: Option<Duration>,
+    /// For QEMU.
+    pub qemu_args: Vec<String>,
+    /// Where it sees the workspace.
+    pub mount_at: String,
+    /// Memory, processors, network, and what holds for tests on it.
+    pub layer: Layer,
+}
+
+/// What a guest boots from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case", tag = "source")]
+pub enum Source {
+    /// A disk image with a boot loader of its own.
+    Image {
+        /// The image.
+        path: PathBuf,
+        /// Its format; none asks `qemu-img`.
+        format: Option<String>,
+        /// How it is attached.
+        bus: Bus,
+        /// How to get in.
+        access: Access,
+    },
+    /// A kernel with somebody else's initramfs.
+    Initramfs {
+        /// The kernel.
+        kernel: PathBuf,
+        /// The initramfs.
+        initrd: PathBuf,
+        /// Directory of the kernel's modules.
+        modules: Option<PathBuf>,
+        /// How to get in.
+        access: Access,
+    },
+    /// A root directory of the host under a kernel of the host.
+    RootDir {
+        /// The directory; none means `/`.
+        root: Option<PathBuf>,
+        /// The kernel; none means the newest installed one that can do it.
+        kernel: Option<PathBuf>,
+        /// Directory of the kernel's modules; none means that of the kernel's version.
+        modules: Option<PathBuf>,
+    },
+}
+
+/// A login.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Login {
+    /// The user.
+    pub user: String,
+    /// The password.
+    pub password: Password,
+}
+
+/// Where a password is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Password {
+    /// There is none.
+    None,
+    /// Here.
+    Given(Secret),
+    /// In this environment variable.
+    Env(String),
+}
+
+/// An extra disk.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Disk {
+    /// What is on it at first.
+    #[serde(flatten)]
+    pub content: DiskContent,
+    /// Its serial number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub serial: Option<String>,
+    /// How it is attached.
+    pub bus: Bus,
+}
+
+/// What is on a disk at first.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskContent {
+    /// This many bytes of zeros.
+    Size(u64),
+    /// An image, which is not written to.
+    File(PathBuf),
+}
+
+/// How often and when an attempt is repeated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Retries {
+    /// Tries after the first.
+    pub count: u32,
+    /// The pause before the first of them.
+    #[serde(rename = "delay-ms", with = "units::millis")]
+    pub delay: Duration,
+    /// How the pause grows.
+    pub backoff: Backoff,
+    /// The longest pause.
+    #[serde(rename = "max-delay-ms", with = "units::millis")]
+    pub max_delay: Duration,
+}
+
+impl Default for Retries {
+    fn default() -> Self {
+        Self::at_once(0)
+    }
+}
+
+impl Retries {
+    /// So many, without a pause.
+    #[must_use]
+    pub const fn at_once(count: u32) -> Self {
+        Self { count, delay: Duration::ZERO, backoff: Backoff::Fixed, max_delay: Duration::from_secs(60) }
+    }
+
+    /// The pause before retry `n`, counted from 1.
+    #[must_use]
+    pub fn pause(&self, n: u32) -> Duration {
+        let factor = match self.backoff {
+            Backoff::Fixed => 1,
+            Backoff::Exponential => 1_u32.checked_shl(n.saturating_sub(1)).unwrap_or(u32::MAX),
+        };
+        self.delay.saturating_mul(factor).min(self.max_delay)
+    }
+}
+
+/// A suite as described.
+#[derive(Clone, Debug)]
+pub struct Suite {
+    /// Its name.
+    pub name: String,
+    /// Patterns of test files, with their places.
+    pub tests: Vec<(Pattern, Place)>,
+    /// Patterns of what is no test.
+    pub exclude: Vec<(Pattern, Place)>,
+    /// Names of the guests, in the order of the file; all exist.
+    pub guests: Vec<String>,
+    /// Scripts that run once on a guest, with their places.
+    pub setup: Vec<(PathBuf, Place)>,
+    /// Limit to one setup script.
+    pub setup_timeout: Duration,
+    /// What holds for its tests.
+    pub layer: Layer,
+}
+
+/// A profile, with what it has from `default`.
+#[derive(Clone, Debug)]
+pub struct Profile {
+    /// Its name.
+    pub name: String,
+    /// Tests to run where the command line names none.
+    pub filter: Option<Filter>,
+    /// Tests at the same time; none means as many as memory and processors allow.
+    pub jobs: Option<u32>,
+    /// Bytes of memory for all guests together; none means what is free.
+    pub max_memory: Option<u64>,
+    /// Processors for all guests together; none means those of the host.
+    pub max_cpus: Option<u32>,
+    /// Start no more tests after a failure.
+    pub fail_fast: bool,
+    /// Limit to the run.
+    pub global_timeout: Option<Duration>,
+    /// Tries after an error that is not the test's.
+    pub error_retries: u32,
+    /// Where to write a JUnit report.
+    pub junit: Option<PathBuf>,
+    /// Where to write a TAP report.
+    pub tap: Option<PathBuf>,
+    /// Where to write an HTML report.
+    pub html: Option<PathBuf>,
+    /// What holds for tests.
+    pub layer: Layer,
+    /// Exceptions, the first that matches and has a key holds.
+    pub overrides: Vec<Override>,
+}
+
+/// An exception for some tests.
+#[derive(Clone, Debug)]
+pub struct Override {
+    /// The tests.
+    pub filter: Filter,
+    /// What holds for them.
+    pub layer: Layer,
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration: {0}")]
+    Read(#[source] io::Error),
+    /// It is no text, or much too large.
+    #[error("cannot read {}: {why}", path.display())]
+    NoText {
+        /// The file.
+        path: PathBuf,
+        /// What it is instead.
+        why: &'static str,
+    },
+    /// It has mistakes.
+    #[error("{0}")]
+    Wrong(Diagnostics),
+}
+
+impl Config {
+    /// Reads a file. Paths in the result begin with the directory of `path`. Mistakes call the file `shown`.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`], with all mistakes at once.
+    pub fn load(path: &Path, shown: &Path) -> Result<Self, ConfigError> {
+        let length = fs_err::metadata(path).map_err(ConfigError::Read)?.len();
+        if length > MAX_SIZE {
+            return Err(ConfigError::NoText { path: path.to_owned(), why: "it is larger than 4 MiB" });
+        }
+        let bytes = fs_err::read(path).map_err(ConfigError::Read)?;
+        let text = String::from_utf8(bytes)
+            .map_err(|_| ConfigError::NoText { path: path.to_owned(), why: "it is not UTF-8" })?;
+        Self::parse_as(path, shown, &text).map_err(ConfigError::Wrong)
+    }
+
+    /// Reads a text as if it were the file `path`.
+    ///
+    /// # Errors
+    ///
+    /// All mistakes.
+    pub fn parse(path: impl AsRef<Path>, text: &str) -> Result<Self, Diagnostics> {
+        Self::parse_as(path.as_ref(), path.as_ref(), text)
+    }
+
+    fn parse_as(path: &Path, shown: &Path, text: &str) -> Result<Self, Diagnostics> {
+        let source = SourceText::new(shown, text);
+        // A byte order mark is no part of TOML, and editors write it.
+        let body = text.strip_prefix('\u{feff}').unwrap_or(text);
+        let (file, mut walk) = Walk::read::<typed::FileTable>(&source, text.len() - body.len(), body);
+        let config = file.map(|file| {
+            if walk.parsed() {
+                check::file(&file, &mut walk);
+            }
+            resolve::file(path, &file, &walk)
+        });
+        let diagnostics = walk.finish().sorted();
+        match config {
+            Some(config) if !diagnostics.has_errors() => Ok(config),
+            _ => Err(diagnostics),
+        }
+    }
+
+    /// What holds where there is no `belljar.toml`: the host's own userland, no suites.
+    #[must_use]
+    pub fn empty(dir: &Path) -> Self {
+        let path = dir.join(FILE_NAME);
+        Self {
+            dir: dir.to_owned(),
+            workspace: dir.to_owned(),
+            guests: BTreeMap::from([(HOST_GUEST.to_owned(), Arc::new(Guest::host(HOST_GUEST)))]),
+            suites: Vec::new(),
+            groups: BTreeMap::new(),
+            profiles: BTreeMap::from([(DEFAULT_PROFILE.to_owned(), Arc::new(Profile::empty(DEFAULT_PROFILE)))]),
+            path,
+        }
+    }
+
+    /// A profile by name.
+    ///
+    /// # Errors
+    ///
+    /// Says which there are.
+    pub fn profile(&self, name: &str) -> Result<&Arc<Profile>, Box<Diagnostic>> {
+        self.profiles.get(name).ok_or_else(|| no_such("profile", name, self.profiles.keys()))
+    }
+
+    /// A guest by name.
+    ///
+    /// # Errors
+    ///
+    /// Says which there are.
+    pub fn guest(&self, name: &str) -> Result<&Arc<Guest>, Box<Diagnostic>> {
+        self.guests.get(name).ok_or_else(|| no_such("guest", name, self.guests.keys()))
+    }
+}
+
+/// Says that there is no such thing, and what was meant.
+pub(crate) fn no_such<'a>(what: &str, name: &str, all: impl Iterator<Item = &'a String> + Clone) -> Box<Diagnostic> {
+    let help = match suggest(name, all.clone().map(String::as_str)) {
+        Some(meant) => format!("did you mean {meant:?}?"),
+        None => format!("there are {}", enumerate(all.map(|n| format!("{n:?}")))),
+    };
+    Box::new(Diagnostic::error(format!("there is no {what} {name:?}")).help(help))
+}
+
+impl Guest {
+    /// This host's own userland.
+    #[must_use]
+    pub fn host(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            source: Source::RootDir { root: None, kernel: None, modules: None },
+            login: None,
+            machine: None,
+            cpu: None,
+            accel: None,
+            append: Vec::new(),
+            disks: Vec::new(),
+            oops: Oops::Crash,
+            boot_timeout: None,
+            qemu_args: Vec::new(),
+            mount_at: "/mnt/hostos".to_owned(),
+            layer: Layer::default(),
+        }
+    }
+}
+
+impl Profile {
+    /// A profile that says nothing.
+    #[must_use]
+    pub fn empty(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            filter: None,
+            jobs: None,
+            max_memory: None,
+            max_cpus: None,
+            fail_fast: false,
+            global_timeout: None,
+            error_retries: 2,
+            junit: None,
+            tap: None,
+            html: None,
+            layer: Layer::default(),
+            overrides: Vec::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,267 @@
+use super::*;
+use crate::settings::Layer;
+
+fn parse(text: &str) -> Config {
+    Config::parse("/p/belljar.toml", text).unwrap_or_else(|e| panic!("{text}\n{e}"))
+}
+
+/// All mistakes of several files.
+fn mistakes(files: &[&str]) -> String {
+    let shown = files.iter().map(|text| match Config::parse("belljar.toml", text) {
+        Ok(_) => format!("NO MISTAKE IN {text}"),
+        Err(diagnostics) => diagnostics.to_string(),
+    });
+    shown.collect::<Vec<_>>().join("\n\n----\n\n")
+}
+
+#[test]
+fn the_design_s_example() {
+    let config = parse(
+        r#"
+[guests.debian]
+image = "images/debian-12.qcow2"
+memory = "1GiB"
+cpus = 1
+
+[[suites]]
+name = "storage"
+tests = ["tests/storage/*.sh"]
+guests = ["debian"]              # a test runs on each: the matrix
+isolation = "test"               # "test": a fresh clone each; "suite": one guest for all
+timeout = "5m"
+disks = [{ size = "1GiB", serial = "data0" }]
+
+[profile.ci]
+retries = 2
+fail-fast = false
+junit = "junit.xml"
+"#,
+    );
+    let path = PathBuf::from("/p/images/debian-12.qcow2");
+    assert_eq!(
+        config.guests["debian"].source,
+        Source::Image { path, format: None, bus: Bus::Virtio, access: Access::Auto }
+    );
+    assert_eq!(config.workspace, Path::new("/p"));
+    assert_eq!(config.suites[0].guests, ["debian"]);
+    assert_eq!(config.suites[0].layer.timeout, Some(Duration::from_secs(300)));
+    let disk = Disk { content: DiskContent::Size(1 << 30), serial: Some("data0".into()), bus: Bus::Virtio };
+    assert_eq!(config.suites[0].layer.disks, Some(vec![disk]));
+    let ci = config.profile("ci").unwrap();
+    assert_eq!(ci.layer.retries, Some(Retries::at_once(2)));
+    assert_eq!(ci.junit.as_deref(), Some(Path::new("/p/junit.xml")));
+}
+
+#[test]
+fn an_empty_file_is_no_mistake() {
+    let config = parse("");
+    assert_eq!(config.guests.keys().collect::<Vec<_>>(), ["host"]);
+    assert_eq!(config.profiles.keys().collect::<Vec<_>>(), ["default"]);
+    let empty = Config::empty(Path::new("/p"));
+    assert_eq!((empty.path, empty.dir, empty.workspace), (config.path, config.dir, config.workspace));
+    parse("\u{feff}[guests.a]\n");
+}
+
+#[test]
+fn suites_run_on_every_guest_unless_they_say_so() {
+    let suite = "[[suites]]\nname = 's'\ntests = 'a'\n";
+    assert_eq!(parse(suite).suites[0].guests, ["host"]);
+    assert_eq!(parse(&format!("{suite}[guests.b]\n[guests.a]\n")).suites[0].guests, ["a", "b"]);
+    assert_eq!(parse(&format!("{suite}guests = ['host', 'a']\n[guests.a]\n")).suites[0].guests, ["host", "a"]);
+    let big = parse("[guests.host]\nmemory = '4G'");
+    assert_eq!(big.guests["host"].layer.memory, Some(4 << 30));
+}
+
+#[test]
+fn sources() {
+    let source = |text: &str| parse(&format!("[guests.g]\n{text}")).guests["g"].source.clone();
+    let none = Source::RootDir { root: None, kernel: None, modules: None };
+    assert_eq!(source(""), none);
+    assert_eq!(
+        source("rootfs = '/srv/root'\nkernel = 'k'\nmodules = 'm'"),
+        Source::RootDir { root: Some("/srv/root".into()), kernel: Some("/p/k".into()), modules: Some("/p/m".into()) }
+    );
+    assert_eq!(
+        source("kernel = 'k'\ninitrd = 'i'\naccess = 'init'"),
+        Source::Initramfs { kernel: "/p/k".into(), initrd: "/p/i".into(), modules: None, access: Access::Init }
+    );
+}
+
+#[test]
+fn passwords_stay_secret() {
+    let config = parse("[guests.g]\nimage = 'i'\nlogin = { user = 'u', password = 'hunter2' }");
+    let login = config.guests["g"].login.clone().unwrap();
+    assert_eq!(login.password, Password::Given(Secret("hunter2".into())));
+    assert!(!format!("{config:?}").contains("hunter2"));
+    let config = parse("[guests.g]\nimage = 'i'\nlogin = { password-env = 'PW' }");
+    let login = config.guests["g"].login.clone().unwrap();
+    assert_eq!((login.user.as_str(), login.password), ("root", Password::Env("PW".into())));
+    let error = mistakes(&["[guests.g]\nimage = 'i'\nlogin = { user = 'u', password = 'hun\"ter2', usr = 1 }"]);
+    assert!(error.contains("usr") && !error.contains("ter2"), "{error}");
+}
+
+#[test]
+fn profiles_have_what_default_has() {
+    let config = parse(
+        "[profile.default]\nretries = 1\njobs = 3\njunit = 'a.xml'\ntimeout = '1m'\n\
+         overrides = [{ filter = 'a', timeout = '5m' }]\n\
+         [profile.ci]\nretries = { count = 2, delay = '1s', backoff = 'exponential', max-delay = '3s' }\nfail-fast = true\n\
+         overrides = [{ filter = 'b', timeout = '6m' }]\n",
+    );
+    let ci = config.profile("ci").unwrap();
+    assert_eq!((ci.jobs, ci.fail_fast, ci.junit.as_deref()), (Some(3), true, Some(Path::new("/p/a.xml"))));
+    assert_eq!(ci.layer.timeout, Some(Duration::from_secs(60)));
+    let filters: Vec<_> = ci.overrides.iter().map(|o| o.filter.to_string()).collect();
+    assert_eq!(filters, ["b", "a"]);
+    let retries = ci.layer.retries.unwrap();
+    let pauses: Vec<_> = (1..=4).map(|n| retries.pause(n).as_secs()).collect();
+    assert_eq!((retries.count, pauses), (2, vec![1, 2, 3, 3]));
+    assert_eq!(retries.pause(u32::MAX).as_secs(), 3);
+    assert!(!config.profile("default").unwrap().fail_fast);
+    assert!(config.profile("cj").unwrap_err().to_string().ends_with("did you mean \"ci\"?"));
+    assert!(config.guest("debian").unwrap_err().to_string().ends_with("there are \"host\""));
+}
+
+#[test]
+fn all_mistakes_are_told_at_once() {
+    insta::assert_snapshot!(mistakes(&[r#"
+colour = "red"
+[guests.debian]
+image = "debian.qcow2"
+memroy = "1GiB"
+memory = 1024
+cpus = 0
+nic = "isolatd"
+boot-timeout = "5 parsecs"
+disks = [{ size = "1Q" }, { serial = "a b" }, 7]
+qemu-args = "-S"
+kernel = "vmlinuz"
+[guests."bad name"]
+[[suites]]
+name = "storage"
+tests = ["/etc/*", "", "a[", "../x"]
+guests = ["debain", "debian", "debian"]
+isolation = true
+timeout = 90
+slow-timeout = "0s"
+tags = ["slow", 3]
+retries = "two"
+fail-fast = true
+[[suites]]
+name = "storage"
+tests = []
+group = "db"
+[profile.ci]
+fail_fast = true
+filter = "lvm and"
+overrides = [{ timeout = "1m" }, { filter = "gest(x)" }]
+"#]));
+}
+
+#[test]
+fn each_contradiction_is_told() {
+    let guest = |text: &str| format!("[guests.g]\n{text}\n");
+    let suite = |text: &str| {
+        format!("[guests.g]\ndisks = [{{ size = '1G', serial = 'd' }}]\n[[suites]]\nname = 's'\ntests = 'a'\n{text}\n")
+    };
+    let profile = |text: &str| format!("[guests.g]\n[[suites]]\nname = 's'\ntests = 'a'\n[profile.p]\n{text}\n");
+    let files = [
+        guest("image = 'i'\nrootfs = '/'\nappend = 'quiet'\nmodules = 'm'\ninitrd = 'x'"),
+        guest("image-format = 'raw'\nboot-bus = 'ide'"),
+        guest("initrd = 'i'\nrootfs = '/x'"),
+        guest("image = 'i'\naccess = 'init'"),
+        guest("access = 'console'"),
+        guest("login = { user = 'x' }"),
+        guest("image = 'i'\nlogin = { user = 'x', password = 'secret', password-env = 'Y' }"),
+        guest("container = 'alpine'"),
+        guest(
+            "disks = [{ size = '1G', file = 'f' }, {}, { size = '1G', serial = 'a' }, { size = '1G', serial = 'a' }]",
+        ),
+        guest("mount-at = 'mnt'\ncwd = '/a/../b'\nuser = 'a b'"),
+        guest("memory = '1M'\nenv = { 'A=B' = 'x', C = 1 }\nworkspace-mode = 'crow'"),
+        guest("timeout = '1m'\nslow-timeout = '1m'"),
+        "[[suites]]\n".into(),
+        suite("guests = []"),
+        suite("guests = ['z']"),
+        suite("disks = [{ size = '1G', serial = 'd' }]"),
+        suite("format = 'junit'"),
+        suite("format = 'tapp'"),
+        suite("retries = { delay = '1s' }"),
+        suite("retries = { count = 1, backoff = 'exponential', max-delay = '5s' }"),
+        suite("retries = { count = 1, delay = '10s', max-delay = '5s' }"),
+        suite("retries = 101"),
+        suite("priority = 12345678901234567890123"),
+        suite("requires = 'cmd'"),
+        suite("skip = ''"),
+        "[groups.g]\n[groups.h]\nmax-parallel = 0\n".into(),
+        profile("overrides = [{ filter = 'a' }]"),
+        profile("overrides = [{ filter = 'guest(gg) or suite(t)', timeout = '1s', slow-timeout = '2s' }]"),
+        profile("max-memory = '1'\njobs = 'all'\nfilter = \"name(\\\"x)\"\njunit = ''"),
+        "[profile]\nci = 3\n[guests]\na = []\n".into(),
+        "suites = { name = 's' }\n".into(),
+    ];
+    insta::assert_snapshot!(mistakes(&files.each_ref().map(String::as_str)));
+}
+
+#[test]
+fn what_is_no_toml_is_told_with_the_rest() {
+    insta::assert_snapshot!(mistakes(&[
+        "[guests.g]\nmemory = \nmemroy = '1G'\n[guests.g]\ncpus = 1\n",
+        "[[suites]\nname = 's'\n",
+        "x",
+        "a = 'unclosed\n",
+        "[guests.g]\ncpus = 1\ncpus = 2\n",
+        "\u{1b}[31m = 1",
+    ]));
+}
+
+#[test]
+fn files_that_are_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("belljar.toml");
+    let error = Config::load(&path, &path).unwrap_err();
+    assert!(matches!(error, ConfigError::Read(_)) && error.to_string().contains("belljar.toml"), "{error}");
+    fs_err::write(&path, [0xff, 0xfe]).unwrap();
+    assert!(Config::load(&path, &path).unwrap_err().to_string().contains("not UTF-8"));
+    fs_err::write(&path, "colour = 1").unwrap();
+    assert!(Config::load(&path, Path::new("shown.toml")).unwrap_err().to_string().contains("--> shown.toml:1:1"));
+}
+
+#[test]
+fn the_documented_defaults_are_the_real_ones() {
+    use crate::toml_tree::Table;
+    let lines = |keys: Vec<crate::toml_tree::Key>| -> String {
+        keys.iter().filter(|k| !k.default.starts_with('(')).map(|k| format!("{} = {}\n", k.name, k.default)).collect()
+    };
+    // A guest of the kind that can have the key.
+    let guest = lines(typed::GuestTable::keys());
+    let image: String = guest
+        .lines()
+        .filter(|l| !l.starts_with("rootfs") && !l.starts_with("append"))
+        .map(|l| format!("{l}\n"))
+        .collect();
+    let text = format!(
+        "{}[guests.image]\nimage = 'i'\n{image}[[suites]]\nname = 's'\ntests = 'a'\n{}[profile.default]\n{}",
+        lines(typed::FileTable::keys()),
+        lines(typed::SuiteTable::keys()),
+        lines(typed::ProfileTable::keys()),
+    );
+    let (said, silent) = (parse(&text), parse("[guests.image]\nimage = 'i'\n[[suites]]\nname = 's'\ntests = 'a'\n"));
+    assert_eq!(said.workspace, Path::new("/p/."));
+    let settle = |config: &Config| {
+        let (guest, suite, profile) = (&config.guests["image"], &config.suites[0], &config.profiles["default"]);
+        (
+            Layer::merge([&suite.layer, &profile.layer, &guest.layer]).settle(&guest.disks),
+            Guest { layer: Layer::default(), ..(**guest).clone() },
+            (suite.setup_timeout, suite.guests.clone()),
+            (profile.fail_fast, profile.error_retries, profile.jobs, profile.global_timeout),
+        )
+    };
+    assert_eq!(settle(&said), settle(&silent));
+    // A pause of zero makes the other keys senseless, so it is given a value here.
+    let retries = lines(typed::RetriesTable::keys()).replace("0s", "1s");
+    let retries =
+        parse(&format!("[profile.default]\nretries = {{ count = 0, {} }}", retries.trim().replace('\n', ", ")));
+    let expected = Retries { delay: Duration::from_secs(1), ..Retries::default() };
+    assert_eq!(retries.profiles["default"].layer.retries, Some(expected));
+}
