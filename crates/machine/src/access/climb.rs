@@ -170,7 +170,7 @@ impl Climber<'_> {
             self.last_act = Instant::now();
             if let Some((by, launch)) = found {
                 observer(AccessEvent::ShellFound { by });
-                let mut shell = Shell::adopt(self.console, launch, patience).await?;
+                let mut shell = Shell::adopt(self.console, launch, self.options.calm, patience).await?;
                 if self.options.root && shell.root() == Some(false) {
                     self.become_root(&mut shell, patience, observer).await?;
                 }

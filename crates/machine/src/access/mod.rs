@@ -90,11 +90,19 @@ pub struct AccessOptions {
     pub root: bool,
     /// Take an initramfs's, dracut's or systemd's emergency shell for the one that is wanted.
     pub emergency_shell: bool,
+    /// Have the kernel (below errors) and systemd stop writing to the line; see [`Shell::restore_messages`].
+    pub calm: bool,
 }
 
 impl Default for AccessOptions {
     fn default() -> Self {
-        AccessOptions { credentials: None, rest: Duration::from_secs(2), root: true, emergency_shell: false }
+        AccessOptions {
+            credentials: None,
+            rest: Duration::from_secs(2),
+            root: true,
+            emergency_shell: false,
+            calm: true,
+        }
     }
 }
 
@@ -211,4 +219,4 @@ pub enum AccessError {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

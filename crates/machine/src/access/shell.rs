@@ -94,10 +94,56 @@ pub struct Shell {
     seq: u64,
     asks: u64,
     echo: bool,
+    /// Whether kernel and services are asked to leave the line alone.
+    calm: bool,
     root: Option<bool>,
     printf: Option<bool>,
     /// The kernel's console log level before we lowered it.
     log_level: Option<String>,
+}
+
+/// Cuts what a foreground line says to its terminal out of the raw stream.
+#[derive(Debug)]
+pub(crate) struct Foreground {
+    begin: Vec<u8>,
+    end: Vec<u8>,
+    begun: bool,
+    ended: bool,
+    /// Bytes that may be the start of a marker.
+    held: Vec<u8>,
+}
+
+impl Foreground {
+    /// Takes raw bytes; gives those that are the line's own.
+    pub(crate) fn cut(&mut self, bytes: &[u8]) -> Vec<u8> {
+        self.held.extend_from_slice(bytes);
+        if self.ended {
+            self.held.clear();
+        }
+        if !self.begun {
+            let Some(at) = memchr::memmem::find(&self.held, &self.begin) else {
+                let keep = self.held.len().saturating_sub(self.begin.len());
+                self.held.drain(..keep);
+                return Vec::new();
+            };
+            self.held.drain(..at + self.begin.len());
+            self.begun = true;
+        }
+        if let Some(at) = memchr::memmem::find(&self.held, &self.end) {
+            self.ended = true;
+            self.held.truncate(at);
+            return std::mem::take(&mut self.held);
+        }
+        // What may still become the marker stays.
+        let possible = (1..self.end.len()).rev().find(|n| self.held.ends_with(&self.end[..*n])).unwrap_or(0);
+        let rest = self.held.split_off(self.held.len() - possible);
+        std::mem::replace(&mut self.held, rest)
+    }
+
+    /// Whether the marker of the end was seen.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended
+    }
 }
 
 /// How to get a POSIX shell out of the one that is there.
@@ -111,13 +157,19 @@ pub(super) enum Launch {
 
 impl Shell {
     /// Makes a session with the shell on the line.
-    pub(super) async fn adopt(console: &Console, launch: Launch, patience: &mut Patience) -> Result<Self, ShellError> {
+    pub(super) async fn adopt(
+        console: &Console,
+        launch: Launch,
+        calm: bool,
+        patience: &mut Patience,
+    ) -> Result<Self, ShellError> {
         let mut shell = Shell {
             console: console.share(),
             tag: answer::new_tag()?,
             seq: 0,
             asks: 1,
             echo: true,
+            calm,
             root: None,
             printf: None,
             log_level: None,
@@ -137,10 +189,21 @@ impl Shell {
         // `command` keeps a refusal from ending the line in dash. A line editor would ring, complete and wrap.
         self.tell("TERM=dumb;export TERM;unset PROMPT_COMMAND ENV HISTFILE MAIL MAILPATH", patience).await?;
         self.tell("for _o in history emacs vi;do command set +o $_o;done 2>/dev/null", patience).await?;
-        self.tell("stty -echo 2>/dev/null||busybox stty -echo 2>/dev/null", patience).await?;
+        // Without echo, busybox's shell reads with `fgets`, takes the end of any background process for the end of its
+        // input, and leaves; as the first process it takes the guest along. With its line editor it does not.
+        let quieten = "case $BB_ASH_VERSION$(readlink /proc/$$/exe 2>/dev/null) in [0-9]*|*busybox*);;\
+                       *)stty -echo 2>/dev/null;;esac";
+        self.tell(quieten, patience).await?;
         // Did that help? The next line shows it.
         let probe = self.tell(":", patience).await?;
         self.echo = memchr::memmem::find(&probe.before, b"<$_b:").is_some();
+        if self.calm {
+            self.calm_down(patience).await?;
+        }
+        self.learn_user(patience).await
+    }
+
+    async fn calm_down(&mut self, patience: &mut Patience) -> Result<(), ShellError> {
         // Errors and worse still show, so that a hung task is seen; the framing can stand them.
         // (`read` alone gets one digit: it reads byte by byte, and these files have only a first byte.)
         let lower = "_f=/proc/sys/kernel/printk;_k=$(cat $_f)||read -r _k <$_f;_k=${_k%%[!0-9]*};\
@@ -149,7 +212,7 @@ impl Shell {
         self.log_level = (level.code == 0).then(|| level.text()).filter(|t| t.len() < 4 && t.parse::<u8>().is_ok());
         // systemd's own "status messages off", so that it stops writing over the line while it boots on.
         self.run("[ -d /run/systemd/system ]&&kill -55 1", patience).await?;
-        self.learn_user(patience).await
+        Ok(())
     }
 
     async fn learn_user(&mut self, patience: &mut Patience) -> Result<(), ShellError> {
@@ -214,8 +277,9 @@ impl Shell {
     /// # Errors
     ///
     /// Never for a line that fails, only when there is no result.
-    pub async fn run(&mut self, line: &str, patience: &mut Patience) -> Result<ShellReply, ShellError> {
-        let text = quote(line.as_bytes());
+    pub async fn run(&mut self, line: impl AsRef<[u8]>, patience: &mut Patience) -> Result<ShellReply, ShellError> {
+        let line = line.as_ref();
+        let text = quote(line);
         let easy = text.len() <= PIECE && text.iter().all(|b| (0x20..0x7f).contains(b));
         if easy {
             return self.run_word(&String::from_utf8_lossy(&text), patience).await;
@@ -306,6 +370,47 @@ impl Shell {
         }
     }
 
+    /// Starts a line that reads from the terminal and has it to itself; see [`Foreground`]. Nothing else may be asked of the
+    /// shell until the end.
+    pub(crate) async fn start_foreground(&mut self, line: &str) -> Result<Foreground, ShellError> {
+        let word = String::from_utf8_lossy(&quote(line.as_bytes())).into_owned();
+        if word.len() > PIECE {
+            return Err(ShellError::TooLong { length: line.len() });
+        }
+        self.seq += 1;
+        let seq = self.seq;
+        let ask = self.next_ask();
+        let foreground = Foreground {
+            begin: format!("<{}:{seq}:b:{seq}>", self.tag).into_bytes(),
+            end: format!("<{}:{seq}:", self.tag).into_bytes(),
+            begun: false,
+            ended: false,
+            held: Vec::new(),
+        };
+        let framed = format!(
+            r#"echo "<$_b:{seq}:b:{seq}>"&&{{ _s={seq} _c={UNFINISHED};eval {word};_c=$?;}};stty sane -echo 2>/dev/null;{}"#,
+            answer::ask(ask)
+        );
+        self.console.send(format!("{framed}\n").as_bytes()).await?;
+        Ok(foreground)
+    }
+
+    /// Waits for the end of the line that was started last.
+    pub(crate) async fn end_foreground(&mut self, patience: &mut Patience) -> Result<u8, ShellError> {
+        loop {
+            let Some((_, heard)) = self.listen(|_| Duration::MAX, patience).await? else { continue };
+            match heard {
+                Answer::State { seq, code: UNFINISHED, .. } if seq == self.seq => {
+                    return Err(ShellError::Aborted { output: Vec::new() });
+                }
+                Answer::State { seq, code, .. } if seq == self.seq => {
+                    return Ok(if code > 255 { (code as u8) | 0x80 } else { code as u8 });
+                }
+                _ => {}
+            }
+        }
+    }
+
     /// Types a framed line and the question for its end; returns the question's number.
     async fn type_framed(&mut self, framed: &str) -> Result<u64, ShellError> {
         let first = self.next_ask();
@@ -327,7 +432,7 @@ impl Shell {
     }
 
     /// Brings a text that cannot be typed in one line into the shell's variable `_l`; returns what to `eval`.
-    async fn deliver(&mut self, text: &str, patience: &mut Patience) -> Result<String, ShellError> {
+    async fn deliver(&mut self, text: &[u8], patience: &mut Patience) -> Result<String, ShellError> {
         let printf = match self.printf {
             Some(known) => known,
             None => {
@@ -338,14 +443,14 @@ impl Shell {
         };
         if !printf {
             // Line breaks within quotes go as they are.
-            let word = String::from_utf8_lossy(&quote(text.as_bytes())).into_owned();
+            let word = String::from_utf8_lossy(&quote(text)).into_owned();
             let too_long = word.len() > UNREAD_MAX || word.split('\n').any(|l| l.len() > PIECE);
             return if too_long { Err(ShellError::TooLong { length: text.len() }) } else { Ok(word) };
         }
         for _ in 0..TRIES {
             let mut length = 0;
             let mut arrived = self.run_word("_l=", patience).await?.code == 0;
-            for piece in pieces(text.as_bytes()) {
+            for piece in pieces(text) {
                 length += piece.len();
                 let append = format!(r#"_l="$_l"'{piece}';[ ${{#_l}} = {length} ]"#);
                 let word = quote(append.as_bytes());

@@ -1,26 +1,240 @@
-//! stub
-use crate::{Lost, access::Shell, command::GuestCommand, guest::Io};
-use belljar_model::Exit;
+//! The session for guests that cannot run our agent: `sh` on the serial console.
+//!
+//! The command runs in the background, so that the shell stays ours: to ask how it goes, and to kill it. Its output goes to
+//! files. Where the guest has mounted a directory of the host's (an [`Exchange`]), they are read there as they grow;
+//! elsewhere they are fetched over the console, encoded so that any byte survives, and checked.
+//!
+//! The exit code counts only with this attempt's nonce, which the shell hands to the command's keeper in private, and
+//! with the sizes that the output files had in the end, so that no output is lost in silence.
+//!
+//! # Limits
+//!
+//! A shell says `128 + N` of a command that signal N killed, and of one that exited with that code; it is reported as a code. Standard
+//! input is read to its end before the command starts, and needs an exchange.
+
+mod exchange;
+mod fetch;
+mod script;
+mod terminal;
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use belljar_model::{CrashKind, Exit, Fault, Phase, Verdict};
+
+use crate::Lost;
+use crate::access::{Shell, ShellReply};
+use crate::command::GuestCommand;
+use crate::console::Patience;
+use crate::enter::of_shell;
+use crate::guest::Io;
+use crate::session::agent::{ExecControl, OutputSink};
+
+/// A directory that both sides see.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exchange {
-    pub host: std::path::PathBuf,
+    /// On the host.
+    pub host: PathBuf,
+    /// The same in the guest.
     pub guest: String,
 }
+
+/// A session with a shell on the console.
 #[derive(Debug)]
-pub struct ConsoleSession;
+pub struct ConsoleSession {
+    shell: Shell,
+    exchange: Option<Exchange>,
+    factor: f64,
+    running: Option<Running>,
+    tools: Option<fetch::Tools>,
+    notes: Vec<String>,
+}
+
+/// A command that has not been seen to end.
+#[derive(Debug)]
+struct Running {
+    guest_dir: String,
+    /// The same on the host, removed when this is dropped.
+    host_dir: Option<PathBuf>,
+    /// Whether there may be something to kill.
+    started: bool,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(dir) = &self.host_dir {
+            // Never follows a link out of the directory; what cannot be removed stays in the run's own directory.
+            let _ = std::fs::remove_dir_all(dir);
+        }
+    }
+}
+
+/// Signals that are to be sent to the command as soon as there is one.
+#[derive(Debug, Default)]
+struct Signals(Vec<i32>);
+
+impl Signals {
+    /// Waits until there is one more.
+    async fn hear(&mut self, control: &mut Option<tokio::sync::mpsc::Receiver<ExecControl>>) {
+        loop {
+            // A new size is nothing to a command without a terminal.
+            if let ExecControl::Signal(signal) = next_control(control).await {
+                self.0.push(signal);
+                return;
+            }
+        }
+    }
+}
+
+/// What the keeper says of the command's end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct End {
+    code: u8,
+    /// Sizes of standard output and error, where the guest could tell.
+    sizes: Option<(u64, u64)>,
+}
+
 impl ConsoleSession {
-    pub fn new(_s: Shell, _e: Option<Exchange>, _f: f64) -> Self {
-        Self
+    /// Takes over a shell. `factor` is how much slower the guest may be than one with KVM.
+    pub fn new(shell: Shell, exchange: Option<Exchange>, factor: f64) -> Self {
+        ConsoleSession { shell, exchange, factor, running: None, tools: None, notes: Vec::new() }
     }
-    pub async fn exec(&mut self, _c: GuestCommand, _io: &mut Io<'_>) -> Result<Exit, Lost> {
-        Err(Lost::host("stub"))
+
+    /// What a person should know of how commands run here, said once.
+    pub fn take_notes(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.notes)
     }
+
+    /// Runs one command to its end.
+    ///
+    /// Dropping the future leaves the command running; see [`ConsoleSession::kill_running`].
+    ///
+    /// # Errors
+    ///
+    /// A [`Lost`] for everything that is not the command's own end.
+    pub async fn exec(&mut self, command: GuestCommand, io: &mut Io<'_>) -> Result<Exit, Lost> {
+        self.kill_running().await?;
+        if let Some(terminal) = &command.terminal {
+            return self.exec_on_terminal(&command, terminal, io).await;
+        }
+        match self.exchange.clone() {
+            Some(exchange) => self.exec_with_exchange(&exchange, &command, io).await,
+            None => self.exec_by_console(&command, io).await,
+        }
+    }
+
+    /// Kills the command that [`ConsoleSession::exec`] left running, with all that it started, where the guest can tell.
+    ///
+    /// # Errors
+    ///
+    /// When the shell does not answer.
     pub async fn kill_running(&mut self) -> Result<(), Lost> {
+        let Some(running) = self.running.take() else { return Ok(()) };
+        // A line of ours may be under way: its answer must not be taken for the next one's.
+        self.shell.interrupt(&mut self.line()).await.map_err(|e| of_shell(&e, Phase::Command))?;
+        if running.started {
+            self.line_run(script::kill(&running.guest_dir)).await?;
+        }
+        if running.host_dir.is_none() {
+            self.line_run(format!("rm -rf {}", script::word(&running.guest_dir))).await?;
+        }
         Ok(())
     }
+
+    /// Has everything that was written brought to the disks and shares. Gives what could not be, if anything.
+    ///
+    /// # Errors
+    ///
+    /// When the shell does not answer.
     pub async fn sync(&mut self) -> Result<Option<String>, Lost> {
-        Ok(None)
+        let reply = self.line_run("sync || busybox sync").await?;
+        Ok((reply.code != 0).then(|| format!("sync failed in the guest with code {}: {}", reply.code, reply.text())))
     }
+
+    /// Starts the guest's end and comes back at once; that it ended is seen outside.
+    ///
+    /// # Errors
+    ///
+    /// When the shell does not answer.
     pub async fn power_off(&mut self) -> Result<(), Lost> {
+        // Through the service manager where there is one; `-f` where the shell is the first process. In the background, since
+        // some of these never come back.
+        let line = "( if [ -d /run/systemd/system ];then systemctl --no-block poweroff;elif [ $$ = 1 ];then sync;poweroff -f||\
+                    busybox poweroff -f||echo o >/proc/sysrq-trigger;else poweroff||/sbin/poweroff||busybox poweroff -f;fi ) \
+                    >/dev/null 2>&1 &";
+        self.line_run(line).await.map(|_| ())
+    }
+
+    /// Patience for one line at a shell that is known to answer.
+    fn line(&self) -> Patience {
+        Patience::new(Duration::from_secs(20)).scaled(self.factor.clamp(1.0, 6.0))
+    }
+
+    async fn line_run(&mut self, line: impl AsRef<[u8]>) -> Result<ShellReply, Lost> {
+        let mut patience = self.line();
+        self.shell.run(line, &mut patience).await.map_err(|e| of_shell(&e, Phase::Command))
+    }
+
+    async fn send_signals(&mut self, dir: &str, signals: &mut Signals) -> Result<(), Lost> {
+        while let Some(signal) = signals.0.first() {
+            if self.line_run(script::signal(dir, *signal)).await?.code != 0 {
+                // The command is not there yet, or not any more.
+                return Ok(());
+            }
+            signals.0.remove(0);
+        }
         Ok(())
     }
+
+    /// How often the shell is asked whether the command still lives.
+    fn heartbeat(&self) -> Duration {
+        Duration::from_secs(5).mul_f64(self.factor.clamp(1.0, 6.0))
+    }
+
+    fn note(&mut self, text: &str) {
+        if !self.notes.iter().any(|n| n == text) {
+            self.notes.push(text.to_owned());
+        }
+    }
+
+    /// Whether the command's keeper is still there.
+    async fn is_alive(&mut self, dir: &str) -> Result<bool, Lost> {
+        Ok(self.line_run(script::alive(dir)).await?.code == 0)
+    }
+}
+
+/// Passes bytes on to one of the two outputs.
+async fn pass_on(sink: &mut dyn OutputSink, error: bool, bytes: &[u8]) -> Result<(), Lost> {
+    let passed = if error { sink.stderr(bytes).await } else { sink.stdout(bytes).await };
+    passed.map_err(|e| match e.kind() {
+        std::io::ErrorKind::BrokenPipe => {
+            Lost { verdict: Verdict::Error(Fault::OutputClosed), message: None, tail: Vec::new() }
+        }
+        _ => Lost::host(format!("passing on the command's output failed: {e}")),
+    })
+}
+
+/// The next thing to do to the command; never, where nobody can ask for anything.
+async fn next_control(io: &mut Option<tokio::sync::mpsc::Receiver<ExecControl>>) -> ExecControl {
+    match io {
+        Some(receiver) => match receiver.recv().await {
+            Some(control) => control,
+            None => std::future::pending().await,
+        },
+        None => std::future::pending().await,
+    }
+}
+
+fn keeper_gone() -> Lost {
+    let seen = "the shell that kept the command is gone, and left no exit code";
+    Lost::crash(CrashKind::Silent, seen, Phase::Command)
+        .with_message("it may have been killed for want of memory; see the console log")
+}
+
+fn random_name() -> Result<String, Lost> {
+    let mut random = [0; 12];
+    getrandom::fill(&mut random).map_err(|e| Lost::host(format!("no random numbers from the system: {e}")))?;
+    Ok(random.iter().map(|b| format!("{b:02x}")).collect())
 }

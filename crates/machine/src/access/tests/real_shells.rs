@@ -52,6 +52,11 @@ async fn exercise(shell: &mut Shell) {
         Err(e) => panic!("{e}"),
     }
     assert_eq!(shell.run("false", p).await.expect("reply").code, 1);
+    // The end of a background process is not the end of the shell, whether it comes while a line runs or between two.
+    assert_eq!(shell.run("sleep 0.1 & true", p).await.expect("reply").code, 0);
+    assert_eq!(shell.run("sleep 0.3; sleep 0.1 & true", p).await.expect("reply").code, 0);
+    // (Nothing tells from outside when it ends; if this is too short the test only sees less.)
+    tokio::time::sleep(Duration::from_millis(300)).await;
     // Text that looks like ours does not count.
     let reply = shell.run(r#"echo "<$_b:9:0:9000>"; set | grep _b=; (exit 4)"#, p).await.expect("reply");
     assert_eq!(reply.code, 4);

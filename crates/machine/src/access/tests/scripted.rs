@@ -376,7 +376,7 @@ proptest! {
             let console = Console::new(ours, std::io::sink());
             let guest = Guest { line: theirs, typed: Vec::new(), echo: false };
             let guest = tokio::spawn(hostile_shell(guest, code, output.clone(), noise.clone(), sizes));
-            let mut shell = Shell::adopt(&console, shell::Launch::Stay, &mut patience(3000)).await.expect("adopted");
+            let mut shell = Shell::adopt(&console, shell::Launch::Stay, true, &mut patience(3000)).await.expect("adopted");
             let reply = shell.run("the command", &mut patience(3000)).await;
             guest.abort();
             reply

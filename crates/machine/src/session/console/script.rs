@@ -1,0 +1,219 @@
+//! The scripts that run in the guest, for any POSIX `sh`.
+//!
+//! In a directory of its own for each command:
+//!
+//! | file | holds |
+//! |---|---|
+//! | `cmd` | sets the directory and the environment, and becomes the command |
+//! | `keep` | runs `cmd`, waits for it, writes `code` |
+//! | `fore` | runs `cmd` on a terminal |
+//! | `0`, `1`, `2` | standard input, output and error |
+//! | `pid` | `PID GROUP`: the keeper, and 1 if it leads a process group of its own |
+//! | `code` | `NONCE CODE SIZE1 SIZE2` (a size that the guest cannot tell is `-`), appears whole or not at all |
+
+use super::End;
+use crate::access::quote;
+use crate::command::GuestCommand;
+
+/// Longest `code` file that is read.
+pub(super) const CODE_MAX: usize = 256;
+
+/// `cmd`: what the command's own shell runs.
+pub(super) fn command(command: &GuestCommand) -> Vec<u8> {
+    let mut out = Vec::new();
+    let cwd = command.cwd.as_deref().unwrap_or(b"/");
+    out.extend_from_slice(b"cd ");
+    out.extend(quote(cwd));
+    out.extend_from_slice(b" || exit 126\n");
+    // The names that a shell can hold are exported; the rest goes through `env`.
+    let mut others = Vec::new();
+    for variable in &command.env {
+        let name = variable.split(|b| *b == b'=').next().unwrap_or_default();
+        if is_name(name) && name.len() < variable.len() {
+            out.extend_from_slice(b"export ");
+            out.extend_from_slice(name);
+            out.push(b'=');
+            out.extend(quote(&variable[name.len() + 1..]));
+            out.push(b'\n');
+        } else if variable.contains(&b'=') {
+            others.push(variable);
+        }
+    }
+    out.extend_from_slice(b"exec");
+    if !others.is_empty() {
+        out.extend_from_slice(b" env");
+        for variable in others {
+            out.push(b' ');
+            out.extend(quote(variable));
+        }
+    }
+    for word in &command.argv {
+        out.push(b' ');
+        out.extend(quote(word));
+    }
+    out.push(b'\n');
+    out
+}
+
+/// What runs `cmd` as this user: shell text for use where `$d` is the directory.
+fn run_as(user: Option<&str>) -> String {
+    match user {
+        None => "sh $d/cmd".to_owned(),
+        // `su` takes no numbers.
+        Some(user) => format!(
+            "u={};while IFS=: read -r n _ i _;do [ \"$i\" = \"$u\" ]&&u=$n&&break;done </etc/passwd\n\
+             su -s /bin/sh \"$u\" -c \"$(cat $d/cmd)\"",
+            word(user)
+        ),
+    }
+}
+
+/// `fore`: runs the command on the terminal at hand, and gives it one where the shell has none, as one that is the first process
+/// of a guest.
+pub(super) fn foreground(dir: &str, user: Option<&str>, term: &str, rows: u16, columns: u16) -> Vec<u8> {
+    let (dir, run, term) = (word(dir), run_as(user), word(term));
+    // A session leader without a terminal that opens one gets it as its own.
+    format!(
+        "d={dir}\n\
+         if [ \"$1\" != again ]&&! ( : </dev/tty ) 2>/dev/null&&command -v setsid >/dev/null 2>&1\n\
+         then\n\
+         t=$(cat /sys/class/tty/console/active 2>/dev/null);t=${{t##* }}\n\
+         [ -n \"$t\" ]&&[ -c /dev/$t ]&&exec setsid sh -c \"exec sh $d/fore again </dev/$t >/dev/$t 2>&1\"\n\
+         fi\n\
+         stty sane rows {rows} cols {columns} 2>/dev/null\n\
+         TERM={term};export TERM\n\
+         {run}\n"
+    )
+    .into_bytes()
+}
+
+/// `keep`: waits for the command and tells how it ended. Gets the nonce on its standard input.
+pub(super) fn keeper(dir: &str, user: Option<&str>) -> Vec<u8> {
+    let dir = word(dir);
+    let start = run_as(user);
+    // The command gets the signals that its group gets; the keeper outlives them. A group of its own is one whose number is its leader's: field five of `stat`. The name in field two is `sh`'s own.
+    format!(
+        "d={dir}\n\
+         read -r nonce\n\
+         trap : 1 2 3 10 12 13 14 15\n\
+         g=0\n\
+         read -r _ _ _ _ f _ </proc/$$/stat 2>/dev/null&&[ \"$f\" = $$ ]&&g=1\n\
+         echo \"$$ $g\" >$d/pid\n\
+         {{\n{start}\n}} <$d/0 >$d/1 2>$d/2\n\
+         c=$?\n\
+         a=-;b=-\n\
+         a=$(wc -c <$d/1 2>/dev/null)&&b=$(wc -c <$d/2 2>/dev/null)||{{ a=-;b=-; }}\n\
+         sync 2>/dev/null\n\
+         echo \"$nonce $c\" $a $b >$d/code.tmp&&mv $d/code.tmp $d/code\n"
+    )
+    .into_bytes()
+}
+
+/// The line that starts the keeper, in a process group of its own where the guest has a way to make one.
+///
+/// Where the shell has no job control (the first process of a guest), it starts it with SIGINT and SIGQUIT ignored, as POSIX has
+/// it, and so is the command.
+pub(super) fn start(dir: &str, nonce: &str) -> String {
+    let dir = word(dir);
+    format!(
+        "_d={dir};if command -v setsid >/dev/null 2>&1;then _g=setsid;else _g=;fi;\
+         echo {nonce}|$_g sh $_d/keep >/dev/null 2>&1 &"
+    )
+}
+
+/// The line that sends a signal to what the command started, and not to its keeper, which has to tell how it ends. Fails where
+/// there was nothing to send it to.
+pub(super) fn signal(dir: &str, signal: i32) -> String {
+    let dir = word(dir);
+    // Of a keeper's group where it leads one, else its children. Without /proc the group as a whole, keeper included.
+    format!(
+        "_p=;_k=1;read -r _p _g <{dir}/pid;if [ -n \"$_p\" ];then if [ -e /proc/$_p/stat ];then for _f in /proc/[0-9]*/stat;do \
+         read -r _q _o _o _r _t _o <$_f&&[ $_q != $_p ]&&{{ [ $_r = $_p ]||{{ [ $_g = 1 ]&&[ $_t = $_p ];}};}}&&\
+         kill -{signal} $_q&&_k=0;done;elif [ $_g = 1 ];then kill -{signal} -$_p&&_k=0;fi;fi 2>/dev/null;[ $_k = 0 ]"
+    )
+}
+
+/// The line that ends all of it, keeper included.
+pub(super) fn kill(dir: &str) -> String {
+    let first = signal(dir, 9);
+    format!("{first};[ -n \"$_p\" ]&&if [ $_g = 1 ];then kill -9 -$_p;else kill -9 $_p;fi 2>/dev/null")
+}
+
+/// The line that succeeds while the keeper lives, or has written the code.
+pub(super) fn alive(dir: &str) -> String {
+    let dir = word(dir);
+    format!("[ -e {dir}/code ]||{{ read -r _p _g <{dir}/pid&&kill -0 $_p; }} 2>/dev/null")
+}
+
+/// Reads a `code` file; `None` while it is not whole, or not this attempt's.
+pub(super) fn read_code(text: &[u8], nonce: &str) -> Option<End> {
+    let text = std::str::from_utf8(text).ok()?;
+    let mut words = text.strip_suffix('\n')?.split(' ');
+    if words.next()? != nonce {
+        return None;
+    }
+    let number = |w: &str| (w.len() < 19 && w.bytes().all(|b| b.is_ascii_digit())).then(|| w.parse::<u64>().ok())?;
+    // ksh93 says 256 + N for signal N.
+    let code = number(words.next()?).filter(|c| *c < 512)?;
+    let code = if code > 255 { (code & 0x7f) | 0x80 } else { code };
+    let sizes = match (words.next()?, words.next()?) {
+        ("-", "-") => None,
+        (a, b) => Some((number(a)?, number(b)?)),
+    };
+    words.next().is_none().then_some(End { code: u8::try_from(code).ok()?, sizes })
+}
+
+/// One word for a POSIX shell.
+pub(super) fn word(text: &str) -> String {
+    String::from_utf8_lossy(&quote(text.as_bytes())).into_owned()
+}
+
+/// Whether a shell can hold a variable of this name. Those that the shell itself uses are better passed through `env`.
+fn is_name(name: &[u8]) -> bool {
+    let starts = name.first().is_some_and(|b| b.is_ascii_alphabetic() || *b == b'_');
+    starts && name.iter().all(|b| b.is_ascii_alphanumeric() || *b == b'_') && !matches!(name, b"IFS" | b"UID" | b"PPID")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_code_counts_only_with_its_nonce_and_whole() {
+        assert_eq!(read_code(b"abc 7 12 0\n", "abc"), Some(End { code: 7, sizes: Some((12, 0)) }));
+        assert_eq!(read_code(b"abc 137 - -\n", "abc"), Some(End { code: 137, sizes: None }));
+        for wrong in ["abc 7 12 0", "abd 7 12 0\n", "abc 7 12\n", "abc  12 0\n", "abc 7 12 0 0\n", "abc 700 1 1\n", ""]
+        {
+            assert_eq!(read_code(wrong.as_bytes(), "abc"), None, "{wrong}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_real_shell_gets_exactly_what_was_meant(
+            argv in proptest::collection::vec("[ -~\n\tä\u{1}]{0,12}", 1..5),
+            value in "[ -~\n\tä]{0,20}",
+        ) {
+            let mut words: Vec<Vec<u8>> = vec![b"printf".to_vec(), b"%s|".to_vec()];
+            words.extend(argv.iter().map(|a| a.clone().into_bytes()));
+            let script = command(&GuestCommand {
+                argv: words,
+                env: vec![format!("V={value}").into_bytes(), format!("a.b={value}").into_bytes()],
+                cwd: Some(b"/usr".to_vec()),
+                user: None,
+                terminal: None,
+            });
+            let output = std::process::Command::new("sh").arg("-c").arg(std::ffi::OsStr::new(
+                std::str::from_utf8(&script).expect("utf-8"))).output().expect("sh");
+            let expected: String = argv.iter().map(|a| format!("{a}|")).collect();
+            prop_assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
+        }
+
+        #[test]
+        fn any_code_file_is_read_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..60)) {
+            read_code(&bytes, "abc");
+            read_code(&[b"abc ", &bytes[..]].concat(), "abc");
+        }
+    }
+}

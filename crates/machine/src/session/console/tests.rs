@@ -1,0 +1,266 @@
+//! Sessions with real shells of this host on a pseudo-terminal, whose directories are this host's too.
+
+use super::*;
+use crate::access::climb;
+use crate::access::tests::{pty, quick};
+use crate::command::Terminal;
+use crate::console::Console;
+use crate::session::agent::SinkFuture;
+use belljar_proto::message::WindowSize;
+use tokio::sync::mpsc;
+
+/// Keeps what comes.
+#[derive(Default)]
+struct Kept {
+    out: Vec<u8>,
+    err: Vec<u8>,
+}
+
+impl OutputSink for Kept {
+    fn stdout<'a>(&'a mut self, bytes: &'a [u8]) -> SinkFuture<'a> {
+        self.out.extend_from_slice(bytes);
+        Box::pin(std::future::ready(Ok(())))
+    }
+    fn stderr<'a>(&'a mut self, bytes: &'a [u8]) -> SinkFuture<'a> {
+        self.err.extend_from_slice(bytes);
+        Box::pin(std::future::ready(Ok(())))
+    }
+}
+
+struct Guest {
+    session: ConsoleSession,
+    dir: tempfile::TempDir,
+    _console: Console,
+    _program: pty::PtyGuest,
+}
+
+async fn guest(argv: &[&str], exchange: bool) -> Guest {
+    let (line, program) = pty::spawn(argv, &[]).expect("a terminal");
+    let mut console = Console::new(line, std::io::sink());
+    let options = crate::access::AccessOptions { root: false, ..quick() };
+    let mut patience = Patience::new(Duration::from_secs(60));
+    let shell = climb(&mut console, &options, &mut patience, &mut |_| {}).await.expect("shell");
+    let dir = tempfile::tempdir().expect("directory");
+    let path = dir.path().to_owned();
+    let exchange = exchange.then(|| Exchange { guest: path.to_string_lossy().into_owned(), host: path });
+    Guest { session: ConsoleSession::new(shell, exchange, 1.0), dir, _console: console, _program: program }
+}
+
+fn command(argv: &[&str]) -> GuestCommand {
+    GuestCommand {
+        argv: argv.iter().map(|a| a.as_bytes().to_vec()).collect(),
+        env: Vec::new(),
+        cwd: None,
+        user: None,
+        terminal: None,
+    }
+}
+
+async fn run(guest: &mut Guest, command: GuestCommand, stdin: &[u8]) -> (Result<Exit, Lost>, Kept) {
+    let mut kept = Kept::default();
+    let mut stdin = stdin;
+    let mut io = Io { stdin: Some(&mut stdin), sink: &mut kept, control: None };
+    let result = guest.session.exec(command, &mut io).await;
+    (result, kept)
+}
+
+fn code(result: Result<Exit, Lost>) -> Exit {
+    result.unwrap_or_else(|lost| panic!("{lost:?}"))
+}
+
+const SHELLS: &[&[&str]] = &[&["bash", "--norc", "-i"], &["dash", "-i"], &["busybox", "sh"]];
+
+#[tokio::test]
+async fn streams_codes_and_places_are_exact() {
+    for argv in SHELLS {
+        for exchange in [true, false] {
+            let mut g = guest(argv, exchange).await;
+            for n in [0, 1, 7, 77, 255] {
+                let (result, kept) = run(&mut g, command(&["sh", "-c", &format!("exit {n}")]), b"").await;
+                assert!(result.is_ok(), "{argv:?} {exchange} {n}: {result:?}");
+                assert_eq!(code(result), Exit::Code(n), "{argv:?} {exchange}");
+                assert!(kept.out.is_empty() && kept.err.is_empty());
+            }
+            let (result, _) = run(&mut g, command(&["sh", "-c", "kill -9 $$"]), b"").await;
+            assert_eq!(code(result), Exit::Code(137));
+            let (result, _) = run(&mut g, command(&["/no/such/program"]), b"").await;
+            assert_eq!(code(result), Exit::Code(127));
+
+            let both = "echo out; echo err >&2; printf 'no newline'";
+            let (result, kept) = run(&mut g, command(&["sh", "-c", both]), b"").await;
+            assert_eq!(code(result), Exit::Code(0));
+            assert_eq!(
+                (kept.out.as_slice(), kept.err.as_slice()),
+                (&b"out\nno newline"[..], &b"err\n"[..]),
+                "{argv:?}"
+            );
+
+            // (dash drops variables whose names it cannot hold, so a program prints the second.)
+            let mut c =
+                command(&["awk", "BEGIN { print ENVIRON[\"PWD\"]; print ENVIRON[\"WORD\"]; print ENVIRON[\"a.b\"] }"]);
+            c.cwd = Some(b"/usr/bin".to_vec());
+            c.env = vec![b"WORD=it's 100% \"odd\"\tyes".to_vec(), b"a.b=x".to_vec()];
+            let (result, kept) = run(&mut g, c, b"").await;
+            assert_eq!(code(result), Exit::Code(0));
+            assert_eq!(String::from_utf8_lossy(&kept.out), "/usr/bin\nit's 100% \"odd\"\tyes\nx\n");
+            assert_eq!(fs_err::read_dir(g.dir.path()).expect("list").count(), 0, "nothing is left behind");
+        }
+    }
+}
+
+#[tokio::test]
+async fn any_bytes_come_through_both_ways() {
+    let bytes: Vec<u8> = (0..300_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let mut g = guest(SHELLS[1], true).await;
+    let (result, kept) = run(&mut g, command(&["cat"]), &bytes).await;
+    assert_eq!(code(result), Exit::Code(0));
+    assert!(kept.out == bytes, "{} bytes of {}", kept.out.len(), bytes.len());
+
+    let mut g = guest(SHELLS[1], false).await;
+    let file = g.dir.path().join("bytes");
+    fs_err::write(&file, &bytes).expect("write");
+    let (result, kept) = run(&mut g, command(&["cat", &file.to_string_lossy()]), b"").await;
+    assert_eq!(code(result), Exit::Code(0));
+    assert!(kept.out == bytes, "{} bytes of {}", kept.out.len(), bytes.len());
+    assert!(g.session.take_notes().iter().any(|n| n.contains("standard input")), "it is said");
+}
+
+#[tokio::test]
+async fn output_comes_while_the_command_runs() {
+    for exchange in [true, false] {
+        let mut g = guest(SHELLS[0], exchange).await;
+        let go = g.dir.path().join("go");
+        // The command ends only after its first line was seen here.
+        struct Answering(PathBuf, Vec<u8>);
+        impl OutputSink for Answering {
+            fn stdout<'a>(&'a mut self, bytes: &'a [u8]) -> SinkFuture<'a> {
+                self.1.extend_from_slice(bytes);
+                if self.1 == b"first\n" {
+                    fs_err::write(&self.0, "").expect("go");
+                }
+                Box::pin(std::future::ready(Ok(())))
+            }
+            fn stderr<'a>(&'a mut self, _: &'a [u8]) -> SinkFuture<'a> {
+                Box::pin(std::future::ready(Ok(())))
+            }
+        }
+        let script = format!("echo first; while [ ! -e '{}' ]; do sleep 0.1; done; echo second", go.display());
+        let mut sink = Answering(go, Vec::new());
+        let mut io = Io { stdin: None, sink: &mut sink, control: None };
+        let result = g.session.exec(command(&["sh", "-c", &script]), &mut io).await;
+        assert_eq!(code(result), Exit::Code(0));
+        assert_eq!(sink.1, b"first\nsecond\n");
+    }
+}
+
+#[tokio::test]
+async fn a_signal_reaches_the_command_and_its_end_is_told() {
+    for argv in SHELLS {
+        for exchange in [true, false] {
+            let mut g = guest(argv, exchange).await;
+            let (sender, control) = mpsc::channel(1);
+            let mut kept = Kept::default();
+            let mut io = Io { stdin: None, sink: &mut kept, control: Some(control) };
+            sender.send(ExecControl::Signal(9)).await.expect("queued");
+            let result =
+                tokio::time::timeout(Duration::from_secs(60), g.session.exec(command(&["sleep", "1000"]), &mut io))
+                    .await;
+            match result {
+                Ok(result) => assert_eq!(code(result), Exit::Code(137), "{argv:?}"),
+                // It may have come before the command was there to get it.
+                Err(_) => {
+                    g.session.kill_running().await.expect("killed");
+                    panic!("{argv:?} {exchange}: the signal did nothing");
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_command_that_was_given_up_is_killed() {
+    for exchange in [true, false] {
+        let mut g = guest(SHELLS[0], exchange).await;
+        let pid = g.dir.path().join("its-pid");
+        let script = format!("echo $$ >'{}'; sleep 1000; true", pid.display());
+        let mut kept = Kept::default();
+        let mut io = Io { stdin: None, sink: &mut kept, control: None };
+        let running = async {
+            let command = command(&["sh", "-c", &script]);
+            tokio::select! {
+                ended = g.session.exec(command, &mut io) => panic!("{ended:?}"),
+                () = async {
+                    while fs_err::read_to_string(&pid).unwrap_or_default().is_empty() {
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
+                } => {}
+            }
+        };
+        running.await;
+        g.session.kill_running().await.expect("killed");
+        let number = fs_err::read_to_string(&pid).expect("pid");
+        let process = PathBuf::from(format!("/proc/{}", number.trim()));
+        let gone = async {
+            while process.exists() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), gone).await.expect("gone");
+        let (result, kept) = run(&mut g, command(&["echo", "next"]), b"").await;
+        assert_eq!((code(result), kept.out.as_slice()), (Exit::Code(0), &b"next\n"[..]));
+    }
+}
+
+#[tokio::test]
+async fn what_a_guest_puts_in_place_of_its_files_is_not_followed() {
+    let mut g = guest(SHELLS[0], true).await;
+    // The command replaces every file of its own, and the keeper's code, by links to a file with a secret.
+    let secret = tempfile::NamedTempFile::new().expect("file");
+    fs_err::write(secret.path(), "secret 0 0 0\n").expect("write");
+    let script = format!(
+        "cd '{}'/.belljar-*; for f in 1 2 code; do rm -f $f; ln -s '{}' $f; done; echo late; mkdir code.tmp; sleep 3",
+        g.dir.path().display(),
+        secret.path().display()
+    );
+    let (result, kept) =
+        tokio::time::timeout(Duration::from_secs(60), run(&mut g, command(&["sh", "-c", &script]), b""))
+            .await
+            .expect("in time");
+    let lost = result.expect_err("no result");
+    assert!(!format!("{lost:?}").contains("secret 0"), "{lost:?}");
+    assert!(!kept.out.windows(6).any(|w| w == b"secret"), "nothing of the host's file");
+}
+
+#[tokio::test]
+async fn a_terminal_is_the_commands_own() {
+    let mut g = guest(SHELLS[0], true).await;
+    let mut c = command(&[
+        "sh",
+        "-c",
+        "stty size; echo TERM=$TERM; printf 'name? '; read n; echo \"hello $n\"; tty >/dev/null && exit 5",
+    ]);
+    c.terminal = Some(Terminal { size: WindowSize { rows: 33, cols: 99 }, term: "xterm-256color".into() });
+    let mut kept = Kept::default();
+    let (typist, mut stdin) = tokio::io::duplex(64);
+    let typing = async {
+        use tokio::io::AsyncWriteExt;
+        let mut typist = typist;
+        typist.write_all(b"you\n").await.expect("typed");
+        // A person stays at the keyboard.
+        std::future::pending::<()>().await;
+    };
+    let result = {
+        let mut io = Io { stdin: Some(&mut stdin), sink: &mut kept, control: None };
+        tokio::select! {
+            result = g.session.exec(c, &mut io) => result,
+            () = typing => unreachable!(),
+            () = tokio::time::sleep(Duration::from_secs(60)) => panic!("no end"),
+        }
+    };
+    let said = String::from_utf8_lossy(&kept.out).replace('\r', "");
+    assert_eq!(code(result), Exit::Code(5), "{said}");
+    assert!(said.contains("33 99\nTERM=xterm-256color\n") && said.contains("hello you\n"), "{said}");
+    assert!(!said.contains(":b:") && !said.ends_with('<'), "{said}");
+    let (result, kept) = run(&mut g, command(&["echo", "after"]), b"").await;
+    assert_eq!((code(result), kept.out.as_slice()), (Exit::Code(0), &b"after\n"[..]));
+}
