@@ -6,9 +6,12 @@
 pub mod event;
 pub mod exit_code;
 pub mod log;
+pub mod merge;
 pub mod run_id;
 pub mod summary;
 pub mod test_run;
+#[cfg(test)]
+mod test_run_schema;
 pub mod verdict;
 
 pub use event::{Event, EventKind, Phase};

@@ -1,0 +1,154 @@
+//! The published form of every event of `belljar test`.
+
+use crate::{
+    AttemptId, Crash, CrashKind, Event, EventKind, Exit, Phase, RunId, UnitId, Verdict, log::KINDS, test_run::*,
+};
+
+fn every_kind() -> Vec<EventKind> {
+    let unit = UnitId::new("storage", "mkfs.sh", "debian");
+    let id = AttemptId { unit: unit.clone(), repeat: 1, attempt: 2 };
+    let planned = Unit {
+        unit: unit.clone(),
+        suite: "storage".into(),
+        test: "mkfs.sh".into(),
+        guest: "debian".into(),
+        tags: vec!["slow".into()],
+        file: Some("tests/storage/mkfs.sh".into()),
+    };
+    let crash = Crash { kind: CrashKind::Oops, seen: "BUG: x".into(), phase: Phase::Command };
+    vec![
+        EventKind::TestRunStarted(TestRunStarted {
+            schema: 1,
+            run: RunId::new("2026-01-02T03:04:05Z".parse().unwrap(), 1),
+            version: "0.1.0".into(),
+            host: Host {
+                name: "h".into(),
+                kernel: "Linux 6.12".into(),
+                arch: "x86_64".into(),
+                cpus: 2,
+                memory: 1024,
+                accelerator: "kvm".into(),
+            },
+            profile: "ci".into(),
+            command: vec!["belljar".into(), "test".into()],
+            partition: Some("hash:1/2".into()),
+            jobs: Some(2),
+        }),
+        EventKind::UnitPlanned(planned.clone()),
+        EventKind::UnitSkipped(UnitSkipped { unit: planned, reason: "no image".into() }),
+        EventKind::AttemptStarted(AttemptStarted { id: id.clone(), instance: Some(3), slot: Some(0) }),
+        EventKind::AttemptPhase(AttemptPhase { id: id.clone(), phase: Phase::Boot, instance: None }),
+        EventKind::AttemptChoice(AttemptChoice {
+            id: id.clone(),
+            what: "share".into(),
+            chosen: "9p".into(),
+            why: "it is there".into(),
+        }),
+        EventKind::AttemptWarning(AttemptWarning { id: id.clone(), message: "slow disk".into() }),
+        EventKind::AttemptAlarm(AttemptAlarm {
+            id: id.clone(),
+            name: "oops".into(),
+            line: "BUG: x".into(),
+            fatal: true,
+        }),
+        EventKind::UnitSlow(UnitSlow { id: id.clone(), millis: 60_000 }),
+        EventKind::Output(Output {
+            id: id.clone(),
+            stream: Stream::Stderr,
+            bytes: 5,
+            truncated: false,
+            path: Some("units/1/stderr".into()),
+            tail: "tail\n".into(),
+        }),
+        EventKind::Subresult(AttemptSubresult {
+            id: id.clone(),
+            subresult: Subresult {
+                name: "case".into(),
+                result: SubVerdict::ExpectedFail,
+                message: Some("todo".into()),
+                millis: Some(3),
+            },
+        }),
+        EventKind::AttemptConsole(AttemptConsole { id: id.clone(), lines: vec!["login:".into()] }),
+        EventKind::AttemptFiles(AttemptFiles {
+            id: id.clone(),
+            dir: "units/1/out".into(),
+            files: vec![LeftFile { path: "a.xml".into(), bytes: 7 }],
+            more: 0,
+        }),
+        EventKind::AttemptEnded(AttemptEnded {
+            id,
+            verdict: Verdict::Fail(Exit::Code(0)),
+            millis: 12,
+            exit: Some(Exit::Code(0)),
+            message: Some("1 of 3 cases failed".into()),
+            retry_in: Some(1000),
+        }),
+        EventKind::UnitEnded(UnitEnded {
+            unit,
+            verdict: Verdict::Crash(crash),
+            flaky: false,
+            attempts: 2,
+            millis: 24,
+            message: None,
+        }),
+        EventKind::GuestStarted(GuestStarted { instance: 3, guest: "debian".into(), slot: 1, how: "clone".into() }),
+        EventKind::GuestReady(GuestReady { instance: 3 }),
+        EventKind::GuestEnded(GuestEnded { instance: 3, message: None, peak_memory: Some(9) }),
+        EventKind::SetupStarted(SetupStarted { script: "prepare".into(), guest: "debian".into(), instance: Some(3) }),
+        EventKind::SetupEnded(SetupEnded {
+            script: "prepare".into(),
+            guest: "debian".into(),
+            instance: Some(3),
+            verdict: Verdict::Pass,
+            millis: 4,
+            message: None,
+            path: None,
+            tail: String::new(),
+        }),
+        EventKind::Paused,
+        EventKind::Resumed,
+        EventKind::Stopping(Stopping { reason: "fail-fast".into(), running: 2 }),
+        EventKind::TestRunEnded(TestRunEnded {
+            counts: Counts { units: 1, crash: 1, ..Counts::default() },
+            exit_code: 100,
+            millis: 30,
+            message: None,
+        }),
+    ]
+}
+
+#[test]
+fn the_schema_is_as_published() {
+    let mut text = String::new();
+    for (seq, kind) in (0..).zip(every_kind()) {
+        let event = Event { seq, at: "2026-01-02T03:04:05.678Z".parse().unwrap(), kind };
+        let line = serde_json::to_string(&event).unwrap();
+        assert_eq!(serde_json::from_str::<Event>(&line).unwrap(), event, "{line}");
+        text.push_str(&line);
+        text.push('\n');
+    }
+    insta::assert_snapshot!(text);
+}
+
+#[test]
+fn the_reader_knows_every_kind() {
+    let name = |k: &EventKind| serde_json::to_value(k).unwrap()["kind"].as_str().unwrap().to_owned();
+    for kind in every_kind() {
+        assert!(KINDS.contains(&name(&kind).as_str()), "{}", name(&kind));
+    }
+    // Nine are those of `belljar run`.
+    assert_eq!(KINDS.len(), every_kind().len() + 9);
+}
+
+/// The longest texts that the bounds allow, all of them characters that JSON doubles or makes six of.
+#[test]
+fn a_bounded_event_fits_a_line() {
+    let unit = UnitId::new(&"s".repeat(200), &"\"".repeat(500), &"g".repeat(100));
+    let id = AttemptId { unit, repeat: u32::MAX, attempt: u32::MAX };
+    let tail = "\u{1}".repeat(MAX_TAIL);
+    let output =
+        Output { id, stream: Stream::Combined, bytes: u64::MAX, truncated: true, path: Some("p".repeat(4096)), tail };
+    let event = Event { seq: u64::MAX, at: jiff::Timestamp::MAX, kind: EventKind::Output(output) };
+    assert!(serde_json::to_vec(&event).unwrap().len() < crate::event::MAX_LINE);
+}
