@@ -51,6 +51,12 @@ impl Pattern {
         self.hidden
     }
 
+    /// How many levels below its base it can match; none for any number, which is what `**` is for.
+    #[must_use]
+    pub fn depth(&self) -> Option<usize> {
+        if self.text.contains("**") { None } else { Some(self.text.matches('/').count() + 1) }
+    }
+
     /// Whether a relative path matches.
     #[must_use]
     pub fn matches(&self, path: &Path) -> bool {

@@ -41,6 +41,8 @@ pub const MAX_SIZE: u64 = 4 << 20;
 pub struct Config {
     /// The file.
     pub path: PathBuf,
+    /// Its directory as it is called towards the user.
+    pub shown_dir: PathBuf,
     /// Its directory, to which all paths in it are relative.
     pub dir: PathBuf,
     /// The host directory that guests see.
@@ -320,7 +322,7 @@ impl Config {
             if walk.parsed() {
                 check::file(&file, &mut walk);
             }
-            resolve::file(path, &file, &walk)
+            resolve::file(path, shown, &file, &walk)
         });
         let diagnostics = walk.finish().sorted();
         match config {
@@ -335,6 +337,7 @@ impl Config {
         let path = dir.join(FILE_NAME);
         Self {
             dir: dir.to_owned(),
+            shown_dir: dir.to_owned(),
             workspace: dir.to_owned(),
             guests: BTreeMap::from([(HOST_GUEST.to_owned(), Arc::new(Guest::host(HOST_GUEST)))]),
             suites: Vec::new(),

@@ -21,7 +21,7 @@ use crate::{
     toml_tree::{FilePath, OneOrMany, Walk},
 };
 
-pub(super) fn file(path: &Path, file: &FileTable, walk: &Walk) -> Config {
+pub(super) fn file(path: &Path, shown: &Path, file: &FileTable, walk: &Walk) -> Config {
     let dir = path.parent().unwrap_or_else(|| Path::new("")).to_owned();
     let mut guests = BTreeMap::new();
     let mut declared = Vec::new();
@@ -41,6 +41,7 @@ pub(super) fn file(path: &Path, file: &FileTable, walk: &Walk) -> Config {
         .collect();
     Config {
         path: path.to_owned(),
+        shown_dir: shown.parent().unwrap_or_else(|| Path::new("")).to_owned(),
         workspace: file.workspace.as_ref().map_or_else(|| dir.clone(), |w| dir.join(&w.get_ref().0)),
         guests,
         suites,

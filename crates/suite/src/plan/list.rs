@@ -1,0 +1,179 @@
+//! What `belljar list` shows: what would run where, and why not.
+//!
+//! The JSON form is stable: fields are added, and [`SCHEMA`] rises when one changes its meaning.
+
+use std::{collections::BTreeMap, fmt::Write as _};
+
+use serde::Serialize;
+
+use super::{Plan, Skipped};
+use crate::{
+    config::Source,
+    diagnostic::visible,
+    settings::{Hardware, Settings},
+};
+
+/// Version of the JSON form.
+pub const SCHEMA: u32 = 1;
+
+/// A plan for showing.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Listing<'a> {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// The profile.
+    pub profile: &'a str,
+    /// The filter, as it was understood.
+    pub filter: String,
+    /// The part of the run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub partition: Option<String>,
+    /// The guests with their hardware.
+    pub machines: Vec<ListedMachine<'a>>,
+    /// What would run, in order.
+    pub units: Vec<ListedUnit<'a>>,
+    /// What would not.
+    pub skipped: &'a [Skipped],
+    /// Worth knowing.
+    pub notes: Vec<String>,
+}
+
+/// A guest with its hardware.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ListedMachine<'a> {
+    /// Its name.
+    pub guest: &'a str,
+    /// What it boots from.
+    #[serde(flatten)]
+    pub source: &'a Source,
+    /// Its hardware.
+    pub hardware: &'a Hardware,
+    /// How many units run on it.
+    pub units: usize,
+}
+
+/// A unit.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ListedUnit<'a> {
+    /// Its id.
+    pub id: &'a str,
+    /// Its suite.
+    pub suite: &'a str,
+    /// Its test.
+    pub test: &'a str,
+    /// Its test within a libtest binary.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub case: Option<&'a str>,
+    /// Its guest.
+    pub guest: &'a str,
+    /// Which of the machines.
+    pub machine: usize,
+    /// Its file, relative to `belljar.toml`.
+    pub file: &'a str,
+    /// The units that it shares a guest with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shares: Option<&'a str>,
+    /// How long it took before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recorded_ms: Option<u64>,
+    /// Whether what is in it is not known before it is asked.
+    pub to_be_listed: bool,
+    /// How it is run.
+    pub settings: &'a Settings,
+}
+
+impl Plan {
+    /// The plan for showing.
+    #[must_use]
+    pub fn listing(&self) -> Listing<'_> {
+        let shares = self.cells.iter().flat_map(|c| c.units.clone().map(|_| c.shared.then_some(c.id.as_str())));
+        Listing {
+            schema: SCHEMA,
+            profile: &self.profile,
+            filter: self.filter.to_string(),
+            partition: self.partition.map(|p| p.to_string()),
+            machines: self
+                .machines
+                .iter()
+                .map(|m| ListedMachine {
+                    guest: &m.guest.name,
+                    source: &m.guest.source,
+                    hardware: &m.hardware,
+                    units: m.units,
+                })
+                .collect(),
+            units: self
+                .units
+                .iter()
+                .zip(shares)
+                .map(|(unit, shares)| ListedUnit {
+                    id: &unit.id,
+                    suite: &unit.suite.name,
+                    test: &unit.test,
+                    case: unit.case.as_deref(),
+                    guest: &unit.guest.name,
+                    machine: unit.machine,
+                    file: &unit.file,
+                    shares,
+                    recorded_ms: unit.recorded.map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX)),
+                    to_be_listed: unit.to_be_listed,
+                    settings: &unit.settings,
+                })
+                .collect(),
+            skipped: &self.skipped,
+            notes: self.notes.iter().map(|n| n.message.clone()).collect(),
+        }
+    }
+}
+
+impl Listing<'_> {
+    /// The listing for a person: suites with their tests, the guests of each, what is not run and why.
+    ///
+    /// What the filter or another part leaves out is only counted, unless `verbose`.
+    #[must_use]
+    pub fn human(&self, verbose: bool) -> String {
+        // Suite, then test, then what is to be said of it on which guests.
+        let mut suites: BTreeMap<&str, BTreeMap<&str, BTreeMap<String, Vec<&str>>>> = BTreeMap::new();
+        for unit in &self.units {
+            let name = unit.id.strip_prefix(unit.suite).and_then(|t| t.strip_prefix('/')).unwrap_or(unit.test);
+            let name = name.rsplit_once('@').map_or(name, |(test, _)| test);
+            let says = if unit.to_be_listed { "to be listed".to_owned() } else { String::new() };
+            let tests = suites.entry(unit.suite).or_default();
+            tests.entry(name).or_default().entry(says).or_default().push(unit.guest);
+        }
+        let mut counted: BTreeMap<String, usize> = BTreeMap::new();
+        for skip in self.skipped {
+            if verbose || skip.reason.is_verdict() {
+                let tests = suites.entry(&skip.suite).or_default();
+                let says = format!("skipped: {}", skip.reason);
+                tests.entry(&skip.test).or_default().entry(says).or_default().push(&skip.guest);
+            } else {
+                *counted.entry(skip.reason.to_string()).or_default() += 1;
+            }
+        }
+        let mut out = String::new();
+        for (suite, tests) in &suites {
+            let _ = writeln!(out, "{suite}");
+            let width = tests.keys().map(|t| t.chars().count()).max().unwrap_or(0).min(40);
+            for (test, groups) in tests {
+                for (says, guests) in groups {
+                    let says = if says.is_empty() { String::new() } else { format!("  ({says})") };
+                    let _ = writeln!(out, "  {:width$}  {}{}", visible(test), guests.join(" "), visible(&says));
+                }
+            }
+        }
+        let skipped = self.skipped.len();
+        let _ = writeln!(out, "{}, {skipped} skipped", count(self.units.len(), "unit"));
+        for (why, count) in counted {
+            let _ = writeln!(out, "  {count} not shown: {why}");
+        }
+        out
+    }
+}
+
+fn count(n: usize, what: &str) -> String {
+    if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
+}
