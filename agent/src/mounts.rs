@@ -70,14 +70,15 @@ pub(crate) fn overlay(lower: &str, scratch: &str, target: &str) -> Result<(), (S
         .map_err(|errno| (format!("mount overlay on {target}"), errno))
 }
 
-/// Makes a directory and those above it. On a read-only file system an empty directory above gets a small file system in memory.
+/// Makes a directory and those above it. On a read-only file system an empty directory above gets a small file system in memory;
+/// so does `/run`, which is in memory on a system that is up, and hides nothing there that lasts.
 pub(crate) fn make_directory(path: &str) -> Result<(), String> {
     match make_all(path) {
         Ok(()) => Ok(()),
         Err((_, Errno::ROFS)) => {
             let host = existing_parent(path);
             let is_empty = fs::read_dir(&host).is_ok_and(|mut entries| entries.next().is_none());
-            if host == "/" || !is_empty {
+            if host == "/" || !(is_empty || host == "/run") {
                 return Err(format!(
                     "mkdir {path}: EROFS (read-only file system): choose a path for the share that exists in the guest"
                 ));

@@ -20,9 +20,27 @@ const UNOPENED: u8 = 1;
 /// The kernel or the machine has no port for us.
 const LACKING: u8 = 3;
 
-/// Variables of the login shell that say something about it and not about the system.
-const OF_THE_SHELL: &[&str] =
-    &["COLUMNS", "HISTFILE", "LINES", "LS_COLORS", "OLDPWD", "PS1", "PS2", "PS4", "PWD", "SHLVL", "TERM", "TMOUT", "_"];
+/// Variables that say something about the login shell, its terminal or its service, and not about the system.
+const OF_THE_SHELL: &[&str] = &[
+    "COLUMNS",
+    "HISTFILE",
+    "HUSHLOGIN",
+    "INVOCATION_ID",
+    "JOURNAL_STREAM",
+    "LINES",
+    "LS_COLORS",
+    "MOTD_SHOWN",
+    "OLDPWD",
+    "PS1",
+    "PS2",
+    "PS4",
+    "PWD",
+    "SHLVL",
+    "SYSTEMD_EXEC_PID",
+    "TERM",
+    "TMOUT",
+    "_",
+];
 
 /// `serve`: starts the agent in the background and says whether it has a port.
 pub(crate) fn detached() -> i32 {

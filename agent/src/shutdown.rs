@@ -15,6 +15,11 @@ const GRACE: Duration = Duration::from_millis(500);
 /// How long writing back may take when the guest is to end.
 const SYNC: Duration = Duration::from_secs(30);
 
+/// How long services have to end after their manager has agreed to it.
+const ORDERLY: Duration = Duration::from_secs(60);
+/// First processes that manage nothing.
+const SHELLS: &[&str] = &["ash", "bash", "busybox", "dash", "ksh", "mksh", "sh", "zsh"];
+
 /// Ends the guest; `mounts` are shares to be unmounted first.
 pub(crate) fn run(how: ShutdownHow, mounts: &[Mount]) {
     let first = getpid().is_init();
@@ -47,17 +52,20 @@ pub(crate) fn end(command: RebootCommand) {
     let _ = reboot(command);
 }
 
-/// In a child: through whatever manages the guest's services.
+/// In a child: through whatever manages the guest's services, if anything does.
 fn ask_the_system() {
     let Ok(None) = sys::fork() else {
         return;
     };
+    // `init=/bin/sh`: the tools would ask a shell, which does not listen.
+    let first = std::fs::read_to_string("/proc/1/comm").unwrap_or_default();
+    let managed = !SHELLS.contains(&first.trim_end());
     let systemd = std::fs::exists("/run/systemd/system").unwrap_or(false);
     let ways: [(bool, &str, &[&str]); 4] = [
         (systemd, "systemctl", &["--no-block", "poweroff"]),
-        (true, "poweroff", &[]),
-        (true, "busybox", &["poweroff"]),
-        (true, "halt", &["-p"]),
+        (managed, "poweroff", &[]),
+        (managed, "busybox", &["poweroff"]),
+        (managed, "halt", &["-p"]),
     ];
     for (_, program, args) in ways.iter().filter(|(use_it, ..)| *use_it) {
         let Some(program) = modules::find_program(program) else {
@@ -66,7 +74,9 @@ fn ask_the_system() {
         let asked =
             Command::new(program).args(*args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
         if asked.is_ok_and(|status| status.success()) {
-            sys::exit_now(0);
+            // It ends this process with all others, unless it did not mean it.
+            sys::poll(&mut [], Some(ORDERLY));
+            break;
         }
     }
     sync();
