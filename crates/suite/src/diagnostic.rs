@@ -180,7 +180,7 @@ impl fmt::Display for Diagnostic {
             Severity::Note => "note",
         };
         write!(f, "{severity}: {}", visible(&self.message))?;
-        let mut margin = 2;
+        let mut margin = 1;
         if let Some(place) = &self.place {
             margin = place.line.to_string().len() + 1;
             let (text, before, marks) = excerpt(place);

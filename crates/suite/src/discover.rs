@@ -45,8 +45,19 @@ pub struct TestFile {
 pub struct Discovery {
     /// In the order of the suites, then by name.
     pub tests: Vec<TestFile>,
+    /// The setup scripts of each suite that has some, by the suite's name.
+    pub setup: BTreeMap<String, Vec<SetupScript>>,
     /// Worth knowing.
     pub notes: Diagnostics,
+}
+
+/// A script that runs once on a guest before the tests of a suite.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SetupScript {
+    /// On the host.
+    pub path: PathBuf,
+    /// Relative to the workspace, which the guest sees.
+    pub in_workspace: PathBuf,
 }
 
 /// Looks for all test files of all suites, and reads their headers.
@@ -73,6 +84,10 @@ pub fn discover(config: &Config) -> Result<Discovery, Diagnostics> {
     for suite in &config.suites {
         let tests = in_suite(config, &roots, suite, &mut found.notes);
         found.tests.extend(tests);
+        let scripts = setup(&roots, suite, &mut found.notes);
+        if !scripts.is_empty() {
+            found.setup.insert(suite.name.clone(), scripts);
+        }
     }
     let notes = std::mem::take(&mut found.notes).into_result()?;
     Ok(Discovery { notes, ..found })
@@ -138,7 +153,6 @@ fn in_suite(config: &Config, roots: &Roots, suite: &Arc<Suite>, out: &mut Diagno
             out.push(Diagnostic::note(format!("{:?} excludes nothing", pattern.text())).at(place.clone()));
         }
     }
-    setup(suite, out);
     let base = common_base(&suite.tests);
     let name = |file: &str| file.strip_prefix(&base).unwrap_or(file).trim_start_matches('/').to_owned();
     let mut tests = Vec::new();
@@ -243,7 +257,7 @@ impl Kinds {
                 ));
             }
             Found::Special(what) => {
-                out.push(wrong(format!("{name} is {what}, not a test"), "leave it out with `exclude`"))
+                out.push(wrong(format!("{name} is {what}, not a test"), "leave it out with `exclude`"));
             }
             Found::Unreadable(e) => out.push(wrong(format!("cannot look at a test: {e}"), "see to its permissions")),
         }
@@ -312,12 +326,25 @@ fn matches_nothing(roots: &Roots, pattern: &Pattern, place: &Place) -> Diagnosti
     Diagnostic::error(message).at(place.clone()).help(help)
 }
 
-/// Setup scripts must be there and executable.
-fn setup(suite: &Suite, out: &mut Diagnostics) {
+/// Setup scripts must be there, executable and in sight of the guest.
+fn setup(roots: &Roots, suite: &Suite, out: &mut Diagnostics) -> Vec<SetupScript> {
+    let mut scripts = Vec::new();
     for (path, place) in &suite.setup {
         let shown = path.display();
         let (message, help) = match look(path) {
-            Found::File { executable: true } => continue,
+            Found::File { executable: true } => match fs_err::canonicalize(path) {
+                Ok(real) => match real.strip_prefix(&roots.workspace) {
+                    Ok(in_workspace) => {
+                        scripts.push(SetupScript { path: path.clone(), in_workspace: in_workspace.to_owned() });
+                        continue;
+                    }
+                    Err(_) => (
+                        format!("the setup script {shown} is not in the workspace"),
+                        format!("the guest sees {} and nothing else", roots.workspace.display()),
+                    ),
+                },
+                Err(e) => (format!("cannot use a setup script: {e}"), "see to its permissions".to_owned()),
+            },
             Found::File { executable: false } => (
                 format!("the setup script {shown} is not executable"),
                 format!("chmod +x {}", quoted(&path.to_string_lossy())),
@@ -333,6 +360,7 @@ fn setup(suite: &Suite, out: &mut Diagnostics) {
         };
         out.push(Diagnostic::error(message).at(place.clone()).help(help));
     }
+    scripts
 }
 
 /// Where the guest sees a test file, and what its header says.

@@ -6,8 +6,8 @@ use serde_json::{Value as Json, json};
 
 use crate::{
     config::typed::{
-        DiskTable, FileTable, GroupTable, GuestTable, HeaderTable, LoginTable, OverrideTable, ProfileTable, RetriesTable,
-        SuiteTable,
+        DiskTable, FileTable, GroupTable, GuestTable, HeaderTable, LoginTable, OverrideTable, ProfileTable,
+        RetriesTable, SuiteTable,
     },
     toml_tree::{Key, Table, Value},
 };

@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 use crate::settings::Layer;
 
@@ -264,4 +266,25 @@ fn the_documented_defaults_are_the_real_ones() {
         parse(&format!("[profile.default]\nretries = {{ count = 0, {} }}", retries.trim().replace('\n', ", ")));
     let expected = Retries { delay: Duration::from_secs(1), ..Retries::default() };
     assert_eq!(retries.profiles["default"].layer.retries, Some(expected));
+}
+
+proptest! {
+    #[test]
+    fn no_file_panics(
+        lines in prop::collection::vec(
+            "\\[guests\\.[a-c]\\]|\\[\\[suites\\]\\]|\\[profile\\.[a-c]\\]|(name|tests|guests|image|kernel|disks|retries|timeout|overrides|env|x) = \
+             ('[a-c]'|\\['[a-c]'\\]|\\[\\]|\\{\\}|[0-9]{1,3}|'[0-9]m'|\\[\\{ filter = 'a' \\}\\]|\\{ a = 'b' \\})|[ -~]{0,20}|\\PC{0,10}",
+            0..12,
+        )
+    ) {
+        match Config::parse("belljar.toml", &lines.join("\n")) {
+            Ok(_) => {}
+            Err(wrong) => {
+                prop_assert!(wrong.has_errors());
+                for diagnostic in &wrong {
+                    prop_assert!(diagnostic.place.is_some(), "{diagnostic}");
+                }
+            }
+        }
+    }
 }

@@ -1,5 +1,7 @@
 use std::os::unix::fs::symlink;
 
+use proptest::prelude::*;
+
 use super::*;
 
 /// A directory with test files; a name that ends in `-` is not executable.
@@ -36,7 +38,7 @@ fn suite(name: &str, rest: &str) -> String {
 #[test]
 fn finds_sorted_and_once() {
     let toml = suite("a", "tests = ['t/*.sh', 't/**/*.sh', './t/x/*']\nexclude = 't/lib*'")
-        + &suite("b", "tests = 't/x/z.sh'");
+        + &suite("b", "tests = 't/x/z.sh'\nsetup = './t/a.sh'");
     let files =
         ["t/b.sh", "t/a.sh", "t/x/z.sh", "t/x/y/q.sh", "t/lib.sh-", "t/.hidden.sh-", "t/.d/a.sh", "t/notes.txt-"];
     let (_dir, config) = tree(&toml, &files.map(|f| (f, "")));
@@ -44,6 +46,7 @@ fn finds_sorted_and_once() {
     let found = discover(&config).unwrap();
     assert_eq!(found.tests[3].file, "t/x/z.sh");
     assert_eq!(found.tests[3].in_workspace, Path::new("t/x/z.sh"));
+    assert_eq!(found.setup["b"].iter().map(|s| s.in_workspace.as_path()).collect::<Vec<_>>(), [Path::new("t/a.sh")]);
     // The last pattern matches the directory too.
     assert_eq!(found.notes.len(), 1);
 }
@@ -60,7 +63,7 @@ fn links_are_followed_but_not_in_circles() {
 fn what_cannot_be_run_is_told() {
     let toml = suite(
         "a",
-        "tests = ['t/*', 'none/*', 't/*.py', 'f/x', 'd/*']\nsetup = ['t/b.sh', 'missing.sh', 'd']\nexclude = 'zzz'",
+        "tests = ['t/*', 'none/*', 't/*.py', 'f/x', 'd/*']\nsetup = ['t/b.sh', 'missing.sh', 'd', '/bin/sh']\nexclude = 'zzz'",
     );
     let files = ["t/a.sh", "t/b.sh-", "t/it's.sh-", "t/sub/x", "t/ev\u{1b}il", "f-", "d/e/x"];
     let (dir, config) = tree(&toml, &files.map(|f| (f, "")));
@@ -112,4 +115,19 @@ fn the_workspace_holds_the_tests() {
     assert!(mistakes(&dir, &config).contains("a.sh is not in the workspace"));
     let (dir, config) = tree(&toml, &[("a.sh", "")]);
     assert!(mistakes(&dir, &config).contains("cannot use the workspace"));
+}
+
+proptest! {
+    #[test]
+    fn no_header_panics(bytes in prop::collection::vec(any::<u8>(), 0..300), line in "[ -~日\\n]{0,80}") {
+        let path = Path::new("t");
+        let _ = header::read(path, path, &bytes);
+        let mut start = b"# belljar: ".to_vec();
+        start.extend_from_slice(line.as_bytes());
+        start.extend_from_slice(&bytes);
+        if let Err(wrong) = header::read(path, path, &start) {
+            prop_assert!(wrong.has_errors());
+            prop_assert!(!wrong.to_string().is_empty());
+        }
+    }
 }

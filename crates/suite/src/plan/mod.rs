@@ -129,6 +129,14 @@ pub struct Unit {
     pub to_be_listed: bool,
 }
 
+impl Unit {
+    /// The test file as the guest sees it.
+    #[must_use]
+    pub fn guest_path(&self) -> String {
+        format!("{}/{}", self.guest.mount_at.trim_end_matches('/'), self.in_workspace.display())
+    }
+}
+
 /// Units that belong together: one alone, or those that share a guest, in their order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cell {
@@ -316,7 +324,7 @@ fn candidates(config: &Config, discovery: &Discovery, options: &PlanOptions<'_>)
             let cases = options.cases.and_then(|c| c.get(&id));
             match cases {
                 _ if format != Some(Format::Libtest) => {
-                    all.push(candidate(options, test, guest, None, false, all.len()))
+                    all.push(candidate(options, test, guest, None, false, all.len()));
                 }
                 None => all.push(candidate(options, test, guest, None, true, all.len())),
                 Some(cases) => {

@@ -48,7 +48,7 @@ fn setup(tests: &[(&str, &str, &str)]) -> (Config, Discovery) {
         }
     };
     let tests = tests.iter().map(test).collect();
-    (config, Discovery { tests, notes: Diagnostics::default() })
+    (config, Discovery { tests, ..Discovery::default() })
 }
 
 fn usual() -> (Config, Discovery) {
@@ -95,6 +95,7 @@ fn each_test_runs_on_each_guest() {
     assert_eq!(machines, [("arch", 2, 2), ("debian", 1, 3), ("arch", 1, 1), ("host", 0, 1)]);
     assert_eq!(plan.cells[5], Cell { id: "net@arch".into(), units: 5..6, shared: true });
     assert!(plan.units[6].to_be_listed);
+    assert_eq!(plan.units[0].guest_path(), "/mnt/hostos/s/lvm.sh");
     assert_eq!(split_id("storage/x/a@b.sh@arch"), Some(("storage", "x/a@b.sh", "arch")));
 }
 
@@ -128,7 +129,7 @@ fn the_plan_is_shown() {
 fn a_filter_that_names_nothing_is_told() {
     let (config, found) = usual();
     let options = with(&config, |o| {
-        o.filter = Some("guest(debain) or suite(storag) or tag(slo) or guest(deb*)".parse().unwrap())
+        o.filter = Some("guest(debain) or suite(storag) or tag(slo) or guest(deb*)".parse().unwrap());
     });
     let plan = plan(&config, &found, &options);
     assert_eq!(plan.units.len(), 3);
