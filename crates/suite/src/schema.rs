@@ -52,5 +52,10 @@ pub fn tables() -> Vec<(&'static str, Vec<Key>)> {
     ]
 }
 
+/// The tables that have a key.
+pub(crate) fn homes(key: &str) -> Vec<&'static str> {
+    tables().into_iter().filter(|(_, keys)| keys.iter().any(|k| k.name == key)).map(|(noun, _)| noun).collect()
+}
+
 #[cfg(test)]
 mod tests;

@@ -145,7 +145,10 @@ impl Walk {
         let mut diagnostic = Diagnostic::error(format!("unknown key `{word}` in {noun}")).at(self.place(key.span()));
         diagnostic = match suggest(word, keys.iter().copied()) {
             Some(meant) => diagnostic.label(format!("did you mean `{meant}`?")),
-            None => diagnostic.help(format!("{noun} has the keys {}", enumerate(keys))),
+            None => match crate::schema::homes(word).as_slice() {
+                [] => diagnostic.help(format!("{noun} has the keys {}", enumerate(keys))),
+                homes => diagnostic.label(format!("this is a key of {}", enumerate(homes).replace(" and ", " or "))),
+            },
         };
         self.push(diagnostic);
     }
@@ -221,10 +224,10 @@ pub(crate) fn table_schema<T: Table>(doc: &str) -> Json {
         .map(|key| {
             let mut schema = key.schema;
             if let Json::Object(schema) = &mut schema {
-                let words = key
-                    .default
-                    .starts_with('(')
-                    .then(|| format!(" Default: {}.", key.default.trim_matches(['(', ')'])));
+                let words = match key.default {
+                    "(must be given)" => Some(" Must be given.".to_owned()),
+                    words => words.starts_with('(').then(|| format!(" Default: {}.", words.trim_matches(['(', ')']))),
+                };
                 schema.insert("description".into(), json!(format!("{}{}", key.doc, words.unwrap_or_default())));
                 if let Some(default) = default_json(key.default) {
                     schema.insert("default".into(), default);
