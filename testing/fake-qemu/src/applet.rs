@@ -16,6 +16,8 @@ use crate::machine::complain;
 pub(crate) const CONTROL: &str = "FAKE_QEMU_CONTROL";
 /// Variable with `tag=directory` lines.
 pub(crate) const SHARES: &str = "FAKE_QEMU_SHARES";
+/// Variable that says that `/mnt` and `/run` are not the host's.
+pub(crate) const APART: &str = "FAKE_GUEST_APART";
 /// Variable of the test: `off` means a kernel without 9p.
 const NINE_P: &str = "FAKE_GUEST_9P";
 /// Variable of the test: `broken` means that our agent cannot be executed there.
@@ -48,13 +50,10 @@ pub(crate) const NAMES: [&str; 19] = [
 pub(crate) const SYS_KILL: i64 = 62;
 
 /// System calls that a guest's command may not do to the host. x86-64, as this program pretends to be.
-pub(crate) fn refused_system_calls(apart: bool) -> Vec<i64> {
-    // mount, umount2, pivot_root, chroot
-    const MOUNTS: [i64; 4] = [165, 166, 155, 161];
-    // reboot, init_module, finit_module, delete_module, sethostname, setdomainname, settimeofday, clock_settime,
-    // syslog, swapon, swapoff, kexec_load, kexec_file_load, iopl, ioperm, connect
-    const OTHERS: [i64; 16] = [169, 175, 313, 176, 170, 171, 164, 227, 103, 167, 168, 246, 320, 172, 173, 42];
-    if apart { OTHERS.to_vec() } else { [&OTHERS[..], &MOUNTS[..]].concat() }
+pub(crate) fn refused_system_calls() -> Vec<i64> {
+    // reboot, mount, umount2, init_module, finit_module, delete_module, sethostname, setdomainname, settimeofday,
+    // clock_settime, syslog, swapon, swapoff, pivot_root, chroot, kexec_load, kexec_file_load, iopl, ioperm, connect
+    vec![169, 165, 166, 175, 313, 176, 170, 171, 164, 227, 103, 167, 168, 155, 161, 246, 320, 172, 173, 42]
 }
 
 /// Runs the applet that this program was called as, if it was.
@@ -126,21 +125,23 @@ fn agent() -> u8 {
     tell("mark agent")
 }
 
-/// `mount … -t 9p … TAG PATH`: the share's directory, mounted there; other kinds are real.
+/// `mount … -t 9p … TAG PATH`: a link to the share's directory in place of the mount point.
 fn mount(args: &[String]) -> u8 {
     let mut plain = Vec::new();
-    let (mut kind, mut options) = ("", "");
+    let mut kind = "";
     let mut words = args.iter();
     while let Some(word) = words.next() {
         match word.as_str() {
             "-t" => kind = words.next().map_or("", String::as_str),
-            "-o" => options = words.next().map_or("", String::as_str),
+            "-o" => {
+                words.next();
+            }
             w if w.starts_with('-') => {}
             w => plain.push(w),
         }
     }
     if kind != "9p" {
-        return pass("mount", args);
+        return 0;
     }
     let [tag, at] = plain[..] else { return 1 };
     let fail = |why: &str| {
@@ -154,33 +155,30 @@ fn mount(args: &[String]) -> u8 {
     let Some(dir) = shares.lines().find_map(|l| l.strip_prefix(tag)?.strip_prefix('=')) else {
         return fail(&format!("special device {tag} does not exist"));
     };
-    let read_only = options.split(',').any(|o| o == "ro");
-    match mount_share(tag, dir, at, read_only) {
-        Ok(()) => 0,
-        Err(e) => fail(&e.to_string()),
+    if !is_own(at) {
+        return fail("permission denied");
     }
+    let made = fs::remove_dir(at).and_then(|()| {
+        if tag == "belljar-ctl" {
+            // Our real agent would look for ports on the host: the applet stands in for it.
+            fs::create_dir(at)?;
+            symlink(env::current_exe()?, Path::new(at).join("agent"))
+        } else {
+            symlink(dir, at)
+        }
+    });
+    made.map_or_else(|e| fail(&e.to_string()), |()| 0)
 }
 
-fn mount_share(tag: &str, dir: &str, at: &str, read_only: bool) -> std::io::Result<()> {
-    use rustix::mount::{MountFlags, mount, mount_bind, mount_remount};
-    if tag == "belljar-ctl" {
-        // Our real agent would look for ports on the host: the applet stands in for it.
-        mount("tmpfs", at, "tmpfs", MountFlags::NODEV, None)?;
-        symlink(env::current_exe()?, Path::new(at).join("agent"))?;
-        return Ok(());
-    }
-    mount_bind(dir, at)?;
-    if read_only {
-        mount_remount(at, MountFlags::BIND | MountFlags::RDONLY, "")?;
-    }
-    Ok(())
+/// Whether a path is the guest's and not the host's.
+fn is_own(path: &str) -> bool {
+    let own = if env::var_os(APART).is_some() { &["/run", "/mnt"][..] } else { &[] };
+    own.iter().map(PathBuf::from).chain([env::temp_dir()]).any(|dir| Path::new(path).starts_with(dir))
 }
 
 /// Only where the guest is writable: elsewhere it would be the host that gets the directory.
 fn mkdir(args: &[String]) -> u8 {
-    let writable = ["/run", "/mnt"].map(PathBuf::from).into_iter().chain([env::temp_dir()]);
-    let writable: Vec<PathBuf> = writable.collect();
-    let outside = |word: &&String| word.starts_with('/') && !writable.iter().any(|w| Path::new(word).starts_with(w));
+    let outside = |word: &&String| word.starts_with('/') && !is_own(word);
     if let Some(word) = args.iter().find(outside) {
         complain(&format!("mkdir: cannot create directory '{word}': Read-only file system"));
         return 1;

@@ -1,9 +1,8 @@
 //! Where the guest's commands really run: on the host, in a scratch directory, unable to do harm.
 //!
 //! What is dangerous has three guards: the programs that end or change a machine (`poweroff`, `mount`, …) are
-//! [applets](crate::applet) found first in `PATH`; the shell on the console has a mount namespace of its own, with empty
-//! `/mnt` and `/run` and harmless files in place of `/proc/sysrq-trigger` and its like; and a seccomp filter refuses
-//! what is left.
+//! [applets](crate::applet) found first in `PATH`; a test may run the whole program in a [`PLAYGROUND`], whose `/mnt` and
+//! `/run` are its own; and a seccomp filter refuses what is left.
 
 use std::{
     ffi::{CString, OsStr, OsString},
@@ -54,7 +53,6 @@ impl Guest {
         for dir in ["bin", "root", "tmp"] {
             fs::create_dir_all(root.join(dir))?;
         }
-        fs::write(root.join("printk"), "7 4 1 7\n")?;
         let this = std::env::current_exe()?;
         // Our agent where an initramfs has it.
         fs::create_dir_all(root.join("belljar"))?;
@@ -146,15 +144,6 @@ impl Guest {
         Ok(command)
     }
 
-    /// The same in a mount namespace of its own, where guest paths are what they are in a guest.
-    pub(crate) fn command_apart(&self, tty: &CString, argv: &[OsString]) -> io::Result<Command> {
-        let unshare = ["unshare", "--user", "--map-root-user", "--mount", "--propagation", "private"];
-        let mut words: Vec<OsString> = unshare.iter().map(Into::into).collect();
-        words.extend([std::env::current_exe()?.into(), ENTER.into(), self.root.clone().into()]);
-        words.extend(argv.iter().cloned());
-        self.command(Some(tty), &self.root.join("root"), &words)
-    }
-
     /// Starts what [`Guest::command`] made.
     pub(crate) fn spawn(&self, command: &mut Command) -> io::Result<std::process::Child> {
         let child = command.spawn()?;
@@ -240,52 +229,51 @@ fn prepare(words: &[OsString]) -> io::Result<Command> {
     } else {
         lead_session(tty)?;
     }
-    if program != "unshare" {
-        harmless(false)?;
-    }
+    harmless()?;
     let mut command = Command::new(program);
     command.args(args).current_dir(dir);
     Ok(command)
 }
 
-/// First argument of the program within the mount namespace: `ROOT PROGRAM ARGS…`.
-pub(crate) const ENTER: &str = "--fake-enter";
+/// First argument of the program as a helper of tests: `--playground PROGRAM ARGS…`, in a user and a mount namespace of its
+/// own, gives it an empty `/mnt` and `/run` and runs the program.
+pub(crate) const PLAYGROUND: &str = "--playground";
 
-/// See [`ENTER`]. Only returns if it failed.
-pub(crate) fn enter(words: &[OsString]) -> ExitCode {
-    let [root, program, args @ ..] = words else { return ExitCode::from(70) };
-    let error = match lay_out(Path::new(root)).and_then(|()| harmless(true)) {
-        Ok(()) => Command::new(program).args(args).exec(),
+/// See [`PLAYGROUND`]. Only returns if it failed.
+pub(crate) fn playground(words: &[OsString]) -> ExitCode {
+    let [program, args @ ..] = words else { return ExitCode::from(70) };
+    let error = match lay_out() {
+        Ok(()) => Command::new(program).args(args).env(applet::APART, "1").exec(),
         Err(e) => e,
     };
-    complain(&format!("fake-qemu: cannot pretend to be a guest (are user namespaces allowed?): {error}"));
+    complain(&format!("fake-qemu: cannot make a playground: {error}"));
     ExitCode::from(70)
 }
 
 /// Mounts over what a guest has of its own.
-fn lay_out(root: &Path) -> io::Result<()> {
+fn lay_out() -> io::Result<()> {
     use rustix::mount::{MountFlags, mount, mount_bind};
     for empty in ["/mnt", "/run"] {
         mount("tmpfs", empty, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, None)?;
     }
-    for (own, hosts) in [("control", "/proc/sysrq-trigger"), ("printk", "/proc/sys/kernel/printk")] {
-        if Path::new(hosts).exists() {
-            mount_bind(root.join(own), hosts)?;
+    // What is written to these reaches nobody.
+    fs::write("/run/.sink", "7\t4\t1\t7\n")?;
+    for knob in ["/proc/sysrq-trigger", "/proc/sys/kernel/printk"] {
+        if Path::new(knob).exists() {
+            mount_bind("/run/.sink", knob)?;
         }
     }
-    // The kernel forgets it when a process gets new credentials.
-    process::set_parent_process_death_signal(Some(process::Signal::KILL))?;
     Ok(())
 }
 
-/// Refuses what would change the host instead of the guest; `apart`: mounts are its own.
-fn harmless(apart: bool) -> io::Result<()> {
+/// Refuses what would change the host instead of the guest.
+fn harmless() -> io::Result<()> {
     use seccompiler::{
         BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
         TargetArch,
     };
     let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(io::Error::other)?;
-    let refused = applet::refused_system_calls(apart);
+    let refused = applet::refused_system_calls();
     let mut rules: std::collections::BTreeMap<i64, Vec<SeccompRule>> =
         refused.into_iter().map(|number| (number, Vec::new())).collect();
     // kill(-1, …): everybody; kill(1, …): the guest's init, which is the host's.

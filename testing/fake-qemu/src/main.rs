@@ -52,8 +52,8 @@ fn main() -> ExitCode {
     if words.get(1).is_some_and(|w| w == guest::CHILD) {
         return guest::child(&words[2..]);
     }
-    if words.get(1).is_some_and(|w| w == guest::ENTER) {
-        return guest::enter(&words[2..]);
+    if words.get(1).is_some_and(|w| w == guest::PLAYGROUND) {
+        return guest::playground(&words[2..]);
     }
     if words.get(1).is_some_and(|w| w == guest::ON_TERMINAL) {
         return guest::on_terminal(&words[2..]);

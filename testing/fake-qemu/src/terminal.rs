@@ -117,7 +117,7 @@ fn start(guest: &Guest, look: &Look) -> std::io::Result<(std::process::Child, Ow
         modes.local_modes.remove(LocalModes::ECHO);
         tcsetattr(&master, OptionalActions::Now, &modes)?;
     }
-    let mut command = guest.command_apart(&slave, &look.program)?;
+    let mut command = guest.command(Some(&slave), &guest.root.join("root"), &look.program)?;
     command.env("PS1", &look.prompt).env("ENV", "").env("HISTFILE", "/dev/null");
     Ok((guest.spawn(&mut command)?, master))
 }
