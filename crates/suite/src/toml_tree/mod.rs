@@ -1,7 +1,7 @@
 //! Reading TOML with all mistakes told at once.
 //!
 //! serde stops at the first mistake and knows no places, so the document is walked by hand: [`Value`] reads one kind of value
-//! and pushes what is wrong into [`Walk`]; the [`table!`](crate::toml_tree::table) macro makes from one list of keys the struct, its reader, the check for
+//! and pushes what is wrong into [`Walk`]; the `table!` macro makes from one list of keys the struct, its reader, the check for
 //! unknown keys and the JSON Schema, so that they cannot drift apart.
 
 mod scalar;
