@@ -67,29 +67,23 @@ impl<W: io::Write> RunReporter<W> {
                     self.say(&format!("guest: {guest}"))?;
                 }
             }
-            EventKind::Choice { what, chosen, why } => {
-                if self.style.level >= Level::Verbose {
-                    self.say(&format!("{what}: {chosen} ({why})"))?;
-                }
+            EventKind::Choice { what, chosen, why } if self.style.level >= Level::Verbose => {
+                self.say(&format!("{what}: {chosen} ({why})"))?;
             }
             EventKind::Phase { phase } => self.on_phase(*phase, event.at)?,
-            EventKind::Warning { message } => {
-                if self.style.level >= Level::Normal {
-                    let head = self.paint("33", "note");
-                    self.say(&format!("{head}: {message}"))?;
-                }
+            EventKind::Warning { message } if self.style.level >= Level::Normal => {
+                let head = self.paint("33", "note");
+                self.say(&format!("{head}: {message}"))?;
             }
-            EventKind::Alarm { name, line, fatal } => {
-                if *fatal || self.style.level >= Level::Normal {
-                    let head = self.paint(if *fatal { "31" } else { "33" }, name);
-                    self.say(&format!("{head}: {line}"))?;
-                }
+            EventKind::Alarm { name, line, fatal } if *fatal || self.style.level >= Level::Normal => {
+                let head = self.paint(if *fatal { "31" } else { "33" }, name);
+                self.say(&format!("{head}: {line}"))?;
             }
             EventKind::CommandStarted { .. } => self.stop_live(),
             EventKind::CommandEnded { .. } => {}
             EventKind::ConsoleTail { lines } => self.console_tail(lines)?,
             EventKind::RunEnded { verdict, message, .. } => self.on_end(verdict, message.as_deref(), event.at)?,
-            // What only `belljar test` logs, and what a later version does.
+            // What is not to be said at this level, what only `belljar test` logs, and what a later version does.
             _ => {}
         }
         Ok(())
