@@ -46,6 +46,7 @@ lint-shell:
 guests:
 	@echo '==> tests in real guests'
 	cargo build --locked --quiet
+	cargo test --locked --quiet -p belljar-image -p belljar-machine -- --ignored
 	@testing/guests/run $(CASES)
 
 guests-all:

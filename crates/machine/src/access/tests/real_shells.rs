@@ -8,17 +8,19 @@ struct Guest {
     _program: pty::PtyGuest,
 }
 
-fn start(argv: &[&str], env: &[(&str, &str)]) -> Option<Guest> {
-    which(argv[0])?;
+fn start(argv: &[&str], env: &[(&str, &str)]) -> Guest {
+    which(argv[0]);
     let (line, program) = pty::spawn(argv, env).expect("a terminal and a program");
-    Some(Guest { console: Console::new(line, std::io::sink()), _program: program })
+    Guest { console: Console::new(line, std::io::sink()), _program: program }
 }
 
-fn which(name: &str) -> Option<String> {
-    if name.starts_with('/') {
-        return Path::new(name).exists().then(|| name.to_owned());
+/// A test without its shell would test nothing.
+fn which(name: &str) -> String {
+    if name.starts_with('/') && Path::new(name).exists() {
+        return name.to_owned();
     }
-    ["/usr/bin", "/bin"].iter().map(|d| format!("{d}/{name}")).find(|p| Path::new(p).exists())
+    let found = ["/usr/bin", "/bin"].iter().map(|d| format!("{d}/{name}")).find(|p| Path::new(p).exists());
+    found.unwrap_or_else(|| panic!("there is no {name} here; `testing/setup test` installs it"))
 }
 
 /// All that a shell session must be able to do.
@@ -66,7 +68,7 @@ async fn exercise(shell: &mut Shell) {
 }
 
 async fn climbs_and_works(argv: &[&str], env: &[(&str, &str)]) {
-    let Some(mut guest) = start(argv, env) else { return };
+    let mut guest = start(argv, env);
     let (result, events) = climb_with(&mut guest.console, &quick(), 60).await;
     let mut shell = result.unwrap_or_else(|e| panic!("{argv:?}: {e}\n{events:#?}"));
     assert!(events.iter().any(|e| matches!(e, AccessEvent::Held { rung: "shell", .. })), "{events:?}");
@@ -131,19 +133,19 @@ async fn tcsh() {
 }
 
 /// A directory in front of `PATH` in which `sh` is the given program, and programs can be hidden.
-fn path_with_sh(shell: &str, hide: &[&str]) -> Option<tempfile::TempDir> {
+fn path_with_sh(shell: &str, hide: &[&str]) -> tempfile::TempDir {
     let dir = tempfile::tempdir().expect("directory");
-    std::os::unix::fs::symlink(which(shell)?, dir.path().join("sh")).expect("link");
+    std::os::unix::fs::symlink(which(shell), dir.path().join("sh")).expect("link");
     for name in hide {
         let path = dir.path().join(name);
         fs_err::write(&path, "#!/bin/dash\necho \"$0: not found\" >&2\nexit 127\n").expect("script");
         fs_err::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("mode");
     }
-    Some(dir)
+    dir
 }
 
 async fn works_with_sh(shell: &str, hide: &[&str]) {
-    let Some(dir) = path_with_sh(shell, hide) else { return };
+    let dir = path_with_sh(shell, hide);
     let path = format!("{}:/usr/bin:/bin", dir.path().display());
     climbs_and_works(&["bash", "--norc", "-i"], &[("PATH", &path)]).await;
 }
@@ -191,7 +193,7 @@ exec ${LOGIN_SHELL:-bash --norc -i}
 async fn a_login_with_a_password() {
     for (ask, login_shell) in [("Password: ", "bash --norc -i"), ("Passwort: ", "tcsh -f"), ("Kode: ", "dash -i")] {
         let env = [("WHO", "root"), ("PW", "s3 cr'et"), ("ASK", ask), ("LOGIN_SHELL", login_shell)];
-        let Some(mut guest) = start(&["dash", "-c", LOGIN], &env) else { return };
+        let mut guest = start(&["dash", "-c", LOGIN], &env);
         let (result, events) = climb_with(&mut guest.console, &login("root", Some("s3 cr'et")), 60).await;
         let mut shell = result.unwrap_or_else(|e| panic!("{login_shell}: {e}\n{events:#?}"));
         assert!(events.iter().any(|e| matches!(e, AccessEvent::Held { rung: "login", .. })), "{events:?}");
@@ -204,7 +206,7 @@ async fn a_login_with_a_password() {
 async fn a_login_refused_in_any_language_is_told_at_once() {
     for no in ["Login incorrect", "Anmeldung fehlgeschlagen", ""] {
         let env = [("WHO", "root"), ("PW", "right"), ("NO", no)];
-        let Some(mut guest) = start(&["dash", "-c", LOGIN], &env) else { return };
+        let mut guest = start(&["dash", "-c", LOGIN], &env);
         let (result, events) = climb_with(&mut guest.console, &login("root", Some("wr0ng")), 60).await;
         let error = result.map(|_| ()).expect_err("refused");
         assert!(matches!(error, AccessError::Refused { .. }), "{error}\n{events:#?}");
@@ -215,7 +217,7 @@ async fn a_login_refused_in_any_language_is_told_at_once() {
 #[tokio::test]
 async fn a_password_that_is_missing_is_asked_of_the_user() {
     let env = [("WHO", "root"), ("PW", "right")];
-    let Some(mut guest) = start(&["dash", "-c", LOGIN], &env) else { return };
+    let mut guest = start(&["dash", "-c", LOGIN], &env);
     let (result, _) = climb_with(&mut guest.console, &quick(), 60).await;
     let error = result.map(|_| ()).expect_err("no password");
     assert!(error.to_string().contains("--login root:PASSWORD"), "{error}");
@@ -223,7 +225,7 @@ async fn a_password_that_is_missing_is_asked_of_the_user() {
 
 #[tokio::test]
 async fn root_without_a_password_is_let_in() {
-    let Some(mut guest) = start(&["dash", "-c", LOGIN], &[("WHO", "root"), ("PW", "")]) else { return };
+    let mut guest = start(&["dash", "-c", LOGIN], &[("WHO", "root"), ("PW", "")]);
     let (result, events) = climb_with(&mut guest.console, &quick(), 60).await;
     let shell = result.unwrap_or_else(|e| panic!("{e}\n{events:#?}"));
     assert_eq!(shell.root(), Some(rustix::process::geteuid().is_root()));
@@ -231,7 +233,7 @@ async fn root_without_a_password_is_let_in() {
 
 #[tokio::test]
 async fn a_command_can_be_interrupted() {
-    let Some(mut guest) = start(&["bash", "--norc", "-i"], &[]) else { return };
+    let mut guest = start(&["bash", "--norc", "-i"], &[]);
     let (result, _) = climb_with(&mut guest.console, &quick(), 60).await;
     let mut shell = result.expect("shell");
     let long = shell.run("sleep 1000", &mut patience(1)).await.expect_err("too long");
