@@ -62,6 +62,12 @@ impl Format {
     /// # Errors
     /// If `out` cannot be written to.
     pub fn write(self, run: &RunSummary, run_dir: &str, out: &mut dyn Write) -> io::Result<()> {
+        let mut buffered = io::BufWriter::new(out);
+        self.write_all(run, run_dir, &mut buffered)?;
+        buffered.flush()
+    }
+
+    fn write_all(self, run: &RunSummary, run_dir: &str, out: &mut dyn Write) -> io::Result<()> {
         match self {
             Self::Junit => {
                 let run_dir = if run_dir.is_empty() { "." } else { run_dir };

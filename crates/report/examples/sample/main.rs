@@ -1,6 +1,10 @@
 //! Writes every report of a made-up run: `sample DIR UNITS [hostile] [cut]`.
 
-use std::{env, fs, io::Write, path::PathBuf};
+use std::{
+    env, fs,
+    io::{self, Write},
+    path::PathBuf,
+};
 
 use belljar_model::RunSummary;
 use belljar_report::Format;
@@ -16,11 +20,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     if flags.iter().any(|f| f == "cut") {
         events.truncate(events.len() * 2 / 3);
     }
-    let mut log = fs::File::create(dir.join("events.jsonl"))?;
+    let mut log = io::BufWriter::new(fs::File::create(dir.join("events.jsonl"))?);
     for event in &events {
         serde_json::to_writer(&mut log, event)?;
         log.write_all(b"\n")?;
     }
+    log.flush()?;
     let run = RunSummary::of(&events);
     for (name, format) in [("report.html", Format::Html), ("junit.xml", Format::Junit), ("report.tap", Format::Tap)] {
         let mut text = Vec::new();
