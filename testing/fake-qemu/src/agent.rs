@@ -14,7 +14,7 @@ use belljar_proto::{
 use crate::{
     channel::Channel,
     guest::Guest,
-    machine::Machine,
+    machine::{End, Machine},
     script::{ScriptError, Step},
 };
 use exec::Running;
@@ -29,6 +29,8 @@ pub(crate) struct Manners {
     hostname: String,
     setup: String,
     pong: bool,
+    /// `ok`, `fail`, `never`, `die`.
+    sync: String,
     log: Option<String>,
     /// Of commands.
     exec: ExecManners,
@@ -53,7 +55,8 @@ pub(crate) struct ExecManners {
     code: Option<u8>,
 }
 
-const KEYS: [&str; 20] = [
+const KEYS: [&str; 21] = [
+    "sync",
     "version",
     "pid1",
     "every",
@@ -97,6 +100,7 @@ impl Manners {
             hostname: step.text("hostname").unwrap_or_else(|| "fake".into()),
             setup: one_of(step, "setup", &["ok", "no9p", "no-overlay", "failed", "bad-index", "never"])?,
             pong: step.switch("pong", true)?,
+            sync: one_of(step, "sync", &["ok", "fail", "never", "die"])?,
             log: step.text("log"),
             exec: ExecManners {
                 nonce: one_of(step, "nonce", &["right", "wrong", "zero"])?,
@@ -271,7 +275,14 @@ impl Agent {
                     self.say(&ToHost::Pong(number));
                 }
             }
-            ToAgent::Sync => self.say(&ToHost::Synced(None)),
+            ToAgent::Sync => match self.manners.sync.as_str() {
+                "never" => {}
+                "die" => self.shared.machine.end(End::Signal(11)),
+                how => {
+                    let failed = (how == "fail").then(|| "syncfs /mnt/hostos: No space left on device".to_owned());
+                    self.say(&ToHost::Synced(failed));
+                }
+            },
             ToAgent::Shutdown(_) => {
                 self.say(&ToHost::Ending);
                 self.shared.machine.shutdown(true, "guest-shutdown");

@@ -13,7 +13,7 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Child, Stdio as Redirect},
-    sync::{Arc, mpsc},
+    sync::{Arc, Mutex, PoisonError, mpsc},
     thread,
 };
 
@@ -209,7 +209,9 @@ fn attend(
     started: &mpsc::Sender<std::io::Result<Running>>,
 ) {
     let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) else { return };
-    let stdin = files.stdin.take().map(|file| feed(shared, file, id));
+    // Of a command that has ended the agent says nothing more.
+    let over = Arc::new(Mutex::new(false));
+    let stdin = files.stdin.take().map(|file| feed(shared, file, id, &over));
     if shared.manners.mode != "no-started" {
         shared.port.say(&ToHost::Started { id, pid: child.id() });
     }
@@ -221,6 +223,7 @@ fn attend(
     }
     flood(shared, id);
     let code = stream(shared, &mut child, files, id, pid);
+    *over.lock().unwrap_or_else(PoisonError::into_inner) = true;
     let status = match shared.manners.code {
         Some(code) => Status::Code(code),
         None => code,
@@ -308,18 +311,25 @@ fn read_some(shared: &Shared, id: u32, kind: Kind, file: &mut File, chunk: &mut 
 }
 
 /// Starts to write standard input; what is sent goes in, `None` ends it.
-fn feed(shared: &Arc<Shared>, mut file: File, id: u32) -> mpsc::Sender<Option<Vec<u8>>> {
+fn feed(shared: &Arc<Shared>, mut file: File, id: u32, over: &Arc<Mutex<bool>>) -> mpsc::Sender<Option<Vec<u8>>> {
     let (send, receive) = mpsc::channel::<Option<Vec<u8>>>();
-    let shared = Arc::clone(shared);
+    let (shared, over) = (Arc::clone(shared), Arc::clone(over));
+    let credit = shared.manners.credit;
+    let say = move |message: &ToHost| {
+        let over = over.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*over {
+            shared.port.say(message);
+        }
+    };
     thread::spawn(move || {
         while let Ok(Some(bytes)) = receive.recv() {
             if write_all(&mut file, &bytes).is_err() {
-                shared.port.say(&ToHost::StdinClosed(id));
+                say(&ToHost::StdinClosed(id));
                 return;
             }
-            if shared.manners.credit {
+            if credit {
                 let bytes = u32::try_from(bytes.len()).unwrap_or(0);
-                shared.port.say(&ToHost::StdinCredit { id, bytes });
+                say(&ToHost::StdinCredit { id, bytes });
             }
         }
     });
