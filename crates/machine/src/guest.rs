@@ -68,6 +68,8 @@ pub enum Ending {
     Kill,
     /// Through its own service manager.
     PowerOff,
+    /// At once, when the shares are as safe as they can be made in a few seconds: the result is known to be bad.
+    Hurry,
 }
 
 /// Starts a guest and brings it to where a command can run.
@@ -332,7 +334,8 @@ impl Guest {
     /// Where the command's result can no longer be believed: what it wrote did not reach the host, or the guest's kernel
     /// turned out to have failed.
     pub async fn close(mut self, how: Ending, observe: Observe<'_>) -> Result<(), Lost> {
-        let synced = self.sync(observe).await;
+        let limit = if how == Ending::Hurry { self.limits.farewell() } else { self.limits.sync() };
+        let synced = self.sync(limit, observe).await;
         let doubt = self.watch.doubt(Phase::Command);
         if how == Ending::PowerOff && synced.is_ok() && doubt.is_none() {
             self.power_off(observe).await;
@@ -351,8 +354,7 @@ impl Guest {
         self.console.tail(lines)
     }
 
-    async fn sync(&mut self, observe: Observe<'_>) -> Result<(), Lost> {
-        let limit = self.limits.sync();
+    async fn sync(&mut self, limit: Duration, observe: Observe<'_>) -> Result<(), Lost> {
         let syncing = async {
             match &mut self.session {
                 Session::Agent(session) => session.sync().await.map_err(|e| of_session(e, Phase::Close)),

@@ -118,7 +118,11 @@ async fn attempt(request: Request, io: RunIo<'_>, cancel: &mut Cancel, log: &mut
     };
     let exit = command_in(&mut guest, command, io.stdin, io.sink, io.control, limit, cancel, log).await;
     log.emit(EventKind::Phase { phase: Phase::Close });
-    let how = if power_off && exit.is_ok() { guest::Ending::PowerOff } else { guest::Ending::Kill };
+    let how = match &exit {
+        Ok(_) if power_off => guest::Ending::PowerOff,
+        Ok(_) => guest::Ending::Kill,
+        Err(_) => guest::Ending::Hurry,
+    };
     let mut observe = |kind| log.emit(kind);
     let closed = tokio::select! {
         biased;
