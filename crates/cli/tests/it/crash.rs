@@ -1,0 +1,144 @@
+//! Guests that die under a command: never a pass, and named.
+
+use std::time::Duration;
+
+use crate::harness::{Lab, snapshot, until};
+
+/// A guest that works until its command says `mark oops`, and what comes then.
+fn dying(what: &str) -> String {
+    format!(
+        "[serial]\nsend \"[    0.000000] Linux version 6.1.0-fake\\r\\n\"\ndrain\nwait oops 80000\n{what}\n[agent]\nagent\n"
+    )
+}
+
+/// Says that it has begun, and would pass if it could.
+const COMMAND: &str = "echo begun; mark oops; exec sleep 60";
+
+#[test]
+fn a_panic_under_a_command() {
+    let lab = Lab::new();
+    let panic = "send \"[   12.345678] Kernel panic - not syncing: Fatal exception in interrupt\\r\\n[   12.345679] ---[ end Kernel panic - not syncing: Fatal exception in interrupt ]---\\r\\n\"\npanicked";
+    let outcome = lab.run(&dying(panic)).sh(COMMAND).go();
+    outcome.code(121).says("begun\n");
+    assert_eq!(outcome.verdict(), "crash/panic");
+    snapshot!(outcome);
+}
+
+#[test]
+fn a_panic_that_only_the_console_tells_of() {
+    let lab = Lab::new();
+    let panic = "send \"[   12.345678] Kernel panic - not syncing: Attempted to kill init! exitcode=0x0000000b\\r\\n\"";
+    let outcome = lab.run(&dying(panic)).sh(COMMAND).go();
+    outcome.code(121).complains("Attempted to kill init");
+    assert_eq!(outcome.verdict(), "crash/panic");
+}
+
+#[test]
+fn a_panic_that_only_qemu_tells_of() {
+    let lab = Lab::new();
+    let outcome = lab.run(&dying("panicked")).sh(COMMAND).go();
+    outcome.code(121);
+    assert_eq!(outcome.verdict(), "crash/panic");
+}
+
+#[test]
+fn an_oops_counts_unless_told_otherwise() {
+    let lab = Lab::new();
+    let oops = "send \"[   12.345678] BUG: unable to handle page fault for address: ffffa0c0\\r\\n[   12.345678] Oops: 0002 [#1] PREEMPT SMP\\r\\n\"\nmark said";
+    let outcome = lab.run(&dying(oops)).sh(COMMAND).go();
+    outcome.code(121);
+    assert_eq!(outcome.verdict(), "crash/oops");
+    // The command goes on for long enough that the fault is seen, then passes.
+    let outcome =
+        lab.run(&dying(oops)).args(["--oops", "note"]).sh(&format!("mark oops; {}; echo on", until("said"))).go();
+    outcome.code(0).says("on\n");
+}
+
+#[test]
+fn an_oops_just_before_the_end_is_no_pass() {
+    let lab = Lab::new();
+    let oops = "send \"[   12.345678] BUG: unable to handle page fault for address: ffffa0c0\\r\\n\"\nmark said";
+    // The message is on the line before the command ends, if only just.
+    let outcome = lab.run(&dying(oops)).sh(&format!("mark oops; {}", until("said"))).go();
+    outcome.code(121);
+    assert_eq!(outcome.verdict(), "crash/oops");
+}
+
+#[test]
+fn power_off_and_reboot_unasked() {
+    let lab = Lab::new();
+    let outcome = lab.run(crate::harness::WELL).sh("poweroff").go();
+    outcome.code(121).complains("powered off");
+    assert_eq!(outcome.verdict(), "crash/power-off");
+    let outcome = lab.run(crate::harness::WELL).sh("reboot").go();
+    outcome.code(121).complains("rebooted unasked");
+    assert_eq!(outcome.verdict(), "crash/reboot");
+}
+
+#[test]
+fn qemu_dies() {
+    let lab = Lab::new();
+    let outcome = lab.run(&dying("stderr \"KVM internal error. Suberror: 1\"\nsignal 6")).sh(COMMAND).go();
+    outcome.code(121).complains("QEMU ended").complains("SIGABRT");
+    assert_eq!(outcome.verdict(), "crash/qemu");
+    assert!(String::from_utf8_lossy(&outcome.kept("qemu.log")).contains("Suberror: 1"));
+    let outcome = lab.run(&dying("signal 9")).sh(COMMAND).go();
+    outcome.code(121).complains("SIGKILL");
+    let outcome = lab.run(&dying("exit 0")).sh(COMMAND).go();
+    outcome.code(121);
+}
+
+#[test]
+fn qmp_goes_away() {
+    let lab = Lab::new();
+    // What was running is done; the guest is ended without QMP's help.
+    let outcome =
+        lab.run(&dying("qmp close\nmark closed")).sh(&format!("mark oops; {}; echo on", until("closed"))).go();
+    outcome.code(0).says("on\n");
+    let outcome = lab.run(&dying("qmp mute\nmark closed")).sh(&format!("mark oops; {}; exit 3", until("closed"))).go();
+    outcome.code(3);
+    assert!(outcome.elapsed < Duration::from_secs(30), "{:?}", outcome.elapsed);
+    let outcome = lab
+        .run(&dying("qmp send \"}{ rubbish \\x00\\xff\\r\\n\"\nmark sent"))
+        .sh(&format!("mark oops; {}; exit 3", until("sent")))
+        .go();
+    outcome.code(3);
+}
+
+#[test]
+fn qmp_never_answers() {
+    let lab = Lab::new();
+    for script in ["[start]\nqmp mute\n", "[start]\nqmp close\n"] {
+        let script = format!("{script}[serial]\ndrain\n[agent]\nagent\n");
+        let outcome = lab.run(&script).args(["--boot-timeout", "5s"]).sh("echo ran").go();
+        // Whether the run is worth going on without QMP is Belljar's choice, but it must come to an end.
+        assert!(matches!(outcome.status.code(), Some(0 | 121 | 124 | 125)), "{}", outcome.stderr);
+    }
+}
+
+#[test]
+fn the_disk_is_full_on_the_host() {
+    let lab = Lab::new();
+    let full = "event BLOCK_IO_ERROR \"{\\\"device\\\":\\\"\\\",\\\"operation\\\":\\\"write\\\",\\\"action\\\":\\\"stop\\\",\\\"nospace\\\":true,\\\"reason\\\":\\\"No space left on device\\\"}\"\nevent STOP";
+    let outcome = lab.run(&dying(full)).sh(COMMAND).go();
+    assert_ne!(outcome.status.code(), Some(0));
+    outcome.complains("No space left on device");
+}
+
+#[test]
+fn a_stopped_guest_is_noticed() {
+    let lab = Lab::new();
+    let outcome = lab.run(&dying("event STOP")).sh(COMMAND).go();
+    outcome.code(121);
+}
+
+#[test]
+fn the_command_passes_and_the_guest_dies() {
+    let lab = Lab::new();
+    // The result is in, but what it wrote may not be: the guest is gone before it could be synced.
+    let run = |sync: &str| {
+        lab.run(&format!("[serial]\ndrain\n[agent]\nagent sync={sync}\n")).sh("echo done").go().status.code()
+    };
+    assert_eq!(run("die"), Some(121));
+    assert_eq!(run("fail"), Some(125));
+}

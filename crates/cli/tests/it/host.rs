@@ -1,0 +1,202 @@
+//! What goes wrong on this side: QEMU that does not start, files that are missing, disks that are full.
+
+use std::{
+    fs::{self, File},
+    os::unix::fs::PermissionsExt as _,
+};
+
+use crate::harness::{Lab, WELL, snapshot, until};
+
+#[test]
+fn qemu_says_why_it_does_not_start() {
+    let lab = Lab::new();
+    let script = "[start]\nstderr \"qemu-system-x86_64: -blockdev disk0: Failed to get \\\"write\\\" lock\"\nstderr \"Is another process using the image [disk.qcow2]?\"\nexit 1\n";
+    let outcome = lab.run_image(script).sh("true").go();
+    assert!(matches!(outcome.status.code(), Some(121 | 125)), "{:?}: {}", outcome.status, outcome.stderr);
+    outcome.complains("Failed to get \"write\" lock");
+    snapshot!(outcome);
+}
+
+#[test]
+fn a_wrong_argument_for_qemu() {
+    let lab = Lab::new();
+    let outcome = lab.run(WELL).args(["--qemu-arg", "-frobnicate"]).sh("true").go();
+    outcome.complains("-frobnicate: invalid option");
+    assert!(matches!(outcome.status.code(), Some(121 | 125)), "{:?}", outcome.status);
+}
+
+#[test]
+fn a_qemu_that_is_none() {
+    let lab = Lab::new();
+    let outcome = lab.run(WELL).args(["--qemu", "/bin/true"]).sh("true").go();
+    outcome.code(125).complains("/bin/true");
+    let outcome = lab.run(WELL).args(["--qemu", "/no/such/qemu"]).sh("true").go();
+    outcome.code(125).complains("/no/such/qemu");
+    let outcome = lab.run("[options]\nversion 6.2.0\n").sh("true").go();
+    outcome.code(125).complains("6.2");
+}
+
+#[test]
+fn images_that_cannot_be_used() {
+    let lab = Lab::new();
+    let outcome = lab.run_bare(WELL).args(["--image", "no-such.qcow2"]).sh("true").go();
+    outcome.code(125).complains("no-such.qcow2");
+    snapshot!(outcome);
+    let outcome = lab.run_bare(WELL).args(["--image".as_ref(), lab.path("rootfs").as_os_str()]).sh("true").go();
+    outcome.code(125);
+    let outcome = lab.run_image(WELL).args(["--image-format", "floppy"]).sh("true").go();
+    outcome.code(125).complains("floppy");
+    fs::write(lab.path("workspace/vmlinux"), "no kernel").expect("file");
+    let outcome = lab.run_bare(WELL).args(["--kernel", "vmlinux"]).sh("true").go();
+    outcome.code(125).complains("vmlinux");
+    let outcome = lab
+        .run_bare(WELL)
+        .args(["--kernel".as_ref(), lab.path("vmlinux").as_os_str(), "--rootfs".as_ref(), "/no/such".as_ref()])
+        .sh("true")
+        .go();
+    outcome.code(125).complains("/no/such");
+}
+
+#[test]
+fn directories_that_cannot_be_used() {
+    let lab = Lab::new();
+    let outcome = lab.belljar(["run", "--accel", "tcg", "--workspace", "/no/such/workspace"]).sh("true").go();
+    outcome.code(125).complains("/no/such/workspace");
+    fs::write(lab.path("scratch/full"), "").expect("file");
+    let outcome = lab.run(WELL).args(["--run-dir".as_ref(), lab.path("scratch").as_os_str()]).sh("true").go();
+    outcome.code(125).complains("not empty");
+    let outcome = lab.run(WELL).env("BELLJAR_STATE_DIR", "/proc/no").sh("true").go();
+    outcome.code(125).complains("BELLJAR_STATE_DIR");
+    // Without a cache it takes longer, but goes.
+    lab.run(WELL).env("BELLJAR_CACHE_DIR", "/proc/no").sh("true").go().code(0);
+}
+
+#[test]
+fn without_qemu_img() {
+    let lab = Lab::new();
+    let image = lab.image("disk.raw", "raw");
+    let outcome =
+        lab.run_bare(WELL).args(["--image".as_ref(), image.as_os_str()]).env("PATH", "/no/such").sh("true").go();
+    outcome.code(125).complains("qemu-img");
+}
+
+/// `sh` in a mount namespace of its own, where `directory` is a small tmpfs.
+fn on_small_disk(directory: &std::path::Path, size: &str) -> Vec<std::ffi::OsString> {
+    let text = format!("mount -t tmpfs -o size={size} tmpfs \"$0\" && exec \"$@\"");
+    let words = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", &text];
+    let mut words: Vec<std::ffi::OsString> = words.iter().map(std::convert::Into::into).collect();
+    words.push(directory.into());
+    words
+}
+
+#[test]
+fn no_space_for_the_logs() {
+    let lab = Lab::new();
+    let state = lab.path("state");
+    // The console says more than fits; the command would pass.
+    let script = "[serial]\ndrain\nwait up 80000\nflood 4MiB\nmark flooded\n[agent]\nagent\n";
+    let outcome = lab
+        .run(script)
+        .under(on_small_disk(&state, "256k"))
+        .sh(&format!("mark up; {}", until("flooded")))
+        .spawn()
+        .end_dirty();
+    assert_eq!(outcome.status.code(), Some(125), "{}", outcome.stderr);
+    outcome.complains("No space left on device");
+}
+
+#[test]
+fn no_space_for_anything() {
+    let lab = Lab::new();
+    let state = lab.path("state");
+    let outcome = lab.run(WELL).under(on_small_disk(&state, "4k")).sh("true").spawn().end_dirty();
+    assert_eq!(outcome.status.code(), Some(125), "{}", outcome.stderr);
+    outcome.complains("No space left on device");
+    // A cache that cannot be filled is done without.
+    let cache = lab.path("cache");
+    let outcome = lab.run(WELL).under(on_small_disk(&cache, "8k")).sh("true").spawn().end_dirty();
+    assert!(matches!(outcome.status.code(), Some(0 | 125)), "{}", outcome.stderr);
+}
+
+#[test]
+fn standard_output_that_cannot_be_written() {
+    let lab = Lab::new();
+    let full = File::options().write(true).open("/dev/full").expect("full");
+    let outcome = lab.run(WELL).stdout(full).sh("echo lost").go();
+    assert!(!matches!(outcome.status.code(), Some(0)), "what was lost is no pass: {}", outcome.stderr);
+    outcome.complains("No space left on device");
+}
+
+#[test]
+fn a_reader_that_goes_away() {
+    let lab = Lab::new();
+    let (reader, writer) = std::io::pipe().expect("pipe");
+    drop(reader);
+    let outcome = lab.run(WELL).stdout(writer).sh("while :; do echo more; done").go();
+    outcome.code(141);
+    assert!(!outcome.stderr.contains("panicked"), "{}", outcome.stderr);
+    // Help into a closed pipe is no error.
+    let (reader, writer) = std::io::pipe().expect("pipe");
+    drop(reader);
+    let outcome = lab.belljar(["--help"]).stdout(writer).go();
+    assert!(!outcome.stderr.contains("panicked"), "{}", outcome.stderr);
+}
+
+#[test]
+fn qemu_gets_nothing_that_it_should_not_have() {
+    let lab = Lab::new();
+    // The pretended QEMU checks descriptors, process group, seccomp and capabilities itself, and would have complained.
+    lab.run_image("[serial]\nshell\n[agent]\nwait agent 80000\nagent pid1=off\n")
+        .args(["--disk", "size=8M,serial=data0", "--disk", "size=8M,bus=scsi", "--nic", "user", "--cpus", "2"])
+        .sh("true")
+        .go()
+        .code(0);
+    assert!(!lab.seen().contains("caller-wrong"), "{}", lab.seen());
+}
+
+#[test]
+fn kvm_is_probed_and_not_guessed() {
+    let lab = Lab::new();
+    let run = |probe: &str| lab.run_on_any(&format!("[probe]\n{probe}\n{WELL}")).args(["-v"]).sh("true").go();
+    if File::options().read(true).write(true).open("/dev/kvm").is_err() {
+        // Without the node nothing is asked, and that is said.
+        run("hang").code(0).complains("/dev/kvm");
+        return;
+    }
+    // It hangs: found out, and remembered.
+    run("hang").code(0).complains("accelerator: tcg");
+    assert_eq!(lab.seen().matches("isa-debug-exit").count(), 1, "{}", lab.seen());
+    run("hang").code(0).complains("accelerator: tcg");
+    assert_eq!(lab.seen().matches("isa-debug-exit").count(), 1, "asked again: {}", lab.seen());
+    // It works.
+    fs::remove_dir_all(lab.path("cache")).expect("cache");
+    run("exit 85").code(0).complains("accelerator: kvm");
+    fs::remove_dir_all(lab.path("cache")).expect("cache");
+    let busy = "stderr \"ioctl(KVM_CREATE_VM) failed: 16 Device or resource busy\"\nexit 1";
+    run(busy).code(0).complains("Device or resource busy");
+}
+
+#[test]
+fn kvm_that_was_asked_for_and_cannot_be_had() {
+    let lab = Lab::new();
+    let outcome = lab.run_on_any(&format!("[probe]\nexit 1\n{WELL}")).args(["--accel", "kvm"]).sh("true").go();
+    outcome.code(125).complains("--accel kvm");
+}
+
+#[test]
+fn a_cache_that_was_tampered_with_is_made_anew() {
+    let lab = Lab::new();
+    lab.run(WELL).sh("true").go().code(0);
+    let mut pending = vec![lab.path("cache")];
+    while let Some(dir) = pending.pop() {
+        for entry in fs::read_dir(dir).expect("cache").flatten() {
+            if entry.file_type().is_ok_and(|t| t.is_dir()) {
+                pending.push(entry.path());
+            } else if entry.path().extension().is_some_and(|e| e == "json") {
+                fs::set_permissions(entry.path(), fs::Permissions::from_mode(0o600)).expect("mode");
+                fs::write(entry.path(), "{ rubbish").expect("rubbish");
+            }
+        }
+    }
+    lab.run(WELL).sh("exit 7").go().code(7);
+}

@@ -1,0 +1,26 @@
+//! The whole program, as a user starts it, against a QEMU that does what a script says
+//! (`testing/fake-qemu`). One binary for all tests: it links once.
+
+mod harness;
+
+mod agent;
+mod boot;
+mod console;
+mod crash;
+mod host;
+mod interrupt;
+mod kill;
+mod run;
+mod terminal;
+mod usage;
+
+#[test]
+fn no_test_file_is_forgotten() {
+    let here = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it");
+    let main = include_str!("main.rs");
+    for entry in std::fs::read_dir(here).expect("directory of tests") {
+        let name = entry.expect("entry").file_name().into_string().expect("name");
+        let Some(module) = name.strip_suffix(".rs").filter(|m| *m != "main") else { continue };
+        assert!(main.contains(&format!("\nmod {module};\n")), "{name} is not part of the tests");
+    }
+}

@@ -1,0 +1,171 @@
+//! Commands in a guest that works.
+
+use std::fs;
+
+use crate::harness::{Lab, WELL, snapshot};
+
+#[test]
+fn the_exit_code_is_the_commands() {
+    let lab = Lab::new();
+    for code in [0, 1, 7, 77, 121, 124, 125, 255] {
+        lab.run(WELL).sh(&format!("exit {code}")).go().code(code);
+    }
+}
+
+#[test]
+fn a_pass_says_little() {
+    let lab = Lab::new();
+    let outcome = lab.run(WELL).sh("echo out; echo err >&2").go();
+    outcome.code(0).says("out\n");
+    assert_eq!(outcome.verdict(), "pass");
+    snapshot!(outcome);
+}
+
+#[test]
+fn a_signal_is_named() {
+    let lab = Lab::new();
+    let outcome = lab.run(WELL).sh("kill -9 $$").go();
+    outcome.code(137).complains("SIGKILL");
+    let outcome = lab.run(WELL).sh("kill -TERM $$").go();
+    outcome.code(143).complains("SIGTERM");
+}
+
+#[test]
+fn ten_mebibytes_come_back_as_they_went() {
+    let lab = Lab::new();
+    // Every byte, in no order that a protocol or a terminal could like.
+    let mut state = 0x2545_f491_u32;
+    let bytes: Vec<u8> = std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        state.to_le_bytes()[0]
+    })
+    .take(10 << 20)
+    .collect();
+    let outcome = lab.run(WELL).stdin(bytes.clone()).sh("cat; echo done >&2").go();
+    outcome.code(0).complains("done\n");
+    assert!(outcome.stdout == bytes, "{} of {} bytes", outcome.stdout.len(), bytes.len());
+}
+
+#[test]
+fn input_that_is_not_read_does_no_harm() {
+    let lab = Lab::new();
+    lab.run(WELL).stdin(vec![b'x'; 3 << 20]).sh("exec <&-; echo ok").go().code(0).says("ok\n");
+    lab.run(WELL).stdin("lost").args(["--no-stdin"]).sh("wc -c").go().code(0).says("0\n");
+    lab.run(WELL).open_stdin().sh("echo ok").go().code(0).says("ok\n");
+}
+
+#[test]
+fn environment_directory_and_arguments_arrive() {
+    let lab = Lab::new();
+    let outcome = lab
+        .run(WELL)
+        .args(["--env", "A=with space", "--env", "B=", "--env", "C"])
+        .env("C", "from here")
+        .command(["sh", "-c", "printf '%s|' \"$A\" \"$B\" \"$C\" \"$@\"", "sh", "a b", "", "*", "ü"])
+        .go();
+    outcome.code(0).says("with space||from here|a b||*|ü|");
+    let outcome = lab.run(WELL).args(["--env", "NOT_SET_ANYWHERE"]).sh("true").go();
+    outcome.code(125).complains("NOT_SET_ANYWHERE is not set here");
+    lab.run(WELL).args(["--cwd", "/tmp"]).command(["pwd"]).go().code(0).says("/tmp\n");
+    let outcome = lab.run(WELL).args(["--cwd", "/no/such/directory"]).command(["pwd"]).go();
+    outcome.complains("/no/such/directory");
+    assert!(matches!(outcome.status.code(), Some(125..=127)), "{:?}", outcome.status);
+}
+
+#[test]
+fn the_workspace_is_shared_and_results_arrive() {
+    let lab = Lab::new();
+    fs::write(lab.path("workspace/input"), "in").expect("input");
+    let outcome = lab
+        .run(WELL)
+        .args(["--out".as_ref(), lab.path("results").as_os_str()])
+        .sh("cat input; echo made > made; echo result > $BELLJAR_OUT/result")
+        .go();
+    outcome.code(0).says("in");
+    assert_eq!(fs::read_to_string(lab.path("workspace/made")).expect("made"), "made\n");
+    assert_eq!(fs::read_to_string(lab.path("results/result")).expect("result"), "result\n");
+}
+
+#[test]
+fn without_a_directory_for_results_they_are_in_the_runs() {
+    let lab = Lab::new();
+    let outcome = lab.run(WELL).sh("echo result > $BELLJAR_OUT/result").go();
+    outcome.code(0);
+    assert_eq!(outcome.kept("out/result"), b"result\n");
+}
+
+#[test]
+fn what_cannot_be_started_is_told_apart() {
+    let lab = Lab::new();
+    let outcome = lab.run(WELL).command(["no-such-program"]).go();
+    outcome.code(127).complains("no-such-program");
+    fs::write(lab.path("workspace/plain"), "text").expect("file");
+    let outcome = lab.run(WELL).command(["./plain"]).go();
+    outcome.code(126).complains("./plain");
+    let outcome = lab.run(WELL).args(["--user", "nobody-of-that-name"]).command(["true"]).go();
+    outcome.code(126).complains("nobody-of-that-name");
+    assert!(outcome.verdict().starts_with("fail"), "{}", outcome.verdict());
+}
+
+#[test]
+fn a_timeout_ends_the_command_and_shows_the_console() {
+    let lab = Lab::new();
+    let outcome = lab.run(WELL).args(["--timeout", "300ms"]).sh("echo begun; exec sleep 60").go();
+    outcome.code(124).says("begun\n").complains("--timeout").complains("Linux version 6.1.0-fake");
+    assert_eq!(outcome.verdict(), "timeout/command");
+}
+
+#[test]
+fn the_logs_are_kept() {
+    let lab = Lab::new();
+    let outcome = lab.run(WELL).sh("true").go();
+    outcome.code(0);
+    assert!(String::from_utf8_lossy(&outcome.kept("console.log")).contains("Linux version 6.1.0-fake"));
+    let command = String::from_utf8(outcome.kept("qemu.cmd")).expect("text");
+    assert!(command.contains("-nodefaults") && command.contains("fake-qemu"), "{command}");
+    let kinds: Vec<_> = outcome.events().iter().filter_map(|e| e["kind"].as_str().map(str::to_owned)).collect();
+    for kind in ["run-started", "choice", "phase", "command-started", "command-ended", "run-ended"] {
+        assert!(kinds.iter().any(|k| k == kind), "{kind} is not among {kinds:?}");
+    }
+}
+
+#[test]
+fn verbose_says_what_was_chosen_and_quiet_nothing() {
+    let lab = Lab::new();
+    let outcome = lab.run(WELL).args(["-v"]).sh("true").go();
+    outcome.code(0).complains("accelerator").complains("tcg").complains("logs: ");
+    let outcome = lab.run(WELL).args(["-q"]).sh("true").go();
+    assert_eq!(outcome.code(0).stderr, "");
+    let outcome = lab.run(WELL).args(["-q"]).sh("echo mine >&2; exit 3").go();
+    outcome.code(3).complains("mine\n");
+    let outcome = lab.run(WELL).args(["-vv"]).sh("true").go();
+    outcome.code(0).complains("Linux version 6.1.0-fake");
+}
+
+#[test]
+fn the_guest_is_powered_off_when_asked() {
+    let lab = Lab::new();
+    lab.run(WELL).args(["--power-off"]).sh("exit 5").go().code(5);
+    assert!(lab.seen().contains("Shutdown(PowerOff)"), "{}", lab.seen());
+}
+
+#[test]
+fn ended_runs_are_cleared_away() {
+    let lab = Lab::new();
+    for _ in 0..4 {
+        lab.run(WELL).env("BELLJAR_KEEP_RUNS", "2").sh("true").go().code(0);
+    }
+    assert!(lab.runs().len() <= 3, "{:?}", lab.runs());
+}
+
+#[test]
+fn runs_do_not_disturb_each_other() {
+    let lab = Lab::new();
+    let runs: Vec<_> = (0..4).map(|n| lab.run(WELL).sh(&format!("echo {n}; exit {n}")).spawn()).collect();
+    for (n, run) in (0..4).zip(runs) {
+        run.end_dirty().code(n).says(&format!("{n}\n"));
+    }
+    assert_eq!(lab.runs().len(), 4);
+}
