@@ -141,7 +141,7 @@ impl Climber<'_> {
             let wait = if settled_at == Some(seen) { self.patience_with_silence() } else { at_rest };
             match self.console.wait(seen, wait, patience, || "a shell or a login prompt".to_owned()).await {
                 Ok(Wake::Rest) => {}
-                Ok(Wake::Bytes) if self.last_act.elapsed() > CHATTER => {
+                Ok(Wake::Bytes) if self.last_act.elapsed() > CHATTER && !self.console.is_full_screen() => {
                     self.last_act = Instant::now();
                     self.press_enter().await?;
                     continue;
@@ -154,6 +154,10 @@ impl Climber<'_> {
                     // A menu that waits for ever explains it better than the clock does.
                     return Err(match self.menu.take() {
                         Some(alarm) => AccessError::Stuck { alarm, tail: self.console.tail(TAIL) },
+                        None if self.console.is_full_screen() => AccessError::NoShell {
+                            line: "a full-screen program, such as an installer".to_owned(),
+                            tail: self.console.tail(TAIL),
+                        },
                         None => overdue.into(),
                     });
                 }
@@ -162,7 +166,9 @@ impl Climber<'_> {
             self.heed_stuck(seen)?;
             let rules = LADDER.iter().flat_map(|r| r.rules);
             let Some((_, act)) = rules.into_iter().find(|(s, _)| *s == sight) else { continue };
-            if self.menu.as_ref().is_some_and(|m| seen - m.at < 4096) && *act == Act::Enter {
+            // Enter would choose something there.
+            let menu = self.menu.as_ref().is_some_and(|m| seen - m.at < 4096) || self.console.is_full_screen();
+            if menu && *act == Act::Enter {
                 continue;
             }
             observer(AccessEvent::Did { sight, line: line.trim().to_owned(), act: *act });

@@ -189,10 +189,11 @@ impl Shell {
         // `command` keeps a refusal from ending the line in dash. A line editor would ring, complete and wrap.
         self.tell("TERM=dumb;export TERM;unset PROMPT_COMMAND ENV HISTFILE MAIL MAILPATH", patience).await?;
         self.tell("for _o in history emacs vi;do command set +o $_o;done 2>/dev/null", patience).await?;
-        // Without echo, busybox's shell reads with `fgets`, takes the end of any background process for the end of its
-        // input, and leaves; as the first process it takes the guest along. With its line editor it does not.
-        let quieten = "case $BB_ASH_VERSION$(readlink /proc/$$/exe 2>/dev/null) in [0-9]*|*busybox*);;\
-                       *)stty -echo 2>/dev/null;;esac";
+        // Without echo, busybox's shell reads with `fgets`, takes the end of any background process for the end of its input,
+        // and leaves; as the first process it takes the guest along. With its line editor it does not. So the echo goes only
+        // where the shell is known to be another.
+        let quieten = "case $BASH_VERSION$KSH_VERSION$ZSH_VERSION$(readlink /proc/$$/exe 2>/dev/null) in \
+                       ''|*busybox*|*toybox*);;*)stty -echo 2>/dev/null;;esac";
         self.tell(quieten, patience).await?;
         // Did that help? The next line shows it.
         let probe = self.tell(":", patience).await?;

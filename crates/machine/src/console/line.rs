@@ -16,6 +16,8 @@ pub(crate) struct LineEditor {
     column: usize,
     row: u16,
     saved: (u16, usize),
+    /// The cursor was put somewhere on the screen, and no line was ended since.
+    addressed: bool,
     utf8: Utf8,
     size: (u16, u16),
 }
@@ -28,6 +30,7 @@ impl LineEditor {
             column: 0,
             row: 1,
             saved: (1, 0),
+            addressed: false,
             utf8: Utf8::default(),
             size: (rows.max(1), columns.max(1)),
         }
@@ -44,6 +47,7 @@ impl LineEditor {
                 self.flush_utf8();
                 match b {
                     b'\n' | 0x0b | 0x0c => {
+                        self.addressed = false;
                         self.end_line(done);
                         self.row = (self.row + 1).min(self.size.0);
                     }
@@ -91,6 +95,8 @@ impl LineEditor {
             b'A' | b'B' | b'E' | b'F' | b'd' => self.end_line(done),
             b'H' | b'f' => {
                 self.end_line(done);
+                // Not "home", with which a screen is cleared, nor "as far as it goes", with which it is measured.
+                self.addressed = (2..500).contains(&csi.param(0).unwrap_or(1));
                 self.row = csi.param(0).unwrap_or(1).clamp(1, self.size.0);
                 self.column = usize::from(csi.param(1).unwrap_or(1).clamp(1, self.size.1)) - 1;
             }
@@ -135,6 +141,11 @@ impl LineEditor {
         line
     }
 
+    /// Whether a full-screen program seems to be at work.
+    pub(crate) fn is_full_screen(&self) -> bool {
+        self.addressed
+    }
+
     /// Row and column of the cursor, from 1, within the terminal's size.
     pub(crate) fn cursor(&self) -> (u16, u16) {
         let column = u16::try_from(self.column + 1).unwrap_or(u16::MAX).min(self.size.1);
@@ -177,6 +188,15 @@ mod tests {
         let (done, open) = lines(b"\x1b[2J\x1b[3;10HChoose language\x1b[5;12H<Go Back>");
         assert!(done.iter().any(|l| l.trim() == "Choose language"), "{done:?}");
         assert_eq!(open.trim(), "<Go Back>");
+        let full_screen = |bytes: &[u8]| {
+            let mut editor = LineEditor::new(24, 80);
+            Parser::default().advance(bytes, &mut |t| editor.feed(&t, &mut |_| {}));
+            editor.is_full_screen()
+        };
+        assert!(full_screen(b"\x1b[2J\x1b[5;12H<Go Back>"));
+        assert!(!full_screen(b"\x1b[H\x1b[Jdebian login: "));
+        assert!(!full_screen(b"\x1b[5;12H<Go Back>\r\n# "));
+        assert!(!full_screen(b"\x1b[32766;32766H\x1b[6n"));
     }
 
     #[test]

@@ -349,6 +349,11 @@ impl Console {
         self.inner.shared.lock().line.current()
     }
 
+    /// Whether what was shown last was put at a place on the screen: an installer, a menu, an editor.
+    pub(crate) fn is_full_screen(&self) -> bool {
+        self.inner.shared.lock().line.is_full_screen()
+    }
+
     /// See [`ConsoleView::tail`].
     pub fn tail(&self, n: usize) -> Vec<String> {
         self.inner.shared.tail(n)

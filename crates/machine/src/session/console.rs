@@ -9,7 +9,7 @@
 //!
 //! # Limits
 //!
-//! A shell says `128 + N` of a command that signal N killed, and of one that exited with that code; it is reported as a code. Standard
+//! A command that SIGINT or SIGPIPE killed is reported with the exit code 130 or 141: shells do not tell these from codes. Standard
 //! input is read to its end before the command starts, and needs an exchange.
 
 mod exchange;
@@ -49,6 +49,8 @@ pub struct ConsoleSession {
     factor: f64,
     running: Option<Running>,
     tools: Option<fetch::Tools>,
+    /// Whether the guest was made fit for commands.
+    prepared: bool,
     notes: Vec<String>,
 }
 
@@ -91,7 +93,7 @@ impl Signals {
 /// What the keeper says of the command's end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct End {
-    code: u8,
+    exit: Exit,
     /// Sizes of standard output and error, where the guest could tell.
     sizes: Option<(u64, u64)>,
 }
@@ -99,7 +101,7 @@ struct End {
 impl ConsoleSession {
     /// Takes over a shell. `factor` is how much slower the guest may be than one with KVM.
     pub fn new(shell: Shell, exchange: Option<Exchange>, factor: f64) -> Self {
-        ConsoleSession { shell, exchange, factor, running: None, tools: None, notes: Vec::new() }
+        ConsoleSession { shell, exchange, factor, running: None, tools: None, prepared: false, notes: Vec::new() }
     }
 
     /// What a person should know of how commands run here, said once.
@@ -116,6 +118,11 @@ impl ConsoleSession {
     /// A [`Lost`] for everything that is not the command's own end.
     pub async fn exec(&mut self, command: GuestCommand, io: &mut Io<'_>) -> Result<Exit, Lost> {
         self.kill_running().await?;
+        if !self.prepared {
+            // Without it nothing can be found that is to be killed. A guest that has nothing but a shell may not have it.
+            self.line_run("[ -e /proc/self/stat ]||{ mkdir -p /proc;mount -t proc proc /proc; }").await?;
+            self.prepared = true;
+        }
         if let Some(terminal) = &command.terminal {
             return self.exec_on_terminal(&command, terminal, io).await;
         }

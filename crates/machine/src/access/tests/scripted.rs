@@ -283,6 +283,17 @@ async fn a_boot_menu_is_left_alone_and_named() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_installer_is_left_alone_and_named() {
+    let (result, _) = against(quick(), 120, |mut g| async move {
+        g.say("\x1b[2J\x1b[4;4H Choose language\x1b[6;8HEnglish\x1b[20;4H<Go Back>\x1b[24;1H<Tab> moves").await;
+        assert_eq!(g.hear().await, None, "Enter would choose");
+    })
+    .await;
+    let e = error(result);
+    assert!(e.to_string().contains("full-screen") && e.to_string().contains("Choose language"), "{e}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_panic_ends_the_climb() {
     let (result, _) = against(quick(), 300, |mut g| async move {
         g.say("[    1.234567] Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)\r\n")

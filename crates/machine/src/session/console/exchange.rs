@@ -6,7 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use belljar_model::{Exit, Phase};
+use belljar_model::Exit;
 use fs_err as fs;
 use rustix::fs::{FileType, Mode, OFlags, inotify};
 use tokio::io::{AsyncRead, AsyncReadExt};
@@ -154,7 +154,7 @@ impl ConsoleSession {
         let end = self.follow(&mut place, &mut watch, &guest_dir, &nonce, io).await?;
         self.running = None;
         self.drain(&mut place, end, io.sink).await?;
-        Ok(Exit::Code(end.code))
+        Ok(end.exit)
     }
 
     /// Passes the output on until the code comes.
@@ -214,7 +214,7 @@ impl ConsoleSession {
                      standard error came through the exchange directory",
                     have.0, want.0, have.1, want.1
                 ))
-                .with_message(format!("the command itself ended with exit code {} ({:?})", end.code, Phase::Command)));
+                .with_message(format!("the command itself ended: {}", end.exit)));
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }

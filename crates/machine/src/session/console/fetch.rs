@@ -98,7 +98,7 @@ impl ConsoleSession {
         let end = self.fetch_all(&dir, &nonce, tools, io).await?;
         self.running = None;
         self.line_run(format!("rm -rf {dir_word}")).await?;
-        Ok(Exit::Code(end.code))
+        Ok(end.exit)
     }
 
     async fn fetch_all(&mut self, dir: &str, nonce: &str, tools: Tools, io: &mut Io<'_>) -> Result<End, Lost> {
@@ -321,12 +321,12 @@ mod tests {
     #[test]
     fn a_look_with_a_foreign_line_tells_nothing_wrong() {
         assert_eq!(
-            read_look(b"abc 7 5 0\n\n5\n0\n", "abc"),
-            (Some(End { code: 7, sizes: Some((5, 0)) }), Some([5, 0]))
+            read_look(b"abc 7 - 5 0\n\n5\n0\n", "abc"),
+            (Some(End { exit: Exit::Code(7), sizes: Some((5, 0)) }), Some([5, 0]))
         );
         assert_eq!(read_look(b"\n5\n[    1.234567] x\n0\n", "abc"), (None, Some([5, 0])));
         assert_eq!(read_look(b"\n5\n12\n0\n", "abc"), (None, None));
-        assert_eq!(read_look(b"abc 7[    1.234567] x\n 5 0\n\n5\n0\n", "abc").0, None);
+        assert_eq!(read_look(b"abc 7 -[    1.234567] x\n 5 0\n\n5\n0\n", "abc").0, None);
     }
 
     proptest! {

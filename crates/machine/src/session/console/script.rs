@@ -9,7 +9,13 @@
 //! | `fore` | runs `cmd` on a terminal |
 //! | `0`, `1`, `2` | standard input, output and error |
 //! | `pid` | `PID GROUP`: the keeper, and 1 if it leads a process group of its own |
-//! | `code` | `NONCE CODE SIZE1 SIZE2` (a size that the guest cannot tell is `-`), appears whole or not at all |
+//! | `code` | `NONCE CODE HOW SIZE1 SIZE2`, appears whole or not at all; HOW is `s` where a signal killed the command, `c` where it dumped core, else `-`; a size that the guest cannot tell is `-` |
+//! | `said` | what the keeper's shell said of the command's end |
+//!
+//! A shell gives `128 + N` for a command that signal N killed, and for one that exited with that code; but it says "Killed" only of
+//! the first.
+
+use belljar_model::Exit;
 
 use super::End;
 use crate::access::quote;
@@ -55,15 +61,17 @@ pub(super) fn command(command: &GuestCommand) -> Vec<u8> {
     out
 }
 
-/// What runs `cmd` as this user: shell text for use where `$d` is the directory.
-fn run_as(user: Option<&str>) -> String {
+/// What runs `cmd` as this user: lines that come before, and a simple command, for use where `$d` is the directory.
+fn run_as(user: Option<&str>) -> (String, &'static str) {
     match user {
-        None => "sh $d/cmd".to_owned(),
+        None => (String::new(), "sh $d/cmd"),
         // `su` takes no numbers.
-        Some(user) => format!(
-            "u={};while IFS=: read -r n _ i _;do [ \"$i\" = \"$u\" ]&&u=$n&&break;done </etc/passwd\n\
-             su -s /bin/sh \"$u\" -c \"$(cat $d/cmd)\"",
-            word(user)
+        Some(user) => (
+            format!(
+                "u={};while IFS=: read -r n _ i _;do [ \"$i\" = \"$u\" ]&&u=$n&&break;done </etc/passwd\n",
+                word(user)
+            ),
+            "su -s /bin/sh \"$u\" -c \"$(cat $d/cmd)\"",
         ),
     }
 }
@@ -71,7 +79,7 @@ fn run_as(user: Option<&str>) -> String {
 /// `fore`: runs the command on the terminal at hand, and gives it one where the shell has none, as one that is the first process
 /// of a guest.
 pub(super) fn foreground(dir: &str, user: Option<&str>, term: &str, rows: u16, columns: u16) -> Vec<u8> {
-    let (dir, run, term) = (word(dir), run_as(user), word(term));
+    let (dir, (before, run), term) = (word(dir), run_as(user), word(term));
     // A session leader without a terminal that opens one gets it as its own.
     format!(
         "d={dir}\n\
@@ -82,7 +90,7 @@ pub(super) fn foreground(dir: &str, user: Option<&str>, term: &str, rows: u16, c
          fi\n\
          stty sane rows {rows} cols {columns} 2>/dev/null\n\
          TERM={term};export TERM\n\
-         {run}\n"
+         {before}{run}\n"
     )
     .into_bytes()
 }
@@ -90,8 +98,10 @@ pub(super) fn foreground(dir: &str, user: Option<&str>, term: &str, rows: u16, c
 /// `keep`: waits for the command and tells how it ended. Gets the nonce on its standard input.
 pub(super) fn keeper(dir: &str, user: Option<&str>) -> Vec<u8> {
     let dir = word(dir);
-    let start = run_as(user);
+    let (before, run) = run_as(user);
     // The command gets the signals that its group gets; the keeper outlives them. A group of its own is one whose number is its leader's: field five of `stat`. The name in field two is `sh`'s own.
+    // A subshell, since a shell's own words about a command go where that command's errors go. (`su` says "Killed" itself, and not always.)
+    let how = if user.is_none() { "case $(cat $d/said) in *core*)h=c;;?*)h=s;;esac" } else { ":" };
     format!(
         "d={dir}\n\
          read -r nonce\n\
@@ -99,12 +109,14 @@ pub(super) fn keeper(dir: &str, user: Option<&str>) -> Vec<u8> {
          g=0\n\
          read -r _ _ _ _ f _ </proc/$$/stat 2>/dev/null&&[ \"$f\" = $$ ]&&g=1\n\
          echo \"$$ $g\" >$d/pid\n\
-         {{\n{start}\n}} <$d/0 >$d/1 2>$d/2\n\
+         exec 2>$d/said\n\
+         {before}( exec {run} <$d/0 >$d/1 2>$d/2 )\n\
          c=$?\n\
+         h=-;{how}\n\
          a=-;b=-\n\
          a=$(wc -c <$d/1 2>/dev/null)&&b=$(wc -c <$d/2 2>/dev/null)||{{ a=-;b=-; }}\n\
          sync 2>/dev/null\n\
-         echo \"$nonce $c\" $a $b >$d/code.tmp&&mv $d/code.tmp $d/code\n"
+         echo \"$nonce $c\" $h $a $b >$d/code.tmp&&mv $d/code.tmp $d/code\n"
     )
     .into_bytes()
 }
@@ -156,11 +168,20 @@ pub(super) fn read_code(text: &[u8], nonce: &str) -> Option<End> {
     // ksh93 says 256 + N for signal N.
     let code = number(words.next()?).filter(|c| *c < 512)?;
     let code = if code > 255 { (code & 0x7f) | 0x80 } else { code };
+    let (signal, core) = match words.next()? {
+        "-" => (None, false),
+        how @ ("s" | "c") => (code.checked_sub(128).filter(|n| (1..=64).contains(n)), how == "c"),
+        _ => return None,
+    };
+    let exit = match signal.and_then(|n| i32::try_from(n).ok()) {
+        Some(number) => Exit::Signal { number, core },
+        None => Exit::Code(u8::try_from(code).ok()?),
+    };
     let sizes = match (words.next()?, words.next()?) {
         ("-", "-") => None,
         (a, b) => Some((number(a)?, number(b)?)),
     };
-    words.next().is_none().then_some(End { code: u8::try_from(code).ok()?, sizes })
+    words.next().is_none().then_some(End { exit, sizes })
 }
 
 /// One word for a POSIX shell.
@@ -181,10 +202,23 @@ mod tests {
 
     #[test]
     fn a_code_counts_only_with_its_nonce_and_whole() {
-        assert_eq!(read_code(b"abc 7 12 0\n", "abc"), Some(End { code: 7, sizes: Some((12, 0)) }));
-        assert_eq!(read_code(b"abc 137 - -\n", "abc"), Some(End { code: 137, sizes: None }));
-        for wrong in ["abc 7 12 0", "abd 7 12 0\n", "abc 7 12\n", "abc  12 0\n", "abc 7 12 0 0\n", "abc 700 1 1\n", ""]
-        {
+        assert_eq!(read_code(b"abc 7 - 12 0\n", "abc"), Some(End { exit: Exit::Code(7), sizes: Some((12, 0)) }));
+        assert_eq!(read_code(b"abc 137 - - -\n", "abc"), Some(End { exit: Exit::Code(137), sizes: None }));
+        let killed = |core| Some(End { exit: Exit::Signal { number: 11, core }, sizes: None });
+        assert_eq!(read_code(b"abc 139 s - -\n", "abc"), killed(false));
+        assert_eq!(read_code(b"abc 267 c - -\n", "abc"), killed(true));
+        // A shell that says something of a command that was not killed.
+        assert_eq!(read_code(b"abc 2 s - -\n", "abc"), Some(End { exit: Exit::Code(2), sizes: None }));
+        for wrong in [
+            "abc 7 - 12 0",
+            "abd 7 - 12 0\n",
+            "abc 7 - 12\n",
+            "abc  - 12 0\n",
+            "abc 7 - 12 0 0\n",
+            "abc 700 - 1 1\n",
+            "abc 7 x 1 1\n",
+            "",
+        ] {
             assert_eq!(read_code(wrong.as_bytes(), "abc"), None, "{wrong}");
         }
     }

@@ -81,8 +81,15 @@ async fn streams_codes_and_places_are_exact() {
                 assert_eq!(code(result), Exit::Code(n), "{argv:?} {exchange}");
                 assert!(kept.out.is_empty() && kept.err.is_empty());
             }
-            let (result, _) = run(&mut g, command(&["sh", "-c", "kill -9 $$"]), b"").await;
-            assert_eq!(code(result), Exit::Code(137));
+            let (result, kept) = run(&mut g, command(&["sh", "-c", "kill -9 $$"]), b"").await;
+            assert_eq!(kept.err, b"", "what our own shell says is not the command's");
+            assert_eq!(code(result), Exit::Signal { number: 9, core: false });
+            let (result, kept) = run(&mut g, command(&["sh", "-c", "exit 137"]), b"").await;
+            assert_eq!(
+                (code(result), kept.err.as_slice()),
+                (Exit::Code(137), &b""[..]),
+                "not killed, and nothing said"
+            );
             let (result, _) = run(&mut g, command(&["/no/such/program"]), b"").await;
             assert_eq!(code(result), Exit::Code(127));
 
@@ -166,7 +173,7 @@ async fn a_signal_reaches_the_command_and_its_end_is_told() {
                 tokio::time::timeout(Duration::from_secs(60), g.session.exec(command(&["sleep", "1000"]), &mut io))
                     .await;
             match result {
-                Ok(result) => assert_eq!(code(result), Exit::Code(137), "{argv:?}"),
+                Ok(result) => assert_eq!(code(result), Exit::Signal { number: 9, core: false }, "{argv:?}"),
                 // It may have come before the command was there to get it.
                 Err(_) => {
                     g.session.kill_running().await.expect("killed");
@@ -216,7 +223,7 @@ async fn what_a_guest_puts_in_place_of_its_files_is_not_followed() {
     let mut g = guest(SHELLS[0], true).await;
     // The command replaces every file of its own, and the keeper's code, by links to a file with a secret.
     let secret = tempfile::NamedTempFile::new().expect("file");
-    fs_err::write(secret.path(), "secret 0 0 0\n").expect("write");
+    fs_err::write(secret.path(), "secret 0 - 0 0\n").expect("write");
     let script = format!(
         "cd '{}'/.belljar-*; for f in 1 2 code; do rm -f $f; ln -s '{}' $f; done; echo late; mkdir code.tmp; sleep 3",
         g.dir.path().display(),
@@ -263,4 +270,22 @@ async fn a_terminal_is_the_commands_own() {
     assert!(!said.contains(":b:") && !said.ends_with('<'), "{said}");
     let (result, kept) = run(&mut g, command(&["echo", "after"]), b"").await;
     assert_eq!((code(result), kept.out.as_slice()), (Exit::Code(0), &b"after\n"[..]));
+}
+
+#[tokio::test]
+async fn a_command_runs_as_another_user() {
+    let passwd = fs_err::read_to_string("/etc/passwd").unwrap_or_default();
+    let Some(nobody) =
+        passwd.lines().find(|l| l.starts_with("nobody:")).filter(|_| rustix::process::geteuid().is_root())
+    else {
+        return;
+    };
+    let number = nobody.split(':').nth(2).expect("number");
+    for user in ["nobody", number] {
+        let mut g = guest(SHELLS[1], true).await;
+        let mut c = command(&["id", "-un"]);
+        c.user = Some(user.to_owned());
+        let (result, kept) = run(&mut g, c, b"").await;
+        assert_eq!((code(result), String::from_utf8_lossy(&kept.out).trim()), (Exit::Code(0), "nobody"));
+    }
 }
