@@ -9,13 +9,13 @@ use crate::env;
 /// Functional tests of operating-system features, each in its own throw-away machine.
 #[derive(Debug, Parser)]
 #[command(name = "belljar", version, max_term_width = 100, propagate_version = true)]
-pub struct Cli {
+pub(crate) struct Cli {
     #[command(subcommand)]
-    pub command: Command,
+    pub(crate) command: Command,
 }
 
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// Run one command in one fresh guest and exit with its exit code
     #[command(after_help = RUN_HELP)]
     Run(Box<RunArgs>),
@@ -50,232 +50,232 @@ Exit codes: the command's own, 128+N if signal N killed it, 124 on a timeout, 12
 125 if Belljar could not run it, 2 for a wrong command line.";
 
 #[derive(Debug, Args)]
-pub struct RunArgs {
+pub(crate) struct RunArgs {
     #[command(flatten)]
-    pub guest: GuestArgs,
+    pub(crate) guest: GuestArgs,
     #[command(flatten)]
-    pub share: ShareArgs,
+    pub(crate) share: ShareArgs,
     #[command(flatten)]
-    pub exec: ExecArgs,
+    pub(crate) exec: ExecArgs,
     #[command(flatten)]
-    pub host: HostArgs,
+    pub(crate) host: HostArgs,
 
     /// Give up on the command after this time, such as 90s or 5m [default: no limit]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, help_heading = "Limits")]
-    pub timeout: Option<Duration>,
+    pub(crate) timeout: Option<Duration>,
 
     /// End the guest through its own service manager instead of at once, for what happens only then
     #[arg(long, help_heading = "Limits")]
-    pub power_off: bool,
+    pub(crate) power_off: bool,
 
     /// Give the command an empty standard input instead of this one
     #[arg(short = 'n', long, help_heading = "Command")]
-    pub no_stdin: bool,
+    pub(crate) no_stdin: bool,
 
     /// Give the command a terminal of its own and pass its bytes on unchanged
     #[arg(short = 't', long, conflicts_with = "no_stdin", help_heading = "Command")]
-    pub tty: bool,
+    pub(crate) tty: bool,
 
     /// Command and arguments, after `--`
     #[arg(last = true, required = true, value_name = "CMD", value_hint = ValueHint::CommandWithArguments)]
-    pub command: Vec<OsString>,
+    pub(crate) command: Vec<OsString>,
 }
 
 #[derive(Debug, Args)]
-pub struct ShellArgs {
+pub(crate) struct ShellArgs {
     #[command(flatten)]
-    pub guest: GuestArgs,
+    pub(crate) guest: GuestArgs,
     #[command(flatten)]
-    pub share: ShareArgs,
+    pub(crate) share: ShareArgs,
     #[command(flatten)]
-    pub exec: ExecArgs,
+    pub(crate) exec: ExecArgs,
     #[command(flatten)]
-    pub host: HostArgs,
+    pub(crate) host: HostArgs,
 
     /// Command to run on the terminal [default: the user's login shell]
     #[arg(last = true, value_name = "CMD", value_hint = ValueHint::CommandWithArguments)]
-    pub command: Vec<OsString>,
+    pub(crate) command: Vec<OsString>,
 }
 
 #[derive(Debug, Args)]
-pub struct DoctorArgs {
+pub(crate) struct DoctorArgs {
     /// A disk image to look at as well
     #[arg(value_name = "IMAGE", value_hint = ValueHint::FilePath)]
-    pub image: Option<PathBuf>,
+    pub(crate) image: Option<PathBuf>,
 
     /// QEMU to use [default: the first qemu-system-x86_64 found]
     #[arg(long, value_name = "FILE", env = env::QEMU, hide_env = true, value_hint = ValueHint::FilePath)]
-    pub qemu: Option<PathBuf>,
+    pub(crate) qemu: Option<PathBuf>,
 
     /// Ask again instead of remembering what was found before
     #[arg(long)]
-    pub fresh: bool,
+    pub(crate) fresh: bool,
 }
 
 /// Which guest, and what machine it is.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Guest")]
-pub struct GuestArgs {
+pub(crate) struct GuestArgs {
     /// Boot this disk image (qcow2, raw, vmdk, vdi, vhdx, vpc), unmodified; nothing is written to it
     #[arg(long, value_name = "FILE", conflicts_with_all = ["kernel", "rootfs", "initrd", "modules", "append"],
           value_hint = ValueHint::FilePath)]
-    pub image: Option<PathBuf>,
+    pub(crate) image: Option<PathBuf>,
 
     /// Take the image as being of this format instead of what qemu-img says
     #[arg(long, value_name = "FORMAT", requires = "image")]
-    pub image_format: Option<String>,
+    pub(crate) image_format: Option<String>,
 
     /// Boot this kernel: with --initrd its user space, else with --rootfs or the host's root directory
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub kernel: Option<PathBuf>,
+    pub(crate) kernel: Option<PathBuf>,
 
     /// The initramfs to boot the kernel with; its shell is looked for on the serial line
     #[arg(long, value_name = "FILE", requires = "kernel", conflicts_with = "rootfs", value_hint = ValueHint::FilePath)]
-    pub initrd: Option<PathBuf>,
+    pub(crate) initrd: Option<PathBuf>,
 
     /// Use this directory as the guest's root, read-only under a writable layer [default: /]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
-    pub rootfs: Option<PathBuf>,
+    pub(crate) rootfs: Option<PathBuf>,
 
     /// The kernel's modules, such as /lib/modules/6.1.0-56-amd64 [default: found by the kernel's version]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
-    pub modules: Option<PathBuf>,
+    pub(crate) modules: Option<PathBuf>,
 
     /// Add to the kernel's command line
     #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
-    pub append: Vec<String>,
+    pub(crate) append: Vec<String>,
 
     /// Log in on the serial console as USER with PASSWORD (better in the environment: BELLJAR_LOGIN)
     #[arg(long, value_name = "USER[:PASSWORD]", env = env::LOGIN, hide_env = true, hide_env_values = true)]
-    pub login: Option<String>,
+    pub(crate) login: Option<String>,
 
     /// How to get in: what the serial line offers, or Belljar's own init (only with --kernel) [default: auto]
     #[arg(long, value_enum, default_value_t = AccessArg::Auto, hide_default_value = true)]
-    pub access: AccessArg,
+    pub(crate) access: AccessArg,
 
     /// The guest's memory, such as 512M or 2GiB
     #[arg(short = 'm', long, value_name = "SIZE", default_value = "1GiB")]
-    pub memory: String,
+    pub(crate) memory: String,
 
     /// The guest's processors
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=255))]
-    pub cpus: u32,
+    pub(crate) cpus: u32,
 
     /// QEMU machine type
     #[arg(long, value_name = "TYPE")]
-    pub machine: Option<String>,
+    pub(crate) machine: Option<String>,
 
     /// QEMU CPU model
     #[arg(long, value_name = "MODEL")]
-    pub cpu: Option<String>,
+    pub(crate) cpu: Option<String>,
 
     /// KVM or emulation [default: KVM if a probe shows that it runs a guest]
     #[arg(long, value_enum, env = env::ACCEL, hide_env = true)]
-    pub accel: Option<AccelArg>,
+    pub(crate) accel: Option<AccelArg>,
 
     /// Add a disk: size=1G or file=IMAGE, with serial=NAME, bus=virtio|scsi|sata|ide|nvme; thrown away at the end
     #[arg(long = "disk", value_name = "SPEC")]
-    pub disks: Vec<String>,
+    pub(crate) disks: Vec<String>,
 
     /// How the boot disk is attached
     #[arg(long, value_name = "BUS", value_enum, default_value_t = BusArg::Virtio, requires = "image")]
-    pub boot_bus: BusArg,
+    pub(crate) boot_bus: BusArg,
 
     /// Network: none, isolated (DHCP answers, nothing is reachable) or user (the outside world by NAT)
     #[arg(long, value_enum, default_value_t = NicArg::Isolated)]
-    pub nic: NicArg,
+    pub(crate) nic: NicArg,
 
     /// What a fault that the guest's kernel reports (oops, BUG, lockup) does to the run
     #[arg(long, value_enum, default_value_t = OopsArg::Crash)]
-    pub oops: OopsArg,
+    pub(crate) oops: OopsArg,
 
     /// Give up on the boot after this time [default: 2m, 20m without KVM, sooner if nothing moves]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
-    pub boot_timeout: Option<Duration>,
+    pub(crate) boot_timeout: Option<Duration>,
 
     /// Pass this argument to QEMU as it is, after all others
     #[arg(long = "qemu-arg", value_name = "ARG", allow_hyphen_values = true)]
-    pub qemu_args: Vec<OsString>,
+    pub(crate) qemu_args: Vec<OsString>,
 }
 
 /// What of the host the guest sees.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Share")]
-pub struct ShareArgs {
+pub(crate) struct ShareArgs {
     /// The host directory that the guest sees, or `none`
     #[arg(short = 'w', long, value_name = "DIR", default_value = ".", value_hint = ValueHint::DirPath)]
-    pub workspace: PathBuf,
+    pub(crate) workspace: PathBuf,
 
     /// rw: the guest writes into it; ro: it cannot; cow: what it writes stays in the guest
     #[arg(long, value_enum, default_value_t = ModeArg::Rw)]
-    pub workspace_mode: ModeArg,
+    pub(crate) workspace_mode: ModeArg,
 
     /// Where the guest sees it
     #[arg(long, value_name = "PATH", default_value = "/mnt/hostos")]
-    pub mount_at: String,
+    pub(crate) mount_at: String,
 
     /// Host directory for what the command leaves in $BELLJAR_OUT [default: `out` in the run's directory]
     #[arg(short = 'o', long, value_name = "DIR", value_hint = ValueHint::DirPath)]
-    pub out: Option<PathBuf>,
+    pub(crate) out: Option<PathBuf>,
 }
 
 /// How the command is run.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Command")]
-pub struct ExecArgs {
+pub(crate) struct ExecArgs {
     /// Set a variable for the command, or pass on this process's own with just NAME
     #[arg(short = 'e', long = "env", value_name = "NAME[=VALUE]")]
-    pub env: Vec<OsString>,
+    pub(crate) env: Vec<OsString>,
 
     /// Directory in the guest to run in [default: the workspace]
     #[arg(short = 'C', long, value_name = "PATH")]
-    pub cwd: Option<String>,
+    pub(crate) cwd: Option<String>,
 
     /// User in the guest to run as, by name or number
     #[arg(short = 'u', long, value_name = "USER")]
-    pub user: Option<String>,
+    pub(crate) user: Option<String>,
 }
 
 /// How Belljar itself works.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Belljar")]
-pub struct HostArgs {
+pub(crate) struct HostArgs {
     /// QEMU to use [default: the first qemu-system-x86_64 found]
     #[arg(long, value_name = "FILE", env = env::QEMU, hide_env = true, value_hint = ValueHint::FilePath)]
-    pub qemu: Option<PathBuf>,
+    pub(crate) qemu: Option<PathBuf>,
 
     /// Put the logs of this run here [default: a directory of its own under the state directory]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
-    pub run_dir: Option<PathBuf>,
+    pub(crate) run_dir: Option<PathBuf>,
 
     /// Print the QEMU command, quoted to paste, and run nothing
     #[arg(long)]
-    pub dry_run: bool,
+    pub(crate) dry_run: bool,
 
     /// Say what was chosen and why; twice: show the console as well
     #[arg(short, long, action = clap::ArgAction::Count, conflicts_with = "quiet")]
-    pub verbose: u8,
+    pub(crate) verbose: u8,
 
     /// Say nothing but errors
     #[arg(short, long)]
-    pub quiet: bool,
+    pub(crate) quiet: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum AccessArg {
+pub(crate) enum AccessArg {
     Auto,
     Console,
     Init,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum AccelArg {
+pub(crate) enum AccelArg {
     Kvm,
     Tcg,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum BusArg {
+pub(crate) enum BusArg {
     Virtio,
     Scsi,
     Sata,
@@ -284,20 +284,20 @@ pub enum BusArg {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum NicArg {
+pub(crate) enum NicArg {
     None,
     Isolated,
     User,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum OopsArg {
+pub(crate) enum OopsArg {
     Crash,
     Note,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum ModeArg {
+pub(crate) enum ModeArg {
     Rw,
     Ro,
     Cow,

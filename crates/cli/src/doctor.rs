@@ -55,7 +55,7 @@ impl Finding {
 }
 
 /// Prints the findings; 125 where a run cannot work.
-pub fn doctor(args: &DoctorArgs) -> Result<u8, String> {
+pub(crate) fn doctor(args: &DoctorArgs) -> Result<u8, String> {
     let cache = settings::cache_dir()?;
     let mut findings = host(args, &cache);
     if let Some(image) = &args.image {

@@ -3,22 +3,23 @@
 use std::{env, ffi::OsString, path::PathBuf};
 
 /// QEMU to use, as `--qemu`.
-pub const QEMU: &str = "BELLJAR_QEMU";
+pub(crate) const QEMU: &str = "BELLJAR_QEMU";
 /// `USER[:PASSWORD]` for the serial console, as `--login`.
-pub const LOGIN: &str = "BELLJAR_LOGIN";
+pub(crate) const LOGIN: &str = "BELLJAR_LOGIN";
 /// `kvm` or `tcg`, as `--accel`.
-pub const ACCEL: &str = "BELLJAR_ACCEL";
+pub(crate) const ACCEL: &str = "BELLJAR_ACCEL";
 /// Where kernels, initramfs and answers of probes are kept.
-pub const CACHE_DIR: &str = "BELLJAR_CACHE_DIR";
+pub(crate) const CACHE_DIR: &str = "BELLJAR_CACHE_DIR";
 /// Where the directories of runs are made.
-pub const STATE_DIR: &str = "BELLJAR_STATE_DIR";
+pub(crate) const STATE_DIR: &str = "BELLJAR_STATE_DIR";
 /// How many directories of ended runs are kept.
-pub const KEEP_RUNS: &str = "BELLJAR_KEEP_RUNS";
+pub(crate) const KEEP_RUNS: &str = "BELLJAR_KEEP_RUNS";
 /// Any value but the empty one: no colours.
-pub const NO_COLOR: &str = "NO_COLOR";
+pub(crate) const NO_COLOR: &str = "NO_COLOR";
 
-/// Name and meaning of each, for the manual.
-pub const ALL: &[(&str, &str)] = &[
+/// Name and meaning of each, as the manual has it.
+#[cfg(test)]
+const ALL: &[(&str, &str)] = &[
     (QEMU, "QEMU to use, as `--qemu`"),
     (LOGIN, "`USER[:PASSWORD]` for the serial console, as `--login`"),
     (ACCEL, "`kvm` or `tcg`, as `--accel`"),
@@ -32,11 +33,33 @@ pub const ALL: &[(&str, &str)] = &[
 ];
 
 /// The value of one variable; empty counts as unset.
-pub fn get(name: &str) -> Option<OsString> {
+pub(crate) fn get(name: &str) -> Option<OsString> {
     env::var_os(name).filter(|v| !v.is_empty())
 }
 
 /// The value of one variable as a path.
-pub fn path(name: &str) -> Option<PathBuf> {
+pub(crate) fn path(name: &str) -> Option<PathBuf> {
     get(name).map(PathBuf::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MANUAL: &str = include_str!("../../../docs/manual.md");
+
+    #[test]
+    fn the_manual_has_every_variable() {
+        for (name, meaning) in ALL {
+            assert!(MANUAL.contains(&format!("| `{name}` | {meaning} |")), "docs/manual.md lacks {name}: {meaning}");
+        }
+    }
+
+    #[test]
+    fn the_manual_has_every_exit_code_of_what_there_is() {
+        use belljar_model::exit_code::{ALL, BAD_CONFIG, NO_TESTS, TESTS_FAILED};
+        for (code, meaning) in ALL.iter().filter(|(c, _)| ![NO_TESTS, BAD_CONFIG, TESTS_FAILED].contains(c)) {
+            assert!(MANUAL.contains(&format!("| {code} | {meaning} |")), "docs/manual.md lacks {code}: {meaning}");
+        }
+    }
 }

@@ -6,6 +6,7 @@ use std::{
     io::{self, IsTerminal, Stderr},
     os::unix::ffi::OsStringExt,
     rc::Rc,
+    time::Duration,
 };
 
 use belljar_machine::{
@@ -41,10 +42,13 @@ use crate::{
 /// What `TERM` is in a guest where this process has none.
 const DEFAULT_TERM: &str = "vt100";
 
+/// How long the last bytes of output may take to be taken.
+const LAST_WRITE: Duration = Duration::from_secs(1);
+
 type Reporter = Rc<RefCell<RunReporter<Stderr>>>;
 
 /// `belljar run`.
-pub fn run(args: RunArgs) -> Result<u8, String> {
+pub(crate) fn run(args: RunArgs) -> Result<u8, String> {
     let RunArgs { guest, share, exec, host, timeout, no_stdin, tty, power_off, command } = args;
     if tty && !io::stdin().is_terminal() {
         return Err("--tty needs a terminal on standard input; leave it out for a pipe".into());
@@ -61,7 +65,7 @@ pub fn run(args: RunArgs) -> Result<u8, String> {
 
 /// Where the command's standard input comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stdin {
+pub(crate) enum Stdin {
     /// From nowhere.
     Empty,
     /// From ours.
@@ -69,15 +73,15 @@ pub enum Stdin {
 }
 
 /// A request, and what lives as long as it.
-pub struct Prepared {
+pub(crate) struct Prepared {
     /// The request.
-    pub request: Request,
+    pub(crate) request: Request,
     run_dir: RunDir,
 }
 
 impl Prepared {
     /// Resolves what was typed.
-    pub fn new(
+    pub(crate) fn new(
         guest: &GuestArgs,
         share: &ShareArgs,
         exec: &ExecArgs,
@@ -116,7 +120,7 @@ impl Prepared {
     }
 
     /// Prints the QEMU command and leaves nothing behind but the cache.
-    pub fn show(self) -> Result<u8, String> {
+    pub(crate) fn show(self) -> Result<u8, String> {
         let Self { request, run_dir } = self;
         let plan = plan::prepare(&request.guest, &request.share, request.host).map_err(|e| e.to_string());
         let line = plan.and_then(|plan| plan.command_line().map_err(|e| e.to_string()));
@@ -126,7 +130,7 @@ impl Prepared {
     }
 
     /// Boots, runs, reports; gives the exit code.
-    pub fn go(self, host: &HostArgs, stdin: Stdin) -> Result<u8, String> {
+    pub(crate) fn go(self, host: &HostArgs, stdin: Stdin) -> Result<u8, String> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -188,8 +192,8 @@ impl Prepared {
             console: Some(view_sender),
         };
         let verdict = belljar_runner::run::run(request, io, cancel, &mut log).await;
-        // The rest of a cut-off escape sequence; what cannot be written is nobody's loss any more.
-        drop(sink.finish().await);
+        // The rest of a cut-off escape sequence; what nobody takes is nobody's loss any more.
+        drop(tokio::time::timeout(LAST_WRITE, sink.finish()).await);
         Ok(verdict)
     }
 }

@@ -28,7 +28,7 @@ const KEEP_RUNS: usize = 20;
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Where kernels, initramfs and answers of probes are kept.
-pub fn cache_dir() -> Result<PathBuf, String> {
+pub(crate) fn cache_dir() -> Result<PathBuf, String> {
     match env::path(env::CACHE_DIR) {
         Some(dir) => absolute(&dir),
         None => Ok(base_dirs()?.cache_dir().join("belljar")),
@@ -56,7 +56,7 @@ fn absolute(path: &Path) -> Result<PathBuf, String> {
 }
 
 /// Makes the run's directory, where the user wants it or among the others.
-pub fn run_dir(args: &HostArgs) -> Result<RunDir, String> {
+pub(crate) fn run_dir(args: &HostArgs) -> Result<RunDir, String> {
     match &args.run_dir {
         Some(dir) => RunDir::at(dir).map_err(|e| {
             format!("cannot use {} as the run's directory: {e}\ngive an empty one, or a new name", dir.display())
@@ -82,7 +82,7 @@ pub fn run_dir(args: &HostArgs) -> Result<RunDir, String> {
 }
 
 /// What the host side of a run stands on.
-pub fn host(args: &HostArgs, guest: &GuestArgs, run_dir: &RunDir) -> Result<HostContext, String> {
+pub(crate) fn host(args: &HostArgs, guest: &GuestArgs, run_dir: &RunDir) -> Result<HostContext, String> {
     Ok(HostContext {
         run_dir: run_dir.path().to_owned(),
         cache_dir: cache_dir()?,
@@ -98,12 +98,12 @@ pub fn host(args: &HostArgs, guest: &GuestArgs, run_dir: &RunDir) -> Result<Host
 }
 
 /// `qemu-img`, or the bare name for the error that says what to install.
-pub fn qemu_img() -> PathBuf {
+pub(crate) fn qemu_img() -> PathBuf {
     which::which("qemu-img").unwrap_or_else(|_| PathBuf::from("qemu-img"))
 }
 
 /// This very program, as the process that becomes QEMU.
-pub fn shim() -> Shim {
+pub(crate) fn shim() -> Shim {
     Shim { program: PathBuf::from("/proc/self/exe"), args: vec![crate::EXEC.into()] }
 }
 
@@ -115,7 +115,7 @@ fn accel(arg: AccelArg) -> Accel {
 }
 
 /// The guest, and its name for a person.
-pub fn guest(args: &GuestArgs) -> Result<(GuestSpec, String), String> {
+pub(crate) fn guest(args: &GuestArgs) -> Result<(GuestSpec, String), String> {
     let (source, name) = source(args)?;
     let login = match &args.login {
         None => None,
@@ -203,7 +203,7 @@ fn guest_env() -> Vec<String> {
 }
 
 /// What the guest sees of the host.
-pub fn share(args: &ShareArgs, run_dir: &RunDir) -> Result<ShareSpec, String> {
+pub(crate) fn share(args: &ShareArgs, run_dir: &RunDir) -> Result<ShareSpec, String> {
     let workspace = if args.workspace == Path::new("none") {
         None
     } else {
@@ -229,7 +229,7 @@ fn directory(option: &str, dir: &Path) -> Result<PathBuf, String> {
 }
 
 /// The command's variables: the user's, and where the shares are.
-pub fn command_env(args: &ExecArgs, share: &ShareSpec) -> Result<Vec<Vec<u8>>, String> {
+pub(crate) fn command_env(args: &ExecArgs, share: &ShareSpec) -> Result<Vec<Vec<u8>>, String> {
     let mut vars = vec![format!("BELLJAR_OUT={}", belljar_machine::share::OUT_PATH).into_bytes()];
     if let Some(workspace) = &share.workspace {
         vars.push(format!("BELLJAR_WORKSPACE={}", workspace.mount_at).into_bytes());
@@ -241,7 +241,7 @@ pub fn command_env(args: &ExecArgs, share: &ShareSpec) -> Result<Vec<Vec<u8>>, S
 }
 
 /// Where in the guest the command runs.
-pub fn cwd(args: &ExecArgs, share: &ShareSpec) -> Result<Option<Vec<u8>>, String> {
+pub(crate) fn cwd(args: &ExecArgs, share: &ShareSpec) -> Result<Option<Vec<u8>>, String> {
     match &args.cwd {
         Some(path) if path.starts_with('/') => Ok(Some(path.clone().into_bytes())),
         Some(path) => match &share.workspace {
@@ -254,7 +254,7 @@ pub fn cwd(args: &ExecArgs, share: &ShareSpec) -> Result<Option<Vec<u8>>, String
 }
 
 /// How the run is told.
-pub fn style(args: &HostArgs) -> Style {
+pub(crate) fn style(args: &HostArgs) -> Style {
     let terminal = io::stderr().is_terminal();
     let level = match (args.quiet, args.verbose) {
         (true, _) => Level::Quiet,

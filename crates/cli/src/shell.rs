@@ -16,7 +16,7 @@ const LOGIN_SHELL: &str = r#"s=$(sed -n "s|^$(id -un):.*:||p" /etc/passwd 2>/dev
 [ -x "$s" ] || s=$(command -v bash) || s=/bin/sh; exec "$s""#;
 
 /// Opens a terminal in a fresh guest.
-pub fn shell(args: ShellArgs) -> Result<u8, String> {
+pub(crate) fn shell(args: ShellArgs) -> Result<u8, String> {
     let ShellArgs { guest, share, exec, host, command } = args;
     if !host.dry_run && !io::stdin().is_terminal() {
         return Err(

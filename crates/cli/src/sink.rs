@@ -10,7 +10,7 @@ use tokio::io::{AsyncWriteExt, Stderr, Stdout};
 
 /// Our own standard output and error. To a terminal go no control sequences of the guest, unless it was asked for
 /// them; to anything else goes what came, byte for byte.
-pub struct StdSink {
+pub(crate) struct StdSink {
     stdout: Stdout,
     stderr: Stderr,
     clean_stdout: Option<Sanitizer>,
@@ -19,7 +19,7 @@ pub struct StdSink {
 
 impl StdSink {
     /// `raw`: the command has a terminal of its own, and the user's is given to it.
-    pub fn new(raw: bool) -> Self {
+    pub(crate) fn new(raw: bool) -> Self {
         let clean = |terminal: bool| (terminal && !raw).then(Sanitizer::new);
         Self {
             stdout: tokio::io::stdout(),
@@ -30,15 +30,15 @@ impl StdSink {
     }
 
     /// Writes what is still held back.
-    pub async fn finish(&mut self) -> io::Result<()> {
+    pub(crate) async fn finish(&mut self) -> io::Result<()> {
         for (sanitizer, error) in [(self.clean_stdout.take(), false), (self.clean_stderr.take(), true)] {
             let Some(mut sanitizer) = sanitizer else { continue };
             let mut rest = String::new();
             sanitizer.finish(&mut rest);
             if error {
-                self.stderr.write_all(rest.as_bytes()).await?
+                self.stderr.write_all(rest.as_bytes()).await?;
             } else {
-                self.stdout.write_all(rest.as_bytes()).await?
+                self.stdout.write_all(rest.as_bytes()).await?;
             }
         }
         self.stdout.flush().await?;

@@ -10,7 +10,7 @@ use belljar_machine::spec::{Bus, DiskContent, DiskSpec};
 use bytesize::ByteSize;
 
 /// Reads a size such as `512M` or `2GiB`. A bare letter means a power of two, as QEMU has it.
-pub fn size(text: &str) -> Result<u64, String> {
+pub(crate) fn size(text: &str) -> Result<u64, String> {
     let trimmed = text.trim();
     let normal = match trimmed.chars().last() {
         Some('k' | 'K' | 'm' | 'M' | 'g' | 'G' | 't' | 'T') => format!("{trimmed}iB"),
@@ -24,7 +24,7 @@ pub fn size(text: &str) -> Result<u64, String> {
 }
 
 /// Reads the memory of a guest.
-pub fn memory(text: &str) -> Result<u64, String> {
+pub(crate) fn memory(text: &str) -> Result<u64, String> {
     const LEAST: u64 = 64 << 20;
     let bytes = size(text)?;
     if bytes < LEAST {
@@ -35,7 +35,7 @@ pub fn memory(text: &str) -> Result<u64, String> {
 }
 
 /// Reads `size=1G,serial=data0,bus=nvme` or `file=disk.qcow2`. A comma in a value is doubled, as for QEMU.
-pub fn disk(text: &str) -> Result<DiskSpec, String> {
+pub(crate) fn disk(text: &str) -> Result<DiskSpec, String> {
     let mut content = None;
     let mut serial = None;
     let mut disk_bus = Bus::Virtio;
@@ -91,7 +91,7 @@ fn split_commas(text: &str) -> Vec<String> {
 }
 
 /// Reads `USER[:PASSWORD]`. The message never holds the password.
-pub fn login(text: &str) -> Result<(String, Option<String>), String> {
+pub(crate) fn login(text: &str) -> Result<(String, Option<String>), String> {
     let (user, password) = match text.split_once(':') {
         Some((user, password)) => (user, Some(password)),
         None => (text, None),
@@ -106,7 +106,7 @@ pub fn login(text: &str) -> Result<(String, Option<String>), String> {
 }
 
 /// Reads `NAME=VALUE`, or `NAME` whose value `look_up` knows.
-pub fn variable(text: &OsStr, look_up: impl Fn(&OsStr) -> Option<OsString>) -> Result<Vec<u8>, String> {
+pub(crate) fn variable(text: &OsStr, look_up: impl Fn(&OsStr) -> Option<OsString>) -> Result<Vec<u8>, String> {
     let bytes = text.as_bytes();
     let name = bytes.split(|b| *b == b'=').next().unwrap_or_default();
     if name.is_empty() {

@@ -20,7 +20,7 @@ use rustix::{
 use tokio::io::{AsyncRead, ReadBuf};
 
 /// First argument of the process that guards the terminal.
-pub const GUARD: &str = "__guard-terminal";
+pub(crate) const GUARD: &str = "__guard-terminal";
 /// What the guard reads when there is nothing to mend.
 const ALL_WELL: u8 = b'.';
 /// Leaves the alternate screen, shows the cursor, ends bracketed paste and colours: what a program that was cut off may
@@ -28,7 +28,7 @@ const ALL_WELL: u8 = b'.';
 const RESET_SEQUENCES: &[u8] = b"\x1b[?1049l\x1b[?25h\x1b[?2004l\x1b[?1000l\x1b[?1006l\x1b[0m";
 
 /// The terminal, raw for as long as this lives.
-pub struct RawTerminal {
+pub(crate) struct RawTerminal {
     saved: Termios,
     guard: Child,
     pipe: Option<ChildStdin>,
@@ -36,7 +36,7 @@ pub struct RawTerminal {
 
 impl RawTerminal {
     /// Makes the terminal on standard input raw.
-    pub fn enter() -> io::Result<Self> {
+    pub(crate) fn enter() -> io::Result<Self> {
         let stdin = io::stdin();
         let saved = tcgetattr(stdin.as_fd())?;
         // The guard gets the terminal as standard output, the pipe as standard input.
@@ -72,7 +72,7 @@ impl Drop for RawTerminal {
 }
 
 /// Body of the guarding process.
-pub fn guard() -> io::Result<()> {
+pub(crate) fn guard() -> io::Result<()> {
     let terminal = io::stdout();
     let saved = tcgetattr(terminal.as_fd())?;
     // Out of reach of Ctrl-C, of a hang-up and of a kill of the whole process group. Without a controlling terminal,
@@ -98,7 +98,7 @@ fn close_stderr() -> io::Result<()> {
 }
 
 /// The size of the terminal on standard input; 24 by 80 where it does not say.
-pub fn size() -> (u16, u16) {
+pub(crate) fn size() -> (u16, u16) {
     match tcgetwinsize(io::stdin().as_fd()) {
         Ok(Winsize { ws_row, ws_col, .. }) if ws_row > 0 && ws_col > 0 => (ws_row, ws_col),
         _ => (24, 80),
@@ -106,7 +106,7 @@ pub fn size() -> (u16, u16) {
 }
 
 /// The signals that end a run in an orderly way.
-pub const ENDING: [Signal; 3] = [Signal::INT, Signal::TERM, Signal::HUP];
+pub(crate) const ENDING: [Signal; 3] = [Signal::INT, Signal::TERM, Signal::HUP];
 
 /// What ends a terminal's guest: Ctrl-] three times within a second, as for `machinectl shell`.
 const ESCAPE: u8 = 0x1d;
@@ -114,14 +114,14 @@ const ESCAPES: usize = 3;
 const ESCAPE_WITHIN: Duration = Duration::from_secs(1);
 
 /// Input from a raw terminal, in which the escape raises `SIGTERM` against this process.
-pub struct EscapableInput<R> {
+pub(crate) struct EscapableInput<R> {
     inner: R,
     pressed: Vec<Instant>,
 }
 
 impl<R> EscapableInput<R> {
     /// Reads from `inner`.
-    pub fn new(inner: R) -> Self {
+    pub(crate) fn new(inner: R) -> Self {
         Self { inner, pressed: Vec::new() }
     }
 

@@ -117,7 +117,8 @@ pub async fn boot(
         match &plan.entry {
             Entry::Init => {
                 let (session, announce) = by_init(ports, &mut console, &mut patience).await?;
-                finish_setup(session, announce, &plan.share, &limits, &mut tell).await
+                let limit = limits.setup(&patience);
+                finish_setup(session, announce, &plan.share, &limits, limit, &mut tell).await
             }
             Entry::Console { agent } => {
                 by_console(*agent, &plan, ports, &mut console, &mut patience, &limits, &mut tell).await
@@ -209,7 +210,9 @@ async fn by_console(
     let mut booted = false;
     let mut shell = access::climb(console, &options, patience, &mut |event| {
         // Something that can be typed at ends the boot.
-        if matches!(event, AccessEvent::Did { act: Act::TypeUser | Act::Probe, .. }) && !std::mem::replace(&mut booted, true) {
+        if matches!(event, AccessEvent::Did { act: Act::TypeUser | Act::Probe, .. })
+            && !std::mem::replace(&mut booted, true)
+        {
             tell(EventKind::Phase { phase: Phase::Access });
         }
         if let Some(kind) = enter::event_of(&event) {
@@ -227,7 +230,8 @@ async fn by_console(
             match tokio::time::timeout(limits.agent_start(), connecting).await {
                 Ok(connected) => {
                     let (session, announce, kind) = connected.map_err(|e| of_session(e, Phase::Session))?;
-                    finish_setup(session, (announce, kind), &plan.share, limits, tell).await
+                    let limit = limits.setup(patience);
+                    finish_setup(session, (announce, kind), &plan.share, limits, limit, tell).await
                 }
                 Err(_) => Err(Lost::timeout(
                     Phase::Session,
@@ -256,6 +260,7 @@ async fn finish_setup(
     (announce, port): (Announce, PortKind),
     spec: &ShareSpec,
     limits: &Limits,
+    limit: Duration,
     tell: &mut dyn FnMut(EventKind),
 ) -> Result<Session, Lost> {
     tell(EventKind::Choice {
@@ -274,7 +279,13 @@ async fn finish_setup(
         .and_then(|d| u64::try_from(d.as_nanos()).ok())
         .unwrap_or(0);
     let setup = Setup { mounts: mounts.clone(), clock_ns };
-    let faults = session.setup(setup).await.map_err(|e| of_session(e, Phase::Session))?;
+    let faults = match tokio::time::timeout(limit, session.setup(setup)).await {
+        Ok(answered) => answered.map_err(|e| of_session(e, Phase::Session))?,
+        Err(_) => {
+            let limit = crate::for_people(limit);
+            return Err(Lost::timeout(Phase::Session, format!("the guest did not mount its shares within {limit}")));
+        }
+    };
     for line in session.take_log() {
         tell(EventKind::Warning { message: format!("the agent says: {line}") });
     }

@@ -44,6 +44,11 @@ impl Limits {
         Duration::from_secs(10) * self.factor.min(6)
     }
 
+    /// Mounting the shares, within what is left of the boot's own limit.
+    pub(crate) fn setup(&self, boot: &Patience) -> Duration {
+        (Duration::from_secs(30) * self.factor.min(6)).min(boot.remaining())
+    }
+
     /// One line typed at a shell that is known to answer.
     #[must_use]
     pub(crate) fn line(&self) -> Patience {

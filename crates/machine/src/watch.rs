@@ -100,17 +100,23 @@ impl Watch {
         let mut best = self.second_boot(phase).filter(|boot| rank(boot) > rank(&lost)).unwrap_or(lost);
         let deadline = tokio::time::Instant::now() + AFTERMATH;
         loop {
+            if self.exit.has_ended() {
+                // Nothing more comes, but what came last may not have been read yet.
+                drop(tokio::time::timeout_at(deadline, self.view.closed()).await);
+            }
+            while let Some(event) = self.events.try_next() {
+                best = of_event(&event, phase).filter(|found| rank(found) > rank(&best)).unwrap_or(best);
+            }
+            if let Some(fault) = self.doubt(phase) {
+                return fault;
+            }
+            if rank(&best) >= FATAL || self.exit.has_ended() {
+                return best;
+            }
             match tokio::time::timeout_at(deadline, self.trouble(phase, &mut |_| ())).await {
                 Err(_) => return best,
-                Ok(found) => {
-                    if rank(&found) > rank(&best) {
-                        best = found;
-                    }
-                    // After QEMU's end nothing more comes.
-                    if rank(&best) >= FATAL || self.exit.has_ended() {
-                        return self.doubt(phase).unwrap_or(best);
-                    }
-                }
+                Ok(found) if rank(&found) > rank(&best) => best = found,
+                Ok(_) => {}
             }
         }
     }

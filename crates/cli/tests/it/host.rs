@@ -84,7 +84,7 @@ fn without_qemu_img() {
 fn on_small_disk(directory: &std::path::Path, size: &str) -> Vec<std::ffi::OsString> {
     let text = format!("mount -t tmpfs -o size={size} tmpfs \"$0\" && exec \"$@\"");
     let words = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", &text];
-    let mut words: Vec<std::ffi::OsString> = words.iter().map(std::convert::Into::into).collect();
+    let mut words: Vec<std::ffi::OsString> = words.iter().map(Into::into).collect();
     words.push(directory.into());
     words
 }
