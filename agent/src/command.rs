@@ -13,6 +13,7 @@ use rustix::pty::OpenptFlags;
 use rustix::termios::{InputModes, OptionalActions, SpecialCodeIndex, Winsize};
 
 use crate::link::Link;
+use crate::mounts;
 use crate::spawn::{self, Prepared, Refused, Streams};
 use crate::sys;
 
@@ -124,8 +125,9 @@ impl Command {
             rustix::io::ioctl_fionbio(&ours, true).map_err(failed)?;
             (theirs, Some(Input::new(ours, false)))
         } else {
+            // A pipe that nobody writes to, where a bare system has no such device.
             let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
-                .map_err(|errno| Refused::new("open /dev/null", errno))?;
+                .or_else(|_| pipe().map(|(read, _)| read))?;
             (null, None)
         };
         let (stdout, stdout_end) = pipe()?;
@@ -155,7 +157,14 @@ impl Command {
     fn on_terminal(exec: &Exec, size: WindowSize, prepared: Box<Prepared>) -> Result<Self, Refused> {
         let failed = |errno| Refused::new("make a terminal", errno);
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-        let ours = rustix::pty::openpt(flags).map_err(failed)?;
+        let ours = match rustix::pty::openpt(flags) {
+            Err(Errno::NOENT | Errno::NODEV | Errno::NXIO | Errno::IO) => {
+                mounts::terminals();
+                rustix::pty::openpt(flags)
+            }
+            other => other,
+        }
+        .map_err(failed)?;
         rustix::pty::grantpt(&ours).map_err(failed)?;
         rustix::pty::unlockpt(&ours).map_err(failed)?;
         // By its own ioctl where the kernel has it: /dev/pts need not be mounted where we look.

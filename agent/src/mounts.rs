@@ -181,6 +181,14 @@ fn join(detail: &str, tried: &str) -> String {
     if tried.is_empty() { detail.to_owned() } else { format!("{detail}; {tried}") }
 }
 
+/// Makes pseudo-terminals available in a system that has not cared for them.
+pub(crate) fn terminals() {
+    let _ = make_directory("/dev/pts");
+    let flags = MountFlags::NOSUID.union(MountFlags::NOEXEC);
+    let _ = mount("devpts", "/dev/pts", "devpts", flags, "mode=0620,ptmxmode=0666");
+    link("pts/ptmx", "/dev/ptmx");
+}
+
 /// Makes a symbolic link where nothing is.
 pub(crate) fn link(target: &str, at: &str) {
     let _ = rustix::fs::symlinkat(target, CWD, at);

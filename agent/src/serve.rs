@@ -212,6 +212,11 @@ fn prepare_system() {
         let _ = mounts::make_directory("/sys");
         let _ = mounts::mount("sysfs", "/sys", "sysfs", MountFlags::empty(), "");
     }
+    // Without it every script's `>/dev/null` fills a file.
+    if !fs::exists("/dev/null").unwrap_or(false) {
+        let _ = mounts::make_directory("/dev");
+        let _ = mounts::mount("devtmpfs", "/dev", "devtmpfs", MountFlags::NOSUID, "mode=0755");
+    }
 }
 
 /// Leaves the terminal, the shell's directory and the service's control group, and is spared when memory runs out.
