@@ -7,6 +7,8 @@ pub mod access;
 pub mod command;
 pub mod console;
 mod enter;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod guest;
 pub mod host;
 mod limits;
