@@ -22,6 +22,8 @@ const ANNOUNCE: Duration = Duration::from_secs(1);
 const AWAY: Duration = Duration::from_millis(100);
 /// Most pieces read of one stream before the others have their turn.
 const PIECES: usize = 8;
+/// Most pieces read of ended commands before the port is looked at.
+const FINISHING: usize = 32;
 /// Most pipes of ended commands that are kept open for what they left behind.
 const MAX_LEFTOVERS: usize = 64;
 
@@ -170,8 +172,7 @@ impl Agent {
                 let write = if input.wants_to_write() { libc::POLLOUT } else { 0 };
                 add(sys::poll_fd(&input.fd, write), Ready::Input(at));
             }
-            // What ended is drained without asking.
-            if idle && !command.has_ended() {
+            if idle {
                 for (which, output) in command.outputs.iter_mut().enumerate() {
                     output.held_until = output.held_until.filter(|&until| until > now);
                     if output.held_until.is_none() {
@@ -188,16 +189,16 @@ impl Agent {
     }
 
     fn timeout(&self) -> Option<Duration> {
-        let announce = self.session.is_none().then_some(self.next_announce);
+        let here = self.away_until.is_none();
+        let announce = (here && self.session.is_none()).then_some(self.next_announce);
+        // While the port is busy nothing is read, however due it is.
+        let reads = here && self.link.is_idle();
+        let reading = self.commands.iter().filter(|_| reads).flat_map(|command| {
+            let held = command.outputs.iter().filter_map(|output| output.held_until);
+            held.chain(command.quiet_at())
+        });
         let deadlines = self.jobs.iter().filter_map(|job| job.deadline);
-        let held = self.commands.iter().flat_map(|command| &command.outputs).filter_map(|output| output.held_until);
-        let next = announce
-            .filter(|_| self.away_until.is_none())
-            .into_iter()
-            .chain(self.away_until)
-            .chain(deadlines)
-            .chain(held.filter(|_| self.link.is_idle()))
-            .min()?;
+        let next = announce.into_iter().chain(self.away_until).chain(deadlines).chain(reading).min()?;
         Some(next.saturating_duration_since(Instant::now()))
     }
 
@@ -251,6 +252,7 @@ impl Agent {
     /// Reads what ended commands left in their pipes, and sends their records.
     fn finish_commands(&mut self) -> Result<(), Lost> {
         let mut at = 0;
+        let mut pieces = 0;
         while at < self.commands.len() {
             let command = &mut self.commands[at];
             if !command.has_ended() {
@@ -260,7 +262,8 @@ impl Agent {
             let mut which = 0;
             while self.away_until.is_none() && which < command.outputs.len() {
                 self.link.flush()?;
-                if !self.link.is_idle() {
+                pieces += 1;
+                if !self.link.is_idle() || pieces > FINISHING {
                     return Ok(());
                 }
                 let before = command.outputs.len();

@@ -41,6 +41,8 @@ pub(crate) struct Output {
     kind: Kind,
     /// Bytes still to be read once the command has ended.
     rest: u64,
+    /// Since when there was nothing to read, once the command has ended.
+    quiet_since: Option<Instant>,
     /// Bytes read without a pause, and when the last of them were.
     burst: usize,
     last: Instant,
@@ -56,12 +58,17 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// agent, which on one processor costs more than the bytes do: a third of the throughput is left. Ordinary
 /// output never waits, so that standard output and error reach a person in the order in which they were written.
 const GATHER: Duration = Duration::from_millis(3);
+/// How long a stream is quiet before nothing more is expected of what an ended command left behind, such as the
+/// `tee` of a script's `exec > >(tee log)`, which still has the last lines.
+const QUIET: Duration = Duration::from_millis(200);
+/// How long such processes are listened to at most: one may write for ever.
+const GRACE: Duration = Duration::from_secs(1);
 /// Room for what gathers, in bytes; the kernel's default would be full too soon.
 const PIPE_SIZE: usize = 1 << 20;
 
 impl Output {
     fn new(fd: OwnedFd, kind: Kind) -> Self {
-        Self { fd, kind, rest: 0, burst: 0, last: Instant::now(), held_until: None }
+        Self { fd, kind, rest: 0, quiet_since: None, burst: 0, last: Instant::now(), held_until: None }
     }
 
     /// Counts what was read, and lets a flood gather.
@@ -73,6 +80,7 @@ impl Output {
         self.last = now;
         self.burst = self.burst.saturating_add(read);
         self.rest = self.rest.saturating_sub(read as u64);
+        self.quiet_since = None;
         let gathers = self.burst >= FLOOD && read < MAX_PAYLOAD / 2;
         self.held_until = gathers.then(|| now + GATHER);
     }
@@ -88,6 +96,8 @@ pub(crate) struct Command {
     pub(crate) input: Option<Input>,
     pub(crate) outputs: Vec<Output>,
     status: Option<Status>,
+    /// Until when what it left behind is listened to.
+    grace: Option<Instant>,
     /// It could not be started, and the host knows.
     pub(crate) refused: bool,
     /// The terminal's other end.
@@ -149,6 +159,7 @@ impl Command {
             input,
             outputs: vec![Output::new(stdout, Kind::Stdout), Output::new(stderr, Kind::Stderr)],
             status: None,
+            grace: None,
             refused: false,
             terminal: None,
         })
@@ -199,6 +210,7 @@ impl Command {
             input: Some(Input::new(input, true)),
             outputs: vec![Output::new(output, Kind::Stdout)],
             status: None,
+            grace: None,
             refused: false,
             terminal: Some(ours),
         })
@@ -226,10 +238,11 @@ impl Command {
         }
     }
 
-    /// The child is gone. What is in its pipes now is still to be read, and no more: a process it left behind may write
-    /// for ever.
+    /// The child is gone. What is in its pipes now is still to be read, and what comes within a moment; no more, as a process
+    /// it left behind may write for ever.
     pub(crate) fn ended(&mut self, status: Status) {
         self.status = Some(status);
+        self.grace = Some(Instant::now() + GRACE);
         for output in &mut self.outputs {
             output.rest = if self.terminal.is_some() {
                 TERMINAL_REST
@@ -246,10 +259,11 @@ impl Command {
     /// Reads one piece of output into the link, which has to be idle.
     pub(crate) fn pump(&mut self, at: usize, link: &mut Link) -> Step {
         let ended = self.has_ended();
+        let listens = self.grace.is_none_or(|until| Instant::now() < until);
         let Some(output) = self.outputs.get_mut(at) else {
             return Step::Dry;
         };
-        let limit = if ended {
+        let limit = if !listens {
             usize::try_from(output.rest).map_or(MAX_PAYLOAD, |rest| rest.min(MAX_PAYLOAD))
         } else {
             MAX_PAYLOAD
@@ -276,6 +290,7 @@ impl Command {
         match read {
             Err(Errno::AGAIN) => {
                 output.rest = 0;
+                output.quiet_since.get_or_insert_with(Instant::now);
                 Step::Dry
             }
             // A terminal reports an error when nobody has its other end any more.
@@ -296,10 +311,17 @@ impl Command {
     /// The record of the end, once all output before it is read.
     pub(crate) fn record(&self) -> Option<ToHost> {
         let status = self.status?;
-        if self.refused || self.outputs.iter().any(|output| output.rest > 0) {
+        let drained = self.outputs.iter().all(|output| output.rest == 0);
+        if self.refused || !drained || self.quiet_at().is_some_and(|at| Instant::now() < at) {
             return None;
         }
         Some(ToHost::Exited { id: self.id, nonce: self.nonce, status })
+    }
+
+    /// When nothing more is expected of what an ended command left behind.
+    pub(crate) fn quiet_at(&self) -> Option<Instant> {
+        let grace = self.grace?;
+        self.outputs.iter().map(|output| output.quiet_since.map_or(grace, |since| grace.min(since + QUIET))).max()
     }
 
     /// Pipes that a process left behind may still write to. A terminal is hung up instead.

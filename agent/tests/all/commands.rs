@@ -159,6 +159,16 @@ fn a_process_left_behind_that_floods_does_not_hold_the_end_up() {
 }
 
 #[test]
+fn the_last_lines_of_a_tee_are_not_lost() {
+    let mut peer = Peer::greeted();
+    for id in 1..=20 {
+        let ran = peer.run(exec(id, &["bash", "-c", "exec > >(tee /dev/null) 2>&1; seq 2000"]));
+        assert_eq!(ran.status, Some(Status::Code(0)));
+        assert!(ran.text().ends_with("\n2000\n"), "{:?}", ran.text().len());
+    }
+}
+
+#[test]
 fn a_signal_reaches_the_whole_group() {
     let mut peer = Peer::greeted();
     peer.send(&ToAgent::Exec(Box::new(exec(1, &["sh", "-c", "trap 'exit 3' TERM; sleep 60 & echo ready; wait"]))));

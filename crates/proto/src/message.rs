@@ -201,7 +201,8 @@ pub enum ToHost {
         /// Linux `errno`, 0 where none applies.
         errno: i32,
     },
-    /// The command ended, and all that it wrote before has been sent. Output of processes it left behind is not awaited.
+    /// The command ended, and all that it wrote before has been sent. Processes that it left behind with its output open are
+    /// listened to for a moment more, and not awaited.
     Exited {
         /// Which command.
         id: ExecId,
