@@ -27,6 +27,9 @@ const FINISHING: usize = 32;
 /// Most pipes of ended commands that are kept open for what they left behind.
 const MAX_LEFTOVERS: usize = 64;
 
+/// Most bytes that a left-behind process may write to nobody.
+const PATIENCE: usize = 64 << 20;
+
 /// systemd's signals for its first process, which its tools send: `SIGRTMIN+3` and on, as the C libraries count.
 const HALT: i32 = 37;
 const POWEROFF: i32 = 38;
@@ -42,6 +45,13 @@ enum Ready {
     Output(usize, usize),
     Job(usize),
     Leftover(usize),
+}
+
+/// A pipe that a process left behind may still write to.
+struct Leftover {
+    fd: OwnedFd,
+    /// Bytes that it may still write.
+    patience: usize,
 }
 
 /// The agent.
@@ -60,7 +70,7 @@ pub(crate) struct Agent {
     mounts: Vec<Mount>,
     /// Mounts that the setup under way makes.
     mounting: Vec<Mount>,
-    leftovers: Vec<OwnedFd>,
+    leftovers: Vec<Leftover>,
     /// Bytes were lost in the session; the next frame says whether it matters.
     garbage: Option<FrameError>,
     ending: Option<ShutdownHow>,
@@ -157,8 +167,8 @@ impl Agent {
         for (at, job) in self.jobs.iter().enumerate() {
             add(sys::poll_fd(&job.report, libc::POLLIN), Ready::Job(at));
         }
-        for (at, fd) in self.leftovers.iter().enumerate() {
-            add(sys::poll_fd(fd, libc::POLLIN), Ready::Leftover(at));
+        for (at, leftover) in self.leftovers.iter().enumerate() {
+            add(sys::poll_fd(&leftover.fd, libc::POLLIN), Ready::Leftover(at));
         }
         let now = Instant::now();
         let count = self.commands.len();
@@ -274,7 +284,7 @@ impl Agent {
             if let Some(record) = command.record() {
                 self.link.queue(&record);
                 let leftovers = self.commands.remove(at).into_leftovers();
-                self.leftovers.extend(leftovers);
+                self.leftovers.extend(leftovers.into_iter().map(|fd| Leftover { fd, patience: PATIENCE }));
                 let too_many = self.leftovers.len().saturating_sub(MAX_LEFTOVERS);
                 self.leftovers.drain(..too_many);
             } else {
@@ -506,13 +516,18 @@ impl Agent {
         }
     }
 
-    /// What left-behind processes print goes nowhere, but does not kill them either.
+    /// What left-behind processes print goes nowhere, but does not kill them either, unless they only waste the processor.
     fn drain_leftover(&mut self, at: usize) {
         let mut buffer = [0; 16 * 1024];
-        if let Some(fd) = self.leftovers.get(at)
-            && matches!(rustix::io::read(fd, &mut buffer), Ok(0))
-        {
-            self.leftovers.remove(at);
+        let Some(leftover) = self.leftovers.get_mut(at) else {
+            return;
+        };
+        match rustix::io::read(&leftover.fd, &mut buffer) {
+            Ok(read) if read > 0 && read < leftover.patience => leftover.patience -= read,
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            _ => {
+                self.leftovers.remove(at);
+            }
         }
     }
 
