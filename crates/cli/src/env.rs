@@ -1,4 +1,4 @@
-//! Every environment variable that Belljar reads, in one place. `docs/manual.md` is checked against [`ALL`].
+//! Every environment variable that Belljar reads, in one place. `docs/manual.md` is checked against `ALL`.
 
 use std::{env, ffi::OsString, path::PathBuf};
 

@@ -14,7 +14,7 @@ use crate::{
     Lost,
     access::{self, AccessError, AccessEvent, AccessOptions, Act, Shell},
     command::GuestCommand,
-    console::{Console, ConsoleView, Patience},
+    console::{Console, ConsoleView, LogFault, Patience},
     enter,
     limits::Limits,
     plan::{Entry, Plan},
@@ -352,10 +352,15 @@ impl Guest {
             self.power_off(observe).await;
         }
         self.qemu.kill().await;
-        match (synced, doubt) {
-            (_, Some(lost)) => Err(lost.with_tail(self.console.tail(TAIL))),
-            (Err(lost), None) => Err(lost),
-            (Ok(()), None) => Ok(()),
+        // What was not recorded cannot be vouched for.
+        let unlogged = match self.console.view().log_fault() {
+            Some(fault @ LogFault::Write(_)) => Some(Lost::host(format!("{fault}; free some space"))),
+            Some(LogFault::Limit(_)) | None => None,
+        };
+        match (synced, doubt, unlogged) {
+            (_, Some(lost), _) => Err(lost.with_tail(self.console.tail(TAIL))),
+            (Err(lost), None, _) | (Ok(()), None, Some(lost)) => Err(lost),
+            (Ok(()), None, None) => Ok(()),
         }
     }
 

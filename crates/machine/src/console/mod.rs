@@ -33,6 +33,8 @@ pub use patience::{Limit, Overdue, Patience};
 use matcher::{Found, Matcher};
 use pump::{Outgoing, Shared};
 
+pub use pump::LogFault;
+
 /// Longest line that may be sent, in bytes. A terminal drops what goes past 4095; some line editors stop sooner.
 pub const LINE_MAX: usize = 1000;
 
@@ -410,7 +412,7 @@ impl ConsoleView {
     }
 
     /// Why the log is incomplete, if it is.
-    pub fn log_fault(&self) -> Option<String> {
+    pub fn log_fault(&self) -> Option<LogFault> {
         self.shared.lock().log_fault.clone()
     }
 

@@ -48,7 +48,7 @@ pub(super) struct State {
     pub(super) line: LineEditor,
     pub(super) bytes: u64,
     pub(super) last_byte: Instant,
-    pub(super) log_fault: Option<String>,
+    pub(super) log_fault: Option<LogFault>,
     pub(super) tap: Option<mpsc::Sender<Vec<u8>>>,
     parser: Parser,
     lines: VecDeque<String>,
@@ -186,6 +186,17 @@ impl State {
     }
 }
 
+/// Why a console's log is incomplete.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LogFault {
+    /// It reached the limit that was set for it, in bytes.
+    #[error("the console log reached its limit of {0} bytes")]
+    Limit(u64),
+    /// It could not be written, for want of space perhaps.
+    #[error("writing the console log failed: {0}; it ends at that point")]
+    Write(String),
+}
+
 /// The raw log, up to a limit.
 pub(super) struct CappedLog {
     log: Option<Box<dyn io::Write + Send>>,
@@ -199,7 +210,7 @@ impl CappedLog {
     }
 
     /// Writes what there is room for. After the first failure nothing more is written: a log with a hole in it misleads.
-    fn write(&mut self, chunk: &[u8]) -> Result<(), String> {
+    fn write(&mut self, chunk: &[u8]) -> Result<(), LogFault> {
         let Some(log) = &mut self.log else { return Ok(()) };
         let n = usize::try_from(self.left).unwrap_or(usize::MAX).min(chunk.len());
         let mut result = log.write_all(&chunk[..n]);
@@ -213,9 +224,9 @@ impl CappedLog {
             self.log = None;
         }
         match result {
-            Ok(()) if full => Err(format!("the console log reached its limit of {} bytes", self.limit)),
+            Ok(()) if full => Err(LogFault::Limit(self.limit)),
             Ok(()) => Ok(()),
-            Err(e) => Err(format!("writing the console log failed: {e}; it ends at that point")),
+            Err(e) => Err(LogFault::Write(e.to_string())),
         }
     }
 }

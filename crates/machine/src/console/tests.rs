@@ -134,7 +134,7 @@ async fn the_log_has_a_limit_and_the_console_goes_on() {
     guest.write_all(b"the end").await.expect("write");
     console.expect(&[Pattern::literal("the end")], &mut patience()).await.expect("read");
     assert_eq!(log.bytes(), b"0123456789\n[belljar: the log ends here, at 10 bytes]\n");
-    assert!(console.view().log_fault().is_some_and(|f| f.contains("limit of 10 bytes")));
+    assert!(console.view().log_fault().is_some_and(|f| f.to_string().contains("limit of 10 bytes")));
 }
 
 #[tokio::test(start_paused = true)]
