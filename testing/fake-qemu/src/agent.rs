@@ -32,6 +32,8 @@ pub(crate) struct Manners {
     /// `ok`, `fail`, `never`, `die`.
     sync: String,
     log: Option<String>,
+    /// So many times.
+    logs: u64,
     /// Of commands.
     exec: ExecManners,
     /// Of frames.
@@ -45,17 +47,18 @@ pub(crate) struct ExecManners {
     nonce: String,
     /// `once`, `twice`, `never`, `other-id`, `early`.
     exited: String,
-    /// `run`, `fail`, `ignore`, `fatal`, `no-started`.
+    /// `run`, `fail`, `ignore`, `fatal`, `no-started`, `twice-started`.
     mode: String,
     /// Bytes of junk on standard output before the command's own.
     flood: u64,
-    /// Whether standard input is credited.
-    credit: bool,
+    /// How standard input is credited: `on`, `off`, `huge`.
+    credit: String,
     /// Told as the exit code instead of the real one.
     code: Option<u8>,
 }
 
-const KEYS: [&str; 21] = [
+const KEYS: [&str; 22] = [
+    "logs",
     "sync",
     "version",
     "pid1",
@@ -102,12 +105,13 @@ impl Manners {
             pong: step.switch("pong", true)?,
             sync: one_of(step, "sync", &["ok", "fail", "never", "die"])?,
             log: step.text("log"),
+            logs: step.count("logs")?.unwrap_or(1),
             exec: ExecManners {
                 nonce: one_of(step, "nonce", &["right", "wrong", "zero"])?,
                 exited: one_of(step, "exited", &["once", "twice", "never", "other-id", "early"])?,
-                mode: one_of(step, "exec", &["run", "fail", "ignore", "fatal", "no-started"])?,
+                mode: one_of(step, "exec", &["run", "fail", "ignore", "fatal", "no-started", "twice-started"])?,
                 flood: step.count("flood")?.unwrap_or(0),
-                credit: step.switch("credit", true)?,
+                credit: one_of(step, "credit", &["on", "off", "huge"])?,
                 code,
             },
             port: port::Manners {
@@ -248,7 +252,7 @@ impl Agent {
                 self.shared.port.begin(session);
                 self.say(&ToHost::Ready);
                 self.shared.machine.mark("greeted");
-                if let Some(log) = &self.manners.log {
+                for log in self.manners.log.iter().cycle().take(usize::try_from(self.manners.logs).unwrap_or(1)) {
                     self.say(&ToHost::Log(log.clone()));
                 }
             }

@@ -14,6 +14,10 @@ use crate::{
     terminal::{self, LOGIN, LOOK, Login, Look},
 };
 
+/// One event of a flood.
+const FLOOD_LINE: &[u8] =
+    b"{\"timestamp\": {\"seconds\": 1, \"microseconds\": 1}, \"event\": \"RTC_CHANGE\", \"data\": {\"offset\": 1}}\r\n";
+
 /// How long `await` and `wait` wait unless told.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -102,13 +106,25 @@ impl Track {
                 self.machine.end(End::Signal(number.ok_or_else(|| step.fail("signal wants a number"))?));
             }
             "stderr" => complain(&step.need_text(0)?),
+            "stderr-flood" => {
+                let line = "qemu-system-x86_64: warning: guest updated active QH ".repeat(8);
+                (0..step.number(0)?.unwrap_or(0) / line.len() as u64).for_each(|_| complain(&line));
+            }
             "hang" => return Ok(Next::Stop),
             "qmp" => match step.need(0)? {
                 b"close" => self.machine.control.close(),
                 b"mute" => self.machine.control.mute(),
                 b"unmute" => self.machine.control.unmute(),
                 b"send" => self.machine.control.raw(step.need(1)?),
-                _ => return Err(step.fail("qmp close, mute, unmute or send")),
+                b"flood" => {
+                    let lines = step.number(1)?.unwrap_or(0) / FLOOD_LINE.len() as u64;
+                    (0..lines).for_each(|_| self.machine.control.raw(FLOOD_LINE));
+                }
+                b"endless" => {
+                    let count = step.number(1)?.unwrap_or(0) / 1024;
+                    (0..count).for_each(|_| self.machine.control.raw(&[b'{'; 1024]));
+                }
+                _ => return Err(step.fail("qmp close, mute, unmute, send, flood or endless")),
             },
             _ => return self.channel_step(step),
         }

@@ -74,7 +74,11 @@ fn rubbish_between_frames_does_no_harm_or_ends_the_run() {
 fn frames_byte_by_byte_and_twice() {
     let lab = Lab::new();
     lab.run(&script("split=on")).sh("echo out; exit 7").go().code(7).says("out\n");
-    // A frame that comes twice must not make output come twice and pass.
+    for manners in ["duplicate=on", "exec=twice-started"] {
+        let outcome = lab.run(&script(manners)).args(["--timeout", "5s"]).sh("exit 7").go();
+        assert!(matches!(outcome.status.code(), Some(7 | 121 | 125)), "{manners}: {}", outcome.stderr);
+    }
+    // An end that comes twice must not make a pass of a failure.
     let outcome = lab.run(&script("exited=twice")).sh("echo out; exit 7").go();
     assert_ne!(outcome.status.code(), Some(0), "{}", outcome.stderr);
     let outcome = lab.run(&script("exited=early")).args(["--timeout", "2s"]).sh("echo out; exit 7").go();
@@ -165,4 +169,24 @@ fn a_command_that_gets_no_credit_for_input_waits() {
     let outcome =
         lab.run(&script("credit=off")).stdin(vec![b'x'; 1 << 20]).args(["--timeout", "1s"]).command(["cat"]).go();
     outcome.code(124);
+}
+
+#[test]
+fn more_credit_than_there_can_be() {
+    let lab = Lab::new();
+    let outcome =
+        lab.run(&script("credit=huge")).stdin(vec![b'x'; 1 << 20]).args(["--timeout", "10s"]).sh("cat | wc -c").go();
+    assert!(matches!(outcome.status.code(), Some(0 | 121 | 125)), "{}", outcome.stderr);
+}
+
+#[test]
+fn a_flood_of_words_costs_no_memory() {
+    let lab = Lab::new();
+    let text = "x".repeat(4000);
+    let mut run = lab.run(&script(&format!("log={text} logs=20000"))).open_stdin().sh("mark up; exec cat").spawn();
+    run.await_mark("up");
+    let peak = run.kibibytes("VmHWM");
+    run.signal(Signal::INT);
+    run.end().code(130);
+    assert!(peak < 64 * 1024, "{peak} KiB");
 }

@@ -142,3 +142,21 @@ fn the_command_passes_and_the_guest_dies() {
     assert_eq!(run("die"), Some(121));
     assert_eq!(run("fail"), Some(125));
 }
+
+#[test]
+fn qemu_says_more_than_anybody_wants_to_know() {
+    let lab = Lab::new();
+    for flood in ["qmp flood 16M", "qmp endless 16M", "stderr-flood 16M"] {
+        let mut run = lab.run(&dying(&format!("{flood}"))).open_stdin().sh("mark oops; cat; exit 3").spawn();
+        run.await_mark("oops");
+        // Who has heard enough may stop to listen: the flood need not come to its end.
+        assert!(run.still_there_after(Duration::from_secs(1)), "{flood} ended the run");
+        let peak = run.kibibytes("VmHWM");
+        run.signal(rustix::process::Signal::INT);
+        let outcome = run.end();
+        outcome.code(130);
+        assert!(peak < 64 * 1024, "{flood}: {peak} KiB");
+        assert!(outcome.kept("qemu.log").len() < 8 << 20, "{flood}");
+        std::fs::remove_file(lab.path("fake.log")).expect("log");
+    }
+}

@@ -212,7 +212,12 @@ fn attend(
     // Of a command that has ended the agent says nothing more.
     let over = Arc::new(Mutex::new(false));
     let stdin = files.stdin.take().map(|file| feed(shared, file, id, &over));
-    if shared.manners.mode != "no-started" {
+    let times = match shared.manners.mode.as_str() {
+        "no-started" => 0,
+        "twice-started" => 2,
+        _ => 1,
+    };
+    for _ in 0..times {
         shared.port.say(&ToHost::Started { id, pid: child.id() });
     }
     let _listener = started.send(Ok(Running { pid, stdin, pty: files.pty.take() }));
@@ -314,7 +319,7 @@ fn read_some(shared: &Shared, id: u32, kind: Kind, file: &mut File, chunk: &mut 
 fn feed(shared: &Arc<Shared>, mut file: File, id: u32, over: &Arc<Mutex<bool>>) -> mpsc::Sender<Option<Vec<u8>>> {
     let (send, receive) = mpsc::channel::<Option<Vec<u8>>>();
     let (shared, over) = (Arc::clone(shared), Arc::clone(over));
-    let credit = shared.manners.credit;
+    let credit = shared.manners.credit.clone();
     let say = move |message: &ToHost| {
         let over = over.lock().unwrap_or_else(PoisonError::into_inner);
         if !*over {
@@ -327,9 +332,11 @@ fn feed(shared: &Arc<Shared>, mut file: File, id: u32, over: &Arc<Mutex<bool>>) 
                 say(&ToHost::StdinClosed(id));
                 return;
             }
-            if credit {
-                let bytes = u32::try_from(bytes.len()).unwrap_or(0);
-                say(&ToHost::StdinCredit { id, bytes });
+            let bytes = u32::try_from(bytes.len()).unwrap_or(0);
+            match credit.as_str() {
+                "off" => {}
+                "huge" => say(&ToHost::StdinCredit { id, bytes: u32::MAX }),
+                _ => say(&ToHost::StdinCredit { id, bytes }),
             }
         }
     });

@@ -399,6 +399,7 @@ impl<'a> Live<'a> {
         let status = self.child.wait().expect("status");
         let stdout = self.stdout.take().and_then(|t| t.join().ok()).unwrap_or_default();
         let stderr = self.said();
+        assert!(!stderr.contains("panicked at"), "belljar panicked: {stderr}");
         Outcome { lab: self.lab, status, stdout, stderr, elapsed: self.started.elapsed() }
     }
 
