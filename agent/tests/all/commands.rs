@@ -133,9 +133,13 @@ fn users_are_switched() {
     wanted.user = Some("12345:54321".into());
     assert_eq!(peer.run(wanted).text(), "12345\n54321\n54321\n/ 12345\n");
 
+    // Where its home is differs between systems.
+    let passwd = std::fs::read_to_string("/etc/passwd").unwrap();
+    let daemon = passwd.lines().find(|line| line.starts_with("daemon:")).unwrap();
+    let home = daemon.split(':').nth(5).unwrap();
     let mut wanted = exec(2, &["sh", "-c", "id -un; echo $HOME $USER $LOGNAME"]);
     wanted.user = Some("daemon".into());
-    assert_eq!(peer.run(wanted).text(), "daemon\n/usr/sbin daemon daemon\n");
+    assert_eq!(peer.run(wanted).text(), format!("daemon\n{home} daemon daemon\n"));
 }
 
 #[test]
