@@ -34,7 +34,7 @@ check: lint-shell
 	@echo '==> lints'
 	cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
 	@echo '==> documentation'
-	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --document-private-items --locked --quiet
+	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --locked --quiet
 	@echo '==> tests without a guest'
 	cargo test --workspace --locked --quiet
 
