@@ -1,6 +1,6 @@
 //! How Belljar gets a shell in a guest that nobody prepared.
 //!
-//! The ladder is data: each [`Rung`] says what to do at which [`Sight`]. One executor, [`climb`], looks at the open line
+//! The ladder is data: each [`Rung`] says what to do at which [`Sight`]. One executor, [`climb()`], looks at the open line
 //! of the console whenever it is at rest, and does what the first fitting rule says. It types a newline to find out what
 //! is there, and shell text only at what looks like a shell: at a login prompt it would be a failed login.
 

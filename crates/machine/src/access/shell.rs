@@ -15,6 +15,8 @@ const UNHEARD: Duration = Duration::from_secs(4);
 /// How long the line is silent before a line that has begun is asked about the first time; then twice as long each time.
 /// What is typed waits in the terminal until the shell reads it, so there must not be much of it.
 const UNFINISHED_FIRST: Duration = Duration::from_secs(20);
+/// The same where no second copy of the answer was asked for, which would tell at once that the shell gave the line up.
+const UNFINISHED_ECHOING: Duration = Duration::from_secs(3);
 const ASKED_MOST: u32 = 10;
 /// How often a line that did not begin is typed again.
 const TRIES: u32 = 6;
@@ -306,7 +308,11 @@ impl Shell {
         let mut noticed = 0;
         let mut last_ask = self.type_framed(&framed).await?;
         loop {
-            let usual = if begun { UNFINISHED_FIRST * (1 << asked) } else { UNHEARD * (1 << asked) };
+            let usual = match (begun, self.echo) {
+                (false, _) => UNHEARD,
+                (true, false) => UNFINISHED_FIRST,
+                (true, true) => UNFINISHED_ECHOING,
+            } * (1 << asked);
             let tag = self.tag.clone();
             let quiet = |unread: &[u8]| {
                 let damaged = asked < ASKED_MOST && answer::fragments(&tag, unread.get(noticed..).unwrap_or(unread));

@@ -86,6 +86,73 @@ fn sh(state: &mut String, line: &str) -> String {
     String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
 }
 
+/// A shell of a user who may become root in some way.
+async fn be_a_users_shell(mut g: Guest, sudo: &'static str) {
+    let (mut tag, mut state, mut root) = (String::new(), (0u64, 0u64), false);
+    g.echo = false;
+    g.say("user@host:~$ ").await;
+    while let Some(line) = g.hear().await {
+        let number = |key: &str| {
+            let at = line.find(key)? + key.len();
+            line[at..].chars().take_while(char::is_ascii_digit).collect::<String>().parse::<u64>().ok()
+        };
+        if let Some(probe) = line.strip_prefix("sh -c 'echo \"<") {
+            let probe: String = probe.chars().take_while(char::is_ascii_alphanumeric).collect();
+            g.say(&format!("<{probe}:42:0>\r\n")).await;
+        }
+        if let Some(at) = line.find("_b=") {
+            tag = line[at + 3..].chars().take_while(char::is_ascii_alphanumeric).collect();
+            state = (0, 0);
+        }
+        if line.starts_with("sudo") {
+            root = match sudo {
+                "free" => true,
+                "password" if line.contains("-p") => {
+                    g.say(&format!("<{tag}:0:p:0>")).await;
+                    g.hear().await.as_deref() == Some("pw")
+                }
+                _ => false,
+            };
+            g.say(if root { "# " } else { "sudo: a password is required\r\n$ " }).await;
+        }
+        if let Some(seq) = number("_s=").filter(|_| line.contains("eval ")) {
+            g.say(&format!("<{tag}:{seq}:b:{seq}>\r\n")).await;
+            let code = if line.contains("command -v sudo") {
+                u64::from(sudo == "none")
+            } else {
+                u64::from(line.contains("command -v"))
+            };
+            if line.contains("uid=") {
+                g.say(if root { "uid=0\r\n" } else { "uid=1000\r\n" }).await;
+            }
+            state = (seq, code);
+        }
+        if let Some(ask) = number("$((_s*1000+_c)):") {
+            g.say(&format!("<{tag}:{}:{}:{}:{ask}>\r\n", state.0, state.1, state.0 * 1000 + state.1)).await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_user_becomes_root_where_that_can_be() {
+    for (sudo, password, by) in
+        [("free", None, true), ("password", Some("pw"), true), ("password", None, false), ("none", Some("pw"), false)]
+    {
+        let options = AccessOptions { credentials: login("user", password).credentials, ..quick() };
+        let (result, events) = against(options, 600, move |g| be_a_users_shell(g, sudo)).await;
+        match result {
+            Ok(shell) => assert!(by && shell.root() == Some(true), "{sudo}: {events:#?}"),
+            Err(e) => {
+                assert!(!by && matches!(e, AccessError::NotRoot { .. }), "{sudo}: {e}\n{events:#?}");
+                assert!(e.to_string().contains("sudo"), "{e}");
+            }
+        }
+    }
+    let options = AccessOptions { root: false, ..quick() };
+    let (result, _) = against(options, 600, |g| be_a_users_shell(g, "none")).await;
+    assert_eq!(result.expect("a user's shell will do").root(), Some(false));
+}
+
 /// Runs a script against a climb.
 async fn against<F>(
     options: AccessOptions,
