@@ -36,9 +36,14 @@ pub(crate) async fn start_agent(shell: &mut Shell, place: AgentPlace, limits: &L
     if place == AgentPlace::ControlShare {
         mount(shell, share::CONTROL_TAG, share::CONTROL_PATH, "ro", limits).await?;
     }
-    let Some(agent) = place.path() else {
+    let Some(mut agent) = place.path() else {
         return Ok(AgentStart::CannotRun { why: "the kernel is for another processor than the agent".into() });
     };
+    if place == AgentPlace::Initramfs && run(shell, &format!("test -x {agent}"), limits).await?.code != 0 {
+        // The initramfs has given way to another root since.
+        mount(shell, share::CONTROL_TAG, share::CONTROL_PATH, "ro", limits).await?;
+        agent = format!("{}/{}", share::CONTROL_PATH, share::AGENT_FILE);
+    }
     let reply = run(shell, &format!("{agent} serve </dev/null"), limits).await?;
     if reply.code == 0 {
         return Ok(AgentStart::Started);
@@ -87,9 +92,14 @@ pub(crate) async fn mount_by_shell(
 async fn mount(shell: &mut Shell, tag: &str, at: &str, mode: &str, limits: &Limits) -> Result<(), Lost> {
     let q = shell_word(at);
     let mount = format!("mount -t 9p -o {OPTIONS_9P},{mode} {tag} {q}");
+    // A root that cannot be written to still has room in memory.
+    let make = if at.starts_with("/run/") {
+        format!("{{ mkdir -p {q} 2>/dev/null || {{ mount -t tmpfs tmpfs /run && mkdir -p {q}; }}; }}")
+    } else {
+        format!("mkdir -p {q}")
+    };
     // The modules are loaded by hand first: not every guest loads a file system's transport by itself.
-    let line =
-        format!("mkdir -p {q} && {{ {mount} 2>/dev/null || {{ modprobe 9pnet_virtio; modprobe 9p; {mount}; }}; }}");
+    let line = format!("{make} && {{ {mount} 2>/dev/null || {{ modprobe 9pnet_virtio; modprobe 9p; {mount}; }}; }}");
     let reply = run(shell, &line, limits).await?;
     if reply.code == 0 {
         return Ok(());

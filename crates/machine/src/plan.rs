@@ -179,6 +179,10 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext) -> Result
             let runs = *take_over || kernel.arch.is_none_or(|arch| arch == Arch::X86_64);
             let files = boot::foreign_initramfs(&kernel, initrd, runs.then_some(&spec), &cache)?;
             let agent = if runs { AgentPlace::Initramfs } else { AgentPlace::Nowhere };
+            if agent == AgentPlace::Initramfs && !take_over {
+                // For an initramfs that gives way to another root, and takes its files with it.
+                shares.push(control_share(belljar_agent_binary::AGENT, &host.run_dir)?);
+            }
             let entry = if *take_over { Entry::Init } else { Entry::Console { agent } };
             (Some(files), entry)
         }

@@ -76,6 +76,10 @@ impl Watch {
                         if let Some(lost) = of_event(&event, phase) {
                             return lost;
                         }
+                        if self.entered_at.is_some() && closes_agent_port(&event) {
+                            let seen = "the agent's port was closed in the guest: the agent was killed, or died";
+                            return Lost::crash(CrashKind::Silent, seen, phase);
+                        }
                     }
                     // QEMU is about to be gone; its exit tells more.
                     None => qmp_open = false,
@@ -196,6 +200,11 @@ fn rank(lost: &Lost) -> u8 {
         },
         _ => FATAL,
     }
+}
+
+/// The agent opens its port once and never closes it (QEMU's `qapi/char.json`, `VSERPORT_CHANGE`).
+fn closes_agent_port(event: &QmpEvent) -> bool {
+    event.name == "VSERPORT_CHANGE" && event.data.get("open").and_then(serde_json::Value::as_bool) == Some(false)
 }
 
 /// What QEMU reports of a guest that nobody asked to end (QEMU's `qapi/run-state.json`).
