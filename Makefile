@@ -36,7 +36,7 @@ check: lint-shell
 	@echo '==> documentation'
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --locked --quiet
 	@echo '==> tests without a guest'
-	cargo test --workspace --locked --quiet
+	cargo test --workspace --locked --quiet --no-fail-fast
 
 lint-shell:
 	@if command -v shellcheck >/dev/null; then echo '==> shell scripts'; \
