@@ -102,7 +102,9 @@ impl Watch {
             return lost;
         }
         let mut best = self.second_boot(phase).filter(|boot| rank(boot) > rank(&lost)).unwrap_or(lost);
-        let deadline = tokio::time::Instant::now() + AFTERMATH;
+        // A broken session says least, and a QEMU that dies may take its time over it on a busy host.
+        let patience = if rank(&best) == 0 { AFTERMATH * 10 } else { AFTERMATH };
+        let deadline = tokio::time::Instant::now() + patience;
         loop {
             if self.exit.has_ended() {
                 // Nothing more comes, but what came last may not have been read yet.
