@@ -109,6 +109,10 @@ impl Watch {
             if self.exit.has_ended() {
                 // Nothing more comes, but what came last may not have been read yet.
                 drop(tokio::time::timeout_at(deadline, self.view.closed()).await);
+                let found = Lost::crash(CrashKind::Qemu, self.exit.ended().await.to_string(), phase);
+                if rank(&found) > rank(&best) {
+                    best = found;
+                }
             }
             while let Some(event) = self.events.try_next() {
                 best = of_event(&event, phase).filter(|found| rank(found) > rank(&best)).unwrap_or(best);
