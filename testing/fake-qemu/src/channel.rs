@@ -4,7 +4,10 @@ use std::{
     io::{Read as _, Write as _},
     net::Shutdown,
     os::unix::net::UnixStream,
-    sync::{Arc, Condvar, Mutex, Once, PoisonError},
+    sync::{
+        Arc, Condvar, Mutex, Once, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -53,6 +56,14 @@ pub(crate) struct Channel {
     journal_kind: String,
 }
 
+/// Whether the machine has ended: nothing more is heard of it, whatever its threads still do.
+static OVER: AtomicBool = AtomicBool::new(false);
+
+/// The machine has ended.
+pub(crate) fn fall_silent() {
+    OVER.store(true, Ordering::Release);
+}
+
 /// Messages as a kernel writes them in the middle of anything.
 const NOISE: [&str; 4] = [
     "random: crng init done",
@@ -95,6 +106,9 @@ impl Channel {
 
     /// Sends bytes through the faults; false if Belljar is gone.
     pub(crate) fn send(&self, bytes: &[u8]) -> bool {
+        if OVER.load(Ordering::Acquire) {
+            return false;
+        }
         let mut out = self.output.lock().unwrap_or_else(PoisonError::into_inner);
         let spoilt = out.spoil(bytes);
         let size = if out.faults.chunk == 0 { spoilt.len().max(1) } else { out.faults.chunk };
@@ -103,6 +117,9 @@ impl Channel {
 
     /// Sends bytes as they are; false if Belljar is gone.
     pub(crate) fn send_exact(&self, bytes: &[u8]) -> bool {
+        if OVER.load(Ordering::Acquire) {
+            return false;
+        }
         let mut out = self.output.lock().unwrap_or_else(PoisonError::into_inner);
         out.socket.write_all(bytes).is_ok()
     }

@@ -207,6 +207,7 @@ fn signals(machine: &Arc<Machine>) -> std::io::Result<()> {
 /// Waits for the end and ends so.
 fn leave(machine: &Machine, guest: &Guest) -> ExitCode {
     let end = machine.await_end();
+    channel::fall_silent();
     guest.clean_up();
     match end {
         End::Exit(code) => std::process::exit(code),
