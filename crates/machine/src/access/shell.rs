@@ -295,9 +295,7 @@ impl Shell {
     async fn run_word(&mut self, word: &str, patience: &mut Patience) -> Result<ShellReply, ShellError> {
         self.seq += 1;
         let seq = self.seq;
-        // Nothing of it runs unless the shell has understood all of it: `&&` guards against bytes that got lost.
-        let framed =
-            format!(r#"echo "<$_b:{seq}:b:{seq}>"&&{{ _s={seq} _c={UNFINISHED};eval {word} </dev/null;_c=$?;}};"#);
+        let framed = frame(seq, &format!("eval {word} </dev/null"));
         let mut output = Vec::new();
         let mut lost = 0;
         let mut begun = false;
@@ -348,8 +346,9 @@ impl Shell {
                     lost += found.lost;
                     output.extend_from_slice(&found.before);
                     // An answer to a question typed after the line: the shell has read the line and it did not begin.
-                    if ask == last_ask && !begun {
-                        if tries == TRIES {
+                    if ask == last_ask {
+                        // If it did begin, the shell's variables were tampered with, and nothing can be known.
+                        if tries == TRIES || begun {
                             return Err(self.unheard());
                         }
                         tries += 1;
@@ -394,10 +393,7 @@ impl Shell {
             ended: false,
             held: Vec::new(),
         };
-        let framed = format!(
-            r#"echo "<$_b:{seq}:b:{seq}>"&&{{ _s={seq} _c={UNFINISHED};eval {word};_c=$?;}};stty sane -echo 2>/dev/null;{}"#,
-            answer::ask(ask)
-        );
+        let framed = format!("{}stty sane -echo 2>/dev/null;{}", frame(seq, &format!("eval {word}")), answer::ask(ask));
         self.console.send(format!("{framed}\n").as_bytes()).await?;
         Ok(foreground)
     }
@@ -554,6 +550,14 @@ impl Shell {
 
     /// The name of the variable that holds the tag, as a password prompt that only we can recognise.
     pub(super) const PASSWORD_PROMPT: &'static str = r#""<$_b:0:p:0>""#;
+}
+
+/// A command with the marker of its beginning, and its code kept for the question that follows.
+///
+/// It runs only if the shell has understood the line from its start, so a line that lost bytes can be typed again. That must
+/// not hang on the success of `echo`: busybox's fails, although it has printed, when a background process ends meanwhile.
+fn frame(seq: u64, command: &str) -> String {
+    format!(r#"_s={seq} _c={UNFINISHED};[ $_s = {seq} ]&&{{ echo "<$_b:{seq}:b:{seq}>";{command};_c=$?;}};"#)
 }
 
 /// Text for `printf`'s format, made of printable characters that mean nothing within `'…'`, cut into pieces.
