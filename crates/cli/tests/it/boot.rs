@@ -41,7 +41,8 @@ fn nothing_to_boot_is_told_at_once() {
 fn a_panic_in_the_boot_is_told_at_once() {
     let lab = Lab::new();
     let panic = "VFS: Unable to mount root fs on unknown-block(0,0)\\r\\n[    1.234567] Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)\\r\\n";
-    let outcome = lab.run(&format!("[serial]\nwait qmp\nsleep 300\nsend \"[    1.123456] {panic}\"\nreset\n")).sh("true").go();
+    let outcome =
+        lab.run(&format!("[serial]\nwait qmp\nsleep 300\nsend \"[    1.123456] {panic}\"\nreset\n")).sh("true").go();
     outcome.code(121).complains("Unable to mount root fs");
     assert_eq!(outcome.verdict(), "crash/panic");
 }
@@ -57,7 +58,8 @@ fn an_emergency_shell_is_no_session() {
 #[test]
 fn a_reboot_before_the_login_is_no_crash_loop() {
     let lab = Lab::new();
-    let outcome = lab.run("[serial]\nwait qmp\nsleep 300\nsend \"reboot: Restarting system\\r\\n\"\nreset\n").sh("true").go();
+    let outcome =
+        lab.run("[serial]\nwait qmp\nsleep 300\nsend \"reboot: Restarting system\\r\\n\"\nreset\n").sh("true").go();
     outcome.code(121);
     assert_eq!(outcome.verdict(), "crash/reboot");
 }
