@@ -1,13 +1,41 @@
 //! How a run is asked to end early.
 
+use std::time::Duration;
+
+use belljar_machine::{Lost, for_people};
+use belljar_model::{Phase, Verdict};
 use tokio::sync::watch;
+
+/// Why a run is to end early.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// A person or a CI server sent this signal.
+    Signal(i32),
+    /// The run as a whole was given this much time.
+    OutOfTime(Duration),
+}
+
+impl Why {
+    /// What it makes of something that was going on, in this phase.
+    #[must_use]
+    pub fn lost(self, phase: Phase) -> Lost {
+        match self {
+            Self::Signal(number) => Lost::interrupted(number),
+            Self::OutOfTime(limit) => Lost {
+                verdict: Verdict::Timeout(phase),
+                message: Some(format!("the run as a whole was given {} (global-timeout)", for_people(limit))),
+                tail: Vec::new(),
+            },
+        }
+    }
+}
 
 /// How urgently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wish {
     None,
-    Gently(i32),
-    Now(i32),
+    Gently(Why),
+    Now(Why),
 }
 
 /// Held by whoever hears the signals.
@@ -28,29 +56,50 @@ pub fn channel() -> (Canceller, Cancel) {
 impl Canceller {
     /// The first call asks for an orderly end, every later one for an end at once.
     pub fn signal(&self, number: i32) {
+        let why = Why::Signal(number);
         self.0.send_modify(|wish| {
             *wish = match *wish {
-                Wish::None => Wish::Gently(number),
-                Wish::Gently(_) | Wish::Now(_) => Wish::Now(number),
+                Wish::None | Wish::Gently(Why::OutOfTime(_)) => Wish::Gently(why),
+                Wish::Gently(Why::Signal(_)) | Wish::Now(_) => Wish::Now(why),
             }
+        });
+    }
+
+    /// Asks for an orderly end, unless one is wanted already.
+    pub fn out_of_time(&self, limit: Duration) {
+        self.0.send_if_modified(|wish| {
+            let first = *wish == Wish::None;
+            if first {
+                *wish = Wish::Gently(Why::OutOfTime(limit));
+            }
+            first
         });
     }
 }
 
 impl Cancel {
-    /// Resolves with the signal's number once an end is wanted; never if nobody can ask any more.
-    pub async fn wanted(&mut self) -> i32 {
+    /// Resolves once an end is wanted; never if nobody can ask any more.
+    pub async fn wanted(&mut self) -> Why {
         match self.0.wait_for(|wish| *wish != Wish::None).await.map(|wish| *wish) {
-            Ok(Wish::Gently(number) | Wish::Now(number)) => number,
+            Ok(Wish::Gently(why) | Wish::Now(why)) => why,
             Ok(Wish::None) | Err(_) => std::future::pending().await,
         }
     }
 
     /// Resolves once an end at once is wanted.
-    pub async fn urgent(&mut self) -> i32 {
+    pub async fn urgent(&mut self) -> Why {
         match self.0.wait_for(|wish| matches!(wish, Wish::Now(_))).await.map(|wish| *wish) {
-            Ok(Wish::Now(number)) => number,
+            Ok(Wish::Now(why)) => why,
             Ok(_) | Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Whether an end is wanted by now, and why.
+    #[must_use]
+    pub fn is_wanted(&self) -> Option<Why> {
+        match *self.0.borrow() {
+            Wish::None => None,
+            Wish::Gently(why) | Wish::Now(why) => Some(why),
         }
     }
 }
@@ -64,10 +113,24 @@ mod tests {
         let (canceller, mut cancel) = channel();
         let mut other = cancel.clone();
         canceller.signal(2);
-        assert_eq!(cancel.wanted().await, 2);
+        assert_eq!(cancel.wanted().await, Why::Signal(2));
         let urgent = tokio::select! { biased; n = other.urgent() => Some(n), () = std::future::ready(()) => None };
         assert_eq!(urgent, None);
         canceller.signal(15);
-        assert_eq!(other.urgent().await, 15);
+        assert_eq!(other.urgent().await, Why::Signal(15));
+    }
+
+    #[tokio::test]
+    async fn the_clock_asks_once_and_a_person_after_it_is_not_urgent_yet() {
+        let (canceller, cancel) = channel();
+        let limit = Duration::from_secs(5);
+        canceller.out_of_time(limit);
+        assert_eq!(cancel.is_wanted(), Some(Why::OutOfTime(limit)));
+        canceller.signal(2);
+        canceller.out_of_time(limit);
+        assert_eq!(cancel.is_wanted(), Some(Why::Signal(2)));
+        let mut urgent = cancel.clone();
+        let urgent = tokio::select! { biased; n = urgent.urgent() => Some(n), () = std::future::ready(()) => None };
+        assert_eq!(urgent, None);
     }
 }

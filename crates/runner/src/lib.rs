@@ -1,6 +1,7 @@
 //! Turns a request into events. Nothing here prints: whoever wants to know, observes.
 
 pub mod cancel;
+mod exec;
 pub mod log;
 pub mod run;
 pub mod run_dir;

@@ -15,10 +15,14 @@ use belljar_model::{EventKind, Exit, Phase, RunId, Verdict, event::SCHEMA, verdi
 use tokio::{
     io::AsyncRead,
     sync::{mpsc, oneshot},
-    time::{Instant, timeout},
+    time::Instant,
 };
 
-use crate::{cancel::Cancel, log::EventLog};
+use crate::{
+    cancel::Cancel,
+    exec::{Limit, exec},
+    log::EventLog,
+};
 
 /// Lines of the console that are shown where a run ended badly.
 const TAIL: usize = 15;
@@ -96,7 +100,7 @@ async fn attempt(request: Request, io: RunIo<'_>, cancel: &mut Cancel, log: &mut
     let preparing = tokio::task::spawn_blocking(move || plan::prepare(&guest, &share, host));
     let prepared = tokio::select! {
         biased;
-        signal = cancel.wanted() => return Err(Lost::interrupted(signal)),
+        why = cancel.wanted() => return Err(why.lost(Phase::Prepare)),
         done = preparing => done,
     };
     let plan = match prepared {
@@ -113,10 +117,11 @@ async fn attempt(request: Request, io: RunIo<'_>, cancel: &mut Cancel, log: &mut
     let mut observe = |kind| log.emit(kind);
     let mut guest = tokio::select! {
         biased;
-        signal = cancel.wanted() => return Err(Lost::interrupted(signal)),
+        why = cancel.wanted() => return Err(why.lost(Phase::Boot)),
         booted = guest::boot(plan, io.console, &mut observe) => booted?,
     };
-    let exit = command_in(&mut guest, command, io.stdin, io.sink, io.control, limit, cancel, log).await;
+    let streams = guest::Io { stdin: io.stdin, sink: io.sink, control: io.control };
+    let exit = command_in(&mut guest, command, streams, limit, cancel, log).await;
     log.emit(EventKind::Phase { phase: Phase::Close });
     let how = match &exit {
         Ok(_) if power_off => guest::Ending::PowerOff,
@@ -126,7 +131,7 @@ async fn attempt(request: Request, io: RunIo<'_>, cancel: &mut Cancel, log: &mut
     let mut observe = |kind| log.emit(kind);
     let closed = tokio::select! {
         biased;
-        signal = cancel.urgent() => Err(Lost::interrupted(signal)),
+        why = cancel.urgent() => Err(why.lost(Phase::Close)),
         closed = guest.close(how, &mut observe) => closed,
     };
     // What the command did says more than what the guest did after it, unless that makes a pass doubtful.
@@ -137,62 +142,20 @@ async fn attempt(request: Request, io: RunIo<'_>, cancel: &mut Cancel, log: &mut
     }
 }
 
-#[expect(clippy::too_many_arguments, reason = "the pieces of RunIo are borrowed apart")]
-async fn command_in<'a>(
+/// Runs the command and logs its end.
+async fn command_in(
     guest: &mut Guest,
     command: GuestCommand,
-    stdin: Option<&'a mut (dyn AsyncRead + Unpin + Send)>,
-    sink: &'a mut dyn OutputSink,
-    control: Option<mpsc::Receiver<ExecControl>>,
+    io: guest::Io<'_>,
     limit: Option<Duration>,
     cancel: &mut Cancel,
     log: &mut EventLog,
 ) -> Result<Exit, Lost> {
     log.emit(EventKind::Phase { phase: Phase::Command });
     let started = Instant::now();
-    let mut observe = |kind| log.emit(kind);
-    let running = guest.exec(command, guest::Io { stdin, sink, control }, &mut observe);
-    let limited = async {
-        match limit {
-            Some(limit) => timeout(limit, running).await.map_err(|_| limit),
-            None => Ok(running.await),
-        }
-    };
-    let ended = tokio::select! {
-        biased;
-        signal = cancel.wanted() => Err(Lost::interrupted(signal)),
-        ended = limited => match ended {
-            Ok(ended) => ended,
-            Err(limit) => Err(Lost {
-                verdict: Verdict::Timeout(Phase::Command),
-                message: Some(format!(
-                    "the command was given {} (--timeout) and had not ended",
-                    belljar_machine::for_people(limit)
-                )),
-                tail: Vec::new(),
-            }),
-        },
-    };
-    if let Ok(exit) = &ended {
-        let millis = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        log.emit(EventKind::CommandEnded { exit: *exit, millis });
-        return ended;
-    }
-    let mut lost = match ended {
-        Err(lost) => lost,
-        Ok(exit) => return Ok(exit),
-    };
-    if matches!(lost.verdict, Verdict::Timeout(_)) {
-        // What the guest was at is what a person will ask first.
-        lost.tail = guest.console_tail(TAIL);
-    }
-    if !matches!(lost.verdict, Verdict::Crash(_)) {
-        let mut observe = |kind| log.emit(kind);
-        tokio::select! {
-            biased;
-            _ = cancel.urgent() => {}
-            () = guest.kill_command(&mut observe) => {}
-        }
-    }
-    Err(lost)
+    let limit = Limit { after: limit, name: "--timeout" };
+    let exit = exec(guest, command, io, limit, cancel, &mut |kind| log.emit(kind)).await?;
+    let millis = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    log.emit(EventKind::CommandEnded { exit, millis });
+    Ok(exit)
 }
