@@ -18,14 +18,17 @@ use crate::{
     enter,
     limits::Limits,
     plan::{Entry, Plan},
-    qemu::process::{Qemu, SpawnRequest},
+    qemu::{
+        process::{Qemu, SpawnRequest},
+        qmp::{self, Qmp},
+    },
     session::{
         agent::{AgentSession, BoxedPort, ExecControl, ExecIo, Liveness, OutputSink, PortKind, SessionError},
         console::ConsoleSession,
     },
     share,
     spec::ShareSpec,
-    watch::Watch,
+    watch::{WantedStops, Watch},
 };
 
 /// Takes what is worth an event.
@@ -59,6 +62,28 @@ pub struct Io<'a> {
     pub sink: &'a mut dyn OutputSink,
     /// Signals and window sizes while it runs.
     pub control: Option<mpsc::Receiver<ExecControl>>,
+}
+
+/// The guest's time. While it stands still the guest computes nothing and its own clock does not move, so that it notices nothing.
+#[derive(Clone, Debug)]
+pub struct GuestClock {
+    qmp: Qmp,
+    stops: WantedStops,
+}
+
+impl GuestClock {
+    /// Stops it. Of a guest that has ended meanwhile nothing is said.
+    pub async fn stop(&self) {
+        self.stops.expect();
+        if self.qmp.execute(qmp::Stop {}).await.is_err() {
+            self.stops.take();
+        }
+    }
+
+    /// Lets it go on.
+    pub async fn go_on(&self) {
+        drop(self.qmp.execute(qmp::Cont {}).await);
+    }
 }
 
 /// How a guest is ended.
@@ -362,6 +387,24 @@ impl Guest {
             (Err(lost), None, _) | (Ok(()), None, Some(lost)) => Err(lost),
             (Ok(()), None, None) => Ok(()),
         }
+    }
+
+    /// Brings what was written to the shares to the host, for a guest in which more is to run.
+    ///
+    /// # Errors
+    /// As [`Guest::close`]: then what ran cannot be believed, and nothing more should run here.
+    pub async fn settle(&mut self, observe: Observe<'_>) -> Result<(), Lost> {
+        self.sync(self.limits.sync(), observe).await?;
+        match self.watch.doubt(Phase::Command) {
+            Some(lost) => Err(lost.with_tail(self.console.tail(TAIL))),
+            None => Ok(()),
+        }
+    }
+
+    /// By which the guest's time is stopped while it runs a command.
+    #[must_use]
+    pub fn clock(&self) -> GuestClock {
+        GuestClock { qmp: self.qemu.qmp().clone(), stops: self.watch.stops().clone() }
     }
 
     /// The last lines of the console.

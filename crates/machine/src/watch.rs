@@ -1,7 +1,13 @@
 //! Notices the death of a guest, whatever else is being waited for: kernel faults on the console, what QEMU reports over
 //! QMP, and the end of QEMU itself.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
 
 use belljar_model::{CrashKind, EventKind, Phase, Verdict};
 
@@ -32,6 +38,23 @@ pub(crate) struct Watch {
     /// How many bytes had come over the console when a session was reached: what boot loaders and initramfs print means
     /// nothing from there on.
     entered_at: Option<u64>,
+    stops: WantedStops,
+}
+
+/// How often the guest's time was stopped from here without QEMU having reported it yet.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct WantedStops(Arc<AtomicU32>);
+
+impl WantedStops {
+    /// One is about to be asked for.
+    pub(crate) fn expect(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Takes one back, if there is one.
+    pub(crate) fn take(&self) -> bool {
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).is_ok()
+    }
 }
 
 impl Watch {
@@ -43,7 +66,18 @@ impl Watch {
             exit: qemu.exit_watch(),
             oops,
             entered_at: None,
+            stops: WantedStops::default(),
         }
+    }
+
+    /// Where stops that are wanted are announced.
+    pub(crate) fn stops(&self) -> &WantedStops {
+        &self.stops
+    }
+
+    /// What QEMU reports, unless it was asked for.
+    fn of_event(&self, event: &QmpEvent, phase: Phase) -> Option<Lost> {
+        if event.name == "STOP" && self.stops.take() { None } else { of_event(event, phase) }
     }
 
     /// The guest is up.
@@ -73,7 +107,7 @@ impl Watch {
                 }
                 event = self.events.next(), if qmp_open => match event {
                     Some(event) => {
-                        if let Some(lost) = of_event(&event, phase) {
+                        if let Some(lost) = self.of_event(&event, phase) {
                             return lost;
                         }
                         if self.entered_at.is_some() && closes_agent_port(&event) {
@@ -115,7 +149,7 @@ impl Watch {
                 }
             }
             while let Some(event) = self.events.try_next() {
-                best = of_event(&event, phase).filter(|found| rank(found) > rank(&best)).unwrap_or(best);
+                best = self.of_event(&event, phase).filter(|found| rank(found) > rank(&best)).unwrap_or(best);
             }
             if let Some(fault) = self.doubt(phase) {
                 return fault;
@@ -243,6 +277,15 @@ fn of_event(event: &QmpEvent, phase: Phase) -> Option<Lost> {
 mod tests {
     use super::*;
     use crate::qemu::qmp::QmpTimestamp;
+
+    #[test]
+    fn each_wanted_stop_is_taken_once() {
+        let stops = WantedStops::default();
+        assert!(!stops.take());
+        stops.expect();
+        assert!(stops.take());
+        assert!(!stops.take(), "the next one is QEMU's own");
+    }
 
     fn event(name: &str, data: serde_json::Value) -> Option<Lost> {
         let timestamp = QmpTimestamp { seconds: 0, microseconds: 0 };
