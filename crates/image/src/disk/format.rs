@@ -67,11 +67,6 @@ impl Format {
         Format::ALL.iter().map(|f| f.driver()).collect::<Vec<_>>().join(", ")
     }
 
-    /// Whether an image of this format can have a backing file under QEMU.
-    pub(super) fn can_be_backed(self) -> bool {
-        matches!(self, Format::Qcow2 | Format::Vmdk | Format::Qcow | Format::Qed)
-    }
-
     /// Whether files of this format are called so.
     pub(super) fn has_extension(self, extension: &str) -> bool {
         let extension = extension.to_ascii_lowercase();

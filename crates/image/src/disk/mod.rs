@@ -1,10 +1,9 @@
-//! Disk images: what a file is, a throw-away layer over it, and the block nodes that QEMU opens.
+//! Disk images: what a file is, and a throw-away layer over it.
 //!
 //! `qemu-img` says what an image is, one file at a time: a chain of backing files is walked here, so that no name
-//! inside an image (`nbd:…`, `json:…`, a file elsewhere) is followed before it was looked at. QEMU in turn is told
-//! every file and format of the chain and never reads them out of an image again.
+//! inside an image (`nbd:…`, `json:…`, a file elsewhere) is followed before it was looked at. QEMU is to be told
+//! every file and format of the chain ([`DiskImage::layers`]), and not to read them out of an image again.
 
-mod blockdev;
 mod error;
 mod format;
 mod inspect;
@@ -16,7 +15,6 @@ mod vmdk;
 
 use std::path::{Path, PathBuf};
 
-pub use blockdev::{empty_nodes, overlay_nodes};
 pub use error::DiskError;
 pub use format::{Format, UnknownFormat};
 pub use inspect::inspect;

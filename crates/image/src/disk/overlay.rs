@@ -26,8 +26,8 @@ impl AsFd for Overlay {
     }
 }
 
-/// An empty qcow2 layer over `image`, in the file system of `dir`. It is to be opened with [`super::overlay_nodes`],
-/// which name what is below it; the layer itself does not.
+/// An empty qcow2 layer over `image`, in the file system of `dir`. Who opens it has to
+/// name what is below it, for the layer itself does not.
 ///
 /// It is written here and not by `qemu-img create`, which needs a name for it, and so could leave it behind.
 ///
@@ -45,7 +45,7 @@ pub fn create_overlay(dir: &Path, image: &DiskImage) -> Result<Overlay, DiskErro
     Ok(Overlay { fd: file.into(), virtual_size })
 }
 
-/// An empty disk of `size` bytes (raw, sparse), in the file system of `dir`; see [`super::empty_nodes`].
+/// An empty disk of `size` bytes (raw, sparse), in the file system of `dir`.
 ///
 /// # Errors
 /// When `dir` cannot be written or has no files of that size.

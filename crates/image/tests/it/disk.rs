@@ -6,9 +6,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-use belljar_image::disk::{
-    DiskError, DiskImage, Format, create_empty, create_overlay, empty_nodes, inspect, overlay_nodes,
-};
+use belljar_image::disk::{DiskError, DiskImage, Format, create_empty, create_overlay, inspect};
 use serde_json::{Value, json};
 
 const QEMU_IMG: &str = "/usr/bin/qemu-img";
@@ -52,7 +50,7 @@ impl Images {
     }
 }
 
-/// A QEMU that is not started, with nodes, asked over QMP. It is killed when dropped.
+/// A QEMU that is not started, with a block node, asked over QMP. It is killed when dropped.
 struct Qemu {
     child: Child,
     stdin: ChildStdin,
@@ -61,7 +59,7 @@ struct Qemu {
 
 impl Qemu {
     /// `fd` becomes descriptor set 1.
-    fn start(nodes: &[Value], fd: impl AsFd) -> Result<Self, String> {
+    fn start(node: &Value, fd: impl AsFd) -> Result<Self, String> {
         // A copy that exec leaves open, made by the shell: there is no safe code for it in std.
         let path = format!("/proc/{}/fd/{}", std::process::id(), std::os::fd::AsRawFd::as_raw_fd(&fd.as_fd()));
         let mut command = Command::new("sh");
@@ -70,9 +68,7 @@ impl Qemu {
         command.args(["-nodefaults", "-no-user-config", "-display", "none", "-S", "-machine", "q35", "-accel", "tcg"]);
         command.args(["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
         command.args(["-add-fd", "fd=9,set=1", "-qmp", "stdio"]);
-        for node in nodes {
-            command.args(["-blockdev", &node.to_string()]);
-        }
+        command.args(["-blockdev", &node.to_string()]);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let (stdin, stdout) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
@@ -122,16 +118,33 @@ impl Drop for Qemu {
     }
 }
 
+/// The node `disk` with the layer in descriptor set 1 over what was seen of the image.
+fn over(image: &DiskImage) -> Value {
+    let backing = image.layers().iter().rev().fold(Value::Null, |below, layer| {
+        let file = json!({ "driver": "file", "filename": layer.path, "read-only": true, "locking": "on" });
+        let mut node = json!({ "driver": layer.format.driver(), "read-only": true, "file": file });
+        if matches!(layer.format, Format::Qcow2 | Format::Vmdk | Format::Qcow | Format::Qed) {
+            node["backing"] = below;
+        }
+        node
+    });
+    json!({ "driver": "qcow2", "node-name": "disk", "file": in_set_1(), "backing": backing })
+}
+
+fn in_set_1() -> Value {
+    json!({ "driver": "file", "filename": "/dev/fdset/1" })
+}
+
 /// Boots nothing, but reads through the nodes, writes to the layer, and sees the image unchanged.
 fn works(image: &DiskImage, dir: &Path) {
     let files: Vec<_> = image.layers().iter().map(|l| (l.path.clone(), fs::read(&l.path).unwrap())).collect();
     let overlay = create_overlay(dir, image).unwrap();
-    let mut qemu = Qemu::start(&overlay_nodes("disk0", 1, image), &overlay).unwrap();
-    assert!(qemu.holds("disk0", 0xa5, "1M"), "{image:?}");
-    assert!(qemu.holds("disk0", 0, "1100k"));
-    let said = qemu.io("disk0", "write -P 0x5a 1M 64k");
+    let mut qemu = Qemu::start(&over(image), &overlay).unwrap();
+    assert!(qemu.holds("disk", 0xa5, "1M"), "{image:?}");
+    assert!(qemu.holds("disk", 0, "1100k"));
+    let said = qemu.io("disk", "write -P 0x5a 1M 64k");
     assert!(said.contains("wrote 65536/65536"), "{said}");
-    assert!(qemu.holds("disk0", 0x5a, "1M") && qemu.holds("disk0", 0xa5, "2M"));
+    assert!(qemu.holds("disk", 0x5a, "1M") && qemu.holds("disk", 0xa5, "2M"));
     drop(qemu);
     for (path, bytes) in files {
         assert!(fs::read(&path).unwrap() == bytes, "{} was written to", path.display());
@@ -199,8 +212,8 @@ fn a_larger_layer_over_a_smaller_one_reads_zeros_behind() {
     let image = images.inspect("big.qcow2").unwrap();
     assert_eq!(image.virtual_size, 64 << 20);
     let overlay = create_overlay(images.dir.path(), &image).unwrap();
-    let mut qemu = Qemu::start(&overlay_nodes("disk0", 1, &image), &overlay).unwrap();
-    assert!(qemu.holds("disk0", 0xa5, "3M") && qemu.holds("disk0", 0, "50M"));
+    let mut qemu = Qemu::start(&over(&image), &overlay).unwrap();
+    assert!(qemu.holds("disk", 0xa5, "3M") && qemu.holds("disk", 0, "50M"));
 }
 
 #[test]
@@ -308,20 +321,19 @@ fn readers_share_an_image_and_writers_are_kept_out() {
     images.img(&["convert", "-O", "qcow2", "disk.raw", "disk.qcow2"]);
     let image = images.inspect("disk.qcow2").unwrap();
     let layer = || create_overlay(images.dir.path(), &image).unwrap();
-    let nodes = overlay_nodes("disk0", 1, &image);
-    let writer = [
-        json!({ "driver": "qcow2", "node-name": "w", "file": { "driver": "file", "filename": images.path("disk.qcow2") } }),
-    ];
+    let node = over(&image);
+    let file = json!({ "driver": "file", "filename": images.path("disk.qcow2") });
+    let writer = json!({ "driver": "qcow2", "node-name": "w", "file": file });
 
-    let mut first = Qemu::start(&nodes, layer()).unwrap();
-    let mut second = Qemu::start(&nodes, layer()).unwrap();
-    assert!(first.holds("disk0", 0xa5, "1M") && second.holds("disk0", 0xa5, "1M"));
+    let mut first = Qemu::start(&node, layer()).unwrap();
+    let mut second = Qemu::start(&node, layer()).unwrap();
+    assert!(first.holds("disk", 0xa5, "1M") && second.holds("disk", 0xa5, "1M"));
     let refused = Qemu::start(&writer, layer()).err().expect("a writer beside two readers");
     assert!(refused.contains("Failed to get \"write\" lock"), "{refused}");
     drop((first, second));
 
     let _writing = Qemu::start(&writer, layer()).unwrap();
-    let refused = Qemu::start(&nodes, layer()).err().expect("a reader beside a writer");
+    let refused = Qemu::start(&node, layer()).err().expect("a reader beside a writer");
     assert!(refused.contains("Failed to get shared \"write\" lock"), "{refused}");
     assert!(matches!(images.inspect("disk.qcow2"), Err(DiskError::InUse { .. })));
 }
@@ -330,7 +342,7 @@ fn readers_share_an_image_and_writers_are_kept_out() {
 fn an_empty_disk_takes_writes() {
     let dir = tempfile::tempdir().unwrap();
     let disk = create_empty(dir.path(), 1 << 30).unwrap();
-    let mut qemu = Qemu::start(&empty_nodes("data", 1), &disk).unwrap();
+    let mut qemu = Qemu::start(&json!({ "driver": "raw", "node-name": "data", "file": in_set_1() }), &disk).unwrap();
     assert!(qemu.holds("data", 0, "0") && qemu.io("data", "write -P 1 1023M 1M").contains("wrote"));
     assert!(qemu.holds("data", 1, "1023M"));
 }
