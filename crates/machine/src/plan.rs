@@ -331,12 +331,13 @@ fn kernel_for_root(
     Ok((chosen.kernel.clone(), index))
 }
 
-/// The kernel's command line. A panic must end the guest at once, and a quiet boot is a quick one: each character on an
-/// emulated serial line costs.
+/// The kernel's command line. A quiet boot is a quick one: each character on an emulated serial line costs. A panic is to end
+/// the guest at once; but in somebody else's initramfs `panic=` also turns off the emergency shell (Debian's, Alpine's),
+/// which may be the only shell there is. There the console's alarm ends the guest.
 fn kernel_line(entry: &Entry, append: &[String]) -> String {
     let mut words = match entry {
         Entry::Init => vec!["console=ttyS0", "panic=-1", "quiet", "loglevel=4", "random.trust_cpu=on"],
-        Entry::Console { .. } => vec!["console=ttyS0", "panic=-1"],
+        Entry::Console { .. } => vec!["console=ttyS0"],
     };
     let agent = format!("rdinit={INIT_AGENT_PATH}");
     if matches!(entry, Entry::Init) {
@@ -397,5 +398,17 @@ impl Choices {
         for choice in &files.choices {
             self.add("boot", choice.clone(), "see the manual, Guests");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn somebody_elses_initramfs_keeps_its_emergency_shell() {
+        let entry = Entry::Console { agent: AgentPlace::ControlShare };
+        assert_eq!(kernel_line(&entry, &["rdinit=/bin/sh".to_owned()]), "console=ttyS0 rdinit=/bin/sh");
+        assert!(kernel_line(&Entry::Init, &[]).contains(" panic=-1 "));
     }
 }
