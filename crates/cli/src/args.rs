@@ -248,6 +248,10 @@ pub(crate) struct HostArgs {
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) run_dir: Option<PathBuf>,
 
+    /// Boot the guest anew instead of starting a clone of one that has booted before
+    #[arg(long)]
+    pub(crate) no_template: bool,
+
     /// Print the QEMU command, quoted to paste, and run nothing
     #[arg(long)]
     pub(crate) dry_run: bool,

@@ -10,6 +10,10 @@ pub(crate) const LOGIN: &str = "BELLJAR_LOGIN";
 pub(crate) const ACCEL: &str = "BELLJAR_ACCEL";
 /// Where kernels, initramfs and answers of probes are kept.
 pub(crate) const CACHE_DIR: &str = "BELLJAR_CACHE_DIR";
+/// `off`: every guest boots, as with `--no-template`.
+pub(crate) const TEMPLATES: &str = "BELLJAR_TEMPLATES";
+/// How much room templates may take.
+pub(crate) const TEMPLATE_LIMIT: &str = "BELLJAR_TEMPLATE_LIMIT";
 /// Where the directories of runs are made.
 pub(crate) const STATE_DIR: &str = "BELLJAR_STATE_DIR";
 /// How many directories of ended runs are kept.
@@ -27,6 +31,8 @@ const ALL: &[(&str, &str)] = &[
         CACHE_DIR,
         "where extracted kernels, initramfs and the answers of probes are kept, instead of `$XDG_CACHE_HOME/belljar`",
     ),
+    (TEMPLATES, "`off`: every guest boots, as with `--no-template`"),
+    (TEMPLATE_LIMIT, "how much room templates may take in the cache (10GiB); the least recently used go first"),
     (STATE_DIR, "where the directories of runs are made, instead of `$XDG_STATE_HOME/belljar`"),
     (KEEP_RUNS, "how many directories of ended runs are kept (20)"),
     (NO_COLOR, "any value but the empty one: no colours"),

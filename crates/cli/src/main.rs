@@ -10,6 +10,7 @@ mod settings;
 mod shell;
 mod sink;
 mod specs;
+mod template;
 mod terminal;
 
 use std::{

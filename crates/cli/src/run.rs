@@ -27,7 +27,7 @@ use belljar_runner::{
 use tokio::{
     io::AsyncRead,
     signal::unix::{SignalKind, signal},
-    sync::{mpsc, oneshot},
+    sync::mpsc,
     task::LocalSet,
 };
 
@@ -35,6 +35,7 @@ use crate::{
     args::{ExecArgs, GuestArgs, HostArgs, RunArgs, ShareArgs},
     env, settings,
     sink::StdSink,
+    template,
     terminal::{self, RawTerminal},
     write_out,
 };
@@ -112,6 +113,7 @@ impl Prepared {
             guest_name,
             share,
             host: context,
+            templates: template::settings(host)?,
             command,
             timeout: None,
             power_off: false,
@@ -173,8 +175,8 @@ impl Prepared {
         };
         let mut log = EventLog::create(&run_dir.file(run_dir::EVENTS), Box::new(observer))
             .map_err(|e| format!("cannot write the event log: {e}"))?;
-        let (view_sender, view) = oneshot::channel();
-        tokio::task::spawn_local(follow_console(view, Rc::clone(&reporter), style.level));
+        let (view_sender, views) = mpsc::unbounded_channel();
+        tokio::task::spawn_local(follow_consoles(views, Rc::clone(&reporter), style.level));
         if raw {
             tokio::task::spawn_local(follow_size(control));
         }
@@ -213,8 +215,22 @@ fn hear_signals(canceller: Canceller) -> io::Result<()> {
     Ok(())
 }
 
-async fn follow_console(view: oneshot::Receiver<ConsoleView>, reporter: Reporter, level: Level) {
-    let Ok(view) = view.await else { return };
+/// Follows one machine's console after the other's.
+async fn follow_consoles(mut views: mpsc::UnboundedReceiver<ConsoleView>, reporter: Reporter, level: Level) {
+    let mut next = views.recv().await;
+    while let Some(view) = next.take() {
+        let following = follow_console(&view, &reporter, level);
+        tokio::select! {
+            () = following => next = views.recv().await,
+            another = views.recv() => match another {
+                Some(view) => next = Some(view),
+                None => return follow_console(&view, &reporter, level).await,
+            },
+        }
+    }
+}
+
+async fn follow_console(view: &ConsoleView, reporter: &Reporter, level: Level) {
     if level >= Level::Console {
         let mut lines = view.lines();
         while let Some(line) = lines.next().await {

@@ -5,10 +5,7 @@ use std::time::Duration;
 use belljar_model::{CrashKind, EventKind, Exit, Phase, Verdict};
 use belljar_proto::message::{Announce, Exec, Nonce, Setup, ShutdownHow, Status, Stdio};
 use fs_err::File;
-use tokio::{
-    io::AsyncRead,
-    sync::{mpsc, oneshot},
-};
+use tokio::{io::AsyncRead, sync::mpsc};
 
 use crate::{
     Lost,
@@ -17,8 +14,9 @@ use crate::{
     console::{Console, ConsoleView, LogFault, Patience},
     enter,
     limits::Limits,
-    plan::{Entry, Plan},
+    plan::{Entry, Launch, Plan},
     qemu::{
+        args::MachineConfig,
         process::{Qemu, SpawnRequest},
         qmp::{self, Qmp},
     },
@@ -33,6 +31,9 @@ use crate::{
 
 /// Takes what is worth an event.
 pub type Observe<'a> = &'a mut dyn FnMut(EventKind);
+
+/// Takes the console of each QEMU that is started, to be looked at.
+pub type Views = mpsc::UnboundedSender<ConsoleView>;
 
 /// Lines of the console that go with a loss.
 const TAIL: usize = 15;
@@ -103,28 +104,25 @@ pub enum Ending {
 ///
 /// # Errors
 /// A [`Lost`] that says what was awaited and what was seen.
-pub async fn boot(
-    mut plan: Plan,
-    view: Option<oneshot::Sender<ConsoleView>>,
-    observe: Observe<'_>,
-) -> Result<Guest, Lost> {
+pub async fn boot(plan: Plan, view: Option<&Views>, observe: Observe<'_>) -> Result<Guest, Lost> {
     let limits = Limits::new(plan.accel(), plan.boot_timeout);
-    keep_command(&plan)?;
+    let Launch { config, fds } = plan.launch().map_err(|e| Lost::host(e.to_string()))?;
+    keep_command(&plan, &config)?;
     let log = File::create(&plan.host.console_log)
         .map_err(|e| Lost::host(format!("cannot log the console: {e}; the run's directory must be writable")))?;
     let request = SpawnRequest {
         program: &plan.qemu.path,
-        config: &plan.config,
+        config: &config,
         shim: &plan.host.shim,
         log: &plan.host.qemu_log,
-        extra_fds: std::mem::take(&mut plan.fds),
+        extra_fds: fds,
     };
     let mut qemu = Qemu::spawn(request).await.map_err(|error| Lost::host(error.to_string()))?;
     let channels = qemu.take_channels();
     let mut console = Console::new(channels.console, log);
-    if let Some(sender) = view {
+    if let Some(view) = view {
         // Nobody looking is fine.
-        drop(sender.send(console.view()));
+        drop(view.send(console.view()));
     }
     let mut watch = Watch::new(&console, &qemu, plan.oops);
     let ports: Vec<(PortKind, BoxedPort)> =
@@ -181,8 +179,8 @@ pub async fn boot(
     }
 }
 
-fn keep_command(plan: &Plan) -> Result<(), Lost> {
-    let line = plan.real_command_line().map_err(|e| Lost::host(e.to_string()))?;
+fn keep_command(plan: &Plan, config: &MachineConfig) -> Result<(), Lost> {
+    let line = plan.command_of(config).map_err(|e| Lost::host(e.to_string()))?;
     fs_err::write(&plan.host.qemu_command, line + "\n")
         .map_err(|e| Lost::host(format!("cannot keep QEMU's command line: {e}; the run's directory must be writable")))
 }

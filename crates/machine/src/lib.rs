@@ -1,7 +1,7 @@
 //! A guest as a process: QEMU, console, access, share, session.
 //!
-//! [`plan::prepare`] resolves what was asked for, [`guest::boot`] starts it and gets a session, and
-//! [`guest::Guest`] runs commands in it.
+//! [`plan::prepare`] resolves what was asked for, [`lease::lease`] gives a guest with a session, and [`guest::Guest`] runs
+//! commands in it.
 
 pub mod access;
 pub mod command;
@@ -11,6 +11,7 @@ mod enter;
 pub mod fuzz;
 pub mod guest;
 pub mod host;
+pub mod lease;
 mod limits;
 mod lost;
 pub mod plan;
@@ -19,6 +20,7 @@ pub mod qemu;
 pub mod session;
 pub mod share;
 pub mod spec;
+pub mod template;
 mod watch;
 
 pub use belljar_proto::message::{MountMode, WindowSize};

@@ -23,7 +23,7 @@ use belljar_proto::message::INIT_AGENT_PATH;
 use crate::{
     access::Credentials,
     host::HostContext,
-    plan_disk::{self, Disks},
+    plan_disk::{self, PlannedDisk},
     qemu::{
         args::{self, Accel, MachineConfig, Nic, NicMode, Share},
         probe::{self, AccelChoice, QemuInfo},
@@ -71,11 +71,12 @@ impl AgentPlace {
     }
 }
 
-/// A guest that is ready to be started.
-#[derive(Debug)]
+/// A guest that can be started, as often as one likes: nothing is open yet.
+#[derive(Clone, Debug)]
 pub struct Plan {
-    pub(crate) config: MachineConfig,
-    pub(crate) fds: Vec<(i32, OwnedFd)>,
+    /// All but the disks.
+    config: MachineConfig,
+    disks: Vec<PlannedDisk>,
     pub(crate) entry: Entry,
     pub(crate) login: Option<Credentials>,
     pub(crate) share: ShareSpec,
@@ -84,9 +85,27 @@ pub struct Plan {
     pub(crate) oops: OopsPolicy,
     pub(crate) boot_timeout: Option<Duration>,
     choices: Vec<EventKind>,
-    for_people: MachineConfig,
-    /// What makes the disks of `for_people`.
-    by_hand: Vec<Vec<OsString>>,
+}
+
+/// Where the files of one attempt go.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// Its directory; it exists.
+    pub run_dir: PathBuf,
+    /// Where the serial console is logged.
+    pub console_log: PathBuf,
+    /// Where QEMU's own messages go.
+    pub qemu_log: PathBuf,
+    /// Where the command that started QEMU is kept.
+    pub qemu_command: PathBuf,
+}
+
+/// A machine that only has to be started.
+#[derive(Debug)]
+pub(crate) struct Launch {
+    pub(crate) config: MachineConfig,
+    /// Descriptors under their numbers in QEMU.
+    pub(crate) fds: Vec<(i32, OwnedFd)>,
 }
 
 /// Why there is no plan.
@@ -154,11 +173,11 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext) -> Result
     let cache = Cache::new(&host.cache_dir, &host.run_dir);
     let agent = belljar_agent_binary::AGENT;
     let mut shares = Vec::new();
-    let mut disks = Disks::new(&host.qemu_img, &host.run_dir);
+    let mut disks = Vec::new();
     let (kernel, entry) = match &spec.source {
         Source::Disk { path, format, bus } => {
-            disks.boot(path, format.as_deref(), *bus)?;
-            shares.push(control_share(agent, &host.run_dir)?);
+            disks.push(PlannedDisk::boot(&host.qemu_img, path, format.as_deref(), *bus)?);
+            shares.push(control_share(&host.run_dir));
             (None, Entry::Console { agent: AgentPlace::ControlShare })
         }
         Source::RootDir { root, kernel, modules } => {
@@ -181,7 +200,7 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext) -> Result
             let agent = if runs { AgentPlace::Initramfs } else { AgentPlace::Nowhere };
             if agent == AgentPlace::Initramfs && !take_over {
                 // For an initramfs that gives way to another root, and takes its files with it.
-                shares.push(control_share(belljar_agent_binary::AGENT, &host.run_dir)?);
+                shares.push(control_share(&host.run_dir));
             }
             let entry = if *take_over { Entry::Init } else { Entry::Console { agent } };
             (Some(files), entry)
@@ -192,7 +211,7 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext) -> Result
     }
     shares.extend(spec_shares(share));
     for disk in &spec.disks {
-        disks.extra(disk)?;
+        disks.push(PlannedDisk::extra(&host.qemu_img, disk)?);
     }
 
     let mut config = MachineConfig {
@@ -220,14 +239,9 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext) -> Result
         // firmware's console: an image that does not boot says so.
         config.machine.push_str(",graphics=off");
     }
-    let mut for_people = MachineConfig { channels: args::Channels::terminal(), ..config.clone() };
-    let by_hand = disks.describe(&mut for_people);
-    let fds = disks.finish(&mut config);
-    // What cannot be said must be found out now, not when QEMU is to be started.
-    config.to_args()?;
-    Ok(Plan {
+    let plan = Plan {
         config,
-        fds,
+        disks,
         entry,
         login: spec.login.clone(),
         share: share.clone(),
@@ -236,9 +250,10 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext) -> Result
         oops: spec.oops,
         boot_timeout: spec.boot_timeout,
         choices: choices.0,
-        for_people,
-        by_hand,
-    })
+    };
+    // What cannot be said must be found out now, not when QEMU is to be started.
+    plan.for_people().0.to_args()?;
+    Ok(plan)
 }
 
 impl Plan {
@@ -259,21 +274,52 @@ impl Plan {
     /// # Errors
     /// See [`args::ArgsError`].
     pub fn command_line(&self) -> Result<String, PlanError> {
+        let (config, by_hand) = self.for_people();
         let mut text = String::new();
-        for command in &self.by_hand {
+        for command in &by_hand {
             text.push_str(&args::to_shell(command));
             text.push('\n');
         }
-        text.push_str(&args::to_shell(&self.words(&self.for_people)?));
+        text.push_str(&args::to_shell(&self.words(&config)?));
         Ok(text)
     }
 
-    /// The command as it is started, descriptors included.
-    ///
-    /// # Errors
-    /// See [`args::ArgsError`].
-    pub fn real_command_line(&self) -> Result<String, PlanError> {
-        Ok(args::to_shell(&self.words(&self.config)?))
+    /// The same guest for another attempt: with other directories of the host, and files elsewhere.
+    #[must_use]
+    pub fn at(&self, share: ShareSpec, place: Place) -> Self {
+        let mut plan = self.clone();
+        let Place { run_dir, console_log, qemu_log, qemu_command } = place;
+        plan.config.shares.retain(|s| s.tag != share::OUT_TAG && s.tag != share::WORKSPACE_TAG);
+        for control in plan.config.shares.iter_mut().filter(|s| s.tag == share::CONTROL_TAG) {
+            *control = control_share(&run_dir);
+        }
+        plan.config.shares.extend(spec_shares(&share));
+        plan.share = share;
+        plan.host = HostContext { run_dir, console_log, qemu_log, qemu_command, ..plan.host };
+        plan
+    }
+
+    /// Makes what a boot needs: layers that take what the guest writes, and the agent where the guest can fetch it.
+    pub(crate) fn launch(&self) -> Result<Launch, PlanError> {
+        let mut config = self.config.clone();
+        let run_dir = &self.host.run_dir;
+        let fds = plan_disk::open(&self.disks, run_dir, &mut config).map_err(plan_disk::PlanDiskError::from)?;
+        if config.shares.iter().any(|s| s.tag == share::CONTROL_TAG) {
+            put_agent(belljar_agent_binary::AGENT, run_dir).map_err(|source| PlanError::Control { source })?;
+        }
+        Ok(Launch { config, fds })
+    }
+
+    /// The command that starts a machine of this plan.
+    pub(crate) fn command_of(&self, config: &MachineConfig) -> Result<String, PlanError> {
+        Ok(args::to_shell(&self.words(config)?))
+    }
+
+    /// The machine as a person would start it, and the commands that make its disks.
+    fn for_people(&self) -> (MachineConfig, Vec<Vec<OsString>>) {
+        let mut config = MachineConfig { channels: args::Channels::terminal(), ..self.config.clone() };
+        let by_hand = plan_disk::describe(&self.disks, &mut config);
+        (config, by_hand)
     }
 
     fn words(&self, config: &MachineConfig) -> Result<Vec<OsString>, PlanError> {
@@ -355,17 +401,17 @@ fn nic_mode(nic: NicSpec) -> NicMode {
     }
 }
 
+fn control_share(run_dir: &Path) -> Share {
+    Share { tag: share::CONTROL_TAG.into(), path: run_dir.join(CONTROL_DIR), read_only: true }
+}
+
 /// Puts the agent where the guest can fetch it from.
-fn control_share(agent: &[u8], run_dir: &Path) -> Result<Share, PlanError> {
+fn put_agent(agent: &[u8], run_dir: &Path) -> std::io::Result<()> {
     let dir = run_dir.join(CONTROL_DIR);
     let file = dir.join(share::AGENT_FILE);
-    let put = || {
-        fs_err::create_dir(&dir)?;
-        fs_err::write(&file, agent)?;
-        fs_err::set_permissions(&file, Permissions::from_mode(0o755))
-    };
-    put().map_err(|source| PlanError::Control { source })?;
-    Ok(Share { tag: share::CONTROL_TAG.into(), path: dir, read_only: true })
+    fs_err::create_dir_all(&dir)?;
+    fs_err::write(&file, agent)?;
+    fs_err::set_permissions(&file, Permissions::from_mode(0o755))
 }
 
 fn spec_shares(share: &ShareSpec) -> Vec<Share> {

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use belljar_image::disk::{self, DiskError, Format, Layer, UnknownFormat};
+use belljar_image::disk::{self, DiskError, DiskImage, Format, Layer, UnknownFormat};
 
 use crate::{
     qemu::args::{Backing, Disk, DiskBus, DiskSource, FIRST_EXTRA_FD, FdSet, MachineConfig},
@@ -24,103 +24,108 @@ pub enum PlanDiskError {
     Format(#[from] UnknownFormat),
 }
 
-/// Collects disks in their order.
-pub(crate) struct Disks<'a> {
-    qemu_img: &'a Path,
-    dir: &'a Path,
-    made: Vec<Made>,
+/// One disk of a plan. What takes the guest's writes is made when the guest is started.
+#[derive(Clone, Debug)]
+pub(crate) struct PlannedDisk {
+    content: Content,
+    bus: Bus,
+    serial: Option<String>,
+    boot_index: Option<u32>,
 }
 
-struct Made {
-    fd: OwnedFd,
-    disk: Disk,
-    /// How a person makes the same.
-    by_hand: Vec<OsString>,
-    file_by_hand: PathBuf,
+#[derive(Clone, Debug)]
+enum Content {
+    /// An image, under a layer.
+    Image(DiskImage),
+    /// This many bytes of zeros.
+    Empty(u64),
 }
 
-impl<'a> Disks<'a> {
-    /// Layers are made in `dir`, for a moment.
-    pub(crate) fn new(qemu_img: &'a Path, dir: &'a Path) -> Self {
-        Self { qemu_img, dir, made: Vec::new() }
-    }
-
+impl PlannedDisk {
     /// The disk to boot from.
-    pub(crate) fn boot(&mut self, image: &Path, format: Option<&str>, bus: Bus) -> Result<(), PlanDiskError> {
+    pub(crate) fn boot(qemu_img: &Path, image: &Path, format: Option<&str>, bus: Bus) -> Result<Self, PlanDiskError> {
         let format = format.map(str::parse).transpose()?;
-        self.layer(image, format, bus, None, Some(0))
+        let content = Content::Image(disk::inspect(qemu_img, image, format)?);
+        Ok(Self { content, bus, serial: None, boot_index: Some(0) })
     }
 
     /// Another disk.
-    pub(crate) fn extra(&mut self, spec: &DiskSpec) -> Result<(), PlanDiskError> {
-        match &spec.content {
-            DiskContent::Image(path) => self.layer(path, None, spec.bus, spec.serial.clone(), None),
-            DiskContent::Empty(size) => {
-                let fd = disk::create_empty(self.dir, *size)?.fd;
-                let file_by_hand = self.name("raw");
-                let by_hand = words(["qemu-img", "create", "-q", "-f", "raw"])
-                    .chain([file_by_hand.clone().into_os_string(), size.to_string().into()])
-                    .collect();
-                let disk = Disk {
-                    bus: bus_of(spec.bus),
-                    serial: spec.serial.clone(),
-                    ..Disk::new(DiskSource::FdSet(0), Format::Raw.driver())
-                };
-                self.made.push(Made { fd, disk, by_hand, file_by_hand });
-                Ok(())
-            }
-        }
-    }
-
-    fn layer(
-        &mut self,
-        image: &Path,
-        format: Option<Format>,
-        bus: Bus,
-        serial: Option<String>,
-        boot_index: Option<u32>,
-    ) -> Result<(), PlanDiskError> {
-        let image = disk::inspect(self.qemu_img, image, format)?;
-        let overlay = disk::create_overlay(self.dir, &image)?;
-        let file_by_hand = self.name("qcow2");
-        let by_hand = words(["qemu-img", "create", "-q", "-f", "qcow2", "-F", image.format().driver(), "-b"])
-            .chain([image.path().as_os_str().to_owned(), file_by_hand.clone().into_os_string()])
-            .collect();
-        let disk = Disk {
-            backing: backing(image.layers()),
-            bus: bus_of(bus),
-            serial,
-            boot_index,
-            ..Disk::new(DiskSource::FdSet(0), Format::Qcow2.driver())
+    pub(crate) fn extra(qemu_img: &Path, spec: &DiskSpec) -> Result<Self, PlanDiskError> {
+        let content = match &spec.content {
+            DiskContent::Image(path) => Content::Image(disk::inspect(qemu_img, path, None)?),
+            DiskContent::Empty(size) => Content::Empty(*size),
         };
-        self.made.push(Made { fd: overlay.fd, disk, by_hand, file_by_hand });
-        Ok(())
+        Ok(Self { content, bus: spec.bus, serial: spec.serial.clone(), boot_index: None })
     }
 
-    fn name(&self, extension: &str) -> PathBuf {
-        PathBuf::from(format!("belljar-disk{}.{extension}", self.made.len()))
-    }
-
-    /// The disks as a person would have them, and the commands that make them.
-    pub(crate) fn describe(&self, config: &mut MachineConfig) -> Vec<Vec<OsString>> {
-        config.disks = self
-            .made
-            .iter()
-            .map(|m| Disk { source: DiskSource::Path(m.file_by_hand.clone()), ..m.disk.clone() })
-            .collect();
-        self.made.iter().map(|m| m.by_hand.clone()).collect()
-    }
-
-    /// Puts the disks into the machine; gives the descriptors under the numbers that QEMU is to find.
-    pub(crate) fn finish(self, config: &mut MachineConfig) -> Vec<(i32, OwnedFd)> {
-        let mut fds = Vec::new();
-        for ((fd, set), made) in (FIRST_EXTRA_FD..).zip(1..).zip(self.made) {
-            config.fd_sets.push(FdSet { fd, set });
-            config.disks.push(Disk { source: DiskSource::FdSet(set), ..made.disk });
-            fds.push((fd, made.fd));
+    /// The disk for QEMU, its bytes being in `source`.
+    fn device(&self, source: DiskSource) -> Disk {
+        let (format, backing) = match &self.content {
+            Content::Image(image) => (Format::Qcow2, backing(image.layers())),
+            Content::Empty(_) => (Format::Raw, None),
+        };
+        Disk {
+            backing,
+            bus: bus_of(self.bus),
+            serial: self.serial.clone(),
+            boot_index: self.boot_index,
+            ..Disk::new(source, format.driver())
         }
-        fds
     }
+
+    /// A file without a name in `dir` that takes what the guest writes.
+    fn make(&self, dir: &Path) -> Result<OwnedFd, DiskError> {
+        let overlay = match &self.content {
+            Content::Image(image) => disk::create_overlay(dir, image)?,
+            Content::Empty(size) => disk::create_empty(dir, *size)?,
+        };
+        Ok(overlay.fd)
+    }
+
+    /// How a person makes the same.
+    fn by_hand(&self, file: &Path) -> Vec<OsString> {
+        match &self.content {
+            Content::Image(image) => {
+                words(["qemu-img", "create", "-q", "-f", "qcow2", "-F", image.format().driver(), "-b"])
+                    .chain([image.path().as_os_str().to_owned(), file.as_os_str().to_owned()])
+                    .collect()
+            }
+            Content::Empty(size) => words(["qemu-img", "create", "-q", "-f", "raw"])
+                .chain([file.as_os_str().to_owned(), size.to_string().into()])
+                .collect(),
+        }
+    }
+}
+
+/// Puts the disks into a machine as a person would have them; gives the commands that make them.
+pub(crate) fn describe(disks: &[PlannedDisk], config: &mut MachineConfig) -> Vec<Vec<OsString>> {
+    let mut commands = Vec::new();
+    for (at, disk) in disks.iter().enumerate() {
+        let extension = match disk.content {
+            Content::Image(_) => "qcow2",
+            Content::Empty(_) => "raw",
+        };
+        let file = PathBuf::from(format!("belljar-disk{at}.{extension}"));
+        commands.push(disk.by_hand(&file));
+        config.disks.push(disk.device(DiskSource::Path(file)));
+    }
+    commands
+}
+
+/// Makes what takes the guest's writes, in `dir`, and puts the disks into the machine; gives the descriptors under the numbers
+/// that QEMU is to find.
+pub(crate) fn open(
+    disks: &[PlannedDisk],
+    dir: &Path,
+    config: &mut MachineConfig,
+) -> Result<Vec<(i32, OwnedFd)>, DiskError> {
+    let mut fds = Vec::new();
+    for ((fd, set), disk) in (FIRST_EXTRA_FD..).zip(1..).zip(disks) {
+        fds.push((fd, disk.make(dir)?));
+        config.fd_sets.push(FdSet { fd, set });
+        config.disks.push(disk.device(DiskSource::FdSet(set)));
+    }
+    Ok(fds)
 }
 
 fn words<const N: usize>(words: [&str; N]) -> impl Iterator<Item = OsString> {

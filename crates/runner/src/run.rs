@@ -5,18 +5,15 @@ use std::time::Duration;
 use belljar_machine::{
     Lost,
     command::GuestCommand,
-    guest::{self, Guest},
+    guest::{self, Guest, Views},
     host::HostContext,
+    lease::{self, Lease, Templates},
     plan,
     session::agent::{ExecControl, OutputSink},
     spec::{GuestSpec, ShareSpec},
 };
 use belljar_model::{EventKind, Exit, Phase, RunId, Verdict, event::SCHEMA, verdict::Fault};
-use tokio::{
-    io::AsyncRead,
-    sync::{mpsc, oneshot},
-    time::Instant,
-};
+use tokio::{io::AsyncRead, sync::mpsc, time::Instant};
 
 use crate::{
     cancel::Cancel,
@@ -42,6 +39,8 @@ pub struct Request {
     pub share: ShareSpec,
     /// What the host side stands on.
     pub host: HostContext,
+    /// Where the guest's template may be.
+    pub templates: Templates,
     /// The command.
     pub command: GuestCommand,
     /// Limit to the command alone.
@@ -58,8 +57,8 @@ pub struct RunIo<'a> {
     pub sink: &'a mut dyn OutputSink,
     /// Signals and window sizes while it runs.
     pub control: Option<mpsc::Receiver<ExecControl>>,
-    /// Gets the guest's console to look at, as soon as there is one.
-    pub console: Option<oneshot::Sender<belljar_machine::console::ConsoleView>>,
+    /// Gets the guest's console to look at, as soon as there is one; another if the guest is the copy of one that booted.
+    pub console: Option<Views>,
 }
 
 /// Boots, runs, ends; logs everything. Returns what the log's last event says.
@@ -96,7 +95,7 @@ pub async fn run(request: Request, io: RunIo<'_>, mut cancel: Cancel, log: &mut 
 
 async fn attempt(request: Request, io: RunIo<'_>, cancel: &mut Cancel, log: &mut EventLog) -> Result<Exit, Lost> {
     log.emit(EventKind::Phase { phase: Phase::Prepare });
-    let Request { guest, share, host, command, timeout: limit, power_off, .. } = request;
+    let Request { guest, share, host, templates, command, timeout: limit, power_off, .. } = request;
     let preparing = tokio::task::spawn_blocking(move || plan::prepare(&guest, &share, host));
     let prepared = tokio::select! {
         biased;
@@ -113,12 +112,12 @@ async fn attempt(request: Request, io: RunIo<'_>, cancel: &mut Cancel, log: &mut
         log.emit(choice.clone());
     }
 
-    log.emit(EventKind::Phase { phase: Phase::Boot });
     let mut observe = |kind| log.emit(kind);
+    let wanted = Lease { view: io.console, ..Lease::new(plan, &templates) };
     let mut guest = tokio::select! {
         biased;
         why = cancel.wanted() => return Err(why.lost(Phase::Boot)),
-        booted = guest::boot(plan, io.console, &mut observe) => booted?,
+        leased = lease::lease(wanted, &mut observe) => leased?,
     };
     let streams = guest::Io { stdin: io.stdin, sink: io.sink, control: io.control };
     let exit = command_in(&mut guest, command, streams, limit, cancel, log).await;
