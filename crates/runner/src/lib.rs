@@ -5,3 +5,4 @@ mod exec;
 pub mod log;
 pub mod run;
 pub mod run_dir;
+pub mod suite;

@@ -1,0 +1,466 @@
+//! One try at a unit.
+
+use std::path::{Path, PathBuf};
+
+use belljar_formats::{Results, libtest};
+use belljar_machine::{
+    Lost,
+    command::GuestCommand,
+    guest::{Ending, Io},
+    share,
+};
+use belljar_model::{AttemptId, EventKind, Exit, Fault, Phase, Verdict, test_run as events};
+use belljar_suite::{config::Format, glob::Pattern, plan::Unit};
+use events::{MAX_MESSAGE, Stream, keep_start};
+use fs_err as fs;
+use tokio::time::Instant;
+
+use super::{
+    Cx, files, judge,
+    lease::{self, Lease, Unfit, place},
+    millis,
+    output::{Recorded, Recorder},
+    setup,
+};
+use crate::{
+    cancel::Cancel,
+    exec::{Limit, exec},
+    run_dir,
+};
+
+/// A test's output, in the directory of its try.
+pub(crate) const OUTPUT: &str = "output.log";
+/// JUnit files where a test does not say which.
+const ANY_JUNIT: &[&str] = &["*.xml", "**/*.xml"];
+/// Where in the output directory what was found in the workspace is put.
+const FROM_WORKSPACE: &str = "from-workspace";
+/// Marks in the guest when the test began, to the second: touch(1) has no finer time everywhere.
+const MARK: &str = "mkdir -p /run/belljar && touch -t \"$(date +%Y%m%d%H%M.%S)\" /run/belljar/begun";
+/// Copies what was written in the workspace since then: workspace, goal, and names for find(1).
+const FETCH: &str = r#"cd "$1" || exit 0
+goal=$2; shift 2
+find . -type f -newer /run/belljar/begun -size -131072 \( "$@" \) 2>/dev/null | head -n 1000 | while IFS= read -r file; do
+    mkdir -p "$goal/${file%/*}" && cp "$file" "$goal/$file"
+done"#;
+
+/// In which guest.
+pub(crate) enum Place<'a> {
+    /// In one of its own.
+    Own,
+    /// In the one that there is, or in a new one that is then there for those who follow.
+    Shared(&'a mut Option<Lease>),
+}
+
+/// What became of a try.
+#[derive(Debug)]
+pub(crate) struct Tried {
+    pub(crate) verdict: Verdict,
+    pub(crate) message: Option<String>,
+    pub(crate) exit: Option<Exit>,
+    pub(crate) millis: u64,
+    /// Where the fault is Belljar's or the host's: whether another try may help.
+    pub(crate) retry: bool,
+}
+
+/// How a test's run ended, before anything was read out of it.
+enum End {
+    Exit(Exit),
+    Skip(String),
+    Lost(Unfit),
+}
+
+impl From<Lost> for End {
+    fn from(lost: Lost) -> Self {
+        Self::Lost(lost.into())
+    }
+}
+
+/// What is known of a try when its guest is done with it.
+struct Evidence {
+    end: End,
+    recorded: Option<Recorded>,
+    /// Its directory, relative to the run's.
+    place: String,
+    /// The console's log, relative to the run's directory.
+    console: String,
+}
+
+/// Tries once. All events but the last, which says whether there is another try, are told.
+pub(crate) async fn attempt(cx: &Cx, unit: &Unit, id: &AttemptId, slot: u32, place: Place<'_>) -> Tried {
+    let started = Instant::now();
+    let mut cancel = cx.cancel.clone();
+    let evidence = match place {
+        Place::Own => alone(cx, unit, id, slot, &mut cancel).await,
+        Place::Shared(lease) => shared(cx, unit, id, slot, lease, &mut cancel).await,
+    };
+    let (verdict, message, exit, retry) = tell(cx, unit, id, evidence);
+    Tried { verdict, message, exit, millis: millis(started.elapsed()), retry }
+}
+
+fn begin(cx: &Cx, id: &AttemptId, instance: u64, slot: u32) {
+    let (id, instance, slot) = (id.clone(), Some(instance), Some(slot));
+    cx.tell.emit(EventKind::AttemptStarted(events::AttemptStarted { id, instance, slot }));
+}
+
+/// In a guest of its own, whose directory becomes that of the try.
+async fn alone(cx: &Cx, unit: &Unit, id: &AttemptId, slot: u32, cancel: &mut Cancel) -> Evidence {
+    let instance = cx.next_instance();
+    begin(cx, id, instance, slot);
+    let mut observe = |kind| cx.tell.of_attempt(id, instance, kind);
+    let (end, recorded) = match lease::boot(cx, unit, instance, slot, cancel, &mut observe).await {
+        Err(unfit) => (End::Lost(unfit), None),
+        Ok(mut lease) => {
+            let mut recorder = Recorder::new(&lease.dir.join(OUTPUT), unit.settings.format);
+            let ready = setup::run(cx, unit, &mut lease, cancel, &mut observe).await;
+            let end = match ready {
+                Ok(()) => perform(cx, unit, id, &mut lease, None, &mut recorder, cancel).await,
+                Err(unfit) => End::Lost(unfit),
+            };
+            observe(EventKind::Phase { phase: Phase::Close });
+            let how = if matches!(end, End::Lost(_)) { Ending::Hurry } else { Ending::Kill };
+            let closed = lease.close(cx, how, cancel, &mut observe).await;
+            (after(end, closed), Some(recorder.finish()))
+        }
+    };
+    // From here on it is the try's.
+    let mut home = place(instance);
+    let goal = attempt_place(id);
+    let moved = cx.run_dir.join(&goal);
+    let parent = moved.parent().unwrap_or(&moved);
+    if fs::create_dir_all(parent).and_then(|()| fs::rename(cx.run_dir.join(&home), &moved)).is_ok() {
+        home = goal;
+    }
+    Evidence { end, recorded, console: format!("{home}/{}", run_dir::CONSOLE), place: home }
+}
+
+/// In a guest that others use before and after it.
+async fn shared(
+    cx: &Cx,
+    unit: &Unit,
+    id: &AttemptId,
+    slot: u32,
+    lease: &mut Option<Lease>,
+    cancel: &mut Cancel,
+) -> Evidence {
+    let instance = lease.as_ref().map_or_else(|| cx.next_instance(), |l| l.instance);
+    begin(cx, id, instance, slot);
+    let mut observe = |kind| cx.tell.of_attempt(id, instance, kind);
+    let home = attempt_place(id);
+    let dir = cx.run_dir.join(&home);
+    let console = format!("{}/{}", place(instance), run_dir::CONSOLE);
+    if let Err(error) = fs::create_dir_all(&dir) {
+        let end = Lost::host(format!("cannot make a directory for the test's files: {error}; free some space")).into();
+        return Evidence { end, recorded: None, place: home, console };
+    }
+    if lease.is_none() {
+        let fresh = match lease::boot(cx, unit, instance, slot, cancel, &mut observe).await {
+            Err(unfit) => Err(unfit),
+            Ok(mut fresh) => match setup::run(cx, unit, &mut fresh, cancel, &mut observe).await {
+                Ok(()) => Ok(fresh),
+                Err(unfit) => {
+                    // Its end adds nothing to what is known.
+                    drop(fresh.close(cx, Ending::Hurry, cancel, &mut observe).await);
+                    Err(unfit)
+                }
+            },
+        };
+        match fresh {
+            Ok(fresh) => *lease = Some(fresh),
+            Err(unfit) => return Evidence { end: End::Lost(unfit), recorded: None, place: home, console },
+        }
+    }
+    let Some(running) = lease.as_mut() else {
+        let end = Lost::host("there is no guest for the test; please report it").into();
+        return Evidence { end, recorded: None, place: home, console };
+    };
+    running.tries += 1;
+    let own = running.tries;
+    let out = running.dir.join(run_dir::OUT).join(own.to_string());
+    let mut recorder = Recorder::new(&dir.join(OUTPUT), unit.settings.format);
+    let end = match fs::create_dir(&out).and_then(|()| lease::open_to_all(&out)) {
+        Ok(()) => perform(cx, unit, id, running, Some(own), &mut recorder, cancel).await,
+        Err(error) => Lost::host(format!("cannot make the output directory: {error}; free some space")).into(),
+    };
+    let settled = match &end {
+        End::Lost(unfit) if !matches!(unfit.lost.verdict, Verdict::Fail(_)) => Ok(()),
+        _ => tokio::select! {
+            biased;
+            why = cancel.urgent() => Err(why.lost(Phase::Close)),
+            settled = running.guest.settle(&mut observe) => settled,
+        },
+    };
+    let end = after(end, settled);
+    // Whatever else it was, the next test must not meet it.
+    if let End::Lost(unfit) = &end
+        && !matches!(unfit.lost.verdict, Verdict::Fail(_))
+        && let Some(broken) = lease.take()
+    {
+        drop(broken.close(cx, Ending::Hurry, cancel, &mut observe).await);
+    }
+    // Nothing that matters is lost if it cannot be moved: it stays with the guest's files.
+    drop(files::keep(&out, &dir.join(run_dir::OUT)));
+    Evidence { end, recorded: Some(recorder.finish()), place: home, console }
+}
+
+/// What the command did says more than what the guest did after it, unless that makes a pass doubtful.
+fn after(end: End, closed: Result<(), Lost>) -> End {
+    match (end, closed) {
+        (End::Exit(_) | End::Skip(_), Err(lost)) => lost.into(),
+        (end, _) => end,
+    }
+}
+
+/// Runs the test itself.
+async fn perform(
+    cx: &Cx,
+    unit: &Unit,
+    id: &AttemptId,
+    lease: &mut Lease,
+    own_out: Option<u32>,
+    recorder: &mut Recorder,
+    cancel: &mut Cancel,
+) -> End {
+    let instance = lease.instance;
+    let mut observe = |kind| cx.tell.of_attempt(id, instance, kind);
+    match setup::missing(unit, lease, cancel, &mut observe).await {
+        Ok(None) => {}
+        Ok(Some(command)) => return End::Skip(format!("the guest has no `{command}`")),
+        Err(lost) => return lost.into(),
+    }
+    let patterns = junit_names(unit);
+    if !patterns.is_empty()
+        && let Err(lost) = setup::ask(lease, ["sh", "-c", MARK], cancel, &mut observe).await
+    {
+        return lost.into();
+    }
+    observe(EventKind::Phase { phase: Phase::Command });
+    let out = match own_out {
+        None => share::OUT_PATH.to_owned(),
+        Some(number) => format!("{}/{number}", share::OUT_PATH),
+    };
+    let command = command(cx, unit, id, &out);
+    let limit = Limit { after: Some(unit.settings.timeout), name: "timeout" };
+    let started = Instant::now();
+    let slow = async {
+        let every = unit.settings.slow_timeout.max(std::time::Duration::from_secs(1));
+        let mut next = started + every;
+        loop {
+            tokio::time::sleep_until(next).await;
+            let told = events::UnitSlow { id: id.clone(), millis: millis(started.elapsed()) };
+            cx.tell.emit(EventKind::UnitSlow(told));
+            next += every;
+        }
+    };
+    let io = Io { stdin: None, sink: recorder, control: None };
+    let ended = tokio::select! {
+        biased;
+        ended = exec(&mut lease.guest, command, io, limit, cancel, &mut observe) => ended,
+        () = slow => return Lost::host("a timer ended that has no end; please report it").into(),
+    };
+    let exit = match ended {
+        Ok(exit) => exit,
+        Err(lost) => return lost.into(),
+    };
+    if !patterns.is_empty() {
+        let goal = format!("{out}/{FROM_WORKSPACE}");
+        let mut words = vec!["sh", "-c", FETCH, "sh", &unit.guest.mount_at, &goal];
+        for (n, name) in patterns.iter().enumerate() {
+            words.extend(if n == 0 { &["-name"][..] } else { &["-o", "-name"][..] });
+            words.push(name);
+        }
+        // A guest without find(1) has its files in the output directory, or its test fails for want of them.
+        if let Err(lost) = setup::ask(lease, words, cancel, &mut observe).await {
+            return lost.into();
+        }
+    }
+    End::Exit(exit)
+}
+
+fn command(cx: &Cx, unit: &Unit, id: &AttemptId, out: &str) -> GuestCommand {
+    let mut argv = vec![unit.guest_path().into_bytes()];
+    argv.extend(unit.settings.args.iter().map(|a| a.clone().into_bytes()));
+    if let Some(case) = &unit.case {
+        argv.extend(libtest::run_one(case).into_iter().map(String::into_bytes));
+    }
+    let mount = unit.guest.mount_at.trim_end_matches('/');
+    let cwd = match &unit.settings.cwd {
+        None => unit.guest.mount_at.clone(),
+        Some(path) if path.starts_with('/') => path.clone(),
+        Some(path) => format!("{mount}/{path}"),
+    };
+    GuestCommand {
+        argv,
+        env: cx.environment(unit, Some((id, out))),
+        cwd: Some(cwd.into_bytes()),
+        user: unit.settings.user.clone(),
+        terminal: None,
+    }
+}
+
+/// The last parts of the patterns of JUnit files, as find(1) understands them; the whole patterns are matched on the host.
+fn junit_names(unit: &Unit) -> Vec<String> {
+    let mut names: Vec<String> = junit_patterns(unit)
+        .iter()
+        .map(|pattern| {
+            let last = pattern.rsplit('/').next().unwrap_or(pattern);
+            let plain = !last.contains(['{', '[', '\\']) && last != "**";
+            if plain { last.to_owned() } else { "*".to_owned() }
+        })
+        .collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
+fn junit_patterns(unit: &Unit) -> Vec<String> {
+    if !unit.settings.junit.is_empty() {
+        unit.settings.junit.clone()
+    } else if unit.settings.format == Format::Junit {
+        ANY_JUNIT.iter().map(|&p| p.to_owned()).collect()
+    } else {
+        Vec::new()
+    }
+}
+
+/// The JUnit files of the test: those in its output directory, or else those from the workspace.
+fn junit_results(unit: &Unit, out: &Path) -> Option<Results> {
+    let patterns: Vec<Pattern> = junit_patterns(unit).iter().filter_map(|p| Pattern::new(p).ok()).collect();
+    if patterns.is_empty() {
+        return None;
+    }
+    let fetched = out.join(FROM_WORKSPACE);
+    let hidden = Pattern::new(&format!("{FROM_WORKSPACE}/**")).ok();
+    files::junit(out, &patterns, hidden.as_ref()).or_else(|| files::junit(&fetched, &patterns, None))
+}
+
+/// Judges, and tells everything but the end.
+fn tell(cx: &Cx, unit: &Unit, id: &AttemptId, evidence: Evidence) -> (Verdict, Option<String>, Option<Exit>, bool) {
+    let Evidence { end, recorded, place, console } = evidence;
+    let dir: PathBuf = cx.run_dir.join(&place);
+    let out = dir.join(run_dir::OUT);
+    let tail = recorded.as_ref().map(|r| r.tail.as_str()).unwrap_or_default();
+    let written = recorded.as_ref().and_then(|r| r.results.as_ref());
+    let mut junit = None;
+    let mut lines = Vec::new();
+    let mut retry = false;
+    let (verdict, message, exit) = match end {
+        End::Exit(exit) => {
+            junit = junit_results(unit, &out);
+            let (verdict, message) = judge::verdict(exit, unit.settings.format, written, junit.as_ref(), tail);
+            (verdict, message, Some(exit))
+        }
+        End::Skip(why) => (Verdict::Skip(why), None, None),
+        End::Lost(Unfit { lost, retry: may_help }) => {
+            lines = lost.tail;
+            retry = may_help && matches!(lost.verdict, Verdict::Error(Fault::Host { .. }));
+            let exit = if let Verdict::Fail(exit) = lost.verdict { Some(exit) } else { None };
+            (lost.verdict, lost.message, exit)
+        }
+    };
+    // A pass that its own log cannot vouch for is none.
+    let (verdict, message) = match cx.tell.failure() {
+        Some(error) if verdict == Verdict::Pass => {
+            let message = format!("the test passed, but the event log could not be written: {error}; free some space");
+            (Verdict::Error(Fault::Host { message }), None)
+        }
+        _ => (verdict, message),
+    };
+    if let Some(recorded) = &recorded
+        && let Some(stream) = recorded.stream
+    {
+        cx.tell.emit(EventKind::Output(events::Output {
+            id: id.clone(),
+            stream,
+            bytes: recorded.bytes,
+            truncated: recorded.truncated,
+            path: Some(format!("{place}/{OUTPUT}")),
+            tail: recorded.tail.clone(),
+        }));
+    }
+    let bytes = fs::metadata(cx.run_dir.join(&console)).map_or(0, |m| m.len());
+    if bytes > 0 {
+        cx.tell.emit(EventKind::Output(events::Output {
+            id: id.clone(),
+            stream: Stream::Console,
+            bytes,
+            truncated: false,
+            path: Some(console),
+            tail: String::new(),
+        }));
+    }
+    let results = [written, junit.as_ref()];
+    for case in results.into_iter().flatten().flat_map(|r| &r.cases) {
+        let told = events::AttemptSubresult { id: id.clone(), subresult: case.clone() };
+        cx.tell.emit(EventKind::Subresult(told));
+    }
+    if !lines.is_empty() {
+        cx.tell.emit(EventKind::AttemptConsole(events::AttemptConsole { id: id.clone(), lines }));
+    }
+    let left = files::left(&out);
+    if !left.files.is_empty() {
+        let (dir, files, more) = (format!("{place}/{}", run_dir::OUT), left.files, left.more);
+        cx.tell.emit(EventKind::AttemptFiles(events::AttemptFiles { id: id.clone(), dir, files, more }));
+    }
+    let message = message.map(|m| keep_start(&m, MAX_MESSAGE).to_owned());
+    (verdict, message, exit, retry)
+}
+
+/// Where a try's files are, relative to the run's directory.
+fn attempt_place(id: &AttemptId) -> String {
+    let name = safe_name(id.unit.as_str());
+    if id.repeat > 1 {
+        format!("attempts/{name}/repeat-{}-try-{}", id.repeat, id.attempt)
+    } else {
+        format!("attempts/{name}/try-{}", id.attempt)
+    }
+}
+
+/// A unit's id as one file name.
+fn safe_name(id: &str) -> String {
+    const LONGEST: usize = 120;
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._@+-:".contains(c);
+    let safe: String = id
+        .chars()
+        .map(|c| {
+            if c == '/' {
+                '.'
+            } else if plain(c) {
+                c
+            } else {
+                '_'
+            }
+        })
+        .collect();
+    let suite = id.split('/').next().unwrap_or_default();
+    let changed = safe.len() > LONGEST
+        || suite.contains('.')
+        || id.chars().any(|c| c != '/' && !plain(c))
+        || id.matches('/').count() > 1;
+    if !changed {
+        return safe;
+    }
+    // Two ids must not come to the same name.
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    for byte in id.bytes() {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    }
+    format!("{}-{hash:016x}", keep_start(&safe, LONGEST))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_files_are_plain_and_apart() {
+        assert_eq!(safe_name("storage/ext4.sh@debian"), "storage.ext4.sh@debian");
+        let odd = safe_name("s/a b@g");
+        assert!(odd.starts_with("s.a_b@g-"), "{odd}");
+        assert_ne!(odd, safe_name("s/a_b@g"));
+        assert_ne!(odd, safe_name("s/a\u{e9}b@g"));
+        assert_ne!(safe_name("s/a.b@g"), safe_name("s/a/b@g"));
+        assert_ne!(safe_name("s.a/b@g"), safe_name("s/a.b@g"));
+        assert!(safe_name(&format!("s/{}@g", "x".repeat(5000))).len() < 200);
+        assert!(!safe_name("../../etc@g").contains('/'));
+    }
+}

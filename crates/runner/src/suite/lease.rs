@@ -1,0 +1,206 @@
+//! A guest for tests: booted, its set-up done, its directory where it is found again.
+
+use std::path::{Path, PathBuf};
+
+use belljar_machine::{
+    Lost,
+    guest::{self, Ending, Guest},
+    plan,
+    spec::ShareSpec,
+};
+use belljar_model::{CrashKind, EventKind, Fault, Phase, Verdict, test_run as events};
+use belljar_suite::plan::Unit;
+use fs_err as fs;
+
+use super::{Cx, pause::Wound, spec};
+use crate::{cancel::Cancel, run_dir};
+
+/// A guest that never came up so often is not tried again in this run.
+const HOPELESS: u32 = 3;
+
+/// How often a kind of machine came up.
+#[derive(Debug, Default)]
+pub(crate) struct Boots {
+    worked: bool,
+    failed: u32,
+    last: String,
+}
+
+/// A running guest.
+pub(crate) struct Lease {
+    pub(crate) guest: Guest,
+    pub(crate) instance: u64,
+    /// Its directory in the run's.
+    pub(crate) dir: PathBuf,
+    /// How many tries it has seen.
+    pub(crate) tries: u32,
+    wound: Wound,
+}
+
+/// Why there is no guest, or why it is of no use.
+#[derive(Debug)]
+pub(crate) struct Unfit {
+    pub(crate) lost: Lost,
+    /// Whether another try may help.
+    pub(crate) retry: bool,
+}
+
+impl From<Lost> for Unfit {
+    fn from(lost: Lost) -> Self {
+        Self { lost, retry: true }
+    }
+}
+
+/// The directory of an instance, relative to the run's.
+pub(crate) fn place(instance: u64) -> String {
+    format!("guests/{instance}")
+}
+
+/// Boots the guest of a unit. `observe` hears of it; the log hears of the guest's begin and, if it comes to nothing, its end.
+pub(crate) async fn boot(
+    cx: &Cx,
+    unit: &Unit,
+    instance: u64,
+    slot: u32,
+    cancel: &mut Cancel,
+    observe: &mut dyn FnMut(EventKind),
+) -> Result<Lease, Unfit> {
+    cx.tell.emit(EventKind::GuestStarted(events::GuestStarted {
+        instance,
+        guest: unit.guest.name.clone(),
+        slot,
+        how: "boot".to_owned(),
+    }));
+    let booted = match hopeless(cx, unit.machine) {
+        Some(unfit) => Err(unfit),
+        None => {
+            let booted = start(cx, unit, instance, cancel, observe).await;
+            remember(cx, unit.machine, booted.as_ref().err());
+            booted.map_err(Unfit::from)
+        }
+    };
+    match &booted {
+        Ok(_) => cx.tell.emit(EventKind::GuestReady(events::GuestReady { instance })),
+        Err(unfit) => ended(cx, instance, Some(&unfit.lost)),
+    }
+    booted
+}
+
+async fn start(
+    cx: &Cx,
+    unit: &Unit,
+    instance: u64,
+    cancel: &mut Cancel,
+    observe: &mut dyn FnMut(EventKind),
+) -> Result<Lease, Lost> {
+    observe(EventKind::Phase { phase: Phase::Prepare });
+    let dir = cx.run_dir.join(place(instance));
+    let out = dir.join(run_dir::OUT);
+    let made = fs::create_dir_all(&out).and_then(|()| open_to_all(&out));
+    made.map_err(|e| Lost::host(format!("cannot make a directory for the guest: {e}; free some space")))?;
+    let spec = cx.specs[unit.machine].clone().map_err(Lost::host)?;
+    let share =
+        ShareSpec { workspace: Some(spec::workspace(&cx.workspace, &unit.guest, unit.settings.workspace_mode)), out };
+    let host = belljar_machine::host::HostContext {
+        accel: cx.host.accel.or_else(|| spec::accel(&unit.guest)),
+        console_log: dir.join(run_dir::CONSOLE),
+        qemu_log: dir.join(run_dir::QEMU_LOG),
+        qemu_command: dir.join(run_dir::QEMU_COMMAND),
+        run_dir: dir.clone(),
+        ..cx.host.clone()
+    };
+    let preparing = tokio::task::spawn_blocking(move || plan::prepare(&spec, &share, host));
+    let prepared = tokio::select! {
+        biased;
+        why = cancel.wanted() => return Err(why.lost(Phase::Prepare)),
+        done = preparing => done,
+    };
+    let plan = match prepared {
+        Ok(plan) => plan.map_err(|error| Lost::host(error.to_string()))?,
+        Err(panic) => {
+            return Err(Lost::host(format!("Belljar's own preparation broke off: {panic}; please report it")));
+        }
+    };
+    for choice in plan.choices() {
+        observe(choice.clone());
+    }
+    observe(EventKind::Phase { phase: Phase::Boot });
+    let guest = tokio::select! {
+        biased;
+        why = cancel.wanted() => return Err(why.lost(Phase::Boot)),
+        booted = guest::boot(plan, None, observe) => booted?,
+    };
+    let wound = cx.clocks.wind(instance, guest.clock());
+    Ok(Lease { guest, instance, dir, tries: 0, wound })
+}
+
+/// The guest's users are not the host's: whoever the test runs as may leave files.
+pub(crate) fn open_to_all(out: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(out, std::fs::Permissions::from_mode(0o777))
+}
+
+impl Lease {
+    /// Ends the guest.
+    ///
+    /// # Errors
+    /// As [`Guest::close`].
+    pub(crate) async fn close(
+        self,
+        cx: &Cx,
+        how: Ending,
+        cancel: &mut Cancel,
+        observe: &mut dyn FnMut(EventKind),
+    ) -> Result<(), Lost> {
+        let closed = tokio::select! {
+            biased;
+            why = cancel.urgent() => Err(why.lost(Phase::Close)),
+            closed = self.guest.close(how, observe) => closed,
+        };
+        drop(self.wound);
+        // What the guest fetched the agent from is the same for all.
+        drop(fs::remove_dir_all(self.dir.join(plan::CONTROL_DIR)));
+        ended(cx, self.instance, closed.as_ref().err());
+        closed
+    }
+}
+
+fn ended(cx: &Cx, instance: u64, lost: Option<&Lost>) {
+    let message = lost.map(|lost| match (&lost.verdict, &lost.message) {
+        (_, Some(message)) | (Verdict::Error(Fault::Host { message }), None) => message.clone(),
+        (Verdict::Crash(crash), None) => format!("{}: {}", crash.kind, crash.seen),
+        (verdict, None) => format!("{verdict:?}"),
+    });
+    let message = message.map(|m| events::keep_start(&m, events::MAX_MESSAGE).to_owned());
+    cx.tell.emit(EventKind::GuestEnded(events::GuestEnded { instance, message, peak_memory: None }));
+}
+
+fn hopeless(cx: &Cx, machine: usize) -> Option<Unfit> {
+    let boots = cx.boots.borrow();
+    let boots = boots.get(machine).filter(|b| !b.worked && b.failed >= HOPELESS)?;
+    let message = format!(
+        "this guest was started {} times in this run and never came up, so it was not tried again; the last time: {}",
+        boots.failed, boots.last
+    );
+    Some(Unfit { lost: Lost::host(message), retry: false })
+}
+
+fn remember(cx: &Cx, machine: usize, lost: Option<&Lost>) {
+    let mut boots = cx.boots.borrow_mut();
+    let Some(boots) = boots.get_mut(machine) else { return };
+    let why = match lost {
+        None => {
+            boots.worked = true;
+            return;
+        }
+        Some(lost) => match (&lost.verdict, &lost.message) {
+            (Verdict::Error(Fault::Interrupted { .. }), _) => return,
+            (Verdict::Error(Fault::Host { message }), _) | (_, Some(message)) => message.clone(),
+            (Verdict::Crash(crash), None) if crash.kind == CrashKind::BootFailed => crash.seen.clone(),
+            (Verdict::Crash(crash), None) => format!("{}: {}", crash.kind, crash.seen),
+            (verdict, None) => format!("{verdict:?}"),
+        },
+    };
+    boots.failed += 1;
+    boots.last = why.lines().next().unwrap_or_default().to_owned();
+}

@@ -1,0 +1,142 @@
+//! The tests in libtest binaries, found out where they will run: in the guest.
+
+use std::collections::{BTreeSet, HashMap};
+
+use belljar_formats::libtest;
+use belljar_machine::{Lost, command::GuestCommand, guest::Ending, guest::Io};
+use belljar_model::{EventKind, Exit, Fault, Verdict, test_run as events};
+use belljar_suite::plan::{Case, Plan, Unit};
+use tokio::time::Instant;
+
+use super::{
+    Cases, Cx,
+    lease::{self, Lease},
+    millis,
+    output::Answer,
+    setup,
+};
+use crate::{
+    cancel::Cancel,
+    exec::{Limit, exec},
+};
+
+/// What was found.
+#[derive(Debug, Default)]
+pub(crate) struct Listed {
+    pub(crate) cases: Cases,
+    pub(crate) unlisted: HashMap<String, Lost>,
+}
+
+/// Lists each binary on each of its guests; those of one machine in one guest, one after another.
+pub(crate) async fn list(cx: &Cx, plan: &Plan) -> Listed {
+    let mut listed = Listed::default();
+    let mut cancel = cx.cancel.clone();
+    for machine in 0..plan.machines.len() {
+        let mut lease: Option<Lease> = None;
+        for unit in plan.units.iter().filter(|u| u.to_be_listed && u.machine == machine) {
+            if cancel.is_wanted().is_some() {
+                break;
+            }
+            match one(cx, unit, &mut lease, &mut cancel).await {
+                Ok(cases) => drop(listed.cases.insert(unit.id.clone(), cases)),
+                Err(lost) => {
+                    if !matches!(lost.verdict, Verdict::Fail(_))
+                        && let Some(broken) = lease.take()
+                    {
+                        drop(broken.close(cx, Ending::Hurry, &mut cancel, &mut |_| ()).await);
+                    }
+                    listed.unlisted.insert(unit.id.clone(), lost);
+                }
+            }
+        }
+        if let Some(lease) = lease {
+            drop(lease.close(cx, Ending::Kill, &mut cancel, &mut |_| ()).await);
+        }
+    }
+    listed
+}
+
+async fn one(cx: &Cx, unit: &Unit, lease: &mut Option<Lease>, cancel: &mut Cancel) -> Result<Vec<Case>, Lost> {
+    if lease.is_none() {
+        let instance = cx.next_instance();
+        let mut booted = lease::boot(cx, unit, instance, 0, cancel, &mut |_| ()).await.map_err(|unfit| unfit.lost)?;
+        if let Err(unfit) = setup::run(cx, unit, &mut booted, cancel, &mut |_| ()).await {
+            drop(booted.close(cx, Ending::Hurry, cancel, &mut |_| ()).await);
+            return Err(unfit.lost);
+        }
+        *lease = Some(booted);
+    }
+    let Some(lease) = lease.as_mut() else { return Err(Lost::host("there is no guest; please report it")) };
+    let script = format!("the list of tests of {}", unit.in_workspace.display());
+    let (guest, instance) = (unit.guest.name.clone(), Some(lease.instance));
+    cx.tell.emit(EventKind::SetupStarted(events::SetupStarted {
+        script: script.clone(),
+        guest: guest.clone(),
+        instance,
+    }));
+    let started = Instant::now();
+    let listed = both(cx, unit, lease, cancel).await;
+    let (verdict, message) = match &listed {
+        Ok(_) => (Verdict::Pass, None),
+        Err(lost) => (lost.verdict.clone(), lost.message.clone()),
+    };
+    cx.tell.emit(EventKind::SetupEnded(events::SetupEnded {
+        script,
+        guest,
+        instance,
+        verdict,
+        millis: millis(started.elapsed()),
+        message,
+        path: None,
+        tail: String::new(),
+    }));
+    listed
+}
+
+/// All tests, and which of them are marked as ignored.
+async fn both(cx: &Cx, unit: &Unit, lease: &mut Lease, cancel: &mut Cancel) -> Result<Vec<Case>, Lost> {
+    let all = names(cx, unit, lease, &[], cancel).await?;
+    let ignored: BTreeSet<String> = names(cx, unit, lease, &["--ignored"], cancel).await?.into_iter().collect();
+    Ok(all.into_iter().map(|name| Case { ignored: ignored.contains(&name), name }).collect())
+}
+
+async fn names(
+    cx: &Cx,
+    unit: &Unit,
+    lease: &mut Lease,
+    more: &[&str],
+    cancel: &mut Cancel,
+) -> Result<Vec<String>, Lost> {
+    let words = libtest::LIST.iter().chain(more).map(|w| w.as_bytes().to_vec());
+    let command = GuestCommand {
+        argv: std::iter::once(unit.guest_path().into_bytes()).chain(words).collect(),
+        env: cx.environment(unit, None),
+        cwd: Some(unit.guest.mount_at.clone().into_bytes()),
+        user: unit.settings.user.clone(),
+        terminal: None,
+    };
+    let mut answer = Answer::default();
+    let io = Io { stdin: None, sink: &mut answer, control: None };
+    let limit = Limit { after: Some(unit.settings.timeout), name: "timeout" };
+    let exit = exec(&mut lease.guest, command, io, limit, cancel, &mut |_| ()).await?;
+    let fail = |why: String| Lost {
+        verdict: Verdict::Fail(if exit == Exit::Code(0) { Exit::Code(1) } else { exit }),
+        message: Some(why),
+        tail: Vec::new(),
+    };
+    let command = format!("{} {}", unit.guest_path(), libtest::LIST.join(" "));
+    if exit != Exit::Code(0) {
+        let said = String::from_utf8_lossy(&answer.stderr).into_owned();
+        let last = said.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or_default();
+        return Err(fail(format!("could not list the tests: `{command}` ended with {exit}: {last}")));
+    }
+    if answer.cut {
+        return Err(Lost {
+            verdict: Verdict::Error(Fault::Host { message: "the list of tests is too long".into() }),
+            ..fail(String::new())
+        });
+    }
+    libtest::parse_list(&answer.stdout).map_err(|why| {
+        fail(format!("could not list the tests with `{command}`: {why}; is this a binary of Rust's test harness?"))
+    })
+}

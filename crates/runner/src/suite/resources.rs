@@ -1,0 +1,88 @@
+//! What the host has, and how much of it guests may take.
+
+use std::path::{Path, PathBuf};
+
+/// What QEMU needs beside the guest's memory.
+pub(crate) const OVERHEAD: u64 = 160 << 20;
+/// What is left to the host.
+const RESERVE: u64 = 512 << 20;
+
+/// The host's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// All there is, in bytes; a container's limit counts as all.
+    pub total: u64,
+    /// What can be had without swapping, in bytes.
+    pub available: u64,
+}
+
+impl Memory {
+    /// Of this host, or of the container that this process is in. Zeros where the system does not say.
+    #[must_use]
+    pub fn of_host() -> Self {
+        let text = fs_err::read_to_string("/proc/meminfo").unwrap_or_default();
+        let mut memory = Self {
+            total: field(&text, "MemTotal:").unwrap_or(0),
+            available: field(&text, "MemAvailable:").unwrap_or(0),
+        };
+        let own = fs_err::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        if let Some(group) = own.lines().find_map(|l| l.strip_prefix("0::/")) {
+            memory = memory.within(Path::new("/sys/fs/cgroup"), Path::new(group));
+        }
+        memory
+    }
+
+    /// What all guests together may take by default.
+    pub(crate) fn budget(self) -> u64 {
+        self.available.saturating_sub(RESERVE.max(self.total / 20))
+    }
+
+    /// Within the limits of a control group and those above it (kernel document `admin-guide/cgroup-v2`, memory).
+    fn within(mut self, root: &Path, group: &Path) -> Self {
+        for part in group.ancestors() {
+            let dir: PathBuf = root.join(part);
+            let number = |name: &str| {
+                fs_err::read_to_string(dir.join(name)).ok().and_then(|text| text.trim().parse::<u64>().ok())
+            };
+            if let Some(max) = number("memory.max") {
+                let used = number("memory.current").unwrap_or(0);
+                self.total = self.total.min(max);
+                self.available = self.available.min(max.saturating_sub(used));
+            }
+        }
+        self
+    }
+}
+
+/// A line of `/proc/meminfo`, in bytes (proc(5)).
+fn field(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|l| l.strip_prefix(name))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib << 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_meminfo() {
+        let text = "MemTotal:       24000000 kB\nMemFree: 1 kB\nMemAvailable:   2048 kB\n";
+        assert_eq!(field(text, "MemAvailable:"), Some(2 << 20));
+        assert_eq!(field(text, "MemTotal:"), Some(24_000_000 << 10));
+        assert_eq!(field("MemAvailable: much", "MemAvailable:"), None);
+    }
+
+    #[test]
+    fn a_container_has_what_its_limit_leaves() {
+        let root = tempfile::tempdir().unwrap();
+        let inner = root.path().join("a/b");
+        fs_err::create_dir_all(&inner).unwrap();
+        fs_err::write(root.path().join("a/memory.max"), "1000\n").unwrap();
+        fs_err::write(root.path().join("a/memory.current"), "400\n").unwrap();
+        fs_err::write(inner.join("memory.max"), "max\n").unwrap();
+        let host = Memory { total: 5000, available: 4000 };
+        assert_eq!(host.within(root.path(), Path::new("a/b")), Memory { total: 1000, available: 600 });
+        assert_eq!(host.within(root.path(), Path::new("c")), host);
+        assert_eq!(host.budget(), 0);
+    }
+}

@@ -1,0 +1,144 @@
+//! What runs in a guest before its tests: set-up scripts, and the question whether a test's commands are there.
+
+use belljar_machine::{Lost, command::GuestCommand, guest::Io};
+use belljar_model::{CrashKind, EventKind, Exit, Fault, Verdict, test_run as events};
+use belljar_suite::plan::Unit;
+use tokio::time::Instant;
+
+use super::{
+    Cx,
+    lease::{Lease, Unfit, place},
+    output::{Answer, Recorder},
+};
+use crate::{
+    cancel::Cancel,
+    exec::{Limit, exec},
+};
+
+/// Limit to a command of Belljar's own in the guest; without KVM a shell's start takes seconds.
+const OWN_LIMIT: Limit = Limit { after: Some(std::time::Duration::from_secs(120)), name: "Belljar's own limit" };
+
+/// Says which of its arguments is no command.
+const MISSING: &str = "PATH=$PATH:/usr/sbin:/sbin:/usr/local/sbin; for c; do command -v \"$c\" >/dev/null 2>&1 || { echo \"$c\"; exit 1; }; done";
+
+/// Runs the set-up scripts of the unit's suite.
+///
+/// # Errors
+/// If one of them did not exit with 0; that is no verdict on any test.
+pub(crate) async fn run(
+    cx: &Cx,
+    unit: &Unit,
+    lease: &mut Lease,
+    cancel: &mut Cancel,
+    observe: &mut dyn FnMut(EventKind),
+) -> Result<(), Unfit> {
+    for (number, script) in cx.setup.get(&unit.suite.name).into_iter().flatten().enumerate() {
+        let shown = script.in_workspace.display().to_string();
+        let (guest, instance) = (unit.guest.name.clone(), Some(lease.instance));
+        cx.tell.emit(EventKind::SetupStarted(events::SetupStarted {
+            script: shown.clone(),
+            guest: guest.clone(),
+            instance,
+        }));
+        let started = Instant::now();
+        let log = format!("setup-{}.log", number + 1);
+        let mut recorder = Recorder::new(&lease.dir.join(&log), belljar_suite::config::Format::Exit);
+        let path = format!("{}/{shown}", unit.guest.mount_at.trim_end_matches('/'));
+        let command = GuestCommand {
+            argv: vec![path.into_bytes()],
+            env: cx.environment(unit, None),
+            cwd: Some(unit.guest.mount_at.clone().into_bytes()),
+            user: None,
+            terminal: None,
+        };
+        let limit = Limit { after: Some(unit.suite.setup_timeout), name: "setup-timeout" };
+        let io = Io { stdin: None, sink: &mut recorder, control: None };
+        let ended = exec(&mut lease.guest, command, io, limit, cancel, observe).await;
+        let recorded = recorder.finish();
+        let (verdict, message) = match &ended {
+            Ok(exit) => (Verdict::of_exit(*exit), None),
+            Err(lost) => (lost.verdict.clone(), lost.message.clone()),
+        };
+        cx.tell.emit(EventKind::SetupEnded(events::SetupEnded {
+            script: shown.clone(),
+            guest,
+            instance,
+            verdict: verdict.clone(),
+            millis: super::millis(started.elapsed()),
+            message: message.clone(),
+            path: recorded.stream.map(|_| format!("{}/{log}", place(lease.instance))),
+            tail: recorded.tail.clone(),
+        }));
+        let why = match ended {
+            Ok(Exit::Code(0)) => continue,
+            Err(lost) if matches!(lost.verdict, Verdict::Error(Fault::Interrupted { .. })) => return Err(lost.into()),
+            Ok(exit) => exit.to_string(),
+            Err(lost) => match (lost.message, lost.verdict) {
+                (Some(message), _) | (None, Verdict::Error(Fault::Host { message })) => message,
+                (None, Verdict::Crash(crash)) => crash_words(crash.kind, &crash.seen),
+                (None, other) => format!("{other:?}"),
+            },
+        };
+        let last = recorded.tail.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or_default();
+        let said = if last.is_empty() { String::new() } else { format!("; it said: {last}") };
+        let message = format!("the set-up script {shown} failed: {why}{said}");
+        return Err(Unfit { lost: Lost::host(message), retry: false });
+    }
+    Ok(())
+}
+
+fn crash_words(kind: CrashKind, seen: &str) -> String {
+    format!("{kind}: {seen}")
+}
+
+/// Which of the commands that the unit requires is not in the guest.
+///
+/// # Errors
+/// If that could not be found out.
+pub(crate) async fn missing(
+    unit: &Unit,
+    lease: &mut Lease,
+    cancel: &mut Cancel,
+    observe: &mut dyn FnMut(EventKind),
+) -> Result<Option<String>, Lost> {
+    let wanted = &unit.settings.requires;
+    if wanted.is_empty() {
+        return Ok(None);
+    }
+    let words = ["sh", "-c", MISSING, "sh"].into_iter().chain(wanted.iter().map(String::as_str));
+    let (exit, answer) = ask(lease, words, cancel, observe).await?;
+    match exit {
+        Exit::Code(0) => Ok(None),
+        _ => {
+            let said = String::from_utf8_lossy(&answer.stdout);
+            let named = wanted.iter().find(|w| said.trim() == w.as_str());
+            match named {
+                Some(name) => Ok(Some(name.clone())),
+                None => Err(Lost::host(format!(
+                    "could not find out whether the guest has {}: {exit}",
+                    wanted.iter().cloned().collect::<Vec<_>>().join(", ")
+                ))),
+            }
+        }
+    }
+}
+
+/// Runs a command of Belljar's own in the guest.
+pub(crate) async fn ask<'a>(
+    lease: &mut Lease,
+    words: impl IntoIterator<Item = &'a str>,
+    cancel: &mut Cancel,
+    observe: &mut dyn FnMut(EventKind),
+) -> Result<(Exit, Answer), Lost> {
+    let command = GuestCommand {
+        argv: words.into_iter().map(|w| w.as_bytes().to_vec()).collect(),
+        env: Vec::new(),
+        cwd: None,
+        user: None,
+        terminal: None,
+    };
+    let mut answer = Answer::default();
+    let io = Io { stdin: None, sink: &mut answer, control: None };
+    let exit = exec(&mut lease.guest, command, io, OWN_LIMIT, cancel, observe).await?;
+    Ok((exit, answer))
+}

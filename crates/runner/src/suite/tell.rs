@@ -1,0 +1,54 @@
+//! One event log for everything that goes on at the same time.
+
+use std::{cell::RefCell, rc::Rc};
+
+use belljar_model::{AttemptId, EventKind, test_run as events};
+
+use crate::log::EventLog;
+
+/// Writes to the run's event log. Clones write to the same.
+#[derive(Clone)]
+pub(crate) struct Tell(Rc<RefCell<Told>>);
+
+struct Told {
+    log: EventLog,
+    failure: Option<String>,
+}
+
+impl Tell {
+    pub(crate) fn new(log: EventLog) -> Self {
+        Self(Rc::new(RefCell::new(Told { log, failure: None })))
+    }
+
+    pub(crate) fn emit(&self, kind: EventKind) {
+        let mut told = self.0.borrow_mut();
+        told.log.emit(kind);
+        if let Some(error) = told.log.take_failure() {
+            told.failure.get_or_insert_with(|| error.to_string());
+        }
+    }
+
+    /// Why the log is no longer whole, if it is not.
+    pub(crate) fn failure(&self) -> Option<String> {
+        self.0.borrow().failure.clone()
+    }
+
+    /// What a guest says while it is used for this try; nothing of what is told elsewhere.
+    pub(crate) fn of_attempt(&self, id: &AttemptId, instance: u64, kind: EventKind) {
+        let id = id.clone();
+        let kind = match kind {
+            EventKind::Phase { phase } => {
+                EventKind::AttemptPhase(events::AttemptPhase { id, phase, instance: Some(instance) })
+            }
+            EventKind::Choice { what, chosen, why } => {
+                EventKind::AttemptChoice(events::AttemptChoice { id, what, chosen, why })
+            }
+            EventKind::Warning { message } => EventKind::AttemptWarning(events::AttemptWarning { id, message }),
+            EventKind::Alarm { name, line, fatal } => {
+                EventKind::AttemptAlarm(events::AttemptAlarm { id, name, line, fatal })
+            }
+            _ => return,
+        };
+        self.emit(kind);
+    }
+}
