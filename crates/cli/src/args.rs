@@ -4,7 +4,7 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
-use crate::env;
+use crate::{env, suite::args as suite};
 
 /// Functional tests of operating-system features, each in its own throw-away machine.
 #[derive(Debug, Parser)]
@@ -19,6 +19,17 @@ pub(crate) enum Command {
     /// Run one command in one fresh guest and exit with its exit code
     #[command(after_help = RUN_HELP)]
     Run(Box<RunArgs>),
+    /// Run the suites of belljar.toml, each test in a fresh guest
+    #[command(after_help = suite::TEST_HELP)]
+    Test(Box<suite::TestArgs>),
+    /// List which tests would run, where, and why not
+    #[command(after_help = suite::LIST_HELP)]
+    List(Box<suite::ListArgs>),
+    /// Write a report of a run that is over, from its event log
+    #[command(after_help = suite::REPORT_HELP)]
+    Report(suite::ReportArgs),
+    /// Make one run of the parts that were run with --partition
+    Merge(suite::MergeArgs),
     /// Open a terminal in a fresh guest
     Shell(Box<ShellArgs>),
     /// Say what this host, or an image, can do, and how to mend what is missing

@@ -10,6 +10,7 @@ mod settings;
 mod shell;
 mod sink;
 mod specs;
+mod suite;
 mod template;
 mod terminal;
 
@@ -52,6 +53,10 @@ fn main() -> ExitCode {
     };
     let code = match cli.command {
         Command::Run(args) => run::run(*args),
+        Command::Test(args) => return refused(suite::test(*args)),
+        Command::List(args) => return refused(suite::list(&args)),
+        Command::Report(args) => return refused(suite::report(&args)),
+        Command::Merge(args) => return refused(suite::merge(&args)),
         Command::Shell(args) => shell::shell(*args),
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Completions { shell } => {
@@ -70,8 +75,24 @@ fn main() -> ExitCode {
     )
 }
 
+/// The exit code, after what is to be told.
+fn refused(result: Result<u8, suite::Refused>) -> ExitCode {
+    result.map_or_else(
+        |refused| {
+            complain(&refused.message);
+            ExitCode::from(refused.code)
+        },
+        ExitCode::from,
+    )
+}
+
+/// Tells a person what is worth knowing and stops nothing.
+pub(crate) fn complain_note(message: &str) {
+    drop(writeln!(io::stderr(), "belljar: {message}"));
+}
+
 /// Tells a person what went wrong.
-fn complain(message: &str) {
+pub(crate) fn complain(message: &str) {
     let mut lines = message.lines();
     let first = lines.next().unwrap_or_default();
     let rest: String = lines.map(|l| format!("\n  {l}")).collect();

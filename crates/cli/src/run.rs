@@ -92,7 +92,7 @@ impl Prepared {
     ) -> Result<Self, String> {
         let (spec, guest_name) = settings::guest(guest)?;
         let run_dir = settings::run_dir(host)?;
-        let context = settings::host(host, guest, &run_dir)?;
+        let context = settings::host(host, guest.accel, &run_dir)?;
         let share = settings::share(share, &run_dir)?;
         let terminal = tty.then(|| {
             let (rows, cols) = terminal::size();
@@ -150,7 +150,7 @@ impl Prepared {
         let reporter = RunReporter::new(io::stderr(), style, run_dir.path().display().to_string());
         let reporter: Reporter = Rc::new(RefCell::new(reporter));
         let (canceller, cancel) = cancel::channel();
-        hear_signals(canceller).map_err(|e| format!("cannot listen for signals: {e}"))?;
+        hear_signals(Rc::new(canceller)).map_err(|e| format!("cannot listen for signals: {e}"))?;
 
         let (control, controls) = mpsc::channel(4);
         let raw_terminal = Rc::new(RefCell::new(None));
@@ -201,8 +201,7 @@ impl Prepared {
 }
 
 /// Ctrl-C and its like: once for an orderly end, twice for an end at once.
-fn hear_signals(canceller: Canceller) -> io::Result<()> {
-    let canceller = Rc::new(canceller);
+pub(crate) fn hear_signals(canceller: Rc<Canceller>) -> io::Result<()> {
     for number in terminal::ENDING {
         let mut stream = signal(SignalKind::from_raw(number.as_raw()))?;
         let canceller = Rc::clone(&canceller);

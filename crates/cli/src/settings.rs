@@ -14,7 +14,10 @@ use belljar_machine::{
     spec::{Bus, GuestSpec, NicSpec, OopsPolicy, ShareSpec, Source, Workspace},
 };
 use belljar_report::run::{Level, Style};
-use belljar_runner::run_dir::{self, RunDir};
+use belljar_runner::{
+    run_dir::{self, RunDir},
+    suite::history,
+};
 use etcetera::BaseStrategy;
 
 use crate::{
@@ -51,7 +54,7 @@ fn base_dirs() -> Result<etcetera::base_strategy::Xdg, String> {
     })
 }
 
-fn absolute(path: &Path) -> Result<PathBuf, String> {
+pub(crate) fn absolute(path: &Path) -> Result<PathBuf, String> {
     std::path::absolute(path).map_err(|e| format!("cannot make {} absolute: {e}", path.display()))
 }
 
@@ -61,28 +64,41 @@ pub(crate) fn run_dir(args: &HostArgs) -> Result<RunDir, String> {
         Some(dir) => RunDir::at(dir).map_err(|e| {
             format!("cannot use {} as the run's directory: {e}\ngive an empty one, or a new name", dir.display())
         }),
-        None => {
-            let runs = state_dir()?.join("runs");
-            let keep = match env::get(env::KEEP_RUNS) {
-                None => KEEP_RUNS,
-                Some(text) => text
-                    .to_str()
-                    .and_then(|t| t.parse().ok())
-                    .ok_or_else(|| format!("{}={} is not a number", env::KEEP_RUNS, text.display()))?,
-            };
-            RunDir::create(&runs, keep).map_err(|e| {
-                format!(
-                    "cannot make a directory for this run in {}: {e}\ngive another with --run-dir, or set {}",
-                    runs.display(),
-                    env::STATE_DIR
-                )
-            })
-        }
+        None => new_run_dir(),
     }
 }
 
+/// Where runs are kept.
+pub(crate) fn runs_dir() -> Result<PathBuf, String> {
+    Ok(state_dir()?.join("runs"))
+}
+
+/// Where is remembered what this configuration's runs took and came to.
+pub(crate) fn history_file(config: &Path) -> Result<PathBuf, String> {
+    Ok(state_dir()?.join("history").join(history::file_name(config)))
+}
+
+/// Makes a run's directory among the others.
+pub(crate) fn new_run_dir() -> Result<RunDir, String> {
+    let runs = runs_dir()?;
+    let keep = match env::get(env::KEEP_RUNS) {
+        None => KEEP_RUNS,
+        Some(text) => text
+            .to_str()
+            .and_then(|t| t.parse().ok())
+            .ok_or_else(|| format!("{}={} is not a number", env::KEEP_RUNS, text.display()))?,
+    };
+    RunDir::create(&runs, keep).map_err(|e| {
+        format!(
+            "cannot make a directory for this run in {}: {e}\ngive another with --run-dir, or set {}",
+            runs.display(),
+            env::STATE_DIR
+        )
+    })
+}
+
 /// What the host side of a run stands on.
-pub(crate) fn host(args: &HostArgs, guest: &GuestArgs, run_dir: &RunDir) -> Result<HostContext, String> {
+pub(crate) fn host(args: &HostArgs, accelerator: Option<AccelArg>, run_dir: &RunDir) -> Result<HostContext, String> {
     Ok(HostContext {
         run_dir: run_dir.path().to_owned(),
         cache_dir: cache_dir()?,
@@ -90,7 +106,7 @@ pub(crate) fn host(args: &HostArgs, guest: &GuestArgs, run_dir: &RunDir) -> Resu
         path: env::get("PATH"),
         qemu_img: qemu_img(),
         shim: shim(),
-        accel: guest.accel.map(accel),
+        accel: accelerator.map(accel),
         console_log: run_dir.file(run_dir::CONSOLE),
         qemu_log: run_dir.file(run_dir::QEMU_LOG),
         qemu_command: run_dir.file(run_dir::QEMU_COMMAND),
@@ -191,7 +207,7 @@ fn source(args: &GuestArgs) -> Result<(Source, String), String> {
 }
 
 /// The environment of a guest that Belljar initialises: of this process's only what says nothing about this session.
-fn guest_env() -> Vec<String> {
+pub(crate) fn guest_env() -> Vec<String> {
     let path = env::get("PATH").and_then(|p| p.into_string().ok()).unwrap_or_else(|| DEFAULT_PATH.into());
     let mut vars = vec![format!("PATH={path}"), "HOME=/root".into(), "USER=root".into(), "LOGNAME=root".into()];
     for name in ["LANG", "LC_ALL", "TZ"] {
@@ -253,14 +269,18 @@ pub(crate) fn cwd(args: &ExecArgs, share: &ShareSpec) -> Result<Option<Vec<u8>>,
     }
 }
 
-/// How the run is told.
-pub(crate) fn style(args: &HostArgs) -> Style {
-    let terminal = io::stderr().is_terminal();
-    let level = match (args.quiet, args.verbose) {
+/// How much is said.
+pub(crate) fn level(args: &HostArgs) -> Level {
+    match (args.quiet, args.verbose) {
         (true, _) => Level::Quiet,
         (false, 0) => Level::Normal,
         (false, 1) => Level::Verbose,
         (false, _) => Level::Console,
-    };
-    Style { level, live: terminal, color: terminal && env::get(env::NO_COLOR).is_none() }
+    }
+}
+
+/// How the run is told.
+pub(crate) fn style(args: &HostArgs) -> Style {
+    let terminal = io::stderr().is_terminal();
+    Style { level: level(args), live: terminal, color: terminal && env::get(env::NO_COLOR).is_none() }
 }

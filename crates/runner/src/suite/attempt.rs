@@ -440,11 +440,7 @@ fn safe_name(id: &str) -> String {
         return safe;
     }
     // Two ids must not come to the same name.
-    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-    for byte in id.bytes() {
-        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    }
-    format!("{}-{hash:016x}", keep_start(&safe, LONGEST))
+    format!("{}-{:016x}", keep_start(&safe, LONGEST), super::hash(id.as_bytes()))
 }
 
 #[cfg(test)]

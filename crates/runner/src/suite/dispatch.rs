@@ -125,6 +125,8 @@ fn context(
         workspace: request.workspace.clone(),
         setup: request.setup.clone(),
         specs: plan.machines.iter().map(|m| spec::guest_spec(m, &request.around)).collect(),
+        plans: RefCell::default(),
+        templates: request.templates.clone(),
         boots: RefCell::new(plan.machines.iter().map(|_| super::lease::Boots::default()).collect()),
         unlisted,
         no_room: no_room(plan, &request.limits, Memory::of_host()),

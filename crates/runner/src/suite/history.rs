@@ -21,6 +21,15 @@ const MAX_UNITS: usize = 100_000;
 /// No file is longer.
 const MAX_FILE: u64 = 64 << 20;
 
+/// The name of the file for the runs of this `belljar.toml`, whose path is absolute.
+#[must_use]
+pub fn file_name(config: &Path) -> String {
+    let project = config.parent().and_then(Path::file_name).map(|n| n.to_string_lossy().into_owned());
+    let project: String =
+        project.unwrap_or_default().chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
+    format!("{project:.60}-{:016x}.json", super::hash(config.as_os_str().as_encoded_bytes()))
+}
+
 /// What is remembered of the runs of one `belljar.toml`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct History {

@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 
 use belljar_machine::{
     Lost,
-    guest::{self, Ending, Guest},
-    plan,
+    guest::{Ending, Guest},
+    host::HostContext,
+    lease as machines,
+    plan::{self, Place, Plan},
     spec::ShareSpec,
 };
 use belljar_model::{CrashKind, EventKind, Fault, Phase, Verdict, test_run as events};
@@ -98,17 +100,38 @@ async fn start(
     let out = dir.join(run_dir::OUT);
     let made = fs::create_dir_all(&out).and_then(|()| open_to_all(&out));
     made.map_err(|e| Lost::host(format!("cannot make a directory for the guest: {e}; free some space")))?;
-    let spec = cx.specs[unit.machine].clone().map_err(Lost::host)?;
     let share =
         ShareSpec { workspace: Some(spec::workspace(&cx.workspace, &unit.guest, unit.settings.workspace_mode)), out };
-    let host = belljar_machine::host::HostContext {
-        accel: cx.host.accel.or_else(|| spec::accel(&unit.guest)),
+    let place = Place {
         console_log: dir.join(run_dir::CONSOLE),
         qemu_log: dir.join(run_dir::QEMU_LOG),
         qemu_command: dir.join(run_dir::QEMU_COMMAND),
         run_dir: dir.clone(),
-        ..cx.host.clone()
     };
+    let plan = plan_of(cx, unit, &share, &place, cancel).await?.at(share, place);
+    for choice in plan.choices() {
+        observe(choice.clone());
+    }
+    let wanted = machines::Lease::new(plan, &cx.templates);
+    let guest = tokio::select! {
+        biased;
+        why = cancel.wanted() => return Err(why.lost(Phase::Boot)),
+        leased = machines::lease(wanted, observe) => leased?,
+    };
+    let wound = cx.clocks.wind(instance, guest.clock());
+    Ok(Lease { guest, instance, dir, tries: 0, wound })
+}
+
+/// The plan of the unit's machine, which is made once. Of two that want it at the same time both may make it.
+async fn plan_of(cx: &Cx, unit: &Unit, share: &ShareSpec, place: &Place, cancel: &mut Cancel) -> Result<Plan, Lost> {
+    if let Some(plan) = cx.plans.borrow().get(&unit.machine) {
+        return Ok(plan.clone());
+    }
+    let spec = cx.specs[unit.machine].clone().map_err(Lost::host)?;
+    let Place { run_dir, console_log, qemu_log, qemu_command } = place.clone();
+    let accel = cx.host.accel.or_else(|| spec::accel(&unit.guest));
+    let host = HostContext { accel, run_dir, console_log, qemu_log, qemu_command, ..cx.host.clone() };
+    let share = share.clone();
     let preparing = tokio::task::spawn_blocking(move || plan::prepare(&spec, &share, host));
     let prepared = tokio::select! {
         biased;
@@ -121,17 +144,8 @@ async fn start(
             return Err(Lost::host(format!("Belljar's own preparation broke off: {panic}; please report it")));
         }
     };
-    for choice in plan.choices() {
-        observe(choice.clone());
-    }
-    observe(EventKind::Phase { phase: Phase::Boot });
-    let guest = tokio::select! {
-        biased;
-        why = cancel.wanted() => return Err(why.lost(Phase::Boot)),
-        booted = guest::boot(plan, None, observe) => booted?,
-    };
-    let wound = cx.clocks.wind(instance, guest.clock());
-    Ok(Lease { guest, instance, dir, tries: 0, wound })
+    cx.plans.borrow_mut().insert(unit.machine, plan.clone());
+    Ok(plan)
 }
 
 /// The guest's users are not the host's: whoever the test runs as may leave files.

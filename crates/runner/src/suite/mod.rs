@@ -32,7 +32,7 @@ use std::{
     time::Duration,
 };
 
-use belljar_machine::{Lost, host::HostContext, spec::GuestSpec};
+use belljar_machine::{Lost, host::HostContext, lease::Templates, plan::Plan as MachinePlan, spec::GuestSpec};
 use belljar_model::{
     AttemptId, EventKind, RunId, UnitId, Verdict,
     test_run::{Counts, Host, Stopping, UnitEnded},
@@ -72,6 +72,8 @@ pub struct Request {
     pub around: spec::Surroundings,
     /// What the host side stands on; the paths of single guests are set for each.
     pub host: HostContext,
+    /// Where templates of guests may be.
+    pub templates: Templates,
     /// The run's directory.
     pub run_dir: PathBuf,
     /// How much at the same time, and for how long.
@@ -133,6 +135,9 @@ pub(crate) struct Cx {
     setup: BTreeMap<String, Vec<SetupScript>>,
     /// By the plan's machines.
     specs: Vec<Result<GuestSpec, String>>,
+    /// Those of them that were prepared, ready to be started.
+    plans: RefCell<HashMap<usize, MachinePlan>>,
+    templates: Templates,
     boots: RefCell<Vec<Boots>>,
     /// Binaries that could not be listed, and why not.
     unlisted: HashMap<String, Lost>,
@@ -210,4 +215,9 @@ impl Cx {
 /// For events.
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Tells names apart that would come to the same file name (FNV-1a, 64 bits); nobody gains by a collision.
+fn hash(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }

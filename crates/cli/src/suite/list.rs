@@ -1,0 +1,30 @@
+//! `belljar list`.
+
+use belljar_model::exit_code;
+use belljar_runner::suite::Cases;
+
+use super::{Refused, args::ListArgs, chosen::Chosen};
+use crate::{complain_note, write_out};
+
+/// Says what would run where, and why not.
+pub(crate) fn list(args: &ListArgs) -> Result<u8, Refused> {
+    let chosen = Chosen::new(&args.suite)?;
+    let plan = chosen.plan(&Cases::new(), 1);
+    for note in chosen.discovery.notes.iter().chain(plan.notes.iter()) {
+        complain_note(&note.to_string());
+    }
+    let listing = plan.listing();
+    let text = if args.json {
+        serde_json::to_string_pretty(&listing).map_err(|e| format!("cannot write the listing as JSON: {e}"))? + "\n"
+    } else {
+        listing.human(args.verbose)
+    };
+    write_out(text.as_bytes())?;
+    if plan.units.is_empty() && plan.skipped.iter().all(|s| !s.reason.is_verdict()) {
+        if chosen.nothing_to_rerun() {
+            return Ok(exit_code::OK);
+        }
+        return Err(Refused { message: chosen.why_none(&plan), code: exit_code::NO_TESTS });
+    }
+    Ok(exit_code::OK)
+}

@@ -1,0 +1,86 @@
+//! `belljar report`: a run's reports again, from its event log.
+
+use std::{
+    collections::HashMap,
+    io::{self, IsTerminal, Write},
+    path::Path,
+};
+
+use belljar_model::{Event, RunSummary, exit_code};
+use belljar_report::{
+    Format, Reporter,
+    run::Level,
+    terminal::{Options, TestReporter},
+};
+
+use super::{
+    Refused,
+    args::{ReportArgs, ReportFormat},
+    past,
+};
+use crate::{complain_note, env, write_out};
+
+/// Writes a report of a run that is over or was cut off.
+pub(crate) fn report(args: &ReportArgs) -> Result<u8, Refused> {
+    let past = past::read(&args.run)?;
+    past.warnings.iter().for_each(|w| complain_note(w));
+    let dir = past.dir.display().to_string();
+    let color = args.output.is_none() && io::stdout().is_terminal() && env::get(env::NO_COLOR).is_none();
+    let mut text = Vec::new();
+    match args.format {
+        ReportFormat::Text => tell(&past.events, &mut text, color, &dir),
+        ReportFormat::Json => past.events.iter().try_for_each(|event| {
+            serde_json::to_writer(&mut text, event)?;
+            text.write_all(b"\n")
+        }),
+        ReportFormat::Junit => Format::Junit.write(&RunSummary::of(&past.events), &dir, &mut text),
+        ReportFormat::Tap => Format::Tap.write(&RunSummary::of(&past.events), &dir, &mut text),
+        ReportFormat::Html => Format::Html.write(&RunSummary::of(&past.events), &dir, &mut text),
+    }
+    .map_err(|e| format!("cannot make the report: {e}"))?;
+    match &args.output {
+        Some(file) => write_file(file, &text)?,
+        None => drop(write_out(&text)?),
+    }
+    Ok(exit_code::OK)
+}
+
+/// What `belljar test` said, or would have said.
+pub(super) fn tell(events: &[Event], out: &mut dyn Write, color: bool, run_dir: &str) -> io::Result<()> {
+    let options = Options {
+        level: Level::Normal,
+        color,
+        live: None,
+        run_dir: run_dir.to_owned(),
+        rerun: Box::new(|unit| super::run::again(&unit.unit, None)),
+        history: HashMap::new(),
+    };
+    let mut reporter = Box::new(TestReporter::new(out, options));
+    for event in events {
+        reporter.on_event(event)?;
+    }
+    reporter.finish()
+}
+
+/// Writes a report, whole or not at all.
+pub(super) fn write_file(file: &Path, text: &[u8]) -> Result<(), String> {
+    let parent = file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let write = || -> io::Result<()> {
+        fs_err::create_dir_all(parent)?;
+        if fs_err::metadata(file).is_ok_and(|m| !m.is_file()) {
+            // A pipe or /dev/stdout is written to as it is.
+            return fs_err::write(file, text);
+        }
+        let mut new = tempfile::Builder::new().permissions(permissions()).tempfile_in(parent)?;
+        new.write_all(text)?;
+        new.persist(file).map_err(|e| e.error)?;
+        Ok(())
+    };
+    write().map_err(|e| format!("cannot write the report {}: {e}", file.display()))
+}
+
+/// A report is for everybody who may read what the user's umask allows.
+fn permissions() -> std::fs::Permissions {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::Permissions::from_mode(0o666)
+}
