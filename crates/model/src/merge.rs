@@ -197,6 +197,11 @@ fn adapt(kind: &mut EventKind, prefix: &str, first_slot: u32) {
             }
         }
         EventKind::AttemptFiles(e) => place(&mut e.dir),
+        EventKind::AttemptEnded(e) => {
+            if let Some(dir) = &mut e.dir {
+                place(dir);
+            }
+        }
         EventKind::GuestStarted(e) => e.slot += first_slot,
         EventKind::AttemptStarted(e) => e.slot = e.slot.map(|s| s + first_slot),
         _ => {}

@@ -223,6 +223,8 @@ pub struct GuestSpan {
     pub from: Timestamp,
     /// When it was ready.
     pub ready: Option<Timestamp>,
+    /// How it came to be, once it was ready.
+    pub how: String,
     /// When it ended.
     pub to: Option<Timestamp>,
     /// Why it ended, if not because it was done with.
@@ -347,7 +349,10 @@ impl RunSummary {
             EventKind::AttemptEnded(e) => self.with(&e.id, |a, limits| a.end(e, event.at, limits)),
             EventKind::UnitEnded(e) => self.end_unit(e),
             EventKind::GuestStarted(e) => self.start_guest(e, event.at),
-            EventKind::GuestReady(e) => self.with_guest(e.instance, |g| g.ready = Some(event.at)),
+            EventKind::GuestReady(e) => self.with_guest(e.instance, |g| {
+                g.ready = Some(event.at);
+                g.how.clone_from(&e.how);
+            }),
             EventKind::GuestEnded(e) => self.with_guest(e.instance, |g| {
                 g.to = Some(event.at);
                 g.message.clone_from(&e.message);
@@ -493,6 +498,7 @@ impl RunSummary {
                 started: started.clone(),
                 from: at,
                 ready: None,
+                how: String::new(),
                 to: None,
                 message: None,
                 peak_memory: None,
@@ -609,7 +615,15 @@ mod tests {
         }
 
         fn end(&mut self, id: &AttemptId, verdict: Verdict) {
-            let ended = AttemptEnded { id: id.clone(), verdict, millis: 1, exit: None, message: None, retry_in: None };
+            let ended = AttemptEnded {
+                id: id.clone(),
+                verdict,
+                millis: 1,
+                exit: None,
+                message: None,
+                dir: None,
+                retry_in: None,
+            };
             self.push(EventKind::AttemptEnded(ended));
         }
 

@@ -399,6 +399,9 @@ pub struct AttemptEnded {
     /// Where the verdict alone does not say it: what happened, what to do next.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+    /// The directory with everything that is kept of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dir: Option<String>,
     /// The test is tried again, after so many milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_in: Option<u64>,
@@ -433,8 +436,6 @@ pub struct GuestStarted {
     pub guest: String,
     /// On which of the places that `-j` gives; the first is 0.
     pub slot: u32,
-    /// How it came to be, such as `boot` or `clone`.
-    pub how: String,
 }
 
 /// A machine is ready for commands.
@@ -442,6 +443,9 @@ pub struct GuestStarted {
 pub struct GuestReady {
     /// Which.
     pub instance: u64,
+    /// How it came to be, such as `boot` or `clone`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub how: String,
 }
 
 /// A machine is no more.

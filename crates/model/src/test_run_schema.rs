@@ -82,6 +82,7 @@ fn every_kind() -> Vec<EventKind> {
             millis: 12,
             exit: Some(Exit::Code(0)),
             message: Some("1 of 3 cases failed".into()),
+            dir: Some("attempts/a/try-1".into()),
             retry_in: Some(1000),
         }),
         EventKind::UnitEnded(UnitEnded {
@@ -92,8 +93,8 @@ fn every_kind() -> Vec<EventKind> {
             millis: 24,
             message: None,
         }),
-        EventKind::GuestStarted(GuestStarted { instance: 3, guest: "debian".into(), slot: 1, how: "clone".into() }),
-        EventKind::GuestReady(GuestReady { instance: 3 }),
+        EventKind::GuestStarted(GuestStarted { instance: 3, guest: "debian".into(), slot: 1 }),
+        EventKind::GuestReady(GuestReady { instance: 3, how: "clone".into() }),
         EventKind::GuestEnded(GuestEnded { instance: 3, message: None, peak_memory: Some(9) }),
         EventKind::SetupStarted(SetupStarted { script: "prepare".into(), guest: "debian".into(), instance: Some(3) }),
         EventKind::SetupEnded(SetupEnded {

@@ -108,7 +108,7 @@ fn data(run: &RunSummary, run_dir: &str, out: &mut dyn Write) -> io::Result<()> 
             "i": g.started.instance,
             "name": harmless(&g.started.guest),
             "slot": g.started.slot,
-            "how": harmless(&g.started.how),
+            "how": harmless(&g.how),
             "from": at(g.from),
             "ready": g.ready.map(at),
             "to": g.to.map(at),

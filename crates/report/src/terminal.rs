@@ -229,8 +229,12 @@ impl<W: Write> TestReporter<W> {
             if outcome != Outcome::Fail {
                 self.block("console", &attempt.console.join("\n"))?;
             }
-            let path = attempt.outputs.iter().find_map(|o| o.path.clone());
-            files = path.map(|p| p.rsplit_once('/').map_or(String::new(), |(dir, _)| dir.to_owned()));
+            let ended = attempt.ended.as_ref().and_then(|e| e.dir.clone());
+            let beside = || {
+                let path = attempt.outputs.iter().find_map(|o| o.path.as_deref())?;
+                Some(path.rsplit_once('/').map_or("", |(dir, _)| dir).to_owned())
+            };
+            files = ended.or_else(beside);
         }
         if let Some(dir) = files {
             let place = format!("{}/{dir}", self.options.run_dir);

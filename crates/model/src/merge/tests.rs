@@ -95,7 +95,7 @@ fn log(scripts: &[Script], partition: Option<String>, late: u64) -> Vec<Event> {
         }
         let guest = format!("g{}", s.id % 3);
         let unit = UnitId::new("s", &format!("t{}", s.id), &guest);
-        let started = GuestStarted { instance, guest, slot: u32::try_from(instance % 2).unwrap(), how: "clone".into() };
+        let started = GuestStarted { instance, guest, slot: u32::try_from(instance % 2).unwrap() };
         w.push(EventKind::GuestStarted(started));
         for (attempt, verdict) in (1..).zip(&s.tries) {
             let id = AttemptId { unit: unit.clone(), repeat: 1, attempt };
@@ -126,6 +126,7 @@ fn log(scripts: &[Script], partition: Option<String>, late: u64) -> Vec<Event> {
                 millis: 5,
                 exit: None,
                 message: None,
+                dir: Some("attempts/x".into()),
                 retry_in: (!last).then_some(0),
             }));
         }

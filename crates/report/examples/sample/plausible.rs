@@ -157,7 +157,7 @@ fn one(n: usize, unit: &Unit, slot: u32, odd: &dyn Fn(&str) -> String) -> (Vec<(
         let from = at;
         let mut push = |t: u64, k: EventKind| kinds.push((t, k));
         push(from, EventKind::AttemptStarted(AttemptStarted { id: id.clone(), instance: None, slot: Some(slot) }));
-        let started = GuestStarted { instance, guest: unit.guest.clone(), slot, how: "clone".into() };
+        let started = GuestStarted { instance, guest: unit.guest.clone(), slot };
         push(from, EventKind::GuestStarted(started));
         push(
             from,
@@ -170,7 +170,7 @@ fn one(n: usize, unit: &Unit, slot: u32, odd: &dyn Fn(&str) -> String) -> (Vec<(
             why: "what the guest's kernel has".into(),
         };
         push(from + 20, EventKind::AttemptChoice(chosen));
-        push(from + boot, EventKind::GuestReady(GuestReady { instance }));
+        push(from + boot, EventKind::GuestReady(GuestReady { instance, how: "clone".into() }));
         push(
             from + boot,
             EventKind::AttemptPhase(AttemptPhase { id: id.clone(), phase: Phase::Command, instance: None }),
@@ -284,6 +284,7 @@ fn one(n: usize, unit: &Unit, slot: u32, odd: &dyn Fn(&str) -> String) -> (Vec<(
                 millis: boot + run,
                 exit,
                 message: why,
+                dir: None,
                 retry_in,
             }),
         );

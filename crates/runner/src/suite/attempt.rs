@@ -58,6 +58,8 @@ pub(crate) struct Tried {
     pub(crate) message: Option<String>,
     pub(crate) exit: Option<Exit>,
     pub(crate) millis: u64,
+    /// Where everything that is kept of it is, relative to the run's directory.
+    pub(crate) dir: Option<String>,
     /// Where the fault is Belljar's or the host's: whether another try may help.
     pub(crate) retry: bool,
 }
@@ -93,8 +95,9 @@ pub(crate) async fn attempt(cx: &Cx, unit: &Unit, id: &AttemptId, slot: u32, pla
         Place::Own => alone(cx, unit, id, slot, &mut cancel).await,
         Place::Shared(lease) => shared(cx, unit, id, slot, lease, &mut cancel).await,
     };
+    let dir = Some(evidence.place.clone());
     let (verdict, message, exit, retry) = tell(cx, unit, id, evidence);
-    Tried { verdict, message, exit, millis: millis(started.elapsed()), retry }
+    Tried { verdict, message, exit, millis: millis(started.elapsed()), dir, retry }
 }
 
 fn begin(cx: &Cx, id: &AttemptId, instance: u64, slot: u32) {

@@ -67,12 +67,7 @@ pub(crate) async fn boot(
     cancel: &mut Cancel,
     observe: &mut dyn FnMut(EventKind),
 ) -> Result<Lease, Unfit> {
-    cx.tell.emit(EventKind::GuestStarted(events::GuestStarted {
-        instance,
-        guest: unit.guest.name.clone(),
-        slot,
-        how: "boot".to_owned(),
-    }));
+    cx.tell.emit(EventKind::GuestStarted(events::GuestStarted { instance, guest: unit.guest.name.clone(), slot }));
     let booted = match hopeless(cx, unit.machine) {
         Some(unfit) => Err(unfit),
         None => {
@@ -82,7 +77,7 @@ pub(crate) async fn boot(
         }
     };
     match &booted {
-        Ok(_) => cx.tell.emit(EventKind::GuestReady(events::GuestReady { instance })),
+        Ok(_) => cx.tell.emit(EventKind::GuestReady(events::GuestReady { instance, how: "boot".to_owned() })),
         Err(unfit) => ended(cx, instance, Some(&unfit.lost)),
     }
     booted

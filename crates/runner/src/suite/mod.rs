@@ -187,7 +187,7 @@ impl Cx {
             (None, None) => return None,
         };
         let exit = if let Verdict::Fail(exit) = lost.verdict { Some(exit) } else { None };
-        Some(Tried { verdict: lost.verdict, message: lost.message, exit, millis: 0, retry: false })
+        Some(Tried { verdict: lost.verdict, message: lost.message, exit, millis: 0, dir: None, retry: false })
     }
 
     fn unit_ended(&self, ended: UnitEnded) {

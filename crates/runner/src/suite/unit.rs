@@ -103,6 +103,7 @@ async fn repetition(
             millis: tried.millis,
             exit: tried.exit,
             message: tried.message.clone(),
+            dir: tried.dir.clone(),
             retry_in: pause.map(millis),
         }));
         if let Some(pause) = pause {
