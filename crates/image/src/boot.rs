@@ -194,7 +194,7 @@ fn prepare(
     files.choices.extend(chosen);
 
     let name = format!("initrd-{}", key(spec, &root, &modules, foreign)?);
-    let cached = cache.get_or_write(&name, |out| {
+    let cached = cache.get_or_write(&name, |out, at| {
         let modules = read_modules(kernel, spec, &modules)?;
         let archive = InitramfsSpec {
             agent: spec.agent,
@@ -204,13 +204,16 @@ fn prepare(
             modules: &modules,
             alone: foreign.is_none(),
         };
-        match foreign {
-            Some(foreign) => initramfs::prepend(&archive, foreign, out)?,
-            None => {
-                initramfs::build(&archive, io::BufWriter::new(&*out)).map_err(InitramfsError::Write)?;
+        let written = match foreign {
+            Some(foreign) => initramfs::prepend(&archive, foreign, out),
+            None => initramfs::build(&archive, io::BufWriter::new(&*out)).map_err(InitramfsError::Write),
+        };
+        written.map_err(|error| match error {
+            InitramfsError::Write(source) => {
+                CacheError { what: "the initramfs".to_owned(), path: at.to_owned(), source }.into()
             }
-        }
-        Ok::<(), BootError>(())
+            other => BootError::from(other),
+        })
     })?;
     let when = if cached.hit { "made by an earlier run" } else { "made now" };
     files.choices.push(match foreign {

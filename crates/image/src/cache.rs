@@ -39,7 +39,9 @@ pub struct CacheError {
 
 fn hint(source: &io::Error) -> &'static str {
     match source.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "; make room there, or choose another directory",
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "; make room there, or name other directories with BELLJAR_CACHE_DIR and --run-dir"
+        }
         _ => "",
     }
 }
@@ -62,11 +64,11 @@ impl Cache {
     }
 
     /// The file called `name` in the cache, written by `write` if it is not there yet. `name` must say all that
-    /// decides its content.
+    /// decides its content. `write` gets an empty file, which it can read too, and the path to name in errors.
     ///
     /// # Errors
     /// What `write` returns, and [`CacheError`] where the file cannot be created at all.
-    pub fn get_or_write<E>(&self, name: &str, write: impl Fn(&mut File) -> Result<(), E>) -> Result<Cached, E>
+    pub fn get_or_write<E>(&self, name: &str, write: impl Fn(&mut File, &Path) -> Result<(), E>) -> Result<Cached, E>
     where
         E: From<CacheError>,
     {
@@ -80,7 +82,7 @@ impl Cache {
             return Ok(Cached { path, hit: true });
         }
         if let Ok(mut file) = self.unnamed() {
-            write(&mut file)?;
+            write(&mut file, &path)?;
             // A file that lost its bytes in a power cut would be taken for good for ever.
             let linked = file.sync_data().and_then(|()| link(&file, &path));
             if linked.is_ok() {
@@ -89,9 +91,14 @@ impl Cache {
             }
         }
         let path = self.scratch.join(&name);
+        let mut options = File::options();
         let mut file =
-            File::create(&path).map_err(|source| CacheError { what: name.clone(), path: path.clone(), source })?;
-        write(&mut file)?;
+            options.read(true).write(true).create(true).truncate(true).open(&path).map_err(|source| CacheError {
+                what: name.clone(),
+                path: path.clone(),
+                source,
+            })?;
+        write(&mut file, &path)?;
         Ok(Cached { path, hit: false })
     }
 
@@ -184,7 +191,7 @@ pub(crate) fn short(hasher: &blake3::Hasher) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
+    use std::io::{Read, Seek, Write};
 
     fn cache() -> (tempfile::TempDir, Cache) {
         let dir = tempfile::tempdir().unwrap();
@@ -194,12 +201,14 @@ mod tests {
     }
 
     fn put(cache: &Cache, name: &str) -> Result<Cached, CacheError> {
-        cache.get_or_write(name, |f| {
-            f.write_all(name.as_bytes()).map_err(|source| CacheError {
-                what: name.into(),
-                path: PathBuf::new(),
-                source,
-            })
+        cache.get_or_write(name, |f, path| {
+            let mut written = String::new();
+            f.write_all(name.as_bytes())
+                .and_then(|()| f.seek(io::SeekFrom::Start(0)))
+                .and_then(|_| f.read_to_string(&mut written))
+                .map_err(|source| CacheError { what: name.into(), path: path.into(), source })?;
+            assert_eq!(written, name, "what was written can be read");
+            Ok(())
         })
     }
 
@@ -224,7 +233,7 @@ mod tests {
     #[test]
     fn a_failed_write_leaves_nothing() {
         let (dir, cache) = cache();
-        let failed = cache.get_or_write("x", |f| {
+        let failed = cache.get_or_write("x", |f, _| {
             f.write_all(b"half").unwrap();
             Err(CacheError { what: "x".into(), path: PathBuf::new(), source: io::ErrorKind::StorageFull.into() })
         });

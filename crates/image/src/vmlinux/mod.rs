@@ -34,9 +34,6 @@ pub enum VmlinuxError {
         source: io::Error,
     },
     /// The unpacked kernel could not be written.
-    #[error("cannot write the unpacked kernel: {0}")]
-    Write(io::Error),
-    /// No file in the cache.
     #[error(transparent)]
     Cache(#[from] CacheError),
 }
@@ -109,18 +106,19 @@ pub fn bootable(kernel: &Kernel, cache: &Cache) -> Result<Bootable, VmlinuxError
     key.update(&LAYOUT.to_le_bytes());
     cache::fingerprint(&kernel.path, &mut key).map_err(read)?;
     let name = format!("vmlinux-{}", cache::short(&key));
-    match cache.get_or_write(&name, |out| extract(&kernel.path, payload, out)) {
+    match cache.get_or_write(&name, |out, at| extract(&kernel.path, payload, out, at)) {
         Ok(cached) => Ok(Bootable::Pvh { path: cached.path, hit: Some(cached.hit) }),
         Err(Failed::NoPvh(why)) => as_is(why),
         Err(Failed::Host(error)) => Err(error),
     }
 }
 
-/// Unpacks a bzImage's payload (offset and length in the file) to `out`, which is empty, and keeps of it what a boot
-/// needs.
-fn extract(kernel: &Path, (offset, length): (u64, u64), out: &mut File) -> Result<(), Failed> {
+/// Unpacks a bzImage's payload (offset and length in the file) to `out`, which is empty and will be `at`, and keeps of it
+/// what a boot needs.
+fn extract(kernel: &Path, (offset, length): (u64, u64), out: &mut File, at: &Path) -> Result<(), Failed> {
     let read = |source| Failed::Host(VmlinuxError::Read { path: kernel.to_owned(), source });
-    let write = |source| Failed::Host(VmlinuxError::Write(source));
+    let write =
+        |source| Failed::from(CacheError { what: "the unpacked kernel".to_owned(), path: at.to_owned(), source });
     let broken = |e: io::Error| Failed::NoPvh(NoPvh::Broken(e.to_string()));
 
     let mut file = File::open(kernel).map_err(read)?;
