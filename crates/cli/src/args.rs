@@ -48,7 +48,7 @@ pub(crate) enum Command {
 }
 
 const RUN_HELP: &str = "\
-With none of --image, --kernel and --rootfs the guest is this host's own userland: its root directory, read-only, \
+With none of --guest, --image, --kernel and --rootfs the guest is this host's own userland: its root directory, read-only, \
 under a writable layer in the guest's memory.
 
 Examples:
@@ -127,6 +127,15 @@ pub(crate) struct DoctorArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Guest")]
 pub(crate) struct GuestArgs {
+    /// Take this guest of belljar.toml; options say what is to be different about it
+    #[arg(short = 'g', long, value_name = "NAME",
+          conflicts_with_all = ["image", "kernel", "rootfs", "initrd", "modules", "boot_bus"])]
+    pub(crate) guest: Option<String>,
+
+    /// The configuration with the guest [default: belljar.toml here, or in the nearest directory above]
+    #[arg(short = 'c', long, value_name = "FILE", requires = "guest", value_hint = ValueHint::FilePath)]
+    pub(crate) config: Option<PathBuf>,
+
     /// Boot this disk image (qcow2, raw, vmdk, vdi, vhdx, vpc), unmodified; nothing is written to it
     #[arg(long, value_name = "FILE", conflicts_with_all = ["kernel", "rootfs", "initrd", "modules", "append"],
           value_hint = ValueHint::FilePath)]
@@ -164,13 +173,13 @@ pub(crate) struct GuestArgs {
     #[arg(long, value_enum, default_value_t = AccessArg::Auto, hide_default_value = true)]
     pub(crate) access: AccessArg,
 
-    /// The guest's memory, such as 512M or 2GiB
-    #[arg(short = 'm', long, value_name = "SIZE", default_value = "1GiB")]
-    pub(crate) memory: String,
+    /// The guest's memory, such as 512M or 2GiB [default: 1GiB]
+    #[arg(short = 'm', long, value_name = "SIZE")]
+    pub(crate) memory: Option<String>,
 
-    /// The guest's processors
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=255))]
-    pub(crate) cpus: u32,
+    /// The guest's processors [default: 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=255))]
+    pub(crate) cpus: Option<u32>,
 
     /// QEMU machine type
     #[arg(long, value_name = "TYPE")]
@@ -192,13 +201,13 @@ pub(crate) struct GuestArgs {
     #[arg(long, value_name = "BUS", value_enum, default_value_t = BusArg::Virtio, requires = "image")]
     pub(crate) boot_bus: BusArg,
 
-    /// Network: none, isolated (DHCP answers, nothing is reachable) or user (the outside world by NAT)
-    #[arg(long, value_enum, default_value_t = NicArg::Isolated)]
-    pub(crate) nic: NicArg,
+    /// Network: none, isolated (DHCP answers, nothing is reachable) or user (the outside world by NAT) [default: isolated]
+    #[arg(long, value_enum)]
+    pub(crate) nic: Option<NicArg>,
 
-    /// What a fault that the guest's kernel reports (oops, BUG, lockup) does to the run
-    #[arg(long, value_enum, default_value_t = OopsArg::Crash)]
-    pub(crate) oops: OopsArg,
+    /// What a fault that the guest's kernel reports (oops, BUG, lockup) does to the run [default: crash]
+    #[arg(long, value_enum)]
+    pub(crate) oops: Option<OopsArg>,
 
     /// Give up on the boot after this time [default: 2m, 20m without KVM, sooner if nothing moves]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
@@ -217,13 +226,13 @@ pub(crate) struct ShareArgs {
     #[arg(short = 'w', long, value_name = "DIR", default_value = ".", value_hint = ValueHint::DirPath)]
     pub(crate) workspace: PathBuf,
 
-    /// rw: the guest writes into it; ro: it cannot; cow: what it writes stays in the guest
-    #[arg(long, value_enum, default_value_t = ModeArg::Rw)]
-    pub(crate) workspace_mode: ModeArg,
+    /// rw: the guest writes into it; ro: it cannot; cow: what it writes stays in the guest [default: rw]
+    #[arg(long, value_enum)]
+    pub(crate) workspace_mode: Option<ModeArg>,
 
-    /// Where the guest sees it
-    #[arg(long, value_name = "PATH", default_value = "/mnt/hostos")]
-    pub(crate) mount_at: String,
+    /// Where the guest sees it [default: /mnt/hostos]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) mount_at: Option<String>,
 
     /// Host directory for what the command leaves in $BELLJAR_OUT [default: `out` in the run's directory]
     #[arg(short = 'o', long, value_name = "DIR", value_hint = ValueHint::DirPath)]

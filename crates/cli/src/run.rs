@@ -33,7 +33,9 @@ use tokio::{
 
 use crate::{
     args::{ExecArgs, GuestArgs, HostArgs, RunArgs, ShareArgs},
-    env, settings,
+    env,
+    named::Named,
+    settings,
     sink::StdSink,
     template,
     terminal::{self, RawTerminal},
@@ -90,10 +92,13 @@ impl Prepared {
         argv: Vec<Vec<u8>>,
         tty: bool,
     ) -> Result<Self, String> {
-        let (spec, guest_name) = settings::guest(guest)?;
+        let named = Named::of(guest)?;
+        let named = named.as_ref();
+        let (spec, guest_name) = settings::guest(guest, named)?;
         let run_dir = settings::run_dir(host)?;
-        let context = settings::host(host, guest.accel, &run_dir)?;
-        let share = settings::share(share, &run_dir)?;
+        let mut context = settings::host(host, guest.accel, &run_dir)?;
+        context.accel = context.accel.or_else(|| named?.accel());
+        let share = settings::share(share, named, &run_dir)?;
         let terminal = tty.then(|| {
             let (rows, cols) = terminal::size();
             let term = env::get("TERM").and_then(|t| t.into_string().ok()).unwrap_or_else(|| DEFAULT_TERM.into());
@@ -101,9 +106,9 @@ impl Prepared {
         });
         let command = GuestCommand {
             argv,
-            env: settings::command_env(exec, &share)?,
-            cwd: settings::cwd(exec, &share)?,
-            user: exec.user.clone(),
+            env: settings::command_env(exec, named, &share)?,
+            cwd: settings::cwd(exec, named, &share)?,
+            user: exec.user.clone().or_else(|| named?.user().map(str::to_owned)),
             terminal,
         };
         let request = Request {

@@ -8,6 +8,7 @@ use std::{
 };
 
 use belljar_machine::{
+    MountMode,
     access::{Credentials, Secret},
     host::HostContext,
     qemu::{args::Accel, sandbox::Shim},
@@ -22,11 +23,15 @@ use etcetera::BaseStrategy;
 
 use crate::{
     args::{AccelArg, AccessArg, BusArg, ExecArgs, GuestArgs, HostArgs, ModeArg, NicArg, OopsArg, ShareArgs},
-    env, specs,
+    env,
+    named::Named,
+    specs,
 };
 
 /// Directories of ended runs that are kept by default.
 const KEEP_RUNS: usize = 20;
+/// Where the guest sees the workspace, as the tool had it that Belljar replaces.
+const MOUNT_AT: &str = "/mnt/hostos";
 /// The `PATH` of a guest where this process has none.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -130,39 +135,40 @@ fn accel(arg: AccelArg) -> Accel {
     }
 }
 
-/// The guest, and its name for a person.
-pub(crate) fn guest(args: &GuestArgs) -> Result<(GuestSpec, String), String> {
-    let (source, name) = source(args)?;
-    let login = match &args.login {
-        None => None,
-        Some(text) => {
-            let (user, password) = specs::login(text).map_err(|e| format!("--login: {e}"))?;
-            Some(Credentials { user, password: password.map(Secret::new) })
+/// The guest, and its name for a person: as `belljar.toml` has it if `named`, and in any case as the options say.
+pub(crate) fn guest(args: &GuestArgs, named: Option<&Named>) -> Result<(GuestSpec, String), String> {
+    let (mut spec, name) = match named {
+        Some(named) => (named.spec()?, named.name().to_owned()),
+        None => {
+            let (source, name) = source(args)?;
+            (GuestSpec { env: guest_env(), ..GuestSpec::new(source) }, name)
         }
     };
-    let spec = GuestSpec {
-        source,
-        memory: specs::memory(&args.memory).map_err(|e| format!("--memory: {e}"))?,
-        cpus: args.cpus,
-        machine: args.machine.clone(),
-        cpu: args.cpu.clone(),
-        disks: args.disks.iter().map(|d| specs::disk(d)).collect::<Result<_, _>>()?,
-        nic: match args.nic {
-            NicArg::None => NicSpec::None,
-            NicArg::Isolated => NicSpec::Isolated,
-            NicArg::User => NicSpec::User,
-        },
-        append: args.append.clone(),
-        qemu_args: args.qemu_args.clone(),
-        login,
-        hostname: "belljar".into(),
-        env: guest_env(),
-        oops: match args.oops {
-            OopsArg::Crash => OopsPolicy::Crash,
-            OopsArg::Note => OopsPolicy::Note,
-        },
-        boot_timeout: args.boot_timeout,
-    };
+    if let Some(text) = &args.login {
+        let (user, password) = specs::login(text).map_err(|e| format!("--login: {e}"))?;
+        spec.login = Some(Credentials { user, password: password.map(Secret::new) });
+    }
+    if let Some(memory) = &args.memory {
+        spec.memory = specs::memory(memory).map_err(|e| format!("--memory: {e}"))?;
+    }
+    spec.cpus = args.cpus.unwrap_or(spec.cpus);
+    spec.machine = args.machine.clone().or(spec.machine);
+    spec.cpu = args.cpu.clone().or(spec.cpu);
+    for disk in &args.disks {
+        spec.disks.push(specs::disk(disk)?);
+    }
+    spec.nic = args.nic.map_or(spec.nic, |nic| match nic {
+        NicArg::None => NicSpec::None,
+        NicArg::Isolated => NicSpec::Isolated,
+        NicArg::User => NicSpec::User,
+    });
+    spec.append.extend(args.append.iter().cloned());
+    spec.qemu_args.extend(args.qemu_args.iter().cloned());
+    spec.oops = args.oops.map_or(spec.oops, |oops| match oops {
+        OopsArg::Crash => OopsPolicy::Crash,
+        OopsArg::Note => OopsPolicy::Note,
+    });
+    spec.boot_timeout = args.boot_timeout.or(spec.boot_timeout);
     Ok((spec, name))
 }
 
@@ -219,20 +225,26 @@ pub(crate) fn guest_env() -> Vec<String> {
 }
 
 /// What the guest sees of the host.
-pub(crate) fn share(args: &ShareArgs, run_dir: &RunDir) -> Result<ShareSpec, String> {
+pub(crate) fn share(args: &ShareArgs, named: Option<&Named>, run_dir: &RunDir) -> Result<ShareSpec, String> {
     let workspace = if args.workspace == Path::new("none") {
         None
     } else {
         let dir = directory("--workspace", &args.workspace)?;
-        if !args.mount_at.starts_with('/') || args.mount_at.split('/').any(|part| part == "..") {
-            return Err(format!("--mount-at {}: give an absolute path without `..`", args.mount_at));
-        }
-        let mode = match args.workspace_mode {
-            ModeArg::Rw => belljar_machine::MountMode::ReadWrite,
-            ModeArg::Ro => belljar_machine::MountMode::ReadOnly,
-            ModeArg::Cow => belljar_machine::MountMode::CopyOnWrite,
+        let mount_at = match (&args.mount_at, named) {
+            (Some(path), _) if !path.starts_with('/') || path.split('/').any(|part| part == "..") => {
+                return Err(format!("--mount-at {path}: give an absolute path without `..`"));
+            }
+            (Some(path), _) => path.clone(),
+            (None, Some(named)) => named.mount_at().to_owned(),
+            (None, None) => MOUNT_AT.to_owned(),
         };
-        Some(Workspace { dir, mode, mount_at: args.mount_at.clone() })
+        let mode = match args.workspace_mode {
+            Some(ModeArg::Rw) => MountMode::ReadWrite,
+            Some(ModeArg::Ro) => MountMode::ReadOnly,
+            Some(ModeArg::Cow) => MountMode::CopyOnWrite,
+            None => named.and_then(Named::workspace_mode).unwrap_or(MountMode::ReadWrite),
+        };
+        Some(Workspace { dir, mode, mount_at })
     };
     let out = args.out.clone().unwrap_or_else(|| run_dir.file(run_dir::OUT));
     fs_err::create_dir_all(&out).map_err(|e| format!("cannot make the output directory: {e}"))?;
@@ -245,8 +257,9 @@ fn directory(option: &str, dir: &Path) -> Result<PathBuf, String> {
 }
 
 /// The command's variables: the user's, and where the shares are.
-pub(crate) fn command_env(args: &ExecArgs, share: &ShareSpec) -> Result<Vec<Vec<u8>>, String> {
-    let mut vars = vec![format!("BELLJAR_OUT={}", belljar_machine::share::OUT_PATH).into_bytes()];
+pub(crate) fn command_env(args: &ExecArgs, named: Option<&Named>, share: &ShareSpec) -> Result<Vec<Vec<u8>>, String> {
+    let mut vars = named.map(Named::env).unwrap_or_default();
+    vars.push(format!("BELLJAR_OUT={}", belljar_machine::share::OUT_PATH).into_bytes());
     if let Some(workspace) = &share.workspace {
         vars.push(format!("BELLJAR_WORKSPACE={}", workspace.mount_at).into_bytes());
     }
@@ -257,9 +270,9 @@ pub(crate) fn command_env(args: &ExecArgs, share: &ShareSpec) -> Result<Vec<Vec<
 }
 
 /// Where in the guest the command runs.
-pub(crate) fn cwd(args: &ExecArgs, share: &ShareSpec) -> Result<Option<Vec<u8>>, String> {
-    match &args.cwd {
-        Some(path) if path.starts_with('/') => Ok(Some(path.clone().into_bytes())),
+pub(crate) fn cwd(args: &ExecArgs, named: Option<&Named>, share: &ShareSpec) -> Result<Option<Vec<u8>>, String> {
+    match args.cwd.as_deref().or(named.and_then(Named::cwd)) {
+        Some(path) if path.starts_with('/') => Ok(Some(path.as_bytes().to_vec())),
         Some(path) => match &share.workspace {
             // Relative to where the command would have run.
             Some(workspace) => Ok(Some(format!("{}/{path}", workspace.mount_at).into_bytes())),

@@ -39,6 +39,29 @@ pub struct GuestSpec {
     pub boot_timeout: Option<Duration>,
 }
 
+impl GuestSpec {
+    /// The guest that boots from `source` where nothing else is said of it.
+    #[must_use]
+    pub fn new(source: Source) -> Self {
+        Self {
+            source,
+            memory: 1 << 30,
+            cpus: 1,
+            machine: None,
+            cpu: None,
+            disks: Vec::new(),
+            nic: NicSpec::default(),
+            append: Vec::new(),
+            qemu_args: Vec::new(),
+            login: None,
+            hostname: "belljar".to_owned(),
+            env: Vec::new(),
+            oops: OopsPolicy::default(),
+            boot_timeout: None,
+        }
+    }
+}
+
 /// What a guest boots from.
 #[derive(Clone, Debug)]
 pub enum Source {

@@ -112,7 +112,7 @@ impl Chosen {
 }
 
 /// The configuration that was named, or the nearest.
-fn find(named: Option<&Path>) -> Result<PathBuf, Refused> {
+pub(crate) fn find(named: Option<&Path>) -> Result<PathBuf, Refused> {
     if let Some(path) = named {
         // A directory stands for the file in it.
         let file = if path.is_dir() { path.join(FILE_NAME) } else { path.to_owned() };
@@ -131,7 +131,7 @@ fn find(named: Option<&Path>) -> Result<PathBuf, Refused> {
 }
 
 /// A path as a person in the current directory would type it.
-fn shown(file: &Path) -> PathBuf {
+pub(crate) fn shown(file: &Path) -> PathBuf {
     let here = std::env::current_dir().unwrap_or_default();
     file.strip_prefix(&here).unwrap_or(file).to_owned()
 }

@@ -8,7 +8,13 @@ mod past;
 mod report;
 mod run;
 
-pub(crate) use self::{list::list, merge::merge, report::report, run::test};
+pub(crate) use self::{
+    chosen::{find, shown},
+    list::list,
+    merge::merge,
+    report::report,
+    run::test,
+};
 
 use belljar_model::exit_code;
 use belljar_suite::diagnostic::Diagnostics;
@@ -23,6 +29,12 @@ pub(crate) struct Refused {
 impl From<String> for Refused {
     fn from(message: String) -> Self {
         Self { message, code: exit_code::CANNOT_RUN }
+    }
+}
+
+impl From<Refused> for String {
+    fn from(refused: Refused) -> Self {
+        refused.message
     }
 }
 
