@@ -93,6 +93,17 @@ pub enum DiskError {
         /// What `qemu-img` said.
         said: String,
     },
+    /// The contents are of no format at all, and so raw; the name says otherwise.
+    #[error(
+        "{} is called a {named} image and does not have the contents of one: get it again; or, if it holds the plain \
+         contents of a disk, say so with --image-format raw", path.display()
+    )]
+    NotAsNamed {
+        /// The file.
+        path: PathBuf,
+        /// What its name says.
+        named: Format,
+    },
     /// The name of the file and its contents disagree in a way that a guest could have brought about.
     #[error(
         "{} has the contents of a {found} image{}, but neither its name nor you say that it is one; a guest can write \

@@ -127,6 +127,11 @@ fn checked(path: &Path, given: Option<Format>, info: &Info) -> Result<Format, Di
     if !agreed && format != Format::Raw && (backed || said_raw) {
         return Err(DiskError::Disputed { path: owned(), found: format, backed });
     }
+    // What `qemu-img` does not know it calls raw.
+    let named = Format::ALL.iter().find(|f| f.has_extension(extension)).copied();
+    if let (Format::Raw, None, Some(named)) = (format, given, named.filter(|&f| f != Format::Raw)) {
+        return Err(DiskError::NotAsNamed { path: owned(), named });
+    }
     Ok(format)
 }
 
