@@ -20,6 +20,7 @@ use super::{
     lease::{self, Lease, Unfit, place},
     millis,
     output::{Recorded, Recorder},
+    pool::Kind,
     setup,
 };
 use crate::{
@@ -107,18 +108,23 @@ fn begin(cx: &Cx, id: &AttemptId, instance: u64, slot: u32) {
 
 /// In a guest of its own, whose directory becomes that of the try.
 async fn alone(cx: &Cx, unit: &Unit, id: &AttemptId, slot: u32, cancel: &mut Cancel) -> Evidence {
-    let instance = cx.next_instance();
+    let warm = cx.pool.take(&Kind::of(cx, unit));
+    let instance = warm.as_ref().map_or_else(|| cx.next_instance(), |w| w.instance);
     begin(cx, id, instance, slot);
     let mut observe = |kind| cx.tell.of_attempt(id, instance, kind);
-    let (end, recorded) = match lease::boot(cx, unit, instance, slot, cancel, &mut observe).await {
+    let leased = match warm {
+        Some(warm) => tokio::select! {
+            biased;
+            why = cancel.urgent() => Err(why.lost(Phase::Boot).into()),
+            ready = warm.ready(&mut observe) => ready,
+        },
+        None => set_up(cx, unit, instance, slot, cancel, &mut observe).await,
+    };
+    let (end, recorded) = match leased {
         Err(unfit) => (End::Lost(unfit), None),
         Ok(mut lease) => {
             let mut recorder = Recorder::new(&lease.dir.join(OUTPUT), unit.settings.format);
-            let ready = setup::run(cx, unit, &mut lease, cancel, &mut observe).await;
-            let end = match ready {
-                Ok(()) => perform(cx, unit, id, &mut lease, None, &mut recorder, cancel).await,
-                Err(unfit) => End::Lost(unfit),
-            };
+            let end = perform(cx, unit, id, &mut lease, None, &mut recorder, cancel).await;
             observe(EventKind::Phase { phase: Phase::Close });
             let how = if matches!(end, End::Lost(_)) { Ending::Hurry } else { Ending::Kill };
             let closed = lease.close(cx, how, cancel, &mut observe).await;
@@ -156,18 +162,7 @@ async fn shared(
         return Evidence { end, recorded: None, place: home, console };
     }
     if lease.is_none() {
-        let fresh = match lease::boot(cx, unit, instance, slot, cancel, &mut observe).await {
-            Err(unfit) => Err(unfit),
-            Ok(mut fresh) => match setup::run(cx, unit, &mut fresh, cancel, &mut observe).await {
-                Ok(()) => Ok(fresh),
-                Err(unfit) => {
-                    // Its end adds nothing to what is known.
-                    drop(fresh.close(cx, Ending::Hurry, cancel, &mut observe).await);
-                    Err(unfit)
-                }
-            },
-        };
-        match fresh {
+        match set_up(cx, unit, instance, slot, cancel, &mut observe).await {
             Ok(fresh) => *lease = Some(fresh),
             Err(unfit) => return Evidence { end: End::Lost(unfit), recorded: None, place: home, console },
         }
@@ -203,6 +198,26 @@ async fn shared(
     // Nothing that matters is lost if it cannot be moved: it stays with the guest's files.
     drop(files::keep(&out, &dir.join(run_dir::OUT)));
     Evidence { end, recorded: Some(recorder.finish()), place: home, console }
+}
+
+/// A guest in which the set-up scripts have run.
+pub(crate) async fn set_up(
+    cx: &Cx,
+    unit: &Unit,
+    instance: u64,
+    slot: u32,
+    cancel: &mut Cancel,
+    observe: &mut dyn FnMut(EventKind),
+) -> Result<Lease, Unfit> {
+    let mut lease = lease::boot(cx, unit, instance, slot, cancel, observe).await?;
+    match setup::run(cx, unit, &mut lease, cancel, observe).await {
+        Ok(()) => Ok(lease),
+        Err(unfit) => {
+            // Its end adds nothing to what is known.
+            drop(lease.close(cx, Ending::Hurry, cancel, observe).await);
+            Err(unfit)
+        }
+    }
 }
 
 /// What the command did says more than what the guest did after it, unless that makes a pass doubtful.

@@ -128,6 +128,7 @@ fn context(
         plans: RefCell::default(),
         templates: request.templates.clone(),
         boots: RefCell::new(plan.machines.iter().map(|_| super::lease::Boots::default()).collect()),
+        pool: super::pool::Pool::default(),
         unlisted,
         no_room: no_room(plan, &request.limits, Memory::of_host()),
         instances: Rc::clone(instances),
@@ -247,6 +248,11 @@ async fn dispatch(cx: &Rc<Cx>, plan: Rc<Plan>, limits: &RunLimits, reins: &mut R
             cells.insert(handle.id(), cell);
             cx.running.set(u32::try_from(queue.running()).unwrap_or(u32::MAX));
         }
+        if cx.stopping.get() || queue.is_empty() {
+            cx.pool.clear(cx).await;
+        } else {
+            make_ahead(cx, &plan, &queue, limits);
+        }
         if tasks.is_empty() && (cx.stopping.get() || queue.is_empty()) {
             return early;
         }
@@ -265,8 +271,10 @@ async fn dispatch(cx: &Rc<Cx>, plan: Rc<Plan>, limits: &RunLimits, reins: &mut R
             why = urgent.urgent() => {
                 // Dropping a guest kills it.
                 tasks.shutdown().await;
+                cx.pool.clear(cx).await;
                 return Some(why);
             }
+            () = cx.pool.changed() => {}
             limit = &mut out_of_time, if !timed_out => {
                 timed_out = true;
                 reins.canceller.out_of_time(limit);
@@ -286,6 +294,19 @@ async fn dispatch(cx: &Rc<Cx>, plan: Rc<Plan>, limits: &RunLimits, reins: &mut R
             }
         }
     }
+}
+
+/// Has guests made for the tests that come next, one for each that runs.
+fn make_ahead(cx: &Rc<Cx>, plan: &Rc<Plan>, queue: &Queue, limits: &RunLimits) {
+    let next = queue.upcoming(queue.running()).filter(|cell| !plan.cells[*cell].shared);
+    let units: Vec<usize> = next.filter_map(|cell| plan.cells[cell].units.clone().next()).collect();
+    let Some(memory) = units.iter().map(|u| plan.machines[plan.units[*u].machine].hardware.memory).max() else {
+        return;
+    };
+    let each = memory.saturating_add(OVERHEAD).max(1);
+    let free = usize::try_from(queue.free_memory() / each).unwrap_or(usize::MAX);
+    let first_slot = limits.jobs.unwrap_or(u32::MAX).min(limits.max_cpus);
+    cx.pool.fill(cx, plan, &units, free.saturating_sub(cx.pool.len()), first_slot);
 }
 
 async fn cell_task(cx: Rc<Cx>, plan: Rc<Plan>, cell: usize, slot: u32) -> usize {

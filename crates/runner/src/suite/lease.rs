@@ -24,8 +24,16 @@ const HOPELESS: u32 = 3;
 #[derive(Debug, Default)]
 pub(crate) struct Boots {
     worked: bool,
+    cloned: bool,
     failed: u32,
     last: String,
+}
+
+impl Boots {
+    /// Whether the last one was a clone.
+    pub(crate) fn is_cloned(&self) -> bool {
+        self.cloned
+    }
 }
 
 /// A running guest.

@@ -8,13 +8,7 @@ use belljar_model::{EventKind, Exit, Fault, Verdict, test_run as events};
 use belljar_suite::plan::{Case, Plan, Unit};
 use tokio::time::Instant;
 
-use super::{
-    Cases, Cx,
-    lease::{self, Lease},
-    millis,
-    output::Answer,
-    setup,
-};
+use super::{Cases, Cx, attempt, lease::Lease, millis, output::Answer};
 use crate::{
     cancel::Cancel,
     exec::{Limit, exec},
@@ -59,11 +53,7 @@ pub(crate) async fn list(cx: &Cx, plan: &Plan) -> Listed {
 async fn one(cx: &Cx, unit: &Unit, lease: &mut Option<Lease>, cancel: &mut Cancel) -> Result<Vec<Case>, Lost> {
     if lease.is_none() {
         let instance = cx.next_instance();
-        let mut booted = lease::boot(cx, unit, instance, 0, cancel, &mut |_| ()).await.map_err(|unfit| unfit.lost)?;
-        if let Err(unfit) = setup::run(cx, unit, &mut booted, cancel, &mut |_| ()).await {
-            drop(booted.close(cx, Ending::Hurry, cancel, &mut |_| ()).await);
-            return Err(unfit.lost);
-        }
+        let booted = attempt::set_up(cx, unit, instance, 0, cancel, &mut |_| ()).await.map_err(|unfit| unfit.lost)?;
         *lease = Some(booted);
     }
     let Some(lease) = lease.as_mut() else { return Err(Lost::host("there is no guest; please report it")) };

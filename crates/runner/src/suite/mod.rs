@@ -17,6 +17,7 @@ mod lease;
 mod listing;
 mod output;
 mod pause;
+mod pool;
 mod queue;
 pub mod resources;
 mod setup;
@@ -139,6 +140,7 @@ pub(crate) struct Cx {
     plans: RefCell<HashMap<usize, MachinePlan>>,
     templates: Templates,
     boots: RefCell<Vec<Boots>>,
+    pool: pool::Pool,
     /// Binaries that could not be listed, and why not.
     unlisted: HashMap<String, Lost>,
     /// Units for which there is no room on this host at all, and why not.
@@ -161,6 +163,11 @@ impl Cx {
         let instance = self.instances.get();
         self.instances.set(instance + 1);
         instance
+    }
+
+    /// Whether the last guest of this machine was a clone.
+    fn is_cloned(&self, machine: usize) -> bool {
+        self.boots.borrow().get(machine).is_some_and(Boots::is_cloned)
     }
 
     /// A command's variables: the user's, and where it is.

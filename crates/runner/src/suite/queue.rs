@@ -59,6 +59,17 @@ impl Queue {
         self.waiting.is_empty()
     }
 
+    /// The cells that are next in order, as many as asked for; what wants to be alone ends the list.
+    pub(crate) fn upcoming(&self, count: usize) -> impl Iterator<Item = usize> {
+        self.waiting.iter().take(count).take_while(|(job, _)| !job.exclusive).map(|(job, _)| job.cell)
+    }
+
+    /// Memory that no job has taken.
+    pub(crate) fn free_memory(&self) -> u64 {
+        let taken = self.running.values().fold(0_u64, |sum, (job, _)| sum.saturating_add(job.memory));
+        self.budget.memory.saturating_sub(taken)
+    }
+
     /// Starts the next job that may start now: its cell, and its place among those that run.
     ///
     /// A job larger than all there is starts when nothing else runs: it was found possible before, or will say why not.

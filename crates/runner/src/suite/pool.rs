@@ -1,0 +1,163 @@
+//! Guests made ahead: a test that starts finds its guest up, with the shares mounted.
+//!
+//! Only clones are made ahead (a boot that runs beside the tests would slow them down), only as many as tests that wait for
+//! one, at most one for each test that runs, and only within the memory that is left. What is not needed any more is killed.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, VecDeque},
+    rc::Rc,
+};
+
+use belljar_machine::Lost;
+use belljar_model::{EventKind, test_run as events};
+use belljar_suite::{
+    config::WorkspaceMode,
+    plan::{Plan, Unit},
+};
+use tokio::{
+    sync::Notify,
+    task::{AbortHandle, JoinHandle},
+};
+
+use super::{
+    Cx, attempt,
+    lease::{Lease, Unfit},
+};
+
+/// Guests of one kind stand for each other.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Kind {
+    machine: usize,
+    mode: &'static str,
+    /// The suite, if it has set-up scripts.
+    suite: Option<String>,
+}
+
+impl Kind {
+    pub(crate) fn of(cx: &Cx, unit: &Unit) -> Self {
+        let mode = match unit.settings.workspace_mode {
+            WorkspaceMode::Rw => "rw",
+            WorkspaceMode::Ro => "ro",
+            WorkspaceMode::Cow => "cow",
+        };
+        let suite = cx.setup.contains_key(&unit.suite.name).then(|| unit.suite.name.clone());
+        Self { machine: unit.machine, mode, suite }
+    }
+}
+
+/// A guest that is being made, or waits.
+pub(crate) struct Warm {
+    pub(crate) instance: u64,
+    slot: u32,
+    guest: JoinHandle<Result<Lease, Unfit>>,
+    told: Rc<RefCell<Vec<EventKind>>>,
+}
+
+/// The guests made ahead.
+#[derive(Default)]
+pub(crate) struct Pool {
+    warm: RefCell<BTreeMap<Kind, VecDeque<Warm>>>,
+    /// Told when one was taken.
+    taken: Notify,
+}
+
+impl Pool {
+    /// Takes the one that was begun first.
+    pub(crate) fn take(&self, kind: &Kind) -> Option<Warm> {
+        let warm = self.warm.borrow_mut().get_mut(kind)?.pop_front()?;
+        self.taken.notify_one();
+        Some(warm)
+    }
+
+    /// Resolves when one was taken, and there may be room for another.
+    pub(crate) async fn changed(&self) {
+        self.taken.notified().await;
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.warm.borrow().values().map(VecDeque::len).sum()
+    }
+
+    /// Makes what the units that wait will need, as far as `room` for further guests reaches. `first_slot` is the first place
+    /// that no test has.
+    pub(crate) fn fill(&self, cx: &Rc<Cx>, plan: &Rc<Plan>, waiting: &[usize], room: usize, first_slot: u32) {
+        let mut wanted: BTreeMap<Kind, (usize, usize)> = BTreeMap::new();
+        for unit in waiting {
+            let kind = Kind::of(cx, &plan.units[*unit]);
+            wanted.entry(kind).or_insert((0, *unit)).0 += 1;
+        }
+        let mut room = room;
+        for (kind, (count, unit)) in wanted {
+            let there = self.warm.borrow().get(&kind).map_or(0, VecDeque::len);
+            for _ in there..count {
+                if room == 0 || !cx.is_cloned(kind.machine) {
+                    break;
+                }
+                room -= 1;
+                let warm = self.begin(cx, plan, unit, first_slot);
+                self.warm.borrow_mut().entry(kind.clone()).or_default().push_back(warm);
+            }
+        }
+    }
+
+    fn begin(&self, cx: &Rc<Cx>, plan: &Rc<Plan>, unit: usize, first_slot: u32) -> Warm {
+        let taken: Vec<u32> = self.warm.borrow().values().flatten().map(|w| w.slot).collect();
+        let slot = (first_slot..).find(|s| !taken.contains(s)).unwrap_or(first_slot);
+        let instance = cx.next_instance();
+        let told = Rc::new(RefCell::new(Vec::new()));
+        let (cx, plan, telling) = (Rc::clone(cx), Rc::clone(plan), Rc::clone(&told));
+        let guest = tokio::task::spawn_local(async move {
+            let unit = &plan.units[unit];
+            let mut cancel = cx.cancel.clone();
+            let mut observe = |kind| telling.borrow_mut().push(kind);
+            attempt::set_up(&cx, unit, instance, slot, &mut cancel, &mut observe).await
+        });
+        Warm { instance, slot, guest, told }
+    }
+
+    /// Kills what nobody took.
+    pub(crate) async fn clear(&self, cx: &Cx) {
+        let warm = std::mem::take(&mut *self.warm.borrow_mut());
+        for warm in warm.into_values().flatten() {
+            warm.guest.abort();
+            // A guest that did not come up has told its own end.
+            if let Ok(Err(_)) = warm.guest.await {
+                continue;
+            }
+            cx.tell.emit(EventKind::GuestEnded(events::GuestEnded {
+                instance: warm.instance,
+                message: Some("not needed any more".to_owned()),
+                peak_memory: None,
+            }));
+        }
+    }
+}
+
+/// Aborts a task that nobody waits for any more.
+struct Abort(AbortHandle);
+
+impl Drop for Abort {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Warm {
+    /// Waits until it is ready. What it had to say is said to `observe`.
+    pub(crate) async fn ready(self, observe: &mut dyn FnMut(EventKind)) -> Result<Lease, Unfit> {
+        let abort = Abort(self.guest.abort_handle());
+        let made = self.guest.await;
+        drop(abort);
+        for kind in self.told.borrow_mut().drain(..) {
+            observe(kind);
+        }
+        match made {
+            Ok(made) => made,
+            Err(panic) => {
+                Err(Lost::host(format!("Belljar's own work on a guest broke off: {panic}; please report it")).into())
+            }
+        }
+    }
+}
