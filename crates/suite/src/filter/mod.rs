@@ -275,9 +275,21 @@ fn is(field: Field, matcher: &Matcher, subject: &Subject<'_>) -> Answer {
     match (field, matcher) {
         // What is part of the file's name is part of each name of a test in it.
         (Field::Id | Field::Name, Matcher::Contains(_)) if subject.to_be_listed && matched => Answer::Yes,
+        (Field::Id | Field::Name, Matcher::Exact(text)) if subject.to_be_listed => {
+            if matched || is_of_case(field, text, subject) { Answer::Depends } else { Answer::No }
+        }
         (Field::Id | Field::Name, _) if subject.to_be_listed => Answer::Depends,
         _ => matched.into(),
     }
+}
+
+/// Whether this can be the id or the name of a test in that file: `suite/FILE::TEST@guest`, `FILE::TEST`.
+fn is_of_case(field: Field, text: &str, subject: &Subject<'_>) -> bool {
+    let (file, end) = match field {
+        Field::Id => subject.id.split_at(subject.id.rfind('@').unwrap_or(subject.id.len())),
+        _ => (subject.name, ""),
+    };
+    text.strip_prefix(file).is_some_and(|rest| rest.starts_with("::") && rest.ends_with(end))
 }
 
 impl FromStr for Filter {
