@@ -13,6 +13,8 @@ use belljar_suite::glob::Pattern;
 use fs_err as fs;
 use rustix::fs::{CWD, Dir, FileType, Mode, OFlags, ResolveFlags, fstat, open, openat, openat2};
 
+use super::output::clean_results;
+
 /// Most entries that are looked at, and deepest directory.
 const MAX_ENTRIES: usize = 100_000;
 const MAX_DEPTH: usize = 32;
@@ -50,6 +52,7 @@ pub(crate) fn junit(dir: &Path, patterns: &[Pattern], but: Option<&Pattern>) -> 
             // As a document that ends too early, which it is.
             Err(_) => junit::parse_junit(b""),
         };
+        let read = clean_results(read);
         match &mut results {
             Some(results) => results.extend(read),
             none => *none = Some(read),

@@ -13,6 +13,7 @@ use belljar_machine::{
 use belljar_model::{CrashKind, EventKind, Fault, Phase, Verdict, test_run as events};
 use belljar_suite::plan::Unit;
 use fs_err as fs;
+use rustix::fs::{Mode, OFlags};
 
 use super::{Cx, pause::Wound, spec};
 use crate::{cancel::Cancel, run_dir};
@@ -151,10 +152,12 @@ async fn plan_of(cx: &Cx, unit: &Unit, share: &ShareSpec, place: &Place, cancel:
     Ok(plan)
 }
 
-/// The guest's users are not the host's: whoever the test runs as may leave files.
+/// The guest's users are not the host's: whoever the test runs as may leave files. A guest that shares the directory above may put
+/// something else in its place at any time, so no link is followed.
 pub(crate) fn open_to_all(out: &Path) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    fs::set_permissions(out, std::fs::Permissions::from_mode(0o777))
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let dir = rustix::fs::open(out, flags, Mode::empty())?;
+    Ok(rustix::fs::fchmod(&dir, Mode::RWXU | Mode::RWXG | Mode::RWXO)?)
 }
 
 impl Lease {
@@ -220,4 +223,26 @@ fn remember(cx: &Cx, machine: usize, lost: Option<&Lost>) {
     };
     boots.failed += 1;
     boots.last = why.lines().next().unwrap_or_default().to_owned();
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    #[test]
+    fn only_a_real_directory_is_opened_to_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let (own, others, link) = (dir.path().join("own"), dir.path().join("others"), dir.path().join("link"));
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        for made in [&own, &others] {
+            fs::create_dir(made).unwrap();
+        }
+        let before = mode(&others);
+        symlink(&others, &link).unwrap();
+        open_to_all(&own).unwrap();
+        open_to_all(&link).unwrap_err();
+        assert_eq!((mode(&own), mode(&others)), (0o777, before));
+    }
 }

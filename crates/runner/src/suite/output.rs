@@ -73,10 +73,7 @@ impl Recorder {
     pub(crate) fn finish(self) -> Recorded {
         let bytes = self.stdout + self.stderr;
         let raw: Vec<u8> = self.tail.into();
-        let mut tail = String::new();
-        let mut clean = Sanitizer::new();
-        clean.push(&raw, &mut tail);
-        clean.finish(&mut tail);
+        let tail = clean(&raw);
         let mut shown = keep_end(&tail, MAX_TAIL);
         if bytes > shown.len() as u64 && shown.len() > MAX_TAIL / 2 {
             // A line that was cut in two says nothing.
@@ -94,8 +91,8 @@ impl Recorder {
             tail: shown.to_owned(),
             results: match self.reader {
                 Reader::Nobody => None,
-                Reader::Tap(parser) => Some(parser.finish()),
-                Reader::Libtest(parser) => Some(parser.finish()),
+                Reader::Tap(parser) => Some(clean_results(parser.finish())),
+                Reader::Libtest(parser) => Some(clean_results(parser.finish())),
             },
         }
     }
@@ -114,6 +111,34 @@ impl Recorder {
         self.tail.extend(last);
         Ok(())
     }
+}
+
+/// Text of a guest without control sequences, fit for the event log.
+fn clean(raw: &[u8]) -> String {
+    let mut text = String::new();
+    let mut sanitizer = Sanitizer::new();
+    sanitizer.push(raw, &mut text);
+    sanitizer.finish(&mut text);
+    text
+}
+
+/// The same for all that a test says of itself; names are one line each.
+pub(crate) fn clean_results(mut results: Results) -> Results {
+    fn cleaned(text: &mut String) {
+        if text.chars().any(|c| !matches!(c, ' '..='~')) {
+            *text = clean(text.as_bytes());
+        }
+    }
+    for case in &mut results.cases {
+        cleaned(&mut case.name);
+        if case.name.contains(['\n', '\t']) {
+            case.name = case.name.replace(['\n', '\t'], " ");
+        }
+        case.message.iter_mut().for_each(cleaned);
+    }
+    results.problems.iter_mut().for_each(cleaned);
+    results.skipped.iter_mut().for_each(cleaned);
+    results
 }
 
 impl OutputSink for Recorder {
