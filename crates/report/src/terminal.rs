@@ -142,7 +142,7 @@ impl<W: Write> TestReporter<W> {
     fn refresh(&mut self) {
         let units = self.run.units.len() as u64;
         let done = self.counts.ended();
-        let mut said = tally(&self.counts);
+        let mut said = tally(&self.counts, "");
         if let Some(live) = &self.live {
             let left = live.left / self.jobs.max(1);
             if left > 0 && done < units {
@@ -177,7 +177,9 @@ impl<W: Write> TestReporter<W> {
         let head = self.paint(code, &format!("{:>HEAD$}", "Summary"));
         let tests = if counts.units == 1 { "test" } else { "tests" };
         let took = seconds(run.millis());
-        self.say(&format!("{head} [{took:>9}s] {} {tests}: {}", counts.units, tally(&counts)))?;
+        let unfinished = if run.is_cut_off() { "did not end" } else { "not run" };
+        let tally = tally(&counts, unfinished);
+        self.say(&format!("{head} [{took:>9}s] {} {tests}: {tally}", counts.units))?;
         if let Some(message) = run.ended.as_ref().and_then(|e| e.message.clone()) {
             self.note("note", &message)?;
         }
@@ -452,8 +454,8 @@ fn color(outcome: Outcome) -> &'static str {
     }
 }
 
-/// `3 passed (1 flaky), 1 failed, 2 skipped`.
-fn tally(counts: &Counts) -> String {
+/// `3 passed (1 flaky), 1 failed, 2 skipped`. `unfinished` says what became of those without an end.
+fn tally(counts: &Counts, unfinished: &str) -> String {
     let flaky = if counts.flaky > 0 { format!(" ({} flaky)", counts.flaky) } else { String::new() };
     let mut parts = vec![format!("{} passed{flaky}", counts.pass)];
     let all = [
@@ -462,7 +464,7 @@ fn tally(counts: &Counts) -> String {
         (counts.crash, "crashed"),
         (counts.error, "could not be judged"),
         (counts.skip, "skipped"),
-        (counts.unfinished, "did not end"),
+        (counts.unfinished, unfinished),
     ];
     parts.extend(all.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")));
     parts.join(", ")
