@@ -24,7 +24,7 @@ const NINE_P: &str = "FAKE_GUEST_9P";
 const AGENT: &str = "FAKE_GUEST_AGENT";
 
 /// Every applet.
-pub(crate) const NAMES: [&str; 19] = [
+pub(crate) const NAMES: [&str; 20] = [
     "poweroff",
     "halt",
     "shutdown",
@@ -41,6 +41,7 @@ pub(crate) const NAMES: [&str; 19] = [
     "sync",
     "hostname",
     "mark",
+    "machine",
     "panic",
     "swapoff",
     "busybox",
@@ -79,6 +80,7 @@ fn run(name: &str, args: &[String]) -> u8 {
         "systemctl" if has("reboot") => end("reboot"),
         "panic" => end("panic"),
         "mark" => tell(&format!("mark {}", args.join(" "))),
+        "machine" => machine(args),
         "agent" => agent(),
         "busybox" => match args.split_first() {
             Some((first, rest)) if NAMES.contains(&first.as_str()) => run(first, rest),
@@ -102,6 +104,12 @@ fn tell(line: &str) -> u8 {
     let wrote =
         fs::OpenOptions::new().append(true).open(pipe).and_then(|mut p| p.write_all(format!("{line}\n").as_bytes()));
     u8::from(wrote.is_err())
+}
+
+/// Has steps of a script played now: `machine SECTION STEP…`.
+fn machine(args: &[String]) -> u8 {
+    let Some((section, steps)) = args.split_first() else { return 2 };
+    steps.iter().map(|step| tell(&format!("play {section} {step}"))).max().unwrap_or(2)
 }
 
 /// Tells the machine that it ends, and waits for it.

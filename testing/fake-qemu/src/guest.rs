@@ -27,6 +27,8 @@ use crate::{
     applet,
     args::Args,
     machine::{Machine, complain},
+    script::Script,
+    track::Track,
 };
 
 /// First argument of the program as the shim before a child.
@@ -77,22 +79,9 @@ impl Guest {
         Ok(guest)
     }
 
-    /// Starts to obey what the guest's programs write into the control pipe.
-    pub(crate) fn obey(&mut self, machine: &Arc<Machine>) {
-        let (machine, reader) = (Arc::clone(machine), self.control.take());
-        thread::spawn(move || {
-            let Some(reader) = reader else { return };
-            for line in io::BufRead::lines(io::BufReader::new(reader)).map_while(Result::ok) {
-                machine.journal.note("control", line.as_str());
-                match line.split_once(' ').unwrap_or((&line, "")) {
-                    ("o" | "poweroff", _) => machine.shutdown(true, "guest-shutdown"),
-                    ("b" | "reboot", _) => machine.reset(),
-                    ("c" | "panic", _) => machine.panicked(),
-                    ("mark", name) => machine.mark(name),
-                    _ => {}
-                }
-            }
-        });
+    /// The control pipe's end that is read.
+    pub(crate) fn take_control(&mut self) -> Option<fs::File> {
+        self.control.take()
     }
 
     /// What a guest path is on the host, where no mount can make it so.
@@ -161,6 +150,34 @@ impl Guest {
             let _left = fs::remove_dir_all(&self.root);
         }
     }
+}
+
+/// Starts to obey what the guest's programs write into the control pipe. Steps are played on these tracks, by section.
+pub(crate) fn obey(machine: &Arc<Machine>, control: Option<fs::File>, tracks: Vec<(&'static str, Track)>) {
+    let machine = Arc::clone(machine);
+    thread::spawn(move || {
+        let Some(reader) = control else { return };
+        for line in io::BufRead::lines(io::BufReader::new(reader)).map_while(Result::ok) {
+            machine.journal.note("control", line.as_str());
+            match line.split_once(' ').unwrap_or((&line, "")) {
+                ("o" | "poweroff", _) => machine.shutdown(true, "guest-shutdown"),
+                ("b" | "reboot", _) => machine.reset(),
+                ("c" | "panic", _) => machine.panicked(),
+                ("mark", name) => machine.mark(name),
+                ("play", step) => {
+                    let (section, step) = step.split_once(' ').unwrap_or((step, ""));
+                    let track = tracks.iter().find(|(name, _)| *name == section).map(|(_, track)| track.clone());
+                    let script = Script::parse(&format!("[{section}]\n{step}"));
+                    match (track, script) {
+                        (Some(track), Ok(script)) => drop(track.play(script.section(section).unwrap_or_default())),
+                        (None, _) => machine.script_failed(&format!("there is no track {section}")),
+                        (_, Err(e)) => machine.script_failed(&e.to_string()),
+                    }
+                }
+                _ => {}
+            }
+        }
+    });
 }
 
 /// Tag and directory of each share on the command line.

@@ -17,7 +17,14 @@ mod terminal;
 mod track;
 
 use std::{
-    env, ffi::OsString, fs, io::Write as _, os::unix::net::UnixStream, path::PathBuf, process::ExitCode, sync::Arc,
+    env,
+    ffi::OsString,
+    fs,
+    io::Write as _,
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
     thread,
 };
 
@@ -71,7 +78,7 @@ fn run(words: &[OsString]) -> Result<ExitCode, String> {
     let options: Vec<String> = words[1..].iter().map(|w| w.to_string_lossy().into_owned()).collect();
     let journal = Arc::new(Journal::open(env::var_os("FAKE_QEMU_LOG").map(PathBuf::from).as_deref()));
     journal.note("args", Value::from(options.clone()));
-    let script = script()?;
+    let script = script(&options)?;
     let settings = track::options(&script).map_err(|e| e.to_string())?;
     if let Some(answer) = info::answer(&options, &settings.version) {
         let wrote = std::io::stdout().write_all(answer.as_bytes());
@@ -97,13 +104,35 @@ fn run(words: &[OsString]) -> Result<ExitCode, String> {
     power_on(args, &script, settings, journal, probe).map_err(|e| format!("fake-qemu: {e}"))
 }
 
-/// The script in `FAKE_QEMU_SCRIPT`, a path.
-fn script() -> Result<Script, String> {
-    let text = match env::var_os("FAKE_QEMU_SCRIPT") {
+/// Word of the kernel's command line that names a script.
+const SCRIPT_WORD: &str = "fake.script=";
+
+/// The script in `FAKE_QEMU_SCRIPT`, a file or a directory of such.
+fn script(options: &[String]) -> Result<Script, String> {
+    let text = match env::var_os("FAKE_QEMU_SCRIPT").map(PathBuf::from) {
         None => DEFAULT_SCRIPT.to_owned(),
+        Some(path) if path.is_dir() => {
+            let line = options.iter().skip_while(|o| *o != "-append").nth(1);
+            let name = line.and_then(|l| l.split(' ').find_map(|w| w.strip_prefix(SCRIPT_WORD)));
+            of_machine(&path, name)?
+        }
         Some(path) => fs::read_to_string(&path).map_err(|e| format!("fake-qemu: {}: {e}", path.display()))?,
     };
     Script::parse(&text).map_err(|e| format!("fake-qemu: {e}"))
+}
+
+/// The script of one of several machines: its `NAME.N` for its N-th start, else `NAME`, else the default.
+fn of_machine(dir: &Path, name: Option<&str>) -> Result<String, String> {
+    let Some(name) = name else { return Ok(DEFAULT_SCRIPT.to_owned()) };
+    let start = (1_u32..).find(|n| {
+        // Of two that start at the same time one makes the file.
+        let made = dir.join(format!(".{name}.{n}"));
+        fs::OpenOptions::new().write(true).create_new(true).open(made).is_ok()
+    });
+    let files = [start.map(|n| format!("{name}.{n}")), Some(name.to_owned())];
+    let file = files.into_iter().flatten().map(|f| dir.join(f)).find(|f| f.exists());
+    let file = file.ok_or_else(|| format!("fake-qemu: there is no script {name} in {}", dir.display()))?;
+    fs::read_to_string(&file).map_err(|e| format!("fake-qemu: {}: {e}", file.display()))
 }
 
 /// The inherited socket with this number.
@@ -137,12 +166,14 @@ fn power_on(
     let mut guest = Guest::new(&args, scratch.as_deref())?;
     let control = Control::new(qmp.as_ref().map(UnixStream::try_clone).transpose()?);
     let machine = Machine::new(args, settings, journal, control);
-    guest.obey(&machine);
+    let control = guest.take_control();
     let guest = Arc::new(guest);
     signals(&machine)?;
 
     // Before anything else, as when QEMU does not get as far as QMP. Its steps are on this thread.
     let track = |channel| Track { machine: Arc::clone(&machine), guest: Arc::clone(&guest), channel, place: 0 };
+    let tracks = TRACKS.iter().zip(&channels).map(|((section, _), channel)| (*section, track(channel.clone())));
+    guest::obey(&machine, control, tracks.collect());
     let started = track(None).play(script.section("start").unwrap_or_default());
     if !started || machine.has_ended() {
         return Ok(leave(&machine, &guest));

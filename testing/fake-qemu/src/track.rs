@@ -42,7 +42,7 @@ pub(crate) fn options(script: &Script) -> Result<Options, ScriptError> {
 }
 
 /// One section being played.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Track {
     /// The machine.
     pub(crate) machine: Arc<Machine>,

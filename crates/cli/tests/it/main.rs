@@ -11,6 +11,10 @@ mod host;
 mod interrupt;
 mod kill;
 mod run;
+mod suite_forging;
+mod suite_running;
+mod suite_signals;
+mod suite_verdicts;
 mod terminal;
 mod usage;
 

@@ -18,7 +18,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const GUEST: &[u8] = b"FAKE_QEMU_CONTROL=";
 
 /// Files of a run's directory.
-const RUN_FILES: [&str; 7] = ["ctl", "events.jsonl", "console.log", "qemu.log", "qemu.cmd", "lock", "out"];
+const RUN_FILES: [&str; 9] =
+    ["ctl", "events.jsonl", "console.log", "qemu.log", "qemu.cmd", "lock", "out", "attempts", "guests"];
 
 /// Fails if a process or a file is left of this laboratory's calls.
 pub(crate) fn check(lab: &Lab, mark: &str, said: &str) {
@@ -72,7 +73,7 @@ pub(crate) fn files(lab: &Lab) -> Vec<PathBuf> {
         found.retain(|p| !p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("belljar-")));
     }
     for other in fs::read_dir(lab.path("state/belljar")).into_iter().flatten().flatten() {
-        if other.file_name() != "runs" {
+        if other.file_name() != "runs" && other.file_name() != "history" {
             found.push(other.path());
         }
     }

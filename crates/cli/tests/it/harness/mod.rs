@@ -4,6 +4,7 @@ mod build;
 mod leftovers;
 mod outcome;
 mod pty;
+mod suite;
 
 use std::{
     ffi::{OsStr, OsString},
@@ -25,6 +26,7 @@ use rustix::{
 pub(crate) use build::fake_qemu;
 pub(crate) use outcome::{FILTERS, Outcome, snapshot};
 pub(crate) use pty::Pty;
+pub(crate) use suite::{SUITE, words};
 
 /// No test's program runs longer than this.
 const LIMIT: Duration = Duration::from_secs(90);
@@ -353,6 +355,12 @@ impl<'a> Live<'a> {
     #[track_caller]
     pub(crate) fn await_mark(&mut self, name: &str) -> &mut Self {
         self.await_note("mark", &format!("\"{name}\""))
+    }
+
+    /// What it is doing, as a letter of `/proc/PID/stat`; `T` is stopped.
+    pub(crate) fn state(&self) -> char {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("stat");
+        stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()).expect("state")
     }
 
     /// A field of its `/proc/PID/status`, in kibibytes.

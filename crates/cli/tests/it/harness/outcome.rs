@@ -80,6 +80,11 @@ impl Outcome<'_> {
         log.lines().map(|line| serde_json::from_str(line).expect("an event")).collect()
     }
 
+    /// Whether a run has begun to log.
+    pub(crate) fn has_events(&self) -> bool {
+        !self.kept("events.jsonl").is_empty()
+    }
+
     /// The verdict that the event log ends with, as `crash/panic`, `timeout/boot`, `pass`….
     #[track_caller]
     pub(crate) fn verdict(&self) -> String {

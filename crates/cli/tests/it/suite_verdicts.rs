@@ -1,0 +1,154 @@
+//! Every verdict of a suite, made to happen.
+
+use crate::harness::{Lab, SUITE};
+
+const PANIC: &str =
+    "machine serial 'send \"[   12.345678] Kernel panic - not syncing: Fatal exception\\r\\n\"' panicked";
+
+#[test]
+fn of_the_tests_own() {
+    let lab = Lab::new();
+    lab.suite(
+        SUITE,
+        &[
+            ("pass", "echo fine"),
+            ("fail", "echo broken; exit 3"),
+            ("signal", "kill -9 $$"),
+            ("skip", "echo; echo no loop devices here; exit 77"),
+            ("skipped", "# belljar: skip = \"not on Tuesdays\"\nexit 1"),
+            ("requires", "# belljar: requires = [\"sh\", \"no-such-command\"]\nexit 1"),
+            ("has-it", "# belljar: requires = [\"sh\"]\nexit 0"),
+        ],
+    );
+    let outcome = lab.test(["-j4"]).go();
+    outcome.code(100).verdicts_are(&[
+        ("pass", "pass"),
+        ("fail", "fail 3"),
+        ("signal", "fail signal 9"),
+        ("skip", "skip: no loop devices here"),
+        ("skipped", "skipped: not on Tuesdays"),
+        ("requires", "skip: the guest has no `no-such-command`"),
+        ("has-it", "pass"),
+    ]);
+    let said = outcome.text();
+    assert!(said.contains("exit code 3") && said.contains("SIGKILL"), "{said}");
+}
+
+#[test]
+fn nothing_but_skips_and_passes_is_well() {
+    let lab = Lab::new();
+    lab.suite(SUITE, &[("a", "exit 77"), ("b", "exit 0"), ("c", "# belljar: skip = \"no\"\nexit 1")]);
+    lab.test([""; 0]).go().code(0);
+}
+
+#[test]
+fn a_test_without_an_end_times_out() {
+    let lab = Lab::new();
+    lab.suite(SUITE, &[("ever", "# belljar: timeout = \"300ms\"\necho begun; exec sleep 60"), ("next", "exit 0")]);
+    let outcome = lab.test([""; 0]).go();
+    outcome.code(100).verdicts_are(&[("ever", "timeout command"), ("next", "pass")]);
+    assert!(outcome.text().contains("begun"), "{}", outcome.text());
+}
+
+#[test]
+fn a_guest_that_does_not_boot_times_out() {
+    let lab = Lab::new();
+    let guest = lab.machine("silent", "[serial]\nsend \"[    0.000000] Linux\\r\\n\"\nhang\n");
+    lab.suite(
+        &format!(
+            "{guest}boot-timeout = \"300ms\"\n[[suites]]\nname = \"s\"\ntests = [\"t/*\"]\nguests = [\"silent\"]\n"
+        ),
+        &[("a", "exit 0")],
+    );
+    let outcome = lab.test([""; 0]).go();
+    outcome.code(100);
+    assert_eq!(outcome.verdicts()["s/a@silent"], "timeout boot");
+}
+
+#[test]
+fn guests_that_die_take_only_their_own_test() {
+    let lab = Lab::new();
+    let dying = |how: &str| format!("echo begun; {how}; exec sleep 60");
+    lab.suite(
+        SUITE,
+        &[
+            ("panic", &dying(PANIC)),
+            ("quiet-panic", &dying("machine serial panicked")),
+            ("power-off", &dying("poweroff")),
+            ("reboot", &dying("reboot")),
+            ("silent", &dying("machine agent close")),
+            ("killed", &dying("machine machine \"signal 9\"")),
+            ("well", "exit 0"),
+        ],
+    );
+    let outcome = lab.test(["-j3"]).go();
+    outcome.code(100).verdicts_are(&[
+        ("panic", "crash panic"),
+        ("quiet-panic", "crash panic"),
+        ("power-off", "crash power-off"),
+        ("reboot", "crash reboot"),
+        ("silent", "crash silent"),
+        ("killed", "crash qemu"),
+        ("well", "pass"),
+    ]);
+    assert!(outcome.text().contains("Fatal exception"), "{}", outcome.text());
+}
+
+#[test]
+fn a_fault_just_before_a_pass_is_a_crash() {
+    let lab = Lab::new();
+    let oops = "machine serial 'send \"[   12.345678] BUG: unable to handle page fault for address: ffffa0c0\\r\\n\"' 'mark said'";
+    let test = format!("{oops}; {}", crate::harness::until("said"));
+    lab.suite(SUITE, &[("oops", &test)]);
+    let outcome = lab.test([""; 0]).go();
+    outcome.code(100).verdicts_are(&[("oops", "crash oops")]);
+}
+
+#[test]
+fn without_qemu_nothing_can_be_said() {
+    let lab = Lab::new();
+    lab.suite(SUITE, &[("a", "exit 0")]);
+    let outcome = lab.test(["--qemu", "/no/such/qemu"]).go();
+    outcome.code(125).complains("/no/such/qemu");
+    let outcome = lab.test(["--qemu", "/bin/false"]).go();
+    outcome.code(125);
+}
+
+#[test]
+fn a_guest_that_qemu_will_not_start_is_an_error() {
+    let lab = Lab::new();
+    let guest = lab.machine("odd", "[start]\nstderr \"qemu-system-x86_64: cannot set up guest memory\"\nexit 1\n");
+    lab.suite(
+        &format!("{guest}\n[[suites]]\nname = \"s\"\ntests = [\"t/*\"]\nguests = [\"odd\"]\n"),
+        &[("a", "exit 0")],
+    );
+    let outcome = lab.test(["--error-retries", "0"]).go();
+    outcome.code(125);
+    assert_eq!(outcome.verdicts()["s/a@odd"], "error host");
+    assert!(outcome.text().contains("cannot set up guest memory"), "{}", outcome.text());
+}
+
+#[test]
+fn a_guest_without_room_is_an_error() {
+    let lab = Lab::new();
+    lab.suite(SUITE, &[("large", "# belljar: memory = \"70GiB\"\nexit 0"), ("small", "exit 0")]);
+    let outcome = lab.test([""; 0]).go();
+    outcome.code(125).verdicts_are(&[("large", "error host"), ("small", "pass")]);
+    assert!(outcome.text().contains("max-memory"), "{}", outcome.text());
+}
+
+#[test]
+fn a_set_up_that_fails_is_an_error_of_every_test() {
+    let lab = Lab::new();
+    for isolation in ["test", "suite"] {
+        lab.suite(
+            &format!("{SUITE}setup = \"setup.sh\"\nisolation = \"{isolation}\"\n"),
+            &[("a", "exit 0"), ("b", "exit 0"), ("./setup.sh", "echo cannot mount it; exit 5")],
+        );
+        let outcome = lab.test([""; 0]).go();
+        outcome.code(125).verdicts_are(&[("a", "error host"), ("b", "error host")]);
+        assert!(outcome.text().contains("cannot mount it"), "{}", outcome.text());
+        // Not the fault of the host: another try comes to the same.
+        assert_eq!(outcome.tries("a").len(), 1, "{isolation}");
+    }
+}
