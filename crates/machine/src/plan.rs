@@ -221,11 +221,7 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext) -> Result
         memory: spec.memory,
         cpus: spec.cpus,
         sandbox: qemu.has_sandbox,
-        kernel: kernel.map(|files| args::Kernel {
-            image: files.kernel,
-            initrd: files.initrd,
-            append: kernel_line(&entry, &spec.append),
-        }),
+        kernel: kernel.map(|files| args::Kernel { image: files.kernel, initrd: files.initrd, append: String::new() }),
         nic: Nic { mode: nic_mode(spec.nic), ..Nic::default() },
         shares,
         extra: spec.qemu_args.clone(),
@@ -233,6 +229,10 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext) -> Result
     };
     if let Some(machine) = &spec.machine {
         config.machine.clone_from(machine);
+    }
+    if let Some(kernel) = &mut config.kernel {
+        let routed_by_firmware = config.accel == Accel::Tcg && config.machine == MachineConfig::default().machine;
+        kernel.append = kernel_line(&entry, routed_by_firmware, &spec.append);
     }
     if matches!(spec.source, Source::Disk { .. }) && !config.machine.contains("graphics=") {
         // SeaBIOS then speaks on the serial line (`etc/sercon-port`, hw/i386/pc.c), and so do boot loaders that know only the
@@ -380,13 +380,19 @@ fn kernel_for_root(
 /// The kernel's command line. A quiet boot is a quick one: each character on an emulated serial line costs. A panic is to end
 /// the guest at once; but in somebody else's initramfs `panic=` also turns off the emergency shell (Debian's, Alpine's),
 /// which may be the only shell there is. There the console's alarm ends the guest.
-fn kernel_line(entry: &Entry, append: &[String]) -> String {
+///
+/// `routed_by_firmware` is for a machine whose PCI interrupts the firmware has routed as well as ACPI would. To have each device
+/// ask ACPI costs a guest without KVM a fifth of its boot, for the interpreter is slow, and virtio does not even use the answer.
+fn kernel_line(entry: &Entry, routed_by_firmware: bool, append: &[String]) -> String {
     let mut words = match entry {
         Entry::Init => vec!["console=ttyS0", "panic=-1", "quiet", "loglevel=4", "random.trust_cpu=on"],
         Entry::Console { .. } => vec!["console=ttyS0"],
     };
     let agent = format!("rdinit={INIT_AGENT_PATH}");
     if matches!(entry, Entry::Init) {
+        if routed_by_firmware {
+            words.push("acpi=noirq");
+        }
         words.push(&agent);
     }
     words.extend(append.iter().map(String::as_str));
@@ -454,7 +460,7 @@ mod tests {
     #[test]
     fn somebody_elses_initramfs_keeps_its_emergency_shell() {
         let entry = Entry::Console { agent: AgentPlace::ControlShare };
-        assert_eq!(kernel_line(&entry, &["rdinit=/bin/sh".to_owned()]), "console=ttyS0 rdinit=/bin/sh");
-        assert!(kernel_line(&Entry::Init, &[]).contains(" panic=-1 "));
+        assert_eq!(kernel_line(&entry, true, &["rdinit=/bin/sh".to_owned()]), "console=ttyS0 rdinit=/bin/sh");
+        assert!(kernel_line(&Entry::Init, true, &[]).contains(" panic=-1 "));
     }
 }
