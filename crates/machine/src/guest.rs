@@ -1,11 +1,23 @@
 //! A running guest: from QEMU's start to a session in which commands run, and to its end.
 
-use std::time::Duration;
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use belljar_model::{CrashKind, EventKind, Exit, Phase, Verdict};
 use belljar_proto::message::{Announce, Exec, Nonce, Setup, ShutdownHow, Status, Stdio};
 use fs_err::File;
-use tokio::{io::AsyncRead, sync::mpsc};
+use tokio::{
+    io::{AsyncRead, ReadBuf},
+    sync::mpsc,
+};
 
 use crate::{
     Lost,
@@ -37,6 +49,9 @@ pub type Views = mpsc::UnboundedSender<ConsoleView>;
 
 /// Lines of the console that go with a loss.
 const TAIL: usize = 15;
+
+/// How long standard input may take to end before a person is told that the command waits for that.
+const STDIN_SOON: Duration = Duration::from_secs(3);
 
 /// A guest with a session.
 #[derive(Debug)]
@@ -330,16 +345,45 @@ impl Guest {
     ///
     /// # Errors
     /// A [`Lost`] for everything that is not the command's own end.
-    pub async fn exec(&mut self, command: GuestCommand, mut io: Io<'_>, observe: Observe<'_>) -> Result<Exit, Lost> {
+    pub async fn exec(&mut self, command: GuestCommand, io: Io<'_>, observe: Observe<'_>) -> Result<Exit, Lost> {
         observe(EventKind::CommandStarted { pid: None });
+        let waits = matches!(self.session, Session::Console(_)) && command.terminal.is_none();
+        let read = Arc::new(AtomicBool::new(!waits || io.stdin.is_none()));
+        let Io { stdin, sink, control } = io;
+        let mut stdin = stdin.map(|inner| TellsItsEnd { inner, ended: read.clone() });
+        let mut io = Io { stdin: stdin.as_mut().map(|s| s as _), sink, control };
         let ended = {
             let running = run_in(&mut self.session, command, &mut io);
-            tokio::select! {
+            tokio::pin!(running);
+            let early = tokio::select! {
                 biased;
-                ended = running => ended,
-                lost = self.watch.trouble(Phase::Command, observe) => Err(lost),
+                ended = &mut running => Some(ended),
+                lost = self.watch.trouble(Phase::Command, observe) => Some(Err(lost)),
+                () = tokio::time::sleep(STDIN_SOON) => None,
+            };
+            match early {
+                Some(ended) => ended,
+                None => {
+                    if !read.load(Ordering::Relaxed) {
+                        observe(EventKind::Warning {
+                            message: "the command starts when standard input has come to its end (Ctrl-D at a terminal), for this guest \
+                                      has no agent; --no-stdin gives it an empty one"
+                                .into(),
+                        });
+                    }
+                    tokio::select! {
+                        biased;
+                        ended = running => ended,
+                        lost = self.watch.trouble(Phase::Command, observe) => Err(lost),
+                    }
+                }
             }
         };
+        if let Session::Console(session) = &mut self.session {
+            for message in session.take_notes() {
+                observe(EventKind::Warning { message });
+            }
+        }
         match ended {
             Ok(exit) => Ok(exit),
             Err(lost) => Err(self.explain(lost, Phase::Command).await),
@@ -461,6 +505,23 @@ impl Guest {
     }
 }
 
+/// Standard input that tells whether it has come to its end.
+struct TellsItsEnd<'a> {
+    inner: &'a mut (dyn AsyncRead + Unpin + Send),
+    ended: Arc<AtomicBool>,
+}
+
+impl AsyncRead for TellsItsEnd<'_> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = into.filled().len();
+        let polled = Pin::new(&mut *self.inner).poll_read(cx, into);
+        if polled.is_ready() && into.filled().len() == before {
+            self.ended.store(true, Ordering::Relaxed);
+        }
+        polled
+    }
+}
+
 async fn run_in(session: &mut Session, command: GuestCommand, io: &mut Io<'_>) -> Result<Exit, Lost> {
     match session {
         Session::Agent(session) => {
@@ -501,7 +562,7 @@ async fn run_in(session: &mut Session, command: GuestCommand, io: &mut Io<'_>) -
 fn of_session(error: SessionError, phase: Phase) -> Lost {
     match error {
         SessionError::ExecFailed { errno, .. } => Lost::not_started(errno, error.to_string()),
-        SessionError::Sink(source) if source.kind() == std::io::ErrorKind::BrokenPipe => {
+        SessionError::Sink(source) if source.kind() == io::ErrorKind::BrokenPipe => {
             Lost { verdict: Verdict::Error(belljar_model::Fault::OutputClosed), message: None, tail: Vec::new() }
         }
         SessionError::Sink(_) | SessionError::Stdin(_) | SessionError::Random(_) | SessionError::Version { .. } => {

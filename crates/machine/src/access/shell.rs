@@ -436,14 +436,7 @@ impl Shell {
 
     /// Brings a text that cannot be typed in one line into the shell's variable `_l`; returns what to `eval`.
     async fn deliver(&mut self, text: &[u8], patience: &mut Patience) -> Result<String, ShellError> {
-        let printf = match self.printf {
-            Some(known) => known,
-            None => {
-                let word = quote(br"[ A = $(printf '\101') ]");
-                let reply = self.run_word(&String::from_utf8_lossy(&word), patience).await?;
-                *self.printf.insert(reply.code == 0)
-            }
-        };
+        let printf = self.has_printf(patience).await?;
         if !printf {
             // Line breaks within quotes go as they are.
             let word = String::from_utf8_lossy(&quote(text)).into_owned();
@@ -453,7 +446,7 @@ impl Shell {
         for _ in 0..TRIES {
             let mut length = 0;
             let mut arrived = self.run_word("_l=", patience).await?.code == 0;
-            for piece in pieces(text) {
+            for (piece, _) in pieces(text) {
                 length += piece.len();
                 let append = format!(r#"_l="$_l"'{piece}';[ ${{#_l}} = {length} ]"#);
                 let word = quote(append.as_bytes());
@@ -467,6 +460,49 @@ impl Shell {
             }
         }
         Err(self.unheard())
+    }
+
+    async fn has_printf(&mut self, patience: &mut Patience) -> Result<bool, ShellError> {
+        if let Some(known) = self.printf {
+            return Ok(known);
+        }
+        let word = quote(br"[ A = $(printf '\101') ]");
+        let reply = self.run_word(&String::from_utf8_lossy(&word), patience).await?;
+        Ok(*self.printf.insert(reply.code == 0))
+    }
+
+    /// Appends bytes to a file of the guest, whose name is a word of shell syntax. Gives the number of bytes that it took: fewer
+    /// than there were where the guest could not write more, and none where it has no `printf`. `patience` is for each line.
+    ///
+    /// # Errors
+    ///
+    /// When the shell does not answer.
+    pub async fn append(
+        &mut self,
+        file: &str,
+        bytes: &[u8],
+        patience: impl Fn() -> Patience,
+    ) -> Result<usize, ShellError> {
+        if !self.has_printf(&mut patience()).await? {
+            return Ok(0);
+        }
+        let mut taken = 0;
+        for (piece, of) in pieces(bytes) {
+            // At the start it would be an option.
+            let piece = piece.strip_prefix('-').map_or(piece.clone(), |rest| format!("\\055{rest}"));
+            // Nothing is written of a line that lost bytes on its way.
+            let line = format!(r#"_l='{piece}';[ ${{#_l}} = {} ]&&printf "$_l" >>{file}"#, piece.len());
+            let word = String::from_utf8_lossy(&quote(line.as_bytes())).into_owned();
+            let mut tries = 0;
+            while self.run_word(&word, &mut patience()).await?.code != 0 {
+                tries += 1;
+                if tries == TRIES {
+                    return Ok(taken);
+                }
+            }
+            taken += of;
+        }
+        Ok(taken)
     }
 
     /// Output as the line's program meant it.
@@ -560,22 +596,24 @@ fn frame(seq: u64, command: &str) -> String {
     format!(r#"_s={seq} _c={UNFINISHED};[ $_s = {seq} ]&&{{ echo "<$_b:{seq}:b:{seq}>";{command};_c=$?;}};"#)
 }
 
-/// Text for `printf`'s format, made of printable characters that mean nothing within `'…'`, cut into pieces.
-fn pieces(text: &[u8]) -> Vec<String> {
+/// Text for `printf`'s format, made of printable characters that mean nothing within `'…'`, cut into pieces; with each, how
+/// many bytes it stands for.
+fn pieces(text: &[u8]) -> Vec<(String, usize)> {
     let mut pieces = Vec::new();
-    let mut piece = String::new();
+    let (mut piece, mut of) = (String::new(), 0);
     for &b in text {
         match b {
             b'%' => piece.push_str("%%"),
             0x20..=0x7e if b != b'\\' && b != b'\'' => piece.push(char::from(b)),
             _ => piece.push_str(&format!("\\{b:03o}")),
         }
+        of += 1;
         if piece.len() >= PIECE {
-            pieces.push(std::mem::take(&mut piece));
+            pieces.push((std::mem::take(&mut piece), std::mem::take(&mut of)));
         }
     }
-    if !piece.is_empty() {
-        pieces.push(piece);
+    if of > 0 {
+        pieces.push((piece, of));
     }
     pieces
 }

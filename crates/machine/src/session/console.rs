@@ -10,7 +10,7 @@
 //! # Limits
 //!
 //! A command that SIGINT or SIGPIPE killed is reported with the exit code 130 or 141: shells do not tell these from codes. Standard
-//! input is read to its end before the command starts, and needs an exchange.
+//! input is read to its end before the command starts; without an exchange it is typed in, and may have 256 KiB.
 
 mod exchange;
 mod fetch;
@@ -174,9 +174,8 @@ impl ConsoleSession {
         self.line_run(line).await.map(|_| ())
     }
 
-    /// Patience for one line at a shell that is known to answer.
     fn line(&self) -> Patience {
-        Patience::new(Duration::from_secs(20)).scaled(self.factor.clamp(1.0, 6.0))
+        line(self.factor)
     }
 
     async fn line_run(&mut self, line: impl AsRef<[u8]>) -> Result<ShellReply, Lost> {
@@ -210,6 +209,11 @@ impl ConsoleSession {
     async fn is_alive(&mut self, dir: &str) -> Result<bool, Lost> {
         Ok(self.line_run(script::alive(dir)).await?.code == 0)
     }
+}
+
+/// Patience for one line at a shell that is known to answer.
+fn line(factor: f64) -> Patience {
+    Patience::new(Duration::from_secs(20)).scaled(factor.clamp(1.0, 6.0))
 }
 
 /// Passes bytes on to one of the two outputs.

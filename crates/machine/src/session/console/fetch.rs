@@ -5,17 +5,21 @@
 
 use std::time::Duration;
 
-use belljar_model::Exit;
+use belljar_model::{Exit, Phase};
+use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::{ConsoleSession, End, Running, Signals, keeper_gone, pass_on, random_name, script};
 use crate::Lost;
 use crate::command::GuestCommand;
+use crate::enter::of_shell;
 use crate::guest::Io;
 
 /// Size of the blocks that `dd` counts in.
 const BLOCK: u64 = 512;
 /// Blocks fetched at once.
 const BLOCKS: u64 = 128;
+/// Most bytes of standard input. Without KVM they are typed at one or two thousand a second.
+const STDIN_MAX: u64 = 256 << 10;
 /// How often one block is fetched before we give up.
 const TRIES: u32 = 8;
 /// How long we wait between two looks at a command that says nothing, at first and at most.
@@ -69,9 +73,6 @@ impl Tools {
 
 impl ConsoleSession {
     pub(super) async fn exec_by_console(&mut self, command: &GuestCommand, io: &mut Io<'_>) -> Result<Exit, Lost> {
-        if io.stdin.is_some() {
-            self.note("without a shared directory a command on the console has no standard input");
-        }
         let tools = match self.tools {
             Some(tools) => tools,
             None => {
@@ -88,6 +89,9 @@ impl ConsoleSession {
         self.write_file(&dir, "keep", &script::keeper(&dir, command.user.as_deref())).await?;
         let dir_word = script::word(&dir);
         self.line_run(format!(": >{dir_word}/0;: >{dir_word}/1;: >{dir_word}/2")).await?;
+        if let Some(stdin) = io.stdin.take() {
+            self.send_stdin(stdin, &format!("{dir_word}/0")).await?;
+        }
 
         self.running = Some(Running { guest_dir: dir.clone(), host_dir: None, started: true });
         let started = self.line_run(script::start(&dir, &nonce)).await?;
@@ -99,6 +103,29 @@ impl ConsoleSession {
         self.running = None;
         self.line_run(format!("rm -rf {dir_word}")).await?;
         Ok(end.exit)
+    }
+
+    /// Types all of standard input into a file.
+    async fn send_stdin(&mut self, stdin: &mut (dyn AsyncRead + Unpin + Send), file: &str) -> Result<(), Lost> {
+        let mut bytes = Vec::new();
+        let reading = stdin.take(STDIN_MAX + 1).read_to_end(&mut bytes).await;
+        reading.map_err(|e| Lost::host(format!("reading standard input failed: {e}")))?;
+        let cannot = |why: &str| {
+            Lost::host(format!("standard input cannot be typed into this guest: {why}"))
+                .with_message("to run the command without, add --no-stdin; a guest with 9p takes any")
+        };
+        if bytes.len() as u64 > STDIN_MAX {
+            return Err(cannot("it has more than 256 KiB, and there is no shared directory to put it"));
+        }
+        // Each line has a patience of its own.
+        let factor = self.factor;
+        let taken =
+            self.shell.append(file, &bytes, || super::line(factor)).await.map_err(|e| of_shell(&e, Phase::Command))?;
+        match taken {
+            n if n == bytes.len() => Ok(()),
+            0 => Err(cannot("its shell has no printf, or nowhere to write")),
+            n => Err(cannot(&format!("it took {n} bytes of {}; it may be out of memory", bytes.len()))),
+        }
     }
 
     async fn fetch_all(&mut self, dir: &str, nonce: &str, tools: Tools, io: &mut Io<'_>) -> Result<End, Lost> {

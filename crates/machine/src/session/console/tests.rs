@@ -129,7 +129,18 @@ async fn any_bytes_come_through_both_ways() {
     let (result, kept) = run(&mut g, command(&["cat", &file.to_string_lossy()]), b"").await;
     assert_eq!(code(result), Exit::Code(0));
     assert!(kept.out == bytes, "{} bytes of {}", kept.out.len(), bytes.len());
-    assert!(g.session.take_notes().iter().any(|n| n.contains("standard input")), "it is said");
+    let (result, kept) = run(&mut g, command(&["cat"]), &bytes[..20_000]).await;
+    assert_eq!(code(result), Exit::Code(0));
+    assert!(kept.out == bytes[..20_000], "{} bytes", kept.out.len());
+    // Pieces that would be options, formats and quotations to `printf` or the shell.
+    let odd = [&b"-n %s\\n'\"$(id)`"[..], &b"-".repeat(2000), &b"%".repeat(700), &b"\0\r\n\x03\x04\x15\xff".repeat(90)]
+        .concat();
+    let (result, kept) = run(&mut g, command(&["cat"]), &odd).await;
+    assert_eq!(code(result), Exit::Code(0));
+    assert!(kept.out == odd, "{:?}", String::from_utf8_lossy(&kept.out));
+    let (result, _) = run(&mut g, command(&["cat"]), &vec![0; (256 << 10) + 1]).await;
+    let lost = result.expect_err("more than can be typed");
+    assert!(format!("{lost:?}").contains("--no-stdin"), "{lost:?}");
 }
 
 #[tokio::test]
