@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use belljar_proto::frame::FrameError;
-use belljar_proto::message::{Announce, Exec, Mount, Setup, ShutdownHow, Status, ToAgent, ToHost, VERSION};
+use belljar_proto::message::{Announce, Exec, Mount, Quiesce, Setup, ShutdownHow, Status, ToAgent, ToHost, VERSION};
 use rustix::io::Errno;
 use rustix::process::{WaitOptions, getpid};
 use rustix::system::RebootCommand;
@@ -14,7 +14,7 @@ use crate::job::{Job, Kind};
 use crate::link::{Incoming, Link, Lost};
 use crate::port::{self, Port};
 use crate::spawn::Refused;
-use crate::{setup, shutdown, sys, text};
+use crate::{identity, root, setup, shutdown, sys, text};
 
 /// How often the agent announces itself while nobody has greeted it.
 const ANNOUNCE: Duration = Duration::from_secs(1);
@@ -70,6 +70,10 @@ pub(crate) struct Agent {
     mounts: Vec<Mount>,
     /// Mounts that the setup under way makes.
     mounting: Vec<Mount>,
+    /// The guest was frozen once: what mounting needs is there, so that it is quick.
+    quiesced: bool,
+    /// Tag of the host directory that becomes the root with the first setup.
+    root: Option<String>,
     leftovers: Vec<Leftover>,
     /// Bytes were lost in the session; the next frame says whether it matters.
     garbage: Option<FrameError>,
@@ -98,11 +102,19 @@ impl Agent {
             jobs: Vec::new(),
             mounts: Vec::new(),
             mounting: Vec::new(),
+            quiesced: false,
+            root: None,
             leftovers: Vec::new(),
             garbage: None,
             ending: None,
             turn: 0,
         })
+    }
+
+    /// Whose root is entered with the first setup.
+    pub(crate) fn with_root_at_setup(mut self, tag: String) -> Self {
+        self.root = Some(tag);
+        self
     }
 
     /// Serves until the port is gone for good.
@@ -411,6 +423,7 @@ impl Agent {
             // Taken care of before.
             ToAgent::Hello { .. } => {}
             ToAgent::Setup(wanted) => self.set_up(wanted),
+            ToAgent::Quiesce(wanted) => self.quiesce(wanted),
             ToAgent::Exec(exec) => self.exec(&exec),
             ToAgent::StdinEof(id) => {
                 if let Some(command) = self.command(id) {
@@ -426,6 +439,11 @@ impl Agent {
             ToAgent::Resize { id, size } => {
                 if let Some(command) = self.command(id) {
                     command.resize(size);
+                }
+            }
+            ToAgent::Clock(now) => {
+                if self.link.kind() != port::Kind::Given {
+                    setup::set_clock(now);
                 }
             }
             ToAgent::Ping(number) => self.link.queue(&ToHost::Pong(number)),
@@ -454,9 +472,30 @@ impl Agent {
     }
 
     fn set_up(&mut self, wanted: Setup) {
-        if self.link.kind() != port::Kind::Given {
+        // Not on a machine of who wrote a test.
+        let ours = self.link.kind() != port::Kind::Given;
+        if ours {
             // At once and not in the job: it is quick, and what is done to the shares carries times.
             setup::set_clock(wanted.clock_ns);
+            if let Some(identity) = &wanted.identity {
+                identity::assume(identity);
+            }
+        }
+        if let Some(tag) = self.root.take()
+            && let Err(why) = root::enter(&tag)
+        {
+            self.link.queue(&ToHost::Fatal(why));
+            return;
+        }
+        if ours && let Some(identity) = &wanted.identity {
+            identity::write(identity);
+        }
+        if self.quiesced {
+            // A process for it would cost an emulated guest more than the work.
+            let faults = setup::mount_all(&wanted.mounts, &self.mounts);
+            self.mounting = wanted.mounts;
+            self.mounted(faults);
+            return;
         }
         let mounting = wanted.mounts.clone();
         match setup::start(wanted, &self.mounts) {
@@ -468,6 +507,26 @@ impl Agent {
             Err(errno) => {
                 let why = format!("fork: {}", text::errno(errno));
                 self.link.queue(&ToHost::Fatal(why));
+            }
+        }
+    }
+
+    /// Remembers what is mounted, and tells.
+    fn mounted(&mut self, faults: setup::Faults) {
+        self.mounts = (0_u32..)
+            .zip(self.mounting.drain(..))
+            .filter(|(index, _)| faults.iter().all(|(failed, _)| failed != index))
+            .map(|(_, mount)| mount)
+            .collect();
+        self.link.queue(&ToHost::SetupDone(faults));
+    }
+
+    fn quiesce(&mut self, wanted: Quiesce) {
+        match setup::start_quiesce(wanted, &self.mounts) {
+            Ok(job) => self.jobs.push(job),
+            Err(errno) => {
+                let why = format!("fork: {}", text::errno(errno));
+                self.link.queue(&ToHost::Quiesced(vec![why]));
             }
         }
     }
@@ -491,12 +550,15 @@ impl Agent {
         match kind {
             Kind::Setup => {
                 let faults = setup::faults(report);
-                self.mounts = (0_u32..)
-                    .zip(self.mounting.drain(..))
-                    .filter(|(index, _)| faults.iter().all(|(failed, _)| failed != index))
-                    .map(|(_, mount)| mount)
-                    .collect();
-                self.link.queue(&ToHost::SetupDone(faults));
+                self.mounted(faults);
+            }
+            Kind::Quiesce => {
+                let left = setup::left(report);
+                self.quiesced = left.is_empty();
+                if self.quiesced {
+                    self.mounts.clear();
+                }
+                self.link.queue(&ToHost::Quiesced(left));
             }
             Kind::Sync => {
                 let failure = setup::sync_failure(report);

@@ -12,9 +12,8 @@ use rustix::process::{Resource, Rlimit};
 use rustix::system::RebootCommand;
 
 use crate::agent::Agent;
-use crate::mounts::{self, Cache};
 use crate::port::{self, NoPort};
-use crate::{modules, serve, shutdown, sys, text};
+use crate::{modules, mounts, root, serve, shutdown, sys, text};
 
 /// What ends the guest before it has begun: the step and why it failed.
 struct Fatal(String);
@@ -56,18 +55,18 @@ fn start() -> Result<Agent, Fatal> {
             Err(errno) => text::say(&format!("module {module}: {}", text::errno(errno))),
         }
     }
-    let in_memory = match &config.root {
+    let root = match config.root {
         InitRoot::NinePOverlay { tag } => {
             // Read, and in memory for nothing from here on.
             for module in &config.modules {
                 let _ = rustix::fs::unlink(module.as_str());
             }
-            switch_root(tag)?;
-            false
+            root::prepare().map_err(Fatal)?;
+            Some(tag)
         }
-        InitRoot::Initramfs => true,
+        InitRoot::Initramfs => None,
     };
-    mount_system(in_memory)?;
+    mount_system(root.is_none())?;
     console();
     serve::protect();
     limits();
@@ -81,28 +80,11 @@ fn start() -> Result<Agent, Fatal> {
         NoPort::Lacking(why) | NoPort::Unopened(why) => Fatal(format!("no port to talk to Belljar: {why}")),
     })?;
     let env = config.env.into_iter().map(String::into_bytes).collect();
-    Agent::new(port, env).map_err(|errno| Fatal::step("signalfd", errno))
-}
-
-/// Goes over to a host directory, read-only, under a layer in memory.
-fn switch_root(tag: &str) -> Result<(), Fatal> {
-    let directory = |path: &str| {
-        rustix::fs::mkdir(path, Mode::from_raw_mode(0o755))
-            .or_else(|errno| if errno == Errno::EXIST { Ok(()) } else { Err(errno) })
-            .map_err(|errno| Fatal::step(&format!("mkdir {path}"), errno))
-    };
-    for path in ["/belljar", "/belljar/lower", "/belljar/layer", "/belljar/root"] {
-        directory(path)?;
-    }
-    mounts::ninep(tag, "/belljar/lower", MountFlags::RDONLY, Cache::Loose)
-        .map_err(|errno| Fatal::step(&format!("mount 9p root {tag}"), errno))?;
-    mounts::overlay("/belljar/lower", "/belljar/layer", "/belljar/root")
-        .map_err(|(what, errno)| Fatal::step(&what, errno))?;
-    let step = |what: &'static str| move |errno| Fatal::step(what, errno);
-    rustix::process::chdir("/belljar/root").map_err(step("chdir to the new root"))?;
-    rustix::mount::mount_move(".", "/").map_err(step("move the new root"))?;
-    rustix::process::chroot(".").map_err(step("chroot"))?;
-    rustix::process::chdir("/").map_err(step("chdir /"))
+    let agent = Agent::new(port, env).map_err(|errno| Fatal::step("signalfd", errno))?;
+    Ok(match root {
+        Some(tag) => agent.with_root_at_setup(tag),
+        None => agent,
+    })
 }
 
 /// One of the file systems that a system has.

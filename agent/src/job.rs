@@ -17,6 +17,7 @@ const MAX_REPORT: usize = 60 * 1024;
 pub(crate) enum Kind {
     Setup,
     Sync,
+    Quiesce,
 }
 
 /// A job under way.

@@ -10,12 +10,14 @@
 
 mod agent;
 mod command;
+mod identity;
 mod init;
 mod job;
 mod link;
 mod modules;
 mod mounts;
 mod port;
+mod root;
 mod serve;
 mod setup;
 mod shutdown;

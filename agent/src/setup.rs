@@ -1,37 +1,77 @@
 //! What the host asks for before the first command, and when it ends: shares, the clock, writing back.
 
+use std::fs;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use belljar_proto::frame::{from_bytes, to_bytes};
-use belljar_proto::message::{Mount, MountFault, MountMode, Setup};
+use belljar_proto::message::{Mount, MountFault, MountMode, Quiesce, Setup};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use rustix::time::{ClockId, Timespec};
 
 use crate::job::{Job, Kind};
-use crate::{mounts, text};
+use crate::{modules, mounts, text};
 
 /// How long writing back may take before the host is told that it did not happen.
 const SYNC_LIMIT: Duration = Duration::from_secs(60);
+/// Most mounts that are told of.
+const MAX_LEFT: usize = 20;
 /// A clock that is off by less is left alone: setting it is a jump for everything that runs.
 const CLOCK_TOLERANCE_NS: u128 = 1_000_000_000;
 
 /// Faults by index, as the job reports them.
-type Faults = Vec<(u32, MountFault)>;
+pub(crate) type Faults = Vec<(u32, MountFault)>;
 
-/// Mounts the shares. `old` are those that an earlier setup mounted.
+/// Mounts the shares in a process of its own. `old` are those that an earlier setup mounted.
 pub(crate) fn start(setup: Setup, old: &[Mount]) -> Result<Job, Errno> {
-    Job::start(Kind::Setup, None, || {
-        for mount in old.iter().rev() {
-            let _ = rustix::mount::unmount(mount.path.as_str(), UnmountFlags::DETACH);
+    Job::start(Kind::Setup, None, || to_bytes(&mount_all(&setup.mounts, old)).unwrap_or_default())
+}
+
+/// Mounts the shares in place of `old`.
+pub(crate) fn mount_all(wanted: &[Mount], old: &[Mount]) -> Faults {
+    for mount in old.iter().rev() {
+        let _ = rustix::mount::unmount(mount.path.as_str(), UnmountFlags::DETACH);
+    }
+    (0_u32..).zip(wanted).filter_map(|(index, mount)| mounts::share(mount).err().map(|fault| (index, fault))).collect()
+}
+
+/// Unmounts everything of the host's, and has what later mounts need.
+pub(crate) fn start_quiesce(wanted: Quiesce, old: &[Mount]) -> Result<Job, Errno> {
+    Job::start(Kind::Quiesce, Some(SYNC_LIMIT), || {
+        let ours = wanted.unmount.iter().map(String::as_str).chain(old.iter().rev().map(|mount| mount.path.as_str()));
+        for path in ours {
+            if rustix::mount::unmount(path, UnmountFlags::empty()) == Err(Errno::BUSY) {
+                let _ = rustix::mount::unmount(path, UnmountFlags::DETACH);
+            }
         }
-        let faults: Faults = (0_u32..)
-            .zip(&setup.mounts)
-            .filter_map(|(index, mount)| mounts::share(mount).err().map(|fault| (index, fault)))
+        let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
+        let lacks = |name: &str| known.split_whitespace().all(|word| word != name);
+        if lacks("9p") {
+            modules::load(&["9pnet_virtio", "9p"]);
+        }
+        if wanted.overlay && lacks("overlay") {
+            modules::load(&["overlay"]);
+        }
+        // What the guest still has to write, each of its copies would.
+        rustix::fs::sync();
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        let left: Vec<&str> = mounts
+            .lines()
+            .filter_map(|line| {
+                let mut words = line.split(' ').skip(1);
+                let (at, kind) = (words.next()?, words.next()?);
+                matches!(kind, "9p" | "virtiofs").then_some(at)
+            })
+            .take(MAX_LEFT)
             .collect();
-        to_bytes(&faults).unwrap_or_default()
+        to_bytes(&left).unwrap_or_default()
     })
+}
+
+/// Where something of the host's is still mounted.
+pub(crate) fn left(report: &[u8]) -> Vec<String> {
+    from_bytes(report).unwrap_or_else(|_| vec!["the agent's helper that unmounts died".into()])
 }
 
 /// What the setup's job reported.

@@ -1,10 +1,11 @@
 //! The system calls that rustix does not offer. All `unsafe` of the agent is here.
 #![expect(unsafe_code, reason = "fork, exec and signal handling have no safe interface")]
 
-use std::ffi::{CStr, CString, c_char};
+use std::ffi::{CStr, CString, c_char, c_int};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::Pid;
 
@@ -168,6 +169,47 @@ pub(crate) fn serial_type(fd: BorrowedFd<'_>) -> Result<i32, Errno> {
     // SAFETY: the kernel writes a `struct serial_struct`, for which there is room.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCGSERIAL as _, info.as_mut_ptr()) })?;
     Ok(info[0])
+}
+
+/// Mixes bytes into the kernel's random numbers, counts them as random, and has the generator start from them at once.
+pub(crate) fn reseed(seed: &[u8; 32]) -> Result<(), Errno> {
+    const RNDADDENTROPY: u64 = 0x4008_5203;
+    const RNDRESEEDCRNG: u64 = 0x5207;
+    /// `struct rand_pool_info` with its bytes.
+    #[repr(C)]
+    struct Pool {
+        entropy_bits: c_int,
+        size: c_int,
+        bytes: [u8; 32],
+    }
+    let device = rustix::fs::open("/dev/urandom", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let pool = Pool { entropy_bits: 8 * 32, size: 32, bytes: *seed };
+    // SAFETY: the kernel reads a `struct rand_pool_info` and as many bytes behind it as it says.
+    check(unsafe { libc::ioctl(device.as_raw_fd(), RNDADDENTROPY as _, &raw const pool) })?;
+    // SAFETY: takes no argument. Kernels before 4.18 do not know it, and draw from the pool sooner by themselves.
+    check(unsafe { libc::ioctl(device.as_raw_fd(), RNDRESEEDCRNG as _, 0) }).map(drop)
+}
+
+/// Gives a network card another hardware address.
+pub(crate) fn set_mac(card: &[u8], mac: &[u8; 6]) -> Result<(), Errno> {
+    const ARPHRD_ETHER: libc::sa_family_t = 1;
+    if card.len() >= libc::IFNAMSIZ {
+        return Err(Errno::INVAL);
+    }
+    // SAFETY: `ifreq` is plain data; the kernel reads it, and it lives across the call. The socket is ours.
+    unsafe {
+        let socket = check(libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0))?;
+        let socket = OwnedFd::from_raw_fd(socket);
+        let mut request: libc::ifreq = std::mem::zeroed();
+        for (to, from) in request.ifr_name.iter_mut().zip(card) {
+            *to = *from as c_char;
+        }
+        request.ifr_ifru.ifru_hwaddr.sa_family = ARPHRD_ETHER;
+        for (to, from) in request.ifr_ifru.ifru_hwaddr.sa_data.iter_mut().zip(mac) {
+            *to = *from as c_char;
+        }
+        check(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFHWADDR as _, &request)).map(drop)
+    }
 }
 
 /// Brings the loopback interface up.

@@ -245,6 +245,7 @@ fn setup_and_sync_answer() {
     peer.send(&ToAgent::Setup(Setup {
         mounts: vec![Mount { tag: "x".into(), path: "relative".into(), mode: MountMode::ReadWrite }],
         clock_ns: 0,
+        identity: None,
     }));
     let ToHost::SetupDone(faults) = peer.message() else { panic!("no answer") };
     assert_eq!(faults, [(0, MountFault::Failed { detail: "\"relative\" is not an absolute path".into() })]);

@@ -32,6 +32,9 @@ pub(crate) enum Command {
     Merge(suite::MergeArgs),
     /// Open a terminal in a fresh guest
     Shell(Box<ShellArgs>),
+    /// Look after the guests that booted once and are copied from then on
+    #[command(subcommand)]
+    Template(TemplateCommand),
     /// Say what this host, or an image, can do, and how to mend what is missing
     Doctor(DoctorArgs),
     /// Write a completion script for a shell to standard output
@@ -106,6 +109,33 @@ pub(crate) struct ShellArgs {
     /// Command to run on the terminal [default: the user's login shell]
     #[arg(last = true, value_name = "CMD", value_hint = ValueHint::CommandWithArguments)]
     pub(crate) command: Vec<OsString>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TemplateCommand {
+    /// Say which there are, the one used last first
+    List,
+    /// Boot a guest and keep it, unless it is kept already
+    Make(Box<TemplateMakeArgs>),
+    /// Remove those not used for the longest time, until the others fit into the limit
+    Prune {
+        /// Bytes that may stay, such as 2GiB [default: that of BELLJAR_TEMPLATE_LIMIT]
+        #[arg(long, value_name = "SIZE", conflicts_with = "all")]
+        limit: Option<String>,
+        /// Remove all of them
+        #[arg(long)]
+        all: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TemplateMakeArgs {
+    #[command(flatten)]
+    pub(crate) guest: GuestArgs,
+    #[command(flatten)]
+    pub(crate) share: ShareArgs,
+    #[command(flatten)]
+    pub(crate) host: HostArgs,
 }
 
 #[derive(Debug, Args)]

@@ -59,6 +59,7 @@ fn main() -> ExitCode {
         Command::Report(args) => return refused(suite::report(&args)),
         Command::Merge(args) => return refused(suite::merge(&args)),
         Command::Shell(args) => shell::shell(*args),
+        Command::Template(command) => template::template(command),
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Completions { shell } => {
             let mut script = Vec::new();

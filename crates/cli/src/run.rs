@@ -119,7 +119,7 @@ impl Prepared {
             share,
             host: context,
             templates: template::settings(host)?,
-            command,
+            command: Some(command),
             timeout: None,
             power_off: false,
         };
@@ -151,7 +151,7 @@ impl Prepared {
 
     async fn run(self, style: Style, stdin: Stdin) -> Result<Verdict, String> {
         let Self { request, run_dir } = self;
-        let raw = request.command.terminal.is_some();
+        let raw = request.command.as_ref().is_some_and(|c| c.terminal.is_some());
         let reporter = RunReporter::new(io::stderr(), style, run_dir.path().display().to_string());
         let reporter: Reporter = Rc::new(RefCell::new(reporter));
         let (canceller, cancel) = cancel::channel();

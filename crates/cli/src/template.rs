@@ -1,11 +1,20 @@
-//! What the user says about templates.
+//! Templates: what the user says about them, and `belljar template`.
+
+use std::{fmt::Write as _, time::SystemTime};
 
 use belljar_machine::{
     lease::{Templates, Use},
-    template::TemplateStore,
+    template::{Kept, TemplateStore},
 };
+use bytesize::ByteSize;
 
-use crate::{args::HostArgs, env, settings::cache_dir, specs};
+use crate::{
+    args::{ExecArgs, HostArgs, TemplateCommand, TemplateMakeArgs},
+    env,
+    run::{Prepared, Stdin},
+    settings::cache_dir,
+    specs, write_out,
+};
 
 /// Bytes that templates may take by default: some thirty of a Debian image's.
 const LIMIT: u64 = 10 << 30;
@@ -23,7 +32,7 @@ pub(crate) fn settings(args: &HostArgs) -> Result<Templates, String> {
 }
 
 /// Where templates are.
-pub(crate) fn store() -> Result<TemplateStore, String> {
+fn store() -> Result<TemplateStore, String> {
     let limit = match env::get(env::TEMPLATE_LIMIT) {
         None => LIMIT,
         Some(text) => text
@@ -33,4 +42,82 @@ pub(crate) fn store() -> Result<TemplateStore, String> {
             .map_err(|e| format!("{}: {e}", env::TEMPLATE_LIMIT))?,
     };
     Ok(TemplateStore::new(cache_dir()?.join("templates"), limit))
+}
+
+/// `belljar template`.
+pub(crate) fn template(command: TemplateCommand) -> Result<u8, String> {
+    match command {
+        TemplateCommand::List => list(),
+        TemplateCommand::Make(args) => make(&args),
+        TemplateCommand::Prune { limit, all } => prune(limit.as_deref(), all),
+    }
+}
+
+fn list() -> Result<u8, String> {
+    let store = store()?;
+    let kept = store.list().map_err(|e| unreadable(&store, &e))?;
+    if kept.is_empty() {
+        return write_out(b"There are no templates yet: the first run of a guest makes one.\n");
+    }
+    let total = kept.iter().map(|k| k.size).sum();
+    let mut out = rows(&kept, SystemTime::now());
+    // Writing to a string cannot fail.
+    let _ = writeln!(out, "{} of {} in {}", ByteSize(total), ByteSize(store.limit()), store.dir().display());
+    write_out(out.as_bytes())
+}
+
+/// A line for each.
+fn rows(kept: &[Kept], now: SystemTime) -> String {
+    let mut out = format!("{:<10}  {:>10}  {:>12}  {:>12}  guest\n", "template", "size", "made", "used");
+    for one in kept {
+        let age = |at: SystemTime| {
+            let seconds = now.duration_since(at).map_or(0, |d| d.as_secs());
+            match seconds {
+                0..120 => format!("{seconds} s ago"),
+                120..7200 => format!("{} min ago", seconds / 60),
+                7200..172_800 => format!("{} h ago", seconds / 3600),
+                _ => format!("{} days ago", seconds / 86_400),
+            }
+        };
+        let guest = one.guest.as_deref().unwrap_or("unusable: it goes when it is next wanted");
+        let _ = writeln!(
+            out,
+            "{:<10}  {:>10}  {:>12}  {:>12}  {}",
+            &one.key.as_str()[..10],
+            ByteSize(one.size).to_string(),
+            one.made.map_or_else(String::new, age),
+            age(one.used),
+            guest.escape_debug(),
+        );
+    }
+    out
+}
+
+fn make(args: &TemplateMakeArgs) -> Result<u8, String> {
+    let exec = ExecArgs { env: Vec::new(), cwd: None, user: None };
+    let mut prepared = Prepared::new(&args.guest, &args.share, &exec, &args.host, Vec::new(), false)?;
+    if prepared.request.templates.using == Use::Never {
+        return Err(format!("templates are switched off (--no-template, {}=off)", env::TEMPLATES));
+    }
+    prepared.request.command = None;
+    if args.host.dry_run {
+        return prepared.show();
+    }
+    prepared.go(&args.host, Stdin::Empty)
+}
+
+fn prune(limit: Option<&str>, all: bool) -> Result<u8, String> {
+    let store = store()?;
+    let limit = match (limit, all) {
+        (_, true) => 0,
+        (Some(text), false) => specs::size(text).map_err(|e| format!("--limit: {e}"))?,
+        (None, false) => store.limit(),
+    };
+    let removed = store.prune(limit).map_err(|e| unreadable(&store, &e))?;
+    let freed: u64 = removed.iter().map(|k| k.size).sum();
+    write_out(format!("{} removed, {} freed\n", removed.len(), ByteSize(freed)).as_bytes())
+}
+
+fn unreadable(store: &TemplateStore, error: &std::io::Error) -> String {
+    format!("cannot read {}: {error}", store.dir().display())
 }

@@ -1,4 +1,4 @@
-//! A running guest: from QEMU's start to a session in which commands run, and to its end.
+//! A running guest: a session in which commands run, until its end.
 
 use std::{
     io,
@@ -12,8 +12,7 @@ use std::{
 };
 
 use belljar_model::{CrashKind, EventKind, Exit, Phase, Verdict};
-use belljar_proto::message::{Announce, Exec, Nonce, Setup, ShutdownHow, Status, Stdio};
-use fs_err::File;
+use belljar_proto::message::{Exec, Nonce, ShutdownHow, Status, Stdio};
 use tokio::{
     io::{AsyncRead, ReadBuf},
     sync::mpsc,
@@ -21,23 +20,19 @@ use tokio::{
 
 use crate::{
     Lost,
-    access::{self, AccessError, AccessEvent, AccessOptions, Act, Shell},
+    boot::Machine,
     command::GuestCommand,
-    console::{Console, ConsoleView, LogFault, Patience},
-    enter,
+    console::{Console, ConsoleView, LogFault},
     limits::Limits,
-    plan::{Entry, Launch, Plan},
     qemu::{
-        args::MachineConfig,
-        process::{Qemu, SpawnRequest},
+        process::Qemu,
         qmp::{self, Qmp},
     },
     session::{
-        agent::{AgentSession, BoxedPort, ExecControl, ExecIo, Liveness, OutputSink, PortKind, SessionError},
+        agent::{AgentSession, ExecControl, ExecIo, OutputSink, SessionError, SinkFuture},
         console::ConsoleSession,
     },
-    share,
-    spec::ShareSpec,
+    template::Template,
     watch::{WantedStops, Watch},
 };
 
@@ -48,7 +43,7 @@ pub type Observe<'a> = &'a mut dyn FnMut(EventKind);
 pub type Views = mpsc::UnboundedSender<ConsoleView>;
 
 /// Lines of the console that go with a loss.
-const TAIL: usize = 15;
+pub(crate) const TAIL: usize = 15;
 
 /// How long standard input may take to end before a person is told that the command waits for that.
 const STDIN_SOON: Duration = Duration::from_secs(3);
@@ -61,12 +56,24 @@ pub struct Guest {
     session: Session,
     watch: Watch,
     limits: Limits,
+    template: Option<Template>,
+}
+
+/// Where a guest comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// It booted.
+    Cold,
+    /// It is the copy of one that booted.
+    Clone,
 }
 
 /// The conversation with a running guest.
 #[derive(Debug)]
-enum Session {
+pub(crate) enum Session {
+    /// With our agent.
     Agent(Box<AgentSession>),
+    /// With a shell.
     Console(Box<ConsoleSession>),
 }
 
@@ -113,232 +120,103 @@ pub enum Ending {
     Hurry,
 }
 
-/// Starts a guest and brings it to where a command can run.
-///
-/// Dropping the future kills it.
-///
-/// # Errors
-/// A [`Lost`] that says what was awaited and what was seen.
-pub async fn boot(plan: Plan, view: Option<&Views>, observe: Observe<'_>) -> Result<Guest, Lost> {
-    let limits = Limits::new(plan.accel(), plan.boot_timeout);
-    let Launch { config, fds } = plan.launch().map_err(|e| Lost::host(e.to_string()))?;
-    keep_command(&plan, &config)?;
-    let log = File::create(&plan.host.console_log)
-        .map_err(|e| Lost::host(format!("cannot log the console: {e}; the run's directory must be writable")))?;
-    let request = SpawnRequest {
-        program: &plan.qemu.path,
-        config: &config,
-        shim: &plan.host.shim,
-        log: &plan.host.qemu_log,
-        extra_fds: fds,
-    };
-    let mut qemu = Qemu::spawn(request).await.map_err(|error| Lost::host(error.to_string()))?;
-    let channels = qemu.take_channels();
-    let mut console = Console::new(channels.console, log);
-    if let Some(view) = view {
-        // Nobody looking is fine.
-        drop(view.send(console.view()));
-    }
-    let mut watch = Watch::new(&console, &qemu, plan.oops);
-    let ports: Vec<(PortKind, BoxedPort)> =
-        vec![(PortKind::Virtio, Box::new(channels.agent)), (PortKind::Serial, Box::new(channels.serial1))];
-
-    let mut patience = limits.boot(qemu.cpu_clock());
-    // Both the work and the watch have things to say.
-    let (said, mut saying) = mpsc::unbounded_channel();
-    let mut tell = {
-        let said = said.clone();
-        move |kind| drop(said.send(kind))
-    };
-    let mut warn = move |kind| drop(said.send(kind));
-    let entering = async {
-        match &plan.entry {
-            Entry::Init => {
-                let (session, announce) = by_init(ports, &mut console, &mut patience).await?;
-                let limit = limits.setup(&patience);
-                finish_setup(session, announce, &plan.share, &limits, limit, &mut tell).await
-            }
-            Entry::Console { agent } => {
-                by_console(*agent, &plan, ports, &mut console, &mut patience, &limits, &mut tell).await
-            }
-        }
-    };
-    let entered = {
-        let mut entering = std::pin::pin!(entering);
-        let mut trouble = std::pin::pin!(watch.trouble(Phase::Boot, &mut warn));
-        loop {
-            tokio::select! {
-                biased;
-                Some(kind) = saying.recv() => observe(kind),
-                entered = &mut entering => break entered,
-                lost = &mut trouble => break Err(lost),
-            }
-        }
-    };
-    while let Ok(kind) = saying.try_recv() {
-        observe(kind);
-    }
-    match entered {
-        Ok(session) => {
-            watch.entered();
-            Ok(Guest { qemu, console, session, watch, limits })
-        }
-        Err(lost) => {
-            // What was said last explains best, and the reason may have come a moment after its consequence.
-            let lost = watch.explain(lost, Phase::Boot).await;
-            watch.last_words(&lost).await;
-            let tail = if lost.tail.is_empty() { console.tail(TAIL) } else { lost.tail.clone() };
-            qemu.kill().await;
-            Err(lost.with_tail(tail))
-        }
-    }
-}
-
-fn keep_command(plan: &Plan, config: &MachineConfig) -> Result<(), Lost> {
-    let line = plan.command_of(config).map_err(|e| Lost::host(e.to_string()))?;
-    fs_err::write(&plan.host.qemu_command, line + "\n")
-        .map_err(|e| Lost::host(format!("cannot keep QEMU's command line: {e}; the run's directory must be writable")))
-}
-
-/// Waits for the agent that is the first process.
-async fn by_init(
-    ports: Vec<(PortKind, BoxedPort)>,
-    console: &mut Console,
-    patience: &mut Patience,
-) -> Result<(AgentSession, (Announce, PortKind)), Lost> {
-    let view = console.view();
-    tokio::select! {
-        biased;
-        connected = AgentSession::connect(ports) => {
-            let (session, announce, kind) = connected.map_err(|e| of_session(e, Phase::Boot))?;
-            Ok((session, (announce, kind)))
-        }
-        overdue = run_out(patience, &view) => Err(Lost::timeout(
-            Phase::Boot,
-            format!("the agent, which is the guest's first process, did not announce itself on its port: {overdue}"),
-        )),
-    }
-}
-
-/// Patience that every byte on the console renews.
-async fn run_out(patience: &mut Patience, view: &ConsoleView) -> crate::console::Overdue {
-    let mut last = view.last_line();
-    loop {
-        tokio::select! {
-            overdue = patience.run_out() => return overdue,
-            changed = last.changed() => match changed {
-                Ok(()) => patience.renew(),
-                Err(_) => return patience.run_out().await,
-            }
-        }
-    }
-}
-
-/// Gets a shell on the serial line, and from there the agent if it can run.
-async fn by_console(
-    place: crate::plan::AgentPlace,
-    plan: &Plan,
-    ports: Vec<(PortKind, BoxedPort)>,
-    console: &mut Console,
-    patience: &mut Patience,
-    limits: &Limits,
-    tell: &mut dyn FnMut(EventKind),
-) -> Result<Session, Lost> {
-    let options = AccessOptions { credentials: plan.login.clone(), ..AccessOptions::default() };
-    let mut booted = false;
-    let mut shell = access::climb(console, &options, patience, &mut |event| {
-        // Something that can be typed at ends the boot.
-        if matches!(event, AccessEvent::Did { act: Act::TypeUser | Act::Probe, .. })
-            && !std::mem::replace(&mut booted, true)
-        {
-            tell(EventKind::Phase { phase: Phase::Access });
-        }
-        if let Some(kind) = enter::event_of(&event) {
-            tell(kind);
-        }
-    })
-    .await
-    .map_err(of_access)?;
-    tell(EventKind::Phase { phase: Phase::Session });
-    match enter::start_agent(&mut shell, place, limits).await? {
-        enter::AgentStart::Started => {
-            // The console is the kernel's again: its faults have to be seen.
-            shell.restore_messages(&mut limits.line()).await.map_err(|e| enter::of_shell(&e, Phase::Session))?;
-            let connecting = AgentSession::connect(ports);
-            match tokio::time::timeout(limits.agent_start(), connecting).await {
-                Ok(connected) => {
-                    let (session, announce, kind) = connected.map_err(|e| of_session(e, Phase::Session))?;
-                    let limit = limits.setup(patience);
-                    finish_setup(session, (announce, kind), &plan.share, limits, limit, tell).await
-                }
-                Err(_) => Err(Lost::timeout(
-                    Phase::Session,
-                    format!(
-                        "the agent started in the guest, but did not announce itself on its port within {}",
-                        crate::for_people(limits.agent_start())
-                    ),
-                )),
-            }
-        }
-        enter::AgentStart::CannotRun { why } => {
-            tell(EventKind::Choice { what: "session".into(), chosen: "sh on the console".into(), why });
-            console_session(shell, &plan.share, limits).await
-        }
-    }
-}
-
-async fn console_session(mut shell: Shell, share: &ShareSpec, limits: &Limits) -> Result<Session, Lost> {
-    let exchange = enter::mount_by_shell(&mut shell, share, limits).await?;
-    Ok(Session::Console(Box::new(ConsoleSession::new(shell, exchange, limits.factor()))))
-}
-
-/// Mounts the shares and sets the clock.
-async fn finish_setup(
-    mut session: AgentSession,
-    (announce, port): (Announce, PortKind),
-    spec: &ShareSpec,
-    limits: &Limits,
-    limit: Duration,
-    tell: &mut dyn FnMut(EventKind),
-) -> Result<Session, Lost> {
-    tell(EventKind::Choice {
-        what: "session".into(),
-        chosen: match port {
-            PortKind::Virtio => "agent on the virtio port".into(),
-            PortKind::Serial => "agent on the second serial port".into(),
-        },
-        why: format!("it announced itself there first, from Linux {} on {}", announce.kernel, announce.machine),
-    });
-    session.set_liveness(Liveness { silent_after: limits.silence() });
-    let mounts = share::mounts(spec);
-    let clock_ns = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .ok()
-        .and_then(|d| u64::try_from(d.as_nanos()).ok())
-        .unwrap_or(0);
-    let setup = Setup { mounts: mounts.clone(), clock_ns };
-    let faults = match tokio::time::timeout(limit, session.setup(setup)).await {
-        Ok(answered) => answered.map_err(|e| of_session(e, Phase::Session))?,
-        Err(_) => {
-            let limit = crate::for_people(limit);
-            return Err(Lost::timeout(Phase::Session, format!("the guest did not mount its shares within {limit}")));
-        }
-    };
-    for line in session.take_log() {
-        tell(EventKind::Warning { message: format!("the agent says: {line}") });
-    }
-    for (index, fault) in faults {
-        let Some(mount) = usize::try_from(index).ok().and_then(|i| mounts.get(i)) else { continue };
-        let said = share::explain(mount, &fault);
-        if spec.required() {
-            return Err(Lost::host(said));
-        }
-        tell(EventKind::Warning { message: said });
-    }
-    Ok(Session::Agent(Box::new(session)))
-}
-
 impl Guest {
+    /// A guest in which commands can run.
+    pub(crate) fn new(machine: Machine, session: Session) -> Self {
+        let Machine { qemu, console, watch, limits } = machine;
+        Self { qemu, console, session, watch, limits, template: None }
+    }
+
+    /// The same, being the copy of a template.
+    pub(crate) fn with_template(mut self, template: Template) -> Self {
+        self.template = Some(template);
+        self
+    }
+
+    /// Whether it booted itself.
+    #[must_use]
+    pub fn origin(&self) -> Origin {
+        if self.template.is_some() { Origin::Clone } else { Origin::Cold }
+    }
+
+    /// QEMU's process id.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        self.qemu.pid()
+    }
+
+    /// Bytes of memory that QEMU has in use now, those that it shares with other clones included; `None` when it has ended.
+    #[must_use]
+    pub fn rss(&self) -> Option<u64> {
+        self.qemu.rss()
+    }
+
+    /// For a guest that waits for somebody to need it: has it do once what every command needs, so that the first one begins
+    /// sooner. An emulated guest translates the code for that now.
+    ///
+    /// # Errors
+    /// When the guest is lost.
+    pub async fn warm_up(&mut self, observe: Observe<'_>) -> Result<(), Lost> {
+        let Session::Agent(session) = &mut self.session else { return Ok(()) };
+        let argv = ["/bin/sh", "-c", ":"].map(|word| word.as_bytes().to_vec()).to_vec();
+        let exec = Exec {
+            id: 0,
+            nonce: nonce()?,
+            argv,
+            env: Vec::new(),
+            clear_env: false,
+            cwd: None,
+            user: None,
+            stdio: Stdio::PipesNoStdin,
+        };
+        let mut sink = Nowhere;
+        let running = async {
+            match session.exec(exec, ExecIo { stdin: None, sink: &mut sink, control: None }).await {
+                // A guest without a shell is as warm as it can be.
+                Ok(_) | Err(SessionError::ExecFailed { .. }) => Ok(()),
+                Err(error) => Err(of_session(error, Phase::Session)),
+            }
+        };
+        let ended = tokio::select! {
+            biased;
+            ended = running => ended,
+            lost = self.watch.trouble(Phase::Session, observe) => Err(lost),
+        };
+        match ended {
+            Ok(()) => Ok(()),
+            Err(lost) => Err(self.explain(lost, Phase::Session).await),
+        }
+    }
+
+    /// For a guest that has waited: sees that it is still there, and sets its clock.
+    ///
+    /// # Errors
+    /// When the guest is lost.
+    pub async fn check(&mut self, observe: Observe<'_>) -> Result<(), Lost> {
+        let limit = self.limits.silence();
+        let asking = async {
+            match &mut self.session {
+                Session::Agent(session) => {
+                    session.set_clock(crate::boot::now_ns()).await.map_err(|e| of_session(e, Phase::Session))?;
+                    session.ping().await.map_err(|e| of_session(e, Phase::Session))
+                }
+                Session::Console(session) => session.check().await,
+            }
+        };
+        let ended = tokio::select! {
+            biased;
+            ended = tokio::time::timeout(limit, asking) => ended.unwrap_or_else(|_| {
+                let limit = crate::for_people(limit);
+                Err(Lost::timeout(Phase::Session, format!("the guest did not answer within {limit}")))
+            }),
+            lost = self.watch.trouble(Phase::Session, observe) => Err(lost),
+        };
+        match ended {
+            Ok(()) => Ok(()),
+            Err(lost) => Err(self.explain(lost, Phase::Session).await),
+        }
+    }
+
     /// Runs one command to its end and gives what the guest vouches for.
     ///
     /// Dropping the future leaves the command running; see [`Guest::kill_command`].
@@ -424,7 +302,11 @@ impl Guest {
             Some(fault @ LogFault::Write(_)) => Some(Lost::host(format!("{fault}; free some space"))),
             Some(LogFault::Limit(_)) | None => None,
         };
-        match (synced, doubt, unlogged) {
+        // Nor can what ran on memory that somebody else wrote to.
+        let spoilt = self.template.as_ref().is_some_and(|t| !t.is_unchanged()).then(|| {
+            Lost::host("the guest's template was written to while it was in use, so that the guest may not have been what it was; run it again")
+        });
+        match (synced, doubt, unlogged.or(spoilt)) {
             (_, Some(lost), _) => Err(lost.with_tail(self.console.tail(TAIL))),
             (Err(lost), None, _) | (Ok(()), None, Some(lost)) => Err(lost),
             (Ok(()), None, None) => Ok(()),
@@ -522,6 +404,25 @@ impl AsyncRead for TellsItsEnd<'_> {
     }
 }
 
+fn nonce() -> Result<Nonce, Lost> {
+    let mut nonce = [0; 16];
+    getrandom::fill(&mut nonce).map_err(|e| Lost::host(format!("no random numbers from the system: {e}")))?;
+    Ok(Nonce(nonce))
+}
+
+/// Takes what nobody wants to read.
+struct Nowhere;
+
+impl OutputSink for Nowhere {
+    fn stdout<'a>(&'a mut self, _: &'a [u8]) -> SinkFuture<'a> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn stderr<'a>(&'a mut self, _: &'a [u8]) -> SinkFuture<'a> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+}
+
 async fn run_in(session: &mut Session, command: GuestCommand, io: &mut Io<'_>) -> Result<Exit, Lost> {
     match session {
         Session::Agent(session) => {
@@ -530,12 +431,10 @@ async fn run_in(session: &mut Session, command: GuestCommand, io: &mut Io<'_>) -
                 (None, true) => Stdio::Pipes,
                 (None, false) => Stdio::PipesNoStdin,
             };
-            let mut nonce = [0; 16];
-            getrandom::fill(&mut nonce).map_err(|e| Lost::host(format!("no random numbers from the system: {e}")))?;
             let exec = Exec {
                 // The session gives the number.
                 id: 0,
-                nonce: Nonce(nonce),
+                nonce: nonce()?,
                 argv: command.argv,
                 env: command.env,
                 clear_env: false,
@@ -559,7 +458,7 @@ async fn run_in(session: &mut Session, command: GuestCommand, io: &mut Io<'_>) -
 }
 
 /// What a failure of the session says about the guest.
-fn of_session(error: SessionError, phase: Phase) -> Lost {
+pub(crate) fn of_session(error: SessionError, phase: Phase) -> Lost {
     match error {
         SessionError::ExecFailed { errno, .. } => Lost::not_started(errno, error.to_string()),
         SessionError::Sink(source) if source.kind() == io::ErrorKind::BrokenPipe => {
@@ -580,10 +479,6 @@ fn of_session(error: SessionError, phase: Phase) -> Lost {
         | SessionError::Silent { .. }
         | SessionError::AgentFatal { .. } => Lost::crash(CrashKind::Silent, error.to_string(), phase),
     }
-}
-
-fn of_access(error: AccessError) -> Lost {
-    enter::lost_of_access(error)
 }
 
 /// How long a guest is watched for the reason of its end, after the end.

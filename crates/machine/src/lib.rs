@@ -4,6 +4,7 @@
 //! commands in it.
 
 pub mod access;
+mod boot;
 pub mod command;
 pub mod console;
 mod enter;

@@ -34,8 +34,18 @@ impl Limits {
     /// The boot, until a command can run. `cpu` is a clock of the guest's processor time: a guest that computes in silence is
     /// given longer than one that does nothing at all.
     pub(crate) fn boot(&self, cpu: impl FnMut() -> u64 + Send + 'static) -> Patience {
-        let total = self.boot.unwrap_or(Duration::from_secs(120) * self.factor);
+        let total = self.whole_boot();
         Patience::new(total).idle(Duration::from_secs(60).min(total)).fed_by(busy(cpu))
+    }
+
+    /// The whole boot at most.
+    pub(crate) fn whole_boot(&self) -> Duration {
+        self.boot.unwrap_or(Duration::from_secs(120) * self.factor)
+    }
+
+    /// Mounting the shares in the copy of a template.
+    pub(crate) fn setup_of_copy(&self) -> Duration {
+        Duration::from_secs(30) * self.factor.min(6)
     }
 
     /// From the agent's start until it announces itself.
@@ -46,7 +56,7 @@ impl Limits {
 
     /// Mounting the shares, within what is left of the boot's own limit.
     pub(crate) fn setup(&self, boot: &Patience) -> Duration {
-        (Duration::from_secs(30) * self.factor.min(6)).min(boot.remaining())
+        self.setup_of_copy().min(boot.remaining())
     }
 
     /// One line typed at a shell that is known to answer.

@@ -7,6 +7,7 @@ use std::{
     fs::Permissions,
     os::{fd::OwnedFd, unix::fs::PermissionsExt},
     path::{Path, PathBuf},
+    sync::OnceLock,
     time::Duration,
 };
 
@@ -23,13 +24,15 @@ use belljar_proto::message::INIT_AGENT_PATH;
 use crate::{
     access::Credentials,
     host::HostContext,
+    limits::Limits,
     plan_disk::{self, PlannedDisk},
     qemu::{
-        args::{self, Accel, MachineConfig, Nic, NicMode, Share},
+        args::{self, Accel, MachineConfig, Nic, NicMode, Ram, Share},
         probe::{self, AccelChoice, QemuInfo},
     },
     share,
     spec::{GuestSpec, NicSpec, OopsPolicy, ShareSpec, Source, Workspace},
+    template::{KeyMaker, Making, Template, TemplateKey, Unkeyable},
 };
 
 /// Where kernels and modules of the host are looked for.
@@ -85,6 +88,8 @@ pub struct Plan {
     pub(crate) oops: OopsPolicy,
     pub(crate) boot_timeout: Option<Duration>,
     choices: Vec<EventKind>,
+    /// The guest in a person's words.
+    pub(crate) title: String,
 }
 
 /// Where the files of one attempt go.
@@ -98,6 +103,17 @@ pub struct Place {
     pub qemu_log: PathBuf,
     /// Where the command that started QEMU is kept.
     pub qemu_command: PathBuf,
+}
+
+/// Why there is no machine for a copy.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CopyError {
+    /// What takes its writes cannot be made.
+    #[error(transparent)]
+    Disk(#[from] belljar_image::disk::DiskError),
+    /// A file of it or of the template cannot be opened.
+    #[error("cannot open what a copy of the template needs: {0}")]
+    Files(#[from] std::io::Error),
 }
 
 /// A machine that only has to be started.
@@ -250,6 +266,7 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext) -> Result
         oops: spec.oops,
         boot_timeout: spec.boot_timeout,
         choices: choices.0,
+        title: title(&spec.source),
     };
     // What cannot be said must be found out now, not when QEMU is to be started.
     plan.for_people().0.to_args()?;
@@ -304,10 +321,105 @@ impl Plan {
         let mut config = self.config.clone();
         let run_dir = &self.host.run_dir;
         let fds = plan_disk::open(&self.disks, run_dir, &mut config).map_err(plan_disk::PlanDiskError::from)?;
-        if config.shares.iter().any(|s| s.tag == share::CONTROL_TAG) {
-            put_agent(belljar_agent_binary::AGENT, run_dir).map_err(|source| PlanError::Control { source })?;
-        }
+        self.put_agent(&config)?;
         Ok(Launch { config, fds })
+    }
+
+    /// Names what this guest looks like when it has booted.
+    pub(crate) fn template_key(&self, layer: Option<&[u8; 32]>) -> Result<TemplateKey, Unkeyable> {
+        let mut config = self.config_to_freeze();
+        if !config.extra.is_empty() {
+            let why = "arguments that are passed to QEMU as they are may name what cannot be copied";
+            return Err(Unkeyable::Impossible(why.into()));
+        }
+        let mut key = KeyMaker::new();
+        let program = self.qemu.path.canonicalize().unwrap_or_else(|_| self.qemu.path.clone());
+        key.add_file("qemu", &program)?;
+        key.add("qemu version", self.qemu.version.to_string().as_bytes());
+        key.add("agent", agent_hash().as_bytes());
+        if self.accel() == Accel::Kvm {
+            key.add("host", host_identity().as_bytes());
+        }
+        if let Some(kernel) = config.kernel.take() {
+            key.add("kernel line", kernel.append.as_bytes());
+            for file in [Some(kernel.image), kernel.initrd].into_iter().flatten() {
+                match file.strip_prefix(&self.host.cache_dir) {
+                    // Its name says what is in it.
+                    Ok(name) => key.add("cached", name.as_os_str().as_encoded_bytes()),
+                    Err(_) => key.add_file("file", &file)?,
+                }
+            }
+        }
+        plan_disk::add_to(&self.disks, &mut key, &mut config)?;
+        // What the guest sees of a share is its tag, until it mounts it.
+        for share in &mut config.shares {
+            share.path = PathBuf::from("/");
+            share.read_only = false;
+        }
+        let args = config.to_args().map_err(|e| Unkeyable::Impossible(e.to_string()))?;
+        for arg in args {
+            key.add("argument", arg.as_encoded_bytes());
+        }
+        key.add("entry", format!("{:?}", self.entry).as_bytes());
+        if let Some(login) = &self.login {
+            key.add("user", login.user.as_bytes());
+            key.add("password", login.password.as_ref().map_or("", |p| p.expose()).as_bytes());
+        }
+        if let Some(layer) = layer {
+            key.add("layer", layer);
+        }
+        Ok(key.finish())
+    }
+
+    /// Bytes of the guest's memory.
+    pub(crate) fn ram_size(&self) -> u64 {
+        self.config.ram_size()
+    }
+
+    /// How long the boot may take at most.
+    pub(crate) fn boot_limit(&self) -> Duration {
+        Limits::new(self.accel(), self.boot_timeout).whole_boot()
+    }
+
+    /// The machine that is frozen, and those that are made of it. Memory and disks aside.
+    fn config_to_freeze(&self) -> MachineConfig {
+        MachineConfig { vmgenid: true, ..self.config.clone() }
+    }
+
+    /// Makes what the boot of a template needs. Its memory is in `ram`.
+    pub(crate) fn launch_to_freeze(&self, making: &Making, ram: OwnedFd) -> Result<Launch, PlanError> {
+        let mut config = self.config_to_freeze();
+        let mut fds =
+            plan_disk::open_in_template(&self.disks, making, &mut config).map_err(plan_disk::PlanDiskError::from)?;
+        self.put_agent(&config)?;
+        let fd = next_fd(&fds);
+        config.ram = Ram::Shared(fd);
+        fds.push((fd, ram));
+        Ok(Launch { config, fds })
+    }
+
+    /// Makes what a copy of a template needs; gives the number of the descriptor that holds the devices' state as well.
+    pub(crate) fn launch_copy(&self, template: &Template) -> Result<(Launch, i32), CopyError> {
+        // Kernel and initramfs are in its memory already, and it is never reset.
+        let mut config = MachineConfig { kernel: None, incoming: true, ..self.config_to_freeze() };
+        let mut fds = plan_disk::open_over_template(&self.disks, template.disks()?, &self.host.run_dir, &mut config)?;
+        if let Some(control) = config.shares.iter().find(|s| s.tag == share::CONTROL_TAG) {
+            // The agent is in memory too.
+            fs_err::create_dir_all(&control.path)?;
+        }
+        let fd = next_fd(&fds);
+        config.ram = Ram::Private(fd);
+        fds.push((fd, template.ram()?.into()));
+        fds.push((fd + 1, template.state()?.into()));
+        Ok((Launch { config, fds }, fd + 1))
+    }
+
+    fn put_agent(&self, config: &MachineConfig) -> Result<(), PlanError> {
+        if config.shares.iter().any(|s| s.tag == share::CONTROL_TAG) {
+            put_agent(belljar_agent_binary::AGENT, &self.host.run_dir)
+                .map_err(|source| PlanError::Control { source })?;
+        }
+        Ok(())
     }
 
     /// The command that starts a machine of this plan.
@@ -405,6 +517,35 @@ fn nic_mode(nic: NicSpec) -> NicMode {
         NicSpec::Isolated => NicMode::Isolated,
         NicSpec::User => NicMode::User,
     }
+}
+
+fn title(source: &Source) -> String {
+    match source {
+        Source::Disk { path, .. } => path.display().to_string(),
+        Source::Initramfs { kernel, initrd, .. } => format!("{} with {}", kernel.display(), initrd.display()),
+        Source::RootDir { kernel: Some(kernel), .. } => format!("{} with a root directory", kernel.display()),
+        Source::RootDir { kernel: None, .. } => "the host's kernel with a root directory".into(),
+    }
+}
+
+/// The first number that no descriptor has yet.
+fn next_fd(fds: &[(i32, OwnedFd)]) -> i32 {
+    fds.iter().map(|(fd, _)| fd + 1).max().unwrap_or(args::FIRST_EXTRA_FD)
+}
+
+fn agent_hash() -> &'static blake3::Hash {
+    static HASH: OnceLock<blake3::Hash> = OnceLock::new();
+    HASH.get_or_init(|| blake3::hash(belljar_agent_binary::AGENT))
+}
+
+/// What a guest sees of the host's processor and kernel under KVM.
+fn host_identity() -> String {
+    let cpus = fs_err::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let first = cpus.split("\n\n").next().unwrap_or_default();
+    // These change with the moment.
+    let lasting = first.lines().filter(|line| !line.starts_with("cpu MHz") && !line.starts_with("bogomips"));
+    let release = rustix::system::uname();
+    format!("{}\n{}", release.release().to_string_lossy(), lasting.collect::<Vec<_>>().join("\n"))
 }
 
 fn control_share(run_dir: &Path) -> Share {

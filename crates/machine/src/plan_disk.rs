@@ -2,6 +2,7 @@
 
 use std::{
     ffi::OsString,
+    fs::File,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
 };
@@ -11,6 +12,7 @@ use belljar_image::disk::{self, DiskError, DiskImage, Format, Layer, UnknownForm
 use crate::{
     qemu::args::{Backing, Disk, DiskBus, DiskSource, FIRST_EXTRA_FD, FdSet, MachineConfig},
     spec::{Bus, DiskContent, DiskSpec},
+    template::{KeyMaker, Making, Unkeyable},
 };
 
 /// Why a disk cannot be had.
@@ -56,6 +58,40 @@ impl PlannedDisk {
             DiskContent::Empty(size) => Content::Empty(*size),
         };
         Ok(Self { content, bus: spec.bus, serial: spec.serial.clone(), boot_index: None })
+    }
+
+    /// Puts what decides the disk's content into a key.
+    fn add_to(&self, key: &mut KeyMaker) -> Result<(), Unkeyable> {
+        if self.bus == Bus::Nvme {
+            return Err(Unkeyable::Impossible("QEMU cannot freeze an NVMe disk".into()));
+        }
+        match &self.content {
+            Content::Empty(size) => key.add("empty", &size.to_le_bytes()),
+            Content::Image(image) => {
+                key.add("size", &image.virtual_size.to_le_bytes());
+                for layer in image.layers() {
+                    if layer.device {
+                        let what =
+                            format!("{} is a block device, whose changes cannot be noticed", layer.path.display());
+                        return Err(Unkeyable::Impossible(what));
+                    }
+                    key.add("format", layer.format.driver().as_bytes());
+                }
+                let files = image.files();
+                for file in files.map_err(|source| Unkeyable::File { path: image.path().to_owned(), source })? {
+                    key.add_file("layer", &file)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes that the guest sees.
+    fn size(&self) -> u64 {
+        match &self.content {
+            Content::Image(image) => image.virtual_size,
+            Content::Empty(size) => *size,
+        }
     }
 
     /// The disk for QEMU, its bytes being in `source`.
@@ -110,6 +146,60 @@ pub(crate) fn describe(disks: &[PlannedDisk], config: &mut MachineConfig) -> Vec
         config.disks.push(disk.device(DiskSource::Path(file)));
     }
     commands
+}
+
+/// Puts what decides the disks into a key, and the disks into the machine whose arguments go there too.
+pub(crate) fn add_to(disks: &[PlannedDisk], key: &mut KeyMaker, config: &mut MachineConfig) -> Result<(), Unkeyable> {
+    for (set, disk) in (1..).zip(disks) {
+        disk.add_to(key)?;
+        config.disks.push(Disk { backing: None, ..disk.device(DiskSource::FdSet(set)) });
+    }
+    Ok(())
+}
+
+/// Makes what takes the guest's writes while it boots, as parts of a template.
+pub(crate) fn open_in_template(
+    disks: &[PlannedDisk],
+    making: &Making,
+    config: &mut MachineConfig,
+) -> Result<Vec<(i32, OwnedFd)>, DiskError> {
+    let mut fds = Vec::new();
+    for (at, ((fd, set), disk)) in (FIRST_EXTRA_FD..).zip(1..).zip(disks).enumerate() {
+        let dir = making.dir();
+        let file = making.create_disk(at).map_err(|source| DiskError::Layer { dir: dir.to_owned(), source })?;
+        let made = match &disk.content {
+            Content::Image(image) => disk::overlay_in(file, dir, image.virtual_size)?,
+            Content::Empty(size) => disk::empty_in(file, dir, *size)?,
+        };
+        fds.push((fd, made.fd));
+        config.fd_sets.push(FdSet { fd, set });
+        config.disks.push(disk.device(DiskSource::FdSet(set)));
+    }
+    Ok(fds)
+}
+
+/// Makes what takes a copy's writes, in `dir`, over a template's disks.
+pub(crate) fn open_over_template(
+    disks: &[PlannedDisk],
+    template: Vec<File>,
+    dir: &Path,
+    config: &mut MachineConfig,
+) -> Result<Vec<(i32, OwnedFd)>, DiskError> {
+    let mut fds: Vec<(i32, OwnedFd)> = Vec::new();
+    let mut numbers = (FIRST_EXTRA_FD..).zip(1..);
+    for (disk, below) in disks.iter().zip(template) {
+        let mut add = |file: OwnedFd| {
+            let (fd, set) = numbers.next().unwrap_or((FIRST_EXTRA_FD, 1));
+            fds.push((fd, file));
+            config.fd_sets.push(FdSet { fd, set });
+            DiskSource::FdSet(set)
+        };
+        let source = add(disk::create_layer(dir, disk.size())?.fd);
+        let over = disk.device(source);
+        let backing = Backing { source: add(below.into()), format: over.format, device: false, backing: over.backing };
+        config.disks.push(Disk { format: Format::Qcow2.driver().to_owned(), backing: Some(Box::new(backing)), ..over });
+    }
+    Ok(fds)
 }
 
 /// Makes what takes the guest's writes, in `dir`, and puts the disks into the machine; gives the descriptors under the numbers

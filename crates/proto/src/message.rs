@@ -8,7 +8,7 @@ pub const PORT_NAME: &str = "belljar.agent";
 
 /// Version of everything in this crate. Host and agent come from one build, so it only guards
 /// against a stale agent, such as one resumed from an old template.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// Number the host gives to one command; never used twice in a session.
 pub type ExecId = u32;
@@ -30,6 +30,9 @@ pub enum ToAgent {
     },
     /// Mounts the shares and prepares the guest. Answered by [`ToHost::SetupDone`].
     Setup(Setup),
+    /// Makes the guest ready to be frozen: nothing of the host's stays mounted, and what a copy needs to mount its own shares is
+    /// there. Answered by [`ToHost::Quiesced`].
+    Quiesce(Quiesce),
     /// Starts a command. Answered by [`ToHost::Started`] or [`ToHost::ExecFailed`].
     Exec(Box<Exec>),
     /// No more standard input for this command.
@@ -48,6 +51,8 @@ pub enum ToAgent {
         /// Rows and columns.
         size: WindowSize,
     },
+    /// Sets the guest's clock to these nanoseconds since the Unix epoch, if it is off by much. Not answered.
+    Clock(u64),
     /// Asks for a [`ToHost::Pong`] with the same number.
     Ping(u64),
     /// Writes everything in the shares back to the host. Answered by [`ToHost::Synced`].
@@ -72,6 +77,42 @@ pub struct Setup {
     pub mounts: Vec<Mount>,
     /// The host's wall clock, nanoseconds since the Unix epoch; 0 leaves the guest's clock alone.
     pub clock_ns: u64,
+    /// For a copy of a frozen guest: what makes it another than its siblings.
+    pub identity: Option<Identity>,
+}
+
+/// What makes a copy of a guest another guest.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Fresh random bytes for the kernel's generator.
+    pub seed: [u8; 32],
+    /// For `/etc/machine-id`, where the guest has one.
+    pub machine_id: [u8; 16],
+    /// Added to the host name, such as `-1f2e3d`; empty leaves it alone.
+    pub host_suffix: String,
+    /// For the network card whose address is [`Identity::old_mac`].
+    pub mac: [u8; 6],
+    /// The address that the frozen guest's card had.
+    pub old_mac: [u8; 6],
+}
+
+impl core::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        // The seed is the guest's secret.
+        f.debug_struct("Identity")
+            .field("host_suffix", &self.host_suffix)
+            .field("mac", &self.mac)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How a guest is made ready to be frozen.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quiesce {
+    /// What is to be unmounted beside the shares of the last [`Setup`].
+    pub unmount: Vec<String>,
+    /// Copies will want an overlay file system.
+    pub overlay: bool,
 }
 
 /// How much of what the guest writes reaches the host directory.
@@ -185,6 +226,8 @@ pub enum ToHost {
     Ready,
     /// Answer to [`ToAgent::Setup`]: for each mount that failed its index and why. Empty: all is there.
     SetupDone(Vec<(u32, MountFault)>),
+    /// Answer to [`ToAgent::Quiesce`]: where something of the host's is still mounted.
+    Quiesced(Vec<String>),
     /// The command runs.
     Started {
         /// Which command.

@@ -41,8 +41,8 @@ pub struct Request {
     pub host: HostContext,
     /// Where the guest's template may be.
     pub templates: Templates,
-    /// The command.
-    pub command: GuestCommand,
+    /// The command; none for a guest that is only to have been there, so that its template is made.
+    pub command: Option<GuestCommand>,
     /// Limit to the command alone.
     pub timeout: Option<Duration>,
     /// End the guest through its own service manager.
@@ -68,7 +68,12 @@ pub async fn run(request: Request, io: RunIo<'_>, mut cancel: Cancel, log: &mut 
         run: request.run.clone(),
         version: request.version.clone(),
         guest: request.guest_name.clone(),
-        command: request.command.argv.iter().map(|a| String::from_utf8_lossy(a).into_owned()).collect(),
+        command: request
+            .command
+            .iter()
+            .flat_map(|c| &c.argv)
+            .map(|a| String::from_utf8_lossy(a).into_owned())
+            .collect(),
     });
     let ended = attempt(request, io, &mut cancel, log).await;
     let (verdict, message, tail) = match ended {
@@ -120,7 +125,10 @@ async fn attempt(request: Request, io: RunIo<'_>, cancel: &mut Cancel, log: &mut
         leased = lease::lease(wanted, &mut observe) => leased?,
     };
     let streams = guest::Io { stdin: io.stdin, sink: io.sink, control: io.control };
-    let exit = command_in(&mut guest, command, streams, limit, cancel, log).await;
+    let exit = match command {
+        Some(command) => command_in(&mut guest, command, streams, limit, cancel, log).await,
+        None => Ok(Exit::Code(0)),
+    };
     log.emit(EventKind::Phase { phase: Phase::Close });
     let how = match &exit {
         Ok(_) if power_off => guest::Ending::PowerOff,

@@ -257,6 +257,7 @@ impl Agent {
                 }
             }
             ToAgent::Setup(setup) => self.setup(&setup.mounts),
+            ToAgent::Quiesce(_) => self.say(&ToHost::Quiesced(Vec::new())),
             ToAgent::Exec(command) => {
                 let id = command.id;
                 if let Some(running) = exec::start(&self.shared, *command) {
@@ -274,6 +275,7 @@ impl Agent {
                     running.resize(size);
                 }
             }
+            ToAgent::Clock(_) => {}
             ToAgent::Ping(number) => {
                 if self.manners.pong {
                     self.say(&ToHost::Pong(number));

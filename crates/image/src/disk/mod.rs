@@ -13,12 +13,16 @@ mod qemu_img;
 mod sniff;
 mod vmdk;
 
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
+
+use crate::bounded;
 
 pub use error::DiskError;
 pub use format::{Format, UnknownFormat};
 pub use inspect::inspect;
-pub use overlay::{Overlay, create_empty, create_overlay};
+pub use overlay::{Overlay, create_empty, create_layer, create_overlay, empty_in, overlay_in};
 
 /// A disk image that was looked at and may be booted from or attached.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,5 +63,21 @@ impl DiskImage {
     #[must_use]
     pub fn layers(&self) -> &[Layer] {
         &self.layers
+    }
+
+    /// Every file that the image's bytes are in.
+    ///
+    /// # Errors
+    /// When a file that lists others cannot be read.
+    pub fn files(&self) -> io::Result<Vec<PathBuf>> {
+        let mut files = Vec::new();
+        for layer in &self.layers {
+            files.push(layer.path.clone());
+            if layer.format == Format::Vmdk {
+                let head = bounded::head(&File::open(&layer.path)?, vmdk::HEAD)?;
+                files.extend(vmdk::files(&layer.path, &head));
+            }
+        }
+        Ok(files)
     }
 }

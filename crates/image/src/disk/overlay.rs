@@ -34,14 +34,28 @@ impl AsFd for Overlay {
 /// # Errors
 /// When `dir` has no room or cannot be written, or the image is larger than qcow2 can be.
 pub fn create_overlay(dir: &Path, image: &DiskImage) -> Result<Overlay, DiskError> {
-    if image.virtual_size > qcow2::MAX_SIZE {
-        return Err(DiskError::Size { size: image.virtual_size, max: qcow2::MAX_SIZE });
+    create_layer(dir, image.virtual_size)
+}
+
+/// The same over anything of `virtual_size` bytes.
+///
+/// # Errors
+/// When `dir` has no room or cannot be written, or the size is larger than qcow2 can be.
+pub fn create_layer(dir: &Path, virtual_size: u64) -> Result<Overlay, DiskError> {
+    overlay_in(nameless(dir)?, dir, virtual_size)
+}
+
+/// The same in an empty file that the caller has made in `dir`, over anything of `virtual_size` bytes.
+///
+/// # Errors
+/// When there is no room, or the size is larger than qcow2 can be.
+pub fn overlay_in(file: File, dir: &Path, virtual_size: u64) -> Result<Overlay, DiskError> {
+    if virtual_size > qcow2::MAX_SIZE {
+        return Err(DiskError::Size { size: virtual_size, max: qcow2::MAX_SIZE });
     }
-    let failed = |source| DiskError::Layer { dir: dir.to_owned(), source };
-    let file = unnamed(dir).map_err(failed)?;
     // QEMU rounds a raw image up to whole sectors.
-    let virtual_size = image.virtual_size.next_multiple_of(512);
-    qcow2::write_empty(&file, virtual_size).map_err(failed)?;
+    let virtual_size = virtual_size.next_multiple_of(512);
+    qcow2::write_empty(&file, virtual_size).map_err(|source| DiskError::Layer { dir: dir.to_owned(), source })?;
     Ok(Overlay { fd: file.into(), virtual_size })
 }
 
@@ -50,15 +64,25 @@ pub fn create_overlay(dir: &Path, image: &DiskImage) -> Result<Overlay, DiskErro
 /// # Errors
 /// When `dir` cannot be written or has no files of that size.
 pub fn create_empty(dir: &Path, size: u64) -> Result<Overlay, DiskError> {
+    empty_in(nameless(dir)?, dir, size)
+}
+
+/// The same in an empty file that the caller has made in `dir`.
+///
+/// # Errors
+/// When the file system of `dir` has no files of that size.
+pub fn empty_in(file: File, dir: &Path, size: u64) -> Result<Overlay, DiskError> {
     let max = i64::MAX as u64 / 2;
     if size == 0 || size > max {
         return Err(DiskError::Size { size, max });
     }
-    let failed = |source| DiskError::Layer { dir: dir.to_owned(), source };
-    let file = unnamed(dir).map_err(failed)?;
     let virtual_size = size.next_multiple_of(512);
-    file.set_len(virtual_size).map_err(failed)?;
+    file.set_len(virtual_size).map_err(|source| DiskError::Layer { dir: dir.to_owned(), source })?;
     Ok(Overlay { fd: file.into(), virtual_size })
+}
+
+fn nameless(dir: &Path) -> Result<File, DiskError> {
+    unnamed(dir).map_err(|source| DiskError::Layer { dir: dir.to_owned(), source })
 }
 
 fn unnamed(dir: &Path) -> io::Result<File> {

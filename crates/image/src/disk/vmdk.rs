@@ -2,7 +2,7 @@
 //!
 //! `qemu-img` opens those files when it merely looks at the image, so the names are checked first.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::DiskError;
 use crate::bounded::le;
@@ -25,6 +25,12 @@ pub(super) fn check_extents(path: &Path, head: &[u8]) -> Result<(), DiskError> {
         }
     }
     Ok(())
+}
+
+/// The files that hold the data of a vmdk which says so.
+pub(super) fn files(path: &Path, head: &[u8]) -> Vec<PathBuf> {
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    extents(head).iter().map(|extent| dir.join(extent)).collect()
 }
 
 /// The names of the files in the descriptor, as far as QEMU will open them: all if the file is a descriptor, those of

@@ -15,7 +15,7 @@ mod tests;
 use std::future::Future;
 use std::time::Duration;
 
-use belljar_proto::message::{Announce, ExecId, MountFault, Setup, ShutdownHow, ToAgent, ToHost};
+use belljar_proto::message::{Announce, ExecId, MountFault, Quiesce, Setup, ShutdownHow, ToAgent, ToHost};
 
 pub use connect::{BoxedPort, Port, PortKind};
 pub use error::SessionError;
@@ -118,6 +118,29 @@ impl AgentSession {
             return Err(SessionError::Protocol { what: format!("a fault of mount {index} of {count}") });
         }
         Ok(faults.into_iter().map(|(i, fault)| (i, error::clean_fault(fault))).collect())
+    }
+
+    /// Makes the guest ready to be frozen; gives where something of the host's is still mounted, which is to be nowhere.
+    ///
+    /// # Errors
+    /// Those of a broken session.
+    pub async fn quiesce(&mut self, quiesce: Quiesce) -> Result<Vec<String>, SessionError> {
+        self.send(&ToAgent::Quiesce(quiesce)).await?;
+        let left = self
+            .wait("the answer to quiesce", |message| match message {
+                ToHost::Quiesced(left) => Ok(left),
+                other => Err(other),
+            })
+            .await?;
+        Ok(left.iter().map(|path| error::clean(path)).collect())
+    }
+
+    /// Sets the guest's clock, if it is off by much. That it was done is known when the next answer comes.
+    ///
+    /// # Errors
+    /// Those of a broken session.
+    pub async fn set_clock(&mut self, now_ns: u64) -> Result<(), SessionError> {
+        self.send(&ToAgent::Clock(now_ns)).await
     }
 
     /// Asks the agent for a sign of life and waits for it.
@@ -254,7 +277,7 @@ impl AgentSession {
             | ToHost::Exited { id, .. }
             | ToHost::ExecFailed { id, .. } => Err(SessionError::UnknownExec { id, what: "a message".into() }),
             // Late answers to a question whose asker gave up.
-            ToHost::SetupDone(_) | ToHost::Synced(_) | ToHost::Ending => Ok(()),
+            ToHost::SetupDone(_) | ToHost::Quiesced(_) | ToHost::Synced(_) | ToHost::Ending => Ok(()),
             ToHost::Announce(_) => Err(SessionError::Restarted),
         }
     }

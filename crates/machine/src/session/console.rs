@@ -150,6 +150,15 @@ impl ConsoleSession {
         Ok(())
     }
 
+    /// Sees that the shell still answers.
+    ///
+    /// # Errors
+    ///
+    /// When it does not.
+    pub async fn check(&mut self) -> Result<(), Lost> {
+        self.line_run(":").await.map(drop)
+    }
+
     /// Has everything that was written brought to the disks and shares. Gives what could not be, if anything.
     ///
     /// # Errors

@@ -1,20 +1,81 @@
-//! Templates: guests that were booted once and frozen.
+//! Templates: guests that were booted once and frozen, to be copied.
+//!
+//! - [`TemplateKey`]: what decides how a guest that has booted looks.
+//! - [`TemplateStore`]: where templates are kept, found, made by one and dropped.
+//! - `freeze`: from a guest that booted to a template.
+//! - `thaw`: from a template to a guest of its own.
 
-use std::path::PathBuf;
+mod freeze;
+mod key;
+mod manifest;
+mod sparse;
+mod store;
+#[cfg(test)]
+mod tests;
+mod thaw;
 
-/// Where templates are kept.
-#[derive(Clone, Debug)]
-pub struct TemplateStore {
-    /// Made when it is needed.
-    pub dir: PathBuf,
-    /// Bytes that all of them may take.
-    pub limit: u64,
+use std::{fs::File, io, os::fd::AsRawFd};
+
+use manifest::Manifest;
+
+pub use key::TemplateKey;
+pub use store::{Kept, TemplateStore};
+
+pub(crate) use freeze::{Unfrozen, freeze};
+pub(crate) use key::{KeyMaker, Unkeyable};
+pub(crate) use manifest::Frozen;
+pub(crate) use store::{Claim, Making};
+pub(crate) use thaw::{Unthawed, thaw};
+
+/// A template, its parts open and as they were made. What happens to its directory from now on does not matter.
+#[derive(Debug)]
+pub(crate) struct Template {
+    ram: File,
+    state: File,
+    disks: Vec<File>,
+    manifest: Manifest,
 }
 
-impl TemplateStore {
-    /// `dir` is made when it is needed; the least recently used templates go when all take more than `limit` bytes.
-    #[must_use]
-    pub fn new(dir: impl Into<PathBuf>, limit: u64) -> Self {
-        Self { dir: dir.into(), limit }
+impl Template {
+    /// How it is talked to.
+    pub(crate) fn session(&self) -> &Frozen {
+        &self.manifest.session
     }
+
+    /// Seconds since the epoch at which it was made.
+    pub(crate) fn made(&self) -> u64 {
+        self.manifest.made
+    }
+
+    /// The memory, opened anew.
+    pub(crate) fn ram(&self) -> io::Result<File> {
+        reopen(&self.ram)
+    }
+
+    /// The devices' state, to be read from its beginning.
+    pub(crate) fn state(&self) -> io::Result<File> {
+        reopen(&self.state)
+    }
+
+    /// The disks, opened anew for reading.
+    pub(crate) fn disks(&self) -> io::Result<Vec<File>> {
+        self.disks.iter().map(reopen).collect()
+    }
+
+    /// Whether nobody has written to any part since it was opened.
+    pub(crate) fn is_unchanged(&self) -> bool {
+        self.manifest.parts.iter().all(|part| {
+            let file = match part.name.as_str() {
+                store::RAM => Some(&self.ram),
+                store::STATE => Some(&self.state),
+                name => name.strip_prefix(store::DISK).and_then(|n| self.disks.get(n.parse::<usize>().ok()?)),
+            };
+            file.is_some_and(|file| part.is_unchanged(file))
+        })
+    }
+}
+
+/// Another descriptor with a position of its own, of a file that may have no name any more.
+fn reopen(file: &File) -> io::Result<File> {
+    File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }

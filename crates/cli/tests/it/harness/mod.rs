@@ -248,6 +248,8 @@ impl<'a> Belljar<'a> {
             .env("XDG_STATE_HOME", lab.path("state"))
             .env("TMPDIR", lab.path("tmp"))
             .env("LC_ALL", "C.UTF-8")
+            // Most of them are of a guest that boots; templates have theirs.
+            .env("BELLJAR_TEMPLATES", "off")
             .env("BELLJAR_QEMU", fake_qemu())
             .env("FAKE_QEMU_SCRATCH", lab.path("scratch"))
             .env("FAKE_QEMU_LOG", lab.path("fake.log"))

@@ -7,7 +7,7 @@ use belljar_proto::message::PORT_NAME;
 
 use super::disk::{push, push_disks};
 use super::keyval::KeyVal;
-use super::{Accel, ArgsError, Chardev, MAX_TAG_LEN, MachineConfig, NicMode, Share, default_cpu};
+use super::{Accel, ArgsError, Chardev, MAX_TAG_LEN, MachineConfig, NicMode, Ram, Share, default_cpu};
 
 /// QEMU's seccomp filter at its tightest: no obsolete system calls, no change of user, no child
 /// processes, no change of scheduling.
@@ -80,7 +80,24 @@ impl MachineConfig {
         if self.sandbox {
             out.extend(["-sandbox".into(), SANDBOX.into()]);
         }
-        out.extend(["-machine".into(), self.machine.clone().into()]);
+        match self.ram {
+            Ram::Anonymous => out.extend(["-machine".into(), self.machine.clone().into()]),
+            Ram::Shared(fd) | Ram::Private(fd) => {
+                // By the descriptor's own name, since QEMU knows no other way to a file without one; a "memory-backend-memfd" would be
+                // written to a frozen machine's state by QEMU 8.1 and later.
+                let share = if matches!(self.ram, Ram::Shared(_)) { "on" } else { "off" };
+                let object = KeyVal::new("memory-backend-file")
+                    .set("id", "ram")
+                    .set("size", self.ram_size().to_string())
+                    .set("mem-path", format!("/proc/self/fd/{fd}"))
+                    .set("share", share);
+                push(out, "-object", object);
+                out.extend(["-machine".into(), format!("{},memory-backend=ram", self.machine).into()]);
+            }
+        }
+        if self.incoming {
+            out.extend(["-incoming".into(), "defer".into()]);
+        }
         let accel = match self.accel {
             Accel::Kvm => KeyVal::new("kvm"),
             // One thread for each processor; QEMU takes cheaper atomics by itself where there is one.
@@ -90,7 +107,7 @@ impl MachineConfig {
         let cpu = self.cpu.as_deref().unwrap_or_else(|| default_cpu(self.accel));
         out.extend(["-cpu".into(), cpu.into()]);
         out.extend(["-smp".into(), self.cpus.to_string().into()]);
-        out.extend(["-m".into(), format!("{}M", self.memory.div_ceil(1 << 20)).into()]);
+        out.extend(["-m".into(), format!("{}M", self.ram_size() >> 20).into()]);
         Ok(())
     }
 

@@ -72,6 +72,10 @@ pub struct MachineConfig {
     pub cpu: Option<String>,
     /// Guest memory in bytes; rounded up to a whole MiB.
     pub memory: u64,
+    /// Where the memory is.
+    pub ram: Ram,
+    /// Waits for a frozen machine's state instead of booting.
+    pub incoming: bool,
     /// Number of processors.
     pub cpus: u32,
     /// QEMU's own seccomp filter; only `false` where QEMU was built without it.
@@ -110,6 +114,8 @@ impl Default for MachineConfig {
             accel: Accel::Tcg,
             cpu: None,
             memory: 1 << 30,
+            ram: Ram::Anonymous,
+            incoming: false,
             cpus: 1,
             sandbox: true,
             channels: Channels::inherited(),
@@ -125,6 +131,26 @@ impl Default for MachineConfig {
             vga: None,
             extra: Vec::new(),
         }
+    }
+}
+
+/// Where a machine's memory is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ram {
+    /// Nowhere but in the process.
+    #[default]
+    Anonymous,
+    /// In the file under this inherited descriptor: what the guest writes gets there.
+    Shared(i32),
+    /// In the same, but what the guest writes stays in the process.
+    Private(i32),
+}
+
+impl MachineConfig {
+    /// The memory's size as QEMU has it, in bytes.
+    #[must_use]
+    pub fn ram_size(&self) -> u64 {
+        self.memory.next_multiple_of(1 << 20)
     }
 }
 

@@ -272,6 +272,13 @@ impl Qemu {
         self.child.usage().cpu_time()
     }
 
+    /// Time for which its threads ran, or wanted to run and had no processor. Processor time where the kernel does not count that.
+    #[must_use]
+    pub fn wanted_time(&self) -> Duration {
+        let mut usage = self.child.usage();
+        usage.wanted_time().unwrap_or_else(|| usage.cpu_time())
+    }
+
     /// Bytes of memory it has in use now; `None` when it has ended.
     #[must_use]
     pub fn rss(&self) -> Option<u64> {

@@ -56,6 +56,23 @@ impl Usage {
         life.cpu
     }
 
+    /// Time that its threads ran and waited for a processor (`/proc/PID/task/TID/schedstat`).
+    pub(super) fn wanted_time(&self) -> Option<Duration> {
+        let life = self.0.life();
+        if life.reaped {
+            return None;
+        }
+        let mut nanos = 0_u64;
+        for thread in fs::read_dir(format!("/proc/{}/task", self.0.pid.as_raw_nonzero())).ok()?.flatten() {
+            // A thread may end at any moment.
+            let Ok(text) = fs::read_to_string(thread.path().join("schedstat")) else { continue };
+            let mut fields = text.split_ascii_whitespace().map(str::parse::<u64>);
+            let (ran, waited) = (fields.next()?.ok()?, fields.next()?.ok()?);
+            nanos = nanos.saturating_add(ran).saturating_add(waited);
+        }
+        Some(Duration::from_nanos(nanos))
+    }
+
     /// `None` when it has ended.
     pub(super) fn rss(&self) -> Option<u64> {
         let life = self.0.life();

@@ -4,19 +4,22 @@
 //! leaves no half-written line and no reply that another caller takes for its own.
 
 use std::collections::HashMap;
-use std::io;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde::Serialize;
 use serde_json::Value;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
-use super::command::Capabilities;
+use super::command::{Capabilities, GetFd};
 use super::event::Hub;
 use super::{Decoder, EventStream, Greeting, Message, QmpCommand, QmpError};
 
@@ -79,9 +82,16 @@ impl Shared {
 #[derive(Clone, Debug)]
 pub struct Qmp {
     shared: Arc<Shared>,
-    outbox: mpsc::Sender<Vec<u8>>,
+    outbox: mpsc::Sender<Outgoing>,
     greeting: Arc<Greeting>,
     timeout: Duration,
+}
+
+/// A line, and a descriptor that goes with it.
+#[derive(Debug)]
+struct Outgoing {
+    line: Vec<u8>,
+    fd: Option<OwnedFd>,
 }
 
 #[derive(Serialize)]
@@ -159,6 +169,24 @@ impl Qmp {
     ///
     /// See [`QmpError`].
     pub async fn execute_within<C: QmpCommand>(&self, command: C, within: Duration) -> Result<C::Reply, QmpError> {
+        self.send(command, None, within).await
+    }
+
+    /// Hands a descriptor over, under this name.
+    ///
+    /// # Errors
+    ///
+    /// See [`QmpError`].
+    pub async fn hand_over(&self, fdname: &'static str, fd: OwnedFd) -> Result<(), QmpError> {
+        self.send(GetFd { fdname }, Some(fd), self.timeout).await.map(drop)
+    }
+
+    async fn send<C: QmpCommand>(
+        &self,
+        command: C,
+        fd: Option<OwnedFd>,
+        within: Duration,
+    ) -> Result<C::Reply, QmpError> {
         let name = command.name().to_owned();
         let (to, answer) = oneshot::channel();
         let id = {
@@ -180,7 +208,7 @@ impl Qmp {
         line.push(b'\n');
 
         let exchange = async {
-            if self.outbox.send(line).await.is_err() {
+            if self.outbox.send(Outgoing { line, fd }).await.is_err() {
                 // The reader knows why, and tells.
             }
             answer.await
@@ -261,11 +289,38 @@ fn dispatch(message: Message, shared: &Shared, greeting: &mut Option<oneshot::Se
     }
 }
 
-async fn write_all(mut socket: OwnedWriteHalf, mut lines: mpsc::Receiver<Vec<u8>>) {
-    while let Some(line) = lines.recv().await {
+async fn write_all(socket: OwnedWriteHalf, mut lines: mpsc::Receiver<Outgoing>) {
+    while let Some(Outgoing { line, fd }) = lines.recv().await {
         // The reader sees the end too, and says why.
-        if socket.write_all(&line).await.is_err() {
+        if write_line(&socket, &line, fd).await.is_err() {
             return;
         }
     }
+}
+
+/// Writes a line; the descriptor goes with its first byte.
+async fn write_line(socket: &OwnedWriteHalf, mut line: &[u8], mut fd: Option<OwnedFd>) -> io::Result<()> {
+    while !line.is_empty() {
+        socket.writable().await?;
+        let sent = socket.as_ref().try_io(Interest::WRITABLE, || send_with(socket.as_ref(), line, fd.as_ref()));
+        match sent {
+            Ok(sent) => {
+                fd = None;
+                line = &line[sent..];
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn send_with(socket: &UnixStream, line: &[u8], fd: Option<&OwnedFd>) -> io::Result<usize> {
+    let fds = fd.map(AsFd::as_fd);
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !ancillary.push(SendAncillaryMessage::ScmRights(fds.as_slice())) && fd.is_some() {
+        return Err(io::Error::other("no room for a descriptor"));
+    }
+    Ok(sendmsg(socket, &[IoSlice::new(line)], &mut ancillary, SendFlags::NOSIGNAL)?)
 }

@@ -59,6 +59,8 @@ commands! {
     QueryVersion = "query-version" -> Version;
     /// The processors and their host threads.
     QueryCpusFast = "query-cpus-fast" -> Vec<CpuInfo>;
+    /// How freezing or thawing goes.
+    QueryMigrate = "query-migrate" -> MigrationInfo;
     /// Starts the conversation.
     Capabilities = "qmp_capabilities" -> NoReply;
 }
@@ -108,6 +110,84 @@ pub struct VersionTriple {
 impl fmt::Display for VersionTriple {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}.{}", self.major, self.minor, self.micro)
+    }
+}
+
+/// `query-migrate`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct MigrationInfo {
+    /// `setup`, `active`, `completed`, `failed`…; none if there was no migration.
+    pub status: Option<String>,
+    /// Why it failed.
+    pub error_desc: Option<String>,
+    /// Why there cannot be one now.
+    #[serde(default)]
+    pub blocked_reasons: Vec<String>,
+}
+
+/// Takes the descriptor that comes with it.
+#[derive(Clone, Debug, Serialize)]
+pub struct GetFd {
+    /// Its name from now on.
+    pub fdname: &'static str,
+}
+
+impl QmpCommand for GetFd {
+    type Reply = NoReply;
+    fn name(&self) -> &'static str {
+        "getfd"
+    }
+}
+
+/// What both ends of a migration have to agree on.
+#[derive(Clone, Debug, Serialize)]
+pub struct MigrateSetCapabilities {
+    /// Each with its state.
+    pub capabilities: Vec<MigrationCapability>,
+}
+
+/// One of [`MigrateSetCapabilities`].
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct MigrationCapability {
+    /// Its name.
+    pub capability: &'static str,
+    /// On or off.
+    pub state: bool,
+}
+
+impl QmpCommand for MigrateSetCapabilities {
+    type Reply = NoReply;
+    fn name(&self) -> &'static str {
+        "migrate-set-capabilities"
+    }
+}
+
+/// Writes the machine's state; comes back at once, the end comes as an event `MIGRATION`.
+#[derive(Clone, Debug, Serialize)]
+pub struct Migrate {
+    /// Where to.
+    pub uri: String,
+}
+
+impl QmpCommand for Migrate {
+    type Reply = NoReply;
+    fn name(&self) -> &'static str {
+        "migrate"
+    }
+}
+
+/// Reads a machine's state; comes back at once. The machine then goes on, or QEMU ends.
+#[derive(Clone, Debug, Serialize)]
+pub struct MigrateIncoming {
+    /// Where from.
+    pub uri: String,
+}
+
+impl QmpCommand for MigrateIncoming {
+    type Reply = NoReply;
+    fn name(&self) -> &'static str {
+        "migrate-incoming"
     }
 }
 

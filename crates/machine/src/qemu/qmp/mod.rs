@@ -22,7 +22,8 @@ use thiserror::Error;
 
 pub use self::client::{DEFAULT_TIMEOUT, Qmp};
 pub use self::command::{
-    Capabilities, Cont, CpuInfo, HumanMonitorCommand, KvmInfo, NoReply, Package, QmpCommand, QueryCpusFast, QueryKvm,
+    Capabilities, Cont, CpuInfo, GetFd, HumanMonitorCommand, KvmInfo, Migrate, MigrateIncoming, MigrateSetCapabilities,
+    MigrationCapability, MigrationInfo, NoReply, Package, QmpCommand, QueryCpusFast, QueryKvm, QueryMigrate,
     QueryStatus, QueryVersion, Quit, Raw, RunState, ScreenDump, Stop, SystemPowerdown, SystemReset, Version,
     VersionTriple,
 };

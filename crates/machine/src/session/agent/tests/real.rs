@@ -222,7 +222,8 @@ fn setup_names_the_mount_that_failed() {
             path: path.into(),
             mode: MountMode::ReadOnly,
         };
-        let faults = session.setup(Setup { mounts: vec![mount("not/absolute")], clock_ns: 0 }).await.unwrap();
+        let faults =
+            session.setup(Setup { mounts: vec![mount("not/absolute")], clock_ns: 0, identity: None }).await.unwrap();
         assert!(
             matches!(&faults[..], [(0, MountFault::Failed { detail })] if detail.contains("not/absolute")),
             "{faults:?}"

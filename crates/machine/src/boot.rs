@@ -1,0 +1,387 @@
+//! From QEMU's start to a guest in which a command can run.
+
+use std::time::Duration;
+
+use belljar_model::{EventKind, Phase};
+use belljar_proto::message::{Announce, Identity, Setup};
+use fs_err::File;
+use tokio::sync::mpsc;
+
+use crate::{
+    Lost,
+    access::{self, AccessEvent, AccessOptions, Act, Shell},
+    console::{Console, ConsoleView, Patience},
+    enter,
+    guest::{Guest, Observe, Session, TAIL, Views, of_session},
+    limits::Limits,
+    plan::{AgentPlace, Entry, Launch, Plan},
+    qemu::{
+        args::MachineConfig,
+        process::{Qemu, SpawnError, SpawnRequest},
+    },
+    session::{
+        agent::{AgentSession, BoxedPort, Liveness, PortKind},
+        console::ConsoleSession,
+    },
+    share,
+    spec::ShareSpec,
+    watch::Watch,
+};
+
+/// The ways to an agent.
+pub(crate) type Ports = Vec<(PortKind, BoxedPort)>;
+
+/// Takes what is worth an event, while something else may have things to say as well.
+pub(crate) type Tell<'a> = &'a mut dyn FnMut(EventKind);
+
+/// A running QEMU with its console, watched.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    pub(crate) qemu: Qemu,
+    pub(crate) console: Console,
+    pub(crate) watch: Watch,
+    pub(crate) limits: Limits,
+}
+
+/// Why a machine did not even start.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartError {
+    /// QEMU did not.
+    #[error(transparent)]
+    Spawn(#[from] SpawnError),
+    /// Something that it needs is missing.
+    #[error("{0}")]
+    Files(String),
+}
+
+impl Machine {
+    /// Starts QEMU. With `again` the logs of this attempt are added to, not begun.
+    pub(crate) async fn start(
+        plan: &Plan,
+        launch: Launch,
+        again: bool,
+        view: Option<&Views>,
+    ) -> Result<(Self, Ports), StartError> {
+        let Launch { config, fds } = launch;
+        keep_command(plan, &config)?;
+        let host = &plan.host;
+        let log = File::options().create(true).write(true).append(again).truncate(!again).open(&host.console_log);
+        let log = log.map_err(|e| {
+            StartError::Files(format!("cannot log the console: {e}; the run's directory must be writable"))
+        })?;
+        let request = SpawnRequest {
+            program: &plan.qemu.path,
+            config: &config,
+            shim: &host.shim,
+            log: &host.qemu_log,
+            extra_fds: fds,
+        };
+        let mut qemu = Qemu::spawn(request).await?;
+        let channels = qemu.take_channels();
+        let console = Console::new(channels.console, log);
+        if let Some(view) = view {
+            // Nobody looking is fine.
+            drop(view.send(console.view()));
+        }
+        let watch = Watch::new(&console, &qemu, plan.oops);
+        let ports: Ports =
+            vec![(PortKind::Virtio, Box::new(channels.agent)), (PortKind::Serial, Box::new(channels.serial1))];
+        let limits = Limits::new(plan.accel(), plan.boot_timeout);
+        Ok((Self { qemu, console, watch, limits }, ports))
+    }
+
+    /// Does some work, unless the guest dies meanwhile.
+    pub(crate) async fn attend<T>(
+        &mut self,
+        phase: Phase,
+        observe: Observe<'_>,
+        work: impl AsyncFnOnce(&Qemu, &mut Console, Tell<'_>) -> Result<T, Lost>,
+    ) -> Result<T, Lost> {
+        // Both the work and the watch have things to say.
+        let (said, mut saying) = mpsc::unbounded_channel();
+        let mut tell = {
+            let said = said.clone();
+            move |kind| drop(said.send(kind))
+        };
+        let mut warn = move |kind| drop(said.send(kind));
+        let Self { qemu, console, watch, .. } = self;
+        let done = {
+            let mut working = std::pin::pin!(work(qemu, console, &mut tell));
+            let mut trouble = std::pin::pin!(watch.trouble(phase, &mut warn));
+            loop {
+                tokio::select! {
+                    biased;
+                    Some(kind) = saying.recv() => observe(kind),
+                    done = &mut working => break done,
+                    lost = &mut trouble => break Err(lost),
+                }
+            }
+        };
+        while let Ok(kind) = saying.try_recv() {
+            observe(kind);
+        }
+        done
+    }
+
+    /// Finds the best reason for a loss, and ends the machine.
+    pub(crate) async fn give_up(mut self, lost: Lost, phase: Phase) -> Lost {
+        // What was said last explains best, and the reason may have come a moment after its consequence.
+        let lost = self.watch.explain(lost, phase).await;
+        self.watch.last_words(&lost).await;
+        let tail = if lost.tail.is_empty() { self.console.tail(TAIL) } else { lost.tail.clone() };
+        self.qemu.kill().await;
+        lost.with_tail(tail)
+    }
+}
+
+/// Why a guest did not boot.
+#[derive(Debug)]
+pub(crate) enum Unbooted {
+    /// There was no machine.
+    Start(StartError),
+    /// There was one, and it is lost.
+    Lost(Lost),
+}
+
+impl Unbooted {
+    pub(crate) fn lost(self) -> Lost {
+        match self {
+            Self::Start(error) => Lost::host(error.to_string()),
+            Self::Lost(lost) => lost,
+        }
+    }
+}
+
+/// What was got in a guest that booted.
+#[derive(Debug)]
+pub(crate) enum Entered {
+    /// Our agent.
+    Agent {
+        /// The session with it.
+        session: Box<AgentSession>,
+        /// How to reach it.
+        port: PortKind,
+    },
+    /// Only a shell on the console.
+    Shell(Box<Shell>),
+}
+
+/// A guest that booted, before anything of the host's was mounted for good.
+#[derive(Debug)]
+pub(crate) struct Booted {
+    pub(crate) machine: Machine,
+    pub(crate) entered: Entered,
+    patience: Patience,
+}
+
+impl Booted {
+    /// Boots until something in the guest answers.
+    pub(crate) async fn boot(
+        plan: &Plan,
+        launch: Launch,
+        view: Option<&Views>,
+        observe: Observe<'_>,
+    ) -> Result<Self, Unbooted> {
+        let (mut machine, ports) = Machine::start(plan, launch, false, view).await.map_err(Unbooted::Start)?;
+        let limits = machine.limits;
+        let mut patience = limits.boot(machine.qemu.cpu_clock());
+        let entered = machine
+            .attend(Phase::Boot, observe, async |_, console, tell| match &plan.entry {
+                Entry::Init => by_init(ports, console, &mut patience, tell).await,
+                Entry::Console { agent } => {
+                    by_console(*agent, plan, ports, console, &mut patience, &limits, tell).await
+                }
+            })
+            .await;
+        match entered {
+            Ok(entered) => Ok(Self { machine, entered, patience }),
+            Err(lost) => Err(Unbooted::Lost(machine.give_up(lost, Phase::Boot).await)),
+        }
+    }
+
+    /// Mounts the shares: then commands can run.
+    pub(crate) async fn finish(self, share: &ShareSpec, observe: Observe<'_>) -> Result<Guest, Lost> {
+        let Self { machine, entered, patience } = self;
+        let limit = machine.limits.setup(&patience);
+        finish(machine, entered, share, None, limit, observe).await
+    }
+}
+
+/// Mounts the shares of a guest whose session is there.
+pub(crate) async fn finish(
+    mut machine: Machine,
+    entered: Entered,
+    share: &ShareSpec,
+    identity: Option<Identity>,
+    limit: Duration,
+    observe: Observe<'_>,
+) -> Result<Guest, Lost> {
+    let limits = machine.limits;
+    let ready = machine
+        .attend(Phase::Session, observe, async |_, _, tell| match entered {
+            Entered::Agent { session, .. } => {
+                let session = finish_setup(*session, share, identity, &limits, limit, tell).await?;
+                Ok(Session::Agent(Box::new(session)))
+            }
+            Entered::Shell(mut shell) => {
+                let exchange = enter::mount_by_shell(&mut shell, share, &limits).await?;
+                Ok(Session::Console(Box::new(ConsoleSession::new(*shell, exchange, limits.factor()))))
+            }
+        })
+        .await;
+    match ready {
+        Ok(session) => {
+            machine.watch.entered();
+            Ok(Guest::new(machine, session))
+        }
+        Err(lost) => Err(machine.give_up(lost, Phase::Boot).await),
+    }
+}
+
+fn keep_command(plan: &Plan, config: &MachineConfig) -> Result<(), StartError> {
+    let line = plan.command_of(config).map_err(|e| StartError::Files(e.to_string()))?;
+    fs_err::write(&plan.host.qemu_command, line + "\n").map_err(|e| {
+        StartError::Files(format!("cannot keep QEMU's command line: {e}; the run's directory must be writable"))
+    })
+}
+
+/// Waits for the agent that is the first process.
+async fn by_init(
+    ports: Ports,
+    console: &mut Console,
+    patience: &mut Patience,
+    tell: Tell<'_>,
+) -> Result<Entered, Lost> {
+    let view = console.view();
+    tokio::select! {
+        biased;
+        connected = AgentSession::connect(ports) => {
+            let (session, announce, port) = connected.map_err(|e| of_session(e, Phase::Boot))?;
+            Ok(agent(session, &announce, port, tell))
+        }
+        overdue = run_out(patience, &view) => Err(Lost::timeout(
+            Phase::Boot,
+            format!("the agent, which is the guest's first process, did not announce itself on its port: {overdue}"),
+        )),
+    }
+}
+
+fn agent(session: AgentSession, announce: &Announce, port: PortKind, tell: Tell<'_>) -> Entered {
+    tell(EventKind::Choice {
+        what: "session".into(),
+        chosen: match port {
+            PortKind::Virtio => "agent on the virtio port".into(),
+            PortKind::Serial => "agent on the second serial port".into(),
+        },
+        why: format!("it announced itself there first, from Linux {} on {}", announce.kernel, announce.machine),
+    });
+    Entered::Agent { session: Box::new(session), port }
+}
+
+/// Patience that every byte on the console renews.
+async fn run_out(patience: &mut Patience, view: &ConsoleView) -> crate::console::Overdue {
+    let mut last = view.last_line();
+    loop {
+        tokio::select! {
+            overdue = patience.run_out() => return overdue,
+            changed = last.changed() => match changed {
+                Ok(()) => patience.renew(),
+                Err(_) => return patience.run_out().await,
+            }
+        }
+    }
+}
+
+/// Gets a shell on the serial line, and from there the agent if it can run.
+async fn by_console(
+    place: AgentPlace,
+    plan: &Plan,
+    ports: Ports,
+    console: &mut Console,
+    patience: &mut Patience,
+    limits: &Limits,
+    tell: Tell<'_>,
+) -> Result<Entered, Lost> {
+    let options = AccessOptions { credentials: plan.login.clone(), ..AccessOptions::default() };
+    let mut booted = false;
+    let mut shell = access::climb(console, &options, patience, &mut |event| {
+        // Something that can be typed at ends the boot.
+        if matches!(event, AccessEvent::Did { act: Act::TypeUser | Act::Probe, .. })
+            && !std::mem::replace(&mut booted, true)
+        {
+            tell(EventKind::Phase { phase: Phase::Access });
+        }
+        if let Some(kind) = enter::event_of(&event) {
+            tell(kind);
+        }
+    })
+    .await
+    .map_err(enter::lost_of_access)?;
+    tell(EventKind::Phase { phase: Phase::Session });
+    match enter::start_agent(&mut shell, place, limits).await? {
+        enter::AgentStart::Started => {
+            // The console is the kernel's again: its faults have to be seen.
+            shell.restore_messages(&mut limits.line()).await.map_err(|e| enter::of_shell(&e, Phase::Session))?;
+            let connecting = AgentSession::connect(ports);
+            match tokio::time::timeout(limits.agent_start(), connecting).await {
+                Ok(connected) => {
+                    let (session, announce, port) = connected.map_err(|e| of_session(e, Phase::Session))?;
+                    Ok(agent(session, &announce, port, tell))
+                }
+                Err(_) => Err(Lost::timeout(
+                    Phase::Session,
+                    format!(
+                        "the agent started in the guest, but did not announce itself on its port within {}",
+                        crate::for_people(limits.agent_start())
+                    ),
+                )),
+            }
+        }
+        enter::AgentStart::CannotRun { why } => {
+            tell(EventKind::Choice { what: "session".into(), chosen: "sh on the console".into(), why });
+            Ok(Entered::Shell(Box::new(shell)))
+        }
+    }
+}
+
+/// Nanoseconds since the epoch.
+pub(crate) fn now_ns() -> u64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .ok()
+        .and_then(|d| u64::try_from(d.as_nanos()).ok())
+        .unwrap_or(0)
+}
+
+/// Mounts the shares and sets the clock.
+async fn finish_setup(
+    mut session: AgentSession,
+    spec: &ShareSpec,
+    identity: Option<Identity>,
+    limits: &Limits,
+    limit: Duration,
+    tell: Tell<'_>,
+) -> Result<AgentSession, Lost> {
+    session.set_liveness(Liveness { silent_after: limits.silence() });
+    let mounts = share::mounts(spec);
+    let setup = Setup { mounts: mounts.clone(), clock_ns: now_ns(), identity };
+    let faults = match tokio::time::timeout(limit, session.setup(setup)).await {
+        Ok(answered) => answered.map_err(|e| of_session(e, Phase::Session))?,
+        Err(_) => {
+            let limit = crate::for_people(limit);
+            return Err(Lost::timeout(Phase::Session, format!("the guest did not mount its shares within {limit}")));
+        }
+    };
+    for line in session.take_log() {
+        tell(EventKind::Warning { message: format!("the agent says: {line}") });
+    }
+    for (index, fault) in faults {
+        let Some(mount) = usize::try_from(index).ok().and_then(|i| mounts.get(i)) else { continue };
+        let said = share::explain(mount, &fault);
+        if spec.required() {
+            return Err(Lost::host(said));
+        }
+        tell(EventKind::Warning { message: said });
+    }
+    Ok(session)
+}

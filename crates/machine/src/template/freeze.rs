@@ -1,0 +1,183 @@
+//! From a guest that booted to a template.
+
+use std::{
+    fs::File,
+    time::{Duration, Instant},
+};
+
+use belljar_model::Phase;
+use belljar_proto::message::Quiesce;
+
+use super::{
+    Template,
+    manifest::Frozen,
+    sparse,
+    store::{Facts, Making, RAM, STATE},
+};
+use crate::{
+    Lost,
+    boot::{Booted, Entered},
+    guest::{Observe, of_session},
+    plan::Plan,
+    qemu::{
+        process::Qemu,
+        qmp::{
+            Cont, EventStream, Migrate, MigrateSetCapabilities, MigrationCapability, Qmp, QmpError, QueryMigrate, Stop,
+        },
+    },
+    session::agent::PortKind,
+    share,
+    spec::ShareSpec,
+};
+
+/// How long QEMU may take to write the state of its devices: some megabytes.
+const STATE_LIMIT: Duration = Duration::from_secs(60);
+/// For so long a guest must have nothing to do to count as having come to rest.
+const REST: Duration = Duration::from_millis(60);
+
+/// Both ends agree that memory is not in the state.
+pub(super) fn capabilities() -> MigrateSetCapabilities {
+    let on = |capability| MigrationCapability { capability, state: true };
+    MigrateSetCapabilities { capabilities: vec![on("x-ignore-shared"), on("events")] }
+}
+
+/// Why there is no template.
+#[derive(Debug)]
+pub(crate) enum Unfrozen {
+    /// The guest goes on as it is; why it could not be frozen.
+    GoesOn(String),
+    /// The guest is lost.
+    Lost(Lost),
+}
+
+/// Freezes a guest whose memory is in `ram`, and makes a template of it. The machine is of no use after that.
+pub(crate) async fn freeze(
+    booted: &mut Booted,
+    plan: &Plan,
+    making: Making,
+    ram: File,
+    since: Instant,
+    observe: Observe<'_>,
+) -> Result<Template, Unfrozen> {
+    let session = match &booted.entered {
+        Entered::Agent { port: PortKind::Virtio, .. } => Frozen::AgentOnVirtio,
+        Entered::Agent { port: PortKind::Serial, .. } => Frozen::AgentOnSerial,
+        Entered::Shell(_) => return Err(Unfrozen::GoesOn("our agent does not run in it".into())),
+    };
+    let facts = Facts {
+        guest: plan.title.clone(),
+        qemu: plan.qemu.version.to_string(),
+        boot_millis: u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX),
+        session,
+    };
+    quiesce(booted, &plan.share, since, observe).await?;
+    if let Some(lost) = booted.machine.watch.doubt(Phase::Session) {
+        return Err(Unfrozen::Lost(lost));
+    }
+    let create = |name| making.create(name).map_err(|e| Unfrozen::GoesOn(e.to_string()));
+    let (state, kept) = (create(STATE)?, create(RAM)?);
+    let qmp = booted.machine.qemu.qmp().clone();
+    booted.machine.watch.stops().expect();
+    let saved =
+        booted.machine.attend(Phase::Session, observe, async |_, _, _| Ok(save(&qmp, state, ram, kept).await)).await;
+    let published = match saved {
+        Ok(Ok(copied)) => {
+            let published = tokio::task::spawn_blocking(move || making.publish(facts, copied.hash)).await;
+            published.map_err(|e| e.to_string()).and_then(|p| p.map_err(|e| e.to_string()))
+        }
+        Ok(Err(why)) => Err(why),
+        Err(lost) => return Err(Unfrozen::Lost(lost)),
+    };
+    match published {
+        Ok(template) => Ok(template),
+        // It has lost no more than time.
+        Err(why) => match qmp.execute(Cont {}).await {
+            Ok(_) => Err(Unfrozen::GoesOn(why)),
+            Err(error) => Err(Unfrozen::Lost(Lost::host(format!(
+                "the guest could not be frozen ({why}), and does not go on: {error}; use --no-template"
+            )))),
+        },
+    }
+}
+
+/// Has the guest let go of the host, and waits until it has come to rest.
+async fn quiesce(booted: &mut Booted, share: &ShareSpec, since: Instant, observe: Observe<'_>) -> Result<(), Unfrozen> {
+    let overlay = share.workspace.as_ref().is_some_and(|w| w.mode == crate::MountMode::CopyOnWrite);
+    let wanted = Quiesce { unmount: vec![share::CONTROL_PATH.into()], overlay };
+    let Booted { machine, entered, .. } = booted;
+    let limit = machine.limits.sync();
+    let left = machine
+        .attend(Phase::Session, observe, async |qemu, _, _| {
+            let Entered::Agent { session, .. } = entered else { return Ok(Vec::new()) };
+            let left = match tokio::time::timeout(limit, session.quiesce(wanted)).await {
+                Ok(left) => left.map_err(|e| of_session(e, Phase::Session))?,
+                Err(_) => vec!["nobody knows where, for the guest does not answer".into()],
+            };
+            if left.is_empty() {
+                rest(qemu, since.elapsed() / 16).await;
+            }
+            Ok(left)
+        })
+        .await
+        .map_err(Unfrozen::Lost)?;
+    if left.is_empty() {
+        return Ok(());
+    }
+    Err(Unfrozen::GoesOn(format!("something of the host's stays mounted in it: {}", left.join(", "))))
+}
+
+/// Waits until the guest has nothing to do: what it still has to do, each of its copies would have to do. One that never
+/// rests is frozen all the same.
+async fn rest(qemu: &Qemu, limit: Duration) {
+    let until = Instant::now() + limit;
+    let mut before = qemu.wanted_time();
+    while Instant::now() < until {
+        tokio::time::sleep(REST).await;
+        let now = qemu.wanted_time();
+        if now.saturating_sub(before) < REST / 8 {
+            return;
+        }
+        before = now;
+    }
+}
+
+/// Stops the guest, and writes its devices' state and its memory.
+async fn save(qmp: &Qmp, state: File, ram: File, kept: File) -> Result<sparse::Copied, String> {
+    let refused = |error: QmpError| error.to_string();
+    qmp.execute(Stop {}).await.map_err(refused)?;
+    let copying = tokio::task::spawn_blocking(move || {
+        let size = ram.metadata()?.len();
+        sparse::copy(&ram, &kept, size)
+    });
+    let mut events = qmp.events();
+    qmp.execute(capabilities()).await.map_err(refused)?;
+    qmp.hand_over("state", state.into()).await.map_err(refused)?;
+    let saving = async {
+        qmp.execute(Migrate { uri: "fd:state".into() }).await.map_err(refused)?;
+        saved(qmp, &mut events).await
+    };
+    let saved = tokio::time::timeout(STATE_LIMIT, saving).await.unwrap_or_else(|_| {
+        Err(format!("QEMU did not write the state of its devices within {}", crate::for_people(STATE_LIMIT)))
+    });
+    // Whatever came of the state: the files are closed before anybody goes on.
+    let copied = copying.await.map_err(|e| e.to_string())?.map_err(|e| format!("its memory cannot be kept: {e}"))?;
+    saved.map(|()| copied)
+}
+
+/// Waits for the end of the migration.
+async fn saved(qmp: &Qmp, events: &mut EventStream) -> Result<(), String> {
+    while let Some(event) = events.next().await {
+        if event.name != "MIGRATION" {
+            continue;
+        }
+        match event.data.get("status").and_then(|s| s.as_str()) {
+            Some("completed") => return Ok(()),
+            Some("failed" | "cancelled") => {
+                let info = qmp.execute(QueryMigrate {}).await.unwrap_or_default();
+                return Err(info.error_desc.unwrap_or_else(|| "QEMU could not write the state of its devices".into()));
+            }
+            _ => {}
+        }
+    }
+    Err("QEMU's control channel was closed".into())
+}

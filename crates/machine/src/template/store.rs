@@ -1,0 +1,403 @@
+//! Where templates are kept, in such a way that any number of processes can use, make and drop them at the same time.
+//!
+//! ```text
+//! KEY/           a template: manifest, ram, state, disk0…; the time of `used` says when it was used last
+//! KEY.making/    one that is being made, as long as `lock` in it is locked
+//! dropped-…/     one that is being removed
+//! ```
+//!
+//! A template appears by a rename and goes by a rename. Whoever uses one holds its files open, so that it may go meanwhile. The lock is
+//! held by the process that makes the template and ends with it; what is left of a maker that was killed has a lock that nobody holds,
+//! and is cleared away by the next.
+
+use std::{
+    fs::{self, DirBuilder, File, FileTimes},
+    io,
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
+    time::SystemTime,
+};
+
+use rustix::fs::OFlags;
+
+use super::{
+    Template,
+    key::TemplateKey,
+    manifest::{FORMAT, Flaw, Frozen, Manifest, Part, boot_id, now},
+};
+
+const MANIFEST: &str = "manifest";
+const LOCK: &str = "lock";
+const USED: &str = "used";
+const MAKING: &str = ".making";
+const DROPPED: &str = "dropped-";
+
+/// Where templates are kept.
+#[derive(Clone, Debug)]
+pub struct TemplateStore {
+    dir: PathBuf,
+    limit: u64,
+}
+
+/// One template, for a person.
+#[derive(Clone, Debug)]
+pub struct Kept {
+    /// Its key.
+    pub key: TemplateKey,
+    /// Which guest it is; none if that cannot be told any more.
+    pub guest: Option<String>,
+    /// Bytes that it takes on the disk.
+    pub size: u64,
+    /// When it was made.
+    pub made: Option<SystemTime>,
+    /// When it was used last.
+    pub used: SystemTime,
+}
+
+/// The right to make a template, which nobody else has meanwhile. Dropping it removes what was made so far.
+#[derive(Debug)]
+pub(crate) struct Making {
+    store: TemplateStore,
+    key: TemplateKey,
+    dir: PathBuf,
+    lock: Option<File>,
+}
+
+/// What came of asking for the right to make a template.
+#[derive(Debug)]
+pub(crate) enum Claim {
+    /// It is ours.
+    Ours(Making),
+    /// Somebody else made the template meanwhile.
+    Made,
+    /// Somebody else is making it.
+    Taken,
+}
+
+/// What is known of a guest that was frozen.
+#[derive(Debug)]
+pub(crate) struct Facts {
+    pub(crate) guest: String,
+    pub(crate) qemu: String,
+    pub(crate) boot_millis: u64,
+    pub(crate) session: Frozen,
+}
+
+impl TemplateStore {
+    /// `dir` is made when it is needed; the least recently used templates go when all take more than `limit` bytes.
+    #[must_use]
+    pub fn new(dir: impl Into<PathBuf>, limit: u64) -> Self {
+        Self { dir: dir.into(), limit }
+    }
+
+    /// Where they are.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The most bytes that all of them may take.
+    #[must_use]
+    pub fn limit(&self) -> u64 {
+        self.limit
+    }
+
+    fn path(&self, key: &TemplateKey) -> PathBuf {
+        self.dir.join(key.as_str())
+    }
+
+    /// Opens a template and sees to it that it is as it was made. One that is not is removed, and the flaw told.
+    pub(crate) fn find(&self, key: &TemplateKey) -> Result<Option<Template>, Flaw> {
+        let dir = self.path(key);
+        if !fs::symlink_metadata(&dir).is_ok_and(|m| m.is_dir() && is_ours(&m)) {
+            return Ok(None);
+        }
+        match open(&dir, key) {
+            Ok(template) => {
+                touch(&dir.join(USED));
+                Ok(Some(template))
+            }
+            // Another process dropped it this very moment.
+            Err(_) if fs::symlink_metadata(&dir).is_err() => Ok(None),
+            Err(flaw) => {
+                self.remove(key);
+                Err(flaw)
+            }
+        }
+    }
+
+    /// Removes a template; those who use it go on.
+    pub fn remove(&self, key: &TemplateKey) {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let aside = self.dir.join(format!("{DROPPED}{}-{number}-{}", std::process::id(), now()));
+        if fs::rename(self.path(key), &aside).is_ok() {
+            // What cannot be removed now is tried again with the next clearing-up.
+            let _ = fs::remove_dir_all(&aside);
+        }
+    }
+
+    /// Asks for the right to make a template. With `wait` it is waited for until nobody else has it.
+    pub(crate) fn claim(&self, key: &TemplateKey, wait: bool) -> io::Result<Claim> {
+        let dir = self.dir.join(format!("{key}{MAKING}"));
+        loop {
+            if self.path(key).exists() {
+                return Ok(Claim::Made);
+            }
+            DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+            let path = dir.join(LOCK);
+            let lock = match new_file(&path, false) {
+                Ok(lock) => lock,
+                // The maker before us took the directory away.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
+            if wait {
+                lock.lock()?;
+            } else if let Err(error) = lock.try_lock() {
+                return match error {
+                    fs::TryLockError::WouldBlock => Ok(Claim::Taken),
+                    fs::TryLockError::Error(error) => Err(error),
+                };
+            }
+            // Whoever had it before may have renamed or removed the directory: then this lock is of no use.
+            if !is_same(&path, &lock) {
+                continue;
+            }
+            let making = Making { store: self.clone(), key: key.clone(), dir: dir.clone(), lock: Some(lock) };
+            if self.path(key).exists() {
+                return Ok(Claim::Made);
+            }
+            for entry in fs::read_dir(&dir)?.flatten().filter(|e| e.file_name() != LOCK) {
+                fs::remove_file(entry.path())?;
+            }
+            return Ok(Claim::Ours(making));
+        }
+    }
+
+    /// All templates, most recently used first.
+    ///
+    /// # Errors
+    /// When the directory is there and cannot be read.
+    pub fn list(&self) -> io::Result<Vec<Kept>> {
+        let entries = match fs::read_dir(&self.dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        let mut kept = Vec::new();
+        for entry in entries.flatten() {
+            let Some(key) = entry.file_name().to_str().and_then(TemplateKey::parse) else { continue };
+            let dir = entry.path();
+            let manifest = File::open(dir.join(MANIFEST)).ok().and_then(|f| Manifest::read(&f, key.as_str()).ok());
+            let time = |name: &str| fs::metadata(dir.join(name)).and_then(|m| m.modified()).ok();
+            kept.push(Kept {
+                size: size_of(&dir),
+                made: manifest.as_ref().map(|m| SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(m.made)),
+                guest: manifest.map(|m| m.guest),
+                used: time(USED).or_else(|| time(MANIFEST)).unwrap_or(SystemTime::UNIX_EPOCH),
+                key,
+            });
+        }
+        kept.sort_by_key(|k| std::cmp::Reverse(k.used));
+        Ok(kept)
+    }
+
+    /// Removes the least recently used templates until all take no more than `limit` bytes, and what killed makers left.
+    /// Gives those that were removed.
+    ///
+    /// # Errors
+    /// When the directory is there and cannot be read.
+    pub fn prune(&self, limit: u64) -> io::Result<Vec<Kept>> {
+        self.prune_but(None, limit)
+    }
+
+    fn prune_but(&self, spare: Option<&TemplateKey>, limit: u64) -> io::Result<Vec<Kept>> {
+        self.clear_up();
+        let mut total: u64 = 0;
+        let mut removed = Vec::new();
+        for kept in self.list()? {
+            total = total.saturating_add(kept.size);
+            if total > limit && spare != Some(&kept.key) {
+                self.remove(&kept.key);
+                total -= kept.size;
+                removed.push(kept);
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Removes what nobody is at work on any more.
+    fn clear_up(&self) {
+        let Ok(entries) = fs::read_dir(&self.dir) else { return };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let Some(name) = name.to_str() else { continue };
+            if name.starts_with(DROPPED) {
+                let _ = fs::remove_dir_all(entry.path());
+            } else if let Some(key) = name.strip_suffix(MAKING).and_then(TemplateKey::parse)
+                && let Ok(Claim::Ours(making)) = self.claim(&key, false)
+            {
+                drop(making);
+            }
+        }
+    }
+}
+
+impl Making {
+    /// Where the template's files are made.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Whose template it will be.
+    pub(crate) fn key(&self) -> &TemplateKey {
+        &self.key
+    }
+
+    /// Where it will be.
+    pub(crate) fn store(&self) -> &TemplateStore {
+        &self.store
+    }
+
+    /// A new file of the template.
+    pub(crate) fn create(&self, name: &str) -> io::Result<File> {
+        new_file(&self.dir.join(name), true)
+    }
+
+    /// A new file for one of the disks.
+    pub(crate) fn create_disk(&self, at: usize) -> io::Result<File> {
+        self.create(&format!("{DISK}{at}"))
+    }
+
+    /// Makes the template known. The memory's checksum was taken when it was copied.
+    pub(crate) fn publish(mut self, facts: Facts, ram: blake3::Hash) -> io::Result<Template> {
+        let mut names: Vec<String> = fs::read_dir(&self.dir)?
+            .flatten()
+            .filter_map(|e| e.file_name().into_string().ok())
+            .filter(|name| name == RAM || name == STATE || name.starts_with(DISK))
+            .collect();
+        names.sort();
+        let mut parts = Vec::new();
+        for name in &names {
+            let file = open_part(&self.dir, name)?;
+            parts.push(Part::of(name, &file, (name == RAM).then_some(ram))?);
+        }
+        let manifest = Manifest {
+            format: FORMAT,
+            key: self.key.as_str().to_owned(),
+            guest: facts.guest,
+            qemu: facts.qemu,
+            made: now() / 1_000_000_000,
+            boot_millis: facts.boot_millis,
+            session: facts.session,
+            parts,
+            boot_id: boot_id(),
+        };
+        write_manifest(&self.dir, &manifest)?;
+        touch(&self.dir.join(USED));
+        let template = open_parts(&self.dir, manifest)?;
+        fs::rename(&self.dir, self.store.path(&self.key))?;
+        // The lock's file went along.
+        self.lock = None;
+        let _ = self.store.prune_but(Some(&self.key), self.store.limit);
+        Ok(template)
+    }
+}
+
+impl Drop for Making {
+    fn drop(&mut self) {
+        if self.lock.is_some() {
+            // While the lock is held: whoever waits for it sees that its file is gone.
+            let _ = fs::remove_dir_all(&self.dir);
+        }
+    }
+}
+
+/// Names of a template's parts.
+pub(super) const RAM: &str = "ram";
+pub(super) const STATE: &str = "state";
+pub(super) const DISK: &str = "disk";
+
+fn open(dir: &Path, key: &TemplateKey) -> Result<Template, Flaw> {
+    let read = |part: &str| {
+        let part = part.to_owned();
+        move |source| Flaw::Read { part, source }
+    };
+    let file = open_part(dir, MANIFEST).map_err(read("the manifest"))?;
+    let mut manifest = Manifest::read(&file, key.as_str())?;
+    let boot = boot_id();
+    let rebooted = boot.is_empty() || manifest.boot_id != boot;
+    let mut fresh = false;
+    for part in &mut manifest.parts {
+        let file = open_part(dir, &part.name).map_err(read(&part.name))?;
+        // The device's state is small and read whole by each clone.
+        if let Some(restamped) = part.verify(&file, rebooted || part.name == STATE)? {
+            fresh |= restamped.stamp != part.stamp || part.name != STATE;
+            *part = restamped;
+        }
+    }
+    if fresh || rebooted {
+        manifest.boot_id = boot;
+        // Where it cannot be written, the next one reads everything again.
+        let _ = write_manifest(dir, &manifest);
+    }
+    open_parts(dir, manifest).map_err(read("a part"))
+}
+
+fn open_parts(dir: &Path, manifest: Manifest) -> io::Result<Template> {
+    let mut disks = Vec::new();
+    while manifest.parts.iter().any(|p| p.name == format!("{DISK}{}", disks.len())) {
+        disks.push(open_part(dir, &format!("{DISK}{}", disks.len()))?);
+    }
+    let template = Template { ram: open_part(dir, RAM)?, state: open_part(dir, STATE)?, disks, manifest };
+    if template.is_unchanged() { Ok(template) } else { Err(io::Error::other("it changed while it was opened")) }
+}
+
+fn open_part(dir: &Path, name: &str) -> io::Result<File> {
+    let flags = (OFlags::NOFOLLOW | OFlags::CLOEXEC).bits();
+    let file = File::options().read(true).custom_flags(flags.cast_signed()).open(dir.join(name))?;
+    let metadata = file.metadata()?;
+    if metadata.is_file() && is_ours(&metadata) { Ok(file) } else { Err(io::Error::other("it is not a file of ours")) }
+}
+
+/// A file that only we can read: a guest's memory may hold secrets.
+fn new_file(path: &Path, fresh: bool) -> io::Result<File> {
+    let flags = (OFlags::NOFOLLOW | OFlags::CLOEXEC).bits();
+    let mut options = File::options();
+    options.read(true).write(true).mode(0o600).custom_flags(flags.cast_signed());
+    if fresh {
+        options.create_new(true)
+    } else {
+        options.create(true).truncate(false)
+    };
+    options.open(path)
+}
+
+/// Whole, or not at all.
+fn write_manifest(dir: &Path, manifest: &Manifest) -> io::Result<()> {
+    let new = dir.join(format!("{MANIFEST}.{}", std::process::id()));
+    let _ = fs::remove_file(&new);
+    io::Write::write_all(&mut new_file(&new, true)?, &manifest.write())?;
+    fs::rename(&new, dir.join(MANIFEST))
+}
+
+fn is_ours(metadata: &fs::Metadata) -> bool {
+    metadata.uid() == rustix::process::geteuid().as_raw()
+}
+
+fn is_same(path: &Path, file: &File) -> bool {
+    let of = |m: fs::Metadata| (m.dev(), m.ino());
+    fs::symlink_metadata(path).is_ok_and(|there| file.metadata().is_ok_and(|here| of(here) == of(there)))
+}
+
+/// The time tells what is in use; where it cannot be set, a template merely goes sooner.
+fn touch(path: &Path) {
+    let now = FileTimes::new().set_modified(SystemTime::now());
+    let _ = new_file(path, false).and_then(|file| file.set_times(now));
+}
+
+fn size_of(dir: &Path) -> u64 {
+    let Ok(entries) = fs::read_dir(dir) else { return 0 };
+    entries.flatten().filter_map(|e| e.metadata().ok()).map(|m| m.blocks() * 512).sum()
+}

@@ -1,0 +1,155 @@
+//! From a template to a guest of its own.
+
+use std::time::Duration;
+
+use belljar_model::{EventKind, Fault, Phase, Verdict};
+use belljar_proto::message::Identity;
+
+use super::{Template, freeze::capabilities, manifest::Frozen};
+use crate::{
+    Lost,
+    boot::{self, Entered, Machine, Ports, StartError},
+    guest::{Guest, Observe, Views, of_session},
+    plan::Plan,
+    qemu::qmp::{Cont, EventStream, MigrateIncoming, QmpError},
+    session::agent::{AgentSession, PortKind},
+};
+
+/// How long QEMU may take to read the devices' state.
+const LOAD_LIMIT: Duration = Duration::from_secs(60);
+/// The hardware address that QEMU gives to the first network card.
+const QEMU_MAC: [u8; 6] = [0x52, 0x54, 0x00, 0x12, 0x34, 0x56];
+
+/// Why there is no guest.
+#[derive(Debug)]
+pub(crate) enum Unthawed {
+    /// The template is of no use.
+    Template(String),
+    /// There was a guest, and it is lost.
+    Lost(Lost),
+}
+
+/// Makes a guest of its own out of a template. With `again` the logs of this attempt are added to, not begun.
+pub(crate) async fn thaw(
+    plan: &Plan,
+    template: Template,
+    again: bool,
+    view: Option<&Views>,
+    observe: Observe<'_>,
+) -> Result<Guest, Unthawed> {
+    let unusable = |e: &dyn std::fmt::Display| Unthawed::Template(e.to_string());
+    let (launch, state) = plan.launch_copy(&template).map_err(|e| unusable(&e))?;
+    let started = Machine::start(plan, launch, again, view).await;
+    let (mut machine, ports) = started.map_err(|e| match e {
+        StartError::Files(why) => Unthawed::Lost(Lost::host(why)),
+        StartError::Spawn(error) => unusable(&error),
+    })?;
+    let limits = machine.limits;
+    let resumed = machine
+        .attend(Phase::Boot, observe, async |qemu, _, _| {
+            let mut events = qemu.qmp().events();
+            let refused = |e: QmpError| Lost::host(e.to_string());
+            qemu.qmp().execute(capabilities()).await.map_err(refused)?;
+            let greeting = greet(template.session(), ports);
+            qemu.qmp().execute(MigrateIncoming { uri: format!("fd:{state}") }).await.map_err(refused)?;
+            let loaded = tokio::time::timeout(LOAD_LIMIT, loaded(&mut events)).await;
+            if !loaded.is_ok_and(|loaded| loaded) {
+                let limit = crate::for_people(LOAD_LIMIT);
+                return Err(Lost::timeout(Phase::Boot, format!("QEMU did not load the template within {limit}")));
+            }
+            // It was stopped when it was frozen.
+            qemu.qmp().execute(Cont {}).await.map_err(refused)?;
+            tokio::time::timeout(limits.agent_start(), greeting).await.unwrap_or_else(|_| {
+                let limit = crate::for_people(limits.agent_start());
+                Err(Lost::timeout(Phase::Session, format!("the agent in the copy did not answer within {limit}")))
+            })
+        })
+        .await;
+    let entered = match resumed {
+        Ok(entered) => entered,
+        Err(lost) => {
+            let lost = machine.give_up(lost, Phase::Boot).await;
+            return Err(Unthawed::Template(explain(&lost)));
+        }
+    };
+    machine.watch.entered();
+    observe(EventKind::Phase { phase: Phase::Session });
+    let identity =
+        identity().map_err(|e| Unthawed::Lost(Lost::host(format!("no random numbers from the system: {e}"))))?;
+    let limit = limits.setup_of_copy();
+    let guest = boot::finish(machine, entered, &plan.share, Some(identity), limit, observe).await;
+    guest.map(|guest| guest.with_template(template)).map_err(Unthawed::Lost)
+}
+
+/// Takes the agent over.
+async fn greet(frozen: &Frozen, ports: Ports) -> Result<Entered, Lost> {
+    let kind = match frozen {
+        Frozen::AgentOnVirtio => PortKind::Virtio,
+        Frozen::AgentOnSerial => PortKind::Serial,
+    };
+    // The other port stays open: its end in the guest is what it was.
+    let (mut ours, _others): (Ports, Ports) = ports.into_iter().partition(|(k, _)| *k == kind);
+    let Some((kind, port)) = ours.pop() else {
+        return Err(Lost::host("the machine lacks the port of its agent"));
+    };
+    let session = AgentSession::resume(kind, port).await.map_err(|e| of_session(e, Phase::Session))?;
+    Ok(Entered::Agent { session: Box::new(session), port: kind })
+}
+
+/// Waits until the state is there. `false`: it never will be.
+async fn loaded(events: &mut EventStream) -> bool {
+    while let Some(event) = events.next().await {
+        let status = event.data.get("status").and_then(|s| s.as_str());
+        if event.name == "MIGRATION" && status == Some("completed") {
+            return true;
+        }
+    }
+    false
+}
+
+fn explain(lost: &Lost) -> String {
+    let said = match &lost.verdict {
+        Verdict::Crash(crash) => Some(&crash.seen),
+        Verdict::Error(Fault::Host { message }) => Some(message),
+        _ => None,
+    };
+    let parts: Vec<&str> = said.into_iter().chain(&lost.message).map(String::as_str).collect();
+    if parts.is_empty() { "for no known reason".into() } else { parts.join(": ") }
+}
+
+/// Another one for each copy.
+fn identity() -> Result<Identity, getrandom::Error> {
+    let mut random = [0; 32 + 16 + 3];
+    getrandom::fill(&mut random)?;
+    let mut seed = [0; 32];
+    seed.copy_from_slice(&random[..32]);
+    let mut machine_id = [0; 16];
+    machine_id.copy_from_slice(&random[32..48]);
+    // As a random UUID has them, which machine-id(5) asks for.
+    machine_id[6] = machine_id[6] & 0x0f | 0x40;
+    machine_id[8] = machine_id[8] & 0x3f | 0x80;
+    let tail = [random[48], random[49], random[50]];
+    Ok(Identity {
+        seed,
+        machine_id,
+        host_suffix: format!("-{:02x}{:02x}{:02x}", tail[0], tail[1], tail[2]),
+        mac: [QEMU_MAC[0], QEMU_MAC[1], QEMU_MAC[2], tail[0], tail[1], tail[2]],
+        old_mac: QEMU_MAC,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_copies_are_the_same() {
+        let (one, two) = (identity().unwrap(), identity().unwrap());
+        assert_ne!(one.seed, two.seed);
+        assert_ne!(one.machine_id, two.machine_id);
+        assert_ne!(one.host_suffix, two.host_suffix);
+        assert_ne!(one.mac, two.mac);
+        assert_eq!(one.machine_id[6] >> 4, 4);
+        assert_eq!(one.mac[0] & 1, 0, "no group address");
+    }
+}

@@ -1,0 +1,261 @@
+# shellcheck shell=bash
+# shellcheck disable=SC2015,SC2016,SC2154 # what is quoted is expanded in the guest; run and lib.sh set dir, code
+# Guests that booted once and are copied from then on.
+
+# A cache of this case's own, so that it can be spoilt. What was found out about KVM is kept.
+own_cache() {
+    mkdir cache
+    cp "$BELLJAR_CACHE_DIR"/belljar-kvm-* cache/ 2>/dev/null || :
+    export BELLJAR_CACHE_DIR=$dir/cache
+}
+templates() { find "$BELLJAR_CACHE_DIR/templates" -mindepth 1 -maxdepth 1 -printf '%f\n' 2>/dev/null | sort; }
+one_template() { [ "$(templates | wc -l)" = 1 ] || fail "there is not one template: $(templates)"; echo "$BELLJAR_CACHE_DIR/templates/$(templates)"; }
+made() { want_line 'template: made' err; }
+found() { want_line 'template: found' err; }
+# A guest that says who it is.
+who='cat /etc/machine-id; hostname; od -An -tx1 -N16 /dev/urandom; cat /sys/class/net/*/address; date +%s'
+
+test_the_second_run_is_a_copy() {
+    own_cache
+    bj -v -- sh -c 'echo out; echo err >&2; echo file >f; echo kept >$BELLJAR_OUT/k; exit 7'
+    want_code 7
+    made
+    rm ws/f
+    bj -v --out "$dir/results" -- sh -c 'cat; echo out; echo err >&2; echo file >f; echo kept >$BELLJAR_OUT/k; exit 7' </dev/null
+    want_code 7
+    found
+    want_out out
+    want_line '^err$' err
+    [ "$(cat ws/f)" = file ] && [ "$(cat results/k)" = kept ]
+    bj -v --no-template -- true
+    want_code 0
+    want_no_line 'template:' err
+    bj -v -- sh -c 'kill -9 $$'
+    want_code 137
+    found
+    bj -v -- /no/such/program
+    want_code 127
+    # Another machine is another template.
+    bj -v --memory 768M -- true
+    made
+    [ "$(templates | wc -l)" = 2 ]
+}
+
+# Two copies have nothing in common but what the guest had before; neither sees what the other writes.
+apart() {
+    local i now
+    for i in 1 2 3; do
+        now=$(date +%s)
+        bj -v "$@" -- sh -c "$who"'; ls /marks /dev/shm/mark 2>/dev/null; mkdir -p /marks; echo mine >/marks/mine; echo mine >/dev/shm/mark; sync'
+        want_code 0
+        mv out "who$i"
+        [ "$i" = 1 ] || found
+        local at; at=$(tail -n 1 "who$i")
+        [ "$at" -ge "$now" ] && [ "$at" -le "$(date +%s)" ] || fail "the clock says $at and not $now; or something was seen of another guest"
+    done
+    python3 - who1 who2 who3 <<'PY' || fail "two guests have something in common: $(cat who1 who2 who3)"
+import sys
+seen = [open(f).read().split("\n") for f in sys.argv[1:]]
+for index, name in enumerate(["machine id", "host name", "random numbers", "hardware address"]):
+    values = [lines[index].strip() for lines in seen]
+    assert len(set(values)) == len(values) and all(values), (name, values)
+PY
+}
+
+test_copies_are_apart() { apart; }
+
+# fixtures: debian-bookworm
+test_copies_of_a_disk_image_are_apart() {
+    before=$(sha256sum <"$(fixture debian-bookworm)")
+    apart --image "$(fixture debian-bookworm)" --login root:belljar
+    bj -v --image "$(fixture debian-bookworm)" --login root:belljar -- sh -c '
+        [ "$(getent hosts "$(hostname)" | wc -l)" != 0 ] || echo "my name cannot be looked up"
+        systemctl is-system-running; dmesg | grep -c "crng reseeded"'
+    want_no_line 'cannot be looked up'
+    want_line '^running$'
+    found
+    [ "$(sha256sum <"$(fixture debian-bookworm)")" = "$before" ] || fail 'the image has changed'
+}
+
+# fixtures: debian-bookworm
+test_an_image_that_changed_is_another_guest() {
+    own_cache
+    qemu-img create -q -f raw data 4M
+    printf one | dd of=data conv=notrunc status=none
+    bj -v --disk "file=$dir/data" -- head -c 3 /dev/vda
+    made
+    [ "$(cat out)" = one ]
+    bj -v --disk "file=$dir/data" -- sh -c 'head -c 3 /dev/vda; echo xxx >/dev/vda'
+    found
+    [ "$(cat out)" = one ]
+    # In place, and the time of the last change set back.
+    touch -r data time
+    printf two | dd of=data conv=notrunc status=none
+    touch -r time data
+    bj -v --disk "file=$dir/data" -- head -c 3 /dev/vda
+    made
+    [ "$(cat out)" = two ]
+}
+
+test_a_spoilt_template_is_made_anew() {
+    own_cache
+    local how t
+    bj -v -- true
+    made
+    for how in 'truncate -s 100M ram' 'truncate -s 0 ram' 'rm ram' 'rm manifest' 'truncate -s 300 manifest' 'truncate -s 1000 state' \
+        'printf x | dd of=state bs=1 seek=2000 conv=notrunc status=none' 'cp -p state ram' 'rm state; ln -s /etc/passwd state' \
+        'head -c 4096 /dev/urandom | dd of=ram bs=4096 seek=5000 conv=notrunc status=none'; do
+        t=$(one_template)
+        (cd "$t" && eval "$how")
+        bj -v -- sh -c 'exit 5'
+        want_code 5
+        want_err 'template of this guest was removed'
+        made
+        echo "  after: $how"
+    done
+    bj -v -- true
+    found
+}
+
+test_another_qemu_has_its_own() {
+    unshare --mount true 2>/dev/null || { echo 'not tried: no rights to mount'; return; }
+    own_cache
+    bj -v -- true
+    made
+    # In the same place, for it looks for its parts beside itself.
+    local qemu; qemu=$(readlink -f "$(command -v qemu-system-x86_64)")
+    cp "$qemu" qemu
+    code=0
+    unshare --mount sh -c 'mount --bind "$1/qemu" "$3" && cd "$1/ws" && exec "$2" run -v -- true' - "$dir" "$BELLJAR" "$qemu" >out 2>err </dev/null || code=$?
+    want_code 0
+    made
+    [ "$(templates | wc -l)" = 2 ]
+    bj -v -- true
+    found
+}
+
+test_removed_while_in_use() {
+    own_cache
+    bj -- true
+    (cd ws && exec "$BELLJAR" run -- sh -c 'echo ready >ready; while [ ! -e go ]; do sleep 0.2; done; ls /usr/bin | wc -l; exit 6' >"$dir/out" 2>"$dir/err" </dev/null) & local pid=$!
+    until_true 120 test -e ws/ready || fail 'the guest did not come up'
+    "$BELLJAR" template prune --all >pruned
+    want_line '^1 removed' pruned
+    [ -z "$(templates)" ]
+    touch ws/go
+    code=0; wait $pid || code=$?
+    want_code 6
+}
+
+test_written_to_while_in_use() {
+    own_cache
+    bj -- true
+    (cd ws && exec "$BELLJAR" run -- sh -c 'echo ready >ready; while [ ! -e go ]; do sleep 0.2; done' >"$dir/out" 2>"$dir/err" </dev/null) & local pid=$!
+    until_true 120 test -e ws/ready || fail 'the guest did not come up'
+    # Past the end of what is used, so that the guest itself survives.
+    printf x | dd of="$(one_template)/ram" bs=1 seek=$((1000 * 1048576)) conv=notrunc status=none
+    touch ws/go
+    code=0; wait $pid || code=$?
+    want_code 125
+    want_err 'template was written to'
+}
+
+test_two_makers() {
+    own_cache
+    local i pids=()
+    for i in 1 2 3; do
+        (cd ws && exec "$BELLJAR" run -v -- sh -c "exit 1$i" >"$dir/out$i" 2>"$dir/err$i" </dev/null) & pids+=($!)
+    done
+    for i in 1 2 3; do
+        code=0; wait "${pids[$((i - 1))]}" || code=$?
+        want_code "1$i"
+    done
+    [ "$(cat err1 err2 err3 | grep -c 'template: made')" = 1 ] || fail 'it was made more than once'
+    [ "$(cat err1 err2 err3 | grep -c 'template: found')" = 2 ] || fail 'the others did not use it'
+}
+
+test_killed_while_making() {
+    own_cache
+    local i
+    for i in 1 2 3; do
+        (cd ws && exec "$BELLJAR" run -v -- true >"$dir/out" 2>"$dir/err" </dev/null) & local pid=$!
+        until_true 60 eval 'templates | grep -q making' || fail 'nothing is being made'
+        sleep "0.$((i * 3))"
+        kill -KILL $pid
+        wait $pid 2>/dev/null || :
+        until_true 5 no_survivors || fail "left running: $(survivors)"
+    done
+    bj -v -- true
+    want_code 0
+    case $(templates) in *making*) fail "something is left: $(templates)" ;; esac
+}
+
+test_interrupted_while_making() {
+    own_cache
+    (cd ws && exec "$BELLJAR" run -v -- true >"$dir/out" 2>"$dir/err" </dev/null) & local pid=$!
+    until_true 60 eval 'templates | grep -q making' || fail 'nothing is being made'
+    kill -TERM $pid
+    wait $pid || :
+    [ -z "$(templates)" ] || fail "something is left: $(templates)"
+}
+
+test_a_cache_that_cannot_be_written() {
+    own_cache
+    echo >cache/templates
+    bj -v -- sh -c 'exit 9'
+    want_code 9
+    want_err 'templates cannot be kept'
+    rm cache/templates
+    # Read-only: what is there is used, what is not boots. Mounting takes rights that not everybody has.
+    bj -- true
+    if unshare --mount true 2>/dev/null; then
+        code=0
+        unshare --mount sh -c 'mount --bind "$1/cache" "$1/cache" && mount -o remount,bind,ro "$1/cache" && cd "$1/ws" && "$2" run -v -- sh -c "exit 8"' - "$dir" "$BELLJAR" >out 2>err </dev/null || code=$?
+        want_code 8
+        found
+        code=0
+        unshare --mount sh -c 'mount --bind "$1/cache" "$1/cache" && mount -o remount,bind,ro "$1/cache" && cd "$1/ws" && "$2" run -v -m 512M -- sh -c "exit 8"' - "$dir" "$BELLJAR" >out 2>err </dev/null || code=$?
+        want_code 8
+        want_err 'templates cannot be kept'
+    fi
+}
+
+test_no_space() {
+    unshare --mount true 2>/dev/null || { echo 'not tried: no rights to mount'; return; }
+    own_cache
+    code=0
+    unshare --mount sh -c 'mount -t tmpfs -o size=150M tmpfs "$1/cache" && cd "$1/ws" && exec "$2" run -v -- sh -c "exit 8"' - "$dir" "$BELLJAR" >out 2>err </dev/null || code=$?
+    want_code 8
+    want_err 'not enough room'
+}
+
+test_listed_made_and_pruned() {
+    own_cache
+    "$BELLJAR" template list >out
+    want_line 'no templates yet'
+    (cd ws && "$BELLJAR" template make -v 2>"$dir/err")
+    made
+    "$BELLJAR" template list >out
+    want_line 'with a root directory'
+    (cd ws && "$BELLJAR" template make -v 2>"$dir/err")
+    found
+    bj -v -- true
+    found
+    "$BELLJAR" template prune >out
+    want_line '^0 removed'
+    "$BELLJAR" template prune --limit 1M >out
+    want_line '^1 removed'
+    [ -z "$(templates)" ]
+}
+
+test_twenty_copies() {
+    own_cache
+    local i
+    for i in $(seq 20); do
+        bj -v -- sh -c "echo $i; exit $i"
+        want_code "$i"
+        want_out "$i"
+    done
+    found
+    one_template
+}
