@@ -116,7 +116,7 @@ async fn alone(cx: &Cx, unit: &Unit, id: &AttemptId, slot: u32, cancel: &mut Can
         Some(warm) => tokio::select! {
             biased;
             why = cancel.urgent() => Err(why.lost(Phase::Boot).into()),
-            ready = warm.ready(&mut observe) => ready,
+            ready = warm.ready(cx, &mut observe) => ready,
         },
         None => set_up(cx, unit, instance, slot, cancel, &mut observe).await,
     };

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use belljar_machine::{
     Lost,
-    guest::{Ending, Guest},
+    guest::{Ending, Guest, Origin},
     host::HostContext,
     lease as machines,
     plan::{self, Place, Plan},
@@ -81,12 +81,18 @@ pub(crate) async fn boot(
         Some(unfit) => Err(unfit),
         None => {
             let booted = start(cx, unit, instance, cancel, observe).await;
-            remember(cx, unit.machine, booted.as_ref().err());
+            remember(cx, unit.machine, booted.as_ref().map(|lease| lease.guest.origin()));
             booted.map_err(Unfit::from)
         }
     };
     match &booted {
-        Ok(_) => cx.tell.emit(EventKind::GuestReady(events::GuestReady { instance, how: "boot".to_owned() })),
+        Ok(lease) => {
+            let how = match lease.guest.origin() {
+                Origin::Cold => "boot",
+                Origin::Clone => "clone",
+            };
+            cx.tell.emit(EventKind::GuestReady(events::GuestReady { instance, how: how.to_owned() }));
+        }
         Err(unfit) => ended(cx, instance, Some(&unfit.lost)),
     }
     booted
@@ -161,6 +167,11 @@ pub(crate) fn open_to_all(out: &Path) -> std::io::Result<()> {
 }
 
 impl Lease {
+    /// Tells that the guest was lost before any test was in it; dropping it kills what is left of it.
+    pub(crate) fn lost(self, cx: &Cx, lost: &Lost) {
+        ended(cx, self.instance, Some(lost));
+    }
+
     /// Ends the guest.
     ///
     /// # Errors
@@ -205,15 +216,16 @@ fn hopeless(cx: &Cx, machine: usize) -> Option<Unfit> {
     Some(Unfit { lost: Lost::host(message), retry: false })
 }
 
-fn remember(cx: &Cx, machine: usize, lost: Option<&Lost>) {
+fn remember(cx: &Cx, machine: usize, came: Result<Origin, &Lost>) {
     let mut boots = cx.boots.borrow_mut();
     let Some(boots) = boots.get_mut(machine) else { return };
-    let why = match lost {
-        None => {
+    let why = match came {
+        Ok(origin) => {
             boots.worked = true;
+            boots.cloned = origin == Origin::Clone;
             return;
         }
-        Some(lost) => match (&lost.verdict, &lost.message) {
+        Err(lost) => match (&lost.verdict, &lost.message) {
             (Verdict::Error(Fault::Interrupted { .. }), _) => return,
             (Verdict::Error(Fault::Host { message }), _) | (_, Some(message)) => message.clone(),
             (Verdict::Crash(crash), None) if crash.kind == CrashKind::BootFailed => crash.seen.clone(),

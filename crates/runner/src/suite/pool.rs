@@ -112,7 +112,14 @@ impl Pool {
             let unit = &plan.units[unit];
             let mut cancel = cx.cancel.clone();
             let mut observe = |kind| telling.borrow_mut().push(kind);
-            attempt::set_up(&cx, unit, instance, slot, &mut cancel, &mut observe).await
+            let mut lease = attempt::set_up(&cx, unit, instance, slot, &mut cancel, &mut observe).await?;
+            match lease.guest.warm_up(&mut observe).await {
+                Ok(()) => Ok(lease),
+                Err(lost) => {
+                    lease.lost(&cx, &lost);
+                    Err(lost.into())
+                }
+            }
         });
         Warm { instance, slot, guest, told }
     }
@@ -146,17 +153,26 @@ impl Drop for Abort {
 
 impl Warm {
     /// Waits until it is ready. What it had to say is said to `observe`.
-    pub(crate) async fn ready(self, observe: &mut dyn FnMut(EventKind)) -> Result<Lease, Unfit> {
+    pub(crate) async fn ready(self, cx: &Cx, observe: &mut dyn FnMut(EventKind)) -> Result<Lease, Unfit> {
         let abort = Abort(self.guest.abort_handle());
         let made = self.guest.await;
         drop(abort);
         for kind in self.told.borrow_mut().drain(..) {
             observe(kind);
         }
-        match made {
-            Ok(made) => made,
+        let mut lease = match made {
+            Ok(made) => made?,
             Err(panic) => {
-                Err(Lost::host(format!("Belljar's own work on a guest broke off: {panic}; please report it")).into())
+                let message = format!("Belljar's own work on a guest broke off: {panic}; please report it");
+                return Err(Lost::host(message).into());
+            }
+        };
+        // It may have died while it waited, and its clock is as old as it.
+        match lease.guest.check(observe).await {
+            Ok(()) => Ok(lease),
+            Err(lost) => {
+                lease.lost(cx, &lost);
+                Err(lost.into())
             }
         }
     }
