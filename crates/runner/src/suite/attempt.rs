@@ -108,7 +108,7 @@ fn begin(cx: &Cx, id: &AttemptId, instance: u64, slot: u32) {
 
 /// In a guest of its own, whose directory becomes that of the try.
 async fn alone(cx: &Cx, unit: &Unit, id: &AttemptId, slot: u32, cancel: &mut Cancel) -> Evidence {
-    let warm = cx.pool.take(&Kind::of(cx, unit));
+    let warm = cx.pool.take(unit, &Kind::of(cx, unit));
     let instance = warm.as_ref().map_or_else(|| cx.next_instance(), |w| w.instance);
     begin(cx, id, instance, slot);
     let mut observe = |kind| cx.tell.of_attempt(id, instance, kind);

@@ -22,6 +22,7 @@ use super::{
     lease::Lease,
     listing, millis,
     pause::Clocks,
+    pool::{Kind, Pool},
     queue::{Budget, Job, Queue},
     resources::{Memory, OVERHEAD},
     spec,
@@ -128,7 +129,7 @@ fn context(
         plans: RefCell::default(),
         templates: request.templates.clone(),
         boots: RefCell::new(plan.machines.iter().map(|_| super::lease::Boots::default()).collect()),
-        pool: super::pool::Pool::default(),
+        pool: Pool::default(),
         unlisted,
         no_room: no_room(plan, &request.limits, Memory::of_host()),
         instances: Rc::clone(instances),
@@ -243,6 +244,11 @@ async fn dispatch(cx: &Rc<Cx>, plan: Rc<Plan>, limits: &RunLimits, reins: &mut R
         while !cx.stopping.get()
             && let Some((cell, slot)) = queue.start()
         {
+            if let [unit] = &plan.units[plan.cells[cell].units.clone()]
+                && !plan.cells[cell].shared
+            {
+                cx.pool.keep_for(unit, &Kind::of(cx, unit));
+            }
             let task = cell_task(Rc::clone(cx), Rc::clone(&plan), cell, slot);
             let handle = tasks.spawn_local(task);
             cells.insert(handle.id(), cell);
@@ -254,6 +260,7 @@ async fn dispatch(cx: &Rc<Cx>, plan: Rc<Plan>, limits: &RunLimits, reins: &mut R
             make_ahead(cx, &plan, &queue, limits);
         }
         if tasks.is_empty() && (cx.stopping.get() || queue.is_empty()) {
+            cx.pool.close(cx).await;
             return early;
         }
         tokio::select! {
@@ -271,7 +278,7 @@ async fn dispatch(cx: &Rc<Cx>, plan: Rc<Plan>, limits: &RunLimits, reins: &mut R
             why = urgent.urgent() => {
                 // Dropping a guest kills it.
                 tasks.shutdown().await;
-                cx.pool.clear(cx).await;
+                cx.pool.close(cx).await;
                 return Some(why);
             }
             () = cx.pool.changed() => {}

@@ -5,7 +5,7 @@
 
 use std::{
     cell::RefCell,
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     rc::Rc,
 };
 
@@ -58,16 +58,32 @@ pub(crate) struct Warm {
 #[derive(Default)]
 pub(crate) struct Pool {
     warm: RefCell<BTreeMap<Kind, VecDeque<Warm>>>,
+    /// Those that a unit will have, by its id.
+    kept: RefCell<HashMap<String, Warm>>,
     /// Told when one was taken.
     taken: Notify,
 }
 
 impl Pool {
-    /// Takes the one that was begun first.
-    pub(crate) fn take(&self, kind: &Kind) -> Option<Warm> {
-        let warm = self.warm.borrow_mut().get_mut(kind)?.pop_front()?;
-        self.taken.notify_one();
-        Some(warm)
+    /// Keeps the one that was begun first for a unit that is about to run.
+    pub(crate) fn keep_for(&self, unit: &Unit, kind: &Kind) {
+        if let Some(warm) = self.first(kind) {
+            self.kept.borrow_mut().insert(unit.id.clone(), warm);
+        }
+    }
+
+    /// Takes the one that is kept for this unit, or else the one that was begun first.
+    pub(crate) fn take(&self, unit: &Unit, kind: &Kind) -> Option<Warm> {
+        let kept = self.kept.borrow_mut().remove(&unit.id);
+        kept.or_else(|| {
+            let warm = self.first(kind)?;
+            self.taken.notify_one();
+            Some(warm)
+        })
+    }
+
+    fn first(&self, kind: &Kind) -> Option<Warm> {
+        self.warm.borrow_mut().get_mut(kind)?.pop_front()
     }
 
     /// Resolves when one was taken, and there may be room for another.
@@ -103,7 +119,8 @@ impl Pool {
     }
 
     fn begin(&self, cx: &Rc<Cx>, plan: &Rc<Plan>, unit: usize, first_slot: u32) -> Warm {
-        let taken: Vec<u32> = self.warm.borrow().values().flatten().map(|w| w.slot).collect();
+        let taken: Vec<u32> =
+            self.warm.borrow().values().flatten().chain(self.kept.borrow().values()).map(|w| w.slot).collect();
         let slot = (first_slot..).find(|s| !taken.contains(s)).unwrap_or(first_slot);
         let instance = cx.next_instance();
         let told = Rc::new(RefCell::new(Vec::new()));
@@ -124,10 +141,21 @@ impl Pool {
         Warm { instance, slot, guest, told }
     }
 
-    /// Kills what nobody took.
+    /// Kills what nobody will take.
     pub(crate) async fn clear(&self, cx: &Cx) {
         let warm = std::mem::take(&mut *self.warm.borrow_mut());
-        for warm in warm.into_values().flatten() {
+        Self::drop_all(cx, warm.into_values().flatten()).await;
+    }
+
+    /// Kills what nobody took, at the end of the run.
+    pub(crate) async fn close(&self, cx: &Cx) {
+        self.clear(cx).await;
+        let kept = std::mem::take(&mut *self.kept.borrow_mut());
+        Self::drop_all(cx, kept.into_values()).await;
+    }
+
+    async fn drop_all(cx: &Cx, warm: impl Iterator<Item = Warm>) {
+        for warm in warm {
             warm.guest.abort();
             // A guest that did not come up has told its own end.
             if let Ok(Err(_)) = warm.guest.await {
