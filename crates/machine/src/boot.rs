@@ -224,6 +224,9 @@ pub(crate) async fn finish(
                 Ok(Session::Agent(Box::new(session)))
             }
             Entered::Shell(mut shell) => {
+                if let Some(identity) = &identity {
+                    enter::assume(&mut shell, identity, &limits).await?;
+                }
                 let exchange = enter::mount_by_shell(&mut shell, share, &limits).await?;
                 Ok(Session::Console(Box::new(ConsoleSession::new(*shell, exchange, limits.factor()))))
             }

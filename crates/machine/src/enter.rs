@@ -3,7 +3,7 @@
 //! Few commands are typed, each answers with its exit code, and none is longer than a terminal's line.
 
 use belljar_model::{CrashKind, EventKind, Phase};
-use belljar_proto::message::MountMode;
+use belljar_proto::message::{Identity, MountMode};
 
 use crate::{
     Lost,
@@ -114,6 +114,34 @@ async fn mount(shell: &mut Shell, tag: &str, at: &str, mode: &str, limits: &Limi
         )));
     }
     Err(Lost::host(format!("the guest could not mount the share {tag} at {at}: {said}")))
+}
+
+/// Has the guest let go of what was mounted on the way; gives what is mounted all the same.
+pub(crate) async fn quiesce(shell: &mut Shell, limits: &Limits) -> Result<Vec<String>, Lost> {
+    let control = share::CONTROL_PATH;
+    run(shell, &format!("umount {control} 2>/dev/null; sync || busybox sync"), limits).await?;
+    let reply = run(shell, "while read -r d p t x;do [ $t != 9p ]||echo \"<$p>\";done </proc/mounts", limits).await?;
+    if reply.code != 0 {
+        // Without /proc it can have mounted nothing, for lack of a shell that knows what to mount.
+        return Ok(Vec::new());
+    }
+    let lines = crate::console::sanitize::sanitize_line(&reply.output);
+    Ok(lines.split('<').skip(1).filter_map(|l| l.split_once('>')).map(|(path, _)| path.to_owned()).collect())
+}
+
+/// Makes a copy of a frozen guest another guest than its siblings, as well as a shell can.
+pub(crate) async fn assume(shell: &mut Shell, identity: &Identity, limits: &Limits) -> Result<(), Lost> {
+    let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+    let seconds = crate::boot::now_ns() / 1_000_000_000;
+    // The kernel mixes what is written here, and takes it from there in its own time.
+    let line = format!(
+        "{{ date -s @{seconds}; echo {} >/dev/urandom; [ ! -e /etc/machine-id ]||echo {} >/etc/machine-id; \
+         hostname \"$(hostname){}\"; }} >/dev/null 2>&1",
+        hex(&identity.seed),
+        hex(&identity.machine_id),
+        identity.host_suffix,
+    );
+    run(shell, &line, limits).await.map(drop)
 }
 
 /// One word for a POSIX shell.

@@ -12,7 +12,7 @@ mod sight;
 
 use std::time::Duration;
 
-use crate::console::{Alarm, ExpectError, SendError, show_tail};
+use crate::console::{Alarm, Console, ExpectError, Patience, SendError, show_tail};
 
 pub use climb::climb;
 pub use secret::{Credentials, Secret};
@@ -216,6 +216,12 @@ pub enum AccessError {
     /// The shell was found and then lost.
     #[error(transparent)]
     Shell(#[from] ShellError),
+}
+
+/// Takes over a shell that a [`Shell`] in the same guest had made quiet before the guest was frozen: whether it is there is found
+/// out as for any other.
+pub(crate) async fn adopt_again(console: &Console, patience: &mut Patience) -> Result<Shell, ShellError> {
+    Shell::adopt(console, shell::Launch::Stay, AccessOptions::default().calm, patience).await
 }
 
 #[cfg(test)]

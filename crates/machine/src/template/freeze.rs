@@ -17,6 +17,7 @@ use super::{
 use crate::{
     Lost,
     boot::{Booted, Entered},
+    enter,
     guest::{Observe, of_session},
     plan::Plan,
     qemu::{
@@ -62,7 +63,7 @@ pub(crate) async fn freeze(
     let session = match &booted.entered {
         Entered::Agent { port: PortKind::Virtio, .. } => Frozen::AgentOnVirtio,
         Entered::Agent { port: PortKind::Serial, .. } => Frozen::AgentOnSerial,
-        Entered::Shell(_) => return Err(Unfrozen::GoesOn("our agent does not run in it".into())),
+        Entered::Shell(_) => Frozen::Shell,
     };
     let facts = Facts {
         guest: plan.title.clone(),
@@ -105,12 +106,20 @@ async fn quiesce(booted: &mut Booted, share: &ShareSpec, since: Instant, observe
     let overlay = share.workspace.as_ref().is_some_and(|w| w.mode == crate::MountMode::CopyOnWrite);
     let wanted = Quiesce { unmount: vec![share::CONTROL_PATH.into()], overlay };
     let Booted { machine, entered, .. } = booted;
-    let limit = machine.limits.sync();
+    let limits = machine.limits;
+    let limit = limits.sync();
     let left = machine
         .attend(Phase::Session, observe, async |qemu, _, _| {
-            let Entered::Agent { session, .. } = entered else { return Ok(Vec::new()) };
-            let left = match tokio::time::timeout(limit, session.quiesce(wanted)).await {
-                Ok(left) => left.map_err(|e| of_session(e, Phase::Session))?,
+            let letting_go = async {
+                match entered {
+                    Entered::Agent { session, .. } => {
+                        session.quiesce(wanted).await.map_err(|e| of_session(e, Phase::Session))
+                    }
+                    Entered::Shell(shell) => enter::quiesce(shell, &limits).await,
+                }
+            };
+            let left = match tokio::time::timeout(limit, letting_go).await {
+                Ok(left) => left?,
                 Err(_) => vec!["nobody knows where, for the guest does not answer".into()],
             };
             if left.is_empty() {

@@ -64,6 +64,8 @@ pub(crate) enum Frozen {
     AgentOnVirtio,
     /// The agent listens on the second serial port.
     AgentOnSerial,
+    /// A shell of root's is on the console.
+    Shell,
 }
 
 /// One file.

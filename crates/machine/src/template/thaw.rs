@@ -7,9 +7,12 @@ use belljar_proto::message::Identity;
 
 use super::{Template, freeze::capabilities, manifest::Frozen};
 use crate::{
-    Lost,
+    Lost, access,
     boot::{self, Entered, Machine, Ports, StartError},
+    console::Console,
+    enter,
     guest::{Guest, Observe, Views, of_session},
+    limits::Limits,
     plan::Plan,
     qemu::qmp::{Cont, EventStream, MigrateIncoming, QmpError},
     session::agent::{AgentSession, PortKind},
@@ -46,11 +49,11 @@ pub(crate) async fn thaw(
     })?;
     let limits = machine.limits;
     let resumed = machine
-        .attend(Phase::Boot, observe, async |qemu, _, _| {
+        .attend(Phase::Boot, observe, async |qemu, console, tell| {
             let mut events = qemu.qmp().events();
             let refused = |e: QmpError| Lost::host(e.to_string());
             qemu.qmp().execute(capabilities()).await.map_err(refused)?;
-            let greeting = greet(template.session(), ports);
+            let greeting = greet(template.session(), ports, console, &limits);
             qemu.qmp().execute(MigrateIncoming { uri: format!("fd:{state}") }).await.map_err(refused)?;
             let loaded = tokio::time::timeout(LOAD_LIMIT, loaded(&mut events)).await;
             if !loaded.is_ok_and(|loaded| loaded) {
@@ -59,9 +62,10 @@ pub(crate) async fn thaw(
             }
             // It was stopped when it was frozen.
             qemu.qmp().execute(Cont {}).await.map_err(refused)?;
+            tell(EventKind::Phase { phase: Phase::Session });
             tokio::time::timeout(limits.agent_start(), greeting).await.unwrap_or_else(|_| {
                 let limit = crate::for_people(limits.agent_start());
-                Err(Lost::timeout(Phase::Session, format!("the agent in the copy did not answer within {limit}")))
+                Err(Lost::timeout(Phase::Session, format!("nobody answered in the copy within {limit}")))
             })
         })
         .await;
@@ -73,7 +77,6 @@ pub(crate) async fn thaw(
         }
     };
     machine.watch.entered();
-    observe(EventKind::Phase { phase: Phase::Session });
     let identity =
         identity().map_err(|e| Unthawed::Lost(Lost::host(format!("no random numbers from the system: {e}"))))?;
     let limit = limits.setup_of_copy();
@@ -81,15 +84,18 @@ pub(crate) async fn thaw(
     guest.map(|guest| guest.with_template(template)).map_err(Unthawed::Lost)
 }
 
-/// Takes the agent over.
-async fn greet(frozen: &Frozen, ports: Ports) -> Result<Entered, Lost> {
+/// Takes the agent over, or the shell.
+async fn greet(frozen: &Frozen, ports: Ports, console: &Console, limits: &Limits) -> Result<Entered, Lost> {
     let kind = match frozen {
         Frozen::AgentOnVirtio => PortKind::Virtio,
         Frozen::AgentOnSerial => PortKind::Serial,
+        Frozen::Shell => {
+            let adopted = access::adopt_again(console, &mut limits.line()).await;
+            let shell = adopted.map_err(|e| enter::of_shell(&e, Phase::Session))?;
+            return Ok(Entered::Shell(Box::new(shell)));
+        }
     };
-    // The other port stays open: its end in the guest is what it was.
-    let (mut ours, _others): (Ports, Ports) = ports.into_iter().partition(|(k, _)| *k == kind);
-    let Some((kind, port)) = ours.pop() else {
+    let Some((kind, port)) = ports.into_iter().find(|(k, _)| *k == kind) else {
         return Err(Lost::host("the machine lacks the port of its agent"));
     };
     let session = AgentSession::resume(kind, port).await.map_err(|e| of_session(e, Phase::Session))?;
