@@ -126,9 +126,14 @@ async fn alone(cx: &Cx, unit: &Unit, id: &AttemptId, slot: u32, cancel: &mut Can
             let mut recorder = Recorder::new(&lease.dir.join(OUTPUT), unit.settings.format);
             let end = perform(cx, unit, id, &mut lease, None, &mut recorder, cancel).await;
             observe(EventKind::Phase { phase: Phase::Close });
-            let how = if matches!(end, End::Lost(_)) { Ending::Hurry } else { Ending::Kill };
-            let closed = lease.close(cx, how, cancel, &mut observe).await;
-            (after(end, closed), Some(recorder.finish()))
+            let end = match end {
+                End::Lost(unfit) => {
+                    lease.give_up(cx, &unfit.lost, cancel, &mut observe).await;
+                    End::Lost(unfit)
+                }
+                end => after(end, lease.close(cx, Ending::Kill, cancel, &mut observe).await),
+            };
+            (end, Some(recorder.finish()))
         }
     };
     // From here on it is the try's.
@@ -193,7 +198,7 @@ async fn shared(
         && !matches!(unfit.lost.verdict, Verdict::Fail(_))
         && let Some(broken) = lease.take()
     {
-        drop(broken.close(cx, Ending::Hurry, cancel, &mut observe).await);
+        broken.give_up(cx, &unfit.lost, cancel, &mut observe).await;
     }
     // Nothing that matters is lost if it cannot be moved: it stays with the guest's files.
     drop(files::keep(&out, &dir.join(run_dir::OUT)));
@@ -213,8 +218,7 @@ pub(crate) async fn set_up(
     match setup::run(cx, unit, &mut lease, cancel, observe).await {
         Ok(()) => Ok(lease),
         Err(unfit) => {
-            // Its end adds nothing to what is known.
-            drop(lease.close(cx, Ending::Hurry, cancel, observe).await);
+            lease.give_up(cx, &unfit.lost, cancel, observe).await;
             Err(unfit)
         }
     }

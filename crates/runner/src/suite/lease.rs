@@ -183,6 +183,24 @@ impl Lease {
         cancel: &mut Cancel,
         observe: &mut dyn FnMut(EventKind),
     ) -> Result<(), Lost> {
+        self.end(cx, how, None, cancel, observe).await
+    }
+
+    /// Ends a guest that is of no use any more. If it died, that is what is told of its end.
+    pub(crate) async fn give_up(self, cx: &Cx, lost: &Lost, cancel: &mut Cancel, observe: &mut dyn FnMut(EventKind)) {
+        let died = matches!(lost.verdict, Verdict::Crash(_)).then_some(lost);
+        // Its end adds nothing to what is known.
+        drop(self.end(cx, Ending::Hurry, died, cancel, observe).await);
+    }
+
+    async fn end(
+        self,
+        cx: &Cx,
+        how: Ending,
+        died: Option<&Lost>,
+        cancel: &mut Cancel,
+        observe: &mut dyn FnMut(EventKind),
+    ) -> Result<(), Lost> {
         let closed = tokio::select! {
             biased;
             why = cancel.urgent() => Err(why.lost(Phase::Close)),
@@ -191,15 +209,15 @@ impl Lease {
         drop(self.wound);
         // What the guest fetched the agent from is the same for all.
         drop(fs::remove_dir_all(self.dir.join(plan::CONTROL_DIR)));
-        ended(cx, self.instance, closed.as_ref().err());
+        ended(cx, self.instance, died.or(closed.as_ref().err()));
         closed
     }
 }
 
 fn ended(cx: &Cx, instance: u64, lost: Option<&Lost>) {
     let message = lost.map(|lost| match (&lost.verdict, &lost.message) {
+        (Verdict::Crash(crash), _) => format!("{}: {}", crash.kind, crash.seen),
         (_, Some(message)) | (Verdict::Error(Fault::Host { message }), None) => message.clone(),
-        (Verdict::Crash(crash), None) => format!("{}: {}", crash.kind, crash.seen),
         (verdict, None) => format!("{verdict:?}"),
     });
     let message = message.map(|m| events::keep_start(&m, events::MAX_MESSAGE).to_owned());

@@ -37,7 +37,7 @@ pub(crate) async fn list(cx: &Cx, plan: &Plan) -> Listed {
                     if !matches!(lost.verdict, Verdict::Fail(_))
                         && let Some(broken) = lease.take()
                     {
-                        drop(broken.close(cx, Ending::Hurry, &mut cancel, &mut |_| ()).await);
+                        broken.give_up(cx, &lost, &mut cancel, &mut |_| ()).await;
                     }
                     listed.unlisted.insert(unit.id.clone(), lost);
                 }
