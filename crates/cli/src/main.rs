@@ -95,9 +95,10 @@ pub(crate) fn complain_note(message: &str) {
 
 /// Tells a person what went wrong.
 pub(crate) fn complain(message: &str) {
-    let mut lines = message.lines();
+    // A diagnostic says itself that it is one.
+    let mut lines = message.strip_prefix("error: ").unwrap_or(message).lines();
     let first = lines.next().unwrap_or_default();
-    let rest: String = lines.map(|l| format!("\n  {l}")).collect();
+    let rest: String = lines.map(|l| if l.is_empty() { "\n".to_owned() } else { format!("\n  {l}") }).collect();
     // With standard error closed there is nobody to tell.
     drop(writeln!(io::stderr(), "belljar: error: {first}{rest}"));
 }

@@ -78,7 +78,11 @@ impl<W: Write> TestReporter<W> {
         if let Some(after) = ended.retry_in {
             let head = format!("TRY {} {}", ended.id.attempt, word(outcome));
             let wait = if after >= 1000 { format!(", again in {}", duration(after)) } else { String::new() };
-            let said = ended.message.clone().unwrap_or_else(|| describe(&ended.verdict));
+            let said = match (&ended.verdict, &ended.message) {
+                // Where a guest died, the message is only a hint.
+                (Verdict::Crash(_), _) | (_, None) => describe(&ended.verdict),
+                (_, Some(message)) => message.clone(),
+            };
             let said = said.lines().next().unwrap_or_default();
             let line = format!("{}: {said}{wait}", self.timed(ended.millis, &ended.id.unit));
             self.line(&head, outcome, &line)?;

@@ -46,9 +46,6 @@ impl Refused {
 
     /// `belljar.toml`, or something that belongs to it, is wrong.
     fn config(found: &Diagnostics) -> Self {
-        let text = found.to_string();
-        // Whoever tells it says that it is an error.
-        let message = text.strip_prefix("error: ").unwrap_or(&text).to_owned();
-        Self { message, code: exit_code::BAD_CONFIG }
+        Self { message: found.to_string(), code: exit_code::BAD_CONFIG }
     }
 }
