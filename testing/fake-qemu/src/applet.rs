@@ -181,7 +181,12 @@ fn mount(args: &[String]) -> u8 {
 /// Whether a path is the guest's and not the host's.
 fn is_own(path: &str) -> bool {
     let own = if env::var_os(APART).is_some() { &["/run", "/mnt"][..] } else { &[] };
-    own.iter().map(PathBuf::from).chain([env::temp_dir()]).any(|dir| Path::new(path).starts_with(dir))
+    // Shares are the guest's, too, but for its root, which is read-only.
+    let shares = env::var(SHARES).unwrap_or_default();
+    let shares = shares.lines().filter_map(|l| l.split_once('=')).filter(|(tag, _)| *tag != "belljar-root");
+    let shares: Vec<PathBuf> = shares.map(|(_, dir)| dir.into()).collect();
+    let mut own = own.iter().map(PathBuf::from).chain([env::temp_dir()]).chain(shares);
+    own.any(|dir| Path::new(path).starts_with(dir))
 }
 
 /// Only where the guest is writable: elsewhere it would be the host that gets the directory.

@@ -110,7 +110,7 @@ fn results_are_not_read_through_links() {
             ("link", &format!("ln -s {} $BELLJAR_OUT/r.xml", good.display())),
             ("dir-link", &format!("ln -s {} $BELLJAR_OUT/d", dir.display())),
             ("fifo", "mkfifo $BELLJAR_OUT/r.xml"),
-            ("hard", "/bin/mkdir $BELLJAR_OUT/r.xml"),
+            ("hard", "mkdir $BELLJAR_OUT/r.xml"),
             ("nothing", "exit 0"),
             ("empty", ": > $BELLJAR_OUT/r.xml"),
         ],

@@ -69,8 +69,12 @@ pub(crate) fn files(lab: &Lab) -> Vec<PathBuf> {
     for run in lab.runs() {
         let entries = fs::read_dir(&run).into_iter().flatten().flatten();
         found.extend(entries.map(|e| e.path()).filter(|p| !RUN_FILES.iter().any(|name| p.ends_with(name))));
-        // Boot files, where the cache cannot be written to.
-        found.retain(|p| !p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("belljar-")));
+        // Boot files, where the cache cannot be written to; runs that were made one.
+        let own = |p: &PathBuf| {
+            let name = p.file_name().unwrap_or_default().to_string_lossy();
+            name.starts_with("belljar-") || name.starts_with("part-")
+        };
+        found.retain(|p| !own(p));
     }
     for other in fs::read_dir(lab.path("state/belljar")).into_iter().flatten().flatten() {
         if other.file_name() != "runs" && other.file_name() != "history" {
