@@ -20,7 +20,7 @@ pub fn run_one(name: &str) -> Vec<String> {
 /// Reads what [`LIST`] prints: the names of the tests, without benchmarks.
 ///
 /// # Errors
-/// If it is no such list: a line that is none, a name that stands twice.
+/// If it is no such list: a line that is none, a name that stands twice, is empty or has control characters.
 pub fn parse_list(text: &[u8]) -> Result<Vec<String>, String> {
     let text = std::str::from_utf8(text)
         .map_err(|e| format!("the list of tests is not UTF-8 (at byte {})", e.valid_up_to()))?;
@@ -32,6 +32,9 @@ pub fn parse_list(text: &[u8]) -> Result<Vec<String>, String> {
         if let Some(name) = line.strip_suffix(": test") {
             if name.len() > MAX_LISTED_NAME || names.len() >= MAX_LISTED {
                 return Err("the list of tests is longer than any real one".to_owned());
+            }
+            if name.is_empty() || name.chars().any(char::is_control) {
+                return Err(format!("the list of tests has a name that is none: {name:?}"));
             }
             names.push(name.to_owned());
         } else if !line.ends_with(": benchmark") && !is_listing_total(line) {
@@ -184,6 +187,8 @@ mod tests {
         assert!(parse_list(b"a: te").is_err());
         assert!(parse_list(b"a: test\na: test\n").is_err());
         assert!(parse_list(b"hello\n").is_err());
+        assert!(parse_list(b": test\n").is_err());
+        assert!(parse_list(b"a\x1b[2J: test\n").is_err());
         assert!(parse_list(b"\xff: test\n").is_err());
     }
 

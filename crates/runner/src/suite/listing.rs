@@ -8,7 +8,12 @@ use belljar_model::{EventKind, Exit, Fault, Verdict, test_run as events};
 use belljar_suite::plan::{Case, Plan, Unit};
 use tokio::time::Instant;
 
-use super::{Cases, Cx, attempt, lease::Lease, millis, output::Answer};
+use super::{
+    Cases, Cx, attempt,
+    lease::Lease,
+    millis,
+    output::{Answer, clean},
+};
 use crate::{
     cancel::Cancel,
     exec::{Limit, exec},
@@ -111,7 +116,7 @@ async fn names(
     let exit = exec(&mut lease.guest, command, io, limit, cancel, &mut |_| ()).await?;
     let fail = |why: String| Lost {
         verdict: Verdict::Fail(if exit == Exit::Code(0) { Exit::Code(1) } else { exit }),
-        message: Some(why),
+        message: Some(clean(why.as_bytes())),
         tail: Vec::new(),
     };
     let command = format!("{} {}", unit.guest_path(), libtest::LIST.join(" "));

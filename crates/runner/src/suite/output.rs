@@ -114,7 +114,7 @@ impl Recorder {
 }
 
 /// Text of a guest without control sequences, fit for the event log.
-fn clean(raw: &[u8]) -> String {
+pub(crate) fn clean(raw: &[u8]) -> String {
     let mut text = String::new();
     let mut sanitizer = Sanitizer::new();
     sanitizer.push(raw, &mut text);
