@@ -13,6 +13,8 @@ pub mod config;
 pub mod diagnostic;
 pub mod discover;
 pub mod filter;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod glob;
 pub mod header;
 pub mod partition;
