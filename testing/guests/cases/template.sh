@@ -224,6 +224,7 @@ test_no_space() {
     unshare --mount true 2>/dev/null || { echo 'not tried: no rights to mount'; return; }
     own_cache
     code=0
+    # shellcheck disable=SC2034 # want_code reads it
     unshare --mount sh -c 'mount -t tmpfs -o size=150M tmpfs "$1/cache" && cd "$1/ws" && exec "$2" run -v -- sh -c "exit 8"' - "$dir" "$BELLJAR" >out 2>err </dev/null || code=$?
     want_code 8
     want_err 'not enough room'
