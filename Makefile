@@ -11,7 +11,7 @@ help:
 	@echo 'make check        the part of it without guests'
 	@echo 'make guests       the part of it in real guests (CASES=pattern for some)'
 	@echo 'make guests-all   in all real guests: also other formats, login shells and distributions'
-	@echo 'make bench        ratios against a bare QEMU, and against virtme-ng where that is installed'
+	@echo 'make bench        ratios against a bare QEMU, and against virtme-ng where that is installed; clones against cold boots'
 	@echo 'make fixtures     build the images of the tests'
 
 build:
@@ -57,7 +57,10 @@ guests-all:
 bench:
 	@testing/setup bench
 	cargo build --release --locked --quiet
+	cargo build --release --locked --quiet -p belljar-machine --example clones
+	@testing/fixture debian-bookworm >/dev/null
 	@testing/bench/run
+	@testing/bench/clones
 
 fixtures:
 	@testing/setup test

@@ -11,7 +11,7 @@ test_busybox() {
     want_code 7
     cmp stdin out
     want_line '^to stderr$' err
-    [ "$(cat ws/result)" = busybox ]
+    want_line '^busybox(-[0-9a-f]{6})?$' ws/result # a copy has a name of its own
 }
 
 # fixtures: busybox-initrd

@@ -1,0 +1,235 @@
+//! Figures about clones, for `testing/bench/clones`: leases many guests of one image and prints one JSON object.
+//!
+//! `clones BELLJAR CACHE IMAGE USER:PASSWORD COUNT JOBS warm|cold`: `warm` has each guest wait, warmed up, until it is asked for.
+
+use std::{
+    cell::RefCell,
+    io::Write,
+    path::{Path, PathBuf},
+    rc::Rc,
+    sync::Arc,
+    time::Instant,
+};
+
+use belljar_machine::{
+    access::{Credentials, Secret},
+    command::GuestCommand,
+    guest::{Ending, Io, Origin},
+    host::HostContext,
+    lease::{self, Lease, Templates, Use},
+    plan::{self, Place},
+    qemu::{args::Accel, sandbox::Shim},
+    session::agent::{OutputSink, SinkFuture},
+    spec::{Bus, GuestSpec, NicSpec, OopsPolicy, ShareSpec, Source},
+    template::TemplateStore,
+};
+use belljar_model::{EventKind, Exit, Phase};
+use serde_json::json;
+use tokio::{sync::Semaphore, task::LocalSet};
+
+/// Milliseconds of one guest.
+#[derive(Default)]
+struct Times {
+    running: Vec<f64>,
+    ready: Vec<f64>,
+    started: Vec<f64>,
+    ended: Vec<f64>,
+    private: Vec<f64>,
+    wrong: usize,
+    cold: usize,
+}
+
+/// Notices when the command has started.
+#[derive(Default)]
+struct Sink(Option<Instant>);
+
+impl OutputSink for Sink {
+    fn started(&mut self, _: u32) {
+        self.0 = Some(Instant::now());
+    }
+    fn stdout<'a>(&'a mut self, _: &'a [u8]) -> SinkFuture<'a> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+    fn stderr<'a>(&'a mut self, _: &'a [u8]) -> SinkFuture<'a> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let [belljar, cache, image, login, count, jobs, mode] = words.as_slice() else {
+        return Err("usage: clones BELLJAR CACHE IMAGE USER:PASSWORD COUNT JOBS warm|cold".into());
+    };
+    let (count, jobs, warm): (u32, usize, bool) = (count.parse()?, jobs.parse()?, mode == "warm");
+    let scratch = tempfile::tempdir()?;
+    let (user, password) = login.split_once(':').ok_or("no password")?;
+    let spec = GuestSpec {
+        source: Source::Disk { path: image.into(), format: None, bus: Bus::Virtio },
+        memory: 1 << 30,
+        cpus: 1,
+        machine: None,
+        cpu: None,
+        disks: Vec::new(),
+        nic: NicSpec::Isolated,
+        append: Vec::new(),
+        qemu_args: Vec::new(),
+        login: Some(Credentials { user: user.into(), password: Some(Secret::new(password)) }),
+        hostname: "belljar".into(),
+        env: Vec::new(),
+        oops: OopsPolicy::Crash,
+        boot_timeout: None,
+    };
+    let (share, place) = place_of(scratch.path(), 0)?;
+    let Place { run_dir, console_log, qemu_log, qemu_command } = place;
+    let host = HostContext {
+        run_dir,
+        cache_dir: cache.into(),
+        qemu: None,
+        path: std::env::var_os("PATH"),
+        qemu_img: "qemu-img".into(),
+        shim: Shim { program: belljar.into(), args: vec!["__exec".into()] },
+        accel: Some(Accel::Tcg),
+        console_log,
+        qemu_log,
+        qemu_command,
+    };
+    let plan = plan::prepare(&spec, &share, host)?;
+    let templates =
+        Templates { store: TemplateStore::new(Path::new(cache).join("templates"), u64::MAX), using: Use::Make };
+    let times = Rc::new(RefCell::new(Times::default()));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (began, before) = runtime.block_on(LocalSet::new().run_until(async {
+        // The first one makes the template, if need be.
+        one(&plan, &templates, scratch.path(), 1, warm, &Rc::default()).await;
+        let (began, before) = (Instant::now(), cpu_of_children());
+        let permits = Arc::new(Semaphore::new(jobs));
+        let mut running = Vec::new();
+        for number in 0..count {
+            let permit = permits.clone().acquire_owned().await.ok();
+            let (plan, templates, times) = (plan.clone(), templates.clone(), times.clone());
+            let dir = scratch.path().to_owned();
+            running.push(tokio::task::spawn_local(async move {
+                one(&plan, &templates, &dir, number + 2, warm, &times).await;
+                drop(permit);
+            }));
+        }
+        for task in running {
+            drop(task.await);
+        }
+        (began, before)
+    }));
+    let times = times.borrow();
+    let report = json!({
+        "count": count,
+        "wrong": times.wrong,
+        "cold": times.cold,
+        "seconds": began.elapsed().as_secs_f64(),
+        "cpu_seconds_each": (cpu_of_children() - before) / f64::from(count),
+        "ms_asked_to_running": median(&times.running),
+        "ms_asked_to_ready": median(&times.ready),
+        "ms_command_asked_to_started": median(&times.started),
+        "ms_command_asked_to_ended": median(&times.ended),
+        "mib_private_dirty": median(&times.private),
+        "descriptors_left": std::fs::read_dir("/proc/self/fd")?.count(),
+    });
+    writeln!(std::io::stdout(), "{report}")?;
+    Ok(())
+}
+
+async fn one(
+    plan: &plan::Plan,
+    templates: &Templates,
+    dir: &Path,
+    number: u32,
+    warm: bool,
+    times: &Rc<RefCell<Times>>,
+) {
+    let Ok((share, place)) = place_of(dir, number) else { return };
+    let run_dir = place.run_dir.clone();
+    let plan = plan.at(share, place);
+    let code = u8::try_from(number % 256).unwrap_or(0);
+    let asked = Instant::now();
+    let mut running = None;
+    let mut observe = |kind| {
+        if matches!(kind, EventKind::Phase { phase: Phase::Session }) {
+            running = Some(asked.elapsed());
+        }
+    };
+    let leased = lease::lease(Lease::new(plan, templates), &mut observe).await;
+    let Ok(mut guest) = leased else {
+        times.borrow_mut().wrong += 1;
+        return;
+    };
+    let ready = asked.elapsed();
+    let private = private_dirty(guest.pid());
+    let mut nobody = |_| ();
+    let mut good = true;
+    if warm {
+        good &= guest.warm_up(&mut nobody).await.is_ok();
+    }
+    let wanted = Instant::now();
+    if warm {
+        good &= guest.check(&mut nobody).await.is_ok();
+    }
+    let words =
+        if code == 0 { vec!["true".to_owned()] } else { vec!["sh".into(), "-c".into(), format!("exit {code}")] };
+    let command = GuestCommand {
+        argv: words.into_iter().map(String::into_bytes).collect(),
+        env: Vec::new(),
+        cwd: None,
+        user: None,
+        terminal: None,
+    };
+    let mut sink = Sink::default();
+    let exit = guest.exec(command, Io { stdin: None, sink: &mut sink, control: None }, &mut nobody).await;
+    let ended = wanted.elapsed();
+    let cold = guest.origin() == Origin::Cold;
+    good &= matches!(exit, Ok(Exit::Code(c)) if c == code);
+    good &= guest.close(Ending::Kill, &mut nobody).await.is_ok();
+    drop(std::fs::remove_dir_all(run_dir));
+    let mut times = times.borrow_mut();
+    let ms = |d: std::time::Duration| d.as_secs_f64() * 1000.0;
+    times.running.extend(running.map(ms));
+    times.ready.push(ms(ready));
+    times.started.extend(sink.0.map(|at| ms(at - wanted)));
+    times.ended.push(ms(ended));
+    times.private.extend(private);
+    times.wrong += usize::from(!good);
+    times.cold += usize::from(cold);
+}
+
+fn place_of(dir: &Path, number: u32) -> std::io::Result<(ShareSpec, Place)> {
+    let run_dir: PathBuf = dir.join(number.to_string());
+    let out = run_dir.join("out");
+    std::fs::create_dir_all(&out)?;
+    let place = Place {
+        console_log: run_dir.join("console.log"),
+        qemu_log: run_dir.join("qemu.log"),
+        qemu_command: run_dir.join("qemu.cmd"),
+        run_dir,
+    };
+    Ok((ShareSpec { workspace: None, out }, place))
+}
+
+/// MiB that only this process has.
+fn private_dirty(pid: i32) -> Option<f64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps")).ok()?;
+    // Of the memory's own mapping only what it wrote counts: its file may not have been written to the disk yet.
+    let anonymous = text.lines().filter_map(|l| l.strip_prefix("Anonymous:"));
+    let kib: f64 = anonymous.filter_map(|l| l.trim().trim_end_matches("kB").trim().parse::<f64>().ok()).sum();
+    Some(kib / 1024.0)
+}
+
+/// Processor time of all that has ended below this process, in seconds.
+fn cpu_of_children() -> f64 {
+    let text = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields: Vec<&str> = text.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let ticks: f64 = [13, 14].iter().filter_map(|i| fields.get(*i)?.parse::<f64>().ok()).sum();
+    ticks / 100.0
+}
+
+fn median(values: &[f64]) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied()
+}
