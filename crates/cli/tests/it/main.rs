@@ -13,6 +13,7 @@ mod kill;
 mod run;
 mod suite_config;
 mod suite_forging;
+mod suite_many;
 mod suite_reports;
 mod suite_running;
 mod suite_signals;

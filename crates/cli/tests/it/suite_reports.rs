@@ -1,6 +1,10 @@
 //! What the log of a run becomes: reports, and shards made one.
 
-use std::{collections::BTreeSet, fs};
+use std::{
+    collections::BTreeSet,
+    fs,
+    time::{Duration, SystemTime},
+};
 
 use serde_json::Value;
 
@@ -104,6 +108,9 @@ fn junit_files_of_the_workspace_are_picked_up() {
         "<testsuite><testcase name=\"old\"><failure/></testcase></testsuite>",
     )
     .expect("file");
+    // A guest knows times to the second.
+    let old = fs::File::options().append(true).open(lab.path("workspace/old/results.xml")).expect("file");
+    old.set_modified(SystemTime::now() - Duration::from_secs(3600)).expect("time");
     let outcome = lab.test([""; 0]).in_playground().go();
     outcome.code(100).verdicts_are(&[("a", "fail 0")]);
     let names: Vec<Value> = outcome.told("subresult", "a").iter().map(|s| s["name"].clone()).collect();

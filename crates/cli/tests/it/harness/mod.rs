@@ -99,6 +99,7 @@ impl Lab {
             open_stdin: false,
             stdout: None,
             wrapper: Vec::new(),
+            limit: LIMIT,
         }
     }
 
@@ -163,6 +164,7 @@ pub(crate) struct Belljar<'a> {
     open_stdin: bool,
     stdout: Option<Stdio>,
     wrapper: Vec<OsString>,
+    limit: Duration,
 }
 
 impl<'a> Belljar<'a> {
@@ -211,6 +213,17 @@ impl<'a> Belljar<'a> {
     /// Standard output goes here instead of being collected.
     pub(crate) fn stdout(mut self, to: impl Into<Stdio>) -> Self {
         self.stdout = Some(to.into());
+        self
+    }
+
+    /// The pretended QEMUs note nothing of what they see.
+    pub(crate) fn without_journal(self) -> Self {
+        self.env("FAKE_QEMU_LOG", "/dev/null")
+    }
+
+    /// May run for an hour.
+    pub(crate) fn unlimited(mut self) -> Self {
+        self.limit = Duration::from_secs(3600);
         self
     }
 
@@ -282,7 +295,8 @@ impl<'a> Belljar<'a> {
         };
         let stdout = child.stdout.take().map(collect);
         let stderr = child.stderr.take().map(collect);
-        Live { lab: self.lab, child, stdout, stderr, _stdin: kept, started: Instant::now() }
+        let started = Instant::now();
+        Live { lab: self.lab, child, stdout, stderr, _stdin: kept, started, limit: self.limit }
     }
 
     /// Starts it and waits for its end; nothing may be left.
@@ -323,6 +337,7 @@ pub(crate) struct Live<'a> {
     stderr: Option<JoinHandle<Vec<u8>>>,
     _stdin: Option<std::process::ChildStdin>,
     started: Instant,
+    limit: Duration,
 }
 
 impl<'a> Live<'a> {
@@ -367,9 +382,14 @@ impl<'a> Live<'a> {
 
     /// A field of its `/proc/PID/status`, in kibibytes.
     pub(crate) fn kibibytes(&self, field: &str) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("status");
-        let line = status.lines().find_map(|l| l.strip_prefix(field)?.strip_prefix(':')).expect("field");
-        line.trim().trim_end_matches(" kB").parse().expect("number")
+        self.kibibytes_if_there(field).expect("field")
+    }
+
+    /// The same, unless it has ended.
+    pub(crate) fn kibibytes_if_there(&self, field: &str) -> Option<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).ok()?;
+        let line = status.lines().find_map(|l| l.strip_prefix(field)?.strip_prefix(':'))?;
+        line.trim().trim_end_matches(" kB").parse().ok()
     }
 
     /// Waits so long; true if it is still there.
@@ -401,10 +421,11 @@ impl<'a> Live<'a> {
 
     /// Waits for the end and looks for nothing.
     pub(crate) fn end_dirty(mut self) -> Outcome<'a> {
-        if !self.wait(LIMIT.saturating_sub(self.started.elapsed())) {
+        let limit = self.limit;
+        if !self.wait(limit.saturating_sub(self.started.elapsed())) {
             let _ours = self.child.kill();
             let said = self.said();
-            panic!("belljar did not end within {LIMIT:?}; it said: {said}\nQEMU saw: {}", self.lab.seen());
+            panic!("belljar did not end within {limit:?}; it said: {said}\nQEMU saw: {}", self.lab.seen());
         }
         let status = self.child.wait().expect("status");
         let stdout = self.stdout.take().and_then(|t| t.join().ok()).unwrap_or_default();
