@@ -2,13 +2,14 @@
 
 export CARGO_TERM_COLOR ?= auto
 
-.PHONY: help build demo test check guests guests-all bench fixtures lint-shell clean-fixtures
+.PHONY: help build demo test check html guests guests-all bench fixtures lint-shell clean-fixtures
 
 help:
 	@echo 'make build        the program, target/release/belljar'
 	@echo 'make demo         install what is needed, then run a test in two guests: this machine as it is, and a stock Debian image'
 	@echo 'make test         install what is needed, then everything that CI checks: format, lints, docs, tests, real guests'
 	@echo 'make check        the part of it without guests'
+	@echo 'make html         the part of it in a browser'
 	@echo 'make guests       the part of it in real guests (CASES=pattern for some)'
 	@echo 'make guests-all   in all real guests: also other formats, login shells and distributions'
 	@echo 'make bench        ratios against a bare QEMU, and against virtme-ng where that is installed; clones against cold boots'
@@ -26,6 +27,7 @@ test:
 	@echo '==> make test: installs what is missing, then checks sources, runs the tests, and runs the guests'
 	@testing/setup test
 	@$(MAKE) --no-print-directory check
+	@$(MAKE) --no-print-directory html
 	@$(MAKE) --no-print-directory guests
 
 check: lint-shell
@@ -40,8 +42,12 @@ check: lint-shell
 
 lint-shell:
 	@if command -v shellcheck >/dev/null; then echo '==> shell scripts'; \
-	    shellcheck -x testing/fixture testing/setup testing/demo/run testing/demo/test.sh testing/recipes/*.sh testing/guests/run testing/guests/lib.sh testing/guests/cases/*.sh .ci/run; \
+	    shellcheck -x testing/fixture testing/setup testing/demo/run testing/demo/test.sh testing/html/run testing/recipes/*.sh testing/guests/run testing/guests/lib.sh testing/guests/cases/*.sh .ci/run; \
 	else echo '==> shell scripts: not checked, there is no shellcheck'; fi
+
+html:
+	@echo '==> the HTML report in a browser'
+	@testing/html/run
 
 guests:
 	@echo '==> tests in real guests'
@@ -56,7 +62,7 @@ guests-all:
 
 bench:
 	@testing/setup bench
-	cargo build --release --locked --quiet
+	cargo build --release --locked --quiet -p belljar -p fake-qemu
 	cargo build --release --locked --quiet -p belljar-machine --example clones
 	@testing/fixture debian-bookworm >/dev/null
 	@testing/bench/run

@@ -1,16 +1,21 @@
 #!/usr/bin/env python3
 """Looks at the HTML report in a real browser: search, filters, keys, dark mode, a thousand units, and a hostile guest.
 
-Usage: check.py SAMPLE [SHOTS]
-SAMPLE is the program `sample` (cargo build -p belljar-report --example sample); with SHOTS, screenshots are left there.
+SAMPLE is the program `sample` (cargo build -p belljar-report --example sample). With --belljar and --fake-qemu, a suite is run
+on the pretended QEMU, and the report that `belljar report` makes of it is looked at as well.
 Needs chromium, chromedriver and Python's selenium.
 """
 
+import argparse
 import pathlib
 import subprocess
 import sys
 import tempfile
 import time
+from urllib.parse import unquote, urlsplit
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "fake-qemu"))
+from suite import Suite  # noqa: E402
 
 from selenium import webdriver
 from selenium.webdriver.common.by import By
@@ -222,10 +227,52 @@ def cut(page, path):
     page.clean()
 
 
+def real(page, scratch, belljar, fake_qemu):
+    """The whole way: tests, their event log, the report of it."""
+    tests = [
+        ("pass", "echo fine"),
+        ("fail", "echo '<b>broken</b>'; echo x > $BELLJAR_OUT/left; exit 3"),
+        ("skip", "echo not here; exit 77"),
+        ("skipped", '# belljar: skip = "never"\n:'),
+        ("flaky", "# belljar: retries = 1\n[ $BELLJAR_ATTEMPT = 2 ]"),
+        ("crash", "poweroff"),
+        ("tap", "# belljar: format = \"tap\"\necho 1..2; echo ok 1 - first; echo not ok 2 - second"),
+    ]
+    suite = Suite(scratch / "real", belljar, fake_qemu, tests)
+    ran = suite.call(suite.command("-j2"))
+    assert ran.returncode == 100, ran
+    made = suite.call([str(belljar), "report", "last", "--format", "html", "--output", "report.html"])
+    assert made.returncode == 0, made
+    page.open(suite.workspace / "report.html")
+    page.shot("real")
+    assert page.count(".row") == len(tests)
+    for outcome, count in {"pass": 1, "flaky": 1, "fail": 2, "crash": 1, "skip": 2}.items():
+        assert page.count(f".row.v-{outcome}") == count, outcome
+    page.open(suite.workspace / "report.html", "#test=s/fail@g")
+    detail = page.text("#detail")
+    assert "exit code 3" in detail and "<b>broken</b>" in detail and "left" in detail, detail
+    # What it links to is there, beside the log.
+    links = page.js("return [...document.querySelectorAll('#detail a[href]')].map((a) => a.href)")
+    assert links, "the files of a failed test are not linked to"
+    for link in links:
+        assert pathlib.Path(unquote(urlsplit(link).path)).exists(), link
+    page.open(suite.workspace / "report.html", "#test=s/tap@g")
+    assert page.count(".cases tr") >= 2
+    page.keys("3")
+    page.wait(lambda: page.count(".time-svg .run") > 0)
+    page.clean()
+
+
 def main():
-    sample = pathlib.Path(sys.argv[1]).resolve()
-    shots = pathlib.Path(sys.argv[2]).resolve() if len(sys.argv) > 2 else None
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sample", type=pathlib.Path)
+    parser.add_argument("--belljar", type=pathlib.Path)
+    parser.add_argument("--fake-qemu", type=pathlib.Path)
+    parser.add_argument("--shots", type=pathlib.Path, help="leave screenshots here")
+    args = parser.parse_args()
+    sample, shots = args.sample.resolve(), args.shots
     if shots:
+        shots = shots.resolve()
         shots.mkdir(parents=True, exist_ok=True)
     cases = [("small", 54, [], small), ("small", 54, [], system_dark), ("thousand", 1000, [], thousand),
              ("hostile", 60, ["hostile"], hostile), ("cut", 60, ["cut"], cut)]
@@ -237,6 +284,9 @@ def main():
                 subprocess.run([sample, scratch / name, str(units), *flags], check=True)
                 check(Page(driver, shots), scratch / name / "report.html")
                 print(f"ok {check.__name__}", flush=True)
+            if args.belljar and args.fake_qemu:
+                real(Page(driver, shots), scratch, args.belljar.resolve(), args.fake_qemu.resolve())
+                print("ok real", flush=True)
         finally:
             driver.quit()
 
