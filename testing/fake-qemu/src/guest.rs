@@ -52,6 +52,10 @@ impl Guest {
     pub(crate) fn new(args: &Args, scratch: Option<&Path>) -> io::Result<Self> {
         let name = format!("fake-qemu-{}", std::process::id());
         let root = scratch.map_or_else(std::env::temp_dir, Path::to_owned).join(name);
+        // One that was killed leaves its own behind, and numbers of processes come again.
+        if root.exists() {
+            fs::remove_dir_all(&root)?;
+        }
         for dir in ["bin", "root", "tmp"] {
             fs::create_dir_all(root.join(dir))?;
         }
