@@ -44,7 +44,7 @@ fn nothing_but_skips_and_passes_is_well() {
 #[test]
 fn a_test_without_an_end_times_out() {
     let lab = Lab::new();
-    lab.suite(SUITE, &[("ever", "# belljar: timeout = \"300ms\"\necho begun; exec sleep 60"), ("next", "exit 0")]);
+    lab.suite(SUITE, &[("ever", "# belljar: timeout = \"3s\"\necho begun; exec sleep 60"), ("next", "exit 0")]);
     let outcome = lab.test([""; 0]).go();
     outcome.code(100).verdicts_are(&[("ever", "timeout command"), ("next", "pass")]);
     assert!(outcome.text().contains("begun"), "{}", outcome.text());
