@@ -2,11 +2,12 @@
 
 export CARGO_TERM_COLOR ?= auto
 
-.PHONY: help build demo test check html guests guests-all bench fixtures lint-shell clean-fixtures
+.PHONY: help build demo example test check html guests guests-all bench fixtures lint-shell clean-fixtures
 
 help:
 	@echo 'make build        the program, target/release/belljar'
 	@echo 'make demo         install what is needed, then run a test in two guests: this machine as it is, and a stock Debian image'
+	@echo 'make example      install what is needed, then the suite of examples/os-features in both guests (ARGS="--profile quick" for some of it)'
 	@echo 'make test         install what is needed, then everything that CI checks: format, lints, docs, tests, real guests'
 	@echo 'make check        the part of it without guests'
 	@echo 'make html         the part of it in a browser'
@@ -22,6 +23,12 @@ demo:
 	@echo '==> make demo: installs what is missing, builds Belljar and a Debian image, and runs a test in two guests'
 	@testing/setup demo
 	@testing/demo/run
+
+example:
+	@echo '==> make example: installs what is missing, builds Belljar and a Debian image, and runs the example suite in two guests'
+	@testing/setup example
+	cargo build --release --locked --quiet
+	@examples/os-features/run $(ARGS)
 
 test:
 	@echo '==> make test: installs what is missing, then checks sources, runs the tests, and runs the guests'
@@ -42,7 +49,8 @@ check: lint-shell
 
 lint-shell:
 	@if command -v shellcheck >/dev/null; then echo '==> shell scripts'; \
-	    shellcheck -x testing/fixture testing/setup testing/demo/run testing/demo/test.sh testing/html/run testing/recipes/*.sh testing/guests/run testing/guests/lib.sh testing/guests/cases/*.sh .ci/run; \
+	    shellcheck -x testing/fixture testing/setup testing/demo/run testing/demo/test.sh testing/html/run testing/recipes/*.sh testing/guests/run testing/guests/lib.sh testing/guests/cases/*.sh .ci/run \
+	        examples/os-features/run examples/os-features/tests/*.sh examples/os-features/tests/*/*.sh; \
 	else echo '==> shell scripts: not checked, there is no shellcheck'; fi
 
 html:

@@ -1,4 +1,7 @@
-use std::path::PathBuf;
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 use super::*;
 use crate::config::Config;
@@ -114,6 +117,35 @@ fn the_documented_file_is_right() {
     let config = Config::parse("docs/belljar.toml", &text).unwrap_or_else(|e| panic!("{e}"));
     assert!(!config.suites.is_empty());
     jsonschema::validator_for(&schema()).unwrap().validate(&json_of(&text)).unwrap();
+}
+
+#[test]
+fn the_example_suite_is_right_and_complete() {
+    let path = repository("examples/os-features/belljar.toml");
+    jsonschema::validator_for(&schema()).unwrap().validate(&json_of(&fs_err::read_to_string(&path).unwrap())).unwrap();
+    let config = Config::load(&path, &path).unwrap_or_else(|e| panic!("{e}"));
+    let found = crate::discover::discover(&config).unwrap_or_else(|e| panic!("{e}"));
+    assert!(found.notes.is_empty(), "{}", found.notes);
+    let used: BTreeSet<_> = found
+        .tests
+        .iter()
+        .map(|t| &t.in_workspace)
+        .chain(found.setup.values().flatten().map(|s| &s.in_workspace))
+        .collect();
+    let scripts = glob(&config.dir, "tests/*/*.sh");
+    assert!(scripts.len() > 40, "{}", scripts.len());
+    for script in &scripts {
+        assert!(used.contains(script), "{script:?} is in no suite");
+    }
+}
+
+/// The files that match a pattern such as `DIR/*/*`, relative to `base`.
+fn glob(base: &Path, pattern: &str) -> Vec<PathBuf> {
+    let pattern = crate::glob::Pattern::new(pattern).unwrap();
+    let entries = |dir: &Path| fs_err::read_dir(dir).unwrap().map(|e| e.unwrap().path()).collect::<Vec<_>>();
+    let dirs = entries(&base.join(pattern.base())).into_iter().filter(|p| p.is_dir());
+    let files = dirs.flat_map(|dir| entries(&dir));
+    files.map(|f| f.strip_prefix(base).unwrap().to_owned()).filter(|f| pattern.matches(f)).collect()
 }
 
 /// `#key = value` is a setting that is commented out, `# text` is prose.
