@@ -10,7 +10,12 @@ use std::{
     time::Duration,
 };
 
-use belljar_model::{RunSummary, Verdict, log::Line, read_log, summary::UnitState};
+use belljar_model::{
+    RunSummary, Verdict,
+    log::Line,
+    read_log,
+    summary::{Limits, UnitState},
+};
 use fs_err as fs;
 use serde::{Deserialize, Serialize};
 
@@ -90,7 +95,17 @@ impl History {
     pub fn learn_from(&mut self, run_dir: &Path) {
         self.open = None;
         let Ok(file) = fs::File::open(run_dir.join(crate::run_dir::EVENTS)) else { return };
-        let mut run = RunSummary::default();
+        // Only the ends matter.
+        let mut run = RunSummary::new(Limits {
+            passing_tail: 0,
+            failing_tail: 0,
+            attempts: 1,
+            subresults: 0,
+            notes: 0,
+            console: 0,
+            run_notes: 0,
+            guests: 0,
+        });
         for line in read_log(BufReader::new(file)) {
             match line {
                 Ok(Line::Event(event)) => run.apply(&event),
