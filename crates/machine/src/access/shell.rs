@@ -8,6 +8,8 @@ use std::time::Duration;
 use super::answer::{self, Answer, UNFINISHED, quote};
 use crate::console::{Console, ConsoleView, ExpectError, Match, Patience, Pattern, SendError};
 
+/// How long an interrupted shell may take to answer before it is interrupted again.
+const INTERRUPT_AGAIN: Duration = Duration::from_secs(10);
 /// How long the line is silent before an answer that seems to have come in pieces is asked for again.
 const DAMAGED: Duration = Duration::from_millis(300);
 /// How long the line is silent before a line that did not even begin is asked about.
@@ -542,8 +544,15 @@ impl Shell {
     ///
     /// When it does not.
     pub async fn interrupt(&mut self, patience: &mut Patience) -> Result<(), ShellError> {
-        self.console.send(b"\x03").await?;
-        self.tell(":", patience).await.map(|_| ())
+        loop {
+            self.console.send(b"\x03").await?;
+            // One that comes before the command has begun interrupts nothing.
+            let mut once = Patience::new(patience.remaining().min(INTERRUPT_AGAIN));
+            match self.tell(":", &mut once).await {
+                Err(ShellError::Expect(_)) if !patience.remaining().is_zero() => {}
+                told => return told.map(|_| ()),
+            }
+        }
     }
 
     /// Gives the kernel its messages on the console back; for when another session takes over.
