@@ -7,7 +7,9 @@ use rustix::process::Signal;
 use crate::harness::Lab;
 
 fn script(manners: &str) -> String {
-    format!("[serial]\nsend \"[    0.000000] Linux version 6.1.0-fake\\r\\n\"\ndrain\n[agent]\nagent {manners}\n")
+    format!(
+        "[serial]\nsend \"[    0.000000] Linux version 6.1.0-fake\\r\\n\"\nmark up\ndrain\n[agent]\nwait up 80000\nagent {manners}\n"
+    )
 }
 
 #[test]

@@ -33,8 +33,9 @@ pub(crate) fn spawn(argv: &[&str], env: &[(&str, &str)]) -> io::Result<(PtyLine,
     let name = rustix::pty::ptsname(&ours, Vec::new())?;
     let theirs: OwnedFd = rustix::fs::open(name, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())?;
     rustix::termios::tcsetwinsize(&theirs, Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 })?;
-    let child = Command::new("setsid")
-        .args(["--ctty", "--wait"])
+    // As a getty would start it: a test run in the background of a script has these signals ignored, and hands that on.
+    let child = Command::new("env")
+        .args(["--default-signal=HUP,INT,QUIT", "setsid", "--ctty", "--wait"])
         .args(argv)
         .env_clear()
         .env("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin")
