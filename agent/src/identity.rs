@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::path::Path;
 
 use belljar_proto::message::Identity;
 use rustix::fs::{Mode, OFlags};
@@ -10,6 +11,10 @@ use rustix::io::Errno;
 
 use crate::{sys, text};
 
+/// See machine-id(5).
+const MACHINE_ID: &str = "/etc/machine-id";
+/// Where systemd-journald(8) keeps one directory for each machine.
+const JOURNALS: &[&str] = &["/run/log/journal", "/var/log/journal"];
 /// Longest host name that Linux takes.
 const MAX_NAME: usize = 64;
 
@@ -20,21 +25,36 @@ pub(crate) fn assume(identity: &Identity) {
         let old = host_name();
         let _ = rustix::system::sethostname(new_name(&old, &identity.host_suffix).as_bytes());
     }
-    change_mac(&identity.old_mac, &identity.mac);
+    if identity.mac != identity.old_mac {
+        change_mac(&identity.old_mac, &identity.mac);
+    }
 }
 
 /// What is in files.
 pub(crate) fn write(identity: &Identity) {
-    let mut id: String = identity.machine_id.iter().map(|byte| format!("{byte:02x}")).collect();
-    id.push('\n');
-    for path in ["/etc/machine-id", "/var/lib/dbus/machine-id"] {
-        let _ = replace(path, id.as_bytes());
+    if identity.machine_id != [0; 16] {
+        let id: String = identity.machine_id.iter().map(|byte| format!("{byte:02x}")).collect();
+        let old = fs::read_to_string(MACHINE_ID).unwrap_or_default();
+        for path in [MACHINE_ID, "/var/lib/dbus/machine-id"] {
+            let _ = replace(path, format!("{id}\n").as_bytes());
+        }
+        for journal in JOURNALS {
+            keep_journal(Path::new(journal), old.trim(), &id);
+        }
     }
     if !identity.host_suffix.is_empty() {
         let new = host_name();
         if let Some(old) = new.strip_suffix(&identity.host_suffix) {
             rename_in_files(old, &new);
         }
+    }
+}
+
+/// journald goes on writing where it began, under the machine's old id; journalctl(1) looks under the new one.
+fn keep_journal(journal: &Path, old: &str, new: &str) {
+    let is_id = !old.is_empty() && old.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if is_id && journal.join(old).is_dir() {
+        let _ = rustix::fs::symlink(old, journal.join(new));
     }
 }
 
@@ -85,6 +105,21 @@ fn change_mac(old: &[u8; 6], new: &[u8; 6]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_journal_is_found_under_the_new_id() {
+        let dir = std::env::temp_dir().join(format!("belljar-journal-{}", std::process::id()));
+        let old = "0123456789abcdef0123456789abcdef";
+        fs::create_dir_all(dir.join(old)).unwrap();
+        fs::write(dir.join(old).join("system.journal"), "lines").unwrap();
+        keep_journal(&dir, old, "fedc");
+        assert_eq!(fs::read_to_string(dir.join("fedc/system.journal")).unwrap(), "lines");
+        for not_there in ["", "..", "00000000000000000000000000000000"] {
+            keep_journal(&dir, not_there, "aaaa");
+            assert!(!dir.join("aaaa").exists(), "{not_there:?}");
+        }
+        fs::remove_dir_all(&dir).unwrap();
+    }
 
     #[test]
     fn names_stay_within_what_linux_takes() {

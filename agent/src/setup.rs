@@ -1,6 +1,7 @@
 //! What the host asks for before the first command, and when it ends: shares, the clock, writing back.
 
 use std::fs;
+use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use belljar_proto::frame::{from_bytes, to_bytes};
@@ -39,9 +40,12 @@ pub(crate) fn mount_all(wanted: &[Mount], old: &[Mount]) -> Faults {
 /// Unmounts everything of the host's, and has what later mounts need.
 pub(crate) fn start_quiesce(wanted: Quiesce, old: &[Mount]) -> Result<Job, Errno> {
     Job::start(Kind::Quiesce, Some(SYNC_LIMIT), || {
-        let ours = wanted.unmount.iter().map(String::as_str).chain(old.iter().rev().map(|mount| mount.path.as_str()));
-        for path in ours {
+        let mut left = Vec::new();
+        let shares = old.iter().rev().map(|mount| (mount.path.as_str(), true));
+        for (path, is_share) in wanted.unmount.iter().map(|path| (path.as_str(), false)).chain(shares) {
             if rustix::mount::unmount(path, UnmountFlags::empty()) == Err(Errno::BUSY) {
+                let holder = if is_share { holder(path) } else { None };
+                left.extend(holder.map(|holder| format!("{path}, held by {holder}")));
                 let _ = rustix::mount::unmount(path, UnmountFlags::DETACH);
             }
         }
@@ -56,17 +60,33 @@ pub(crate) fn start_quiesce(wanted: Quiesce, old: &[Mount]) -> Result<Job, Errno
         // What the guest still has to write, each of its copies would.
         rustix::fs::sync();
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-        let left: Vec<&str> = mounts
-            .lines()
-            .filter_map(|line| {
-                let mut words = line.split(' ').skip(1);
-                let (at, kind) = (words.next()?, words.next()?);
-                matches!(kind, "9p" | "virtiofs").then_some(at)
-            })
-            .take(MAX_LEFT)
-            .collect();
+        left.extend(mounts.lines().filter_map(|line| {
+            let mut words = line.split(' ').skip(1);
+            let (at, kind) = (words.next()?, words.next()?);
+            matches!(kind, "9p" | "virtiofs").then(|| at.to_owned())
+        }));
+        left.truncate(MAX_LEFT);
         to_bytes(&left).unwrap_or_default()
     })
+}
+
+/// A process that has its directory or an open file there.
+fn holder(path: &str) -> Option<String> {
+    let is_there = |link: &Path| fs::read_link(link).is_ok_and(|target| target.starts_with(path));
+    for process in fs::read_dir("/proc").ok()?.flatten() {
+        let dir = process.path();
+        let Some(pid) =
+            process.file_name().to_str().filter(|name| name.bytes().all(|b| b.is_ascii_digit())).map(str::to_owned)
+        else {
+            continue;
+        };
+        let files = || fs::read_dir(dir.join("fd")).into_iter().flatten().flatten().any(|file| is_there(&file.path()));
+        if ["cwd", "root", "exe"].iter().any(|name| is_there(&dir.join(name))) || files() {
+            let name = fs::read(dir.join("comm")).unwrap_or_default();
+            return Some(format!("{} (process {pid})", text::lossy(name.trim_ascii())));
+        }
+    }
+    None
 }
 
 /// Where something of the host's is still mounted.

@@ -28,7 +28,7 @@ pub(crate) fn settings(args: &HostArgs) -> Result<Templates, String> {
         Some(text) => return Err(format!("{}={}: write on or off", env::TEMPLATES, text.display())),
     };
     let using = if switched && !args.no_template { Use::Make } else { Use::Never };
-    Ok(Templates { store: store()?, using })
+    Ok(Templates::new(store()?, using))
 }
 
 /// Where templates are.
@@ -96,7 +96,7 @@ fn rows(kept: &[Kept], now: SystemTime) -> String {
 fn make(args: &TemplateMakeArgs) -> Result<u8, String> {
     let exec = ExecArgs { env: Vec::new(), cwd: None, user: None };
     let mut prepared = Prepared::new(&args.guest, &args.share, &exec, &args.host, Vec::new(), false)?;
-    if prepared.request.templates.using == Use::Never {
+    if prepared.request.templates.using() == Use::Never {
         return Err(format!("templates are switched off (--no-template, {}=off)", env::TEMPLATES));
     }
     prepared.request.command = None;

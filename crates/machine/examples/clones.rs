@@ -94,8 +94,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         qemu_command,
     };
     let plan = plan::prepare(&spec, &share, host)?;
-    let templates =
-        Templates { store: TemplateStore::new(Path::new(cache).join("templates"), u64::MAX), using: Use::Make };
+    let templates = Templates::new(TemplateStore::new(Path::new(cache).join("templates"), u64::MAX), Use::Make);
     let times = Rc::new(RefCell::new(Times::default()));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (began, before) = runtime.block_on(LocalSet::new().run_until(async {

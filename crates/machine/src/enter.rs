@@ -2,6 +2,8 @@
 //!
 //! Few commands are typed, each answers with its exit code, and none is longer than a terminal's line.
 
+use std::fmt::Write as _;
+
 use belljar_model::{CrashKind, EventKind, Phase};
 use belljar_proto::message::{Identity, MountMode};
 
@@ -117,9 +119,11 @@ async fn mount(shell: &mut Shell, tag: &str, at: &str, mode: &str, limits: &Limi
 }
 
 /// Has the guest let go of what was mounted on the way; gives what is mounted all the same.
-pub(crate) async fn quiesce(shell: &mut Shell, limits: &Limits) -> Result<Vec<String>, Lost> {
-    let control = share::CONTROL_PATH;
-    run(shell, &format!("umount {control} 2>/dev/null; sync || busybox sync"), limits).await?;
+pub(crate) async fn quiesce(shell: &mut Shell, share: &ShareSpec, limits: &Limits) -> Result<Vec<String>, Lost> {
+    let mounts = share::mounts(share);
+    let paths = mounts.iter().rev().map(|mount| mount.path.as_str()).chain([share::CONTROL_PATH]);
+    let umount: String = paths.map(|path| format!("umount {} 2>/dev/null;", shell_word(path))).collect();
+    run(shell, &format!("{umount} sync || busybox sync"), limits).await?;
     let reply = run(shell, "while read -r d p t x;do [ $t != 9p ]||echo \"<$p>\";done </proc/mounts", limits).await?;
     if reply.code != 0 {
         // Without /proc it can have mounted nothing, for lack of a shell that knows what to mount.
@@ -134,13 +138,14 @@ pub(crate) async fn assume(shell: &mut Shell, identity: &Identity, limits: &Limi
     let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
     let seconds = crate::boot::now_ns() / 1_000_000_000;
     // The kernel mixes what is written here, and takes it from there in its own time.
-    let line = format!(
-        "{{ date -s @{seconds}; echo {} >/dev/urandom; [ ! -e /etc/machine-id ]||echo {} >/etc/machine-id; \
-         hostname \"$(hostname){}\"; }} >/dev/null 2>&1",
-        hex(&identity.seed),
-        hex(&identity.machine_id),
-        identity.host_suffix,
-    );
+    let mut line = format!("{{ date -s @{seconds}; echo {} >/dev/urandom;", hex(&identity.seed));
+    if identity.machine_id != [0; 16] {
+        let _ = write!(line, "[ ! -e /etc/machine-id ]||echo {} >/etc/machine-id;", hex(&identity.machine_id));
+    }
+    if !identity.host_suffix.is_empty() {
+        let _ = write!(line, "hostname \"$(hostname){}\";", identity.host_suffix);
+    }
+    line.push_str(" } >/dev/null 2>&1");
     run(shell, &line, limits).await.map(drop)
 }
 

@@ -20,7 +20,7 @@ use tokio::{
 
 use crate::{
     Lost,
-    boot::Machine,
+    boot::{Entered, Machine},
     command::GuestCommand,
     console::{Console, ConsoleView, LogFault},
     limits::Limits,
@@ -29,10 +29,10 @@ use crate::{
         qmp::{self, Qmp},
     },
     session::{
-        agent::{AgentSession, ExecControl, ExecIo, OutputSink, SessionError, SinkFuture},
+        agent::{AgentSession, ExecControl, ExecIo, OutputSink, PortKind, SessionError, SinkFuture},
         console::ConsoleSession,
     },
-    template::Template,
+    template::{Frozen, Template},
     watch::{WantedStops, Watch},
 };
 
@@ -131,6 +131,19 @@ impl Guest {
     pub(crate) fn with_template(mut self, template: Template) -> Self {
         self.template = Some(template);
         self
+    }
+
+    /// What it is made of, to be frozen. The shares are still mounted in it.
+    pub(crate) fn into_machine(self, frozen: &Frozen) -> (Machine, Entered) {
+        let Self { qemu, console, session, watch, limits, .. } = self;
+        let entered = match session {
+            Session::Agent(session) => {
+                let port = if *frozen == Frozen::AgentOnSerial { PortKind::Serial } else { PortKind::Virtio };
+                Entered::Agent { session, port }
+            }
+            Session::Console(session) => Entered::Shell(Box::new(session.into_shell())),
+        };
+        (Machine { qemu, console, watch, limits }, entered)
     }
 
     /// Whether it booted itself.

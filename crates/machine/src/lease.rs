@@ -1,25 +1,28 @@
 //! The way to a guest: a clone of a template where there can be one, a cold boot elsewhere.
 
 use std::{
+    collections::HashMap,
     fs::File,
     io,
     path::Path,
-    time::{Duration, Instant, SystemTime},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Instant, SystemTime},
 };
 
-use belljar_model::{EventKind, Phase, Verdict};
+use belljar_model::{EventKind, Phase};
 use rustix::fs::MemfdFlags;
 use tokio::sync::oneshot;
 
 use crate::{
     Lost,
     boot::{Booted, Unbooted},
-    command::GuestCommand,
-    guest::{Guest, Io, Observe, Views},
+    guest::{Guest, Observe, Views},
+    layer,
     plan::Plan,
-    session::agent::OutputSink,
-    template::{Claim, Making, TemplateKey, TemplateStore, Unfrozen, Unthawed, freeze, thaw},
+    template::{Claim, Freezing, Making, Template, TemplateKey, TemplateStore, Unfrozen, Unthawed, freeze, thaw},
 };
+
+pub use crate::layer::{Layer, SetUp, SettingUp};
 
 /// How often a template is looked for: once, again after it was waited for or found bad, and once more.
 const TRIES: usize = 3;
@@ -41,10 +44,35 @@ pub enum Use {
 /// Where templates are, and whether they are used.
 #[derive(Clone, Debug)]
 pub struct Templates {
+    store: TemplateStore,
+    using: Use,
+    /// Guests that could not be kept, and why not, so that it is not tried again and again.
+    refused: Arc<Mutex<HashMap<TemplateKey, String>>>,
+}
+
+impl Templates {
+    /// Templates that are kept in `store`. What could not be kept is remembered by this value and its clones.
+    #[must_use]
+    pub fn new(store: TemplateStore, using: Use) -> Self {
+        Self { store, using, refused: Arc::default() }
+    }
+
     /// Where they are.
-    pub store: TemplateStore,
+    #[must_use]
+    pub fn store(&self) -> &TemplateStore {
+        &self.store
+    }
+
     /// Whether they are used.
-    pub using: Use,
+    #[must_use]
+    pub fn using(&self) -> Use {
+        self.using
+    }
+
+    fn refused(&self) -> MutexGuard<'_, HashMap<TemplateKey, String>> {
+        // Nothing is half-done while it is held.
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A guest that is wanted.
@@ -53,22 +81,10 @@ pub struct Lease<'a> {
     pub plan: Plan,
     /// Where its template may be.
     pub templates: &'a Templates,
-    /// Set-up that runs once and is part of the template.
+    /// Set-up that is part of the guest: kept with its template where that can be, else run in the guest each time.
     pub layer: Option<Layer<'a>>,
     /// Gets the console of each QEMU that is started on the way.
     pub view: Option<Views>,
-}
-
-/// Set-up of a guest, before any command that wants it.
-pub struct Layer<'a> {
-    /// Hash of all that decides what the set-up does: its script, what that reads, its environment.
-    pub id: [u8; 32],
-    /// Runs with the shares mounted and must exit with 0.
-    pub command: GuestCommand,
-    /// Limit to the command.
-    pub timeout: Option<Duration>,
-    /// Takes its output.
-    pub sink: &'a mut dyn OutputSink,
 }
 
 impl<'a> Lease<'a> {
@@ -86,146 +102,247 @@ impl<'a> Lease<'a> {
 /// # Errors
 /// A [`Lost`] that says what was awaited and what was seen.
 pub async fn lease(wanted: Lease<'_>, observe: Observe<'_>) -> Result<Guest, Lost> {
-    let Lease { plan, templates, layer, view } = wanted;
+    let Lease { plan, templates, mut layer, view } = wanted;
     observe(EventKind::Phase { phase: Phase::Boot });
-    let view = view.as_ref();
-    let mut guest = match by_template(&plan, templates, view, observe).await? {
+    let way = Way { plan: &plan, templates, view: view.as_ref() };
+    if let Some(layer) = &mut layer {
+        match plan.fixed() {
+            Ok(()) => {
+                if let Some(guest) = way.copy(Some(layer), observe).await? {
+                    return Ok(guest);
+                }
+            }
+            Err(why) => told(observe, SETTING_UP, "run", why),
+        }
+    }
+    let mut guest = match way.copy(None, observe).await? {
         Some(guest) => guest,
-        None => boot(&plan, view, observe).await?,
+        None => way.boot(observe).await?,
     };
     if let Some(layer) = layer {
-        set_up(&mut guest, layer, observe).await?;
+        layer.set_up.run(&mut guest, observe).await?;
     }
     Ok(guest)
 }
 
-/// Boots a guest that is not kept.
-async fn boot(plan: &Plan, view: Option<&Views>, observe: Observe<'_>) -> Result<Guest, Lost> {
-    let launch = plan.launch().map_err(|e| Lost::host(e.to_string()))?;
-    let booted = Booted::boot(plan, launch, view, observe).await.map_err(Unbooted::lost)?;
-    booted.finish(&plan.share, observe).await
+/// What is said to be chosen of templates, and of set-ups that are part of one.
+const TEMPLATE: &str = "template";
+pub(crate) const SETTING_UP: &str = "set-up";
+
+/// The way to one guest.
+pub(crate) struct Way<'a> {
+    pub(crate) plan: &'a Plan,
+    pub(crate) templates: &'a Templates,
+    pub(crate) view: Option<&'a Views>,
 }
 
-/// A clone, or the guest that was to become a template and could not. `None`: one has to boot.
-async fn by_template(
-    plan: &Plan,
-    templates: &Templates,
-    view: Option<&Views>,
-    observe: Observe<'_>,
-) -> Result<Option<Guest>, Lost> {
-    if templates.using == Use::Never {
-        return Ok(None);
+/// What came of looking for a template.
+pub(crate) enum Got {
+    /// It is there. `fresh`: it was made just now, by a guest whose logs are to be added to.
+    Template { template: Box<Template>, fresh: bool },
+    /// The guest that was to become one goes on as it is.
+    Guest(Box<Guest>),
+    /// There is none, and there will be none.
+    Nothing,
+}
+
+impl Way<'_> {
+    /// Boots a guest that is not kept.
+    async fn boot(&self, observe: Observe<'_>) -> Result<Guest, Lost> {
+        let launch = self.plan.launch().map_err(|e| Lost::host(e.to_string()))?;
+        let booted = Booted::boot(self.plan, launch, self.view, observe).await.map_err(Unbooted::lost)?;
+        booted.finish(&self.plan.share, observe).await
     }
-    let key = {
-        let plan = plan.clone();
-        blocking(move || plan.template_key(None)).await?
-    };
-    let key = match key {
-        Ok(key) => key,
-        Err(why) => {
-            choice(observe, "none", why.to_string());
-            return Ok(None);
-        }
-    };
-    let store = &templates.store;
-    let mut waited = false;
-    for _ in 0..TRIES {
-        let found = {
-            let (store, key) = (store.clone(), key.clone());
-            blocking(move || store.find(&key)).await?
-        };
-        match found {
-            Ok(Some(template)) => {
-                choice(observe, "found", format!("made {} ago", age(template.made())));
-                match thaw(plan, template, false, view, observe).await {
-                    Ok(guest) => return Ok(Some(guest)),
-                    Err(Unthawed::Lost(lost)) => return Err(lost),
-                    Err(Unthawed::Template(why)) => {
-                        warn(observe, format!("the template of this guest is of no use and was removed: {why}"));
-                        let (store, key) = (store.clone(), key.clone());
-                        blocking(move || store.remove(&key)).await?;
-                    }
+
+    /// A clone, or the guest that was to become a template and could not. `None`: one has to boot.
+    async fn copy(&self, mut layer: Option<&mut Layer<'_>>, observe: Observe<'_>) -> Result<Option<Guest>, Lost> {
+        let what = if layer.is_some() { SETTING_UP } else { TEMPLATE };
+        let Some(key) = self.key(layer.as_deref(), observe).await? else { return Ok(None) };
+        for _ in 0..TRIES {
+            let (template, fresh) = match self.template(&key, layer.as_deref_mut(), observe).await? {
+                Got::Template { template, fresh } => (template, fresh),
+                Got::Guest(guest) => return Ok(Some(*guest)),
+                Got::Nothing => return Ok(None),
+            };
+            match thaw(self.plan, *template, fresh, self.view, observe).await {
+                Ok(guest) => return Ok(Some(guest)),
+                Err(Unthawed::Lost(lost)) => return Err(lost),
+                Err(Unthawed::Template(why)) if fresh => {
+                    self.remove(&key).await?;
+                    let why = format!("it could be frozen, but its copy does not go on: {why}");
+                    self.refuse(&key, why, observe);
+                    return Ok(None);
                 }
-            }
-            Ok(None) => {}
-            Err(flaw) => warn(observe, format!("the template of this guest was removed, for {flaw}")),
-        }
-        if templates.using == Use::Find {
-            choice(observe, "none", "there is none for this guest, and none is to be made");
-            return Ok(None);
-        }
-        let claim = {
-            let (store, key) = (store.clone(), key.clone());
-            blocking(move || store.claim(&key, false)).await?
-        };
-        match claim {
-            Ok(Claim::Ours(making)) => return make(plan, making, view, observe).await,
-            Ok(Claim::Made) => {}
-            Ok(Claim::Taken) if waited => {}
-            Ok(Claim::Taken) => {
-                choice(observe, "awaited", "somebody else is making it");
-                waited = true;
-                await_maker(store, &key, plan).await;
-            }
-            Err(error) => {
-                let dir = store.dir().display();
-                warn(observe, format!("templates cannot be kept in {dir}, so that every guest has to boot: {error}"));
-                return Ok(None);
-            }
-        }
-    }
-    choice(observe, "none", "the one that there was came to nothing");
-    Ok(None)
-}
-
-/// Boots a guest, freezes it, and gives a clone of it.
-async fn make(plan: &Plan, making: Making, view: Option<&Views>, observe: Observe<'_>) -> Result<Option<Guest>, Lost> {
-    let (store, key) = (making.store().clone(), making.key().clone());
-    if let Err(why) = has_room(making.dir(), plan.ram_size()) {
-        warn(observe, format!("this guest cannot be kept as a template, so that it has to boot each time: {why}"));
-        return Ok(None);
-    }
-    choice(observe, "made", "there is none for this guest yet; it boots once, and is copied from then on");
-    let since = Instant::now();
-    let prepared = memory(plan.ram_size()).and_then(|ram| {
-        let again = ram.try_clone()?;
-        plan.launch_to_freeze(&making, ram.into()).map(|launch| (launch, again)).map_err(io::Error::other)
-    });
-    let (launch, ram) = match prepared {
-        Ok(prepared) => prepared,
-        Err(why) => {
-            warn(observe, format!("this guest cannot be kept as a template: {why}"));
-            return Ok(None);
-        }
-    };
-    let mut booted = match Booted::boot(plan, launch, view, observe).await {
-        Ok(booted) => booted,
-        // A machine as it has to be for a template may be one that this QEMU cannot make.
-        Err(Unbooted::Start(why)) => {
-            warn(observe, format!("this guest cannot be kept as a template: {why}"));
-            return Ok(None);
-        }
-        Err(Unbooted::Lost(lost)) => return Err(lost),
-    };
-    match freeze(&mut booted, plan, making, ram, since, observe).await {
-        Ok(template) => {
-            booted.machine.qemu.kill().await;
-            drop(booted);
-            match thaw(plan, template, true, view, observe).await {
-                Ok(guest) => Ok(Some(guest)),
-                Err(Unthawed::Lost(lost)) => Err(lost),
                 Err(Unthawed::Template(why)) => {
-                    warn(observe, format!("this guest could be frozen, but its copy does not go on: {why}"));
-                    store.remove(&key);
-                    Ok(None)
+                    warn(observe, format!("the template of this guest is of no use and was removed: {why}"));
+                    self.remove(&key).await?;
                 }
             }
         }
-        Err(Unfrozen::Lost(lost)) => Err(booted.machine.give_up(lost, Phase::Session).await),
-        Err(Unfrozen::GoesOn(why)) => {
-            warn(observe, format!("this guest cannot be kept as a template: {why}"));
-            booted.finish(&plan.share, observe).await.map(Some)
+        told(observe, what, "none", "the one that there was came to nothing");
+        Ok(None)
+    }
+
+    /// Under which name the template is kept, if it can be.
+    async fn key(&self, layer: Option<&Layer<'_>>, observe: Observe<'_>) -> Result<Option<TemplateKey>, Lost> {
+        if self.templates.using == Use::Never {
+            return Ok(None);
         }
+        let (plan, id) = (self.plan.clone(), layer.map(|l| l.id));
+        match blocking(move || plan.template_key(id.as_ref())).await? {
+            Ok(key) => Ok(Some(key)),
+            // It is said once, of the guest.
+            Err(_) if layer.is_some() => Ok(None),
+            Err(why) => {
+                told(observe, TEMPLATE, "none", why.to_string());
+                Ok(None)
+            }
+        }
+    }
+
+    /// The template of the guest, without any set-up.
+    pub(crate) async fn base(&self, observe: Observe<'_>) -> Result<Got, Lost> {
+        match self.key(None, observe).await? {
+            Some(key) => self.template(&key, None, observe).await,
+            None => Ok(Got::Nothing),
+        }
+    }
+
+    /// Finds the template, or makes it.
+    async fn template(
+        &self,
+        key: &TemplateKey,
+        mut layer: Option<&mut Layer<'_>>,
+        observe: Observe<'_>,
+    ) -> Result<Got, Lost> {
+        let what = if layer.is_some() { SETTING_UP } else { TEMPLATE };
+        let store = &self.templates.store;
+        let mut waited = false;
+        for _ in 0..TRIES {
+            let found = {
+                let (store, key) = (store.clone(), key.clone());
+                blocking(move || store.find(&key)).await?
+            };
+            match found {
+                Ok(Some(template)) => {
+                    told(observe, what, "found", format!("made {} ago", age(template.made())));
+                    return Ok(Got::Template { template: Box::new(template), fresh: false });
+                }
+                Ok(None) => {}
+                Err(flaw) => warn(observe, format!("the template of this guest was removed, for {flaw}")),
+            }
+            if self.templates.using == Use::Find {
+                told(observe, what, "none", "there is none for this guest, and none is to be made");
+                return Ok(Got::Nothing);
+            }
+            if let Some(why) = self.refused(key) {
+                told(observe, what, "none", why);
+                return Ok(Got::Nothing);
+            }
+            let claim = {
+                let (store, key) = (store.clone(), key.clone());
+                blocking(move || store.claim(&key, false)).await?
+            };
+            match claim {
+                Ok(Claim::Ours(making)) => {
+                    // By whoever had the claim before.
+                    if let Some(why) = self.refused(key) {
+                        told(observe, what, "none", why);
+                        return Ok(Got::Nothing);
+                    }
+                    return match layer.as_deref_mut() {
+                        None => self.make(key, making, observe).await,
+                        // It asks for a template in its turn, the guest's own.
+                        Some(layer) => Box::pin(layer::make(self, key, making, layer, observe)).await,
+                    };
+                }
+                Ok(Claim::Made) => {}
+                Ok(Claim::Taken) if waited => {}
+                Ok(Claim::Taken) => {
+                    told(observe, what, "awaited", "somebody else is making it");
+                    waited = true;
+                    await_maker(store, key, self.plan).await;
+                }
+                Err(error) => {
+                    let dir = store.dir().display();
+                    let why = format!("templates cannot be kept in {dir}, so that every guest has to boot: {error}");
+                    // Of the set-up there is nothing more to say.
+                    if layer.is_none() {
+                        warn(observe, why);
+                    }
+                    return Ok(Got::Nothing);
+                }
+            }
+        }
+        told(observe, what, "none", "the one that there was came to nothing");
+        Ok(Got::Nothing)
+    }
+
+    /// Boots a guest, and freezes it.
+    async fn make(&self, key: &TemplateKey, making: Making, observe: Observe<'_>) -> Result<Got, Lost> {
+        let plan = self.plan;
+        if let Err(why) = has_room(making.dir(), plan.ram_size()) {
+            self.refuse(key, why, observe);
+            return Ok(Got::Nothing);
+        }
+        told(observe, TEMPLATE, "made", "there is none for this guest yet; it boots once, and is copied from then on");
+        let since = Instant::now();
+        let prepared = memory(plan.ram_size()).and_then(|ram| {
+            let again = ram.try_clone()?;
+            plan.launch_to_freeze(&making, ram.into()).map(|launch| (launch, again)).map_err(io::Error::other)
+        });
+        let (launch, ram) = match prepared {
+            Ok(prepared) => prepared,
+            Err(why) => {
+                self.refuse(key, why.to_string(), observe);
+                return Ok(Got::Nothing);
+            }
+        };
+        let mut booted = match Booted::boot(plan, launch, self.view, observe).await {
+            Ok(booted) => booted,
+            // A machine as it has to be for a template may be one that this QEMU cannot make.
+            Err(Unbooted::Start(why)) => {
+                self.refuse(key, why.to_string(), observe);
+                return Ok(Got::Nothing);
+            }
+            Err(Unbooted::Lost(lost)) => return Err(lost),
+        };
+        let Booted { machine, entered, .. } = &mut booted;
+        let mut making = Some(making);
+        let freezing = Freezing { plan, making: &mut making, ram, since };
+        match freeze(machine, entered, freezing, observe).await {
+            Ok(template) => {
+                booted.machine.qemu.kill().await;
+                Ok(Got::Template { template: Box::new(template), fresh: true })
+            }
+            Err(Unfrozen::Lost(lost)) => Err(booted.machine.give_up(lost, Phase::Session).await),
+            Err(Unfrozen::GoesOn(why)) => {
+                self.refuse(key, why, observe);
+                drop(making);
+                booted.finish(&plan.share, observe).await.map(|guest| Got::Guest(Box::new(guest)))
+            }
+        }
+    }
+
+    async fn remove(&self, key: &TemplateKey) -> Result<(), Lost> {
+        let (store, key) = (self.templates.store.clone(), key.clone());
+        blocking(move || store.remove(&key)).await
+    }
+
+    /// Says that this guest has no template, and remembers it.
+    fn refuse(&self, key: &TemplateKey, why: String, observe: Observe<'_>) {
+        warn(observe, format!("this guest cannot be kept as a template, so that it has to boot each time: {why}"));
+        self.remember(key, why);
+    }
+
+    /// Why there is to be no template, if that is known.
+    fn refused(&self, key: &TemplateKey) -> Option<String> {
+        self.templates.refused().get(key).map(|why| format!("it could not be kept before: {why}"))
+    }
+
+    /// Nobody who shares these [`Templates`] tries again to make it.
+    pub(crate) fn remember(&self, key: &TemplateKey, why: String) {
+        self.templates.refused().insert(key.clone(), why);
     }
 }
 
@@ -242,13 +359,13 @@ async fn await_maker(store: &TemplateStore, key: &TemplateKey, plan: &Plan) {
 }
 
 /// A guest's memory, in a file without a name.
-fn memory(size: u64) -> io::Result<File> {
+pub(crate) fn memory(size: u64) -> io::Result<File> {
     let file = File::from(rustix::fs::memfd_create("belljar-ram", MemfdFlags::CLOEXEC)?);
     file.set_len(size)?;
     Ok(file)
 }
 
-fn has_room(dir: &Path, ram: u64) -> Result<(), String> {
+pub(crate) fn has_room(dir: &Path, ram: u64) -> Result<(), String> {
     let stat = rustix::fs::statvfs(dir).map_err(|e| e.to_string())?;
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
     if free < ram.saturating_add(ROOM) {
@@ -257,16 +374,16 @@ fn has_room(dir: &Path, ram: u64) -> Result<(), String> {
     Ok(())
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Lost> {
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Lost> {
     let done = tokio::task::spawn_blocking(work).await;
     done.map_err(|e| Lost::host(format!("Belljar's own work on a template broke off: {e}; please report it")))
 }
 
-fn choice(observe: Observe<'_>, chosen: &str, why: impl Into<String>) {
-    observe(EventKind::Choice { what: "template".into(), chosen: chosen.into(), why: why.into() });
+pub(crate) fn told(observe: Observe<'_>, what: &str, chosen: &str, why: impl Into<String>) {
+    observe(EventKind::Choice { what: what.into(), chosen: chosen.into(), why: why.into() });
 }
 
-fn warn(observe: Observe<'_>, message: String) {
+pub(crate) fn warn(observe: Observe<'_>, message: String) {
     observe(EventKind::Warning { message });
 }
 
@@ -279,26 +396,4 @@ fn age(made: u64) -> String {
         s @ 7200..172_800 => format!("{} h", s / 3600),
         s => format!("{} days", s / 86_400),
     }
-}
-
-async fn set_up(guest: &mut Guest, layer: Layer<'_>, observe: Observe<'_>) -> Result<(), Lost> {
-    observe(EventKind::Choice {
-        what: "set-up".into(),
-        chosen: "run".into(),
-        why: "the guest has not been set up yet".into(),
-    });
-    let Layer { command, timeout, sink, .. } = layer;
-    let running = guest.exec(command, Io { stdin: None, sink, control: None }, observe);
-    let exit = match timeout {
-        Some(limit) => tokio::time::timeout(limit, running).await.unwrap_or_else(|_| {
-            let limit = crate::for_people(limit);
-            Err(Lost::timeout(Phase::Session, format!("the set-up of the guest was given {limit} and had not ended")))
-        })?,
-        None => running.await?,
-    };
-    let verdict = Verdict::of_exit(exit);
-    if verdict == Verdict::Pass {
-        return Ok(());
-    }
-    Err(Lost { verdict, message: Some("the set-up of the guest failed".into()), tail: Vec::new() })
 }

@@ -12,6 +12,7 @@ mod enter;
 pub mod fuzz;
 pub mod guest;
 pub mod host;
+mod layer;
 pub mod lease;
 mod limits;
 mod lost;

@@ -4,7 +4,7 @@
 
 use std::{
     ffi::OsString,
-    fs::Permissions,
+    fs::{File, Permissions},
     os::{fd::OwnedFd, unix::fs::PermissionsExt},
     path::{Path, PathBuf},
     sync::OnceLock,
@@ -304,16 +304,35 @@ impl Plan {
     /// The same guest for another attempt: with other directories of the host, and files elsewhere.
     #[must_use]
     pub fn at(&self, share: ShareSpec, place: Place) -> Self {
-        let mut plan = self.clone();
         let Place { run_dir, console_log, qemu_log, qemu_command } = place;
-        plan.config.shares.retain(|s| s.tag != share::OUT_TAG && s.tag != share::WORKSPACE_TAG);
+        let mut plan = self.with_share(share);
         for control in plan.config.shares.iter_mut().filter(|s| s.tag == share::CONTROL_TAG) {
             *control = control_share(&run_dir);
         }
-        plan.config.shares.extend(spec_shares(&share));
-        plan.share = share;
         plan.host = HostContext { run_dir, console_log, qemu_log, qemu_command, ..plan.host };
         plan
+    }
+
+    /// The same guest with other directories of the host.
+    pub(crate) fn with_share(&self, share: ShareSpec) -> Self {
+        let mut plan = self.clone();
+        plan.config.shares.retain(|s| s.tag != share::OUT_TAG && s.tag != share::WORKSPACE_TAG);
+        plan.config.shares.extend(spec_shares(&share));
+        plan.share = share;
+        plan
+    }
+
+    /// Whether all of the guest is its own, so that what is set up in it stays true.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(crate) fn fixed(&self) -> Result<(), &'static str> {
+        if self.config.shares.iter().any(|s| s.tag == share::ROOT_TAG) {
+            return Err(
+                "the guest's root is a directory of the host's, which may change under what was set up over it",
+            );
+        }
+        Ok(())
     }
 
     /// Makes what a boot needs: layers that take what the guest writes, and the agent where the guest can fetch it.
@@ -400,18 +419,32 @@ impl Plan {
 
     /// Makes what a copy of a template needs; gives the number of the descriptor that holds the devices' state as well.
     pub(crate) fn launch_copy(&self, template: &Template) -> Result<(Launch, i32), CopyError> {
-        // Kernel and initramfs are in its memory already, and it is never reset.
-        let mut config = MachineConfig { kernel: None, incoming: true, ..self.config_to_freeze() };
-        let mut fds = plan_disk::open_over_template(&self.disks, template.disks()?, &self.host.run_dir, &mut config)?;
+        let mut config = self.config_to_go_on()?;
+        let fds = plan_disk::open_over_template(&self.disks, template.disks()?, &self.host.run_dir, &mut config)?;
+        Ok(go_on(config, fds, template, Ram::Private, template.ram()?)?)
+    }
+
+    /// Makes what a copy of a template needs that is to become a template itself, its memory and disks being copies already; gives what
+    /// [`Plan::launch_copy`] gives.
+    pub(crate) fn launch_to_set_up(
+        &self,
+        template: &Template,
+        ram: File,
+        disks: Vec<File>,
+    ) -> Result<(Launch, i32), CopyError> {
+        let mut config = self.config_to_go_on()?;
+        let fds = plan_disk::go_on(&self.disks, disks, &mut config);
+        Ok(go_on(config, fds, template, Ram::Shared, ram)?)
+    }
+
+    /// The machine of a copy. Kernel and initramfs are in its memory already, and it is never reset.
+    fn config_to_go_on(&self) -> std::io::Result<MachineConfig> {
+        let config = MachineConfig { kernel: None, incoming: true, ..self.config_to_freeze() };
         if let Some(control) = config.shares.iter().find(|s| s.tag == share::CONTROL_TAG) {
             // The agent is in memory too.
             fs_err::create_dir_all(&control.path)?;
         }
-        let fd = next_fd(&fds);
-        config.ram = Ram::Private(fd);
-        fds.push((fd, template.ram()?.into()));
-        fds.push((fd + 1, template.state()?.into()));
-        Ok((Launch { config, fds }, fd + 1))
+        Ok(config)
     }
 
     fn put_agent(&self, config: &MachineConfig) -> Result<(), PlanError> {
@@ -526,6 +559,21 @@ fn title(source: &Source) -> String {
         Source::RootDir { kernel: Some(kernel), .. } => format!("{} with a root directory", kernel.display()),
         Source::RootDir { kernel: None, .. } => "the host's kernel with a root directory".into(),
     }
+}
+
+/// The copy of a template with this memory; gives the number of the descriptor that holds the devices' state as well.
+fn go_on(
+    mut config: MachineConfig,
+    mut fds: Vec<(i32, OwnedFd)>,
+    template: &Template,
+    kind: fn(i32) -> Ram,
+    ram: File,
+) -> std::io::Result<(Launch, i32)> {
+    let fd = next_fd(&fds);
+    config.ram = kind(fd);
+    fds.push((fd, ram.into()));
+    fds.push((fd + 1, template.state()?.into()));
+    Ok((Launch { config, fds }, fd + 1))
 }
 
 /// The first number that no descriptor has yet.

@@ -178,6 +178,17 @@ pub(crate) fn open_in_template(
     Ok(fds)
 }
 
+/// Puts disks that a template has into the machine, to be written to.
+pub(crate) fn go_on(disks: &[PlannedDisk], files: Vec<File>, config: &mut MachineConfig) -> Vec<(i32, OwnedFd)> {
+    let mut fds = Vec::new();
+    for (((fd, set), disk), file) in (FIRST_EXTRA_FD..).zip(1..).zip(disks).zip(files) {
+        fds.push((fd, file.into()));
+        config.fd_sets.push(FdSet { fd, set });
+        config.disks.push(disk.device(DiskSource::FdSet(set)));
+    }
+    fds
+}
+
 /// Makes what takes a copy's writes, in `dir`, over a template's disks.
 pub(crate) fn open_over_template(
     disks: &[PlannedDisk],

@@ -86,11 +86,11 @@ pub struct Setup {
 pub struct Identity {
     /// Fresh random bytes for the kernel's generator.
     pub seed: [u8; 32],
-    /// For `/etc/machine-id`, where the guest has one.
+    /// For `/etc/machine-id`, where the guest has one; zeros leave it alone.
     pub machine_id: [u8; 16],
     /// Added to the host name, such as `-1f2e3d`; empty leaves it alone.
     pub host_suffix: String,
-    /// For the network card whose address is [`Identity::old_mac`].
+    /// For the network card whose address is [`Identity::old_mac`]; the same leaves it alone.
     pub mac: [u8; 6],
     /// The address that the frozen guest's card had.
     pub old_mac: [u8; 6],

@@ -104,6 +104,11 @@ impl ConsoleSession {
         ConsoleSession { shell, exchange, factor, running: None, tools: None, prepared: false, notes: Vec::new() }
     }
 
+    /// The shell that it ran commands with.
+    pub(crate) fn into_shell(self) -> Shell {
+        self.shell
+    }
+
     /// What a person should know of how commands run here, said once.
     pub fn take_notes(&mut self) -> Vec<String> {
         std::mem::take(&mut self.notes)

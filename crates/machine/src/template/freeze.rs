@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     Lost,
-    boot::{Booted, Entered},
+    boot::{Entered, Machine},
     enter,
     guest::{Observe, of_session},
     plan::Plan,
@@ -51,16 +51,26 @@ pub(crate) enum Unfrozen {
     Lost(Lost),
 }
 
-/// Freezes a guest whose memory is in `ram`, and makes a template of it. The machine is of no use after that.
+/// What is made of a guest that is frozen.
+pub(crate) struct Freezing<'a> {
+    pub(crate) plan: &'a Plan,
+    /// Used up if a template comes of it; else whoever waits for it can be told something first.
+    pub(crate) making: &'a mut Option<Making>,
+    /// The guest's memory.
+    pub(crate) ram: File,
+    /// When the guest was started.
+    pub(crate) since: Instant,
+}
+
+/// Freezes a guest, and makes a template of it. The machine is of no use after that.
 pub(crate) async fn freeze(
-    booted: &mut Booted,
-    plan: &Plan,
-    making: Making,
-    ram: File,
-    since: Instant,
+    machine: &mut Machine,
+    entered: &mut Entered,
+    freezing: Freezing<'_>,
     observe: Observe<'_>,
 ) -> Result<Template, Unfrozen> {
-    let session = match &booted.entered {
+    let Freezing { plan, making, ram, since } = freezing;
+    let session = match entered {
         Entered::Agent { port: PortKind::Virtio, .. } => Frozen::AgentOnVirtio,
         Entered::Agent { port: PortKind::Serial, .. } => Frozen::AgentOnSerial,
         Entered::Shell(_) => Frozen::Shell,
@@ -71,18 +81,19 @@ pub(crate) async fn freeze(
         boot_millis: u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX),
         session,
     };
-    quiesce(booted, &plan.share, since, observe).await?;
-    if let Some(lost) = booted.machine.watch.doubt(Phase::Session) {
+    quiesce(machine, entered, &plan.share, since, observe).await?;
+    if let Some(lost) = machine.watch.doubt(Phase::Session) {
         return Err(Unfrozen::Lost(lost));
     }
-    let create = |name| making.create(name).map_err(|e| Unfrozen::GoesOn(e.to_string()));
+    let used_up = || Unfrozen::GoesOn("the right to make a template is used up".into());
+    let create = |name| making.as_ref().ok_or_else(used_up)?.create(name).map_err(|e| Unfrozen::GoesOn(e.to_string()));
     let (state, kept) = (create(STATE)?, create(RAM)?);
-    let qmp = booted.machine.qemu.qmp().clone();
-    booted.machine.watch.stops().expect();
-    let saved =
-        booted.machine.attend(Phase::Session, observe, async |_, _, _| Ok(save(&qmp, state, ram, kept).await)).await;
+    let qmp = machine.qemu.qmp().clone();
+    machine.watch.stops().expect();
+    let saved = machine.attend(Phase::Session, observe, async |_, _, _| Ok(save(&qmp, state, ram, kept).await)).await;
     let published = match saved {
         Ok(Ok(copied)) => {
+            let making = making.take().ok_or_else(used_up)?;
             let published = tokio::task::spawn_blocking(move || making.publish(facts, copied.hash)).await;
             published.map_err(|e| e.to_string()).and_then(|p| p.map_err(|e| e.to_string()))
         }
@@ -102,10 +113,15 @@ pub(crate) async fn freeze(
 }
 
 /// Has the guest let go of the host, and waits until it has come to rest.
-async fn quiesce(booted: &mut Booted, share: &ShareSpec, since: Instant, observe: Observe<'_>) -> Result<(), Unfrozen> {
+async fn quiesce(
+    machine: &mut Machine,
+    entered: &mut Entered,
+    share: &ShareSpec,
+    since: Instant,
+    observe: Observe<'_>,
+) -> Result<(), Unfrozen> {
     let overlay = share.workspace.as_ref().is_some_and(|w| w.mode == crate::MountMode::CopyOnWrite);
     let wanted = Quiesce { unmount: vec![share::CONTROL_PATH.into()], overlay };
-    let Booted { machine, entered, .. } = booted;
     let limits = machine.limits;
     let limit = limits.sync();
     let left = machine
@@ -115,7 +131,7 @@ async fn quiesce(booted: &mut Booted, share: &ShareSpec, since: Instant, observe
                     Entered::Agent { session, .. } => {
                         session.quiesce(wanted).await.map_err(|e| of_session(e, Phase::Session))
                     }
-                    Entered::Shell(shell) => enter::quiesce(shell, &limits).await,
+                    Entered::Shell(shell) => enter::quiesce(shell, share, &limits).await,
                 }
             };
             let left = match tokio::time::timeout(limit, letting_go).await {

@@ -21,11 +21,11 @@ use manifest::Manifest;
 pub use key::TemplateKey;
 pub use store::{Kept, TemplateStore};
 
-pub(crate) use freeze::{Unfrozen, freeze};
+pub(crate) use freeze::{Freezing, Unfrozen, freeze};
 pub(crate) use key::{KeyMaker, Unkeyable};
 pub(crate) use manifest::Frozen;
 pub(crate) use store::{Claim, Making};
-pub(crate) use thaw::{Unthawed, thaw};
+pub(crate) use thaw::{Unthawed, thaw, thaw_to_set_up};
 
 /// A template, its parts open and as they were made. What happens to its directory from now on does not matter.
 #[derive(Debug)]
@@ -60,6 +60,21 @@ impl Template {
     /// The disks, opened anew for reading.
     pub(crate) fn disks(&self) -> io::Result<Vec<File>> {
         self.disks.iter().map(reopen).collect()
+    }
+
+    /// Copies the memory, `size` bytes, into an empty file.
+    pub(crate) fn copy_ram(&self, to: &File, size: u64) -> io::Result<()> {
+        sparse::copy(&self.ram, to, size).map(drop)
+    }
+
+    /// Copies the disks into files of another template.
+    pub(crate) fn copy_disks(&self, making: &Making) -> io::Result<Vec<File>> {
+        let copy = |(at, disk): (usize, &File)| {
+            let to = making.create_disk(at)?;
+            sparse::copy(disk, &to, disk.metadata()?.len())?;
+            Ok(to)
+        };
+        self.disks.iter().enumerate().map(copy).collect()
     }
 
     /// Whether nobody has written to any part since it was opened.

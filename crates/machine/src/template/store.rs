@@ -250,16 +250,6 @@ impl Making {
         &self.dir
     }
 
-    /// Whose template it will be.
-    pub(crate) fn key(&self) -> &TemplateKey {
-        &self.key
-    }
-
-    /// Where it will be.
-    pub(crate) fn store(&self) -> &TemplateStore {
-        &self.store
-    }
-
     /// A new file of the template.
     pub(crate) fn create(&self, name: &str) -> io::Result<File> {
         new_file(&self.dir.join(name), true)

@@ -1,6 +1,6 @@
 //! From a template to a guest of its own.
 
-use std::time::Duration;
+use std::{fs::File, time::Duration};
 
 use belljar_model::{EventKind, Fault, Phase, Verdict};
 use belljar_proto::message::Identity;
@@ -13,7 +13,7 @@ use crate::{
     enter,
     guest::{Guest, Observe, Views, of_session},
     limits::Limits,
-    plan::Plan,
+    plan::{Launch, Plan},
     qemu::qmp::{Cont, EventStream, MigrateIncoming, QmpError},
     session::agent::{AgentSession, PortKind},
 };
@@ -40,12 +40,43 @@ pub(crate) async fn thaw(
     view: Option<&Views>,
     observe: Observe<'_>,
 ) -> Result<Guest, Unthawed> {
-    let unusable = |e: &dyn std::fmt::Display| Unthawed::Template(e.to_string());
-    let (launch, state) = plan.launch_copy(&template).map_err(|e| unusable(&e))?;
+    let copied = plan.launch_copy(&template).map_err(|e| Unthawed::Template(e.to_string()))?;
+    let identity = random_bytes().map(|random| identity(&random))?;
+    resume(Resuming { plan, template, copied, identity, again }, view, observe).await
+}
+
+/// Makes a guest out of a template that has `ram` and `disks`, copies of the template's, for its own and keeps the identity with which the
+/// template booted: one that is to become a template itself.
+pub(crate) async fn thaw_to_set_up(
+    plan: &Plan,
+    template: Template,
+    ram: File,
+    disks: Vec<File>,
+    again: bool,
+    view: Option<&Views>,
+    observe: Observe<'_>,
+) -> Result<Guest, Unthawed> {
+    let copied = plan.launch_to_set_up(&template, ram, disks).map_err(|e| Unthawed::Template(e.to_string()))?;
+    let identity = random_bytes().map(|random| Identity { seed: identity(&random).seed, ..unchanged() })?;
+    resume(Resuming { plan, template, copied, identity, again }, view, observe).await
+}
+
+/// A guest that is to go on.
+struct Resuming<'a> {
+    plan: &'a Plan,
+    template: Template,
+    /// The machine, and the number of the descriptor that holds the state of its devices.
+    copied: (Launch, i32),
+    identity: Identity,
+    again: bool,
+}
+
+async fn resume(resuming: Resuming<'_>, view: Option<&Views>, observe: Observe<'_>) -> Result<Guest, Unthawed> {
+    let Resuming { plan, template, copied: (launch, state), identity, again } = resuming;
     let started = Machine::start(plan, launch, again, view).await;
     let (mut machine, ports) = started.map_err(|e| match e {
         StartError::Files(why) => Unthawed::Lost(Lost::host(why)),
-        StartError::Spawn(error) => unusable(&error),
+        StartError::Spawn(error) => Unthawed::Template(error.to_string()),
     })?;
     let limits = machine.limits;
     let resumed = machine
@@ -77,8 +108,6 @@ pub(crate) async fn thaw(
         }
     };
     machine.watch.entered();
-    let identity =
-        identity().map_err(|e| Unthawed::Lost(Lost::host(format!("no random numbers from the system: {e}"))))?;
     let limit = limits.setup_of_copy();
     let guest = boot::finish(machine, entered, &plan.share, Some(identity), limit, observe).await;
     guest.map(|guest| guest.with_template(template)).map_err(Unthawed::Lost)
@@ -123,10 +152,22 @@ fn explain(lost: &Lost) -> String {
     if parts.is_empty() { "for no known reason".into() } else { parts.join(": ") }
 }
 
+type Random = [u8; 32 + 16 + 3];
+
+fn random_bytes() -> Result<Random, Unthawed> {
+    let mut random = [0; size_of::<Random>()];
+    getrandom::fill(&mut random)
+        .map_err(|e| Unthawed::Lost(Lost::host(format!("no random numbers from the system: {e}"))))?;
+    Ok(random)
+}
+
+/// What changes nothing.
+fn unchanged() -> Identity {
+    Identity { seed: [0; 32], machine_id: [0; 16], host_suffix: String::new(), mac: QEMU_MAC, old_mac: QEMU_MAC }
+}
+
 /// Another one for each copy.
-fn identity() -> Result<Identity, getrandom::Error> {
-    let mut random = [0; 32 + 16 + 3];
-    getrandom::fill(&mut random)?;
+fn identity(random: &Random) -> Identity {
     let mut seed = [0; 32];
     seed.copy_from_slice(&random[..32]);
     let mut machine_id = [0; 16];
@@ -135,13 +176,13 @@ fn identity() -> Result<Identity, getrandom::Error> {
     machine_id[6] = machine_id[6] & 0x0f | 0x40;
     machine_id[8] = machine_id[8] & 0x3f | 0x80;
     let tail = [random[48], random[49], random[50]];
-    Ok(Identity {
+    Identity {
         seed,
         machine_id,
         host_suffix: format!("-{:02x}{:02x}{:02x}", tail[0], tail[1], tail[2]),
         mac: [QEMU_MAC[0], QEMU_MAC[1], QEMU_MAC[2], tail[0], tail[1], tail[2]],
         old_mac: QEMU_MAC,
-    })
+    }
 }
 
 #[cfg(test)]
@@ -150,7 +191,8 @@ mod tests {
 
     #[test]
     fn no_two_copies_are_the_same() {
-        let (one, two) = (identity().unwrap(), identity().unwrap());
+        let another = || identity(&random_bytes().unwrap());
+        let (one, two) = (another(), another());
         assert_ne!(one.seed, two.seed);
         assert_ne!(one.machine_id, two.machine_id);
         assert_ne!(one.host_suffix, two.host_suffix);
