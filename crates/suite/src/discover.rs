@@ -5,6 +5,8 @@
 //!
 //! `*` does not match names that begin with a dot, and `**` does not go through symbolic links, as in shells.
 
+mod setup;
+
 use std::{
     collections::BTreeMap,
     io::{self, Read},
@@ -19,6 +21,8 @@ use crate::{
     glob::Pattern,
     header::{self, Header},
 };
+
+pub use self::setup::{InWorkspace, SetUp};
 
 /// So many names are given in one message.
 const NAMED: usize = 10;
@@ -45,19 +49,10 @@ pub struct TestFile {
 pub struct Discovery {
     /// In the order of the suites, then by name.
     pub tests: Vec<TestFile>,
-    /// The setup scripts of each suite that has some, by the suite's name.
-    pub setup: BTreeMap<String, Vec<SetupScript>>,
+    /// The set-up of each suite that has one, by the suite's name.
+    pub setup: BTreeMap<String, SetUp>,
     /// Worth knowing.
     pub notes: Diagnostics,
-}
-
-/// A script that runs once on a guest before the tests of a suite.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SetupScript {
-    /// On the host.
-    pub path: PathBuf,
-    /// Relative to the workspace, which the guest sees.
-    pub in_workspace: PathBuf,
 }
 
 /// Looks for all test files of all suites, and reads their headers.
@@ -84,9 +79,8 @@ pub fn discover(config: &Config) -> Result<Discovery, Diagnostics> {
     for suite in &config.suites {
         let tests = in_suite(config, &roots, suite, &mut found.notes);
         found.tests.extend(tests);
-        let scripts = setup(&roots, suite, &mut found.notes);
-        if !scripts.is_empty() {
-            found.setup.insert(suite.name.clone(), scripts);
+        if let Some(setup) = setup::find(&roots, suite, &mut found.notes) {
+            found.setup.insert(suite.name.clone(), setup);
         }
     }
     let notes = std::mem::take(&mut found.notes).into_result()?;
@@ -324,43 +318,6 @@ fn matches_nothing(roots: &Roots, pattern: &Pattern, place: &Place) -> Diagnosti
         _ => format!("{} is no directory", base.display()),
     };
     Diagnostic::error(message).at(place.clone()).help(help)
-}
-
-/// Setup scripts must be there, executable and in sight of the guest.
-fn setup(roots: &Roots, suite: &Suite, out: &mut Diagnostics) -> Vec<SetupScript> {
-    let mut scripts = Vec::new();
-    for (path, place) in &suite.setup {
-        let shown = path.display();
-        let (message, help) = match look(path) {
-            Found::File { executable: true } => match fs_err::canonicalize(path) {
-                Ok(real) => match real.strip_prefix(&roots.workspace) {
-                    Ok(in_workspace) => {
-                        scripts.push(SetupScript { path: path.clone(), in_workspace: in_workspace.to_owned() });
-                        continue;
-                    }
-                    Err(_) => (
-                        format!("the setup script {shown} is not in the workspace"),
-                        format!("the guest sees {} and nothing else", roots.workspace.display()),
-                    ),
-                },
-                Err(e) => (format!("cannot use a setup script: {e}"), "see to its permissions".to_owned()),
-            },
-            Found::File { executable: false } => (
-                format!("the setup script {shown} is not executable"),
-                format!("chmod +x {}", quoted(&path.to_string_lossy())),
-            ),
-            Found::Directory => (format!("the setup script {shown} is a directory"), "name the file".to_owned()),
-            Found::Special(what) => (format!("the setup script {shown} is {what}"), "name a file".to_owned()),
-            Found::Broken => {
-                (format!("the setup script {shown} is a symbolic link that leads nowhere"), "mend it".to_owned())
-            }
-            Found::Unreadable(e) => {
-                (format!("cannot use a setup script: {e}"), "it is relative to belljar.toml".to_owned())
-            }
-        };
-        out.push(Diagnostic::error(message).at(place.clone()).help(help));
-    }
-    scripts
 }
 
 /// Where the guest sees a test file, and what its header says.

@@ -21,7 +21,7 @@ use super::{
     millis,
     output::{Recorded, Recorder},
     pool::Kind,
-    setup,
+    setup::{self, Scene},
 };
 use crate::{
     cancel::Cancel,
@@ -215,7 +215,11 @@ pub(crate) async fn set_up(
     observe: &mut dyn FnMut(EventKind),
 ) -> Result<Lease, Unfit> {
     let mut lease = lease::boot(cx, unit, instance, slot, cancel, observe).await?;
-    match setup::run(cx, unit, &mut lease, cancel, observe).await {
+    if cx.kept.is_kept(unit) {
+        return Ok(lease);
+    }
+    let scene = Scene { instance, dir: &lease.dir };
+    match setup::run(cx, unit, scene, &mut lease.guest, cancel, observe).await {
         Ok(()) => Ok(lease),
         Err(unfit) => {
             lease.give_up(cx, &unfit.lost, cancel, observe).await;
@@ -429,56 +433,10 @@ fn tell(cx: &Cx, unit: &Unit, id: &AttemptId, evidence: Evidence) -> (Verdict, O
 
 /// Where a try's files are, relative to the run's directory.
 fn attempt_place(id: &AttemptId) -> String {
-    let name = safe_name(id.unit.as_str());
+    let name = files::safe_name(id.unit.as_str());
     if id.repeat > 1 {
         format!("attempts/{name}/repeat-{}-try-{}", id.repeat, id.attempt)
     } else {
         format!("attempts/{name}/try-{}", id.attempt)
-    }
-}
-
-/// A unit's id as one file name.
-fn safe_name(id: &str) -> String {
-    const LONGEST: usize = 120;
-    let plain = |c: char| c.is_ascii_alphanumeric() || "._@+-:".contains(c);
-    let safe: String = id
-        .chars()
-        .map(|c| {
-            if c == '/' {
-                '.'
-            } else if plain(c) {
-                c
-            } else {
-                '_'
-            }
-        })
-        .collect();
-    let suite = id.split('/').next().unwrap_or_default();
-    let changed = safe.len() > LONGEST
-        || suite.contains('.')
-        || id.chars().any(|c| c != '/' && !plain(c))
-        || id.matches('/').count() > 1;
-    if !changed {
-        return safe;
-    }
-    // Two ids must not come to the same name.
-    format!("{}-{:016x}", keep_start(&safe, LONGEST), super::hash(id.as_bytes()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_of_files_are_plain_and_apart() {
-        assert_eq!(safe_name("storage/ext4.sh@debian"), "storage.ext4.sh@debian");
-        let odd = safe_name("s/a b@g");
-        assert!(odd.starts_with("s.a_b@g-"), "{odd}");
-        assert_ne!(odd, safe_name("s/a_b@g"));
-        assert_ne!(odd, safe_name("s/a\u{e9}b@g"));
-        assert_ne!(safe_name("s/a.b@g"), safe_name("s/a/b@g"));
-        assert_ne!(safe_name("s.a/b@g"), safe_name("s/a.b@g"));
-        assert!(safe_name(&format!("s/{}@g", "x".repeat(5000))).len() < 200);
-        assert!(!safe_name("../../etc@g").contains('/'));
     }
 }

@@ -19,6 +19,7 @@ use tokio::{task::JoinSet, time::Instant};
 
 use super::{
     Cases, Cx, Ended, Reins, Request, RunLimits,
+    kept::KeptSetUps,
     lease::Lease,
     listing, millis,
     pause::Clocks,
@@ -55,20 +56,22 @@ pub async fn run(request: Request, log: EventLog, mut reins: Reins) -> Result<En
 
     let clocks = Clocks::default();
     let instances = Rc::new(Cell::new(0));
+    let kept = Rc::new(KeptSetUps::new(&request.run_dir, &request.setup, &first));
     let mut unlisted = HashMap::new();
     let mut plan = first;
     if plan.units.iter().any(|u| u.to_be_listed) {
         // The listing has a context of its own: its machines are those of this plan.
-        let cx = context(&request, &plan, &tell, &reins, &clocks, &instances, HashMap::new());
+        let cx = context(&request, &plan, &tell, &reins, &clocks, &instances, &kept);
         let listing = listing::list(&cx, &plan);
         let listed = loop_while(listing, &mut reins, &tell, &clocks).await;
         unlisted = listed.unlisted;
         plan = (request.plan)(&listed.cases);
     }
     tell_plan(&tell, &plan);
-    let cx = Rc::new(context(&request, &plan, &tell, &reins, &clocks, &instances, unlisted));
+    let cx = Rc::new(Cx { unlisted, ..context(&request, &plan, &tell, &reins, &clocks, &instances, &kept) });
     cx.counts.borrow_mut().skip += plan.skipped.iter().filter(|s| s.reason.is_verdict()).count() as u64;
     let reason = dispatch(&cx, Rc::new(plan), &request.limits, &mut reins).await;
+    kept.clear();
 
     let mut counts = *cx.counts.borrow();
     counts.units = cx.units;
@@ -115,7 +118,7 @@ fn context(
     reins: &Reins,
     clocks: &Clocks,
     instances: &Rc<Cell<u64>>,
-    unlisted: HashMap<String, belljar_machine::Lost>,
+    kept: &Rc<KeptSetUps>,
 ) -> Cx {
     Cx {
         tell: tell.clone(),
@@ -125,12 +128,13 @@ fn context(
         run_dir: request.run_dir.clone(),
         workspace: request.workspace.clone(),
         setup: request.setup.clone(),
+        kept: Rc::clone(kept),
         specs: plan.machines.iter().map(|m| spec::guest_spec(m, &request.around)).collect(),
         plans: RefCell::default(),
         templates: request.templates.clone(),
         boots: RefCell::new(plan.machines.iter().map(|_| super::lease::Boots::default()).collect()),
         pool: Pool::default(),
-        unlisted,
+        unlisted: HashMap::new(),
         no_room: no_room(plan, &request.limits, Memory::of_host()),
         instances: Rc::clone(instances),
         error_retries: request.limits.error_retries,

@@ -15,7 +15,7 @@ use belljar_suite::plan::Unit;
 use fs_err as fs;
 use rustix::fs::{Mode, OFlags};
 
-use super::{Cx, pause::Wound, spec};
+use super::{Cx, kept::Setting, pause::Wound, setup::Scene, spec};
 use crate::{cancel::Cancel, run_dir};
 
 /// A guest that never came up so often is not tried again in this run.
@@ -81,8 +81,13 @@ pub(crate) async fn boot(
         Some(unfit) => Err(unfit),
         None => {
             let booted = start(cx, unit, instance, cancel, observe).await;
-            remember(cx, unit.machine, booted.as_ref().map(|lease| lease.guest.origin()));
-            booted.map_err(Unfit::from)
+            match &booted {
+                Ok(lease) => remember(cx, unit.machine, Ok(lease.guest.origin())),
+                Err(unfit) if unfit.retry => remember(cx, unit.machine, Err(&unfit.lost)),
+                // It came up, and its set-up failed.
+                Err(_) => {}
+            }
+            booted
         }
     };
     match &booted {
@@ -104,7 +109,7 @@ async fn start(
     instance: u64,
     cancel: &mut Cancel,
     observe: &mut dyn FnMut(EventKind),
-) -> Result<Lease, Lost> {
+) -> Result<Lease, Unfit> {
     observe(EventKind::Phase { phase: Phase::Prepare });
     let dir = cx.run_dir.join(place(instance));
     let out = dir.join(run_dir::OUT);
@@ -122,11 +127,18 @@ async fn start(
     for choice in plan.choices() {
         observe(choice.clone());
     }
-    let wanted = machines::Lease::new(plan, &cx.templates);
-    let guest = tokio::select! {
+    let mut setting = Setting::of(cx, unit, Scene { instance, dir: &dir })?;
+    let layer = setting.as_mut().map(Setting::layer);
+    let wanted = machines::Lease { layer, ..machines::Lease::new(plan, &cx.templates) };
+    let leased = tokio::select! {
         biased;
-        why = cancel.wanted() => return Err(why.lost(Phase::Boot)),
-        leased = machines::lease(wanted, observe) => leased?,
+        why = cancel.wanted() => Err(why.lost(Phase::Boot)),
+        leased = machines::lease(wanted, observe) => leased,
+    };
+    let guest = match (leased, setting) {
+        (Ok(guest), _) => guest,
+        (Err(lost), Some(setting)) => return Err(setting.unfit(lost)),
+        (Err(lost), None) => return Err(lost.into()),
     };
     let wound = cx.clocks.wind(instance, guest.clock());
     Ok(Lease { guest, instance, dir, tries: 0, wound })

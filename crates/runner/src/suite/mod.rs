@@ -13,6 +13,7 @@ mod dispatch;
 mod files;
 pub mod history;
 mod judge;
+mod kept;
 mod lease;
 mod listing;
 mod output;
@@ -39,7 +40,7 @@ use belljar_model::{
     test_run::{Counts, Host, Stopping, UnitEnded},
 };
 use belljar_suite::{
-    discover::SetupScript,
+    discover::SetUp,
     plan::{Case, Plan, Unit},
 };
 use tokio::sync::mpsc;
@@ -65,8 +66,8 @@ pub struct Request {
     pub host_words: Host,
     /// Makes the plan; again, when the tests in libtest binaries are known.
     pub plan: Box<dyn Fn(&Cases) -> Plan>,
-    /// The set-up scripts of suites, by the suite's name.
-    pub setup: BTreeMap<String, Vec<SetupScript>>,
+    /// The set-ups of suites, by the suite's name.
+    pub setup: BTreeMap<String, SetUp>,
     /// The host directory that guests see.
     pub workspace: PathBuf,
     /// What of the environment guests depend on.
@@ -133,7 +134,8 @@ pub(crate) struct Cx {
     host: HostContext,
     run_dir: PathBuf,
     workspace: PathBuf,
-    setup: BTreeMap<String, Vec<SetupScript>>,
+    setup: BTreeMap<String, SetUp>,
+    kept: Rc<kept::KeptSetUps>,
     /// By the plan's machines.
     specs: Vec<Result<GuestSpec, String>>,
     /// Those of them that were prepared, ready to be started.

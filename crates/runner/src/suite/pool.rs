@@ -30,8 +30,8 @@ use super::{
 pub(crate) struct Kind {
     machine: usize,
     mode: &'static str,
-    /// The suite, if it has set-up scripts.
-    suite: Option<String>,
+    /// The suite, if it has set-up scripts, and the variables that they have.
+    set_up: Option<(String, Vec<Vec<u8>>)>,
 }
 
 impl Kind {
@@ -41,8 +41,9 @@ impl Kind {
             WorkspaceMode::Ro => "ro",
             WorkspaceMode::Cow => "cow",
         };
-        let suite = cx.setup.contains_key(&unit.suite.name).then(|| unit.suite.name.clone());
-        Self { machine: unit.machine, mode, suite }
+        let set_up = || (unit.suite.name.clone(), cx.environment(unit, None));
+        let set_up = cx.setup.contains_key(&unit.suite.name).then(set_up);
+        Self { machine: unit.machine, mode, set_up }
     }
 }
 

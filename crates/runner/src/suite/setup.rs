@@ -1,6 +1,12 @@
 //! What runs in a guest before its tests: set-up scripts, and the question whether a test's commands are there.
 
-use belljar_machine::{Lost, command::GuestCommand, guest::Io};
+use std::path::Path;
+
+use belljar_machine::{
+    Lost,
+    command::GuestCommand,
+    guest::{Guest, Io},
+};
 use belljar_model::{CrashKind, EventKind, Exit, Fault, Verdict, test_run as events};
 use belljar_suite::plan::Unit;
 use tokio::time::Instant;
@@ -18,8 +24,19 @@ use crate::{
 /// Limit to a command of Belljar's own in the guest; without KVM a shell's start takes seconds.
 const OWN_LIMIT: Limit = Limit { after: Some(std::time::Duration::from_secs(120)), name: "Belljar's own limit" };
 
+/// What may be behind the failure of a set-up that is kept.
+const KEPT_HINT: &str = "\nwith `setup-once` it sees no more of the workspace than itself and `setup-inputs`";
+
 /// Says which of its arguments is no command.
 const MISSING: &str = "PATH=$PATH:/usr/sbin:/sbin:/usr/local/sbin; for c; do command -v \"$c\" >/dev/null 2>&1 || { echo \"$c\"; exit 1; }; done";
+
+/// The guest that is set up.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Scene<'a> {
+    pub(crate) instance: u64,
+    /// Its directory.
+    pub(crate) dir: &'a Path,
+}
 
 /// Runs the set-up scripts of the unit's suite.
 ///
@@ -28,21 +45,23 @@ const MISSING: &str = "PATH=$PATH:/usr/sbin:/sbin:/usr/local/sbin; for c; do com
 pub(crate) async fn run(
     cx: &Cx,
     unit: &Unit,
-    lease: &mut Lease,
+    scene: Scene<'_>,
+    running: &mut Guest,
     cancel: &mut Cancel,
     observe: &mut dyn FnMut(EventKind),
 ) -> Result<(), Unfit> {
-    for (number, script) in cx.setup.get(&unit.suite.name).into_iter().flatten().enumerate() {
+    let kept = cx.kept.is_kept(unit);
+    for (number, script) in cx.setup.get(&unit.suite.name).into_iter().flat_map(|s| &s.scripts).enumerate() {
         let shown = script.in_workspace.display().to_string();
-        let (guest, instance) = (unit.guest.name.clone(), Some(lease.instance));
+        let (guest, instance) = (unit.guest.name.clone(), Some(scene.instance));
         cx.tell.emit(EventKind::SetupStarted(events::SetupStarted {
             script: shown.clone(),
             guest: guest.clone(),
             instance,
         }));
         let started = Instant::now();
-        let log = format!("setup-{}.log", number + 1);
-        let mut recorder = Recorder::new(&lease.dir.join(&log), belljar_suite::config::Format::Exit);
+        let log = free_name(scene.dir, number + 1);
+        let mut recorder = Recorder::new(&scene.dir.join(&log), belljar_suite::config::Format::Exit);
         let path = format!("{}/{shown}", unit.guest.mount_at.trim_end_matches('/'));
         let command = GuestCommand {
             argv: vec![path.into_bytes()],
@@ -53,7 +72,7 @@ pub(crate) async fn run(
         };
         let limit = Limit { after: Some(unit.suite.setup_timeout), name: "setup-timeout" };
         let io = Io { stdin: None, sink: &mut recorder, control: None };
-        let ended = exec(&mut lease.guest, command, io, limit, cancel, observe).await;
+        let ended = exec(running, command, io, limit, cancel, observe).await;
         let recorded = recorder.finish();
         let (verdict, message) = match &ended {
             Ok(exit) => (Verdict::of_exit(*exit), None),
@@ -66,7 +85,7 @@ pub(crate) async fn run(
             verdict: verdict.clone(),
             millis: super::millis(started.elapsed()),
             message: message.clone(),
-            path: recorded.stream.map(|_| format!("{}/{log}", place(lease.instance))),
+            path: recorded.stream.map(|_| format!("{}/{log}", place(scene.instance))),
             tail: recorded.tail.clone(),
         }));
         let why = match ended {
@@ -81,10 +100,18 @@ pub(crate) async fn run(
         };
         let last = recorded.tail.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or_default();
         let said = if last.is_empty() { String::new() } else { format!("; it said: {last}") };
-        let message = format!("the set-up script {shown} failed: {why}{said}");
+        let hint = if kept { KEPT_HINT } else { "" };
+        let message = format!("the set-up script {shown} failed: {why}{said}{hint}");
         return Err(Unfit { lost: Lost::host(message), retry: false });
     }
     Ok(())
+}
+
+/// Where a script's output goes: a guest that could not be kept with its set-up is followed by another in the same place.
+fn free_name(dir: &Path, number: usize) -> String {
+    let again = (2..).map(|time| format!("setup-{number}-again-{time}.log"));
+    let mut names = std::iter::once(format!("setup-{number}.log")).chain(again);
+    names.find(|name| !dir.join(name).exists()).unwrap_or_default()
 }
 
 fn crash_words(kind: CrashKind, seen: &str) -> String {

@@ -260,6 +260,7 @@ fn suite(table: &SuiteTable, names: &Names<'_>, walk: &mut Walk) {
             "such as tests = [\"tests/*.sh\"]; `skip` leaves a suite out",
         );
     }
+    setup(table, walk);
     guest_list(table.guests.as_ref(), names, walk);
     group(table.group.as_ref(), names, walk);
     times(table.timeout.as_ref(), table.slow_timeout.as_ref(), walk);
@@ -276,6 +277,24 @@ fn suite(table: &SuiteTable, names: &Names<'_>, walk: &mut Walk) {
         serials.extend(disks.filter_map(|d| Some(d.get_ref().serial.as_ref()?.get_ref().0.as_str())));
     }
     disks(table.disks.as_ref(), &serials, walk);
+}
+
+fn setup(table: &SuiteTable, walk: &mut Walk) {
+    let once = table.setup_once.as_ref().filter(|once| *once.get_ref());
+    if let Some(once) = once
+        && !table.seen.contains("setup")
+    {
+        let help = "name the scripts, such as setup = \"setup.sh\"";
+        contradiction(walk, once.span(), "`setup-once` without `setup` keeps nothing", help);
+    }
+    // A wrong `setup-once` was spoken of already.
+    if let Some(inputs) = table.setup_inputs.as_ref().filter(|inputs| !inputs.get_ref().0.is_empty())
+        && once.is_none()
+        && (table.setup_once.is_some() || !table.seen.contains("setup-once"))
+    {
+        let help = "add `setup-once = true`; without it setup scripts see the whole workspace";
+        contradiction(walk, inputs.span(), "`setup-inputs` without `setup-once` says nothing", help);
+    }
 }
 
 fn guest_list(list: Option<&Spanned<List<Name>>>, names: &Names<'_>, walk: &mut Walk) {

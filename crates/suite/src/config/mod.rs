@@ -222,6 +222,10 @@ pub struct Suite {
     pub guests: Vec<String>,
     /// Scripts that run once on a guest, with their places.
     pub setup: Vec<(PathBuf, Place)>,
+    /// Whether the guest is kept as the scripts leave it.
+    pub setup_once: bool,
+    /// Patterns of what the scripts read then, with their places.
+    pub setup_inputs: Vec<(Pattern, Place)>,
     /// Limit to one setup script.
     pub setup_timeout: Duration,
     /// What holds for its tests.

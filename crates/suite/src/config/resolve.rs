@@ -110,6 +110,8 @@ fn suite(table: &SuiteTable, dir: &Path, declared: &[String], walk: &Walk) -> Op
         exclude: patterns(&table.exclude, walk),
         guests: plain(&table.guests).unwrap_or_else(|| declared.to_vec()),
         setup: scripts.map(|s| (dir.join(&s.get_ref().0), walk.place(s.span()))).collect(),
+        setup_once: plain(&table.setup_once).unwrap_or_default(),
+        setup_inputs: patterns(&table.setup_inputs, walk),
         setup_timeout: plain(&table.setup_timeout).unwrap_or(Duration::from_secs(600)),
         layer: layers::of_suite(table, dir),
     })

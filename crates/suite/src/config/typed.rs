@@ -164,6 +164,10 @@ table! {
         "skip" skip: Text = "(none)",
         /// Scripts that run once on a guest before its tests, in this order.
         "setup" setup: OneOrMany<FilePath> = "[]",
+        /// Keep the guest as these scripts leave it and start every test from there, in later runs too.
+        "setup-once" setup_once: bool = "false",
+        /// What the scripts read then beside themselves, as patterns; they see nothing else, and run again when it changes.
+        "setup-inputs" setup_inputs: OneOrMany<Pattern> = "[]",
         /// Give up on a setup script after this time.
         "setup-timeout" setup_timeout: TimeLimit = "\"10m\"",
         /// Commands that must be in the guest, else the test is skipped.

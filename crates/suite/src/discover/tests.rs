@@ -46,9 +46,39 @@ fn finds_sorted_and_once() {
     let found = discover(&config).unwrap();
     assert_eq!(found.tests[3].file, "t/x/z.sh");
     assert_eq!(found.tests[3].in_workspace, Path::new("t/x/z.sh"));
-    assert_eq!(found.setup["b"].iter().map(|s| s.in_workspace.as_path()).collect::<Vec<_>>(), [Path::new("t/a.sh")]);
+    assert_eq!(
+        found.setup["b"].scripts.iter().map(|s| s.in_workspace.as_path()).collect::<Vec<_>>(),
+        [Path::new("t/a.sh")]
+    );
     // The last pattern matches the directory too.
     assert_eq!(found.notes.len(), 1);
+}
+
+#[test]
+fn a_setup_that_is_kept_knows_what_it_reads() {
+    let toml = suite(
+        "a",
+        "tests = 't/*.sh'\nsetup = 't/a.sh'\nsetup-once = true\nsetup-inputs = ['data/**', 'data/list', 'link']",
+    );
+    let files = ["t/a.sh", "data/list-", "data/deep/x-", "data/.hidden-", "other-"];
+    let (dir, config) = tree(&toml, &files.map(|f| (f, "")));
+    symlink("other", dir.path().join("link")).unwrap();
+    let found = discover(&config).unwrap();
+    let kept = found.setup["a"].kept.as_ref().unwrap();
+    let names: Vec<_> = kept.iter().map(|f| f.in_workspace.to_str().unwrap()).collect();
+    assert_eq!(names, ["data/deep/x", "data/list", "link"]);
+}
+
+#[test]
+fn what_a_kept_setup_cannot_read_is_told() {
+    let toml = suite(
+        "a",
+        "tests = 't/*.sh'\nsetup = 't/a.sh'\nsetup-once = true\nsetup-inputs = ['none', 'd*', 'broken', 'socket']",
+    );
+    let (dir, config) = tree(&toml, &["t/a.sh", "d/x-"].map(|f| (f, "")));
+    symlink("nowhere", dir.path().join("broken")).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(dir.path().join("socket")).unwrap();
+    insta::assert_snapshot!(mistakes(&dir, &config));
 }
 
 #[test]

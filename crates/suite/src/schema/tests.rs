@@ -130,7 +130,7 @@ fn the_example_suite_is_right_and_complete() {
         .tests
         .iter()
         .map(|t| &t.in_workspace)
-        .chain(found.setup.values().flatten().map(|s| &s.in_workspace))
+        .chain(found.setup.values().flat_map(|s| &s.scripts).map(|s| &s.in_workspace))
         .collect();
     let scripts = glob(&config.dir, "tests/*/*.sh");
     assert!(scripts.len() > 40, "{}", scripts.len());

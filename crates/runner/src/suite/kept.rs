@@ -1,0 +1,250 @@
+//! Set-up whose outcome is kept with its guest, so that it runs once and every test starts from there.
+//!
+//! What decides the outcome must be known, or a test would meet a guest that nobody described: the scripts and what they are said to read
+//! are copied at the beginning of the run, the copies are all that the guest sees while it is set up, and their hash is part of the template's key.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, HashMap},
+    fs::File,
+    io,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use belljar_machine::{
+    Lost, MountMode,
+    guest::Guest,
+    lease::{Layer, SetUp, SettingUp},
+    spec::Workspace,
+};
+use belljar_model::{EventKind, Fault, Verdict};
+use belljar_suite::{
+    discover,
+    plan::{Plan, Unit},
+};
+use fs_err as fs;
+
+use super::{
+    Cx,
+    files::safe_name,
+    lease::Unfit,
+    setup::{self, Scene},
+};
+
+/// Where the copies are, in the run's directory.
+const COPIES: &str = "setup";
+/// The workspace of a guest that is being set up, in the instance's directory.
+const WORKSPACE: &str = "setup-workspace";
+/// A set-up that failed so often is not tried again in this run.
+const HOPELESS: u32 = 3;
+
+/// The kept set-ups of a run, by the suite's name.
+#[derive(Debug, Default)]
+pub(crate) struct KeptSetUps {
+    dir: PathBuf,
+    suites: BTreeMap<String, Result<Copies, String>>,
+    /// By the layer's id: how often it failed, and the last message.
+    failed: RefCell<HashMap<[u8; 32], (u32, String)>>,
+}
+
+/// What the scripts of one suite see.
+#[derive(Debug)]
+struct Copies {
+    dir: PathBuf,
+    hash: blake3::Hash,
+}
+
+impl KeptSetUps {
+    /// Copies what the set-ups of the plan's suites see.
+    pub(crate) fn new(run_dir: &Path, setup: &BTreeMap<String, discover::SetUp>, plan: &Plan) -> Self {
+        let dir = run_dir.join(COPIES);
+        let mut suites = BTreeMap::new();
+        for (name, setup) in setup {
+            let Some(inputs) = &setup.kept else { continue };
+            if plan.units.iter().all(|u| u.suite.name != *name) {
+                continue;
+            }
+            let dir = dir.join(safe_name(name));
+            let copied = copy_all(&dir, setup.scripts.iter().chain(inputs));
+            let copied = copied.map_err(|e| format!("cannot copy what the set-up of {name} reads: {e}"));
+            suites.insert(name.clone(), copied.map(|hash| Copies { dir, hash }));
+        }
+        Self { dir, suites, failed: RefCell::default() }
+    }
+
+    /// Whether the set-up of the unit's suite is one.
+    pub(crate) fn is_kept(&self, unit: &Unit) -> bool {
+        self.suites.contains_key(&unit.suite.name)
+    }
+
+    /// Removes the copies.
+    pub(crate) fn clear(&self) {
+        if !self.suites.is_empty() {
+            drop(fs::remove_dir_all(&self.dir));
+        }
+    }
+}
+
+/// Copies files to where they are in the workspace; gives a hash of where they are and what is in them.
+fn copy_all<'a>(dir: &Path, files: impl Iterator<Item = &'a discover::InWorkspace>) -> io::Result<blake3::Hash> {
+    let files: BTreeMap<&Path, &Path> = files.map(|f| (&*f.in_workspace, &*f.path)).collect();
+    let mut hasher = blake3::Hasher::new();
+    for (in_workspace, path) in files {
+        let copy = dir.join(in_workspace);
+        fs::create_dir_all(copy.parent().unwrap_or(dir))?;
+        fs::copy(path, &copy)?;
+        let name = in_workspace.as_os_str().as_encoded_bytes();
+        hasher.update(&(name.len() as u64).to_le_bytes()).update(name);
+        // Of the copy, for the file may be written to this moment.
+        let mode = fs::metadata(&copy)?.mode();
+        hasher.update(&(mode & 0o777).to_le_bytes());
+        let content = blake3::Hasher::new().update_reader(File::open(&copy)?)?.finalize();
+        hasher.update(content.as_bytes());
+    }
+    Ok(hasher.finalize())
+}
+
+/// A set-up for one guest.
+pub(crate) struct Setting<'a> {
+    cx: &'a Cx,
+    unit: &'a Unit,
+    scene: Scene<'a>,
+    copies: &'a Copies,
+    id: [u8; 32],
+    /// Why it failed.
+    unfit: Option<Unfit>,
+}
+
+impl<'a> Setting<'a> {
+    /// The set-up of the unit's suite, if it is kept.
+    ///
+    /// # Errors
+    /// If it cannot be had in this run.
+    pub(crate) fn of(cx: &'a Cx, unit: &'a Unit, scene: Scene<'a>) -> Result<Option<Self>, Unfit> {
+        let copies = match cx.kept.suites.get(&unit.suite.name) {
+            None => return Ok(None),
+            Some(Ok(copies)) => copies,
+            Some(Err(why)) => return Err(Unfit { lost: Lost::host(why.clone()), retry: false }),
+        };
+        let mut hasher = blake3::Hasher::new_derive_key("belljar 1 set-up of a guest");
+        hasher.update(copies.hash.as_bytes());
+        for word in std::iter::once(unit.guest.mount_at.clone().into_bytes()).chain(cx.environment(unit, None)) {
+            hasher.update(&(word.len() as u64).to_le_bytes()).update(&word);
+        }
+        let id = *hasher.finalize().as_bytes();
+        if let Some((failed, last)) = cx.kept.failed.borrow().get(&id)
+            && *failed >= HOPELESS
+        {
+            let message = format!("{last}\nIt failed {failed} times in this run and was not tried again");
+            return Err(Unfit { lost: Lost::host(message), retry: false });
+        }
+        Ok(Some(Self { cx, unit, scene, copies, id, unfit: None }))
+    }
+
+    /// For the lease of the guest.
+    pub(crate) fn layer(&mut self) -> Layer<'_> {
+        Layer { id: self.id, title: format!("with the set-up of {}", self.unit.suite.name), set_up: self }
+    }
+
+    /// What is to be told if no guest came of it.
+    pub(crate) fn unfit(mut self, lost: Lost) -> Unfit {
+        self.unfit.take().unwrap_or_else(|| lost.into())
+    }
+
+    fn workspace(&self) -> PathBuf {
+        self.scene.dir.join(WORKSPACE)
+    }
+}
+
+impl Drop for Setting<'_> {
+    fn drop(&mut self) {
+        let dir = self.workspace();
+        if dir.exists() {
+            // No guest has it any more.
+            drop(fs::remove_dir_all(dir));
+        }
+    }
+}
+
+impl SetUp for Setting<'_> {
+    fn inputs(&mut self) -> Result<Workspace, Lost> {
+        let dir = self.workspace();
+        copy_tree(&self.copies.dir, &dir)
+            .map_err(|e| Lost::host(format!("cannot copy what the set-up reads: {e}; free some space")))?;
+        Ok(Workspace { dir, mode: MountMode::ReadWrite, mount_at: self.unit.guest.mount_at.clone() })
+    }
+
+    fn run<'s>(&'s mut self, guest: &'s mut Guest, observe: &'s mut dyn FnMut(EventKind)) -> SettingUp<'s> {
+        Box::pin(async move {
+            let mut cancel = self.cx.cancel.clone();
+            match setup::run(self.cx, self.unit, self.scene, guest, &mut cancel, observe).await {
+                Ok(()) => Ok(()),
+                Err(unfit) => {
+                    if !unfit.retry
+                        && let Verdict::Error(Fault::Host { message }) = &unfit.lost.verdict
+                    {
+                        let mut failed = self.cx.kept.failed.borrow_mut();
+                        let (count, last) = failed.entry(self.id).or_default();
+                        *count += 1;
+                        last.clone_from(message);
+                    }
+                    let lost = unfit.lost.clone();
+                    self.unfit = Some(unfit);
+                    Err(lost)
+                }
+            }
+        })
+    }
+}
+
+/// Copies directories and files, all that there is in the copies of a run.
+fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let goal = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy_tree(&entry.path(), &goal)?;
+        } else {
+            fs::copy(entry.path(), goal)?;
+        }
+    }
+    // The guest's users are not the host's.
+    fs::set_permissions(to, PermissionsExt::from_mode(0o777))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hash_knows_names_modes_and_contents() {
+        let dir = tempfile::tempdir().unwrap();
+        let copies = std::cell::Cell::new(0);
+        let hash = |files: &[(&str, &str, u32)]| {
+            copies.set(copies.get() + 1);
+            let (from, to) =
+                (dir.path().join(format!("{}", copies.get())), dir.path().join(format!("{}c", copies.get())));
+            fs::create_dir_all(&from).unwrap();
+            let files: Vec<_> = files
+                .iter()
+                .map(|(name, text, mode)| {
+                    let path = from.join(name.replace('/', "_"));
+                    fs::write(&path, text).unwrap();
+                    fs::set_permissions(&path, PermissionsExt::from_mode(*mode)).unwrap();
+                    discover::InWorkspace { in_workspace: name.into(), path }
+                })
+                .collect();
+            let hash = copy_all(&to, files.iter()).unwrap();
+            assert_eq!(fs::read_to_string(to.join("a/x")).unwrap().len(), 1, "it is where the guest looks for it");
+            hash
+        };
+        let first = hash(&[("a/x", "1", 0o755), ("b", "", 0o644)]);
+        assert_eq!(first, hash(&[("b", "", 0o644), ("a/x", "1", 0o755)]), "not of the order");
+        assert_ne!(first, hash(&[("a/x", "2", 0o755), ("b", "", 0o644)]));
+        assert_ne!(first, hash(&[("a/x", "1", 0o700), ("b", "", 0o644)]));
+        assert_ne!(first, hash(&[("a/x", "1", 0o755), ("c", "", 0o644)]));
+        assert_ne!(first, hash(&[("a/x", "1", 0o755)]));
+    }
+}
