@@ -44,8 +44,7 @@ use track::Track;
 const MISTAKE: u8 = 70;
 
 /// What happens without a script: a guest whose agent answers.
-const DEFAULT_SCRIPT: &str =
-    "[serial]\nsend \"[    0.000000] Linux version 6.1.0-fake\\r\\n\"\nmark up\ndrain\n[agent]\nwait up 80000\nagent\n";
+const DEFAULT_SCRIPT: &str = "[serial]\nsend \"[    0.000000] Linux version 6.1.0-fake\\r\\n\"\nmark banner\ndrain\n[agent]\nwait banner 80000\nagent\n";
 
 /// Section of the script, and the chardev it is played on.
 const TRACKS: [(&str, Option<&str>); 4] =

@@ -8,7 +8,7 @@ use crate::harness::Lab;
 
 fn script(manners: &str) -> String {
     format!(
-        "[serial]\nsend \"[    0.000000] Linux version 6.1.0-fake\\r\\n\"\nmark up\ndrain\n[agent]\nwait up 80000\nagent {manners}\n"
+        "[serial]\nsend \"[    0.000000] Linux version 6.1.0-fake\\r\\n\"\nmark banner\ndrain\n[agent]\nwait banner 80000\nagent {manners}\n"
     )
 }
 

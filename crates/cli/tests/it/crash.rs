@@ -7,7 +7,7 @@ use crate::harness::{Lab, snapshot, until};
 /// A guest that works until its command says `mark oops`, and what comes then.
 fn dying(what: &str) -> String {
     format!(
-        "[serial]\nsend \"[    0.000000] Linux version 6.1.0-fake\\r\\n\"\nmark up\ndrain\nwait oops 80000\n{what}\n[agent]\nwait up 80000\nagent\n"
+        "[serial]\nsend \"[    0.000000] Linux version 6.1.0-fake\\r\\n\"\nmark banner\ndrain\nwait oops 80000\n{what}\n[agent]\nwait banner 80000\nagent\n"
     )
 }
 

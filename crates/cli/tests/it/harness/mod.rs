@@ -35,8 +35,7 @@ const LIMIT: Duration = Duration::from_secs(90);
 pub(crate) const MARK: &str = "BELLJAR_TEST_MARK";
 
 /// A guest whose agent is its first process and works.
-pub(crate) const WELL: &str =
-    "[serial]\nsend \"[    0.000000] Linux version 6.1.0-fake\\r\\n\"\nmark up\ndrain\n[agent]\nwait up 80000\nagent\n";
+pub(crate) const WELL: &str = "[serial]\nsend \"[    0.000000] Linux version 6.1.0-fake\\r\\n\"\nmark banner\ndrain\n[agent]\nwait banner 80000\nagent\n";
 
 /// Directories of one test.
 #[derive(Debug)]
