@@ -42,15 +42,14 @@ fn processes(needle: &str) -> Vec<String> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let environ = fs::read(entry.path().join("environ")).unwrap_or_default();
-        let has = |wanted: &[u8]| environ.split(|b| *b == 0).any(|v| v.starts_with(wanted));
-        if has(GUEST) {
+        // Of this laboratory, and not of one whose number begins alike.
+        let ours = environ.split(|b| *b == 0).any(|v| v == needle.as_bytes());
+        if environ.split(|b| *b == 0).any(|v| v.starts_with(GUEST)) {
             // A guest's process would be gone with its machine; the pretended machine may leave one that left its group.
-            if has(needle.as_bytes())
-                && let Some(pid) = entry.file_name().to_str().and_then(|n| Pid::from_raw(n.parse().ok()?))
-            {
+            if ours && let Some(pid) = entry.file_name().to_str().and_then(|n| Pid::from_raw(n.parse().ok()?)) {
                 let _gone = kill_process(pid, Signal::KILL);
             }
-        } else if environ.split(|b| *b == 0).any(|v| v == needle.as_bytes()) {
+        } else if ours {
             let cmdline = fs::read(entry.path().join("cmdline")).unwrap_or_default();
             let words: Vec<_> = cmdline.split(|b| *b == 0).map(String::from_utf8_lossy).collect();
             found.push(format!("{}: {}", entry.file_name().display(), words.join(" ")));
