@@ -67,6 +67,43 @@ fn what_is_left_is_plain_files_of_the_caller() {
     assert_eq!(fs::metadata(dir.path().join("sticky")).unwrap().permissions().mode() & 0o7777, 0o1777);
 }
 
+/// Descriptors come to be where they are wanted, whatever has the number here, and nothing else is open.
+#[test]
+fn descriptors_get_their_numbers() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str| {
+        let path = dir.path().join(name);
+        fs::write(&path, name).unwrap();
+        fs::File::open(path).unwrap().into()
+    };
+    let given = vec![(5, file("five")), (3, file("three")), (40, file("forty"))];
+    let mut command = shim().command_with(Path::new("/bin/sh"), given).unwrap();
+    let output =
+        command.args(["-c", "cat <&3; cat /dev/fd/5 /dev/fd/40; cat; ls /proc/self/fd; readlink /proc/self/fd/0"]);
+    let said = text(&output.output().expect("the shim starts"));
+    let (read, open) = said.split_once("0\n").expect("a list");
+    assert_eq!(read, "threefiveforty");
+    assert!(open.ends_with("/dev/null\n"), "{said}");
+    // Whoever started the tests may have left some open too. The list itself is read from 3 there, and from 4 here.
+    let without = text(&under_shim(dir.path(), "ls /proc/self/fd; echo /dev/null"));
+    let more: Vec<&str> = open.lines().filter(|number| !without.lines().any(|n| n == *number)).collect();
+    assert_eq!(more, ["4", "40", "5"], "{said}{without}");
+}
+
+/// As after Belljar was killed: what was to come does not come, and nothing waits for it.
+#[test]
+fn without_its_descriptors_nothing_is_started() {
+    let parent = std::process::id().to_string();
+    let output = Command::new(shim().program)
+        .args(["--parent", &parent, "--descriptors", "3,4", "--", "/bin/echo", "started"])
+        .stdin(Stdio::null())
+        .output()
+        .expect("the shim starts");
+    assert!(!output.status.success());
+    assert!(text(&output).contains("cannot take over its descriptors before starting QEMU"), "{}", text(&output));
+    assert!(output.stdout.is_empty());
+}
+
 /// Each call by its number, as no program makes them all.
 #[test]
 #[cfg(target_arch = "x86_64")]

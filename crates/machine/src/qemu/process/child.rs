@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, PipeReader, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -74,16 +74,16 @@ pub(super) struct Child {
 }
 
 impl Child {
-    /// Starts a command whose standard streams are nowhere and the log.
+    /// Starts a command that writes to the log.
     pub(super) fn spawn(mut command: Command, log: &Path) -> Result<Self, SpawnError> {
         let resources = |what| move |source| SpawnError::Resources { what, source };
         let log = File::create(log).map_err(|source| SpawnError::Log { path: log.to_owned(), source })?;
         let (output, to_output) = io::pipe().map_err(resources("make a pipe"))?;
         let again = to_output.try_clone().map_err(resources("make a pipe"))?;
-        command.stdin(Stdio::null()).stdout(to_output).stderr(again);
+        command.stdout(to_output).stderr(again);
         let mut process =
             command.spawn().map_err(|source| SpawnError::Start { program: command.get_program().into(), source })?;
-        // It holds the other ends of pipe and sockets, which are to end with the process.
+        // It holds the other end of the pipe, which is to end with the process.
         drop(command);
 
         let pid = i32::try_from(process.id()).ok().and_then(Pid::from_raw).expect("a child has a process id");

@@ -22,7 +22,6 @@ use std::process::ExitStatus;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use command_fds::{CommandFdExt, FdMapping};
 use thiserror::Error;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
@@ -204,19 +203,18 @@ impl Qemu {
         let (serial1, serial1_end) = pair()?;
         let (control, control_end) = pair()?;
         let ends = [console_end, agent_end, serial1_end, control_end];
-        let mut mappings: Vec<FdMapping> =
-            (3..).zip(ends).map(|(child_fd, end)| FdMapping { parent_fd: end.into(), child_fd }).collect();
-        for (child_fd, parent_fd) in extra_fds {
-            if mappings.iter().any(|m| m.child_fd == child_fd) {
-                return Err(SpawnError::FdCollision { fd: child_fd });
+        let mut descriptors: Vec<(i32, OwnedFd)> = (3..).zip(ends.map(OwnedFd::from)).collect();
+        for (number, fd) in extra_fds {
+            if descriptors.iter().any(|(taken, _)| *taken == number) {
+                return Err(SpawnError::FdCollision { fd: number });
             }
-            mappings.push(FdMapping { parent_fd, child_fd });
+            descriptors.push((number, fd));
         }
 
-        let mut command = shim.command(program);
+        let command = shim.command_with(program, descriptors);
+        let mut command = command.map_err(|source| SpawnError::Resources { what: "hand descriptors over", source })?;
         // Messages in English are the ones that hints know.
         command.args(args).env("LC_ALL", "C").process_group(0);
-        command.fd_mappings(mappings).map_err(|_| SpawnError::FdCollision { fd: args::FIRST_EXTRA_FD })?;
         let mut child = Child::spawn(command, log)?;
 
         let (qmp, events) = connect(control, &mut child, program).await?;

@@ -1,6 +1,6 @@
 //! What a process gives up before it becomes QEMU.
 //!
-//! Belljar starts QEMU through itself: `belljar __exec --parent PID -- qemu-system-x86_64 …`. The
+//! Belljar starts QEMU through itself: `belljar __exec --parent PID [--descriptors N,N…] -- qemu-system-x86_64 …`. The
 //! shim, [`shim_main`], changes what can only be changed from within the new process and then becomes QEMU.
 //! In order:
 //!
@@ -16,18 +16,22 @@
 //!    change. The parent is the *thread* that started it, so that thread must live as long as the guest. A parent that was
 //!    gone before is found by comparing `getppid()`.
 //!
-//! Descriptors, environment and working directory pass through untouched.
+//! Descriptors that QEMU is to have under certain numbers come through standard input (`descriptors`), which is `/dev/null` after
+//! that. Environment and working directory pass through untouched.
 
 mod caps;
+mod descriptors;
 mod filter;
 
 use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
+use command_fds::{CommandFdExt, FdMapping};
 use rustix::process::{
     Pid, Resource, Rlimit, Signal, getpgrp, getpid, getppid, set_parent_process_death_signal, setpgid, setrlimit,
 };
@@ -47,9 +51,29 @@ impl Shim {
     /// called this, as the program dies with that thread.
     #[must_use]
     pub fn command(&self, program: &Path) -> Command {
+        let mut command = self.begin();
+        command.arg("--").arg(program);
+        command
+    }
+
+    /// The same for a program that finds these descriptors under these numbers, each of which may be given once. Its standard input,
+    /// on which they travel, must be left as it is.
+    ///
+    /// # Errors
+    /// When there is no socket to be had, or no room in it for so many.
+    pub fn command_with(&self, program: &Path, descriptors: Vec<(i32, OwnedFd)>) -> io::Result<Command> {
+        let mut command = self.begin();
+        let (numbers, descriptors): (Vec<_>, Vec<_>) = descriptors.into_iter().unzip();
+        let numbers: Vec<String> = numbers.iter().map(i32::to_string).collect();
+        command.stdin(descriptors::send(&descriptors)?);
+        command.arg("--descriptors").arg(numbers.join(",")).arg("--").arg(program);
+        Ok(command)
+    }
+
+    fn begin(&self) -> Command {
         let mut command = Command::new(&self.program);
         let parent = getpid().as_raw_nonzero().to_string();
-        command.args(&self.args).arg("--parent").arg(parent).arg("--").arg(program);
+        command.args(&self.args).arg("--parent").arg(parent);
         command
     }
 }
@@ -58,7 +82,7 @@ impl Shim {
 #[derive(Debug, Error)]
 pub enum ShimError {
     /// This is for Belljar's own use.
-    #[error("cannot read the shim's arguments: {0}; expected --parent PID -- PROGRAM [ARG...]")]
+    #[error("cannot read the shim's arguments: {0}; expected --parent PID [--descriptors N,N...] -- PROGRAM [ARG...]")]
     Usage(&'static str),
     /// Belljar was killed in the meantime.
     #[error("process {parent} ended before its guest was started; nothing is left to do")]
@@ -97,7 +121,7 @@ fn hint(what: &str) -> &'static str {
 const DROP_CAPABILITIES: &str = "drop capabilities";
 
 /// Prepares this process as the module says and becomes the program that `args` name
-/// (`--parent PID -- PROGRAM [ARG...]`). Returns only on failure.
+/// (`--parent PID [--descriptors N,N...] -- PROGRAM [ARG...]`). Returns only on failure.
 ///
 /// # Errors
 ///
@@ -105,6 +129,18 @@ const DROP_CAPABILITIES: &str = "drop capabilities";
 /// writes the error where QEMU's own messages go and exits.
 pub fn shim_main(args: impl IntoIterator<Item = OsString>) -> Result<Infallible, ShimError> {
     let order = parse(args)?;
+    let mut command = Command::new(&order.program);
+    command.args(&order.args);
+    if !order.descriptors.is_empty() {
+        const TAKE: &str = "take over its descriptors";
+        let stdin = io::stdin();
+        let received = descriptors::receive(stdin.as_fd(), order.descriptors.len());
+        let received = received.map_err(|source| ShimError::Prepare { what: TAKE, source })?;
+        let mappings = order.descriptors.iter().zip(received);
+        let mappings = mappings.map(|(&child_fd, parent_fd)| FdMapping { parent_fd, child_fd }).collect();
+        command.fd_mappings(mappings).map_err(|_| ShimError::Usage("a number twice after --descriptors"))?;
+        command.stdin(Stdio::null());
+    }
 
     if getpgrp() != getpid() {
         setpgid(None, None).map_err(|e| prepare("make a process group", e))?;
@@ -119,7 +155,7 @@ pub fn shim_main(args: impl IntoIterator<Item = OsString>) -> Result<Infallible,
         return Err(ShimError::Orphaned { parent: order.parent });
     }
 
-    let source = Command::new(&order.program).args(&order.args).exec();
+    let source = command.exec();
     Err(ShimError::Exec { program: order.program, source })
 }
 
@@ -130,6 +166,8 @@ fn prepare(what: &'static str, error: rustix::io::Errno) -> ShimError {
 #[derive(Debug, PartialEq, Eq)]
 struct Order {
     parent: i32,
+    /// Numbers of descriptors, above those of the standard streams.
+    descriptors: Vec<i32>,
     program: PathBuf,
     args: Vec<OsString>,
 }
@@ -141,11 +179,21 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Order, ShimError> {
     }
     let parent = args.next().and_then(|pid| pid.to_str()?.parse().ok()).filter(|&pid: &i32| pid > 0);
     let parent = parent.ok_or(ShimError::Usage("no process id after --parent"))?;
-    if args.next().as_deref() != Some(OsStr::new("--")) {
+    let mut word = args.next();
+    let mut descriptors = Vec::new();
+    if word.as_deref() == Some(OsStr::new("--descriptors")) {
+        const NONE: ShimError = ShimError::Usage("no numbers above 2 after --descriptors");
+        let numbers = args.next().and_then(|n| n.into_string().ok()).ok_or(NONE)?;
+        for number in numbers.split(',') {
+            descriptors.push(number.parse().ok().filter(|n| *n > 2).ok_or(NONE)?);
+        }
+        word = args.next();
+    }
+    if word.as_deref() != Some(OsStr::new("--")) {
         return Err(ShimError::Usage("no --"));
     }
     let program = args.next().ok_or(ShimError::Usage("no program"))?.into();
-    Ok(Order { parent, program, args: args.collect() })
+    Ok(Order { parent, descriptors, program, args: args.collect() })
 }
 
 #[cfg(test)]
@@ -167,13 +215,29 @@ mod tests {
         assert_eq!(order.parent, getpid().as_raw_nonzero().get());
         assert_eq!(order.program, Path::new("/usr/bin/qemu"));
         assert_eq!(order.args, words("-m 1 -- --parent"));
+        assert_eq!(order.descriptors, [0; 0]);
+
+        let given = vec![(7, tempfile::tempfile().unwrap().into()), (3, tempfile::tempfile().unwrap().into())];
+        let command = shim.command_with(Path::new("/usr/bin/qemu"), given).unwrap();
+        let args: Vec<OsString> = command.get_args().skip(1).map(OsStr::to_owned).collect();
+        assert_eq!(parse(args).unwrap().descriptors, [7, 3]);
     }
 
     #[test]
     fn other_words_are_refused() {
-        for text in
-            ["", "--parent", "--parent x -- a", "--parent 0 -- a", "--parent -7 -- a", "--parent 7 a", "--parent 7 --"]
-        {
+        for text in [
+            "",
+            "--parent",
+            "--parent x -- a",
+            "--parent 0 -- a",
+            "--parent -7 -- a",
+            "--parent 7 a",
+            "--parent 7 --",
+            "--parent 7 --descriptors -- a",
+            "--parent 7 --descriptors 3,2 -- a",
+            "--parent 7 --descriptors 3, -- a",
+            "--parent 7 --descriptors 3 a",
+        ] {
             assert!(matches!(shim_main(words(text)), Err(ShimError::Usage(_))), "{text}");
         }
     }
