@@ -21,6 +21,9 @@ use super::query;
 const ANSWERS_BURST: u32 = 32;
 const ANSWER_EVERY: Duration = Duration::from_millis(100);
 
+/// Most bytes that are taken at once; a serial line brings few.
+const READ_SIZE: usize = 16 * 1024;
+
 /// Bytes to be typed.
 #[derive(Debug)]
 pub(super) struct Outgoing {
@@ -238,20 +241,20 @@ pub(super) async fn drain(
     shared: Arc<Shared>,
     outgoing: mpsc::WeakSender<Outgoing>,
 ) {
-    let mut chunk = vec![0; 64 * 1024];
+    let mut chunk = Vec::with_capacity(READ_SIZE);
     loop {
-        let n = match reader.read(&mut chunk).await {
+        chunk.clear();
+        match reader.read_buf(&mut chunk).await {
             Ok(0) => break,
-            Ok(n) => n,
+            Ok(_) => {}
             Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
             // A pseudo-terminal whose other side is gone says EIO; a socket says ECONNRESET.
             Err(_) => break,
-        };
-        let chunk = &chunk[..n];
-        if let Err(fault) = log.write(chunk) {
+        }
+        if let Err(fault) = log.write(&chunk) {
             shared.lock().log_fault = Some(fault);
         }
-        let (answers, tap) = shared.take(chunk);
+        let (answers, tap) = shared.take(&chunk);
         if let Some(outgoing) = outgoing.upgrade() {
             for bytes in answers {
                 // When the queue is full, the guest is not reading; it will not miss this.
@@ -260,7 +263,7 @@ pub(super) async fn drain(
         }
         if let Some(tap) = tap {
             // A receiver that is gone is noticed at the next chunk.
-            let _ = tap.send(chunk.to_vec()).await;
+            let _ = tap.send(chunk.clone()).await;
         }
         // So that readers get their turn under a flood.
         tokio::task::yield_now().await;

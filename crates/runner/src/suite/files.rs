@@ -76,8 +76,10 @@ fn walk(dir: &Path) -> Vec<(PathBuf, u64)> {
         waiting.push((PathBuf::new(), top, 0));
     }
     while let Some((at, fd, depth)) = waiting.pop() {
-        let Ok(entries) = Dir::read_from(&fd) else { continue };
-        for entry in entries.filter_map(Result::ok) {
+        let Ok(mut entries) = Dir::new(fd) else { continue };
+        while let Some(entry) = entries.next() {
+            let Ok(entry) = entry else { continue };
+            let Ok(fd) = entries.fd() else { break };
             let name = OsStr::from_bytes(entry.file_name().to_bytes());
             if name == "." || name == ".." {
                 continue;
@@ -89,12 +91,12 @@ fn walk(dir: &Path) -> Vec<(PathBuf, u64)> {
             let path = at.join(name);
             match entry.file_type() {
                 FileType::Directory if depth < MAX_DEPTH && waiting.len() < 1000 => {
-                    if let Ok(inner) = openat(&fd, entry.file_name(), flags, Mode::empty()) {
+                    if let Ok(inner) = openat(fd, entry.file_name(), flags, Mode::empty()) {
                         waiting.push((path, inner, depth + 1));
                     }
                 }
                 FileType::RegularFile => {
-                    let stat = rustix::fs::statat(&fd, entry.file_name(), rustix::fs::AtFlags::SYMLINK_NOFOLLOW);
+                    let stat = rustix::fs::statat(fd, entry.file_name(), rustix::fs::AtFlags::SYMLINK_NOFOLLOW);
                     found.push((path, stat.map_or(0, |s| u64::try_from(s.st_size).unwrap_or(0))));
                 }
                 _ => {}

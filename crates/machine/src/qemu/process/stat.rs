@@ -1,6 +1,7 @@
 //! What a process has used, from `/proc/PID/stat` (proc_pid_stat(5)).
 
 use std::fs;
+use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,8 +20,10 @@ pub(in crate::qemu) struct Stat {
 }
 
 pub(in crate::qemu) fn read(pid: Pid) -> Option<Stat> {
-    let text = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
-    parse(&text, clock_ticks_per_second(), page_size() as u64)
+    // The kernel gives all of it to one read that has room for it, and a few hundred bytes are the longest.
+    let mut text = [0; 1024];
+    let read = fs::File::open(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?.read(&mut text).ok()?;
+    parse(&String::from_utf8_lossy(&text[..read]), clock_ticks_per_second(), page_size() as u64)
 }
 
 fn parse(text: &str, ticks_per_second: u64, page: u64) -> Option<Stat> {

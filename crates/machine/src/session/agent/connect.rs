@@ -11,10 +11,13 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::error::{SessionError, clean};
-use super::link::{Link, READ_SIZE};
+use super::link::Link;
 
 /// How long an agent may take to answer a greeting before it is greeted again.
 const GREET_AGAIN: Duration = Duration::from_secs(3);
+
+/// Bytes that are taken at once while nothing but an announcement is expected.
+const HEARING: usize = 4 * 1024;
 
 /// What a port must be able to do.
 pub trait Port: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -82,7 +85,7 @@ fn closed(decoder: &Decoder) -> SessionError {
 pub(super) async fn connect(ports: Vec<(PortKind, BoxedPort)>) -> Result<(Link, Announce, PortKind), SessionError> {
     let mut candidates: Vec<Candidate> =
         ports.into_iter().map(|(kind, port)| Candidate { kind, port, decoder: Decoder::new() }).collect();
-    let mut buffer = vec![0; READ_SIZE];
+    let mut buffer = vec![0; HEARING];
     let mut last = SessionError::Closed { mid_frame: false };
     while !candidates.is_empty() {
         let (at, announce) = poll_fn(|cx| {
@@ -116,7 +119,7 @@ pub(super) async fn connect(ports: Vec<(PortKind, BoxedPort)>) -> Result<(Link, 
 
 /// Greets an agent that had a session with another host, and does not announce itself as it knows of no end.
 pub(super) async fn resume(kind: PortKind, port: BoxedPort) -> Result<Link, SessionError> {
-    greet(kind, port, Decoder::new(), &mut vec![0; READ_SIZE]).await
+    greet(kind, port, Decoder::new(), &mut vec![0; HEARING]).await
 }
 
 /// Greets the agent and waits until it is ready.

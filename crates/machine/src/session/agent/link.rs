@@ -21,7 +21,7 @@ const OUTGOING: usize = 8;
 /// Messages of the agent are short; its bulk comes raw.
 const MAX_FROM_AGENT: usize = MAX_PAYLOAD;
 /// Bytes asked of the port at once.
-pub(super) const READ_SIZE: usize = 64 * 1024;
+const READ_SIZE: usize = 32 * 1024;
 
 /// The link of one session.
 #[derive(Debug)]
@@ -124,7 +124,7 @@ async fn read(
     session: u64,
     out: mpsc::Sender<Result<Frame, SessionError>>,
 ) {
-    let mut buffer = vec![0; READ_SIZE];
+    let mut buffer = Vec::with_capacity(READ_SIZE);
     loop {
         while let Some(next) = decoder.next_frame() {
             let next = next.map_err(SessionError::Garbage).and_then(|frame| of_session(frame, session));
@@ -133,12 +133,16 @@ async fn read(
                 return;
             }
         }
-        let end = match port.read(&mut buffer).await {
-            Ok(0) => SessionError::Closed { mid_frame: decoder.pending() > 0 },
-            Ok(read) => {
-                decoder.push(&buffer[..read]);
+        buffer.clear();
+        let closed = SessionError::Closed { mid_frame: decoder.pending() > 0 };
+        let end = match port.read_buf(&mut buffer).await {
+            Ok(0) => closed,
+            Ok(_) => {
+                decoder.push(&buffer);
                 continue;
             }
+            // It went away with something of ours unread.
+            Err(source) if source.kind() == std::io::ErrorKind::ConnectionReset => closed,
             Err(source) => SessionError::Port { what: "reading", source },
         };
         let _ = out.send(Err(end)).await;
