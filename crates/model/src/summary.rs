@@ -22,6 +22,8 @@ pub struct Limits {
     pub failing_tail: usize,
     /// Tries kept of one unit; those that passed go first.
     pub attempts: usize,
+    /// Whether any are kept of a unit that ended well: passed, or skipped.
+    pub of_passing: bool,
     /// Cases kept of one try; those that passed go first.
     pub subresults: usize,
     /// Choices, warnings and alarms kept of one try.
@@ -40,6 +42,7 @@ impl Default for Limits {
             passing_tail: 2 * 1024,
             failing_tail: crate::test_run::MAX_TAIL,
             attempts: 16,
+            of_passing: true,
             subresults: 1000,
             notes: 32,
             console: 16 * 1024,
@@ -482,12 +485,17 @@ impl RunSummary {
     }
 
     fn end_unit(&mut self, ended: &UnitEnded) -> bool {
+        let keep = self.limits.of_passing;
         let Some(unit) = self.unit_mut(&ended.unit) else { return false };
         // The first word is the last: nothing later can turn a failure into a pass.
         if matches!(unit.state, UnitState::Ended(_) | UnitState::Skipped(_)) {
             return false;
         }
         unit.state = UnitState::Ended(ended.clone());
+        if !keep && matches!(ended.verdict, Verdict::Pass | Verdict::Skip(_)) {
+            unit.attempts_dropped += unit.attempts.len() as u64;
+            unit.attempts = Vec::new();
+        }
         true
     }
 
@@ -677,6 +685,20 @@ mod tests {
         log.end(&id, Verdict::Pass);
         assert_eq!(log.unit().attempts[0].outputs[0].tail, "6789");
         assert_eq!(log.unit().attempts[0].outputs[0].bytes, 10);
+    }
+
+    #[test]
+    fn of_what_passed_nothing_need_be_kept_but_the_verdict() {
+        let end =
+            |verdict| UnitEnded { unit: "s/t@g".into(), verdict, flaky: false, attempts: 1, millis: 1, message: None };
+        for (verdict, kept) in [(Verdict::Pass, 0), (Verdict::Skip("no".into()), 0), (Verdict::Fail(Exit::Code(1)), 1)]
+        {
+            let mut log = Log::new(Limits { of_passing: false, ..Limits::default() });
+            let id = log.start(1, 1);
+            log.end(&id, verdict.clone());
+            log.push(EventKind::UnitEnded(end(verdict.clone())));
+            assert_eq!((log.unit().attempts.len(), log.unit().verdict()), (kept, Some(verdict)));
+        }
     }
 
     #[test]

@@ -65,7 +65,16 @@ struct Live {
 impl<W: Write> TestReporter<W> {
     /// Writes to `out`; live lines, if there are any, must be drawn on the same terminal.
     pub fn new(out: W, mut options: Options) -> Self {
-        let limits = Limits { passing_tail: 0, attempts: 4, subresults: 100, guests: 0, ..Limits::default() };
+        // Only failures are told once more at the end.
+        let limits = Limits {
+            passing_tail: 0,
+            attempts: 4,
+            of_passing: false,
+            subresults: 100,
+            guests: 0,
+            notes: 0,
+            ..Limits::default()
+        };
         let live = options.live.take().map(Live::new);
         Self { out, options, run: RunSummary::new(limits), counts: Counts::default(), jobs: 1, live }
     }
@@ -144,18 +153,17 @@ impl<W: Write> TestReporter<W> {
     }
 
     fn refresh(&mut self) {
+        let Some(live) = &self.live else { return };
         let units = self.run.units.len() as u64;
         let done = self.counts.ended();
         let mut said = tally(&self.counts, "");
-        if let Some(live) = &self.live {
-            let left = live.left / self.jobs.max(1);
-            if left > 0 && done < units {
-                said = format!("{said} · about {} left", duration(left));
-            }
-            live.total.set_length(units);
-            live.total.set_position(done);
-            live.total.set_message(said);
+        let left = live.left / self.jobs.max(1);
+        if left > 0 && done < units {
+            said = format!("{said} · about {} left", duration(left));
         }
+        live.total.set_length(units);
+        live.total.set_position(done);
+        live.total.set_message(said);
     }
 
     fn account(&mut self) -> io::Result<()> {

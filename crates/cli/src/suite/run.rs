@@ -61,6 +61,8 @@ pub(crate) fn test(args: TestArgs) -> Result<u8, Refused> {
         return Ok(write_out(plan.listing().human(args.host.verbose > 0).as_bytes())?);
     }
     let around = surroundings(&plan)?;
+    // The run makes its own.
+    drop(plan);
     let limits = limits(&args, &chosen).map_err(Refused::usage)?;
     let templates = template::settings(&args.host)?;
     let run_dir = settings::run_dir(&args.host)?;

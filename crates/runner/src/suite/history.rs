@@ -100,6 +100,7 @@ impl History {
             passing_tail: 0,
             failing_tail: 0,
             attempts: 1,
+            of_passing: false,
             subresults: 0,
             notes: 0,
             console: 0,

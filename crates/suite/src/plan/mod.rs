@@ -314,9 +314,12 @@ impl Candidate {
     }
 }
 
+/// So many units before are looked at for the same settings, which are then kept once: most tests have those of their suite.
+const ALIKE: usize = 8;
+
 /// The matrix.
 fn candidates(config: &Config, discovery: &Discovery, options: &PlanOptions<'_>) -> Vec<Candidate> {
-    let mut all = Vec::new();
+    let mut all: Vec<Candidate> = Vec::new();
     for test in &discovery.tests {
         for guest in guests_of(test).into_iter().filter_map(|name| config.guests.get(name)) {
             let id = unit_id(&test.suite.name, &test.name, None, &guest.name);
@@ -324,12 +327,12 @@ fn candidates(config: &Config, discovery: &Discovery, options: &PlanOptions<'_>)
             let cases = options.cases.and_then(|c| c.get(&id));
             match cases {
                 _ if format != Some(Format::Libtest) => {
-                    all.push(candidate(options, test, guest, None, false, all.len()));
+                    all.push(candidate(options, test, guest, None, false, &all));
                 }
-                None => all.push(candidate(options, test, guest, None, true, all.len())),
+                None => all.push(candidate(options, test, guest, None, true, &all)),
                 Some(cases) => {
                     for case in cases {
-                        all.push(candidate(options, test, guest, Some(case), false, all.len()));
+                        all.push(candidate(options, test, guest, Some(case), false, &all));
                     }
                 }
             }
@@ -344,7 +347,7 @@ fn candidate(
     guest: &Arc<Guest>,
     case: Option<&Case>,
     to_be_listed: bool,
-    place: usize,
+    before: &[Candidate],
 ) -> Candidate {
     let suite = &test.suite;
     let case_name = case.map(|c| c.name.as_str());
@@ -369,6 +372,7 @@ fn candidate(
         &guest.layer,
     ]);
     let (settings, hardware) = Layer::merge(layers).settle(&guest.disks);
+    let alike = before.iter().rev().take(ALIKE).map(|c| &c.unit.settings).find(|s| ***s == settings).cloned();
     let unit = Unit {
         recorded: options.durations.and_then(|d| d.get(&id)).copied(),
         suite: Arc::clone(suite),
@@ -378,13 +382,13 @@ fn candidate(
         file: test.file.clone(),
         path: test.path.clone(),
         in_workspace: test.in_workspace.clone(),
-        settings: Arc::new(settings),
+        settings: alike.unwrap_or_else(|| Arc::new(settings)),
         machine: 0,
         repeat: options.repeat,
         to_be_listed,
         id,
     };
-    Candidate { unit, place, name, hardware, ignored: case.is_some_and(|c| c.ignored) }
+    Candidate { unit, place: before.len(), name, hardware, ignored: case.is_some_and(|c| c.ignored) }
 }
 
 /// A cell that is not laid out yet.
