@@ -1,6 +1,7 @@
 //! Runs that are over, or were cut off: where they are and what their logs say.
 
 use std::{
+    ffi::{OsStr, OsString},
     io::BufReader,
     path::{Path, PathBuf},
 };
@@ -11,6 +12,7 @@ use belljar_model::{
     read_log,
 };
 use belljar_runner::run_dir;
+use jiff::Timestamp;
 
 use crate::settings;
 
@@ -79,17 +81,85 @@ fn find(named: &Path) -> Result<PathBuf, String> {
     ))
 }
 
-/// The log of the latest run of a suite; names sort by time.
+/// The log of the latest run of a suite. Names sort by time, to the second; within one the first event says which was later.
 fn last(runs: &Path) -> Option<PathBuf> {
     let entries = fs_err::read_dir(runs).ok()?;
-    let mut logs: Vec<PathBuf> =
-        entries.filter_map(Result::ok).map(|e| e.path().join(run_dir::EVENTS)).filter(|log| log.is_file()).collect();
+    let mut logs: Vec<(OsString, PathBuf)> = entries
+        .filter_map(Result::ok)
+        .map(|e| (e.file_name(), e.path().join(run_dir::EVENTS)))
+        .filter(|(_, log)| log.is_file())
+        .collect();
     logs.sort();
-    logs.into_iter().rev().find(|log| is_test_run(log))
+    let mut latest: Option<(Timestamp, OsString, PathBuf)> = None;
+    for (name, log) in logs.into_iter().rev() {
+        if latest.as_ref().is_some_and(|(_, found, _)| second(found) != second(&name)) {
+            break;
+        }
+        let Some(began) = test_run_began(&log) else { continue };
+        if latest.as_ref().is_none_or(|(at, _, _)| began > *at) {
+            latest = Some((began, name, log));
+        }
+    }
+    latest.map(|(_, _, log)| log)
 }
 
-fn is_test_run(log: &Path) -> bool {
-    let Ok(file) = fs_err::File::open(log) else { return false };
-    let first = read_log(BufReader::new(file)).next();
-    matches!(first, Some(Ok(Line::Event(Event { kind: EventKind::TestRunStarted(_), .. }))))
+/// What the names of runs of one second have in common.
+fn second(name: &OsStr) -> &[u8] {
+    let name = name.as_encoded_bytes();
+    name.split(|b| *b == b'-').next().unwrap_or(name)
+}
+
+/// When this run of a suite began, if it is one.
+fn test_run_began(log: &Path) -> Option<Timestamp> {
+    let file = fs_err::File::open(log).ok()?;
+    match read_log(BufReader::new(file)).next()? {
+        Ok(Line::Event(Event { kind: EventKind::TestRunStarted(_), at, .. })) => Some(at),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use belljar_model::{
+        RunId,
+        test_run::{Host, TestRunStarted},
+    };
+
+    use super::*;
+
+    fn run(runs: &Path, random: u32, at: &str) -> PathBuf {
+        let at: Timestamp = at.parse().unwrap();
+        let run = RunId::new(at, random);
+        let kind = EventKind::TestRunStarted(TestRunStarted {
+            schema: 1,
+            run: run.clone(),
+            version: String::new(),
+            host: Host::default(),
+            profile: String::new(),
+            command: Vec::new(),
+            partition: None,
+            jobs: None,
+        });
+        let log = runs.join(run.as_str()).join(run_dir::EVENTS);
+        fs_err::create_dir(log.parent().unwrap()).unwrap();
+        fs_err::write(&log, serde_json::to_string(&Event { seq: 0, at, kind }).unwrap() + "\n").unwrap();
+        log
+    }
+
+    #[test]
+    fn of_runs_of_one_second_the_last_one_is_the_last() {
+        let dir = tempfile::tempdir().unwrap();
+        let runs = dir.path();
+        assert_eq!(last(runs), None);
+        run(runs, 9, "2026-01-02T03:04:04.9Z");
+        run(runs, 7, "2026-01-02T03:04:05.1Z");
+        let latest = run(runs, 1, "2026-01-02T03:04:05.3Z");
+        run(runs, 8, "2026-01-02T03:04:05.2Z");
+        assert_eq!(last(runs), Some(latest));
+        // What is no run of a suite does not count.
+        let other = runs.join("20260102T030406Z-00000001");
+        fs_err::create_dir(&other).unwrap();
+        fs_err::write(other.join(run_dir::EVENTS), "{}\n").unwrap();
+        assert_eq!(last(runs).unwrap().parent().unwrap().file_name().unwrap(), "20260102T030405Z-00000001");
+    }
 }

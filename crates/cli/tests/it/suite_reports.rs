@@ -223,6 +223,18 @@ fn shards_that_are_none_are_refused() {
 }
 
 #[test]
+fn last_is_the_last_also_within_a_second() {
+    let lab = Lab::new();
+    let tests = ["a", "b", "c", "d", "e", "f"];
+    lab.suite(SUITE, &tests.map(|test| (test, "exit 0")));
+    for test in tests {
+        lab.test(["-q", &format!("name(={test})")]).go().code(0);
+        let log = lab.belljar(["report", "--format", "json"]).go();
+        assert!(log.code(0).text().contains(&format!("\"s/{test}@g\",\"verdict\":\"pass\"")), "{test}: {}", log.text());
+    }
+}
+
+#[test]
 fn a_cut_off_shard_makes_a_cut_off_run() {
     let lab = Lab::new();
     lab.suite(SUITE, &[("a", "exit 0"), ("b", "mark up; exec sleep 60")]);
