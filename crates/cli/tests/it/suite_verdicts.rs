@@ -1,5 +1,7 @@
 //! Every verdict of a suite, made to happen.
 
+use std::fs;
+
 use crate::harness::{Lab, SUITE};
 
 const PANIC: &str =
@@ -135,6 +137,39 @@ fn a_guest_without_room_is_an_error() {
     let outcome = lab.test([""; 0]).go();
     outcome.code(125).verdicts_are(&[("large", "error host"), ("small", "pass")]);
     assert!(outcome.text().contains("max-memory"), "{}", outcome.text());
+}
+
+/// What a test left behind is part of its result: where it cannot be brought to the host, nothing is said of the test.
+#[test]
+fn an_output_directory_that_cannot_be_written_is_an_error() {
+    let lab = Lab::new();
+    let suite = "[[suites]]\nname = \"s\"\ntests = [\"t/*\"]\nguests = [\"g\"]\n";
+    for (sync, verdict) in [("fail", "error host"), ("ok", "pass")] {
+        let script = format!("[serial]\ndrain\n[agent]\nagent sync={sync}\n");
+        lab.suite("", &[("a", "echo kept > $BELLJAR_OUT/x; exit 0")]);
+        let guest = lab.machine("g", &script);
+        fs::write(lab.path("workspace/belljar.toml"), format!("{guest}{suite}")).expect("configuration");
+        for isolation in ["test", "suite"] {
+            let set = format!("{guest}{suite}isolation = \"{isolation}\"\n");
+            fs::write(lab.path("workspace/belljar.toml"), set).expect("configuration");
+            let outcome = lab.test(["--error-retries", "0"]).go();
+            outcome.code(if sync == "ok" { 0 } else { 125 }).verdicts_are(&[("a", verdict)]);
+            assert_eq!(outcome.text().contains("may not have reached the host"), sync == "fail", "{}", outcome.text());
+        }
+    }
+}
+
+/// Something is where the directory of the next guest, or of the next test in it, is to be.
+#[test]
+fn an_output_directory_that_cannot_be_made_is_an_error() {
+    let lab = Lab::new();
+    for (isolation, next) in [("test", "../../1"), ("suite", "../2")] {
+        let spoil = format!("echo x > $BELLJAR_OUT/{next}; exit 0");
+        lab.suite(&format!("{SUITE}isolation = \"{isolation}\"\n"), &[("1", &spoil), ("2", "exit 0"), ("3", "exit 0")]);
+        let outcome = lab.test(["-j1", "--error-retries", "0"]).go();
+        outcome.code(125).verdicts_are(&[("1", "pass"), ("2", "error host"), ("3", "pass")]);
+        assert!(outcome.text().contains("cannot make "), "{isolation}: {}", outcome.text());
+    }
 }
 
 #[test]
