@@ -391,6 +391,11 @@ impl<'a> Live<'a> {
         line.trim().trim_end_matches(" kB").parse().ok()
     }
 
+    /// How many descriptors it has open, unless it has ended.
+    pub(crate) fn descriptors_if_there(&self) -> Option<usize> {
+        Some(fs::read_dir(format!("/proc/{}/fd", self.child.id())).ok()?.count()).filter(|count| *count > 0)
+    }
+
     /// Waits so long; true if it is still there.
     pub(crate) fn still_there_after(&mut self, time: Duration) -> bool {
         !self.wait(time)
