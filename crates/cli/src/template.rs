@@ -87,7 +87,7 @@ fn rows(kept: &[Kept], now: SystemTime) -> String {
             ByteSize(one.size).to_string(),
             one.made.map_or_else(String::new, age),
             age(one.used),
-            guest.escape_debug(),
+            guest.replace(char::is_control, "\u{fffd}"),
         );
     }
     out

@@ -1,14 +1,16 @@
 //! Figures about clones, for `testing/bench/clones`: leases many guests of one image and prints one JSON object.
 //!
-//! `clones BELLJAR CACHE IMAGE USER:PASSWORD COUNT JOBS warm|cold`: `warm` has each guest wait, warmed up, until it is asked for.
+//! `clones BELLJAR CACHE IMAGE USER:PASSWORD COUNT JOBS warm|cold|apart`: `warm` has each guest wait, warmed up, until it is asked for;
+//! `apart` has each say who it is and what it sees of the others.
 
 use std::{
     cell::RefCell,
+    collections::HashSet,
     io::Write,
     path::{Path, PathBuf},
     rc::Rc,
     sync::Arc,
-    time::Instant,
+    time::{Instant, SystemTime},
 };
 
 use belljar_machine::{
@@ -27,9 +29,28 @@ use belljar_model::{EventKind, Exit, Phase};
 use serde_json::json;
 use tokio::{sync::Semaphore, task::LocalSet};
 
+/// Lines of its own: machine id, host name, random numbers, hardware address, seconds since the epoch. Then, of each mark that another guest
+/// left on the disk or in memory, one more.
+const WHO: &str = "cat /etc/machine-id; hostname; od -An -tx1 -N16 /dev/urandom; cat /sys/class/net/e*/address; date +%s; \
+                   ls /marks /dev/shm/mark 2>/dev/null; mkdir /marks && echo mine >/marks/mine && echo mine >/dev/shm/mark && sync; exit ";
+
+/// What no two guests may have in common, by the line of [`WHO`].
+const OWN: usize = 4;
+
+#[derive(Clone, Copy, PartialEq)]
+enum Mode {
+    Warm,
+    Cold,
+    Apart,
+}
+
 /// Milliseconds of one guest.
 #[derive(Default)]
 struct Times {
+    seen: HashSet<(usize, String)>,
+    /// KiB of this process when a tenth was done, and at the end.
+    memory: (u64, u64),
+    done: u32,
     running: Vec<f64>,
     ready: Vec<f64>,
     started: Vec<f64>,
@@ -41,13 +62,17 @@ struct Times {
 
 /// Notices when the command has started.
 #[derive(Default)]
-struct Sink(Option<Instant>);
+struct Sink {
+    started: Option<Instant>,
+    said: Vec<u8>,
+}
 
 impl OutputSink for Sink {
     fn started(&mut self, _: u32) {
-        self.0 = Some(Instant::now());
+        self.started = Some(Instant::now());
     }
-    fn stdout<'a>(&'a mut self, _: &'a [u8]) -> SinkFuture<'a> {
+    fn stdout<'a>(&'a mut self, bytes: &'a [u8]) -> SinkFuture<'a> {
+        self.said.extend_from_slice(bytes);
         Box::pin(std::future::ready(Ok(())))
     }
     fn stderr<'a>(&'a mut self, _: &'a [u8]) -> SinkFuture<'a> {
@@ -58,9 +83,14 @@ impl OutputSink for Sink {
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let [belljar, cache, image, login, count, jobs, mode] = words.as_slice() else {
-        return Err("usage: clones BELLJAR CACHE IMAGE USER:PASSWORD COUNT JOBS warm|cold".into());
+        return Err("usage: clones BELLJAR CACHE IMAGE USER:PASSWORD COUNT JOBS warm|cold|apart".into());
     };
-    let (count, jobs, warm): (u32, usize, bool) = (count.parse()?, jobs.parse()?, mode == "warm");
+    let (count, jobs): (u32, usize) = (count.parse()?, jobs.parse()?);
+    let mode = match mode.as_str() {
+        "warm" => Mode::Warm,
+        "apart" => Mode::Apart,
+        _ => Mode::Cold,
+    };
     let scratch = tempfile::tempdir()?;
     let (user, password) = login.split_once(':').ok_or("no password")?;
     let spec = GuestSpec {
@@ -99,7 +129,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (began, before) = runtime.block_on(LocalSet::new().run_until(async {
         // The first one makes the template, if need be.
-        one(&plan, &templates, scratch.path(), 1, warm, &Rc::default()).await;
+        one(&plan, &templates, scratch.path(), 1, mode, &Rc::default()).await;
         let (began, before) = (Instant::now(), cpu_of_children());
         let permits = Arc::new(Semaphore::new(jobs));
         let mut running = Vec::new();
@@ -108,7 +138,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let (plan, templates, times) = (plan.clone(), templates.clone(), times.clone());
             let dir = scratch.path().to_owned();
             running.push(tokio::task::spawn_local(async move {
-                one(&plan, &templates, &dir, number + 2, warm, &times).await;
+                one(&plan, &templates, &dir, number + 2, mode, &times).await;
+                let mut times = times.borrow_mut();
+                times.done += 1;
+                if times.done == count.div_ceil(10) {
+                    times.memory.0 = memory();
+                }
+                times.memory.1 = memory();
                 drop(permit);
             }));
         }
@@ -130,6 +166,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "ms_command_asked_to_ended": median(&times.ended),
         "mib_private_dirty": median(&times.private),
         "descriptors_left": std::fs::read_dir("/proc/self/fd")?.count(),
+        "processes_left": children(),
+        // The directory of the guest that made the template, which is not removed before the end.
+        "files_left": std::fs::read_dir(scratch.path())?.count(),
+        "templates": std::fs::read_dir(Path::new(cache).join("templates"))?.count(),
+        "memory_kib_at_a_tenth": times.memory.0,
+        "memory_kib_at_the_end": times.memory.1,
     });
     writeln!(std::io::stdout(), "{report}")?;
     Ok(())
@@ -140,7 +182,7 @@ async fn one(
     templates: &Templates,
     dir: &Path,
     number: u32,
-    warm: bool,
+    mode: Mode,
     times: &Rc<RefCell<Times>>,
 ) {
     let Ok((share, place)) = place_of(dir, number) else { return };
@@ -163,15 +205,19 @@ async fn one(
     let private = private_dirty(guest.pid());
     let mut nobody = |_| ();
     let mut good = true;
-    if warm {
+    if mode == Mode::Warm {
         good &= guest.warm_up(&mut nobody).await.is_ok();
     }
     let wanted = Instant::now();
-    if warm {
+    if mode == Mode::Warm {
         good &= guest.check(&mut nobody).await.is_ok();
     }
-    let words =
-        if code == 0 { vec!["true".to_owned()] } else { vec!["sh".into(), "-c".into(), format!("exit {code}")] };
+    let words = match (mode, code) {
+        (Mode::Apart, code) => vec!["sh".into(), "-c".into(), format!("{WHO}{code}")],
+        (_, 0) => vec!["true".to_owned()],
+        (_, code) => vec!["sh".into(), "-c".into(), format!("exit {code}")],
+    };
+    let before = seconds();
     let command = GuestCommand {
         argv: words.into_iter().map(String::into_bytes).collect(),
         env: Vec::new(),
@@ -187,10 +233,21 @@ async fn one(
     good &= guest.close(Ending::Kill, &mut nobody).await.is_ok();
     drop(std::fs::remove_dir_all(run_dir));
     let mut times = times.borrow_mut();
+    if mode == Mode::Apart {
+        let said = String::from_utf8_lossy(&sink.said);
+        let lines: Vec<&str> = said.lines().map(str::trim).collect();
+        let own = lines.iter().take(OWN).enumerate().filter(|(_, line)| !line.is_empty());
+        let alone = own.filter(|(at, line)| times.seen.insert((*at, (**line).to_owned()))).count() == OWN;
+        let on_time = lines.get(OWN).and_then(|s| s.parse().ok()).is_some_and(|at| (before..=seconds()).contains(&at));
+        if !alone || !on_time || lines.len() != OWN + 1 {
+            good = false;
+            drop(writeln!(std::io::stderr(), "guest {number} is not apart from the others: {lines:?}"));
+        }
+    }
     let ms = |d: std::time::Duration| d.as_secs_f64() * 1000.0;
     times.running.extend(running.map(ms));
     times.ready.push(ms(ready));
-    times.started.extend(sink.0.map(|at| ms(at - wanted)));
+    times.started.extend(sink.started.map(|at| ms(at - wanted)));
     times.ended.push(ms(ended));
     times.private.extend(private);
     times.wrong += usize::from(!good);
@@ -225,6 +282,24 @@ fn cpu_of_children() -> f64 {
     let fields: Vec<&str> = text.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
     let ticks: f64 = [13, 14].iter().filter_map(|i| fields.get(*i)?.parse::<f64>().ok()).sum();
     ticks / 100.0
+}
+
+fn seconds() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
+/// KiB that this process has in memory.
+fn memory() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = text.lines().find_map(|l| l.strip_prefix("VmRSS:"));
+    line.and_then(|l| l.trim().trim_end_matches("kB").trim().parse().ok()).unwrap_or(0)
+}
+
+/// How many processes are below this one, zombies included.
+fn children() -> usize {
+    let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let lists = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
+    lists.map(|list| list.split_whitespace().count()).sum()
 }
 
 fn median(values: &[f64]) -> Option<f64> {

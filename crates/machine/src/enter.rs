@@ -201,7 +201,7 @@ pub(crate) fn lost_of_access(error: AccessError) -> Lost {
             // The last lines are shown on their own.
             let text = error.to_string();
             let text = text.split("; the console").next().unwrap_or(&text).to_owned();
-            Lost::host(text)
+            Lost::host(text).lasting()
         }
     }
 }

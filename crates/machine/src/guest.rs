@@ -474,9 +474,12 @@ async fn run_in(session: &mut Session, command: GuestCommand, io: &mut Io<'_>) -
 pub(crate) fn of_session(error: SessionError, phase: Phase) -> Lost {
     match error {
         SessionError::ExecFailed { errno, .. } => Lost::not_started(errno, error.to_string()),
-        SessionError::Sink(source) if source.kind() == io::ErrorKind::BrokenPipe => {
-            Lost { verdict: Verdict::Error(belljar_model::Fault::OutputClosed), message: None, tail: Vec::new() }
-        }
+        SessionError::Sink(source) if source.kind() == io::ErrorKind::BrokenPipe => Lost {
+            verdict: Verdict::Error(belljar_model::Fault::OutputClosed),
+            message: None,
+            tail: Vec::new(),
+            lasting: false,
+        },
         SessionError::Sink(_) | SessionError::Stdin(_) | SessionError::Random(_) | SessionError::Version { .. } => {
             Lost::host(error.to_string())
         }

@@ -16,31 +16,43 @@ pub struct Lost {
     pub message: Option<String>,
     /// The last lines of the console, where they help; without control characters.
     pub tail: Vec<String>,
+    /// Whether another try would end the same way, such as after a password that was refused.
+    pub lasting: bool,
 }
 
 impl Lost {
     /// Our side, or the host's.
     #[must_use]
     pub fn host(message: impl Into<String>) -> Self {
-        Self { verdict: Verdict::Error(Fault::Host { message: message.into() }), message: None, tail: Vec::new() }
+        Self {
+            verdict: Verdict::Error(Fault::Host { message: message.into() }),
+            message: None,
+            tail: Vec::new(),
+            lasting: false,
+        }
     }
 
     /// A person or a CI server.
     #[must_use]
     pub fn interrupted(signal: i32) -> Self {
-        Self { verdict: Verdict::Error(Fault::Interrupted { signal }), message: None, tail: Vec::new() }
+        Self { verdict: Verdict::Error(Fault::Interrupted { signal }), message: None, tail: Vec::new(), lasting: false }
     }
 
     /// The guest died.
     #[must_use]
     pub fn crash(kind: CrashKind, seen: impl Into<String>, phase: Phase) -> Self {
-        Self { verdict: Verdict::Crash(Crash { kind, seen: seen.into(), phase }), message: None, tail: Vec::new() }
+        Self {
+            verdict: Verdict::Crash(Crash { kind, seen: seen.into(), phase }),
+            message: None,
+            tail: Vec::new(),
+            lasting: false,
+        }
     }
 
     /// A deadline passed.
     #[must_use]
     pub fn timeout(phase: Phase, message: impl Into<String>) -> Self {
-        Self { verdict: Verdict::Timeout(phase), message: Some(message.into()), tail: Vec::new() }
+        Self { verdict: Verdict::Timeout(phase), message: Some(message.into()), tail: Vec::new(), lasting: false }
     }
 
     /// The command never ran; as shells have it, 127 where it is not there and 126 where it cannot be run.
@@ -48,7 +60,19 @@ impl Lost {
     pub fn not_started(errno: i32, message: impl Into<String>) -> Self {
         const ENOENT: i32 = 2;
         let code = if errno == ENOENT { 127 } else { 126 };
-        Self { verdict: Verdict::Fail(Exit::Code(code)), message: Some(message.into()), tail: Vec::new() }
+        Self {
+            verdict: Verdict::Fail(Exit::Code(code)),
+            message: Some(message.into()),
+            tail: Vec::new(),
+            lasting: false,
+        }
+    }
+
+    /// The same, and another try would not help.
+    #[must_use]
+    pub fn lasting(mut self) -> Self {
+        self.lasting = true;
+        self
     }
 
     /// With what the console last showed.

@@ -25,6 +25,7 @@ impl Why {
                 verdict: Verdict::Timeout(phase),
                 message: Some(format!("the run as a whole was given {} (global-timeout)", for_people(limit))),
                 tail: Vec::new(),
+                lasting: false,
             },
         }
     }

@@ -57,6 +57,7 @@ pub(crate) async fn exec(
                         limit.name
                     )),
                     tail: Vec::new(),
+                    lasting: false,
                 }),
             },
         }

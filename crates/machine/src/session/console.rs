@@ -235,7 +235,7 @@ async fn pass_on(sink: &mut dyn OutputSink, error: bool, bytes: &[u8]) -> Result
     let passed = if error { sink.stderr(bytes).await } else { sink.stdout(bytes).await };
     passed.map_err(|e| match e.kind() {
         std::io::ErrorKind::BrokenPipe => {
-            Lost { verdict: Verdict::Error(Fault::OutputClosed), message: None, tail: Vec::new() }
+            Lost { verdict: Verdict::Error(Fault::OutputClosed), message: None, tail: Vec::new(), lasting: false }
         }
         _ => Lost::host(format!("passing on the command's output failed: {e}")),
     })

@@ -27,6 +27,8 @@ pub(crate) struct Boots {
     worked: bool,
     cloned: bool,
     failed: u32,
+    /// Another try would end the same way.
+    lasting: bool,
     last: String,
 }
 
@@ -58,7 +60,7 @@ pub(crate) struct Unfit {
 
 impl From<Lost> for Unfit {
     fn from(lost: Lost) -> Self {
-        Self { lost, retry: true }
+        Self { retry: !lost.lasting, lost }
     }
 }
 
@@ -83,7 +85,7 @@ pub(crate) async fn boot(
             let booted = start(cx, unit, instance, cancel, observe).await;
             match &booted {
                 Ok(lease) => remember(cx, unit.machine, Ok(lease.guest.origin())),
-                Err(unfit) if unfit.retry => remember(cx, unit.machine, Err(&unfit.lost)),
+                Err(unfit) if unfit.retry || unfit.lost.lasting => remember(cx, unit.machine, Err(&unfit.lost)),
                 // It came up, and its set-up failed.
                 Err(_) => {}
             }
@@ -149,7 +151,7 @@ async fn plan_of(cx: &Cx, unit: &Unit, share: &ShareSpec, place: &Place, cancel:
     if let Some(plan) = cx.plans.borrow().get(&unit.machine) {
         return Ok(plan.clone());
     }
-    let spec = cx.specs[unit.machine].clone().map_err(Lost::host)?;
+    let spec = cx.specs[unit.machine].clone().map_err(|why| Lost::host(why).lasting())?;
     let Place { run_dir, console_log, qemu_log, qemu_command } = place.clone();
     let accel = cx.host.accel.or_else(|| spec::accel(&unit.guest));
     let host = HostContext { accel, run_dir, console_log, qemu_log, qemu_command, ..cx.host.clone() };
@@ -161,7 +163,7 @@ async fn plan_of(cx: &Cx, unit: &Unit, share: &ShareSpec, place: &Place, cancel:
         done = preparing => done,
     };
     let plan = match prepared {
-        Ok(plan) => plan.map_err(|error| Lost::host(error.to_string()))?,
+        Ok(plan) => plan.map_err(|error| Lost::host(error.to_string()).lasting())?,
         Err(panic) => {
             return Err(Lost::host(format!("Belljar's own preparation broke off: {panic}; please report it")));
         }
@@ -238,11 +240,15 @@ fn ended(cx: &Cx, instance: u64, lost: Option<&Lost>) {
 
 fn hopeless(cx: &Cx, machine: usize) -> Option<Unfit> {
     let boots = cx.boots.borrow();
-    let boots = boots.get(machine).filter(|b| !b.worked && b.failed >= HOPELESS)?;
-    let message = format!(
-        "this guest was started {} times in this run and never came up, so it was not tried again; the last time: {}",
-        boots.failed, boots.last
-    );
+    let boots = boots.get(machine).filter(|b| !b.worked && (b.lasting || b.failed >= HOPELESS))?;
+    let message = if boots.lasting {
+        format!("this guest was not tried again, for it would not come up: {}", boots.last)
+    } else {
+        format!(
+            "this guest was started {} times in this run and never came up, so it was not tried again; the last time: {}",
+            boots.failed, boots.last
+        )
+    };
     Some(Unfit { lost: Lost::host(message), retry: false })
 }
 
@@ -264,6 +270,7 @@ fn remember(cx: &Cx, machine: usize, came: Result<Origin, &Lost>) {
         },
     };
     boots.failed += 1;
+    boots.lasting |= came.is_err_and(|lost| lost.lasting);
     boots.last = why.lines().next().unwrap_or_default().to_owned();
 }
 

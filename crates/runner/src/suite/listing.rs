@@ -118,6 +118,7 @@ async fn names(
         verdict: Verdict::Fail(if exit == Exit::Code(0) { Exit::Code(1) } else { exit }),
         message: Some(clean(why.as_bytes())),
         tail: Vec::new(),
+        lasting: false,
     };
     let command = format!("{} {}", unit.guest_path(), libtest::LIST.join(" "));
     if exit != Exit::Code(0) {
