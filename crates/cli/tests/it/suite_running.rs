@@ -105,18 +105,56 @@ fn faults_of_the_host_are_tried_again_and_counted_apart() {
 
 #[test]
 fn a_guest_that_never_boots_is_not_tried_for_every_test() {
+    for jobs in ["-j1", "-j2", "-j20"] {
+        let lab = Lab::new();
+        let guest = lab.machine("dead", "[start]\nstderr \"qemu-system-x86_64: it is broken\"\nexit 1\n");
+        let names: Vec<String> = (0..50).map(|n| format!("t{n}")).collect();
+        let tests: Vec<(&str, &str)> = names.iter().map(|n| (n.as_str(), "exit 0")).collect();
+        lab.suite(&format!("{guest}\n[[suites]]\nname = \"s\"\ntests = [\"t/*\"]\nguests = [\"dead\"]\n"), &tests);
+        let outcome = lab.test(["--error-retries", "0", jobs]).go();
+        outcome.code(125);
+        assert!(outcome.verdicts().values().all(|v| v == "error host"), "{:?}", outcome.verdicts());
+        let starts =
+            lab.seen().lines().filter(|l| l.contains("\"kind\":\"args\"") && l.contains("fake.script=dead")).count();
+        assert_eq!(starts, 3, "{jobs}: however many wait for it");
+        assert!(outcome.text().contains("never came up"), "{}", outcome.text());
+    }
+}
+
+/// The pretended QEMU cannot be frozen.
+#[test]
+fn a_guest_that_cannot_be_kept_is_tried_once_and_told_once() {
+    for jobs in ["-j1", "-j4"] {
+        let lab = Lab::new();
+        let names: Vec<String> = (0..8).map(|n| format!("t{n}")).collect();
+        let tests: Vec<(&str, &str)> = names.iter().map(|n| (n.as_str(), "exit 0")).collect();
+        lab.suite(SUITE, &tests);
+        let outcome = lab.test([jobs]).env("BELLJAR_TEMPLATES", "on").go();
+        outcome.code(0);
+        assert_eq!(outcome.verdicts().values().filter(|v| *v == "pass").count(), 8, "{:?}", outcome.verdicts());
+        let warned = outcome.told("attempt-warning", "");
+        assert_eq!(warned.len(), 1, "{warned:?}");
+        assert!(warned[0]["message"].to_string().contains("cannot be kept as a template"), "{warned:?}");
+        let starts = lab.seen().lines().filter(|l| l.contains("\"-initrd\"")).count();
+        assert!((8..=9).contains(&starts), "{jobs}: started {starts} times");
+    }
+}
+
+/// Those that wait while it is tried go on when it is there.
+#[test]
+fn a_guest_that_came_up_once_is_there_for_all() {
     let lab = Lab::new();
-    let guest = lab.machine("dead", "[start]\nstderr \"qemu-system-x86_64: it is broken\"\nexit 1\n");
-    let names: Vec<String> = (0..50).map(|n| format!("t{n}")).collect();
+    let guest = lab.machine("g2", "[serial]\ndrain\n[agent]\nagent\n");
+    // The first two die; the rest are well.
+    for start in ["g2.1", "g2.2"] {
+        lab.machine_script(start, "[start]\nexit 1\n");
+    }
+    let names: Vec<String> = (0..12).map(|n| format!("t{n}")).collect();
     let tests: Vec<(&str, &str)> = names.iter().map(|n| (n.as_str(), "exit 0")).collect();
-    lab.suite(&format!("{guest}\n[[suites]]\nname = \"s\"\ntests = [\"t/*\"]\nguests = [\"dead\"]\n"), &tests);
-    let outcome = lab.test(["--error-retries", "0", "-j2"]).go();
-    outcome.code(125);
-    assert!(outcome.verdicts().values().all(|v| v == "error host"), "{:?}", outcome.verdicts());
-    let starts =
-        lab.seen().lines().filter(|l| l.contains("\"kind\":\"args\"") && l.contains("fake.script=dead")).count();
-    assert!(starts <= 6, "started {starts} times");
-    assert!(outcome.text().contains("never came up"), "{}", outcome.text());
+    lab.suite(&format!("{guest}\n[[suites]]\nname = \"s\"\ntests = [\"t/*\"]\nguests = [\"g2\"]\n"), &tests);
+    let outcome = lab.test(["--error-retries", "1", "-j12"]).go();
+    outcome.code(0);
+    assert!(outcome.verdicts().values().all(|v| v == "pass"), "{:?}", outcome.verdicts());
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! A guest for tests: booted, its set-up done, its directory where it is found again.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use belljar_machine::{
     Lost,
@@ -14,6 +17,7 @@ use belljar_model::{CrashKind, EventKind, Fault, Phase, Verdict, test_run as eve
 use belljar_suite::plan::Unit;
 use fs_err as fs;
 use rustix::fs::{Mode, OFlags};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{Cx, kept::Setting, pause::Wound, setup::Scene, spec};
 use crate::{cancel::Cancel, run_dir};
@@ -22,7 +26,7 @@ use crate::{cancel::Cancel, run_dir};
 const HOPELESS: u32 = 3;
 
 /// How often a kind of machine came up.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Boots {
     worked: bool,
     cloned: bool,
@@ -30,6 +34,15 @@ pub(crate) struct Boots {
     /// Another try would end the same way.
     lasting: bool,
     last: String,
+    /// A chance for each try that is left while it has not come up; closed when it has, or none is left.
+    left: Arc<Semaphore>,
+}
+
+impl Default for Boots {
+    fn default() -> Self {
+        let left = Arc::new(Semaphore::new(HOPELESS as usize));
+        Self { worked: false, cloned: false, failed: 0, lasting: false, last: String::new(), left }
+    }
 }
 
 impl Boots {
@@ -78,14 +91,15 @@ pub(crate) async fn boot(
     cancel: &mut Cancel,
     observe: &mut dyn FnMut(EventKind),
 ) -> Result<Lease, Unfit> {
+    let chance = chance(cx, unit.machine, cancel).await;
     cx.tell.emit(EventKind::GuestStarted(events::GuestStarted { instance, guest: unit.guest.name.clone(), slot }));
     let booted = match hopeless(cx, unit.machine) {
         Some(unfit) => Err(unfit),
         None => {
             let booted = start(cx, unit, instance, cancel, observe).await;
             match &booted {
-                Ok(lease) => remember(cx, unit.machine, Ok(lease.guest.origin())),
-                Err(unfit) if unfit.retry || unfit.lost.lasting => remember(cx, unit.machine, Err(&unfit.lost)),
+                Ok(lease) => remember(cx, unit.machine, Ok(lease.guest.origin()), chance),
+                Err(unfit) if unfit.retry || unfit.lost.lasting => remember(cx, unit.machine, Err(&unfit.lost), chance),
                 // It came up, and its set-up failed.
                 Err(_) => {}
             }
@@ -238,6 +252,19 @@ fn ended(cx: &Cx, instance: u64, lost: Option<&Lost>) {
     cx.tell.emit(EventKind::GuestEnded(events::GuestEnded { instance, message, peak_memory: None }));
 }
 
+/// Waits for a chance to boot a guest that has not come up yet in this run: there are as many as it may be tried, so that one that
+/// never comes up is not tried by all tests at once. Whoever has one is done with it when the guest is up or lost, for which there
+/// are limits.
+async fn chance(cx: &Cx, machine: usize, cancel: &mut Cancel) -> Option<OwnedSemaphorePermit> {
+    let left = Arc::clone(&cx.boots.borrow().get(machine)?.left);
+    tokio::select! {
+        biased;
+        // Whoever is cancelled finds out by itself.
+        _ = cancel.wanted() => None,
+        chance = left.acquire_owned() => chance.ok(),
+    }
+}
+
 fn hopeless(cx: &Cx, machine: usize) -> Option<Unfit> {
     let boots = cx.boots.borrow();
     let boots = boots.get(machine).filter(|b| !b.worked && (b.lasting || b.failed >= HOPELESS))?;
@@ -252,12 +279,13 @@ fn hopeless(cx: &Cx, machine: usize) -> Option<Unfit> {
     Some(Unfit { lost: Lost::host(message), retry: false })
 }
 
-fn remember(cx: &Cx, machine: usize, came: Result<Origin, &Lost>) {
+fn remember(cx: &Cx, machine: usize, came: Result<Origin, &Lost>, chance: Option<OwnedSemaphorePermit>) {
     let mut boots = cx.boots.borrow_mut();
     let Some(boots) = boots.get_mut(machine) else { return };
     let why = match came {
         Ok(origin) => {
             boots.worked = true;
+            boots.left.close();
             boots.cloned = origin == Origin::Clone;
             return;
         }
@@ -272,6 +300,13 @@ fn remember(cx: &Cx, machine: usize, came: Result<Origin, &Lost>) {
     boots.failed += 1;
     boots.lasting |= came.is_err_and(|lost| lost.lasting);
     boots.last = why.lines().next().unwrap_or_default().to_owned();
+    // That was one of its tries, and nobody has it after this one.
+    if let Some(chance) = chance {
+        chance.forget();
+    }
+    if boots.failed >= HOPELESS || boots.lasting {
+        boots.left.close();
+    }
 }
 
 #[cfg(test)]
