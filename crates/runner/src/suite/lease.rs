@@ -129,7 +129,7 @@ async fn start(
     observe(EventKind::Phase { phase: Phase::Prepare });
     let dir = cx.run_dir.join(place(instance));
     let out = dir.join(run_dir::OUT);
-    let made = fs::create_dir_all(&out).and_then(|()| open_to_all(&out));
+    let made = fs::create_dir_all(&dir).and_then(|()| fs::create_dir(&out)).and_then(|()| open_to_all(&out));
     made.map_err(|e| Lost::host(format!("cannot make a directory for the guest: {e}; free some space")))?;
     let share =
         ShareSpec { workspace: Some(spec::workspace(&cx.workspace, &unit.guest, unit.settings.workspace_mode)), out };
