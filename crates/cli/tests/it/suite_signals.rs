@@ -97,8 +97,10 @@ fn while_binaries_are_listed_and_guests_boot() {
 #[test]
 fn ctrl_z_stops_the_guests_and_every_timer() {
     let lab = Lab::new();
-    // It would take half a second, is given three, and stands still for four.
-    lab.suite(SUITE, &[("a", "# belljar: timeout = \"3s\"\nmark up; sleep 0.5; exit 0")]);
+    // It would take half a second, is given three, and stands still for four. It must not end, and its guest with it, before the
+    // guest is told to go on: a pretended one does not stand still.
+    let waits = "until grep -q '\"cont\"' \"$FAKE_GUEST_SEEN\"; do sleep 0.01; done";
+    lab.suite(SUITE, &[("a", &format!("# belljar: timeout = \"3s\"\nmark up; sleep 0.5; {waits}; exit 0"))]);
     let mut run = lab.test([""; 0]).spawn();
     run.await_mark("up");
     run.signal(Signal::TSTP);
