@@ -166,8 +166,10 @@ async fn plan_of(cx: &Cx, unit: &Unit, share: &ShareSpec, place: &Place, cancel:
         return Ok(plan.clone());
     }
     let spec = cx.specs[unit.machine].clone().map_err(|why| Lost::host(why).lasting())?;
-    let Place { run_dir, console_log, qemu_log, qemu_command } = place.clone();
+    let Place { console_log, qemu_log, qemu_command, .. } = place.clone();
     let accel = cx.host.accel.or_else(|| spec::accel(&unit.guest));
+    // Boot files that no cache can take go here: they are for all guests, and the first one's own directory moves when it ends.
+    let run_dir = cx.run_dir.clone();
     let host = HostContext { accel, run_dir, console_log, qemu_log, qemu_command, ..cx.host.clone() };
     let share = share.clone();
     let preparing = tokio::task::spawn_blocking(move || plan::prepare(&spec, &share, host));
