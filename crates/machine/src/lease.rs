@@ -266,8 +266,8 @@ impl Way<'_> {
                 Err(error) => {
                     let dir = store.dir().display();
                     let why = format!("templates cannot be kept in {dir}, so that every guest has to boot: {error}");
-                    // Of the set-up there is nothing more to say.
-                    if layer.is_none() {
+                    // Of the set-up there is nothing more to say, nor of the next guest.
+                    if self.remember(key, why.clone()) && layer.is_none() {
                         warn(observe, why);
                     }
                     return Ok(Got::Nothing);
@@ -331,8 +331,9 @@ impl Way<'_> {
 
     /// Says that this guest has no template, and remembers it.
     fn refuse(&self, key: &TemplateKey, why: String, observe: Observe<'_>) {
-        warn(observe, format!("this guest cannot be kept as a template, so that it has to boot each time: {why}"));
-        self.remember(key, why);
+        if self.remember(key, why.clone()) {
+            warn(observe, format!("this guest cannot be kept as a template, so that it has to boot each time: {why}"));
+        }
     }
 
     /// Why there is to be no template, if that is known.
@@ -340,9 +341,9 @@ impl Way<'_> {
         self.templates.refused().get(key).map(|why| format!("it could not be kept before: {why}"))
     }
 
-    /// Nobody who shares these [`Templates`] tries again to make it.
-    pub(crate) fn remember(&self, key: &TemplateKey, why: String) {
-        self.templates.refused().insert(key.clone(), why);
+    /// Nobody who shares these [`Templates`] tries again to make it. Tells whether that is news.
+    pub(crate) fn remember(&self, key: &TemplateKey, why: String) -> bool {
+        self.templates.refused().insert(key.clone(), why).is_none()
     }
 }
 
