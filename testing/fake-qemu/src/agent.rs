@@ -31,6 +31,8 @@ pub(crate) struct Manners {
     pong: bool,
     /// `ok`, `fail`, `never`, `die`.
     sync: String,
+    /// `ok`, `left`, `never`, `die`.
+    quiesce: String,
     log: Option<String>,
     /// So many times.
     logs: u64,
@@ -57,7 +59,8 @@ pub(crate) struct ExecManners {
     code: Option<u8>,
 }
 
-const KEYS: [&str; 22] = [
+const KEYS: [&str; 23] = [
+    "quiesce",
     "logs",
     "sync",
     "version",
@@ -104,6 +107,7 @@ impl Manners {
             setup: one_of(step, "setup", &["ok", "no9p", "no-overlay", "failed", "bad-index", "never"])?,
             pong: step.switch("pong", true)?,
             sync: one_of(step, "sync", &["ok", "fail", "never", "die"])?,
+            quiesce: one_of(step, "quiesce", &["ok", "left", "never", "die"])?,
             log: step.text("log"),
             logs: step.count("logs")?.unwrap_or(1),
             exec: ExecManners {
@@ -142,8 +146,15 @@ pub(crate) struct Shared {
     pub(crate) mounts: Vec<(Vec<u8>, PathBuf)>,
 }
 
-/// Serves the port until it closes.
-pub(crate) fn serve(machine: &Arc<Machine>, guest: &Arc<Guest>, channel: &Arc<Channel>, manners: &Manners) {
+/// Serves the port until it closes. An agent that is `resumed` was frozen in a session, and noticed nothing: it waits for the next host
+/// to greet it.
+pub(crate) fn serve(
+    machine: &Arc<Machine>,
+    guest: &Arc<Guest>,
+    channel: &Arc<Channel>,
+    manners: &Manners,
+    resumed: bool,
+) {
     let port = Port::new(Arc::clone(channel), manners.port.clone());
     let announce = ToHost::Announce(Announce {
         version: manners.version,
@@ -152,8 +163,8 @@ pub(crate) fn serve(machine: &Arc<Machine>, guest: &Arc<Guest>, channel: &Arc<Ch
         machine: "x86_64".into(),
         hostname: manners.hostname.clone(),
     });
-    let greeted = Arc::new((std::sync::Mutex::new(false), std::sync::Condvar::new()));
-    {
+    let greeted = Arc::new((std::sync::Mutex::new(resumed), std::sync::Condvar::new()));
+    if !resumed {
         let (port, greeted, every) = (port.clone(), Arc::clone(&greeted), manners.every);
         thread::spawn(move || {
             loop {
@@ -249,6 +260,11 @@ impl Agent {
                 if version != VERSION {
                     self.shared.machine.script_failed("agent: Belljar greets with another version");
                 }
+                // Another host than before: what ran for it is nobody's now.
+                for (_, running) in self.running.drain() {
+                    running.signal(9);
+                }
+                self.shared.machine.migration.served_on(self.shared.port.name());
                 self.shared.port.begin(session);
                 self.say(&ToHost::Ready);
                 self.shared.machine.mark("greeted");
@@ -257,7 +273,7 @@ impl Agent {
                 }
             }
             ToAgent::Setup(setup) => self.setup(&setup.mounts),
-            ToAgent::Quiesce(_) => self.say(&ToHost::Quiesced(Vec::new())),
+            ToAgent::Quiesce(_) => self.quiesce(),
             ToAgent::Exec(command) => {
                 let id = command.id;
                 if let Some(running) = exec::start(&self.shared, *command) {
@@ -296,9 +312,24 @@ impl Agent {
         }
     }
 
+    fn quiesce(&self) {
+        match self.manners.quiesce.as_str() {
+            "never" => {}
+            "die" => self.shared.machine.end(End::Signal(11)),
+            "left" => {
+                self.say(&ToHost::Quiesced(vec!["/mnt/left".into()]));
+            }
+            _ => {
+                self.shared.machine.migration.mounted(Vec::new());
+                self.say(&ToHost::Quiesced(Vec::new()));
+            }
+        }
+    }
+
     fn setup(&mut self, mounts: &[Mount]) {
         let mut faults = Vec::new();
         let mut known = Vec::new();
+        let mut tags = Vec::new();
         for (index, mount) in (0_u32..).zip(mounts) {
             let detail = "mount 9p: said by the script".to_owned();
             let share = self.shared.guest.shares.iter().find(|(tag, _)| *tag == mount.tag);
@@ -307,7 +338,10 @@ impl Agent {
                 "no-overlay" => faults.push((index, MountFault::NoOverlay { detail })),
                 "failed" => faults.push((index, MountFault::Failed { detail })),
                 _ => match share {
-                    Some((_, dir)) => known.push((mount.path.clone().into_bytes(), dir.clone())),
+                    Some((tag, dir)) => {
+                        tags.push((tag.clone(), dir.clone()));
+                        known.push((mount.path.clone().into_bytes(), dir.clone()));
+                    }
                     None => {
                         let detail = format!("mount 9p {}: no such share in the machine", mount.tag);
                         faults.push((index, MountFault::Failed { detail }));
@@ -318,6 +352,7 @@ impl Agent {
         if self.manners.setup == "bad-index" {
             faults.push((99, MountFault::Failed { detail: "no such mount".into() }));
         }
+        self.shared.machine.migration.mounted(tags);
         // Only before the first command, so nobody else holds it.
         if let Some(shared) = Arc::get_mut(&mut self.shared) {
             shared.mounts = known;

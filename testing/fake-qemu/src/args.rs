@@ -1,6 +1,6 @@
 //! QEMU's command line, read as QEMU reads it.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use serde_json::Value;
 
@@ -22,7 +22,8 @@ const FLAGS: [&str; 13] = [
 ];
 
 /// Options with a value.
-const VALUED: [&str; 47] = [
+const VALUED: [&str; 48] = [
+    "incoming",
     "M",
     "machine",
     "cpu",
@@ -102,6 +103,17 @@ impl Opt {
     }
 }
 
+/// Memory that is a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RamFile {
+    /// Where.
+    pub(crate) path: PathBuf,
+    /// Bytes.
+    pub(crate) size: u64,
+    /// Whether what the guest writes gets into the file.
+    pub(crate) shared: bool,
+}
+
 /// Every option, in order.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Args {
@@ -165,6 +177,24 @@ impl Args {
     pub(crate) fn panic_action(&self) -> String {
         let given = self.all("action").filter_map(|o| o.get("panic")).last();
         given.unwrap_or("shutdown").to_owned()
+    }
+
+    /// The file that is the guest's memory, if that is one.
+    pub(crate) fn ram(&self) -> Option<RamFile> {
+        let machine = self.last("machine").or_else(|| self.last("M"))?;
+        let id = machine.get("memory-backend")?;
+        let object = self.all("object").find(|o| o.id() == Some(id) && o.driver() == "memory-backend-file")?;
+        Some(RamFile {
+            path: object.get("mem-path")?.into(),
+            size: object.get("size")?.parse().ok()?,
+            shared: object.get("share") == Some("on"),
+        })
+    }
+
+    /// Numbers of the descriptors that the command line names.
+    pub(crate) fn descriptors(&self) -> Vec<String> {
+        let ram = self.ram().and_then(|r| Some(r.path.to_str()?.strip_prefix("/proc/self/fd/")?.to_owned()));
+        self.opts.iter().filter_map(|o| o.get("fd").map(str::to_owned)).chain(ram).collect()
     }
 
     /// Whether a reset ends the machine.

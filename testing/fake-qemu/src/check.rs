@@ -78,6 +78,7 @@ pub(crate) fn command_line(args: &Args) -> Vec<String> {
     ids(args, &mut wrong);
     sockets(args, &mut wrong);
     references(args, &mut wrong);
+    memory(args, &mut wrong);
     disks(args, &mut wrong);
     wrong
 }
@@ -190,6 +191,29 @@ fn references(args: &Args, wrong: &mut Vec<String>) {
     }
 }
 
+/// Memory that is a file is one, is used, and can be frozen.
+fn memory(args: &Args, wrong: &mut Vec<String>) {
+    let named = args.last("machine").and_then(|m| m.get("memory-backend"));
+    for object in args.all("object").filter(|o| o.driver().starts_with("memory-backend")) {
+        if object.id().is_none() || object.id() != named {
+            wrong.push(format!("-object {}: memory that is used by nothing", object.raw));
+        }
+        if object.driver() != "memory-backend-file" {
+            wrong.push(format!("-object {}: QEMU writes it to the state of a frozen machine", object.raw));
+        }
+    }
+    match (named, args.ram()) {
+        (Some(id), None) => wrong.push(format!("Property can't find memory-backend value '{id}', or it is no file")),
+        (_, Some(ram)) if args.last("m").is_none_or(|m| m.raw != format!("{}M", ram.size >> 20)) => {
+            wrong.push("the memory's size is not the machine's".into());
+        }
+        _ => {}
+    }
+    if args.last("incoming").is_some_and(|i| i.raw != "defer") {
+        wrong.push("-incoming without `defer`: the capabilities cannot be set before the state is read".into());
+    }
+}
+
 /// Every descriptor handed over for a disk can be read, and qcow2 is qcow2.
 fn disks(args: &Args, wrong: &mut Vec<String>) {
     let mut sets: BTreeMap<String, String> = BTreeMap::new();
@@ -281,17 +305,20 @@ pub(crate) fn process(args: &Args) -> Vec<String> {
     wrong
 }
 
-/// Descriptors that are open and that the command line does not name.
-fn leaked(args: &Args) -> Vec<String> {
+/// Number and target of the descriptors that are open and that the command line does not name.
+pub(crate) fn unnamed(args: &Args) -> Vec<(String, String)> {
     // What the test itself had open is not the caller's doing.
     let inherited = std::env::var("FAKE_QEMU_INHERITED").unwrap_or_default();
     let journal = std::env::var("FAKE_QEMU_LOG").unwrap_or_default();
-    let named: BTreeSet<&str> =
-        args.opts.iter().filter_map(|o| o.get("fd")).chain(["0", "1", "2"]).chain(inherited.split(',')).collect();
+    let named: BTreeSet<String> = args
+        .descriptors()
+        .into_iter()
+        .chain(["0", "1", "2"].into_iter().chain(inherited.split(',')).map(str::to_owned))
+        .collect();
     let Ok(entries) = fs::read_dir("/proc/self/fd") else {
         return Vec::new();
     };
-    let mut wrong = Vec::new();
+    let mut unnamed = Vec::new();
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let Ok(target) = fs::read_link(entry.path()) else {
@@ -299,11 +326,21 @@ fn leaked(args: &Args) -> Vec<String> {
         };
         let target = target.to_string_lossy().into_owned();
         let ours = target.starts_with("/proc/") || target == journal;
-        if !ours && !named.contains(name.as_str()) {
-            wrong.push(format!("descriptor {name} ({target}) was left open"));
+        if !ours && !named.contains(&name) {
+            unnamed.push((name, target));
         }
     }
-    wrong
+    unnamed
+}
+
+/// Descriptors that nobody will name.
+fn leaked(args: &Args) -> Vec<String> {
+    let unnamed = unnamed(args);
+    // The state of a frozen machine is named over QMP.
+    let is_state = |target: &str| args.has("incoming") && target.starts_with('/');
+    let state = unnamed.iter().position(|(_, target)| is_state(target));
+    let others = unnamed.iter().enumerate().filter(|(at, _)| Some(*at) != state);
+    others.map(|(_, (name, target))| format!("descriptor {name} ({target}) was left open")).collect()
 }
 
 #[cfg(test)]

@@ -26,6 +26,7 @@ use rustix::{
 use crate::{
     applet,
     args::Args,
+    check,
     machine::{Machine, complain},
     script::Script,
     track::Track,
@@ -74,10 +75,14 @@ impl Guest {
             root,
             shares: shares(args),
             control: Some(control),
-            inherited: args.opts.iter().filter_map(|o| o.get("fd")?.parse().ok()).collect(),
+            inherited: args.descriptors().iter().filter_map(|n| n.parse().ok()).collect(),
             remove: scratch.is_none(),
             groups: Mutex::default(),
         };
+        if args.has("incoming") {
+            // The state of the frozen machine.
+            guest.inherited.extend(check::unnamed(args).iter().filter_map(|(n, _)| n.parse::<i32>().ok()));
+        }
         guest.inherited.sort_unstable();
         guest.inherited.dedup();
         Ok(guest)
@@ -86,6 +91,11 @@ impl Guest {
     /// The control pipe's end that is read.
     pub(crate) fn take_control(&mut self) -> Option<fs::File> {
         self.control.take()
+    }
+
+    /// Directories of files that are the guest's own, so that they are frozen with it.
+    pub(crate) fn own(&self) -> [PathBuf; 2] {
+        [self.root.join("root"), self.root.join("tmp")]
     }
 
     /// What a guest path is on the host, where no mount can make it so.

@@ -9,7 +9,12 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::{args::Args, journal::Journal, qmp::Control};
+use crate::{
+    args::Args,
+    journal::Journal,
+    migrate::{Manners, Migration},
+    qmp::Control,
+};
 
 /// How the program ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,11 +36,28 @@ pub(crate) struct Options {
     pub(crate) sigterm_obeyed: bool,
     /// Whether QMP's `quit` ends QEMU.
     pub(crate) quit_obeyed: bool,
+    /// Whether QMP's `cont` is obeyed.
+    pub(crate) cont_obeyed: bool,
+    /// What becomes of freezing.
+    pub(crate) migrate: Manners,
+    /// What becomes of loading what was frozen.
+    pub(crate) incoming: Manners,
+    /// The name by which the script was found, if it was one of several.
+    pub(crate) name: Option<String>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { version: "8.2.0".into(), powerdown_obeyed: true, sigterm_obeyed: true, quit_obeyed: true }
+        Self {
+            version: "8.2.0".into(),
+            powerdown_obeyed: true,
+            sigterm_obeyed: true,
+            quit_obeyed: true,
+            cont_obeyed: true,
+            migrate: Manners::Obey,
+            incoming: Manners::Obey,
+            name: None,
+        }
     }
 }
 
@@ -57,6 +79,8 @@ pub(crate) struct Machine {
     pub(crate) journal: Arc<Journal>,
     /// The QMP channel.
     pub(crate) control: Control,
+    /// Freezing and going on.
+    pub(crate) migration: Migration,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -64,8 +88,13 @@ pub(crate) struct Machine {
 impl Machine {
     /// One that waits for `cont` if the command line says `-S`.
     pub(crate) fn new(args: Args, options: Options, journal: Arc<Journal>, control: Control) -> Arc<Self> {
-        let status = if args.has("S") { "prelaunch" } else { "running" };
+        let status = match (args.has("incoming"), args.has("S")) {
+            (true, _) => "inmigrate",
+            (false, true) => "prelaunch",
+            (false, false) => "running",
+        };
         Arc::new(Self {
+            migration: Migration::default(),
             args,
             options,
             journal,
@@ -100,9 +129,21 @@ impl Machine {
         drop(self.changed.wait_while(guard, |s| s.status != "running"));
     }
 
+    /// Everything that happened so far.
+    pub(crate) fn marks(&self) -> Vec<String> {
+        self.state().marks.iter().cloned().collect()
+    }
+
     /// Notes that something happened, for `wait` in another track.
     pub(crate) fn mark(&self, name: &str) {
         self.journal.note("mark", name);
+        self.update(|s| {
+            s.marks.insert(name.to_owned());
+        });
+    }
+
+    /// Notes what happened before the machine was frozen.
+    pub(crate) fn recall(&self, name: &str) {
         self.update(|s| {
             s.marks.insert(name.to_owned());
         });

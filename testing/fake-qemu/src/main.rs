@@ -10,6 +10,7 @@ mod guest;
 mod info;
 mod journal;
 mod machine;
+mod migrate;
 mod qmp;
 mod rng;
 mod script;
@@ -37,7 +38,7 @@ use guest::Guest;
 use journal::Journal;
 use machine::{End, Machine, complain};
 use qmp::Control;
-use script::Script;
+use script::{Script, Step};
 use track::Track;
 
 /// Exit code for a caller's or a script's mistake.
@@ -77,8 +78,9 @@ fn run(words: &[OsString]) -> Result<ExitCode, String> {
     let options: Vec<String> = words[1..].iter().map(|w| w.to_string_lossy().into_owned()).collect();
     let journal = Arc::new(Journal::open(env::var_os("FAKE_QEMU_LOG").map(PathBuf::from).as_deref()));
     journal.note("args", Value::from(options.clone()));
-    let script = script(&options)?;
+    let (script, name) = script(&options)?;
     let settings = track::options(&script).map_err(|e| e.to_string())?;
+    let settings = machine::Options { name, ..settings };
     if let Some(answer) = info::answer(&options, &settings.version) {
         let wrote = std::io::stdout().write_all(answer.as_bytes());
         return Ok(ExitCode::from(u8::from(wrote.is_err())));
@@ -100,6 +102,10 @@ fn run(words: &[OsString]) -> Result<ExitCode, String> {
         journal.note("caller-wrong", wrong.join("; "));
         return Err(format!("fake-qemu: the caller is wrong: {}", wrong.join("; ")));
     }
+    if let Err(why) = migrate::open_memory(&args) {
+        complain(&format!("qemu-system-x86_64: {why}"));
+        return Ok(ExitCode::from(1));
+    }
     power_on(args, &script, settings, journal, probe).map_err(|e| format!("fake-qemu: {e}"))
 }
 
@@ -107,17 +113,20 @@ fn run(words: &[OsString]) -> Result<ExitCode, String> {
 const SCRIPT_WORD: &str = "fake.script=";
 
 /// The script in `FAKE_QEMU_SCRIPT`, a file or a directory of such.
-fn script(options: &[String]) -> Result<Script, String> {
+fn script(options: &[String]) -> Result<(Script, Option<String>), String> {
+    let mut found = None;
     let text = match env::var_os("FAKE_QEMU_SCRIPT").map(PathBuf::from) {
         None => DEFAULT_SCRIPT.to_owned(),
         Some(path) if path.is_dir() => {
             let line = options.iter().skip_while(|o| *o != "-append").nth(1);
             let name = line.and_then(|l| l.split(' ').find_map(|w| w.strip_prefix(SCRIPT_WORD)));
-            of_machine(&path, name)?
+            // The kernel of one that goes on is in its memory.
+            found = name.map(str::to_owned).or_else(|| migrate::script_in_memory(&Args::parse(options).ok()?));
+            of_machine(&path, found.as_deref())?
         }
         Some(path) => fs::read_to_string(&path).map_err(|e| format!("fake-qemu: {}: {e}", path.display()))?,
     };
-    Script::parse(&text).map_err(|e| format!("fake-qemu: {e}"))
+    Ok((Script::parse(&text).map_err(|e| format!("fake-qemu: {e}"))?, found))
 }
 
 /// The script of one of several machines: its `NAME.N` for its N-th start, else `NAME`, else the default.
@@ -178,8 +187,8 @@ fn power_on(
         return Ok(leave(&machine, &guest));
     }
     if let Some(qmp) = qmp {
-        let machine = Arc::clone(&machine);
-        thread::spawn(move || qmp::serve(&machine, &qmp));
+        let (machine, guest) = (Arc::clone(&machine), Arc::clone(&guest));
+        thread::spawn(move || qmp::serve(&machine, &guest, &qmp));
     }
     if probe {
         let steps = script.section("probe").map(<[_]>::to_vec);
@@ -195,6 +204,8 @@ fn power_on(
             // What Belljar's probe writes to the port, as QEMU makes an exit code of it.
             None => machine.end(End::Exit((0x2a << 1) | 1)),
         });
+    } else if machine.args.has("incoming") {
+        go_on(&machine, script, &channels, &track);
     } else {
         for ((section, id), channel) in TRACKS.into_iter().zip(channels) {
             let Some(steps) = script.section(section).map(<[_]>::to_vec) else {
@@ -215,6 +226,42 @@ fn power_on(
         }
     }
     Ok(leave(&machine, &guest))
+}
+
+/// What a machine that was frozen does once it runs again.
+fn go_on(
+    machine: &Arc<Machine>,
+    script: &Script,
+    channels: &[Option<Arc<Channel>>],
+    track: &impl Fn(Option<Arc<Channel>>) -> Track,
+) {
+    let steps = |section: &str| script.section(section).map(<[_]>::to_vec);
+    let console = channels.iter().flatten().find(|c| c.name == "console");
+    for (section, channel) in [("clone", None), ("clone-serial", console.cloned())] {
+        if let Some(channel) = &channel {
+            channel.listen(Arc::clone(&machine.journal));
+        }
+        let (track, machine, steps) = (track(channel), Arc::clone(machine), steps(section).unwrap_or_default());
+        thread::spawn(move || {
+            machine.await_running();
+            track.play(&steps);
+        });
+    }
+    // The agent is where it was, with the manners it had.
+    for port in channels.iter().flatten().filter(|c| c.name != "console") {
+        let section = TRACKS.iter().find(|(_, id)| *id == Some(port.name.as_str())).and_then(|(s, _)| steps(s));
+        let agent = steps("clone-agent").unwrap_or_else(|| {
+            let had = section.into_iter().flatten().find(|s| s.verb == "agent");
+            vec![had.unwrap_or(Step { line: 0, verb: "agent".into(), words: Vec::new() })]
+        });
+        let (track, machine, name) = (track(Some(Arc::clone(port))), Arc::clone(machine), port.name.clone());
+        thread::spawn(move || {
+            machine.await_running();
+            if machine.migration.port().as_deref() == Some(&name) {
+                track.play(&agent);
+            }
+        });
+    }
 }
 
 /// What QEMU does on SIGTERM and its like.

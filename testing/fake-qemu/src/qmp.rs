@@ -1,16 +1,18 @@
 //! The QEMU Machine Protocol, as QEMU speaks it on an inherited socket.
 
 use std::{
-    io::{Read as _, Write as _},
+    io::{IoSliceMut, Write as _},
+    mem::MaybeUninit,
     net::Shutdown,
-    os::unix::net::UnixStream,
+    os::{fd::OwnedFd, unix::net::UnixStream},
     sync::{Arc, Mutex, PoisonError},
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use serde_json::{Deserializer, Value, json};
 
-use crate::machine::Machine;
+use crate::{guest::Guest, machine::Machine, migrate};
 
 /// Whether QMP works.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,7 +103,7 @@ impl Control {
 }
 
 /// Speaks until the other side is gone. The socket is another handle of [`Control`]'s.
-pub(crate) fn serve(machine: &Arc<Machine>, mut socket: &UnixStream) {
+pub(crate) fn serve(machine: &Arc<Machine>, guest: &Arc<Guest>, socket: &UnixStream) {
     let mut version = machine.options.version.split('.').map(|n| n.parse::<u32>().unwrap_or(0));
     let mut number = || version.next().unwrap_or(0);
     let qemu = json!({ "major": number(), "minor": number(), "micro": number() });
@@ -109,9 +111,10 @@ pub(crate) fn serve(machine: &Arc<Machine>, mut socket: &UnixStream) {
     machine.control.say(&json!({ "QMP": { "version": version, "capabilities": ["oob"] } }));
     let mut buffer = Vec::new();
     let mut chunk = [0; 4096];
+    let mut fds = Vec::new();
     loop {
-        match socket.read(&mut chunk) {
-            Ok(n) if n > 0 => buffer.extend_from_slice(&chunk[..n]),
+        match receive(socket, &mut chunk, &mut fds) {
+            Some(n) if n > 0 => buffer.extend_from_slice(&chunk[..n]),
             _ => return,
         }
         let mut used = 0;
@@ -119,7 +122,7 @@ pub(crate) fn serve(machine: &Arc<Machine>, mut socket: &UnixStream) {
         let mut broken = None;
         for item in &mut stream {
             match item {
-                Ok(command) => answer(machine, &version, &command),
+                Ok(command) => answer(machine, guest, &version, &command, &mut fds),
                 Err(e) if e.is_eof() => break,
                 Err(e) => {
                     broken = Some(e.to_string());
@@ -139,6 +142,26 @@ pub(crate) fn serve(machine: &Arc<Machine>, mut socket: &UnixStream) {
     }
 }
 
+/// Bytes, and the descriptors that come with them.
+fn receive(socket: &UnixStream, chunk: &mut [u8], fds: &mut Vec<OwnedFd>) -> Option<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    loop {
+        match recvmsg(socket, &mut [IoSliceMut::new(chunk)], &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
+            Ok(received) => {
+                for message in ancillary.drain() {
+                    if let RecvAncillaryMessage::ScmRights(rights) = message {
+                        fds.extend(rights);
+                    }
+                }
+                return Some(received.bytes);
+            }
+            Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return None,
+        }
+    }
+}
+
 fn error(class: &str, desc: &str, id: Option<&Value>) -> Value {
     let mut reply = json!({ "error": { "class": class, "desc": desc } });
     if let Some(id) = id {
@@ -148,7 +171,12 @@ fn error(class: &str, desc: &str, id: Option<&Value>) -> Value {
 }
 
 /// Names that `query-commands` lists and [`answer`] knows.
-const COMMANDS: [&str; 22] = [
+const COMMANDS: [&str; 27] = [
+    "getfd",
+    "migrate",
+    "migrate-incoming",
+    "migrate-set-capabilities",
+    "query-migrate",
     "qmp_capabilities",
     "query-status",
     "query-version",
@@ -173,7 +201,7 @@ const COMMANDS: [&str; 22] = [
     "human-monitor-command",
 ];
 
-fn answer(machine: &Arc<Machine>, version: &Value, command: &Value) {
+fn answer(machine: &Arc<Machine>, guest: &Arc<Guest>, version: &Value, command: &Value, fds: &mut Vec<OwnedFd>) {
     machine.journal.note("qmp", command.clone());
     let control = &machine.control;
     let id = command.get("id");
@@ -192,7 +220,22 @@ fn answer(machine: &Arc<Machine>, version: &Value, command: &Value) {
         return;
     }
     let status = |status: &str| json!({ "status": status, "running": status == "running" });
+    let arguments = &command["arguments"];
+    let refused = match name {
+        "getfd" => machine.migration.take(arguments, fds).err(),
+        "migrate-set-capabilities" => machine.migration.set_capabilities(arguments).err(),
+        "migrate" => migrate::ask(machine, arguments).err(),
+        "migrate-incoming" => migrate::ask_incoming(machine, arguments).err(),
+        "cont" => migrate::may_go_on(machine).err(),
+        _ => None,
+    };
+    if let Some(desc) = refused {
+        control.say(&error("GenericError", &desc, id));
+        return;
+    }
     let result = match name {
+        "getfd" | "migrate-set-capabilities" | "migrate" | "migrate-incoming" => json!({}),
+        "query-migrate" => machine.migration.info(),
         "qmp_capabilities" => {
             control.with(|inner| inner.negotiated = true);
             json!({})
@@ -216,6 +259,11 @@ fn answer(machine: &Arc<Machine>, version: &Value, command: &Value) {
             if machine.status() != now {
                 machine.set_status(now);
                 control.event(event, &Value::Null);
+            }
+            if name == "stop"
+                && let Err(why) = migrate::to_memory(machine, guest)
+            {
+                machine.script_failed(&format!("the guest does not get into its memory: {why}"));
             }
             json!({})
         }
@@ -248,6 +296,8 @@ fn answer(machine: &Arc<Machine>, version: &Value, command: &Value) {
     control.say(&reply);
     match name {
         "qmp_capabilities" => machine.mark("qmp"),
+        "migrate" => migrate::save(machine),
+        "migrate-incoming" => migrate::load(machine, guest),
         "system_powerdown" if machine.options.powerdown_obeyed => machine.shutdown(true, "guest-shutdown"),
         "quit" if machine.options.quit_obeyed => machine.end(crate::machine::End::Exit(0)),
         _ => {}

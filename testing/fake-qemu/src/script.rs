@@ -72,7 +72,8 @@ impl fmt::Display for ScriptError {
 }
 
 /// Names a section may have.
-const SECTIONS: [&str; 7] = ["options", "start", "probe", "machine", "serial", "serial1", "agent"];
+const SECTIONS: [&str; 10] =
+    ["options", "start", "probe", "machine", "serial", "serial1", "agent", "clone", "clone-serial", "clone-agent"];
 
 impl Script {
     /// Reads a script.

@@ -9,6 +9,7 @@ use crate::{
     channel::{Channel, Faults},
     guest::Guest,
     machine::{End, Machine, Options, complain},
+    migrate::Manners,
     rng::Rng,
     script::{Script, ScriptError, Step},
     terminal::{self, LOGIN, LOOK, Login, Look},
@@ -35,6 +36,9 @@ pub(crate) fn options(script: &Script) -> Result<Options, ScriptError> {
             "powerdown" => options.powerdown_obeyed = obeyed()?,
             "sigterm" => options.sigterm_obeyed = obeyed()?,
             "quit" => options.quit_obeyed = obeyed()?,
+            "cont" => options.cont_obeyed = obeyed()?,
+            "migrate" => options.migrate = Manners::of(step)?,
+            "incoming" => options.incoming = Manners::of(step)?,
             other => return Err(step.fail(format!("no option is called {other}"))),
         }
     }
@@ -191,7 +195,9 @@ impl Track {
                 let manners = agent::Manners::of(step)?;
                 let (machine, guest, channel) =
                     (Arc::clone(&self.machine), Arc::clone(&self.guest), Arc::clone(channel));
-                thread::spawn(move || agent::serve(&machine, &guest, &channel, &manners));
+                // In a machine that goes on it is the agent that was frozen.
+                let resumed = machine.args.has("incoming");
+                thread::spawn(move || agent::serve(&machine, &guest, &channel, &manners, resumed));
             }
             other => return Err(step.fail(format!("no verb is called `{other}`"))),
         }

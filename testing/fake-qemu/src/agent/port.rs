@@ -53,6 +53,11 @@ impl Port {
         Self { channel, manners, inner: Arc::new(Mutex::new(inner)) }
     }
 
+    /// Which channel it is.
+    pub(crate) fn name(&self) -> &str {
+        &self.channel.name
+    }
+
     /// From here on frames carry the session's tag.
     pub(crate) fn begin(&self, session: u64) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,9 +1,13 @@
 //! The pretended QEMU, driven as Belljar drives it.
 
 use std::{
-    fs,
-    io::{BufRead as _, BufReader, Read as _, Write as _},
-    os::{fd::OwnedFd, unix::net::UnixStream},
+    fs::{self, File},
+    io::{BufRead as _, BufReader, IoSlice, Read as _, Write as _},
+    mem::MaybeUninit,
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::net::UnixStream,
+    },
     process::{Child, Command, ExitStatus, Stdio},
     time::Duration,
 };
@@ -30,6 +34,11 @@ const BASE: &str = "-nodefaults -no-user-config -display none -no-reboot \
 
 impl Machine {
     fn start(script: &str, more: &[&str]) -> Self {
+        Self::start_with(script, more, Vec::new())
+    }
+
+    /// With these files as its descriptors 6, 7….
+    fn start_with(script: &str, more: &[&str], files: Vec<File>) -> Self {
         let scratch = tempfile::tempdir().expect("temporary directory");
         let file = scratch.path().join("script");
         fs::write(&file, script).expect("script");
@@ -37,6 +46,8 @@ impl Machine {
         let (agent, agent_end) = UnixStream::pair().expect("pair");
         let (qmp, qmp_end) = UnixStream::pair().expect("pair");
         let map = |end: UnixStream, child_fd| FdMapping { parent_fd: OwnedFd::from(end), child_fd };
+        let mut mappings = vec![map(console_end, 3), map(agent_end, 4), map(qmp_end, 5)];
+        mappings.extend((6..).zip(files).map(|(child_fd, file)| FdMapping { parent_fd: file.into(), child_fd }));
         let child = Command::new(env!("CARGO_BIN_EXE_fake-qemu"))
             .args(BASE.split_whitespace())
             .args(more)
@@ -47,7 +58,7 @@ impl Machine {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            .fd_mappings(vec![map(console_end, 3), map(agent_end, 4), map(qmp_end, 5)])
+            .fd_mappings(mappings)
             .expect("descriptors")
             .spawn()
             .expect("fake QEMU starts");
@@ -65,6 +76,36 @@ impl Machine {
         let mut line = String::new();
         self.qmp.read_line(&mut line).expect("QMP answers");
         line
+    }
+
+    /// Gives a command with a file.
+    fn hand_over(&mut self, line: &str, file: &File) {
+        use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+        let fds = [file.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        assert!(ancillary.push(SendAncillaryMessage::ScmRights(&fds)));
+        let socket = self.qmp.get_ref();
+        sendmsg(socket, &[IoSlice::new(line.as_bytes())], &mut ancillary, SendFlags::empty()).expect("QMP takes it");
+    }
+
+    /// Reads until a line has this in it.
+    fn qmp_until(&mut self, text: &str) -> String {
+        loop {
+            let line = self.qmp_line();
+            assert!(!line.is_empty(), "{text:?} did not come; {}", self.log());
+            if line.contains(text) {
+                return line;
+            }
+        }
+    }
+
+    /// Gives commands that must be obeyed.
+    fn obeyed(&mut self, commands: &[&str]) {
+        for command in commands {
+            self.qmp(command);
+            self.qmp_until("\"return\"");
+        }
     }
 
     /// Greets and negotiates.
@@ -384,4 +425,109 @@ fn questions_are_answered() {
     };
     assert!(ask(&["--version"]).starts_with("QEMU emulator version 8.2.0"));
     assert!(ask(&["-device", "help"]).contains("virtserialport"));
+}
+
+const STOP: &str = r#"{"execute":"stop"}"#;
+const CONT: &str = r#"{"execute":"cont"}"#;
+const MIGRATE: &str = r#"{"execute":"migrate","arguments":{"uri":"fd:state"}}"#;
+const GETFD: &str = r#"{"execute":"getfd","arguments":{"fdname":"state"}}"#;
+const LOAD: &str = r#"{"execute":"migrate-incoming","arguments":{"uri":"fd:7"}}"#;
+const CAPABILITIES: &str = r#"{"execute":"migrate-set-capabilities","arguments":{"capabilities":[
+    {"capability":"x-ignore-shared","state":true},{"capability":"events","state":true}]}}"#;
+
+/// A machine with this file, which is descriptor 6, for its memory.
+fn with_memory(script: &str, share: &str, files: Vec<File>) -> Machine {
+    let ram = format!("memory-backend-file,id=ram,size=1048576,mem-path=/proc/self/fd/6,share={share}");
+    let mut more = vec!["-object", &ram, "-machine", "pc,memory-backend=ram", "-m", "1M"];
+    if share == "off" {
+        more.extend(["-incoming", "defer"]);
+    }
+    Machine::start_with(script, &more, files)
+}
+
+/// Freezes a guest that has put a word into its home; gives its memory and its state.
+fn frozen(word: &str) -> (File, File) {
+    let (ram, mut state) = (tempfile::tempfile().expect("file"), tempfile::tempfile().expect("file"));
+    ram.set_len(1 << 20).expect("size");
+    let mut machine = with_memory("[agent]\nagent\n", "on", vec![ram.try_clone().expect("file")]);
+    machine.negotiate();
+    let mut host = Host::new(&mut machine.agent);
+    host.greet();
+    host.exec(&["sh", "-c", &format!("echo {word} > $HOME/word")], Streams::PipesNoStdin);
+    assert!(matches!(host.hear(), Some(ToHost::Started { .. })));
+    assert!(matches!(host.hear(), Some(ToHost::Exited { .. })));
+    host.say(&ToAgent::Quiesce(belljar_proto::message::Quiesce::default()));
+    assert_eq!(host.hear(), Some(ToHost::Quiesced(Vec::new())));
+    machine.obeyed(&[STOP, CAPABILITIES]);
+    machine.qmp(MIGRATE);
+    assert!(machine.qmp_until("\"error\"").contains("named 'state' has not been found"));
+    machine.hand_over(GETFD, &state);
+    machine.qmp_until("\"return\"");
+    machine.qmp(MIGRATE);
+    machine.qmp_until("\"completed\"");
+    std::io::Seek::rewind(&mut state).expect("rewound");
+    (ram, state)
+}
+
+#[test]
+fn a_frozen_machine_goes_on_elsewhere() {
+    let (ram, state) = frozen("there");
+    let mut machine = with_memory("[agent]\nagent\n", "off", vec![ram, state]);
+    machine.negotiate();
+    machine.obeyed(&[CAPABILITIES]);
+    machine.qmp(LOAD);
+    machine.qmp_until("\"completed\"");
+    machine.qmp(r#"{"execute":"query-status"}"#);
+    assert!(machine.qmp_until("\"return\"").contains("paused"), "as it was frozen");
+    machine.obeyed(&[CONT]);
+    let mut host = Host::new(&mut machine.agent);
+    // It announces itself to nobody, and knows another host by its greeting.
+    host.say(&ToAgent::Hello { version: VERSION, session: 78 });
+    assert_eq!(host.hear(), Some(ToHost::Ready));
+    host.exec(&["sh", "-c", "cat $HOME/word"], Streams::PipesNoStdin);
+    assert!(matches!(host.hear(), Some(ToHost::Started { .. })));
+    assert!(matches!(host.hear(), Some(ToHost::Exited { .. })));
+    assert_eq!(host.stream(Kind::Stdout), b"there\n");
+}
+
+#[test]
+fn a_state_belongs_to_one_memory() {
+    let ((ram, _), (_, state)) = (frozen("one"), frozen("other"));
+    let mut machine = with_memory("", "off", vec![ram, state]);
+    machine.negotiate();
+    machine.obeyed(&[CAPABILITIES]);
+    machine.qmp(LOAD);
+    machine.qmp_until("\"failed\"");
+    let (status, said) = machine.end();
+    assert_eq!(status.code(), Some(1));
+    assert!(said.contains("load of migration failed"), "{said}");
+}
+
+#[test]
+fn what_cannot_be_frozen_is_refused() {
+    let ram = tempfile::tempfile().expect("file");
+    ram.set_len(1 << 20).expect("size");
+    let shares = tempfile::tempdir().expect("directory");
+    let share = format!("local,id=s,path={}", shares.path().display());
+    let more = ["-fsdev", &share, "-device", "virtio-9p-pci,fsdev=s,mount_tag=tag"];
+    let mut machine = Machine::start("[agent]\nagent\n", &more);
+    machine.negotiate();
+    let mut host = Host::new(&mut machine.agent);
+    host.greet();
+    let mount = belljar_proto::message::Mount {
+        tag: "tag".into(),
+        path: "/mnt/x".into(),
+        mode: belljar_proto::message::MountMode::ReadWrite,
+    };
+    host.say(&ToAgent::Setup(Setup { mounts: vec![mount], ..Setup::default() }));
+    assert_eq!(host.hear(), Some(ToHost::SetupDone(Vec::new())));
+    machine.hand_over(GETFD, &ram);
+    machine.qmp_until("\"return\"");
+    machine.qmp(MIGRATE);
+    assert!(machine.qmp_until("\"error\"").contains("mount_tag 'tag'"));
+    // Too short a file is no memory.
+    ram.set_len(4096).expect("size");
+    let (status, said) = with_memory("", "on", vec![ram]).end();
+    assert_eq!(status.code(), Some(1));
+    assert!(said.contains("does not match 'size' option 0x100000"), "{said}");
 }
