@@ -16,6 +16,7 @@ mod thaw;
 
 use std::{fs::File, io, os::fd::AsRawFd};
 
+use crate::lease::memory;
 use manifest::Manifest;
 
 pub use key::TemplateKey;
@@ -25,7 +26,7 @@ pub(crate) use freeze::{Freezing, Unfrozen, freeze};
 pub(crate) use key::{KeyMaker, Unkeyable};
 pub(crate) use manifest::Frozen;
 pub(crate) use store::{Claim, Making};
-pub(crate) use thaw::{Unthawed, thaw, thaw_to_set_up};
+pub(crate) use thaw::{Unthawed, explain, thaw, thaw_to_set_up};
 
 /// A template, its parts open and as they were made. What happens to its directory from now on does not matter.
 #[derive(Debug)]
@@ -47,9 +48,19 @@ impl Template {
         self.manifest.made
     }
 
-    /// The memory, opened anew.
+    /// The memory, for a machine that writes nothing to it. QEMU opens it for writing all the same, which cannot be done
+    /// where the file system is read-only: there it is a copy.
     pub(crate) fn ram(&self) -> io::Result<File> {
-        reopen(&self.ram)
+        let file = reopen(&self.ram)?;
+        match File::options().read(true).write(true).open(name_of(&file)) {
+            Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+                let size = file.metadata()?.len();
+                let copy = memory(size)?;
+                self.copy_ram(&copy, size)?;
+                Ok(copy)
+            }
+            _ => Ok(file),
+        }
     }
 
     /// The devices' state, to be read from its beginning.
@@ -92,5 +103,9 @@ impl Template {
 
 /// Another descriptor with a position of its own, of a file that may have no name any more.
 fn reopen(file: &File) -> io::Result<File> {
-    File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))
+    File::open(name_of(file))
+}
+
+fn name_of(file: &File) -> String {
+    format!("/proc/self/fd/{}", file.as_raw_fd())
 }

@@ -12,6 +12,7 @@ use crate::{
     console::Console,
     enter,
     guest::{Guest, Observe, Views, of_session},
+    lease::blocking,
     limits::Limits,
     plan::{Launch, Plan},
     qemu::qmp::{Cont, EventStream, MigrateIncoming, QmpError},
@@ -40,7 +41,10 @@ pub(crate) async fn thaw(
     view: Option<&Views>,
     observe: Observe<'_>,
 ) -> Result<Guest, Unthawed> {
-    let copied = plan.launch_copy(&template).map_err(|e| Unthawed::Template(e.to_string()))?;
+    let owned = plan.clone();
+    let launching = blocking(move || (owned.launch_copy(&template), template)).await;
+    let (copied, template) = launching.map_err(Unthawed::Lost)?;
+    let copied = copied.map_err(|e| Unthawed::Template(e.to_string()))?;
     let identity = random_bytes().map(|random| identity(&random))?;
     resume(Resuming { plan, template, copied, identity, again }, view, observe).await
 }
