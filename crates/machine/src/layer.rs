@@ -12,7 +12,7 @@ use crate::{
     guest::{Guest, Observe},
     lease::{Got, SETTING_UP, Way, blocking, has_room, memory, told, warn},
     spec::{ShareSpec, Workspace},
-    template::{Freezing, Making, Template, TemplateKey, Unfrozen, Unthawed, freeze, thaw_to_set_up},
+    template::{Freezing, Making, Template, TemplateKey, Unfrozen, Unthawed, explain, freeze, thaw_to_set_up},
 };
 
 /// Set-up of a guest, before any command that wants it.
@@ -100,6 +100,7 @@ pub(crate) async fn make(
             Ok(Got::Template { template: Box::new(template), fresh: true })
         }
         Err(Unfrozen::Lost(lost)) => Err(machine.give_up(lost, Phase::Session).await),
+        Err(Unfrozen::Spent(lost)) => refuse(explain(&machine.give_up(lost, Phase::Session).await), observe),
         Err(Unfrozen::GoesOn(why)) => {
             // It has the inputs for its workspace, and cannot be given another.
             machine.qemu.kill().await;

@@ -19,7 +19,9 @@ use crate::{
     guest::{Guest, Observe, Views},
     layer,
     plan::Plan,
-    template::{Claim, Freezing, Making, Template, TemplateKey, TemplateStore, Unfrozen, Unthawed, freeze, thaw},
+    template::{
+        Claim, Freezing, Making, Template, TemplateKey, TemplateStore, Unfrozen, Unthawed, explain, freeze, thaw,
+    },
 };
 
 pub use crate::layer::{Layer, SetUp, SettingUp};
@@ -316,6 +318,11 @@ impl Way<'_> {
                 Ok(Got::Template { template: Box::new(template), fresh: true })
             }
             Err(Unfrozen::Lost(lost)) => Err(booted.machine.give_up(lost, Phase::Session).await),
+            Err(Unfrozen::Spent(lost)) => {
+                let lost = booted.machine.give_up(lost, Phase::Session).await;
+                self.refuse(key, explain(&lost), observe);
+                Ok(Got::Nothing)
+            }
             Err(Unfrozen::GoesOn(why)) => {
                 self.refuse(key, why, observe);
                 drop(making);

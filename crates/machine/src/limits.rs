@@ -43,6 +43,16 @@ impl Limits {
         self.boot.unwrap_or(Duration::from_secs(120) * self.factor)
     }
 
+    /// Writing or reading the state of a frozen guest's devices: some megabytes.
+    pub(crate) fn state(&self) -> Duration {
+        Duration::from_secs(60).min(self.whole_boot())
+    }
+
+    /// From going on until the agent of a template's copy answers.
+    pub(crate) fn answer_of_copy(&self) -> Duration {
+        self.agent_start().min(self.whole_boot())
+    }
+
     /// Mounting the shares in the copy of a template.
     pub(crate) fn setup_of_copy(&self) -> Duration {
         Duration::from_secs(30) * self.factor.min(6)

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use belljar_model::Phase;
+use belljar_model::{CrashKind, Phase};
 use belljar_proto::message::Quiesce;
 
 use super::{
@@ -31,8 +31,6 @@ use crate::{
     spec::ShareSpec,
 };
 
-/// How long QEMU may take to write the state of its devices: some megabytes.
-const STATE_LIMIT: Duration = Duration::from_secs(60);
 /// For so long a guest must have nothing to do to count as having come to rest.
 const REST: Duration = Duration::from_millis(60);
 
@@ -49,6 +47,8 @@ pub(crate) enum Unfrozen {
     GoesOn(String),
     /// The guest is lost.
     Lost(Lost),
+    /// QEMU did not survive the freezing, of which the guest knew nothing: another one may boot.
+    Spent(Lost),
 }
 
 /// What is made of a guest that is frozen.
@@ -90,7 +90,9 @@ pub(crate) async fn freeze(
     let (state, kept) = (create(STATE)?, create(RAM)?);
     let qmp = machine.qemu.qmp().clone();
     machine.watch.stops().expect();
-    let saved = machine.attend(Phase::Session, observe, async |_, _, _| Ok(save(&qmp, state, ram, kept).await)).await;
+    let limit = machine.limits.state();
+    let saved =
+        machine.attend(Phase::Session, observe, async |_, _, _| Ok(save(&qmp, limit, state, ram, kept).await)).await;
     let published = match saved {
         Ok(Ok(copied)) => {
             let making = making.take().ok_or_else(used_up)?;
@@ -98,16 +100,16 @@ pub(crate) async fn freeze(
             published.map_err(|e| e.to_string()).and_then(|p| p.map_err(|e| e.to_string()))
         }
         Ok(Err(why)) => Err(why),
-        Err(lost) => return Err(Unfrozen::Lost(lost)),
+        Err(lost) => return Err(Unfrozen::Spent(lost)),
     };
     match published {
         Ok(template) => Ok(template),
         // It has lost no more than time.
         Err(why) => match qmp.execute(Cont {}).await {
             Ok(_) => Err(Unfrozen::GoesOn(why)),
-            Err(error) => Err(Unfrozen::Lost(Lost::host(format!(
-                "the guest could not be frozen ({why}), and does not go on: {error}; use --no-template"
-            )))),
+            // What it died of will be known in a moment.
+            Err(QmpError::Closed { .. }) => Err(Unfrozen::Spent(Lost::crash(CrashKind::Silent, why, Phase::Session))),
+            Err(error) => Err(Unfrozen::Spent(Lost::host(format!("{why}; nor does it go on: {error}")))),
         },
     }
 }
@@ -167,7 +169,7 @@ async fn rest(qemu: &Qemu, limit: Duration) {
 }
 
 /// Stops the guest, and writes its devices' state and its memory.
-async fn save(qmp: &Qmp, state: File, ram: File, kept: File) -> Result<sparse::Copied, String> {
+async fn save(qmp: &Qmp, limit: Duration, state: File, ram: File, kept: File) -> Result<sparse::Copied, String> {
     let refused = |error: QmpError| error.to_string();
     qmp.execute(Stop {}).await.map_err(refused)?;
     let copying = tokio::task::spawn_blocking(move || {
@@ -181,8 +183,8 @@ async fn save(qmp: &Qmp, state: File, ram: File, kept: File) -> Result<sparse::C
         qmp.execute(Migrate { uri: "fd:state".into() }).await.map_err(refused)?;
         saved(qmp, &mut events).await
     };
-    let saved = tokio::time::timeout(STATE_LIMIT, saving).await.unwrap_or_else(|_| {
-        Err(format!("QEMU did not write the state of its devices within {}", crate::for_people(STATE_LIMIT)))
+    let saved = tokio::time::timeout(limit, saving).await.unwrap_or_else(|_| {
+        Err(format!("QEMU did not write the state of its devices within {}", crate::for_people(limit)))
     });
     // Whatever came of the state: the files are closed before anybody goes on.
     let copied = copying.await.map_err(|e| e.to_string())?.map_err(|e| format!("its memory cannot be kept: {e}"))?;

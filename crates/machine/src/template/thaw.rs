@@ -1,8 +1,8 @@
 //! From a template to a guest of its own.
 
-use std::{fs::File, time::Duration};
+use std::fs::File;
 
-use belljar_model::{EventKind, Fault, Phase, Verdict};
+use belljar_model::{CrashKind, EventKind, Fault, Phase, Verdict};
 use belljar_proto::message::Identity;
 
 use super::{Template, freeze::capabilities, manifest::Frozen};
@@ -19,8 +19,6 @@ use crate::{
     session::agent::{AgentSession, PortKind},
 };
 
-/// How long QEMU may take to read the devices' state.
-const LOAD_LIMIT: Duration = Duration::from_secs(60);
 /// The hardware address that QEMU gives to the first network card.
 const QEMU_MAC: [u8; 6] = [0x52, 0x54, 0x00, 0x12, 0x34, 0x56];
 
@@ -86,20 +84,30 @@ async fn resume(resuming: Resuming<'_>, view: Option<&Views>, observe: Observe<'
     let resumed = machine
         .attend(Phase::Boot, observe, async |qemu, console, tell| {
             let mut events = qemu.qmp().events();
-            let refused = |e: QmpError| Lost::host(e.to_string());
+            let refused = |e: QmpError| match e {
+                // What it died of will be known in a moment.
+                QmpError::Closed { .. } => Lost::crash(CrashKind::Silent, e.to_string(), Phase::Boot),
+                e => Lost::host(e.to_string()),
+            };
             qemu.qmp().execute(capabilities()).await.map_err(refused)?;
             let greeting = greet(template.session(), ports, console, &limits);
             qemu.qmp().execute(MigrateIncoming { uri: format!("fd:{state}") }).await.map_err(refused)?;
-            let loaded = tokio::time::timeout(LOAD_LIMIT, loaded(&mut events)).await;
-            if !loaded.is_ok_and(|loaded| loaded) {
-                let limit = crate::for_people(LOAD_LIMIT);
-                return Err(Lost::timeout(Phase::Boot, format!("QEMU did not load the template within {limit}")));
+            match tokio::time::timeout(limits.state(), loaded(&mut events)).await {
+                Ok(true) => {}
+                // It ends then, and says why.
+                Ok(false) => {
+                    return Err(Lost::crash(CrashKind::Silent, "QEMU could not load the template", Phase::Boot));
+                }
+                Err(_) => {
+                    let limit = crate::for_people(limits.state());
+                    return Err(Lost::timeout(Phase::Boot, format!("QEMU did not load the template within {limit}")));
+                }
             }
             // It was stopped when it was frozen.
             qemu.qmp().execute(Cont {}).await.map_err(refused)?;
             tell(EventKind::Phase { phase: Phase::Session });
-            tokio::time::timeout(limits.agent_start(), greeting).await.unwrap_or_else(|_| {
-                let limit = crate::for_people(limits.agent_start());
+            tokio::time::timeout(limits.answer_of_copy(), greeting).await.unwrap_or_else(|_| {
+                let limit = crate::for_people(limits.answer_of_copy());
                 Err(Lost::timeout(Phase::Session, format!("nobody answered in the copy within {limit}")))
             })
         })
@@ -139,14 +147,17 @@ async fn greet(frozen: &Frozen, ports: Ports, console: &Console, limits: &Limits
 async fn loaded(events: &mut EventStream) -> bool {
     while let Some(event) = events.next().await {
         let status = event.data.get("status").and_then(|s| s.as_str());
-        if event.name == "MIGRATION" && status == Some("completed") {
-            return true;
+        match status {
+            Some("completed") if event.name == "MIGRATION" => return true,
+            Some("failed") if event.name == "MIGRATION" => return false,
+            _ => {}
         }
     }
     false
 }
 
-fn explain(lost: &Lost) -> String {
+/// Why a machine was lost, in a few words.
+pub(crate) fn explain(lost: &Lost) -> String {
     let said = match &lost.verdict {
         Verdict::Crash(crash) => Some(&crash.seen),
         Verdict::Error(Fault::Host { message }) => Some(message),
