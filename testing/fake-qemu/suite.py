@@ -28,7 +28,7 @@ class Suite:
         (self.workspace / "belljar.toml").write_text(f"{guest}\n{suite}")
         own = {"HOME": "home", "XDG_CACHE_HOME": "cache", "XDG_STATE_HOME": "state", "TMPDIR": "tmp"}
         self.env = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", "BELLJAR_QEMU": str(fake_qemu)}
-        # The pretended QEMU cannot be frozen.
+        # What looks at Belljar from outside looks at guests that boot.
         self.env["BELLJAR_TEMPLATES"] = "off"
         for name, directory in own.items():
             (place / directory).mkdir()

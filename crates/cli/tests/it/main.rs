@@ -20,6 +20,9 @@ mod suite_running;
 mod suite_signals;
 mod suite_terminal;
 mod suite_verdicts;
+mod template_run;
+mod template_setup;
+mod template_suite;
 mod terminal;
 mod usage;
 

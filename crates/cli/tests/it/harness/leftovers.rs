@@ -74,6 +74,9 @@ pub(crate) fn files(lab: &Lab) -> Vec<PathBuf> {
             name.starts_with("belljar-") || name.starts_with("part-")
         };
         found.retain(|p| !own(p));
+        // A run that was killed keeps what it had copied for its set-ups; nobody uses it any more.
+        let ended = fs::read_to_string(run.join("events.jsonl")).is_ok_and(|log| log.contains("\"test-run-ended\""));
+        found.retain(|p| ended || !p.ends_with("setup"));
     }
     for other in fs::read_dir(lab.path("state/belljar")).into_iter().flatten().flatten() {
         if other.file_name() != "runs" && other.file_name() != "history" {

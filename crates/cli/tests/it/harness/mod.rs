@@ -5,6 +5,7 @@ mod leftovers;
 mod outcome;
 mod pty;
 mod suite;
+mod template;
 
 use std::{
     ffi::{OsStr, OsString},
