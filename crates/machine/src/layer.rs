@@ -3,7 +3,11 @@
 //! The copy has a memory and disks of its own from the start, so that what comes of it needs the guest's own template no more. It keeps the
 //! identity with which the guest booted, which its copies change as ever.
 
-use std::{fs::File, pin::Pin, time::Instant};
+use std::{
+    fs::File,
+    pin::Pin,
+    time::{Duration, Instant},
+};
 
 use belljar_model::Phase;
 
@@ -21,6 +25,8 @@ pub struct Layer<'a> {
     pub id: [u8; 32],
     /// For a person who lists templates, such as `set-up of storage`.
     pub title: String,
+    /// How long it may take, so that others wait for it that long.
+    pub limit: Duration,
     /// Does it.
     pub set_up: &'a mut dyn SetUp,
 }

@@ -6,7 +6,7 @@ use std::{
     io,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Instant, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use belljar_model::{EventKind, Phase};
@@ -263,7 +263,9 @@ impl Way<'_> {
                 Ok(Claim::Taken) => {
                     told(observe, what, "awaited", "somebody else is making it");
                     waited = true;
-                    await_maker(store, key, self.plan).await;
+                    let more = layer.as_ref().map_or(Duration::ZERO, |layer| layer.limit);
+                    let limit = self.plan.boot_limit().saturating_add(more);
+                    await_maker(store, key, limit).await;
                 }
                 Err(error) => {
                     let dir = store.dir().display();
@@ -355,7 +357,7 @@ impl Way<'_> {
 }
 
 /// Waits until whoever makes the template has made it, or has given up.
-async fn await_maker(store: &TemplateStore, key: &TemplateKey, plan: &Plan) {
+async fn await_maker(store: &TemplateStore, key: &TemplateKey, limit: Duration) {
     let (tell, told) = oneshot::channel();
     let (store, key) = (store.clone(), key.clone());
     // A thread of its own: if nobody waits any more it must not keep a runtime from ending.
@@ -363,7 +365,7 @@ async fn await_maker(store: &TemplateStore, key: &TemplateKey, plan: &Plan) {
         // A claim that nobody takes is given back at once.
         drop(tell.send(store.claim(&key, true).map(drop)));
     });
-    drop(tokio::time::timeout(plan.boot_limit(), told).await);
+    drop(tokio::time::timeout(limit, told).await);
 }
 
 /// A guest's memory, in a file without a name.

@@ -144,7 +144,14 @@ impl<'a> Setting<'a> {
 
     /// For the lease of the guest.
     pub(crate) fn layer(&mut self) -> Layer<'_> {
-        Layer { id: self.id, title: format!("with the set-up of {}", self.unit.suite.name), set_up: self }
+        let suite = &self.unit.suite;
+        let scripts = u32::try_from(suite.setup.len()).unwrap_or(u32::MAX);
+        Layer {
+            id: self.id,
+            title: format!("with the set-up of {}", suite.name),
+            limit: suite.setup_timeout.saturating_mul(scripts),
+            set_up: self,
+        }
     }
 
     /// What is to be told if no guest came of it.
