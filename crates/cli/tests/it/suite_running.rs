@@ -121,7 +121,7 @@ fn a_guest_that_never_boots_is_not_tried_for_every_test() {
     }
 }
 
-/// The pretended QEMU cannot be frozen; and there may be no place for templates.
+/// A guest that cannot be frozen; and there may be no place for templates.
 #[test]
 fn a_guest_that_cannot_be_kept_is_tried_once_and_told_once() {
     let here = ("BELLJAR_TEMPLATES", "on", "this guest cannot be kept as a template");
@@ -130,7 +130,9 @@ fn a_guest_that_cannot_be_kept_is_tried_once_and_told_once() {
         let lab = Lab::new();
         let names: Vec<String> = (0..8).map(|n| format!("t{n}")).collect();
         let tests: Vec<(&str, &str)> = names.iter().map(|n| (n.as_str(), "exit 0")).collect();
-        lab.suite(SUITE, &tests);
+        let guest = lab.machine("h", &format!("[options]\nmigrate refuse\n{}", crate::harness::WELL));
+        let suite = "[[suites]]\nname = \"s\"\ntests = [\"t/*\"]\nguests = [\"h\"]\n";
+        lab.suite(&format!("{guest}\n{suite}"), &tests);
         let outcome = lab.test([jobs]).env("BELLJAR_TEMPLATES", "on").env(variable, value).go();
         outcome.code(0);
         assert_eq!(outcome.verdicts().values().filter(|v| *v == "pass").count(), 8, "{:?}", outcome.verdicts());
