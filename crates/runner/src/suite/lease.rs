@@ -2,6 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
+    rc::Rc,
     sync::Arc,
 };
 
@@ -160,11 +161,13 @@ async fn start(
     Ok(Lease { guest, instance, dir, tries: 0, wound })
 }
 
-/// The plan of the unit's machine, which is made once. Of two that want it at the same time both may make it.
+/// The plan of the unit's machine. It is made once: boot files that were made twice would be those of two guests.
 async fn plan_of(cx: &Cx, unit: &Unit, share: &ShareSpec, place: &Place, cancel: &mut Cancel) -> Result<Plan, Lost> {
-    if let Some(plan) = cx.plans.borrow().get(&unit.machine) {
-        return Ok(plan.clone());
-    }
+    let plan = Rc::clone(cx.plans.borrow_mut().entry(unit.machine).or_default());
+    plan.get_or_try_init(|| prepare(cx, unit, share, place, cancel)).await.cloned()
+}
+
+async fn prepare(cx: &Cx, unit: &Unit, share: &ShareSpec, place: &Place, cancel: &mut Cancel) -> Result<Plan, Lost> {
     let spec = cx.specs[unit.machine].clone().map_err(|why| Lost::host(why).lasting())?;
     let Place { console_log, qemu_log, qemu_command, .. } = place.clone();
     let accel = cx.host.accel.or_else(|| spec::accel(&unit.guest));
@@ -178,14 +181,10 @@ async fn plan_of(cx: &Cx, unit: &Unit, share: &ShareSpec, place: &Place, cancel:
         why = cancel.wanted() => return Err(why.lost(Phase::Prepare)),
         done = preparing => done,
     };
-    let plan = match prepared {
-        Ok(plan) => plan.map_err(|error| Lost::host(error.to_string()).lasting())?,
-        Err(panic) => {
-            return Err(Lost::host(format!("Belljar's own preparation broke off: {panic}; please report it")));
-        }
-    };
-    cx.plans.borrow_mut().insert(unit.machine, plan.clone());
-    Ok(plan)
+    match prepared {
+        Ok(plan) => plan.map_err(|error| Lost::host(error.to_string()).lasting()),
+        Err(panic) => Err(Lost::host(format!("Belljar's own preparation broke off: {panic}; please report it"))),
+    }
 }
 
 /// The guest's users are not the host's: whoever the test runs as may leave files. A guest that shares the directory above may put

@@ -43,7 +43,7 @@ use belljar_suite::{
     discover::SetUp,
     plan::{Case, Plan, Unit},
 };
-use tokio::sync::mpsc;
+use tokio::sync::{OnceCell, mpsc};
 
 use self::{attempt::Tried, lease::Boots, pause::Clocks, tell::Tell};
 use crate::cancel::{Cancel, Canceller};
@@ -139,7 +139,7 @@ pub(crate) struct Cx {
     /// By the plan's machines.
     specs: Vec<Result<GuestSpec, String>>,
     /// Those of them that were prepared, ready to be started.
-    plans: RefCell<HashMap<usize, MachinePlan>>,
+    plans: RefCell<HashMap<usize, Rc<OnceCell<MachinePlan>>>>,
     templates: Templates,
     boots: RefCell<Vec<Boots>>,
     pool: pool::Pool,
