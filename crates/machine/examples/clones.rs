@@ -9,7 +9,6 @@ use std::{
     io::Write,
     path::{Path, PathBuf},
     rc::Rc,
-    sync::Arc,
     time::{Instant, SystemTime},
 };
 
@@ -27,7 +26,7 @@ use belljar_machine::{
 };
 use belljar_model::{EventKind, Exit, Phase};
 use serde_json::json;
-use tokio::{sync::Semaphore, task::LocalSet};
+use tokio::task::{JoinSet, LocalSet};
 
 /// Lines of its own: machine id, host name, random numbers, hardware address, seconds since the epoch. Then, of each mark that another guest
 /// left on the disk or in memory, one more.
@@ -131,13 +130,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         // The first one makes the template, if need be.
         one(&plan, &templates, scratch.path(), 1, mode, &Rc::default()).await;
         let (began, before) = (Instant::now(), cpu_of_children());
-        let permits = Arc::new(Semaphore::new(jobs));
-        let mut running = Vec::new();
+        // Not kept when they have ended: each would hold on to its memory.
+        let mut running = JoinSet::new();
         for number in 0..count {
-            let permit = permits.clone().acquire_owned().await.ok();
+            while running.len() >= jobs {
+                drop(running.join_next().await);
+            }
             let (plan, templates, times) = (plan.clone(), templates.clone(), times.clone());
             let dir = scratch.path().to_owned();
-            running.push(tokio::task::spawn_local(async move {
+            running.spawn_local(async move {
                 one(&plan, &templates, &dir, number + 2, mode, &times).await;
                 let mut times = times.borrow_mut();
                 times.done += 1;
@@ -145,12 +146,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                     times.memory.0 = memory();
                 }
                 times.memory.1 = memory();
-                drop(permit);
-            }));
+            });
         }
-        for task in running {
-            drop(task.await);
-        }
+        while running.join_next().await.is_some() {}
         (began, before)
     }));
     let times = times.borrow();
