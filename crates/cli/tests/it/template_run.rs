@@ -416,3 +416,13 @@ fn killed_at_any_moment_of_the_making() {
         lab.template();
     }
 }
+
+#[test]
+fn who_waits_for_a_maker_that_hangs_boots() {
+    let lab = Lab::new();
+    let mut maker = run(&lab, STUCK).sh("true").spawn();
+    maker.await_mark("stuck");
+    let outcome = run(&lab, WELL).args(["--boot-timeout", "4s"]).sh("exit 7").spawn().end_dirty();
+    outcome.code(7).quietly(&["awaited", "none"]);
+    maker.kill();
+}

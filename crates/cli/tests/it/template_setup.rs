@@ -275,6 +275,18 @@ fn guests_made_ahead_and_guests_for_a_whole_suite_are_set_up_too() {
 }
 
 #[test]
+fn two_runs_at_the_same_time_set_it_up_once() {
+    let lab = Laboratory::new("", SETUP);
+    let runs = [lab.call(&[]).spawn(), lab.call(&[]).spawn()];
+    for run in runs {
+        let outcome = run.end_dirty();
+        outcome.code(0);
+        assert!(outcome.text().contains("2 passed"), "{}", outcome.text());
+    }
+    assert_eq!((lab.ran(), lab.templates(), lab.0.starts().0), (1, 2, 1));
+}
+
+#[test]
 fn each_suite_has_its_own_over_one_guest() {
     let lab = Laboratory::new("", SETUP);
     let other =
