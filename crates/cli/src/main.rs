@@ -20,14 +20,19 @@ use std::{
     io::{self, Write},
     path::Path,
     process::ExitCode,
+    time::Duration,
 };
 
 use args::{Cli, Command};
+use belljar_machine::qemu::process::all_ended;
 use belljar_model::exit_code;
 use clap::{CommandFactory, Parser};
 
 /// First argument of a process that is about to become QEMU.
 pub(crate) const EXEC: &str = "__exec";
+
+/// How long a killed QEMU may take to be gone.
+const LAST_LIMIT: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
     let mut words = std::env::args_os();
@@ -52,7 +57,14 @@ fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
-    let code = match cli.command {
+    let code = obey(cli.command);
+    // They are killed, but not gone the same moment.
+    all_ended(LAST_LIMIT);
+    code
+}
+
+fn obey(command: Command) -> ExitCode {
+    let code = match command {
         Command::Run(args) => run::run(*args),
         Command::Test(args) => return refused(suite::test(*args)),
         Command::List(args) => return refused(suite::list(&args)),

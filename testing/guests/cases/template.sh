@@ -196,6 +196,8 @@ test_interrupted_while_making() {
     until_true 60 eval 'templates | grep -q making' || fail 'nothing is being made'
     kill -TERM $pid
     wait $pid || :
+    # Not a moment later either.
+    no_survivors || fail "left running: $(survivors)"
     [ -z "$(templates)" ] || fail "something is left: $(templates)"
 }
 

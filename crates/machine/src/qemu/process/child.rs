@@ -5,7 +5,7 @@ use std::io::{self, PipeReader, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::Command;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -24,6 +24,35 @@ const MAX_LOG: u64 = 8 << 20;
 const MAX_TAIL: usize = 16 << 10;
 /// The thread reads a pipe and waits.
 const STACK: usize = 128 << 10;
+
+/// How many were started and have not been reaped, in the whole process.
+static ALIVE: Mutex<usize> = Mutex::new(0);
+static ONE_LESS: Condvar = Condvar::new();
+
+/// One of those.
+struct Alive;
+
+impl Alive {
+    fn begin() -> Self {
+        *ALIVE.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        Self
+    }
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        *ALIVE.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        ONE_LESS.notify_all();
+    }
+}
+
+/// Waits until every QEMU that this process started has ended, at most for so long, and tells whether they have. A handle that is
+/// dropped kills its QEMU; to be gone takes one with much memory a moment more, in which this process must not end before it.
+pub fn all_ended(limit: Duration) -> bool {
+    let alive = ALIVE.lock().unwrap_or_else(PoisonError::into_inner);
+    let waited = ONE_LESS.wait_timeout_while(alive, limit, |alive| *alive > 0);
+    !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+}
 
 /// State shared by the handle, the thread and the measurements.
 #[derive(Debug)]
@@ -94,10 +123,12 @@ impl Child {
 
         let supervisor = Supervisor { shared: shared.clone(), output, log, left: MAX_LOG, exit_fd };
         let (hand_over, process_for_thread) = std::sync::mpsc::channel();
+        let alive = Alive::begin();
         let thread = thread::Builder::new().name("qemu-watch".to_owned()).stack_size(STACK).spawn(move || {
             if let Ok(process) = process_for_thread.recv() {
                 supervisor.run(process, &tell);
             }
+            drop(alive);
         });
         match thread {
             Ok(_) => {

@@ -30,7 +30,7 @@ use self::child::Child;
 use super::args::{self, ArgsError, MachineConfig};
 use super::qmp::{EventStream, Qmp, QmpError, Quit};
 
-pub use self::child::ExitWatch;
+pub use self::child::{ExitWatch, all_ended};
 pub use super::sandbox::Shim;
 
 /// How long QEMU may take from its start until it answers on its control channel. It needs a tenth of a
