@@ -117,14 +117,9 @@ fn in_suite(config: &Config, roots: &Roots, suite: &Arc<Suite>, out: &mut Diagno
     let mut files: BTreeMap<String, ()> = BTreeMap::new();
     let mut excluded = vec![0_usize; suite.exclude.len()];
     for (pattern, place) in &suite.tests {
-        let mut walk = Walk { root: &roots.dir, pattern, matched: Vec::new(), wrong: Vec::new() };
-        walk.directory(pattern.base(), 0);
-        let Walk { matched, wrong, .. } = walk;
-        let nothing = matched.is_empty() && wrong.is_empty();
-        wrong.into_iter().for_each(|d| out.push(d.at(place.clone())));
         let mut kinds = Kinds::default();
         let mut files_of_pattern = 0;
-        for relative in matched {
+        for relative in look_for(roots, pattern, place, out) {
             let mut dropped = false;
             for (i, (exclude, _)) in suite.exclude.iter().enumerate() {
                 if exclude.matches(&relative) {
@@ -138,9 +133,6 @@ fn in_suite(config: &Config, roots: &Roots, suite: &Arc<Suite>, out: &mut Diagno
             }
         }
         kinds.tell(out, place, pattern, files_of_pattern);
-        if nothing {
-            out.push(matches_nothing(roots, pattern, place));
-        }
     }
     for ((pattern, place), count) in suite.exclude.iter().zip(excluded) {
         if count == 0 {
@@ -175,6 +167,18 @@ fn common_base(patterns: &[(Pattern, Place)]) -> String {
         common.truncate(same);
     }
     common.iter().collect::<PathBuf>().to_string_lossy().into_owned()
+}
+
+/// What one pattern matches, relative to the root. That it is nothing is told.
+fn look_for(roots: &Roots, pattern: &Pattern, place: &Place, out: &mut Diagnostics) -> Vec<PathBuf> {
+    let mut walk = Walk { root: &roots.dir, pattern, matched: Vec::new(), wrong: Vec::new() };
+    walk.directory(pattern.base(), 0);
+    let Walk { matched, wrong, .. } = walk;
+    if matched.is_empty() && wrong.is_empty() {
+        out.push(matches_nothing(roots, pattern, place));
+    }
+    wrong.into_iter().for_each(|d| out.push(d.at(place.clone())));
+    matched
 }
 
 /// The walk for one pattern.

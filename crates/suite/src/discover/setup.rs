@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{Found, Roots, Walk, look, matches_nothing, quoted};
+use super::{Found, Roots, look, look_for, quoted};
 use crate::{
     config::Suite,
     diagnostic::{Diagnostic, Diagnostics},
@@ -39,18 +39,9 @@ pub(super) fn find(roots: &Roots, suite: &Suite, out: &mut Diagnostics) -> Optio
 fn inputs(roots: &Roots, suite: &Suite, out: &mut Diagnostics) -> Vec<InWorkspace> {
     let mut files = Vec::new();
     for (pattern, place) in &suite.setup_inputs {
-        let mut walk = Walk { root: &roots.dir, pattern, matched: Vec::new(), wrong: Vec::new() };
-        walk.directory(pattern.base(), 0);
-        let Walk { matched, wrong, .. } = walk;
-        let nothing = matched.is_empty() && wrong.is_empty();
-        wrong.into_iter().for_each(|d| out.push(d.at(place.clone())));
-        if nothing {
-            out.push(matches_nothing(roots, pattern, place));
-            continue;
-        }
         let before = files.len();
         let mut directory = None;
-        for relative in matched {
+        for relative in look_for(roots, pattern, place, out) {
             let shown = relative.display().to_string();
             let path = roots.dir.join(&relative);
             let wrong = match look(&path) {
