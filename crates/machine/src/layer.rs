@@ -14,9 +14,11 @@ use belljar_model::Phase;
 use crate::{
     Lost,
     guest::{Guest, Observe},
-    lease::{Got, SETTING_UP, Way, blocking, has_room, memory, told, warn},
+    lease::{Got, SETTING_UP, Way, has_room, told, warn},
     spec::{ShareSpec, Workspace},
-    template::{Freezing, Making, Template, TemplateKey, Unfrozen, Unthawed, explain, freeze, thaw_to_set_up},
+    template::{
+        Freezing, Making, Template, TemplateKey, Unfrozen, Unthawed, blocking, explain, freeze, memory, thaw_to_set_up,
+    },
 };
 
 /// Set-up of a guest, before any command that wants it.

@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashMap,
-    fs::File,
     io,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -10,7 +9,6 @@ use std::{
 };
 
 use belljar_model::{EventKind, Phase};
-use rustix::fs::MemfdFlags;
 use tokio::sync::oneshot;
 
 use crate::{
@@ -20,7 +18,8 @@ use crate::{
     layer,
     plan::Plan,
     template::{
-        Claim, Freezing, Making, Template, TemplateKey, TemplateStore, Unfrozen, Unthawed, explain, freeze, thaw,
+        Claim, Freezing, Making, Template, TemplateKey, TemplateStore, Unfrozen, Unthawed, blocking, explain, freeze,
+        memory, thaw,
     },
 };
 
@@ -368,13 +367,6 @@ async fn await_maker(store: &TemplateStore, key: &TemplateKey, limit: Duration) 
     drop(tokio::time::timeout(limit, told).await);
 }
 
-/// A guest's memory, in a file without a name.
-pub(crate) fn memory(size: u64) -> io::Result<File> {
-    let file = File::from(rustix::fs::memfd_create("belljar-ram", MemfdFlags::CLOEXEC)?);
-    file.set_len(size)?;
-    Ok(file)
-}
-
 pub(crate) fn has_room(dir: &Path, ram: u64) -> Result<(), String> {
     let stat = rustix::fs::statvfs(dir).map_err(|e| e.to_string())?;
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
@@ -382,11 +374,6 @@ pub(crate) fn has_room(dir: &Path, ram: u64) -> Result<(), String> {
         return Err(format!("there is not enough room in {}", dir.display()));
     }
     Ok(())
-}
-
-pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Lost> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|e| Lost::host(format!("Belljar's own work on a template broke off: {e}; please report it")))
 }
 
 pub(crate) fn told(observe: Observe<'_>, what: &str, chosen: &str, why: impl Into<String>) {

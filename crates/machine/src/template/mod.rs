@@ -16,8 +16,10 @@ mod thaw;
 
 use std::{fs::File, io, os::fd::AsRawFd};
 
-use crate::lease::memory;
 use manifest::Manifest;
+use rustix::fs::MemfdFlags;
+
+use crate::Lost;
 
 pub use key::TemplateKey;
 pub use store::{Kept, TemplateStore};
@@ -108,4 +110,17 @@ fn reopen(file: &File) -> io::Result<File> {
 
 fn name_of(file: &File) -> String {
     format!("/proc/self/fd/{}", file.as_raw_fd())
+}
+
+/// A guest's memory, in a file without a name.
+pub(crate) fn memory(size: u64) -> io::Result<File> {
+    let file = File::from(rustix::fs::memfd_create("belljar-ram", MemfdFlags::CLOEXEC)?);
+    file.set_len(size)?;
+    Ok(file)
+}
+
+/// Does what waits for the file system where nothing else waits for it.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Lost> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|e| Lost::host(format!("Belljar's own work on a template broke off: {e}; please report it")))
 }

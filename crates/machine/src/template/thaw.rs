@@ -5,14 +5,13 @@ use std::fs::File;
 use belljar_model::{CrashKind, EventKind, Fault, Phase, Verdict};
 use belljar_proto::message::Identity;
 
-use super::{Template, freeze::capabilities, manifest::Frozen};
+use super::{Template, blocking, freeze::capabilities, manifest::Frozen};
 use crate::{
     Lost, access,
     boot::{self, Entered, Machine, Ports, StartError},
     console::Console,
     enter,
     guest::{Guest, Observe, Views, of_session},
-    lease::blocking,
     limits::Limits,
     plan::{Launch, Plan},
     qemu::qmp::{Cont, EventStream, MigrateIncoming, QmpError},
