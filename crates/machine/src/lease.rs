@@ -218,8 +218,11 @@ impl Way<'_> {
     ) -> Result<Got, Lost> {
         let what = if layer.is_some() { SETTING_UP } else { TEMPLATE };
         let store = &self.templates.store;
-        let mut waited = false;
-        for _ in 0..TRIES {
+        let more = layer.as_ref().map_or(Duration::ZERO, |layer| layer.limit);
+        let limit = self.plan.boot_limit().saturating_add(more);
+        let mut waiting: Option<Instant> = None;
+        let mut tries = 0;
+        while tries < TRIES {
             let found = {
                 let (store, key) = (store.clone(), key.clone());
                 blocking(move || store.find(&key)).await?
@@ -257,14 +260,18 @@ impl Way<'_> {
                         Some(layer) => Box::pin(layer::make(self, key, making, layer, observe)).await,
                     };
                 }
-                Ok(Claim::Made) => {}
-                Ok(Claim::Taken) if waited => {}
+                Ok(Claim::Made) => tries += 1,
                 Ok(Claim::Taken) => {
-                    told(observe, what, "awaited", "somebody else is making it");
-                    waited = true;
-                    let more = layer.as_ref().map_or(Duration::ZERO, |layer| layer.limit);
-                    let limit = self.plan.boot_limit().saturating_add(more);
-                    await_maker(store, key, limit).await;
+                    // Of several who wait, each has its turn if those before it made nothing.
+                    let since = *waiting.get_or_insert_with(|| {
+                        told(observe, what, "awaited", "somebody else is making it");
+                        Instant::now()
+                    });
+                    let left = limit.saturating_sub(since.elapsed());
+                    if left.is_zero() {
+                        break;
+                    }
+                    await_maker(store, key, left).await;
                 }
                 Err(error) => {
                     let dir = store.dir().display();
