@@ -16,6 +16,7 @@ use crate::{
     console::{Alarm, AlarmKind, Alarms, Console, ConsoleView, Phase as AlarmPhase, Severity},
     guest::{AFTERMATH, Observe},
     qemu::{
+        args::AGENT_PORT_ID,
         process::{ExitWatch, Qemu},
         qmp::{EventStream, QmpEvent},
     },
@@ -242,9 +243,10 @@ fn rank(lost: &Lost) -> u8 {
     }
 }
 
-/// The agent opens its port once and never closes it (QEMU's `qapi/char.json`, `VSERPORT_CHANGE`).
+/// The agent opens its port once and never closes it (QEMU's `qapi/char.json`, `VSERPORT_CHANGE`). Other ports are the user's own.
 fn closes_agent_port(event: &QmpEvent) -> bool {
-    event.name == "VSERPORT_CHANGE" && event.data.get("open").and_then(serde_json::Value::as_bool) == Some(false)
+    let is = |key, value: serde_json::Value| event.data.get(key) == Some(&value);
+    event.name == "VSERPORT_CHANGE" && is("open", false.into()) && is("id", AGENT_PORT_ID.into())
 }
 
 /// What QEMU reports of a guest that nobody asked to end (QEMU's `qapi/run-state.json`).

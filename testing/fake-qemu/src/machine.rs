@@ -10,7 +10,7 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::{
-    args::Args,
+    args::{Args, Opt},
     journal::Journal,
     migrate::{Manners, Migration},
     qmp::Control,
@@ -209,6 +209,13 @@ impl Machine {
             self.shutdown(true, "guest-reset");
         } else {
             self.control.event("RESET", &json!({ "guest": true, "reason": "guest-reset" }));
+        }
+    }
+
+    /// A program in the guest opens or closes the port of Belljar's agent. As in QEMU, nobody hears of a port without an id.
+    pub(crate) fn port(&self, open: bool) {
+        for id in self.args.all("device").filter(|d| d.driver() == "virtserialport").filter_map(Opt::id) {
+            self.control.event("VSERPORT_CHANGE", &json!({"open": open, "id": id}));
         }
     }
 

@@ -98,6 +98,11 @@ impl Track {
                 };
                 self.machine.control.event(&step.need_text(0)?, &data);
             }
+            "port" => match step.need(0)? {
+                b"open" => self.machine.port(true),
+                b"close" => self.machine.port(false),
+                _ => return Err(step.fail("port open or close")),
+            },
             "shutdown" => self.machine.shutdown(true, "guest-shutdown"),
             "reset" => self.machine.reset(),
             "panicked" => self.machine.panicked(),

@@ -133,6 +133,19 @@ fn a_stopped_guest_is_noticed() {
 }
 
 #[test]
+fn an_agent_that_was_killed_is_noticed_at_once() {
+    let lab = Lab::new();
+    // The console is the guest's, QEMU goes on, and nobody is left who could say anything.
+    let outcome = lab.run(&dying("port close")).args(["--timeout", "60s"]).sh(COMMAND).go();
+    outcome.code(121).complains("the agent was killed");
+    assert_eq!(outcome.verdict(), "crash/silent");
+    // Some other port's end means nothing.
+    let other = "event VSERPORT_CHANGE \"{\\\"open\\\":false,\\\"id\\\":\\\"mine\\\"}\"\nmark said";
+    let outcome = lab.run(&dying(other)).sh(&format!("mark oops; {}; echo on", until("said"))).go();
+    outcome.code(0).says("on\n");
+}
+
+#[test]
 fn the_command_passes_and_the_guest_dies() {
     let lab = Lab::new();
     // The result is in, but what it wrote may not be: the guest is gone before it could be synced.

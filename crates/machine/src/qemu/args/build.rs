@@ -13,6 +13,9 @@ use super::{Accel, ArgsError, Chardev, MAX_TAG_LEN, MachineConfig, NicMode, Ram,
 /// processes, no change of scheduling.
 pub const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
 
+/// Id of the virtio port [`PORT_NAME`], as QEMU's events name it.
+pub(crate) const AGENT_PORT_ID: &str = "agent-port";
+
 /// Network cards with an option ROM. Without it the firmware starts sooner and never
 /// tries to boot from the network.
 const CARDS_WITH_ROM: &[&str] = &[
@@ -155,6 +158,8 @@ impl MachineConfig {
             let port = KeyVal::new("virtserialport")
                 .set("bus", "ports.0")
                 .set("nr", "1")
+                // QEMU reports that the guest opened or closed a port only of one that has an id.
+                .set("id", AGENT_PORT_ID)
                 .set("chardev", "agent")
                 .set("name", PORT_NAME);
             push(out, "-device", port);

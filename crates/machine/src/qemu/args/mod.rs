@@ -20,6 +20,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub(crate) use self::build::AGENT_PORT_ID;
 pub use self::build::SANDBOX;
 pub use self::disk::{Backing, Disk, DiskBus, DiskSource};
 pub use self::shell::to_shell;
