@@ -1,18 +1,23 @@
 //! The agent's loop: one thread, one poll, nothing that waits elsewhere.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use belljar_proto::frame::FrameError;
-use belljar_proto::message::{Announce, Exec, Mount, Quiesce, Setup, ShutdownHow, Status, ToAgent, ToHost, VERSION};
+use belljar_proto::message::{
+    Announce, Exec, Leftovers, Mount, Quiesce, Setup, ShutdownHow, Status, SyncFault, ToAgent, ToHost, VERSION,
+};
 use rustix::io::Errno;
 use rustix::process::{WaitOptions, getpid};
 use rustix::system::RebootCommand;
 
 use crate::command::{Command, Step};
 use crate::job::{Job, Kind};
+use crate::kmsg::KernelRecord;
+use crate::leftovers::{Baseline, Shares};
 use crate::link::{Incoming, Link, Lost};
 use crate::port::{self, Port};
+use crate::renew::{self, Carried};
 use crate::spawn::Refused;
 use crate::{identity, root, setup, shutdown, sys, text};
 
@@ -27,6 +32,9 @@ const FINISHING: usize = 32;
 /// Most pipes of ended commands that are kept open for what they left behind.
 const MAX_LEFTOVERS: usize = 64;
 
+/// How often the kernel's record is looked at again before an answer.
+const KERNEL_TURNS: usize = 16;
+
 /// Most bytes that a left-behind process may write to nobody.
 const PATIENCE: usize = 64 << 20;
 
@@ -40,6 +48,7 @@ const REBOOT: i32 = 39;
 enum Ready {
     Signals,
     Port,
+    Kernel,
     Starting(usize),
     Input(usize),
     Output(usize, usize),
@@ -75,6 +84,14 @@ pub(crate) struct Agent {
     /// Tag of the host directory that becomes the root with the first setup.
     root: Option<String>,
     leftovers: Vec<Leftover>,
+    /// The kernel's record, read as long as there is a session.
+    kernel: KernelRecord,
+    /// The shares as they were when they had been mounted.
+    shares: Shares,
+    /// What belongs to the guest, once tests share it.
+    baseline: Option<Baseline>,
+    /// The process that goes on once everything is said.
+    renewal: Option<renew::Prepared>,
     /// Bytes were lost in the session; the next frame says whether it matters.
     garbage: Option<FrameError>,
     ending: Option<ShutdownHow>,
@@ -85,6 +102,27 @@ pub(crate) struct Agent {
 impl Agent {
     /// An agent on an open port.
     pub(crate) fn new(port: Port, env: Vec<Vec<u8>>) -> Result<Self, Errno> {
+        // A test's agent runs on the machine of who wrote the test, whose kernel is nobody's business.
+        let record = if port.kind == port::Kind::Given { KernelRecord::none() } else { KernelRecord::open() };
+        Self::with_record(port, env, record)
+    }
+
+    /// Goes on where another process was.
+    pub(crate) fn renewed(carried: Carried) -> Result<Self, Errno> {
+        let (port, kernel) = carried.open()?;
+        let Carried { env, mounts, shares, baseline, quiesced, .. } = carried;
+        let agent = Self::with_record(port, env, kernel)?;
+        Ok(Self { mounts, shares, baseline: Some(baseline), quiesced, ..agent })
+    }
+
+    fn with_record(port: Port, env: Vec<Vec<u8>>, kernel: KernelRecord) -> Result<Self, Errno> {
+        if port.kind == port::Kind::Given {
+            // A test's agent ends nothing but what comes of itself.
+            let _ = rustix::process::set_child_subreaper(Some(getpid()));
+        } else {
+            // Its memory holds what decides whether a result is believed: no other user may look at it.
+            let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
+        }
         let mut wanted = vec![libc::SIGCHLD];
         if getpid().is_init() {
             // What shutdown tools send to the first process.
@@ -105,6 +143,10 @@ impl Agent {
             quiesced: false,
             root: None,
             leftovers: Vec::new(),
+            kernel,
+            shares: Shares::default(),
+            baseline: None,
+            renewal: None,
             garbage: None,
             ending: None,
             turn: 0,
@@ -149,6 +191,13 @@ impl Agent {
                 }
                 shutdown::run(how, &self.mounts);
             }
+            if self.link.is_idle()
+                && let Some(prepared) = self.renewal.take()
+            {
+                let errno = renew::become_new(&prepared, self.link.port());
+                let why = format!("execute the agent anew: {}", text::errno(errno));
+                self.link.queue(&ToHost::Fatal(why));
+            }
         }
 
         fds.clear();
@@ -176,6 +225,9 @@ impl Agent {
         add(sys::poll_fd(&self.signals, libc::POLLIN), Ready::Signals);
         let here = self.away_until.is_none();
         let idle = here && self.link.is_idle();
+        if let Some(record) = self.kernel.fd().filter(|_| here && self.session.is_some()) {
+            add(sys::poll_fd(record, libc::POLLIN), Ready::Kernel);
+        }
         for (at, job) in self.jobs.iter().enumerate() {
             add(sys::poll_fd(&job.report, libc::POLLIN), Ready::Job(at));
         }
@@ -227,6 +279,7 @@ impl Agent {
     fn handle(&mut self, ready: Ready, events: i16) -> Result<(), Lost> {
         match ready {
             Ready::Signals => self.take_signals(),
+            Ready::Kernel => drop(self.kernel.pass_on(&mut self.link)),
             Ready::Port => {
                 if events & libc::POLLIN != 0 {
                     // What came before a hang-up is still taken in.
@@ -401,6 +454,9 @@ impl Agent {
         if version == VERSION {
             self.session = Some(session);
             self.link.queue(&ToHost::Ready);
+            if self.link.kind() != port::Kind::Given {
+                self.kernel.introduce(&mut self.link);
+            }
         } else {
             self.link.queue(&ToHost::Fatal(format!("the host speaks version {version}, the agent version {VERSION}")));
         }
@@ -424,6 +480,7 @@ impl Agent {
             ToAgent::Hello { .. } => {}
             ToAgent::Setup(wanted) => self.set_up(wanted),
             ToAgent::Quiesce(wanted) => self.quiesce(wanted),
+            ToAgent::Renew { fresh } => self.renew(fresh),
             ToAgent::Exec(exec) => self.exec(&exec),
             ToAgent::StdinEof(id) => {
                 if let Some(command) = self.command(id) {
@@ -446,12 +503,15 @@ impl Agent {
                     setup::set_clock(now);
                 }
             }
-            ToAgent::Ping(number) => self.link.queue(&ToHost::Pong(number)),
+            ToAgent::Ping(number) => {
+                self.tell_of_kernel();
+                self.link.queue(&ToHost::Pong(number));
+            }
             ToAgent::Sync => match setup::start_sync(&self.mounts) {
                 Ok(job) => self.jobs.push(job),
                 Err(errno) => {
                     let why = format!("fork: {}", text::errno(errno));
-                    self.link.queue(&ToHost::Synced(Some(why)));
+                    self.link.queue(&ToHost::Synced(Some(SyncFault::Failed(why))));
                 }
             },
             ToAgent::Shutdown(how) => {
@@ -459,6 +519,57 @@ impl Agent {
                 self.ending = Some(how);
             }
         }
+    }
+
+    /// Tells all that the kernel has said up to now, unless it talks without end.
+    fn tell_of_kernel(&mut self) {
+        for _ in 0..KERNEL_TURNS {
+            if !self.kernel.pass_on(&mut self.link) {
+                return;
+            }
+        }
+    }
+
+    /// Makes the guest for the next test what it was for the one before.
+    fn renew(&mut self, fresh: bool) {
+        let mut found = Leftovers::default();
+        match (fresh, &mut self.baseline) {
+            (true, Some(baseline)) => {
+                for command in self.commands.drain(..) {
+                    command.signal(libc::SIGKILL);
+                }
+                for job in self.jobs.drain(..) {
+                    job.kill();
+                }
+                self.leftovers.clear();
+                found = baseline.restore(self.link.kind() == port::Kind::Given);
+            }
+            (true, None) => found.left.push("nobody knows what belongs to the guest".into()),
+            (false, _) => self.baseline = Some(Baseline::now(&self.mounts)),
+        }
+        if fresh && found.left.is_empty() {
+            match self.successor() {
+                Ok(prepared) => self.renewal = Some(prepared),
+                Err(errno) => found.left.push(format!("the agent, which cannot begin anew: {}", text::errno(errno))),
+            }
+        }
+        self.tell_of_kernel();
+        self.link.queue(&ToHost::Renewing(found));
+    }
+
+    fn successor(&mut self) -> Result<renew::Prepared, Errno> {
+        let (record, tainted) = self.kernel.parts();
+        renew::prepare(&Carried {
+            port: self.link.port().fd.as_raw_fd(),
+            port_kind: self.link.kind(),
+            kernel_record: record.map(|fd| fd.as_raw_fd()),
+            tainted,
+            env: std::mem::take(&mut self.env),
+            mounts: std::mem::take(&mut self.mounts),
+            shares: std::mem::take(&mut self.shares),
+            baseline: self.baseline.take().unwrap_or_default(),
+            quiesced: self.quiesced,
+        })
     }
 
     fn command(&mut self, id: u32) -> Option<&mut Command> {
@@ -518,6 +629,7 @@ impl Agent {
             .filter(|(index, _)| faults.iter().all(|(failed, _)| failed != index))
             .map(|(_, mount)| mount)
             .collect();
+        self.shares = Shares::of(&self.mounts);
         self.link.queue(&ToHost::SetupDone(faults));
     }
 
@@ -557,11 +669,19 @@ impl Agent {
                 self.quiesced = left.is_empty();
                 if self.quiesced {
                     self.mounts.clear();
+                    self.shares = Shares::default();
                 }
+                self.tell_of_kernel();
                 self.link.queue(&ToHost::Quiesced(left));
             }
             Kind::Sync => {
-                let failure = setup::sync_failure(report);
+                let gone = self.shares.changes();
+                let failure = if gone.is_empty() {
+                    setup::sync_failure(report).map(SyncFault::Failed)
+                } else {
+                    Some(SyncFault::Gone(gone))
+                };
+                self.tell_of_kernel();
                 self.link.queue(&ToHost::Synced(failure));
             }
         }

@@ -67,6 +67,11 @@ impl Link {
         self.port.kind
     }
 
+    /// The port itself, for the process that goes on with it.
+    pub(crate) fn port(&self) -> &Port {
+        &self.port
+    }
+
     /// Forgets what was under way: the port begins anew.
     pub(crate) fn restart(&mut self) {
         self.decoder = Decoder::new();

@@ -13,10 +13,13 @@ mod command;
 mod identity;
 mod init;
 mod job;
+mod kmsg;
+mod leftovers;
 mod link;
 mod modules;
 mod mounts;
 mod port;
+mod renew;
 mod root;
 mod serve;
 mod setup;
@@ -45,6 +48,9 @@ extern "C" fn main(argc: c_int, argv: *const *const std::ffi::c_char) -> c_int {
 
 fn run(args: &[&[u8]]) -> c_int {
     sys::own_signals();
+    if let [b"serve", b"--renewed", fd] = args {
+        return with_fd(fd, renew::go_on);
+    }
     // The kernel passes words of its command line that it does not know to the first process: they mean nothing here.
     if rustix::process::getpid().is_init() {
         init::run();

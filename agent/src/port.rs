@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use rustix::net::netlink::{KOBJECT_UEVENT, SocketAddrNetlink};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::termios::{ControlModes, OptionalActions, QueueSelector};
+use serde::{Deserialize, Serialize};
 
 use crate::{modules, sys, text};
 
@@ -22,7 +23,7 @@ const SERIAL: &str = "/dev/ttyS1";
 const SERIAL_DEVICE: (u32, u32) = (4, 65);
 
 /// What kind of port it is; they behave differently when the host is away.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Kind {
     /// Reports a hang-up while the host is away, and works again when it is back.
     Virtio,

@@ -145,6 +145,12 @@ pub(crate) fn inherit(fd: RawFd) -> Result<OwnedFd, Errno> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Leaves a descriptor open in the program that this process becomes.
+pub(crate) fn pass_on(fd: RawFd) -> Result<(), Errno> {
+    // SAFETY: no pointers; fails where the descriptor is not open.
+    check(unsafe { libc::fcntl(fd, libc::F_SETFD, 0) }).map(drop)
+}
+
 /// Closes every descriptor above standard error, but for one.
 pub(crate) fn close_others(keep: RawFd) {
     let Ok(list) = std::fs::read_dir("/proc/self/fd") else {

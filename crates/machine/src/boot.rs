@@ -1,6 +1,6 @@
 //! From QEMU's start to a guest in which a command can run.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use belljar_model::{EventKind, Phase};
 use belljar_proto::message::{Announce, Identity, Setup};
@@ -20,7 +20,7 @@ use crate::{
         process::{Qemu, SpawnError, SpawnRequest},
     },
     session::{
-        agent::{AgentSession, BoxedPort, Liveness, PortKind},
+        agent::{AgentSession, BoxedPort, Liveness, PortKind, Reports},
         console::ConsoleSession,
     },
     share,
@@ -166,6 +166,16 @@ pub(crate) enum Entered {
     Shell(Box<Shell>),
 }
 
+impl Entered {
+    /// What the agent tells beside its session.
+    pub(crate) fn reports(&self) -> Option<Arc<Reports>> {
+        match self {
+            Self::Agent { session, .. } => Some(session.reports()),
+            Self::Shell(_) => None,
+        }
+    }
+}
+
 /// A guest that booted, before anything of the host's was mounted for good.
 #[derive(Debug)]
 pub(crate) struct Booted {
@@ -234,7 +244,7 @@ pub(crate) async fn finish(
         .await;
     match ready {
         Ok(session) => {
-            machine.watch.entered();
+            machine.watch.entered(session.reports());
             Ok(Guest::new(machine, session))
         }
         Err(lost) => Err(machine.give_up(lost, Phase::Boot).await),

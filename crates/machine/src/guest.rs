@@ -12,7 +12,7 @@ use std::{
 };
 
 use belljar_model::{CrashKind, EventKind, Exit, Phase, Verdict};
-use belljar_proto::message::{Exec, Nonce, ShutdownHow, Status, Stdio};
+use belljar_proto::message::{Exec, Leftovers, Nonce, ShutdownHow, Status, Stdio, SyncFault};
 use tokio::{
     io::{AsyncRead, ReadBuf},
     sync::mpsc,
@@ -29,7 +29,7 @@ use crate::{
         qmp::{self, Qmp},
     },
     session::{
-        agent::{AgentSession, ExecControl, ExecIo, OutputSink, PortKind, SessionError, SinkFuture},
+        agent::{AgentSession, ExecControl, ExecIo, OutputSink, PortKind, Reports, SessionError, SinkFuture},
         console::ConsoleSession,
     },
     template::{Frozen, Template},
@@ -75,6 +75,16 @@ pub(crate) enum Session {
     Agent(Box<AgentSession>),
     /// With a shell.
     Console(Box<ConsoleSession>),
+}
+
+impl Session {
+    /// What the agent tells beside its session.
+    pub(crate) fn reports(&self) -> Option<Arc<Reports>> {
+        match self {
+            Self::Agent(session) => Some(session.reports()),
+            Self::Console(_) => None,
+        }
+    }
 }
 
 /// What a command is connected to.
@@ -305,7 +315,10 @@ impl Guest {
     pub async fn close(mut self, how: Ending, observe: Observe<'_>) -> Result<(), Lost> {
         let limit = if how == Ending::Hurry { self.limits.farewell() } else { self.limits.sync() };
         let synced = self.sync(limit, observe).await;
-        let doubt = self.watch.doubt(Phase::Command);
+        let doubt = match (how, &synced) {
+            (Ending::Kill | Ending::PowerOff, Ok(())) => self.watch.doubt(Phase::Command, observe).await,
+            _ => self.watch.fault_now(Phase::Command),
+        };
         if how == Ending::PowerOff && synced.is_ok() && doubt.is_none() {
             self.power_off(observe).await;
         }
@@ -332,9 +345,64 @@ impl Guest {
     /// As [`Guest::close`]: then what ran cannot be believed, and nothing more should run here.
     pub async fn settle(&mut self, observe: Observe<'_>) -> Result<(), Lost> {
         self.sync(self.limits.sync(), observe).await?;
-        match self.watch.doubt(Phase::Command) {
+        match self.watch.doubt(Phase::Command, observe).await {
             Some(lost) => Err(lost.with_tail(self.console.tail(TAIL))),
             None => Ok(()),
+        }
+    }
+
+    /// For how long the guest has been suspended by itself, if it is.
+    #[must_use]
+    pub fn suspended(&self) -> Option<Duration> {
+        self.watch.suspended()
+    }
+
+    /// What runs in the guest now, such as daemons of set-up scripts, is part of it and lives on over [`renew`](Self::renew).
+    ///
+    /// # Errors
+    /// When the guest is lost.
+    pub async fn keep_processes(&mut self, observe: Observe<'_>) -> Result<(), Lost> {
+        self.renewing(false, observe).await.map(drop)
+    }
+
+    /// Makes the guest ready for a test that has nothing to do with those before: what they left running is ended, and the
+    /// session gets keys of its own that they cannot have seen. Gives why the guest is of no more use, if it is.
+    ///
+    /// # Errors
+    /// When the guest is lost.
+    pub async fn renew(&mut self, observe: Observe<'_>) -> Result<Option<String>, Lost> {
+        let found = self.renewing(true, observe).await?;
+        if found.killed_count > 0 {
+            let more = found.killed_count.saturating_sub(u32::try_from(found.killed.len()).unwrap_or(u32::MAX));
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            let message =
+                format!("an earlier test left something running, which was killed: {}{more}", found.killed.join(", "));
+            observe(EventKind::Warning { message });
+        }
+        Ok((!found.left.is_empty()).then(|| format!("an earlier test has left behind: {}", found.left.join(", "))))
+    }
+
+    async fn renewing(&mut self, fresh: bool, observe: Observe<'_>) -> Result<Leftovers, Lost> {
+        // What a shell on the console leaves running it cannot tell from what was there.
+        let Session::Agent(session) = &mut self.session else { return Ok(Leftovers::default()) };
+        let limit = self.limits.sync();
+        let asking = async {
+            if fresh { session.renew().await } else { session.keep_processes().await.map(|()| Leftovers::default()) }
+        };
+        let ended = tokio::select! {
+            biased;
+            ended = tokio::time::timeout(limit, asking) => ended.map_or_else(
+                |_| {
+                    let limit = crate::for_people(limit);
+                    Err(Lost::timeout(Phase::Session, format!("the guest was not made ready for the next test within {limit}")))
+                },
+                |ended| ended.map_err(|e| of_session(e, Phase::Session)),
+            ),
+            lost = self.watch.trouble(Phase::Session, observe) => Err(lost),
+        };
+        match ended {
+            Ok(found) => Ok(found),
+            Err(lost) => Err(self.explain(lost, Phase::Session).await),
         }
     }
 
@@ -354,7 +422,7 @@ impl Guest {
         let syncing = async {
             match &mut self.session {
                 Session::Agent(session) => session.sync().await.map_err(|e| of_session(e, Phase::Close)),
-                Session::Console(session) => session.sync().await,
+                Session::Console(session) => session.sync().await.map(|failed| failed.map(SyncFault::Failed)),
             }
         };
         let failed = tokio::select! {
@@ -367,9 +435,15 @@ impl Guest {
         };
         match failed {
             None => Ok(()),
-            Some(what) => Err(Lost::host(format!(
+            Some(SyncFault::Failed(what)) => Err(Lost::host(format!(
                 "what the guest wrote to the shares may not have reached the host: {what}; is the disk full?"
             ))),
+            Some(SyncFault::Gone(places)) => Err(Lost::host(format!(
+                "the command changed what is mounted in the guest, so that what it wrote there may not have reached the host: {}; unmount \
+                 only what the command has mounted itself",
+                places.join(", ")
+            ))
+            .lasting()),
         }
     }
 

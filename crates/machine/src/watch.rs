@@ -1,5 +1,13 @@
-//! Notices the death of a guest, whatever else is being waited for: kernel faults on the console, what QEMU reports over
+//! Notices the death of a guest, whatever else is being waited for: what its kernel says of itself, what QEMU reports over
 //! QMP, and the end of QEMU itself.
+//!
+//! The kernel's faults come on two ways. The console shows them only if it is set to, and shows what programs write as well; the agent
+//! reads the kernel's own record, in which every line has its writer. Where the agent vouches for that record, a line of the console
+//! that is not in it was no fault; where it does not answer, or there is none, the console alone decides.
+
+mod doubt;
+mod heartbeat;
+mod sleep;
 
 use std::{
     sync::{
@@ -9,7 +17,8 @@ use std::{
     time::Duration,
 };
 
-use belljar_model::{CrashKind, EventKind, Phase, Verdict};
+use belljar_model::{CrashKind, Phase, Verdict};
+use tokio::time::Instant;
 
 use crate::{
     Lost,
@@ -20,13 +29,19 @@ use crate::{
         process::{ExitWatch, Qemu},
         qmp::{EventStream, QmpEvent},
     },
+    session::agent::Reports,
     spec::OopsPolicy,
 };
+use doubt::Suspect;
+use heartbeat::Heartbeat;
+use sleep::Sleep;
 
 /// A console that is silent for this long has nothing more to say of a fault.
 const QUIET: Duration = Duration::from_millis(500);
 /// How long a trace is waited for at most.
 const LAST_WORDS: Duration = Duration::from_secs(5);
+/// How long the agent's port may be closed by a guest that is about to suspend itself.
+const CLOSED: Duration = Duration::from_secs(5);
 
 /// Watches one guest from its start to its end.
 #[derive(Debug)]
@@ -40,6 +55,22 @@ pub(crate) struct Watch {
     /// nothing from there on.
     entered_at: Option<u64>,
     stops: WantedStops,
+    /// What the agent tells, where there is one.
+    reports: Option<Arc<Reports>>,
+    /// How much of its news was read.
+    news_read: usize,
+    /// What the kernel's own record shows to have ended the guest.
+    fault: Option<Lost>,
+    /// Lines of the console that are not borne out yet.
+    suspects: Vec<Suspect>,
+    /// Lines of the console that turned out to be a program's.
+    cleared: Vec<Alarm>,
+    heartbeat: Heartbeat,
+    sleep: Sleep,
+    /// The agent's port was closed; when that means its end.
+    closed: Option<Instant>,
+    /// The guest's time was stopped from here.
+    stopped: bool,
 }
 
 /// How often the guest's time was stopped from here without QEMU having reported it yet.
@@ -68,6 +99,15 @@ impl Watch {
             oops,
             entered_at: None,
             stops: WantedStops::default(),
+            reports: None,
+            news_read: 0,
+            fault: None,
+            suspects: Vec::new(),
+            cleared: Vec::new(),
+            heartbeat: Heartbeat::new(qemu.wanted_clock()),
+            sleep: Sleep::default(),
+            closed: None,
+            stopped: false,
         }
     }
 
@@ -81,28 +121,34 @@ impl Watch {
         if event.name == "STOP" && self.stops.take() { None } else { of_event(event, phase) }
     }
 
-    /// The guest is up.
-    pub(crate) fn entered(&mut self) {
+    /// The guest is up; `reports` is what its agent tells, if it has one.
+    pub(crate) fn entered(&mut self, reports: Option<Arc<Reports>>) {
         self.entered_at = Some(self.view.bytes_seen());
+        self.heartbeat.reset();
+        self.reports = reports;
+    }
+
+    /// For how long the guest has been suspended, if it is.
+    pub(crate) fn suspended(&self) -> Option<Duration> {
+        self.sleep.since().map(|since| since.elapsed())
     }
 
     /// Resolves when the guest is lost; what does not end it is observed. Cancelling loses nothing.
     pub(crate) async fn trouble(&mut self, phase: Phase, observe: Observe<'_>) -> Lost {
         let mut qmp_open = true;
         loop {
+            let changes = self.reports.as_ref().map(|reports| reports.changes());
+            if let Some(lost) = self.take_news(phase, observe) {
+                return lost;
+            }
+            if let Some(lost) = self.judge_suspects(observe) {
+                return lost;
+            }
+            let due = self.due();
             tokio::select! {
                 biased;
                 alarm = self.alarms.next() => {
-                    let lost = self.of_alarm(&alarm, phase);
-                    if lost.is_none() && is_routine(alarm.kind) {
-                        continue;
-                    }
-                    observe(EventKind::Alarm {
-                        name: alarm.kind.title().into(),
-                        line: alarm.line.clone(),
-                        fatal: lost.is_some(),
-                    });
-                    if let Some(lost) = lost {
+                    if let Some(lost) = self.of_console(alarm, phase, observe) {
                         return lost;
                     }
                 }
@@ -111,17 +157,67 @@ impl Watch {
                         if let Some(lost) = self.of_event(&event, phase) {
                             return lost;
                         }
-                        if self.entered_at.is_some() && closes_agent_port(&event) {
-                            let seen = "the agent's port was closed in the guest: the agent was killed, or died";
-                            return Lost::crash(CrashKind::Silent, seen, phase);
+                        self.notice(&event, observe);
+                        match of_agent_port(&event) {
+                            Some(true) => self.closed = None,
+                            Some(false) if self.entered_at.is_some() => self.closed = Some(Instant::now() + CLOSED),
+                            _ => {}
                         }
                     }
                     // QEMU is about to be gone; its exit tells more.
                     None => qmp_open = false,
                 },
                 end = self.exit.ended() => return Lost::crash(CrashKind::Qemu, end.to_string(), phase),
+                () = changed(changes) => {}
+                () = tokio::time::sleep_until(due) => {
+                    if let Some(lost) = self.of_silence(phase) {
+                        return lost;
+                    }
+                }
             }
         }
+    }
+
+    /// When something has to be looked at although nothing has happened.
+    fn due(&self) -> Instant {
+        let suspects = self.suspects.iter().map(Suspect::due);
+        suspects.chain(self.sleep.due()).chain(self.closed).fold(self.heartbeat.due(), Instant::min)
+    }
+
+    /// Whether the guest has been quiet in a way that means its end.
+    fn of_silence(&mut self, phase: Phase) -> Option<Lost> {
+        if self.sleep.since().is_some() {
+            // Its devices are switched off as well, the port's among them.
+            self.closed = None;
+            self.heartbeat.reset();
+            return self.sleep.overslept(phase);
+        }
+        if self.closed.take_if(|at| *at <= Instant::now()).is_some() {
+            let seen = "the agent's port was closed in the guest: the agent was killed, or died";
+            return Some(Lost::crash(CrashKind::Silent, seen, phase));
+        }
+        let Some(reports) = self.reports.as_ref().filter(|_| !self.stopped) else {
+            self.heartbeat.reset();
+            return None;
+        };
+        let silent = self.heartbeat.beat(reports)?;
+        let seen = format!(
+            "the agent has not answered for {}, although the guest has nothing else to do: it was stopped or killed, or the guest was halted",
+            crate::for_people(silent)
+        );
+        Some(Lost::crash(CrashKind::Silent, seen, phase))
+    }
+
+    /// What QEMU reports and what is no end.
+    fn notice(&mut self, event: &QmpEvent, observe: Observe<'_>) {
+        match event.name.as_str() {
+            "SUSPEND" => return self.fall_asleep(observe),
+            "WAKEUP" => return self.wake_up(observe),
+            "STOP" => self.stopped = true,
+            "RESUME" => self.stopped = false,
+            _ => return,
+        }
+        self.heartbeat.reset();
     }
 
     /// A better reason for a loss, if one is known by now or within a moment: the panic behind a reset, the power-off behind a
@@ -139,7 +235,7 @@ impl Watch {
         let mut best = self.second_boot(phase).filter(|boot| rank(boot) > rank(&lost)).unwrap_or(lost);
         // A broken session says least, and a QEMU that dies may take its time over it on a busy host.
         let patience = if rank(&best) == 0 { AFTERMATH * 10 } else { AFTERMATH };
-        let deadline = tokio::time::Instant::now() + patience;
+        let deadline = Instant::now() + patience;
         loop {
             if self.exit.has_ended() {
                 // Nothing more comes, but what came last may not have been read yet.
@@ -150,12 +246,13 @@ impl Watch {
                 }
             }
             while let Some(event) = self.events.try_next() {
+                self.notice(&event, &mut |_| ());
                 best = self.of_event(&event, phase).filter(|found| rank(found) > rank(&best)).unwrap_or(best);
             }
-            if let Some(fault) = self.doubt(phase) {
+            if let Some(fault) = self.fault_now(phase) {
                 return fault;
             }
-            if rank(&best) >= FATAL || self.exit.has_ended() {
+            if rank(&best) >= FATAL || self.exit.has_ended() || Instant::now() >= deadline {
                 return best;
             }
             match tokio::time::timeout_at(deadline, self.trouble(phase, &mut |_| ())).await {
@@ -183,12 +280,6 @@ impl Watch {
         };
         // One that never ends has said enough.
         drop(tokio::time::timeout(LAST_WORDS, spoken).await);
-    }
-
-    /// A fault of the kernel that nobody has looked at yet.
-    pub(crate) fn doubt(&mut self, phase: Phase) -> Option<Lost> {
-        let alarms = self.alarms.all();
-        alarms.iter().find_map(|alarm| self.of_alarm(alarm, phase).filter(|lost| rank(lost) >= FATAL))
     }
 
     /// A kernel that started after the session was reached, as by kexec. No proof by itself: `dmesg` may have been printed to
@@ -223,11 +314,29 @@ impl Watch {
     }
 }
 
+/// Resolves when there is more to read; never where nobody tells.
+async fn changed(changes: Option<tokio::sync::watch::Receiver<u64>>) {
+    let gone = match changes {
+        Some(mut changes) => changes.changed().await.is_err(),
+        None => true,
+    };
+    if gone {
+        std::future::pending::<()>().await;
+    }
+}
+
 const FATAL: u8 = 3;
 
 /// Seen in every boot.
 fn is_routine(kind: AlarmKind) -> bool {
-    matches!(kind, AlarmKind::KernelStart | AlarmKind::BootMenu | AlarmKind::NetworkBootTried)
+    matches!(
+        kind,
+        AlarmKind::KernelStart
+            | AlarmKind::BootMenu
+            | AlarmKind::NetworkBootTried
+            | AlarmKind::Suspend
+            | AlarmKind::Wake
+    )
 }
 
 /// How much a loss explains.
@@ -243,10 +352,12 @@ fn rank(lost: &Lost) -> u8 {
     }
 }
 
-/// The agent opens its port once and never closes it (QEMU's `qapi/char.json`, `VSERPORT_CHANGE`). Other ports are the user's own.
-fn closes_agent_port(event: &QmpEvent) -> bool {
-    let is = |key, value: serde_json::Value| event.data.get(key) == Some(&value);
-    event.name == "VSERPORT_CHANGE" && is("open", false.into()) && is("id", AGENT_PORT_ID.into())
+/// Whether the agent's port was opened or closed (QEMU's `qapi/char.json`, `VSERPORT_CHANGE`). The agent never closes it, but a guest
+/// that suspends itself does. Other ports are the user's own.
+fn of_agent_port(event: &QmpEvent) -> Option<bool> {
+    let is_agents = event.data.get("id").is_some_and(|id| id == AGENT_PORT_ID);
+    let open = event.data.get("open").and_then(serde_json::Value::as_bool);
+    open.filter(|_| is_agents && event.name == "VSERPORT_CHANGE")
 }
 
 /// What QEMU reports of a guest that nobody asked to end (QEMU's `qapi/run-state.json`).

@@ -8,7 +8,7 @@ pub const PORT_NAME: &str = "belljar.agent";
 
 /// Version of everything in this crate. Host and agent come from one build, so it only guards
 /// against a stale agent, such as one resumed from an old template.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 
 /// Number the host gives to one command; never used twice in a session.
 pub type ExecId = u32;
@@ -33,6 +33,13 @@ pub enum ToAgent {
     /// Makes the guest ready to be frozen: nothing of the host's stays mounted, and what a copy needs to mount its own shares is
     /// there. Answered by [`ToHost::Quiesced`].
     Quiesce(Quiesce),
+    /// Between two tests that share the guest. Answered by [`ToHost::Renewing`].
+    Renew {
+        /// `false`: what runs now belongs to the guest and is to live on, such as the daemons of set-up scripts. `true`: what was
+        /// started since is ended; if nothing is wrong then, the agent becomes a new process, which announces itself like one that
+        /// was just started and knows nothing of the session.
+        fresh: bool,
+    },
     /// Starts a command. Answered by [`ToHost::Started`] or [`ToHost::ExecFailed`].
     Exec(Box<Exec>),
     /// No more standard input for this command.
@@ -265,14 +272,60 @@ pub enum ToHost {
     StdinClosed(ExecId),
     /// Answer to [`ToAgent::Ping`].
     Pong(u64),
-    /// Answer to [`ToAgent::Sync`]; the text names what could not be synced.
-    Synced(Option<String>),
+    /// Answer to [`ToAgent::Sync`]; names what could not be synced.
+    Synced(Option<SyncFault>),
+    /// Answer to [`ToAgent::Renew`], the last word of the session if the guest is clean.
+    Renewing(Leftovers),
+    /// What the guest's kernel says of itself. Everything that it said before an answer to [`ToAgent::Ping`], [`ToAgent::Sync`],
+    /// [`ToAgent::Quiesce`] or [`ToAgent::Renew`] is told before that answer.
+    Kernel(KernelNews),
     /// The guest is about to end as asked.
     Ending,
     /// Something worth a line in the event log.
     Log(String),
     /// The agent cannot go on; the guest is lost.
     Fatal(String),
+}
+
+/// Why what was written to the shares may not have reached the host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SyncFault {
+    /// The system calls that failed and their errors.
+    Failed(String),
+    /// These shares are not where they were mounted any more.
+    Gone(Vec<String>),
+}
+
+/// What earlier commands left in a guest that is to be as it was before them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leftovers {
+    /// Processes that were killed, such as `sleep (412)`; at most [`MAX_NAMED`].
+    pub killed: Vec<String>,
+    /// How many there were.
+    pub killed_count: u32,
+    /// Processes that could not be killed, or mounts that are not as they were: the guest is of no more use.
+    pub left: Vec<String>,
+}
+
+/// Most processes or mounts that are named.
+pub const MAX_NAMED: usize = 20;
+
+/// News from the kernel's own record, `/dev/kmsg`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum KernelNews {
+    /// The agent reads the record from here on.
+    Watched,
+    /// It cannot, and why.
+    Unreadable(String),
+    /// A line that the kernel wrote itself and [`crate::kernel::may_matter`] picks out.
+    Line(String),
+    /// So many records were overwritten before they were read.
+    Lost {
+        /// How many.
+        records: u64,
+        /// The flags of `/proc/sys/kernel/tainted` that were not set when the agent began.
+        tainted: u64,
+    },
 }
 
 /// Bytes of standard input that the host may have under way for one command.

@@ -67,6 +67,11 @@ pub(crate) async fn exec(
         Err(lost) => lost,
     };
     if matches!(lost.verdict, Verdict::Timeout(_)) {
+        if let Some(slept) = guest.suspended() {
+            let said = lost.message.unwrap_or_default();
+            lost.message =
+                Some(format!("{said}; the guest suspended itself {} ago and has not woken", for_people(slept)));
+        }
         // What the guest was at is what a person will ask first.
         lost.tail = guest.console_tail(TAIL);
     }

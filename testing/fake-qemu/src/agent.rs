@@ -2,13 +2,15 @@
 //! misbehave that a script asks for.
 
 mod exec;
-mod port;
+pub(crate) mod port;
 
 use std::{collections::HashMap, path::PathBuf, sync::Arc, thread, time::Duration};
 
 use belljar_proto::{
     frame::{Assembler, Decoder, Kind, MAX_MESSAGE},
-    message::{Announce, ExecId, Mount, MountFault, ToAgent, ToHost, VERSION},
+    message::{
+        Announce, ExecId, KernelNews, Leftovers, Mount, MountFault, Nonce, Status, SyncFault, ToAgent, ToHost, VERSION,
+    },
 };
 
 use crate::{
@@ -33,6 +35,10 @@ pub(crate) struct Manners {
     sync: String,
     /// `ok`, `left`, `never`, `die`.
     quiesce: String,
+    /// `ok`, `left`, `never`, `die`, `stray`.
+    renew: String,
+    /// `silent`, `watched`, `unreadable`.
+    kernel: String,
     log: Option<String>,
     /// So many times.
     logs: u64,
@@ -59,7 +65,9 @@ pub(crate) struct ExecManners {
     code: Option<u8>,
 }
 
-const KEYS: [&str; 23] = [
+const KEYS: [&str; 25] = [
+    "renew",
+    "kernel",
     "quiesce",
     "logs",
     "sync",
@@ -106,8 +114,10 @@ impl Manners {
             hostname: step.text("hostname").unwrap_or_else(|| "fake".into()),
             setup: one_of(step, "setup", &["ok", "no9p", "no-overlay", "failed", "bad-index", "never"])?,
             pong: step.switch("pong", true)?,
-            sync: one_of(step, "sync", &["ok", "fail", "never", "die"])?,
+            sync: one_of(step, "sync", &["ok", "fail", "gone", "never", "die"])?,
             quiesce: one_of(step, "quiesce", &["ok", "left", "never", "die"])?,
+            renew: one_of(step, "renew", &["ok", "left", "never", "die", "stray"])?,
+            kernel: one_of(step, "kernel", &["silent", "watched", "unreadable"])?,
             log: step.text("log"),
             logs: step.count("logs")?.unwrap_or(1),
             exec: ExecManners {
@@ -146,6 +156,15 @@ pub(crate) struct Shared {
     pub(crate) mounts: Vec<(Vec<u8>, PathBuf)>,
 }
 
+impl Shared {
+    /// Says under this tag that the next commands pass.
+    fn stray(&self, session: u64) {
+        for id in 1..20 {
+            self.port.forge(session, &ToHost::Exited { id, nonce: Nonce([0; 16]), status: Status::Code(0) });
+        }
+    }
+}
+
 /// Serves the port until it closes. An agent that is `resumed` was frozen in a session, and noticed nothing: it waits for the next host
 /// to greet it.
 pub(crate) fn serve(
@@ -163,22 +182,11 @@ pub(crate) fn serve(
         machine: "x86_64".into(),
         hostname: manners.hostname.clone(),
     });
-    let greeted = Arc::new((std::sync::Mutex::new(resumed), std::sync::Condvar::new()));
+    let greeted: Arc<Greeted> = Arc::new((std::sync::Mutex::new(resumed), std::sync::Condvar::new()));
     if !resumed {
+        let announce = announce.clone();
         let (port, greeted, every) = (port.clone(), Arc::clone(&greeted), manners.every);
-        thread::spawn(move || {
-            loop {
-                port.say(&announce);
-                let guard = greeted.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                let (guard, _) = greeted
-                    .1
-                    .wait_timeout_while(guard, every, |done| !*done)
-                    .unwrap_or_else(std::sync::PoisonError::into_inner);
-                if *guard {
-                    return;
-                }
-            }
-        });
+        thread::spawn(move || announce_to(&port, &announce, &greeted, every));
     }
     let mut agent = Agent {
         shared: Arc::new(Shared {
@@ -190,6 +198,9 @@ pub(crate) fn serve(
         }),
         manners: manners.clone(),
         running: HashMap::new(),
+        session: 0,
+        announce,
+        greeted: Arc::clone(&greeted),
     };
     let mut decoder = Decoder::new();
     let mut assembler = Assembler::new(MAX_MESSAGE);
@@ -228,10 +239,32 @@ pub(crate) fn serve(
     }
 }
 
+/// Whether the host has greeted this agent.
+type Greeted = (std::sync::Mutex<bool>, std::sync::Condvar);
+
+/// Announces the agent until it is greeted.
+fn announce_to(port: &Port, announce: &ToHost, greeted: &Greeted, every: Duration) {
+    loop {
+        port.say(announce);
+        let guard = greeted.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let (guard, _) = greeted
+            .1
+            .wait_timeout_while(guard, every, |done| !*done)
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        if *guard {
+            return;
+        }
+    }
+}
+
 struct Agent {
     shared: Arc<Shared>,
     manners: Manners,
     running: HashMap<ExecId, Running>,
+    /// The tag that the host gave.
+    session: u64,
+    announce: ToHost,
+    greeted: Arc<Greeted>,
 }
 
 impl Agent {
@@ -265,8 +298,21 @@ impl Agent {
                     running.signal(9);
                 }
                 self.shared.machine.migration.served_on(self.shared.port.name());
+                self.shared.machine.set_agent(self.shared.port.clone());
+                let stray = self.manners.renew == "stray" && self.session != 0 && self.session != session;
                 self.shared.port.begin(session);
                 self.say(&ToHost::Ready);
+                match self.manners.kernel.as_str() {
+                    "watched" => self.say(&ToHost::Kernel(KernelNews::Watched)),
+                    "unreadable" => self.say(&ToHost::Kernel(KernelNews::Unreadable("open /dev/kmsg".into()))),
+                    _ => {}
+                }
+                if stray {
+                    // Somebody who had the port and the tag before has kept them: he says that the next test passes.
+                    let old = std::mem::replace(&mut self.session, session);
+                    self.shared.stray(old);
+                }
+                self.session = session;
                 self.shared.machine.mark("greeted");
                 for log in self.manners.log.iter().cycle().take(usize::try_from(self.manners.logs).unwrap_or(1)) {
                     self.say(&ToHost::Log(log.clone()));
@@ -274,6 +320,7 @@ impl Agent {
             }
             ToAgent::Setup(setup) => self.setup(&setup.mounts),
             ToAgent::Quiesce(_) => self.quiesce(),
+            ToAgent::Renew { fresh } => self.renew(fresh),
             ToAgent::Exec(command) => {
                 let id = command.id;
                 if let Some(running) = exec::start(&self.shared, *command) {
@@ -301,7 +348,11 @@ impl Agent {
                 "never" => {}
                 "die" => self.shared.machine.end(End::Signal(11)),
                 how => {
-                    let failed = (how == "fail").then(|| "syncfs /mnt/hostos: No space left on device".to_owned());
+                    let failed = match how {
+                        "fail" => Some(SyncFault::Failed("syncfs /mnt/hostos: No space left on device".into())),
+                        "gone" => Some(SyncFault::Gone(vec!["/mnt/hostos (unmounted)".into()])),
+                        _ => None,
+                    };
                     self.say(&ToHost::Synced(failed));
                 }
             },
@@ -309,6 +360,28 @@ impl Agent {
                 self.say(&ToHost::Ending);
                 self.shared.machine.shutdown(true, "guest-shutdown");
             }
+        }
+    }
+
+    /// Ends what earlier commands left, and becomes an agent that knows nothing of the session.
+    fn renew(&mut self, fresh: bool) {
+        let mut found = Leftovers::default();
+        match self.manners.renew.as_str() {
+            "never" => return,
+            "die" if fresh => return self.shared.machine.end(End::Signal(11)),
+            "left" if fresh => found.left.push("the process stuck (412), which does not end".into()),
+            _ => {}
+        }
+        for (_, running) in self.running.drain().filter(|_| fresh) {
+            running.signal(9);
+        }
+        self.say(&ToHost::Renewing(found.clone()));
+        if fresh && found.left.is_empty() {
+            *self.greeted.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = false;
+            self.shared.port.begin(0);
+            let (port, announce) = (self.shared.port.clone(), self.announce.clone());
+            let (greeted, every) = (Arc::clone(&self.greeted), self.manners.every);
+            thread::spawn(move || announce_to(&port, &announce, &greeted, every));
         }
     }
 

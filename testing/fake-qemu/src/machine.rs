@@ -7,9 +7,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use belljar_proto::message::{KernelNews, ToHost};
 use serde_json::{Value, json};
 
 use crate::{
+    agent::port::Port,
     args::{Args, Opt},
     journal::Journal,
     migrate::{Manners, Migration},
@@ -83,6 +85,8 @@ pub(crate) struct Machine {
     pub(crate) migration: Migration,
     state: Mutex<State>,
     changed: Condvar,
+    /// Of the agent that has a session.
+    agent: Mutex<Option<Port>>,
 }
 
 impl Machine {
@@ -101,6 +105,7 @@ impl Machine {
             control,
             state: Mutex::new(State { status, marks: BTreeSet::new(), end: None }),
             changed: Condvar::new(),
+            agent: Mutex::new(None),
         })
     }
 
@@ -210,6 +215,17 @@ impl Machine {
         } else {
             self.control.event("RESET", &json!({ "guest": true, "reason": "guest-reset" }));
         }
+    }
+
+    /// Which agent passes on what the kernel says.
+    pub(crate) fn set_agent(&self, port: Port) {
+        *self.agent.lock().unwrap_or_else(PoisonError::into_inner) = Some(port);
+    }
+
+    /// News of the kernel's own record, by way of the agent. `false`: there is none that could pass them on.
+    pub(crate) fn kernel(&self, news: KernelNews) -> bool {
+        let agent = self.agent.lock().unwrap_or_else(PoisonError::into_inner);
+        agent.as_ref().is_some_and(|port| port.say(&ToHost::Kernel(news)))
     }
 
     /// A program in the guest opens or closes the port of Belljar's agent. As in QEMU, nobody hears of a port without an id.

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, thread, time::Duration};
 
+use belljar_proto::message::KernelNews;
 use serde_json::Value;
 
 use crate::{
@@ -103,6 +104,16 @@ impl Track {
                 b"close" => self.machine.port(false),
                 _ => return Err(step.fail("port open or close")),
             },
+            "kernel" => {
+                step.only(&["lost", "tainted"])?;
+                let news = match step.count("lost")? {
+                    Some(records) => KernelNews::Lost { records, tainted: step.count("tainted")?.unwrap_or(0) },
+                    None => KernelNews::Line(step.need_text(0)?),
+                };
+                if !self.machine.kernel(news) {
+                    return Err(step.fail("no agent has a session"));
+                }
+            }
             "shutdown" => self.machine.shutdown(true, "guest-shutdown"),
             "reset" => self.machine.reset(),
             "panicked" => self.machine.panicked(),

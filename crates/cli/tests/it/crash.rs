@@ -154,6 +154,9 @@ fn the_command_passes_and_the_guest_dies() {
     };
     assert_eq!(run("die"), Some(121));
     assert_eq!(run("fail"), Some(125));
+    let outcome = lab.run("[serial]\ndrain\n[agent]\nagent sync=gone\n").sh("umount -a -l").go();
+    outcome.code(125).complains("/mnt/hostos (unmounted)").complains("changed what is mounted");
+    assert!(!outcome.stderr.contains("disk full"), "{}", outcome.stderr);
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod console;
 mod crash;
 mod host;
 mod interrupt;
+mod kernel_faults;
 mod kill;
 mod run;
 mod suite_config;

@@ -95,6 +95,51 @@ fn frames_of_the_protocol_are_output_like_any_other() {
 }
 
 #[test]
+fn what_a_neighbour_has_kept_is_not_the_next_ones() {
+    let lab = Lab::new();
+    // Somebody has kept the port and the tag of the session before.
+    let guest = lab.machine("m", "[serial]\ndrain\n[agent]\nagent renew=stray\n");
+    let config = format!("{}\nisolation = \"suite\"\n", SUITE.replace("\"g\"", "\"m\""));
+    lab.suite(
+        &format!("{guest}\n{config}"),
+        &[("1-before", "exit 0"), ("2-forged", "sleep 1; exit 1"), ("3-after", "exit 0")],
+    );
+    let outcome = lab.test([""; 0]).go();
+    let verdicts = outcome.verdicts();
+    assert_eq!(verdicts["s/1-before@m"], "pass");
+    assert_eq!(verdicts["s/2-forged@m"], "crash silent", "{}", outcome.text());
+    assert_eq!(verdicts["s/3-after@m"], "pass", "in another guest");
+}
+
+#[test]
+fn what_a_neighbour_leaves_running_is_ended() {
+    let lab = Lab::new();
+    let leave = "(while :; do machine agent 'send \"\\xb7\\x1a\\x01\"'; sleep 0.1; done) >/dev/null 2>&1 & exit 0";
+    lab.suite(&format!("{SUITE}isolation = \"suite\"\n"), &[("1-leaves", leave), ("2-next", "sleep 1; exit 0")]);
+    let outcome = lab.test([""; 0]).go();
+    assert_eq!(outcome.verdicts()["s/2-next@g"], "pass", "{}", outcome.text());
+}
+
+#[test]
+fn a_guest_in_which_something_is_left_is_not_used_again() {
+    for (renew, why) in [("left", "stuck"), ("die", "SIGSEGV")] {
+        let lab = Lab::new();
+        let guest = lab.machine("m", &format!("[serial]\ndrain\n[agent]\nagent renew={renew}\n"));
+        let config = format!("{}\nisolation = \"suite\"\n", SUITE.replace("\"g\"", "\"m\""));
+        lab.suite(&format!("{guest}\n{config}"), &[("1-before", "exit 0"), ("2-after", "exit 0")]);
+        let outcome = lab.test([""; 0]).go();
+        outcome.code(0);
+        let told = outcome.told("attempt-warning", "");
+        let said = |w: &serde_json::Value| {
+            let text = w["message"].as_str().unwrap_or_default();
+            text.contains("a new guest is taken") && text.contains(why)
+        };
+        assert!(told.iter().any(said), "{renew}: {told:?}");
+        assert_eq!(outcome.told("guest-started", "").len(), 2, "{renew}");
+    }
+}
+
+#[test]
 fn results_are_not_read_through_links() {
     let lab = Lab::new();
     fs::write(

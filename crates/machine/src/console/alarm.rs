@@ -130,6 +130,12 @@ kinds! {
     /// `Linux version …` as the first message: a kernel starts.
     KernelStart, Note, Kernel, "a kernel starts",
         "";
+    /// `PM: suspend entry (s2idle)`, of which QEMU knows nothing.
+    Suspend, Note, Kernel, "the guest suspends itself",
+        "";
+    /// `PM: suspend exit`.
+    Wake, Note, Kernel, "the guest wakes",
+        "";
     /// `reboot: Power down`.
     PowerDown, Ending, Kernel, "the guest powers off",
         "";
@@ -213,6 +219,8 @@ const KERNEL: &[(&str, AlarmKind)] = &[
     ("blk_update_request: I/O error", AlarmKind::DiskError),
     ("Buffer I/O error on dev", AlarmKind::DiskError),
     ("SQUASHFS error: ", AlarmKind::DiskError),
+    ("PM: suspend entry (s2idle)", AlarmKind::Suspend),
+    ("PM: suspend exit", AlarmKind::Wake),
     ("reboot: Power down", AlarmKind::PowerDown),
     ("reboot: Restarting system", AlarmKind::Restart),
     ("reboot: System halted", AlarmKind::Halt),
@@ -336,7 +344,8 @@ fn strip_level(line: &str) -> &str {
         .map_or(line, |(_, rest)| rest)
 }
 
-fn kernel_kind(message: &str) -> Option<AlarmKind> {
+/// What a message of the kernel's says, without its time stamp.
+pub(crate) fn kernel_kind(message: &str) -> Option<AlarmKind> {
     if let Some(why) = message.strip_prefix("Kernel panic - not syncing") {
         let why = why.trim_start_matches([':', ' ']);
         return Some(PANICS.iter().find(|(p, _)| why.starts_with(p)).map_or(AlarmKind::Panic, |(_, k)| *k));
@@ -485,6 +494,23 @@ mod tests {
             ("[   60.000000] reboot: Power down", PowerDown),
         ] {
             assert_eq!(one(line), Some(kind), "{line}");
+        }
+    }
+
+    #[test]
+    fn the_agent_passes_on_whatever_is_an_alarm() {
+        let lines = KERNEL.iter().map(|(line, kind)| (*line, *kind)).chain([
+            ("Kernel panic - not syncing: x", AlarmKind::Panic),
+            ("invalid opcode: 0000 [#1] PREEMPT SMP", AlarmKind::Oops),
+            ("INFO: task jbd2/vda1-8:123 blocked for more than 120 seconds.", AlarmKind::HungTask),
+            ("rcu: INFO: rcu_preempt self-detected stall on CPU", AlarmKind::RcuStall),
+            ("rcu: INFO: rcu_preempt kthread starved for 100 jiffies", AlarmKind::RcuStall),
+            ("stress invoked oom-killer: gfp_mask=0x1", AlarmKind::OutOfMemory),
+        ]);
+        for (line, kind) in lines {
+            assert_eq!(kernel_kind(line), Some(kind), "{line}");
+            // What says that the guest ends is for the console: the agent ends with it.
+            assert!(belljar_proto::kernel::may_matter(line) || kind.severity() == Severity::Ending, "{line}");
         }
     }
 

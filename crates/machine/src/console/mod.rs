@@ -26,6 +26,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+pub(crate) use alarm::kernel_kind;
 pub use alarm::{Alarm, AlarmKind, Alarms, Phase, Severity};
 pub use matcher::{Marker, Pattern};
 pub use patience::{Limit, Overdue, Patience};

@@ -9,17 +9,21 @@ mod error;
 mod exec;
 mod io;
 mod link;
+mod renew;
+mod reports;
 #[cfg(test)]
 mod tests;
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
-use belljar_proto::message::{Announce, ExecId, MountFault, Quiesce, Setup, ShutdownHow, ToAgent, ToHost};
+use belljar_proto::message::{Announce, ExecId, MountFault, Quiesce, Setup, ShutdownHow, SyncFault, ToAgent, ToHost};
 
 pub use connect::{BoxedPort, Port, PortKind};
 pub use error::SessionError;
 pub use io::{ExecControl, ExecIo, OutputSink, SinkFuture};
+pub(crate) use reports::Reports;
 
 use link::Link;
 
@@ -163,7 +167,7 @@ impl AgentSession {
     ///
     /// # Errors
     /// Those of a broken session.
-    pub async fn sync(&mut self) -> Result<Option<String>, SessionError> {
+    pub async fn sync(&mut self) -> Result<Option<SyncFault>, SessionError> {
         self.send(&ToAgent::Sync).await?;
         let failed = self
             .wait("the answer to sync", |message| match message {
@@ -171,7 +175,15 @@ impl AgentSession {
                 other => Err(other),
             })
             .await?;
-        Ok(failed.map(|text| error::clean(&text)))
+        Ok(failed.map(|fault| match fault {
+            SyncFault::Failed(text) => SyncFault::Failed(error::clean(&text)),
+            SyncFault::Gone(places) => SyncFault::Gone(places.iter().map(|p| error::clean(p)).collect()),
+        }))
+    }
+
+    /// What comes over the port beside the conversation.
+    pub(crate) fn reports(&self) -> Arc<Reports> {
+        Arc::clone(self.link.reports())
     }
 
     /// Asks the guest to end and waits until the agent says that it will. That it did is seen outside, from QEMU.
@@ -223,7 +235,7 @@ impl AgentSession {
             let frame = tokio::select! {
                 frame = self.link.recv() => frame?,
                 () = pulse.tick() => {
-                    pulse.check(awaited)?;
+                    pulse.check(awaited, self.link.reports())?;
                     self.link.ping();
                     continue;
                 }
@@ -277,7 +289,11 @@ impl AgentSession {
             | ToHost::Exited { id, .. }
             | ToHost::ExecFailed { id, .. } => Err(SessionError::UnknownExec { id, what: "a message".into() }),
             // Late answers to a question whose asker gave up.
-            ToHost::SetupDone(_) | ToHost::Quiesced(_) | ToHost::Synced(_) | ToHost::Ending => Ok(()),
+            ToHost::SetupDone(_) | ToHost::Quiesced(_) | ToHost::Synced(_) | ToHost::Renewing(_) | ToHost::Ending => {
+                Ok(())
+            }
+            // Taken before it gets here.
+            ToHost::Kernel(_) => Ok(()),
             ToHost::Announce(_) => Err(SessionError::Restarted),
         }
     }

@@ -82,7 +82,7 @@ pub(crate) async fn freeze(
         session,
     };
     quiesce(machine, entered, &plan.share, since, observe).await?;
-    if let Some(lost) = machine.watch.doubt(Phase::Session) {
+    if let Some(lost) = machine.watch.doubt(Phase::Session, observe).await {
         return Err(Unfrozen::Lost(lost));
     }
     let used_up = || Unfrozen::GoesOn("the right to make a template is used up".into());

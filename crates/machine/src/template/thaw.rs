@@ -118,7 +118,7 @@ async fn resume(resuming: Resuming<'_>, view: Option<&Views>, observe: Observe<'
             return Err(Unthawed::Template(explain(&lost)));
         }
     };
-    machine.watch.entered();
+    machine.watch.entered(entered.reports());
     let limit = limits.setup_of_copy();
     let guest = boot::finish(machine, entered, &plan.share, Some(identity), limit, observe).await;
     guest.map(|guest| guest.with_template(template)).map_err(Unthawed::Lost)

@@ -156,9 +156,11 @@ async fn shared(
     lease: &mut Option<Lease>,
     cancel: &mut Cancel,
 ) -> Evidence {
+    let told = renew(cx, lease, cancel).await;
     let instance = lease.as_ref().map_or_else(|| cx.next_instance(), |l| l.instance);
     begin(cx, id, instance, slot);
     let mut observe = |kind| cx.tell.of_attempt(id, instance, kind);
+    told.into_iter().for_each(&mut observe);
     let home = attempt_place(id);
     let dir = cx.run_dir.join(&home);
     let console = format!("{}/{}", place(instance), run_dir::CONSOLE);
@@ -167,7 +169,17 @@ async fn shared(
         return Evidence { end, recorded: None, place: home, console };
     }
     if lease.is_none() {
-        match set_up(cx, unit, instance, slot, cancel, &mut observe).await {
+        let fresh = match set_up(cx, unit, instance, slot, cancel, &mut observe).await {
+            Ok(mut fresh) => match within(cancel, fresh.guest.keep_processes(&mut observe)).await {
+                Ok(()) => Ok(fresh),
+                Err(lost) => {
+                    fresh.give_up(cx, &lost, cancel, &mut observe).await;
+                    Err(lost.into())
+                }
+            },
+            Err(unfit) => Err(unfit),
+        };
+        match fresh {
             Ok(fresh) => *lease = Some(fresh),
             Err(unfit) => return Evidence { end: End::Lost(unfit), recorded: None, place: home, console },
         }
@@ -203,6 +215,38 @@ async fn shared(
     // Nothing that matters is lost if it cannot be moved: it stays with the guest's files.
     drop(files::keep(&out, &dir.join(run_dir::OUT)));
     Evidence { end, recorded: Some(recorder.finish()), place: home, console }
+}
+
+/// Between two tests: makes the guest what it was for the one before, or gives it up if that cannot be. Gives what there is to be told of it.
+async fn renew(cx: &Cx, lease: &mut Option<Lease>, cancel: &mut Cancel) -> Vec<EventKind> {
+    let mut told = Vec::new();
+    let Some(running) = lease.as_mut() else { return told };
+    let lost = match within(cancel, running.guest.renew(&mut |kind| told.push(kind))).await {
+        Ok(None) => return told,
+        Ok(Some(why)) => Lost::host(why),
+        Err(lost) => lost,
+    };
+    let why = match (&lost.verdict, &lost.message) {
+        (Verdict::Crash(crash), _) => format!("{}: {}", crash.kind, crash.seen),
+        (Verdict::Error(Fault::Host { message }), _) | (_, Some(message)) => message.clone(),
+        (verdict, None) => format!("{verdict:?}"),
+    };
+    told.push(EventKind::Warning {
+        message: format!("a new guest is taken, for the one that was shared is of no more use: {why}"),
+    });
+    if let Some(broken) = lease.take() {
+        broken.give_up(cx, &lost, cancel, &mut |kind| told.push(kind)).await;
+    }
+    told
+}
+
+/// Waits, unless the run is to end at once.
+async fn within<T>(cancel: &mut Cancel, work: impl Future<Output = Result<T, Lost>>) -> Result<T, Lost> {
+    tokio::select! {
+        biased;
+        why = cancel.urgent() => Err(why.lost(Phase::Session)),
+        done = work => done,
+    }
 }
 
 /// A guest in which the set-up scripts have run.

@@ -58,11 +58,12 @@ impl Port {
         &self.channel.name
     }
 
-    /// From here on frames carry the session's tag.
+    /// From here on frames carry the session's tag; 0 is none.
     pub(crate) fn begin(&self, session: u64) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        inner.greeted = true;
+        inner.greeted = session != 0;
         inner.encoder = Encoder::new(match self.manners.session.as_str() {
+            _ if session == 0 => 0,
             "wrong" => !session,
             "zero" => 0,
             _ => session,
@@ -75,6 +76,14 @@ impl Port {
             // Only output is long, and that is no message.
             let _short = encoder.message(message, out);
         })
+    }
+
+    /// Sends a message under another tag than the session's.
+    pub(crate) fn forge(&self, session: u64, message: &ToHost) {
+        let mut out = Vec::new();
+        if Encoder::new(session).message(message, &mut out).is_ok() {
+            self.channel.send(&out);
+        }
     }
 
     /// Sends output of a command.

@@ -277,6 +277,12 @@ impl Qemu {
         usage.wanted_time().unwrap_or_else(|| usage.cpu_time())
     }
 
+    /// Reads [`wanted_time`](Self::wanted_time).
+    pub(crate) fn wanted_clock(&self) -> impl FnMut() -> Duration + Send + use<> {
+        let mut usage = self.child.usage();
+        move || usage.wanted_time().unwrap_or_else(|| usage.cpu_time())
+    }
+
     /// Bytes of memory it has in use now; `None` when it has ended.
     #[must_use]
     pub fn rss(&self) -> Option<u64> {

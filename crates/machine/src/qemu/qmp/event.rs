@@ -11,8 +11,18 @@ use tokio::sync::Notify;
 const QUEUE: usize = 1024;
 
 /// Events that say how a guest's life goes on or ends.
-const VITAL: &[&str] =
-    &["SHUTDOWN", "GUEST_PANICKED", "GUEST_CRASHLOADED", "RESET", "STOP", "RESUME", "POWERDOWN", "WATCHDOG"];
+const VITAL: &[&str] = &[
+    "SHUTDOWN",
+    "GUEST_PANICKED",
+    "GUEST_CRASHLOADED",
+    "RESET",
+    "STOP",
+    "RESUME",
+    "SUSPEND",
+    "WAKEUP",
+    "POWERDOWN",
+    "WATCHDOG",
+];
 
 /// One event. The set of names is open.
 #[derive(Clone, Debug, PartialEq)]

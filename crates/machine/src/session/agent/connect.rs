@@ -176,7 +176,7 @@ async fn send(port: &mut BoxedPort, bytes: &[u8]) -> Result<(), SessionError> {
 }
 
 /// A tag that no earlier session of this guest, or of a clone of it, has had. Never 0.
-fn session_tag() -> Result<u64, SessionError> {
+pub(super) fn session_tag() -> Result<u64, SessionError> {
     loop {
         let mut bytes = [0; 8];
         getrandom::fill(&mut bytes).map_err(SessionError::Random)?;

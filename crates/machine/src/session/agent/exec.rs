@@ -105,7 +105,7 @@ impl AgentSession {
                     None => control = None,
                 },
                 () = pulse.tick() => {
-                    pulse.check("the command's end")?;
+                    pulse.check("the command's end", self.link.reports())?;
                     self.link.ping();
                 }
             }

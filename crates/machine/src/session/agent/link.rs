@@ -1,6 +1,7 @@
 //! Frames over one port: a task that reads, a task that writes, bounded queues to both.
 
 use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use belljar_proto::frame::{Assembler, Decoder, Encoder, Frame, Kind, MAX_PAYLOAD, from_bytes};
@@ -13,6 +14,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use super::connect::{BoxedPort, PortKind};
 use super::error::SessionError;
+use super::reports::Reports;
 
 /// Frames that may wait for the session to take them; then the port is left alone and the guest has to wait.
 const INCOMING: usize = 8;
@@ -32,7 +34,40 @@ pub(super) struct Link {
     encoder: Encoder,
     pings: u64,
     kind: PortKind,
+    reports: Arc<Reports>,
+    tag: Arc<Mutex<Tag>>,
     tasks: [JoinHandle<()>; 2],
+}
+
+/// Whose frames are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tag {
+    /// The session's.
+    Of(u64),
+    /// The agent is to become another process: the old session's, until the new one announces itself.
+    Leaving { old: u64, new: u64 },
+    /// Announcements, until the new process has taken the new session's tag.
+    Coming { new: u64 },
+}
+
+impl Tag {
+    /// Takes a frame, or says what is wrong with it. What comes late of the one before, or from somebody who has its tag, is not taken.
+    fn take(&mut self, frame: &Frame) -> Result<(), SessionError> {
+        match *self {
+            Self::Of(tag) if frame.session == tag => Ok(()),
+            Self::Leaving { old, .. } if frame.session == old => Ok(()),
+            Self::Leaving { new, .. } | Self::Coming { new } if is_announcement(frame) => {
+                *self = Self::Coming { new };
+                Ok(())
+            }
+            Self::Coming { new } if frame.session == new => {
+                *self = Self::Of(new);
+                Ok(())
+            }
+            _ if is_announcement(frame) => Err(SessionError::Restarted),
+            _ => Err(SessionError::WrongSession),
+        }
+    }
 }
 
 impl Drop for Link {
@@ -49,6 +84,8 @@ impl Link {
         let (reader, writer) = tokio::io::split(port);
         let (to_session, incoming) = mpsc::channel(INCOMING);
         let (outgoing, to_port) = mpsc::channel(OUTGOING);
+        let reports = Reports::new(outgoing.downgrade(), kind, session);
+        let tag = Arc::new(Mutex::new(Tag::Of(session)));
         Self {
             incoming,
             outgoing,
@@ -56,11 +93,30 @@ impl Link {
             encoder: Encoder::new(session),
             pings: 0,
             kind,
+            reports: Arc::clone(&reports),
+            tag: Arc::clone(&tag),
             tasks: [
-                tokio::spawn(read(reader, decoder, session, to_session.clone())),
+                tokio::spawn(read(reader, decoder, (tag, reports), to_session.clone())),
                 tokio::spawn(write(writer, to_port, to_session)),
             ],
         }
+    }
+
+    /// What comes beside the session's conversation.
+    pub(super) fn reports(&self) -> &Arc<Reports> {
+        &self.reports
+    }
+
+    /// The agent is about to become another process, which will be greeted with this tag.
+    pub(super) fn leave(&mut self, new: u64) {
+        *self.tag.lock().unwrap_or_else(PoisonError::into_inner) = Tag::Leaving { old: self.encoder.session, new };
+    }
+
+    /// From here on it is the new process's session. To be called before that can have answered.
+    pub(super) fn enter(&mut self, new: u64) {
+        self.encoder = Encoder::new(new);
+        self.assembler = Assembler::new(MAX_FROM_AGENT);
+        self.reports.renewed(new);
     }
 
     /// Bytes of standard input that may be under way, and the most of them that are sent at once. What is under way
@@ -121,15 +177,28 @@ impl Link {
 async fn read(
     mut port: impl AsyncRead + Unpin,
     mut decoder: Decoder,
-    session: u64,
+    (tag, reports): (Arc<Mutex<Tag>>, Arc<Reports>),
     out: mpsc::Sender<Result<Frame, SessionError>>,
 ) {
     let mut buffer = Vec::with_capacity(READ_SIZE);
     loop {
         while let Some(next) = decoder.next_frame() {
-            let next = next.map_err(SessionError::Garbage).and_then(|frame| of_session(frame, session));
+            let next = next.map_err(SessionError::Garbage).and_then(|frame| {
+                tag.lock().unwrap_or_else(PoisonError::into_inner).take(&frame)?;
+                Ok(frame)
+            });
+            let next = match next {
+                Ok(frame) => match reports.take(frame) {
+                    Some(frame) => Ok(frame),
+                    None => continue,
+                },
+                Err(error) => Err(error),
+            };
             let failed = next.is_err();
-            if out.send(next).await.is_err() || failed {
+            reports.hold(true);
+            let sent = out.send(next).await;
+            reports.hold(false);
+            if sent.is_err() || failed {
                 return;
             }
         }
@@ -168,15 +237,8 @@ async fn write(
     }
 }
 
-/// Lets only frames of this session through.
-pub(super) fn of_session(frame: Frame, session: u64) -> Result<Frame, SessionError> {
-    if frame.session == session {
-        return Ok(frame);
-    }
-    let announces = frame.session == 0
-        && frame.kind == Kind::Control
-        && matches!(from_bytes(&frame.payload), Ok(ToHost::Announce(_)));
-    Err(if announces { SessionError::Restarted } else { SessionError::WrongSession })
+fn is_announcement(frame: &Frame) -> bool {
+    frame.session == 0 && frame.kind == Kind::Control && matches!(from_bytes(&frame.payload), Ok(ToHost::Announce(_)))
 }
 
 /// Notices that nothing is heard any more.
@@ -211,7 +273,11 @@ impl Pulse {
         self.last = Instant::now();
     }
 
-    pub(super) fn check(&self, awaited: &str) -> Result<(), SessionError> {
+    /// Whether it has been silent for too long, unless it is known to sleep.
+    pub(super) fn check(&mut self, awaited: &str, reports: &Reports) -> Result<(), SessionError> {
+        if reports.is_asleep() {
+            self.heard();
+        }
         if self.unheard < TICKS {
             return Ok(());
         }

@@ -1,0 +1,126 @@
+//! The kernel's own record, `/dev/kmsg`: every message, whatever the console is set to show, and who wrote it.
+//!
+//! Readers have places of their own in it, so that `dmesg -C` takes nothing from this one.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use belljar_proto::kernel::{may_matter, record};
+use belljar_proto::message::{KernelNews, ToHost};
+use rustix::fs::{Mode, OFlags, SeekFrom};
+use rustix::io::Errno;
+
+use crate::link::Link;
+use crate::text;
+
+const RECORD: &str = "/dev/kmsg";
+const TAINTED: &str = "/proc/sys/kernel/tainted";
+/// Longest record that the kernel gives out, with room to spare (`CONSOLE_EXT_LOG_MAX`).
+const MAX_RECORD: usize = 16 * 1024;
+/// Longest text that is passed on, in bytes.
+const MAX_TEXT: usize = 512;
+/// Most lines that are passed on: a flood of them says no more than its beginning.
+const MAX_LINES: u32 = 2000;
+/// Most records read before something else has its turn.
+const AT_ONCE: usize = 512;
+
+/// A place in the kernel's record.
+pub(crate) struct KernelRecord {
+    fd: Result<OwnedFd, Errno>,
+    /// Number of the next record; none before the first.
+    next: Option<u64>,
+    passed_on: u32,
+    /// The kernel's flags when the agent began.
+    tainted: u64,
+}
+
+impl KernelRecord {
+    /// From here on.
+    pub(crate) fn open() -> Self {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(RECORD, flags, Mode::empty())
+            .and_then(|fd| rustix::fs::seek(&fd, SeekFrom::End(0)).map(|_| fd));
+        Self { fd, next: None, passed_on: 0, tainted: tainted() }
+    }
+
+    /// No place at all.
+    pub(crate) fn none() -> Self {
+        Self::inherited(None, 0)
+    }
+
+    /// Goes on where another process of the agent was.
+    pub(crate) fn inherited(fd: Option<OwnedFd>, tainted: u64) -> Self {
+        Self { fd: fd.ok_or(Errno::BADF), next: None, passed_on: 0, tainted }
+    }
+
+    /// What [`inherited`](Self::inherited) needs.
+    pub(crate) fn parts(&self) -> (Option<BorrowedFd<'_>>, u64) {
+        (self.fd.as_ref().ok().map(AsFd::as_fd), self.tainted)
+    }
+
+    /// What is to be waited for.
+    pub(crate) fn fd(&self) -> Option<&OwnedFd> {
+        self.fd.as_ref().ok()
+    }
+
+    /// What the host is told at the beginning of a session.
+    pub(crate) fn introduce(&mut self, link: &mut Link) {
+        self.passed_on = 0;
+        let news = match &self.fd {
+            Ok(_) => KernelNews::Watched,
+            Err(errno) => KernelNews::Unreadable(format!("open {RECORD}: {}", text::errno(*errno))),
+        };
+        link.queue(&ToHost::Kernel(news));
+    }
+
+    /// Passes on what is there. `true`: there is more.
+    pub(crate) fn pass_on(&mut self, link: &mut Link) -> bool {
+        let Ok(fd) = &self.fd else { return false };
+        let mut buffer = [0; MAX_RECORD];
+        let mut lost = 0;
+        let mut unknown = false;
+        let mut more = true;
+        for _ in 0..AT_ONCE {
+            let read = match rustix::io::read(fd, &mut buffer) {
+                Ok(0) | Err(Errno::AGAIN) => {
+                    more = false;
+                    break;
+                }
+                Ok(read) => read,
+                Err(Errno::INTR) => continue,
+                // Records were overwritten; the next read gives the oldest that is left.
+                Err(Errno::PIPE) => {
+                    unknown = true;
+                    continue;
+                }
+                // One that is longer than any kernel writes is passed over.
+                Err(Errno::INVAL) => continue,
+                Err(errno) => {
+                    let why = format!("read {RECORD}: {}", text::errno(errno));
+                    self.fd = Err(errno);
+                    link.queue(&ToHost::Kernel(KernelNews::Unreadable(why)));
+                    return false;
+                }
+            };
+            let Some(record) = record(&buffer[..read]) else { continue };
+            if let Some(next) = self.next {
+                lost += record.sequence.saturating_sub(next);
+            }
+            self.next = Some(record.sequence + 1);
+            let line = text::lossy(&record.text[..record.text.len().min(MAX_TEXT)]);
+            if record.by_kernel && may_matter(&line) && self.passed_on < MAX_LINES {
+                self.passed_on += 1;
+                link.queue(&ToHost::Kernel(KernelNews::Line(line)));
+            }
+        }
+        if lost > 0 || unknown {
+            let tainted = tainted() & !self.tainted;
+            link.queue(&ToHost::Kernel(KernelNews::Lost { records: lost.max(1), tainted }));
+        }
+        more
+    }
+}
+
+/// The kernel's flags (its `Documentation/admin-guide/tainted-kernels.rst`).
+fn tainted() -> u64 {
+    std::fs::read_to_string(TAINTED).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+}

@@ -1,0 +1,270 @@
+//! What earlier commands left in a guest that others use after them: processes, and mounts that are not as they were.
+//!
+//! A process is named by its number and the time of its start, for numbers come again. Everything that was there when the first
+//! test began belongs to the guest, and so do workers that a daemon among these makes of itself. Whatever else runs when a test is over
+//! is ended: by its own parent or not, in whatever session, control group or namespace it hides.
+
+use std::collections::HashMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, Instant};
+
+use belljar_proto::message::{Leftovers, MAX_NAMED, Mount, MountMode};
+use rustix::process::{WaitOptions, getpid};
+use serde::{Deserialize, Serialize};
+
+use crate::{sys, text};
+
+/// How long processes have to end after they were killed: the kernel may have much memory to take back.
+const DYING: Duration = Duration::from_secs(10);
+/// How often killed processes are looked at.
+const LOOK: Duration = Duration::from_millis(5);
+/// `PF_KTHREAD` of the kernel's `include/linux/sched.h`.
+const KERNEL_THREAD: u64 = 0x0020_0000;
+/// File systems that every test may count on, and the agent too.
+const SYSTEM: &[&str] = &["/", "/proc", "/sys", "/dev", "/run", "/tmp"];
+
+/// What belongs to the guest.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Baseline {
+    /// Number and start of each process.
+    processes: Vec<(i32, u64)>,
+    places: Vec<Mounted>,
+}
+
+/// What is mounted somewhere.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Mounted {
+    at: String,
+    device: u64,
+    read_only: bool,
+}
+
+impl Mounted {
+    fn at(path: &str) -> Option<Self> {
+        let device = fs::metadata(path).ok()?.dev();
+        let flags = rustix::fs::statvfs(path).ok()?.f_flag;
+        Some(Self { at: path.to_owned(), device, read_only: flags.contains(rustix::fs::StatVfsMountFlags::RDONLY) })
+    }
+
+    /// What has become of it, where it is not as it was.
+    fn change(&self) -> Option<String> {
+        match Self::at(&self.at) {
+            Some(now) if now == *self => None,
+            Some(now) if now.device == self.device => {
+                Some(format!("{} (mounted {} now)", self.at, if now.read_only { "read-only" } else { "writable" }))
+            }
+            _ => Some(format!("{} (unmounted, or something else is mounted there)", self.at)),
+        }
+    }
+}
+
+/// The shares that are written to, as they are mounted now.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Shares(Vec<Mounted>);
+
+impl Shares {
+    pub(crate) fn of(mounts: &[Mount]) -> Self {
+        let written = mounts.iter().filter(|mount| mount.mode == MountMode::ReadWrite);
+        Self(written.filter_map(|mount| Mounted::at(&mount.path)).collect())
+    }
+
+    /// Those that are not as they were.
+    pub(crate) fn changes(&self) -> Vec<String> {
+        self.0.iter().filter_map(Mounted::change).collect()
+    }
+}
+
+/// One process of the guest.
+#[derive(Debug)]
+struct Process {
+    pid: i32,
+    parent: i32,
+    start: u64,
+    name: String,
+    dead: bool,
+}
+
+impl Process {
+    /// `None`: a thread of the kernel's, or gone.
+    fn read(pid: i32) -> Option<Self> {
+        let Ok(stat) = fs::read(format!("/proc/{pid}/stat")) else {
+            // Something that is mounted over it hides nothing.
+            let hidden = sys::kill(pid, 0).is_ok();
+            let name = "one that hides".to_owned();
+            return hidden.then_some(Self { pid, parent: 0, start: 0, name, dead: false });
+        };
+        Self::parse(pid, &text::lossy(&stat))
+    }
+
+    fn parse(pid: i32, stat: &str) -> Option<Self> {
+        // The name is in parentheses and may contain some.
+        let (before, fields) = stat.rsplit_once(')')?;
+        let name = before.split_once('(')?.1.to_owned();
+        let fields: Vec<&str> = fields.split_ascii_whitespace().collect();
+        let number = |at: usize| fields.get(at).and_then(|field| field.parse::<u64>().ok());
+        if number(6)? & KERNEL_THREAD != 0 {
+            return None;
+        }
+        let dead = matches!(*fields.first()?, "Z" | "X");
+        Some(Self { pid, parent: i32::try_from(number(1)?).ok()?, start: number(19)?, name, dead })
+    }
+
+    fn key(&self) -> (i32, u64) {
+        (self.pid, self.start)
+    }
+
+    fn shown(&self) -> String {
+        format!("{} ({})", self.name, self.pid)
+    }
+}
+
+/// Every process but the kernel's threads.
+fn processes() -> Vec<Process> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let numbers = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    numbers.filter_map(Process::read).collect()
+}
+
+/// The file that a process runs.
+fn program(pid: i32) -> Option<(u64, u64)> {
+    let file = fs::metadata(format!("/proc/{pid}/exe")).ok()?;
+    Some((file.dev(), file.ino()))
+}
+
+impl Baseline {
+    /// What there is now.
+    pub(crate) fn now(mounts: &[Mount]) -> Self {
+        let shares = mounts.iter().map(|mount| mount.path.as_str());
+        Self {
+            processes: processes().iter().map(Process::key).collect(),
+            places: SYSTEM.iter().copied().chain(shares).filter_map(Mounted::at).collect(),
+        }
+    }
+
+    /// Ends what does not belong to the guest, and says what else is not as it was. With `own_only` nothing is touched but what descends
+    /// from the agent.
+    pub(crate) fn restore(&mut self, own_only: bool) -> Leftovers {
+        let mut found =
+            Leftovers { left: self.places.iter().filter_map(Mounted::change).collect(), ..Leftovers::default() };
+        if !found.left.is_empty() {
+            // Without /proc nothing is seen; the guest is of no use either way.
+            found.left.truncate(MAX_NAMED);
+            return found;
+        }
+        let until = Instant::now() + DYING;
+        let mut killed: Vec<(i32, u64)> = Vec::new();
+        loop {
+            let all = processes();
+            let strangers = self.strangers(&all, own_only);
+            if strangers.is_empty() {
+                let survivors = all.iter().filter(|process| !process.dead && !killed.contains(&process.key()));
+                self.processes = survivors.map(Process::key).collect();
+                break;
+            }
+            if Instant::now() >= until {
+                let shown = |p: &&Process| format!("the process {}, which does not end", p.shown());
+                found.left = strangers.iter().take(MAX_NAMED).map(shown).collect();
+                break;
+            }
+            // Stopped first, so that none makes others while these are killed.
+            for signal in [libc::SIGSTOP, libc::SIGKILL] {
+                for process in &strangers {
+                    let _ = sys::kill(process.pid, signal);
+                }
+            }
+            for process in strangers {
+                if killed.contains(&process.key()) {
+                    continue;
+                }
+                killed.push(process.key());
+                found.killed_count += 1;
+                if found.killed.len() < MAX_NAMED {
+                    found.killed.push(process.shown());
+                }
+            }
+            while let Ok(Some(_)) = rustix::process::wait(WaitOptions::NOHANG) {}
+            sys::poll(&mut [], Some(LOOK));
+        }
+        found
+    }
+
+    /// Which of these do not belong to the guest.
+    fn strangers<'a>(&self, all: &'a [Process], own_only: bool) -> Vec<&'a Process> {
+        let own = getpid().as_raw_nonzero().get();
+        let by_pid: HashMap<i32, &Process> = all.iter().map(|process| (process.pid, process)).collect();
+        let belongs = |process: &Process| self.processes.contains(&process.key());
+        let above = |process: &Process| {
+            let mut line = Vec::new();
+            let mut at = process.parent;
+            while let Some(parent) = by_pid.get(&at) {
+                line.push(*parent);
+                at = parent.parent;
+                if line.len() > all.len() {
+                    break;
+                }
+            }
+            line
+        };
+        let is_worker = |process: &Process| {
+            let daemon = above(process).into_iter().find(|parent| belongs(parent));
+            daemon.is_some_and(|daemon| {
+                daemon.pid != 1 && daemon.pid != own && {
+                    let of_daemon = program(daemon.pid);
+                    of_daemon.is_some() && of_daemon == program(process.pid)
+                }
+            })
+        };
+        all.iter()
+            .filter(|process| process.pid != own && process.pid != 1 && !process.dead && !belongs(process))
+            .filter(|process| !own_only || above(process).iter().any(|parent| parent.pid == own))
+            .filter(|process| !is_worker(process))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn process(pid: i32, parent: i32) -> Process {
+        Process { pid, parent, start: 7, name: "x".into(), dead: false }
+    }
+
+    #[test]
+    fn a_line_of_stat_is_read_whatever_the_name() {
+        let stat = "412 (a) b (c)) S 1 412 412 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 99887 0 0";
+        let read = Process::parse(412, stat).unwrap();
+        assert_eq!((read.parent, read.start, read.name.as_str(), read.dead), (1, 99887, "a) b (c)", false));
+        let kernel = stat.replace("4194560", "2129984");
+        assert!(Process::parse(412, &kernel).is_none());
+        for broken in ["", "412 (x", "412 (x) S", "412 (x) S a b c"] {
+            assert!(Process::parse(412, broken).is_none(), "{broken}");
+        }
+    }
+
+    #[test]
+    fn whatever_came_later_is_a_stranger() {
+        let own = getpid().as_raw_nonzero().get();
+        let baseline = Baseline { processes: vec![(1, 7), (own, 7), (50, 7)], places: Vec::new() };
+        // A number that was used again, a child of the first process, one of the agent, one of a daemon's that runs another program.
+        let mut again = process(60, 1);
+        again.start = 8;
+        let all = [process(1, 0), process(own, 1), process(50, 1), again, process(61, own), process(62, 50)];
+        let pids = |own_only| baseline.strangers(&all, own_only).iter().map(|p| p.pid).collect::<Vec<_>>();
+        assert_eq!(pids(false), [60, 61, 62]);
+        assert_eq!(pids(true), [61]);
+    }
+
+    #[test]
+    fn a_share_that_is_not_where_it_was_is_named() {
+        let mounted = Mounted::at("/proc").unwrap();
+        assert_eq!(mounted.change(), None);
+        let gone = Mounted { device: mounted.device + 1, ..Mounted::at("/proc").unwrap() };
+        assert!(gone.change().unwrap().starts_with("/proc (unmounted"));
+        let other = Mounted { read_only: !mounted.read_only, ..Mounted::at("/proc").unwrap() };
+        assert!(other.change().unwrap().contains("/proc (mounted "));
+        let nowhere = Mounted { at: "/no/such/place".into(), device: 1, read_only: false };
+        assert!(nowhere.change().is_some());
+    }
+}

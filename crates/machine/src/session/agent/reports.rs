@@ -1,0 +1,213 @@
+//! What comes over the agent's port beside the session's own conversation: the news of the guest's kernel, and signs of life. Whoever
+//! watches the guest reads it while the session waits for something else.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use belljar_proto::frame::{Encoder, Frame, Kind, from_bytes};
+use belljar_proto::message::{KernelNews, ToAgent, ToHost};
+use tokio::sync::{mpsc, watch};
+
+use super::connect::PortKind;
+use super::error::clean;
+
+/// Most news that are kept; the agent sends fewer.
+const MAX_NEWS: usize = 4096;
+/// Numbers of the questions that are asked here begin above this, and those of the session's own pings stay far below or above.
+const FIRST: u64 = 1 << 62;
+/// And end below this.
+const LAST: u64 = 1 << 63;
+
+/// The guest's kernel and its agent, as far as they have made themselves heard.
+#[derive(Debug)]
+pub(crate) struct Reports {
+    state: Mutex<State>,
+    changed: watch::Sender<u64>,
+    port: mpsc::WeakSender<Vec<u8>>,
+    kind: PortKind,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    session: u64,
+    /// Frames that came.
+    heard: u64,
+    asked: u64,
+    answered: u64,
+    /// The reader waits until somebody takes what it has read.
+    held: bool,
+    vouches: bool,
+    /// The guest has suspended itself.
+    asleep: bool,
+    news: Vec<KernelNews>,
+}
+
+impl Reports {
+    pub(super) fn new(port: mpsc::WeakSender<Vec<u8>>, kind: PortKind, session: u64) -> Arc<Self> {
+        let state = Mutex::new(State { session, ..State::default() });
+        Arc::new(Self { state, changed: watch::Sender::new(0), port, kind })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing is half-done while it is held.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a frame of the session; `None`: it was for those who watch.
+    pub(super) fn take(&self, frame: Frame) -> Option<Frame> {
+        let message = (frame.kind == Kind::Control).then(|| from_bytes::<ToHost>(&frame.payload));
+        let kept = {
+            let mut state = self.state();
+            state.heard += 1;
+            match message {
+                Some(Ok(ToHost::Kernel(news))) => {
+                    state.take(news);
+                    None
+                }
+                Some(Ok(ToHost::Pong(number))) if (FIRST..LAST).contains(&number) => {
+                    state.answered = state.answered.max(number - FIRST);
+                    None
+                }
+                _ => return Some(frame),
+            }
+        };
+        self.changed.send_modify(|n| *n += 1);
+        kept
+    }
+
+    /// The session goes on under another tag: with a new process, which introduces itself.
+    pub(super) fn renewed(&self, session: u64) {
+        let mut state = self.state();
+        state.session = session;
+        state.vouches = false;
+    }
+
+    /// Whether the reader is held up by somebody who does not take what came.
+    pub(super) fn hold(&self, held: bool) {
+        self.state().held = held;
+    }
+
+    /// Asks the agent for a sign of life, after which all that the kernel had said is known. Gives what [`answered`](Self::answered)
+    /// reaches then; `None`: the guest has not even taken what was sent before.
+    pub(crate) fn ask(&self) -> Option<u64> {
+        let (session, ticket) = {
+            let state = self.state();
+            (state.session, state.asked + 1)
+        };
+        let mut frames = Vec::new();
+        Encoder::new(session).message(&ToAgent::Ping(FIRST + ticket), &mut frames).ok()?;
+        self.port.upgrade()?.try_send(frames).ok()?;
+        self.state().asked = ticket;
+        Some(ticket)
+    }
+
+    /// The last question that was answered.
+    pub(crate) fn answered(&self) -> u64 {
+        self.state().answered
+    }
+
+    /// How often anything was heard.
+    pub(crate) fn heard(&self) -> u64 {
+        self.state().heard
+    }
+
+    /// Whether somebody on this side keeps the agent's words from being read.
+    pub(crate) fn is_held(&self) -> bool {
+        self.state().held
+    }
+
+    /// Whether all that the kernel says is told here.
+    pub(crate) fn vouches(&self) -> bool {
+        self.state().vouches
+    }
+
+    /// The news from this number on.
+    pub(crate) fn news(&self, from: usize) -> Vec<KernelNews> {
+        self.state().news.get(from..).unwrap_or_default().to_vec()
+    }
+
+    /// Which way they come.
+    pub(crate) fn kind(&self) -> PortKind {
+        self.kind
+    }
+
+    /// The guest has suspended itself, or has woken: nothing can be heard of one that sleeps.
+    pub(crate) fn set_asleep(&self, asleep: bool) {
+        self.state().asleep = asleep;
+    }
+
+    /// See [`set_asleep`](Self::set_asleep).
+    pub(crate) fn is_asleep(&self) -> bool {
+        self.state().asleep
+    }
+
+    /// To wait for more.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+}
+
+impl State {
+    fn take(&mut self, news: KernelNews) {
+        let news = match news {
+            KernelNews::Line(line) => KernelNews::Line(clean(&line)),
+            KernelNews::Unreadable(why) => KernelNews::Unreadable(clean(&why)),
+            other => other,
+        };
+        match &news {
+            // A gap is a gap for the rest of the guest's life.
+            KernelNews::Watched => {
+                self.vouches = self.news.iter().all(|n| !matches!(n, KernelNews::Lost { .. }));
+                if self.news.contains(&news) {
+                    return;
+                }
+            }
+            KernelNews::Unreadable(_) | KernelNews::Lost { .. } => self.vouches = false,
+            KernelNews::Line(_) => {}
+        }
+        if self.news.len() < MAX_NEWS {
+            self.news.push(news);
+        } else {
+            self.vouches = false;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(message: &ToHost) -> Frame {
+        let payload = belljar_proto::frame::to_bytes(message).unwrap();
+        Frame { kind: Kind::Control, exec: 0, session: 5, payload }
+    }
+
+    fn reports() -> (Arc<Reports>, mpsc::Receiver<Vec<u8>>, mpsc::Sender<Vec<u8>>) {
+        let (sender, receiver) = mpsc::channel(1);
+        (Reports::new(sender.downgrade(), PortKind::Virtio, 5), receiver, sender)
+    }
+
+    #[test]
+    fn an_answer_is_told_from_the_sessions_own() {
+        let (reports, _receiver, _sender) = reports();
+        let ticket = reports.ask().unwrap();
+        assert_eq!(reports.ask(), None, "nobody takes what is sent");
+        assert!(reports.take(frame(&ToHost::Pong(1))).is_some());
+        assert!(reports.take(frame(&ToHost::Pong(u64::MAX - 1))).is_some());
+        assert!(reports.answered() < ticket);
+        assert!(reports.take(frame(&ToHost::Pong(FIRST + ticket))).is_none());
+        assert_eq!((reports.answered(), reports.heard()), (ticket, 3));
+    }
+
+    #[test]
+    fn who_has_missed_something_vouches_for_nothing() {
+        let (reports, _receiver, _sender) = reports();
+        assert!(!reports.vouches());
+        reports.take(frame(&ToHost::Kernel(KernelNews::Watched)));
+        assert!(reports.vouches());
+        reports.take(frame(&ToHost::Kernel(KernelNews::Line("\u{1b}[2JBUG: x".into()))));
+        assert_eq!(reports.news(0), [KernelNews::Watched, KernelNews::Line("\u{fffd}[2JBUG: x".into())]);
+        reports.take(frame(&ToHost::Kernel(KernelNews::Lost { records: 1, tainted: 0 })));
+        reports.take(frame(&ToHost::Kernel(KernelNews::Watched)));
+        assert!(!reports.vouches());
+    }
+}

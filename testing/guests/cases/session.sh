@@ -1,0 +1,139 @@
+# shellcheck shell=bash
+# shellcheck disable=SC2015,SC2016,SC2154 # what is quoted is expanded in the guest; run and lib.sh set dir, code
+# What the guest says of itself: results that only their own test can give, faults of its kernel, and its death.
+
+# suite TEXT: the workspace ws has this configuration of a suite of all files in t; the guest is the host's userland.
+suite() {
+    mkdir -p ws/t
+    printf '[guests.g]\nmemory = "512MiB"\n\n[[suites]]\nname = "s"\ntests = ["t/*"]\nguests = ["g"]\n%s\n' "$1" >ws/belljar.toml
+}
+unit() { printf '#!/bin/sh\n%s\n' "$2" >"ws/t/$1"; chmod +x "ws/t/$1"; }
+# bjt ARGUMENT...: `belljar test` there.
+bjt() {
+    code=0
+    (cd ws && exec "$BELLJAR" test "$@") >out 2>err </dev/null || code=$?
+    echo "+ belljar test $*: exit code $code"
+    tail -n 40 err out | cut -c1-300 | sed 's/^/  | /'
+}
+# verdict UNIT: what became of it.
+verdict() {
+    python3 - "$1" state/runs/*/events.jsonl state/*/runs/*/events.jsonl <<'P'
+import glob, json, sys
+for path in sys.argv[2:]:
+    for file in glob.glob(path):
+        for line in open(file):
+            event = json.loads(line)
+            if event.get("kind") == "unit-ended" and event["unit"] == f"s/{sys.argv[1]}@g":
+                print(event["verdict"])
+P
+}
+consoles() { find state -name console.log -exec cat {} +; }
+
+test_a_neighbour_cannot_pass_for_the_next() {
+    suite 'isolation = "suite"'
+    cp "$top/testing/guests/forger.py" ws/forger.py
+    unit 1-leaves-a-forger 'python3 forger.py; until grep -q forger /proc/[0-9]*/cmdline 2>/dev/null; do sleep 0.1; done; sleep 2'
+    unit 2-fails 'sleep 3; exit 1'
+    unit 3-looks 'for p in /proc/[0-9]*; do if tr "\0" " " <$p/cmdline 2>/dev/null | grep -q "[f]orger.py"; then exit 1; fi; done'
+    bjt
+    want_code 100
+    # The attack is a real one: it had the port. It only came to nothing.
+    consoles | grep -q 'forger: has the port: True' || fail 'the forger did not get the port, so this shows nothing'
+    [ "$(verdict 2-fails)" = fail ] || fail "the result of the second test is $(verdict 2-fails)"
+    [ "$(verdict 3-looks)" = pass ] || fail 'the forger is still there'
+    grep -rq 'which was killed: python3' state || fail 'nobody says that something was left behind'
+}
+
+test_what_is_left_behind_is_ended_and_daemons_of_the_set_up_live() {
+    suite 'isolation = "suite"
+setup = "setup.sh"'
+    printf '#!/bin/sh\nsetsid sh -c "sleep 100000 & exec sleep 100001" >/dev/null 2>&1 </dev/null &\nsleep 0.5\n' >ws/setup.sh
+    chmod +x ws/setup.sh
+    unit 1-leaves 'setsid sleep 200000 >/dev/null 2>&1 & (setsid setsid sh -c "trap : TERM HUP; while :; do sleep 200001; done" &) ; unshare -pf --mount-proc sleep 200002 & sleep 1; exit 0'
+    unit 2-looks 'ps ax | grep "[s]leep 20000" && exit 1; ps ax | grep -c "[s]leep 10000" | grep -qx 2'
+    bjt
+    want_code 0
+    # What cannot be ended: the next test gets another guest.
+    rm -r ws/t state
+    unit 1-mounts 'mount -t tmpfs tmpfs /tmp; exit 0' || true
+    mkdir -p ws/t; unit 1-mounts 'mount -t tmpfs tmpfs /tmp; exit 0'; unit 2-next 'touch /tmp/x; exit 0'
+    bjt
+    want_code 0
+    grep -rq 'a new guest is taken.*/tmp' state || fail 'nobody says why there is a new guest'
+}
+
+test_a_unit_that_unmounts_the_workspace() {
+    suite 'isolation = "suite"
+workspace-mode = "ro"'
+    unit 1-unmounts 'cd /; umount -l /mnt/hostos'
+    unit 2-next 'test -e belljar.toml'
+    unit 3-over 'mount -t tmpfs tmpfs /mnt/hostos'
+    unit 4-last 'test -e belljar.toml'
+    bjt
+    [ "$(verdict 2-next) $(verdict 4-last)" = 'pass pass' ] || fail "the next ones: $(verdict 2-next) $(verdict 4-last)"
+    grep -rq 'a new guest is taken.*/mnt/hostos (unmounted' state || fail 'nobody says why there is a new guest'
+}
+
+test_unmounting_everything_is_told() {
+    bj -- sh -c 'echo >f; umount -a -l; exit 0'
+    want_code 125
+    want_err 'changed what is mounted'
+    want_err '/mnt/hostos .unmounted'
+    want_no_line 'disk full' err
+}
+
+# hung NAME TEXT: a task that hangs for 2 s in the kernel, on an extra disk, after TEXT; it is seen whatever TEXT does.
+hung() {
+    bj --memory 768MiB --disk size=64M --timeout 240s -- sh -c "
+        disk=\$(ls /dev/vd? | tail -n 1); mkfs.ext4 -q \$disk && mkdir -p /tmp/d && mount \$disk /tmp/d || exit 99
+        sysctl -q kernel.hung_task_timeout_secs=2 || exit 98
+        $2
+        fsfreeze -f /tmp/d; (echo x >/tmp/d/x) & sleep 30; fsfreeze -u /tmp/d; exit 0"
+    want_code 121
+    want_err 'blocked for more than'
+}
+test_a_fault_that_the_console_does_not_show() { hung dmesg 'dmesg -n 1'; }
+test_a_fault_after_printk() { hung printk 'sysctl -q kernel.printk="3 4 1 3"'; }
+test_a_fault_in_an_escape_sequence() { hung escape 'dmesg -C; printf "\033]0;" >/dev/console'; }
+test_a_fault_in_a_long_line() { hung long 'head -c 5000 /dev/zero | tr "\0" x >/dev/console'; }
+
+test_words_are_no_fault() {
+    bj -- sh -c 'echo "BUG: only my own words" >/dev/console; echo "[   12.345678] BUG: only my own words" >/dev/console
+        echo "BUG: only my own words" >/dev/kmsg; echo "<0>Oops: 0002 [#1] SMP" >/dev/kmsg
+        echo "[   99.123456] reboot: System halted" >/dev/console; sleep 1; exit 0'
+    want_code 0
+    want_err "no message of the kernel's"
+}
+
+test_a_panic_is_one() {
+    bj -- sh -c 'echo c >/proc/sysrq-trigger; sleep 60'
+    want_code 121
+    want_err 'panic'
+}
+
+test_a_halted_guest() {
+    bj --timeout 200s -- python3 -c 'import ctypes; ctypes.CDLL(None).reboot(0xcdef0123)'
+    want_code 121
+    want_err 'halt'
+}
+
+test_a_driver_that_is_unbound() {
+    bj --timeout 200s -- sh -c 'cd /sys/bus/virtio/drivers/virtio_console && for d in virtio*; do echo $d >unbind; done; sleep 100'
+    want_code 121
+    want_err "agent's port was closed"
+}
+
+# fixtures: debian-bookworm
+test_an_agent_that_is_killed() {
+    bj --image "$(fixture debian-bookworm)" --timeout 200s -- sh -c 'kill -9 -1; sleep 100'
+    want_code 121
+    want_err "agent's port was closed"
+}
+
+test_a_guest_that_suspends_itself() {
+    bj --timeout 200s -- sh -c 'rtcwake -m mem -s 3; echo awake; exit 5'
+    want_err 'suspended itself'
+    want_err 'woke after'
+    want_code 5
+    want_out awake
+}
