@@ -507,6 +507,10 @@ impl Agent {
                 self.tell_of_kernel();
                 self.link.queue(&ToHost::Pong(number));
             }
+            ToAgent::Sync if self.shares.are_dead() => {
+                self.tell_of_kernel();
+                self.link.queue(&ToHost::Synced(Some(SyncFault::Suspended)));
+            }
             ToAgent::Sync => match setup::start_sync(&self.mounts) {
                 Ok(job) => self.jobs.push(job),
                 Err(errno) => {
@@ -534,6 +538,9 @@ impl Agent {
     fn renew(&mut self, fresh: bool) {
         let mut found = Leftovers::default();
         match (fresh, &mut self.baseline) {
+            (true, _) if self.shares.are_dead() => {
+                found.left.push("dead shares, for the guest was suspended".into());
+            }
             (true, Some(baseline)) => {
                 for command in self.commands.drain(..) {
                     command.signal(libc::SIGKILL);

@@ -11,12 +11,15 @@ use std::time::{Duration, Instant};
 
 use belljar_proto::message::{Leftovers, MAX_NAMED, Mount, MountMode};
 use rustix::process::{WaitOptions, getpid};
+use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 use crate::{sys, text};
 
 /// How long processes have to end after they were killed: the kernel may have much memory to take back.
 const DYING: Duration = Duration::from_secs(10);
+/// Two clocks that are read one after the other differ by less, in milliseconds.
+const JITTER: i64 = 500;
 /// How often killed processes are looked at.
 const LOOK: Duration = Duration::from_millis(5);
 /// `PF_KTHREAD` of the kernel's `include/linux/sched.h`.
@@ -61,18 +64,37 @@ impl Mounted {
 
 /// The shares that are written to, as they are mounted now.
 #[derive(Debug, Default, Serialize, Deserialize)]
-pub(crate) struct Shares(Vec<Mounted>);
+pub(crate) struct Shares {
+    written: Vec<Mounted>,
+    /// For how long the guest had been suspended, in milliseconds.
+    slept: i64,
+}
 
 impl Shares {
     pub(crate) fn of(mounts: &[Mount]) -> Self {
         let written = mounts.iter().filter(|mount| mount.mode == MountMode::ReadWrite);
-        Self(written.filter_map(|mount| Mounted::at(&mount.path)).collect())
+        Self { written: written.filter_map(|mount| Mounted::at(&mount.path)).collect(), slept: slept() }
+    }
+
+    /// Whether the guest was suspended since they were mounted. Linux does not set up a 9p device again when it wakes: whoever
+    /// touches such a share then waits for ever.
+    pub(crate) fn are_dead(&self) -> bool {
+        slept() - self.slept > JITTER
     }
 
     /// Those that are not as they were.
     pub(crate) fn changes(&self) -> Vec<String> {
-        self.0.iter().filter_map(Mounted::change).collect()
+        self.written.iter().filter_map(Mounted::change).collect()
     }
+}
+
+/// For how long the guest has been suspended in all, in milliseconds: one of its clocks goes on meanwhile and one does not.
+fn slept() -> i64 {
+    let millis = |clock| {
+        let now = clock_gettime(clock);
+        now.tv_sec * 1000 + now.tv_nsec / 1_000_000
+    };
+    millis(ClockId::Boottime) - millis(ClockId::Monotonic)
 }
 
 /// One process of the guest.

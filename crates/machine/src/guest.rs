@@ -438,6 +438,12 @@ impl Guest {
             Some(SyncFault::Failed(what)) => Err(Lost::host(format!(
                 "what the guest wrote to the shares may not have reached the host: {what}; is the disk full?"
             ))),
+            Some(SyncFault::Suspended) => {
+                let message = "the guest was suspended, and its shares did not survive that: what was written to them before is here, and nothing \
+                               that came after";
+                observe(EventKind::Warning { message: message.into() });
+                Ok(())
+            }
             Some(SyncFault::Gone(places)) => Err(Lost::host(format!(
                 "the command changed what is mounted in the guest, so that what it wrote there may not have reached the host: {}; unmount \
                  only what the command has mounted itself",

@@ -294,6 +294,9 @@ pub enum SyncFault {
     Failed(String),
     /// These shares are not where they were mounted any more.
     Gone(Vec<String>),
+    /// The guest was suspended, which the shares did not survive. Every write that had ended before is on the host; one after it has
+    /// not ended.
+    Suspended,
 }
 
 /// What earlier commands left in a guest that is to be as it was before them.

@@ -130,10 +130,19 @@ test_an_agent_that_is_killed() {
     want_err "agent's port was closed"
 }
 
+# fixtures: debian-bookworm
 test_a_guest_that_suspends_itself() {
-    bj --timeout 200s -- sh -c 'rtcwake -m mem -s 3; echo awake; exit 5'
+    # Nothing of it is on a share while it sleeps.
+    bj --image "$(fixture debian-bookworm)" -w none --timeout 200s -- sh -c 'cd /; (sleep 1; echo +4 >/sys/class/rtc/rtc0/wakealarm; echo mem >/sys/power/state); echo awake; exit 5'
     want_err 'suspended itself'
     want_err 'woke after'
     want_code 5
     want_out awake
+}
+
+test_a_root_directory_that_does_not_wake_is_told() {
+    bj --timeout 30s -- rtcwake -m mem -s 3
+    want_code 124
+    want_err 'woke after'
+    want_err '9p shares from now on hangs'
 }

@@ -177,6 +177,7 @@ impl AgentSession {
             .await?;
         Ok(failed.map(|fault| match fault {
             SyncFault::Failed(text) => SyncFault::Failed(error::clean(&text)),
+            SyncFault::Suspended => SyncFault::Suspended,
             SyncFault::Gone(places) => SyncFault::Gone(places.iter().map(|p| error::clean(p)).collect()),
         }))
     }

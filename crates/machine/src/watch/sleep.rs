@@ -77,7 +77,11 @@ impl Watch {
     pub(super) fn wake_up(&mut self, observe: Observe<'_>) {
         let Some(since) = self.sleep.since.take() else { return };
         let slept = crate::for_people(since.elapsed());
-        observe(EventKind::Warning { message: format!("the guest woke after {slept}") });
+        observe(EventKind::Warning {
+            message: format!(
+                "the guest woke after {slept}; whatever uses its 9p shares from now on hangs, for these do not survive a suspend"
+            ),
+        });
         self.sleep_changed();
     }
 
