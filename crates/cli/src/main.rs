@@ -57,6 +57,8 @@ fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
+    // Whoever was killed could not do it, and its user may never make a template again.
+    template::sweep();
     let code = obey(cli.command);
     // They are killed, but not gone the same moment.
     all_ended(LAST_LIMIT);

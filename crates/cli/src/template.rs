@@ -4,7 +4,7 @@ use std::{fmt::Write as _, time::SystemTime};
 
 use belljar_machine::{
     lease::{Templates, Use},
-    template::{Kept, TemplateStore},
+    template::{BeingMade, Kept, TemplateStore},
 };
 use bytesize::ByteSize;
 
@@ -29,6 +29,14 @@ pub(crate) fn settings(args: &HostArgs) -> Result<Templates, String> {
     };
     let using = if switched && !args.no_template { Use::Make } else { Use::Never };
     Ok(Templates::new(store()?, using))
+}
+
+/// Removes what makers of templates that were killed left behind.
+pub(crate) fn sweep() {
+    // Whoever needs the directory says what is wrong with it.
+    if let Ok(dir) = cache_dir() {
+        TemplateStore::new(dir.join("templates"), u64::MAX).sweep();
+    }
 }
 
 /// Where templates are.
@@ -56,29 +64,44 @@ pub(crate) fn template(command: TemplateCommand) -> Result<u8, String> {
 fn list() -> Result<u8, String> {
     let store = store()?;
     let kept = store.list().map_err(|e| unreadable(&store, &e))?;
-    if kept.is_empty() {
+    let making = store.being_made().map_err(|e| unreadable(&store, &e))?;
+    if kept.is_empty() && making.is_empty() {
         return write_out(b"There are no templates yet: the first run of a guest makes one.\n");
     }
-    let total = kept.iter().map(|k| k.size).sum();
-    let mut out = rows(&kept, SystemTime::now());
+    let total = kept.iter().map(|k| k.size).chain(making.iter().map(|m| m.size)).sum();
+    let mut out = rows(&kept, &making, SystemTime::now());
     // Writing to a string cannot fail.
     let _ = writeln!(out, "{} of {} in {}", ByteSize(total), ByteSize(store.limit()), store.dir().display());
     write_out(out.as_bytes())
 }
 
 /// A line for each.
-fn rows(kept: &[Kept], now: SystemTime) -> String {
+fn rows(kept: &[Kept], making: &[BeingMade], now: SystemTime) -> String {
+    let age = |at: SystemTime| {
+        let seconds = now.duration_since(at).map_or(0, |d| d.as_secs());
+        match seconds {
+            0..120 => format!("{seconds} s ago"),
+            120..7200 => format!("{} min ago", seconds / 60),
+            7200..172_800 => format!("{} h ago", seconds / 3600),
+            _ => format!("{} days ago", seconds / 86_400),
+        }
+    };
     let mut out = format!("{:<10}  {:>10}  {:>12}  {:>12}  guest\n", "template", "size", "made", "used");
+    for one in making {
+        let by = one.maker.map_or_else(|| "somebody".to_owned(), |maker| format!("process {maker}"));
+        let since = one.since.map_or_else(String::new, |at| format!(", which began {}", age(at)));
+        let guest = one.guest.as_deref().unwrap_or("a guest");
+        let _ = writeln!(
+            out,
+            "{:<10}  {:>10}  {:>12}  {:>12}  {}, by {by}{since}",
+            &one.key.as_str()[..10],
+            ByteSize(one.size).to_string(),
+            "being made",
+            "",
+            guest.replace(char::is_control, "\u{fffd}"),
+        );
+    }
     for one in kept {
-        let age = |at: SystemTime| {
-            let seconds = now.duration_since(at).map_or(0, |d| d.as_secs());
-            match seconds {
-                0..120 => format!("{seconds} s ago"),
-                120..7200 => format!("{} min ago", seconds / 60),
-                7200..172_800 => format!("{} h ago", seconds / 3600),
-                _ => format!("{} days ago", seconds / 86_400),
-            }
-        };
         let guest = one.guest.as_deref().unwrap_or("unusable: it goes when it is next wanted");
         let _ = writeln!(
             out,

@@ -25,6 +25,8 @@ pub struct BootFiles {
     pub pvh: bool,
     /// What was chosen and why, a line each.
     pub choices: Vec<String>,
+    /// What was found damaged in the cache and made anew, a line each.
+    pub mended: Vec<String>,
 }
 
 /// What the initramfs is to hold, whoever's it is.
@@ -162,8 +164,10 @@ pub fn foreign_initramfs(
 pub fn kernel_alone(kernel: &Kernel, cache: &Cache) -> Result<BootFiles, BootError> {
     let release = kernel.release.as_ref().map_or("of unknown release", |r| r.as_str());
     let mut choices = vec![format!("kernel {} ({release})", kernel.path.display())];
+    let mut mended = Vec::new();
     let (path, pvh) = match vmlinux::bootable(kernel, cache)? {
-        Bootable::Pvh { path, hit } => {
+        Bootable::Pvh { path, hit, flaw } => {
+            mended.extend(flaw.map(|flaw| said_of_flaw("unpacked kernel", &path, &flaw)));
             choices.push(match hit {
                 None => "started by PVH".to_owned(),
                 Some(true) => format!("started by PVH as {}, unpacked by an earlier run", path.display()),
@@ -176,7 +180,11 @@ pub fn kernel_alone(kernel: &Kernel, cache: &Cache) -> Result<BootFiles, BootErr
             (path, false)
         }
     };
-    Ok(BootFiles { kernel: path, initrd: None, pvh, choices })
+    Ok(BootFiles { kernel: path, initrd: None, pvh, choices, mended })
+}
+
+fn said_of_flaw(what: &str, path: &Path, flaw: &str) -> String {
+    format!("the {what} in the cache was not as it was made ({flaw}) and was made anew: {}", path.display())
 }
 
 fn prepare(
@@ -215,6 +223,7 @@ fn prepare(
             other => BootError::from(other),
         })
     })?;
+    files.mended.extend(cached.flaw.map(|flaw| said_of_flaw("initramfs", &cached.path, &flaw)));
     let when = if cached.hit { "made by an earlier run" } else { "made now" };
     files.choices.push(match foreign {
         None => format!("initramfs {} ({when})", cached.path.display()),

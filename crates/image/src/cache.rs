@@ -1,22 +1,33 @@
 //! Files that the next run can use again, such as a kernel taken out of its bzImage.
 //!
 //! A file appears in the cache whole or not at all: it is written without a name (`O_TMPFILE`) and linked when it
-//! is complete, so that a killed process leaves nothing behind. Its name says what went into it, so that a file is
-//! never wrong, only unused; what has not been used for [`KEEP`] goes when something new comes.
+//! is complete, so that a killed process leaves nothing behind. Its name says what went into it. A second file beside it, its seal
+//! (`NAME.seal`), says what came of that: a checksum, and the file's identity when the checksum was taken. A file is used only if it
+//! still is what its seal says, see [`stamp`](crate::stamp); one that is not is made anew, and that is told. What has not been used
+//! for [`KEEP`] goes when something new comes; the time of the seal says when a file was used last.
 
 use std::fs::{File, FileTimes, Permissions};
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::io::{self, Seek};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use serde::{Deserialize, Serialize};
+
+use crate::bounded;
+use crate::stamp::{self, Stamp};
 
 /// How long a file that nobody uses stays.
 pub const KEEP: Duration = Duration::from_secs(14 * 24 * 60 * 60);
 
 /// Every file of ours begins with this, so that clearing up touches nothing else.
 const PREFIX: &str = "belljar-";
+/// What a seal's name ends with.
+const SEAL: &str = ".seal";
+/// No seal is longer, in bytes.
+const MAX_SEAL: u64 = 4096;
 
 /// Where files are kept.
 #[derive(Clone, Debug)]
@@ -53,6 +64,65 @@ pub struct Cached {
     pub path: PathBuf,
     /// Whether it was there before.
     pub hit: bool,
+    /// What was wrong with one that was there and had to be made anew.
+    pub flaw: Option<String>,
+}
+
+/// What a file in the cache has to be.
+#[derive(Debug, Serialize, Deserialize)]
+struct Seal {
+    /// BLAKE3 of its content, hexadecimal.
+    hash: String,
+    stamp: Stamp,
+    /// When the stamp was taken, in nanoseconds since the epoch.
+    stamped: u64,
+    /// The host's boot in which the stamp was taken.
+    boot_id: String,
+}
+
+impl Seal {
+    /// Reads the whole file. What was read is what was there before the reading began, or the stamp will differ.
+    fn of(file: &File) -> io::Result<Self> {
+        let stamp = Stamp::of(&file.metadata()?);
+        let mut from = file;
+        from.rewind()?;
+        let hash = blake3::Hasher::new().update_reader(from)?.finalize().to_hex().as_str().to_owned();
+        Ok(Self { hash, stamp, stamped: stamp::now(), boot_id: stamp::boot_id() })
+    }
+
+    /// `None` if there is none, as beside the files of an older Belljar.
+    fn read(path: &Path) -> Result<Option<Self>, String> {
+        let bytes = match bounded::read(path, MAX_SEAL) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            bytes => bytes.map_err(|e| format!("its seal cannot be read: {e}"))?,
+        };
+        let mut parts = bytes.splitn(2, |b| *b == b'\n');
+        let (sum, body) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+        let seal = serde_json::from_slice(body).ok();
+        match seal.filter(|_| blake3::hash(body).to_hex().as_bytes() == sum) {
+            Some(seal) => Ok(Some(seal)),
+            None => Err("its seal is damaged".to_owned()),
+        }
+    }
+
+    fn to_bytes(&self) -> Vec<u8> {
+        let body = serde_json::to_vec(self).unwrap_or_default();
+        let mut bytes = blake3::hash(&body).to_hex().as_bytes().to_vec();
+        bytes.push(b'\n');
+        bytes.extend(body);
+        bytes
+    }
+}
+
+/// What is known of a name in the cache.
+enum Found {
+    /// The file is as it was made.
+    Whole,
+    Nothing,
+    /// The file has no seal.
+    Unsealed,
+    /// The file is not as it was made.
+    Flawed(String),
 }
 
 impl Cache {
@@ -74,20 +144,30 @@ impl Cache {
     {
         let name = format!("{PREFIX}{name}");
         let path = self.dir.join(&name);
-        if usable(&path) {
-            // The time tells what is in use; without the right to set it the file merely goes sooner.
-            if let Ok(file) = File::open(&path) {
-                let _ = file.set_times(FileTimes::new().set_modified(SystemTime::now()));
+        let seal = self.dir.join(format!("{name}{SEAL}"));
+        let found = self.look(&name);
+        let flaw = match found {
+            Found::Whole => {
+                // The time tells what is in use; without the right to set it the file merely goes sooner.
+                if let Ok(seal) = File::open(seal) {
+                    let _ = seal.set_times(FileTimes::new().set_modified(SystemTime::now()));
+                }
+                return Ok(Cached { path, hit: true, flaw: None });
             }
-            return Ok(Cached { path, hit: true });
-        }
+            Found::Flawed(ref flaw) => Some(flaw.clone()),
+            Found::Nothing | Found::Unsealed => None,
+        };
         if let Ok(mut file) = self.unnamed() {
             write(&mut file, &path)?;
-            // A file that lost its bytes in a power cut would be taken for good for ever.
-            let linked = file.sync_data().and_then(|()| link(&file, &path));
+            // Whoever is killed between the two leaves a seal without a file, or beside one that it does not fit.
+            let sealed = file.sync_data().and_then(|()| Seal::of(&file)).and_then(|s| self.put(&seal, &s.to_bytes()));
+            let linked = sealed.and_then(|()| match found {
+                Found::Nothing | Found::Whole => link(&file, &path),
+                Found::Unsealed | Found::Flawed(_) => self.link_over(&file, &path),
+            });
             if linked.is_ok() {
                 self.clear_up();
-                return Ok(Cached { path, hit: false });
+                return Ok(Cached { path, hit: false, flaw });
             }
         }
         let path = self.scratch.join(&name);
@@ -99,7 +179,44 @@ impl Cache {
                 source,
             })?;
         write(&mut file, &path)?;
-        Ok(Cached { path, hit: false })
+        Ok(Cached { path, hit: false, flaw })
+    }
+
+    /// Whether the file of this name can be used.
+    fn look(&self, name: &str) -> Found {
+        let path = self.dir.join(name);
+        if !usable(&path) {
+            return Found::Nothing;
+        }
+        let seal_path = self.dir.join(format!("{name}{SEAL}"));
+        let sealed = match Seal::read(&seal_path) {
+            Ok(Some(seal)) => seal,
+            Ok(None) => return Found::Unsealed,
+            Err(flaw) => return Found::Flawed(flaw),
+        };
+        let unreadable = |error: io::Error| Found::Flawed(format!("it cannot be read: {error}"));
+        let flags = (OFlags::NOFOLLOW | OFlags::CLOEXEC).bits().cast_signed();
+        let opened = File::options().read(true).custom_flags(flags).open(&path);
+        let (file, metadata) = match opened.and_then(|file| file.metadata().map(|m| (file, m))) {
+            Ok(opened) => opened,
+            Err(error) => return unreadable(error),
+        };
+        if metadata.len() != sealed.stamp.size {
+            return Found::Flawed(format!("it has {} bytes instead of {}", metadata.len(), sealed.stamp.size));
+        }
+        let same_boot = !sealed.boot_id.is_empty() && sealed.boot_id == stamp::boot_id();
+        if same_boot && sealed.stamp.holds(sealed.stamped, &metadata) {
+            return Found::Whole;
+        }
+        match Seal::of(&file) {
+            Ok(read) if read.hash == sealed.hash => {
+                // Where it cannot be written, the next one reads everything again.
+                let _ = self.put(&seal_path, &read.to_bytes());
+                Found::Whole
+            }
+            Ok(_) => Found::Flawed("its checksum is wrong".to_owned()),
+            Err(error) => unreadable(error),
+        }
     }
 
     /// Where the file called `name` is, or would be.
@@ -111,15 +228,26 @@ impl Cache {
     /// Puts a small file called `name` into the cache in place of one that may be there: whole, or not at all.
     ///
     /// # Errors
-    /// Where the cache cannot be written to; what was there may be gone then.
+    /// Where the cache cannot be written to; what was there stays then.
     pub fn replace(&self, name: &str, content: &[u8]) -> io::Result<()> {
-        let path = self.path(name);
+        self.put(&self.path(name), content)
+    }
+
+    fn put(&self, path: &Path, content: &[u8]) -> io::Result<()> {
         let mut file = self.unnamed()?;
         io::Write::write_all(&mut file, content)?;
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => link(&file, &path),
-        }
+        self.link_over(&file, path)
+    }
+
+    /// Gives a file without a name this one, which another file may have.
+    fn link_over(&self, file: &File, path: &Path) -> io::Result<()> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let new = self.dir.join(format!("{PREFIX}new-{}-{number}", std::process::id()));
+        // Of a process with our number that was killed at this very point.
+        let _ = std::fs::remove_file(&new);
+        link(file, &new)?;
+        std::fs::rename(&new, path).inspect_err(|_| drop(std::fs::remove_file(&new)))
     }
 
     fn unnamed(&self) -> io::Result<File> {
@@ -130,11 +258,22 @@ impl Cache {
     /// Removes what nobody used for [`KEEP`]. A failure here is nobody's concern: the next run tries again.
     fn clear_up(&self) {
         let Ok(entries) = std::fs::read_dir(&self.dir) else { return };
+        let age = |path: &Path| std::fs::symlink_metadata(path).ok()?.modified().ok()?.elapsed().ok();
         for entry in entries.flatten() {
-            let ours = entry.file_name().to_string_lossy().starts_with(PREFIX);
-            let old = || entry.metadata().ok()?.modified().ok()?.elapsed().ok();
-            if ours && old().is_some_and(|age| age > KEEP) {
-                let _ = std::fs::remove_file(entry.path());
+            let (name, path) = (entry.file_name(), entry.path());
+            let name = name.to_string_lossy();
+            if !name.starts_with(PREFIX) {
+                continue;
+            }
+            if let Some(sealed) = name.strip_suffix(SEAL)
+                && usable(&self.dir.join(sealed))
+            {
+                continue;
+            }
+            let seal = self.dir.join(format!("{name}{SEAL}"));
+            if age(&seal).or_else(|| age(&path)).is_some_and(|age| age > KEEP) {
+                let _ = std::fs::remove_file(path);
+                let _ = std::fs::remove_file(seal);
             }
         }
     }
@@ -191,7 +330,7 @@ pub(crate) fn short(hasher: &blake3::Hasher) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::{Read, Seek, Write};
+    use std::io::{Read, Write};
 
     fn cache() -> (tempfile::TempDir, Cache) {
         let dir = tempfile::tempdir().unwrap();
@@ -225,9 +364,82 @@ mod tests {
         let first = put(&cache, "x").unwrap();
         assert!(!first.hit);
         assert_eq!(std::fs::read(&first.path).unwrap(), b"x");
-        assert_eq!(put(&cache, "x").unwrap(), Cached { path: first.path, hit: true });
-        assert_eq!(names(&dir.path().join("a/b")), ["belljar-x"]);
+        assert_eq!(put(&cache, "x").unwrap(), Cached { path: first.path, hit: true, flaw: None });
+        assert_eq!(names(&dir.path().join("a/b")), ["belljar-x", "belljar-x.seal"]);
         assert_eq!(names(&dir.path().join("run")), [""; 0]);
+    }
+
+    /// What can become of the file `x` in the cache, and what is said of it then.
+    #[test]
+    fn what_is_not_as_it_was_made_is_made_anew() {
+        use std::os::unix::fs::FileExt;
+
+        type Damage = fn(&File, &Path);
+        let cases: [(Damage, &str); 6] = [
+            (|file, _| file.write_all_at(b"y", 0).unwrap(), "its checksum is wrong"),
+            (|file, _| file.set_len(0).unwrap(), "it has 0 bytes instead of 1"),
+            (|file, _| file.set_len(2).unwrap(), "it has 2 bytes instead of 1"),
+            (|_, path| std::fs::write(format!("{}.seal", path.display()), "none").unwrap(), "its seal is damaged"),
+            (
+                |_, path| {
+                    let seal = format!("{}.seal", path.display());
+                    let text = std::fs::read_to_string(&seal).unwrap().replace("\"size\":1", "\"size\":2");
+                    std::fs::write(seal, text).unwrap();
+                },
+                "its seal is damaged",
+            ),
+            (
+                |_, path| {
+                    std::fs::remove_file(path).unwrap();
+                    std::fs::write(path, "z").unwrap();
+                },
+                "its checksum is wrong",
+            ),
+        ];
+        for (damage, why) in cases {
+            let (dir, cache) = cache();
+            let path = put(&cache, "x").unwrap().path;
+            assert!(put(&cache, "x").unwrap().hit);
+            // With the times as they were, as a fault of the disk leaves them.
+            let times = std::fs::metadata(&path).unwrap().modified().unwrap();
+            let file = File::options().write(true).open(&path).unwrap();
+            damage(&file, &path);
+            file.set_modified(times).unwrap();
+            let mended = put(&cache, "x").unwrap();
+            assert_eq!(mended, Cached { path: path.clone(), hit: false, flaw: Some(why.to_owned()) });
+            assert_eq!(std::fs::read(&path).unwrap(), b"x");
+            assert!(put(&cache, "x").unwrap().hit, "{why}");
+            assert_eq!(names(&dir.path().join("a/b")), ["belljar-x", "belljar-x.seal"]);
+        }
+    }
+
+    #[test]
+    fn what_holds_is_not_read_and_what_may_not_hold_is() {
+        let (dir, cache) = cache();
+        put(&cache, "x").unwrap();
+        let path = dir.path().join("a/b/belljar-x.seal");
+        let file = File::open(dir.path().join("a/b/belljar-x")).unwrap();
+        let sealed = |change: fn(&mut Seal)| {
+            // As if the stamp had been taken later.
+            let mut seal = Seal { stamped: stamp::now() + 1_000_000_000, ..Seal::of(&file).unwrap() };
+            change(&mut seal);
+            cache.put(&path, &seal.to_bytes()).unwrap();
+            matches!(cache.look("belljar-x"), Found::Whole)
+        };
+        assert!(sealed(|seal| seal.hash = "not read".into()));
+        assert!(!sealed(|seal| (seal.hash, seal.boot_id) = ("read".into(), String::new())), "nobody knows which boot");
+        assert!(!sealed(|seal| (seal.hash, seal.boot_id) = ("read".into(), "another".into())), "after a reboot");
+        assert!(!sealed(|seal| (seal.hash, seal.stamped) = ("read".into(), 0)), "a stamp as old as the change");
+    }
+
+    #[test]
+    fn what_has_no_seal_is_made_anew() {
+        let (dir, cache) = cache();
+        let path = put(&cache, "x").unwrap().path;
+        std::fs::write(&path, "from elsewhere").unwrap();
+        std::fs::remove_file(dir.path().join("a/b/belljar-x.seal")).unwrap();
+        assert_eq!(put(&cache, "x").unwrap(), Cached { path: path.clone(), hit: false, flaw: None });
+        assert_eq!(std::fs::read(path).unwrap(), b"x");
     }
 
     #[test]
@@ -267,11 +479,19 @@ mod tests {
         let foreign = dir.path().join("a/b/foreign");
         std::fs::write(&foreign, "").unwrap();
         let past = SystemTime::now() - KEEP - Duration::from_secs(60);
-        for file in [&old, &foreign] {
-            File::options().write(true).open(file).unwrap().set_modified(past).unwrap();
+        let lone = dir.path().join("a/b/belljar-lone.seal");
+        std::fs::write(&lone, "").unwrap();
+        let age = |file: &Path| File::options().write(true).open(file).unwrap().set_modified(past).unwrap();
+        for file in [&old, &foreign, &lone] {
+            age(file);
         }
         put(&cache, "new").unwrap();
-        assert_eq!(names(&dir.path().join("a/b")), ["belljar-new", "foreign"]);
+        let both = ["belljar-new", "belljar-new.seal", "belljar-old", "belljar-old.seal", "foreign"];
+        assert_eq!(names(&dir.path().join("a/b")), both, "the seal says when it was used");
+        age(&dir.path().join("a/b/belljar-old.seal"));
+        put(&cache, "newer").unwrap();
+        let left = ["belljar-new", "belljar-new.seal", "belljar-newer", "belljar-newer.seal", "foreign"];
+        assert_eq!(names(&dir.path().join("a/b")), left);
     }
 
     #[test]

@@ -11,6 +11,7 @@
 //! - [`rootdir`]: a host directory that is to be a guest's root.
 //! - [`boot`]: the last four put together.
 //! - [`cache`]: files that the next run can use again.
+//! - [`stamp`]: how it is known that such a file is as it was.
 
 pub mod boot;
 pub mod cache;
@@ -19,6 +20,7 @@ pub mod initramfs;
 pub mod kernel;
 pub mod modules;
 pub mod rootdir;
+pub mod stamp;
 pub mod vmlinux;
 
 mod bounded;

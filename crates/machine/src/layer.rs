@@ -96,7 +96,7 @@ pub(crate) async fn make(
     let mut guest = match thaw_to_set_up(&plan, base, ram, disks, again, way.view, observe).await {
         Ok(guest) => guest,
         Err(Unthawed::Lost(lost)) => return Err(lost),
-        Err(Unthawed::Template(why)) => return refuse(why, observe),
+        Err(Unthawed::Copy(failed)) => return refuse(failed.why, observe),
     };
     layer.set_up.run(&mut guest, observe).await?;
     let (mut machine, mut entered) = guest.into_machine(&frozen);

@@ -18,8 +18,8 @@ use crate::{
     layer,
     plan::Plan,
     template::{
-        Claim, Freezing, Making, Template, TemplateKey, TemplateStore, Unfrozen, Unthawed, blocking, explain, freeze,
-        memory, thaw,
+        Blame, Claim, FailedCopy, Freezing, Making, Template, TemplateKey, TemplateStore, Unfrozen, Unthawed, blocking,
+        explain, freeze, memory, thaw,
     },
 };
 
@@ -27,6 +27,8 @@ pub use crate::layer::{Layer, SetUp, SettingUp};
 
 /// How often a template is looked for: once, again after it was waited for or found bad, and once more.
 const TRIES: usize = 3;
+/// A template whose copies failed so often in a row, and nobody knows why, is removed although its files are whole.
+const FAILURES: usize = 3;
 /// Bytes that must be free beside the guest's memory before a template is made: what it writes while it boots, and some for others.
 const ROOM: u64 = 1 << 30;
 
@@ -159,6 +161,7 @@ impl Way<'_> {
     async fn copy(&self, mut layer: Option<&mut Layer<'_>>, observe: Observe<'_>) -> Result<Option<Guest>, Lost> {
         let what = if layer.is_some() { SETTING_UP } else { TEMPLATE };
         let Some(key) = self.key(layer.as_deref(), observe).await? else { return Ok(None) };
+        let mut failed_before = false;
         for _ in 0..TRIES {
             let (template, fresh) = match self.template(&key, layer.as_deref_mut(), observe).await? {
                 Got::Template { template, fresh } => (template, fresh),
@@ -166,21 +169,60 @@ impl Way<'_> {
                 Got::Nothing => return Ok(None),
             };
             match thaw(self.plan, *template, fresh, self.view, observe).await {
-                Ok(guest) => return Ok(Some(guest)),
+                Ok(guest) => {
+                    self.templates.store.forget_failures(&key);
+                    return Ok(Some(guest));
+                }
                 Err(Unthawed::Lost(lost)) => return Err(lost),
-                Err(Unthawed::Template(why)) if fresh => {
+                Err(Unthawed::Copy(FailedCopy { blame: Blame::Template | Blame::Unknown, why, .. })) if fresh => {
                     self.remove(&key).await?;
                     let why = format!("it could be frozen, but its copy does not go on: {why}");
                     self.refuse(&key, why, observe);
                     return Ok(None);
                 }
-                Err(Unthawed::Template(why)) => {
-                    warn(observe, format!("the template of this guest is of no use and was removed: {why}"));
-                    self.remove(&key).await?;
+                Err(Unthawed::Copy(failed)) => {
+                    let Some(why) = self.judge(&key, failed, observe).await? else { continue };
+                    // Once more, for what the host lacked it may have now.
+                    if std::mem::replace(&mut failed_before, true) {
+                        warn(
+                            observe,
+                            format!(
+                                "no copy of this guest's template could be started, so that the guest boots; the template stays, for its files are whole: {why}"
+                            ),
+                        );
+                        return Ok(None);
+                    }
+                    told(
+                        observe,
+                        what,
+                        "again",
+                        format!("a copy could not be started, which the template is not to blame for: {why}"),
+                    );
                 }
             }
         }
         told(observe, what, "none", "the one that there was came to nothing");
+        Ok(None)
+    }
+
+    /// Removes a template that is of no use; gives why a copy failed if the template stays.
+    async fn judge(&self, key: &TemplateKey, failed: FailedCopy, observe: Observe<'_>) -> Result<Option<String>, Lost> {
+        let FailedCopy { blame, why, template } = failed;
+        let flaw = match blame {
+            Blame::Host => return Ok(Some(why)),
+            Blame::Template => Some(String::new()),
+            Blame::Unknown => {
+                let (store, key) = (self.templates.store.clone(), key.clone());
+                blocking(move || match template.verify() {
+                    Err(flaw) if !flaw.is_the_hosts() => Some(format!(" ({flaw})")),
+                    _ => (store.count_failure(&key) >= FAILURES).then(|| format!(" (the {FAILURES}. time in a row)")),
+                })
+                .await?
+            }
+        };
+        let Some(flaw) = flaw else { return Ok(Some(why)) };
+        warn(observe, format!("the template of this guest is of no use and was removed: {why}{flaw}"));
+        self.remove(key).await?;
         Ok(None)
     }
 
@@ -233,6 +275,15 @@ impl Way<'_> {
                     return Ok(Got::Template { template: Box::new(template), fresh: false });
                 }
                 Ok(None) => {}
+                Err(flaw) if flaw.is_the_hosts() => {
+                    warn(
+                        observe,
+                        format!(
+                            "the template of this guest is there and cannot be looked at now, so that the guest boots: {flaw}"
+                        ),
+                    );
+                    return Ok(Got::Nothing);
+                }
                 Err(flaw) => warn(observe, format!("the template of this guest was removed, for {flaw}")),
             }
             if self.templates.using == Use::Find {
@@ -254,6 +305,8 @@ impl Way<'_> {
                         told(observe, what, "none", why);
                         return Ok(Got::Nothing);
                     }
+                    let title = layer.as_ref().map(|layer| format!(", {}", layer.title)).unwrap_or_default();
+                    making.announce(&format!("{}{title}", self.plan.title));
                     return match layer.as_deref_mut() {
                         None => self.make(key, making, observe).await,
                         // It asks for a template in its turn, the guest's own.

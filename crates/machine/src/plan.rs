@@ -639,6 +639,7 @@ impl Choices {
         for choice in &files.choices {
             self.add("boot", choice.clone(), "see the manual, Guests");
         }
+        self.0.extend(files.mended.iter().map(|message| EventKind::Warning { message: message.clone() }));
     }
 }
 

@@ -21,6 +21,7 @@ mod suite_running;
 mod suite_signals;
 mod suite_terminal;
 mod suite_verdicts;
+mod template_blame;
 mod template_run;
 mod template_setup;
 mod template_suite;

@@ -110,7 +110,7 @@ fn a_copy_that_does_not_go_on_is_no_guest() {
         (well("incoming hang"), "did not load the template within"),
         (well("cont ignore"), "said by the script"),
         (format!("{WELL}[clone-agent]\nhang\n"), "nobody answered in the copy within"),
-        (format!("{WELL}[clone-agent]\nhang\n[clone]\nsignal 9\n"), "SIGKILL"),
+        (format!("{WELL}[clone-agent]\nhang\n[clone]\nsignal 11\n"), "SIGSEGV"),
     ];
     for (script, why) in cases {
         let lab = Lab::new();
@@ -391,6 +391,44 @@ fn what_a_killed_maker_left_is_cleared_up_by_pruning_too() {
     assert_eq!(lab.templates().len(), 1);
     lab.belljar(["template", "prune"]).go().code(0).says("0 removed, 0 B freed\n");
     assert_eq!(lab.templates().len(), 0);
+}
+
+#[test]
+fn what_a_killed_maker_left_is_cleared_up_by_whatever_is_started_next() {
+    let lab = Lab::new();
+    for words in [&["completions", "bash"][..], &["template", "list"], &["man"], &["run", "--no-template", "--dry-run"]]
+    {
+        let mut maker = run(&lab, STUCK).sh("true").spawn();
+        maker.await_mark("stuck");
+        maker.kill();
+        assert_eq!(lab.templates().len(), 1);
+        // What else is there is none of its business.
+        let others = lab.path("cache/belljar/templates/others");
+        fs::create_dir_all(&others).expect("directory");
+        drop(lab.belljar(words).go());
+        assert_eq!(lab.templates(), [others.clone()], "{words:?}");
+        fs::remove_dir(others).expect("removed");
+        fs::remove_file(lab.path("fake.log")).expect("removed");
+    }
+}
+
+#[test]
+fn what_is_being_made_is_listed_and_left_alone() {
+    let lab = Lab::new();
+    let mut maker = run(&lab, STUCK).sh("true").spawn();
+    maker.await_mark("stuck");
+    let pid = maker.pid().as_raw_nonzero();
+    for _ in 0..2 {
+        let listed = lab.belljar(["template", "list"]).spawn().end_dirty();
+        listed.code(0);
+        let text = listed.text();
+        let rows: Vec<&str> = text.lines().filter(|l| l.contains("being made")).collect();
+        let [row] = rows[..] else { panic!("{text}") };
+        assert!(row.contains("with a root directory") && row.contains(&format!("by process {pid}")), "{row}");
+    }
+    maker.signal(Signal::TERM);
+    drop(maker.end());
+    assert!(!lab.belljar(["template", "list"]).go().text().contains("being made"));
 }
 
 /// Moments of the first run at which it is killed.

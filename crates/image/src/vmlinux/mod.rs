@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 pub use elf::pvh_entry;
 
-use crate::cache::{self, Cache, CacheError};
+use crate::cache::{self, Cache, CacheError, Cached};
 use crate::decompress::Packing;
 use crate::kernel::{Format, Kernel};
 
@@ -64,6 +64,8 @@ pub enum Bootable {
         path: PathBuf,
         /// Whether it was in the cache; none if it is the user's own file.
         hit: Option<bool>,
+        /// What was wrong with one that was in the cache and had to be unpacked anew.
+        flaw: Option<String>,
     },
     /// The file as it is, and why not otherwise.
     AsIs {
@@ -97,7 +99,7 @@ pub fn bootable(kernel: &Kernel, cache: &Cache) -> Result<Bootable, VmlinuxError
     if kernel.format == Format::Vmlinux {
         let file = File::open(&kernel.path).map_err(read)?;
         return match pvh_entry(&file).map_err(read)? {
-            true => Ok(Bootable::Pvh { path: kernel.path.clone(), hit: None }),
+            true => Ok(Bootable::Pvh { path: kernel.path.clone(), hit: None, flaw: None }),
             false => as_is(NoPvh::NoEntry),
         };
     }
@@ -107,7 +109,7 @@ pub fn bootable(kernel: &Kernel, cache: &Cache) -> Result<Bootable, VmlinuxError
     cache::fingerprint(&kernel.path, &mut key).map_err(read)?;
     let name = format!("vmlinux-{}", cache::short(&key));
     match cache.get_or_write(&name, |out, at| extract(&kernel.path, payload, out, at)) {
-        Ok(cached) => Ok(Bootable::Pvh { path: cached.path, hit: Some(cached.hit) }),
+        Ok(Cached { path, hit, flaw }) => Ok(Bootable::Pvh { path, hit: Some(hit), flaw }),
         Err(Failed::NoPvh(why)) => as_is(why),
         Err(Failed::Host(error)) => Err(error),
     }
@@ -230,7 +232,7 @@ mod tests {
             // The relocations and the unpacked size come behind, as in a real one.
             let mut packed = pack_with(tool, &[&elf[..], &[0xab; 5000]].concat());
             packed.extend_from_slice(&[0x10, 0x20, 0, 0]);
-            let Bootable::Pvh { path, hit: Some(false) } = fixture.bootable(&packed) else { panic!("{tool:?}") };
+            let Bootable::Pvh { path, hit: Some(false), .. } = fixture.bootable(&packed) else { panic!("{tool:?}") };
             let out = std::fs::read(&path).unwrap();
             assert!(out.len() < elf.len(), "the sections and what is behind are gone: {}", out.len());
             assert!(pvh_entry(&File::open(&path).unwrap()).unwrap());
@@ -247,7 +249,7 @@ mod tests {
         let kernel = Kernel::open(&fixture.dir.path().join("vmlinuz")).unwrap();
         assert!(matches!(bootable(&kernel, &fixture.cache).unwrap(), Bootable::Pvh { hit: Some(true), .. }));
         assert!(matches!(fixture.bootable(&gzip(&fake_vmlinux(true))), Bootable::Pvh { hit: Some(false), .. }));
-        assert_eq!(fixture.cached(), 2);
+        assert_eq!(fixture.cached(), 4, "two, each with its seal");
     }
 
     #[test]

@@ -10,21 +10,15 @@
 //! # How parts are believed
 //!
 //! Each part has its size and a checksum of all that is not zero in it. To take the checksum of a guest's memory before each use
-//! would cost more than the use, and is not needed: whoever changes a file changes its inode's number or its change time (ctime), which
-//! the kernel sets and nobody can set back. So a part whose [`Stamp`] is the one that was written down after its checksum was taken
-//! is the one whose checksum was taken. Two things can break this, and in both cases everything is read and compared before it is used:
-//!
-//! - The host went down: what was written last may be lost although the times are there. Stamps hold for one boot of the host.
-//! - The change was so soon after the stamp that its time is the same: file systems count in ticks of some milliseconds. A stamp holds
-//!   only if it was taken well after the change that it tells of.
+//! would cost more than the use, and is not needed where the part's [`Stamp`] holds: see [`belljar_image::stamp`].
 
 use std::{
-    fs::{File, Metadata},
+    fs::File,
     io::{self, Read},
-    os::unix::fs::MetadataExt,
-    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use belljar_image::stamp::Stamp;
+pub(super) use belljar_image::stamp::{boot_id, now};
 use serde::{Deserialize, Serialize};
 
 use super::sparse;
@@ -33,8 +27,6 @@ use super::sparse;
 pub(super) const FORMAT: u32 = 1;
 /// Longest manifest, in bytes.
 pub(super) const MAX_LEN: u64 = 256 << 10;
-/// Longer than a tick of any file system's clock that counts in the kernel's.
-const TICK: Duration = Duration::from_millis(30);
 
 /// What a template is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,29 +71,6 @@ pub(super) struct Part {
     pub(super) stamped: u64,
 }
 
-/// Changes whenever a file does.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Stamp {
-    dev: u64,
-    ino: u64,
-    size: u64,
-    mtime: i128,
-    ctime: i128,
-}
-
-impl Stamp {
-    pub(super) fn of(metadata: &Metadata) -> Self {
-        let nanos = |seconds: i64, nanos: i64| i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
-        Self {
-            dev: metadata.dev(),
-            ino: metadata.ino(),
-            size: metadata.size(),
-            mtime: nanos(metadata.mtime(), metadata.mtime_nsec()),
-            ctime: nanos(metadata.ctime(), metadata.ctime_nsec()),
-        }
-    }
-}
-
 /// What is wrong with a template.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Flaw {
@@ -124,6 +93,17 @@ pub(crate) enum Flaw {
         /// How it is known.
         what: String,
     },
+}
+
+impl Flaw {
+    /// Whether it is the host that cannot read now what may well be whole.
+    pub(crate) fn is_the_hosts(&self) -> bool {
+        use rustix::io::Errno as E;
+        let Self::Read { source, .. } = self else { return false };
+        let of_host =
+            [E::MFILE, E::NFILE, E::NOMEM, E::ACCESS, E::PERM, E::INTR, E::AGAIN, E::NOBUFS, E::STALE, E::TIMEDOUT];
+        source.raw_os_error().is_some_and(|code| of_host.contains(&E::from_raw_os_error(code)))
+    }
 }
 
 impl Manifest {
@@ -176,13 +156,6 @@ impl Part {
         })
     }
 
-    /// Whether a file still is this part without reading it. `None`: it has to be read.
-    fn glance(&self, metadata: &Metadata) -> Option<()> {
-        let changed = u64::try_from(self.stamp.ctime).unwrap_or(u64::MAX);
-        let settled = changed.saturating_add(u64::try_from(TICK.as_nanos()).unwrap_or(u64::MAX)) < self.stamped;
-        (settled && Stamp::of(metadata) == self.stamp).then_some(())
-    }
-
     /// Sees to it that a file is this part. `thorough` reads it in any case. Gives whether the stamp has to be taken anew.
     pub(super) fn verify(&self, file: &File, thorough: bool) -> Result<Option<Self>, Flaw> {
         let read = |source| Flaw::Read { part: self.name.clone(), source };
@@ -191,7 +164,7 @@ impl Part {
         if metadata.len() != self.size {
             return Err(changed(format!("it has {} bytes instead of {}", metadata.len(), self.size)));
         }
-        if !thorough && self.glance(&metadata).is_some() {
+        if !thorough && self.stamp.holds(self.stamped, &metadata) {
             return Ok(None);
         }
         let found = sparse::check(file, self.size).map_err(read)?;
@@ -210,17 +183,6 @@ impl Part {
             now.size == self.stamp.size && now.mtime == self.stamp.mtime
         })
     }
-}
-
-/// Nanoseconds since the epoch.
-pub(super) fn now() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// Names the host's present boot; empty where it cannot be told, which is believed by nobody.
-pub(super) fn boot_id() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -267,6 +229,21 @@ mod tests {
             }
         }
         assert!(matches!(part.verify(&file, false), Err(Flaw::Changed { .. })));
+    }
+
+    #[test]
+    fn what_the_host_cannot_read_now_may_be_whole() {
+        use rustix::io::Errno as E;
+        let flaw = |code: E| Flaw::Read { part: "ram".into(), source: code.into() };
+        for code in [E::MFILE, E::NFILE, E::NOMEM, E::ACCESS, E::STALE] {
+            assert!(flaw(code).is_the_hosts(), "{code}");
+        }
+        for code in [E::NOENT, E::LOOP, E::IO] {
+            assert!(!flaw(code).is_the_hosts(), "{code}");
+        }
+        let cut = Flaw::Read { part: "ram".into(), source: io::ErrorKind::UnexpectedEof.into() };
+        assert!(!cut.is_the_hosts());
+        assert!(!Flaw::Changed { part: "ram".into(), what: "its checksum is wrong".into() }.is_the_hosts());
     }
 
     #[test]

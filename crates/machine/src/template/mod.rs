@@ -5,6 +5,7 @@
 //! - `freeze`: from a guest that booted to a template.
 //! - `thaw`: from a template to a guest of its own.
 
+mod blame;
 mod freeze;
 mod key;
 mod manifest;
@@ -16,19 +17,20 @@ mod thaw;
 
 use std::{fs::File, io, os::fd::AsRawFd};
 
-use manifest::Manifest;
+use manifest::{Flaw, Manifest, Part};
 use rustix::fs::MemfdFlags;
 
 use crate::Lost;
 
 pub use key::TemplateKey;
-pub use store::{Kept, TemplateStore};
+pub use store::{BeingMade, Kept, TemplateStore};
 
+pub(crate) use blame::Blame;
 pub(crate) use freeze::{Freezing, Unfrozen, freeze};
 pub(crate) use key::{KeyMaker, Unkeyable};
 pub(crate) use manifest::Frozen;
 pub(crate) use store::{Claim, Making};
-pub(crate) use thaw::{Unthawed, explain, thaw, thaw_to_set_up};
+pub(crate) use thaw::{FailedCopy, Unthawed, explain, thaw, thaw_to_set_up};
 
 /// A template, its parts open and as they were made. What happens to its directory from now on does not matter.
 #[derive(Debug)]
@@ -92,14 +94,24 @@ impl Template {
 
     /// Whether nobody has written to any part since it was opened.
     pub(crate) fn is_unchanged(&self) -> bool {
-        self.manifest.parts.iter().all(|part| {
-            let file = match part.name.as_str() {
-                store::RAM => Some(&self.ram),
-                store::STATE => Some(&self.state),
-                name => name.strip_prefix(store::DISK).and_then(|n| self.disks.get(n.parse::<usize>().ok()?)),
-            };
-            file.is_some_and(|file| part.is_unchanged(file))
-        })
+        self.manifest.parts.iter().all(|part| self.file_of(part).is_some_and(|file| part.is_unchanged(file)))
+    }
+
+    /// Reads all of it, and compares it with what was made.
+    pub(crate) fn verify(&self) -> Result<(), Flaw> {
+        for part in &self.manifest.parts {
+            let missing = || Flaw::Manifest(format!("it names {}, which is no part of a template", part.name));
+            part.verify(self.file_of(part).ok_or_else(missing)?, true)?;
+        }
+        Ok(())
+    }
+
+    fn file_of(&self, part: &Part) -> Option<&File> {
+        match part.name.as_str() {
+            store::RAM => Some(&self.ram),
+            store::STATE => Some(&self.state),
+            name => name.strip_prefix(store::DISK).and_then(|n| self.disks.get(n.parse::<usize>().ok()?)),
+        }
     }
 }
 

@@ -1,25 +1,27 @@
 //! Where templates are kept, in such a way that any number of processes can use, make and drop them at the same time.
 //!
 //! ```text
-//! KEY/           a template: manifest, ram, state, disk0…; the time of `used` says when it was used last
-//! KEY.making/    one that is being made, as long as `lock` in it is locked
+//! KEY/           a template: manifest, ram, state, disk0…; the time of `used` says when it was used last, the size of `failed` how
+//!                many copies failed since one did not
+//! KEY.making/    one that is being made, as long as `lock` in it is locked; `lock` says which guest and by whom
 //! dropped-…/     one that is being removed
 //! ```
 //!
 //! A template appears by a rename and goes by a rename. Whoever uses one holds its files open, so that it may go meanwhile. The lock is
 //! held by the process that makes the template and ends with it; what is left of a maker that was killed has a lock that nobody holds,
-//! and is cleared away by the next.
+//! and is cleared away by the next start of Belljar ([`TemplateStore::sweep`]).
 
 use std::{
     fs::{self, DirBuilder, File, FileTimes},
-    io,
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    io::{self, Read},
+    os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
     time::SystemTime,
 };
 
 use rustix::fs::OFlags;
+use serde::{Deserialize, Serialize};
 
 use super::{
     Template,
@@ -30,8 +32,11 @@ use super::{
 const MANIFEST: &str = "manifest";
 const LOCK: &str = "lock";
 const USED: &str = "used";
+const FAILED: &str = "failed";
 const MAKING: &str = ".making";
 const DROPPED: &str = "dropped-";
+/// What is said in a lock is no longer, in bytes.
+const MAX_ANNOUNCED: u64 = 16 << 10;
 
 /// Where templates are kept.
 #[derive(Clone, Debug)]
@@ -53,6 +58,30 @@ pub struct Kept {
     pub made: Option<SystemTime>,
     /// When it was used last.
     pub used: SystemTime,
+}
+
+/// A template that is being made, for a person.
+#[derive(Clone, Debug)]
+pub struct BeingMade {
+    /// Its key.
+    pub key: TemplateKey,
+    /// Which guest it will be; none if its maker has not said so yet.
+    pub guest: Option<String>,
+    /// Process id of its maker.
+    pub maker: Option<u32>,
+    /// Since when.
+    pub since: Option<SystemTime>,
+    /// Bytes that it takes on the disk so far.
+    pub size: u64,
+}
+
+/// What a maker says in its lock.
+#[derive(Debug, Serialize, Deserialize)]
+struct Announced {
+    guest: String,
+    maker: u32,
+    /// Seconds since the epoch.
+    since: u64,
 }
 
 /// The right to make a template, which nobody else has meanwhile. Dropping it removes what was made so far.
@@ -107,7 +136,8 @@ impl TemplateStore {
         self.dir.join(key.as_str())
     }
 
-    /// Opens a template and sees to it that it is as it was made. One that is not is removed, and the flaw told.
+    /// Opens a template and sees to it that it is as it was made. One that is not is removed, and the flaw told; one that the host cannot
+    /// look at now stays.
     pub(crate) fn find(&self, key: &TemplateKey) -> Result<Option<Template>, Flaw> {
         let dir = self.path(key);
         if !fs::symlink_metadata(&dir).is_ok_and(|m| m.is_dir() && is_ours(&m)) {
@@ -121,7 +151,9 @@ impl TemplateStore {
             // Another process dropped it this very moment.
             Err(_) if fs::symlink_metadata(&dir).is_err() => Ok(None),
             Err(flaw) => {
-                self.remove(key);
+                if !flaw.is_the_hosts() {
+                    self.remove(key);
+                }
                 Err(flaw)
             }
         }
@@ -136,6 +168,21 @@ impl TemplateStore {
             // What cannot be removed now is tried again with the next clearing-up.
             let _ = fs::remove_dir_all(&aside);
         }
+    }
+
+    /// Remembers that a copy failed for no known reason; gives how often that was so since one did not.
+    pub(crate) fn count_failure(&self, key: &TemplateKey) -> usize {
+        // Where it cannot be written it is the first time each time.
+        let counted = new_file(&self.path(key).join(FAILED), false).and_then(|file| {
+            let count = file.metadata()?.len() + 1;
+            file.set_len(count).map(|()| count)
+        });
+        counted.ok().and_then(|count| usize::try_from(count).ok()).unwrap_or(1)
+    }
+
+    /// Remembers that a copy went on.
+    pub(crate) fn forget_failures(&self, key: &TemplateKey) {
+        let _ = fs::remove_file(self.path(key).join(FAILED));
     }
 
     /// Asks for the right to make a template. With `wait` it is waited for until nobody else has it.
@@ -213,7 +260,7 @@ impl TemplateStore {
     }
 
     fn prune_but(&self, spare: Option<&TemplateKey>, limit: u64) -> io::Result<Vec<Kept>> {
-        self.clear_up();
+        self.sweep();
         let mut total: u64 = 0;
         let mut removed = Vec::new();
         for kept in self.list()? {
@@ -227,20 +274,65 @@ impl TemplateStore {
         Ok(removed)
     }
 
-    /// Removes what nobody is at work on any more.
-    fn clear_up(&self) {
+    /// Removes what nobody is at work on any more. Costs a look at one directory where there is nothing to do.
+    pub fn sweep(&self) {
         let Ok(entries) = fs::read_dir(&self.dir) else { return };
         for entry in entries.flatten() {
             let name = entry.file_name();
             let Some(name) = name.to_str() else { continue };
             if name.starts_with(DROPPED) {
                 let _ = fs::remove_dir_all(entry.path());
-            } else if let Some(key) = name.strip_suffix(MAKING).and_then(TemplateKey::parse)
-                && let Ok(Claim::Ours(making)) = self.claim(&key, false)
-            {
-                drop(making);
+            } else if name.strip_suffix(MAKING).and_then(TemplateKey::parse).is_some() {
+                remove_if_abandoned(&entry.path());
             }
         }
+    }
+
+    /// The templates that are being made now, by whichever process.
+    ///
+    /// # Errors
+    /// When the directory is there and cannot be read.
+    pub fn being_made(&self) -> io::Result<Vec<BeingMade>> {
+        let entries = match fs::read_dir(&self.dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        let mut making = Vec::new();
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let Some(key) = name.to_str().and_then(|n| n.strip_suffix(MAKING)).and_then(TemplateKey::parse) else {
+                continue;
+            };
+            let dir = entry.path();
+            let Ok(lock) = File::open(dir.join(LOCK)) else { continue };
+            // Shared: whoever looks at the same time is not taken for a maker.
+            if !matches!(lock.try_lock_shared(), Err(fs::TryLockError::WouldBlock)) {
+                continue;
+            }
+            let mut text = String::new();
+            let said = lock.take(MAX_ANNOUNCED).read_to_string(&mut text).ok();
+            let said: Option<Announced> = said.and_then(|_| serde_json::from_str(&text).ok());
+            let since = said.as_ref().map(|s| SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(s.since));
+            let (maker, size) = (said.as_ref().map(|s| s.maker), size_of(&dir));
+            making.push(BeingMade { key, guest: said.map(|s| s.guest), maker, since, size });
+        }
+        making.sort_by_key(|m| m.since);
+        Ok(making)
+    }
+}
+
+/// Removes what a maker left, unless somebody is at work on it.
+fn remove_if_abandoned(dir: &Path) {
+    let path = dir.join(LOCK);
+    match File::open(&path) {
+        Ok(lock) => {
+            if lock.try_lock().is_ok() && is_same(&path, &lock) {
+                // While the lock is held: whoever waits for it sees that its file is gone.
+                let _ = fs::remove_dir_all(dir);
+            }
+        }
+        // Killed before there was one, or about to make it: then it begins anew.
+        Err(_) => drop(fs::remove_dir(dir)),
     }
 }
 
@@ -248,6 +340,16 @@ impl Making {
     /// Where the template's files are made.
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// Says whose template is being made, for those who ask meanwhile.
+    pub(crate) fn announce(&self, guest: &str) {
+        let said = Announced { guest: guest.to_owned(), maker: std::process::id(), since: now() / 1_000_000_000 };
+        let text = serde_json::to_vec(&said).unwrap_or_default();
+        if let Some(lock) = &self.lock {
+            // A courtesy: the lock itself is what counts.
+            let _ = lock.set_len(0).and_then(|()| lock.write_all_at(&text, 0));
+        }
     }
 
     /// A new file of the template.

@@ -283,3 +283,65 @@ fn nobody_else_can_read_a_guests_memory() {
     assert_eq!(fs::metadata(&dir).unwrap().permissions().mode() & 0o077, 0);
     assert_eq!(fs::metadata(dir.join("ram")).unwrap().permissions().mode() & 0o077, 0);
 }
+
+#[test]
+fn all_of_a_template_can_be_read_and_compared() {
+    let lab = lab();
+    let dir = make(&lab.store, "a");
+    let template = lab.store.find(&key("a")).unwrap().unwrap();
+    template.verify().unwrap();
+    let file = File::options().write(true).open(dir.join("ram")).unwrap();
+    file.write_all_at(b"I", 8192).unwrap();
+    let flaw = template.verify().unwrap_err();
+    assert!(flaw.to_string().contains("ram is not as it was made") && !flaw.is_the_hosts(), "{flaw}");
+}
+
+#[test]
+fn failures_are_counted_until_one_works() {
+    let lab = lab();
+    make(&lab.store, "a");
+    assert_eq!([(); 3].map(|()| lab.store.count_failure(&key("a"))), [1, 2, 3]);
+    lab.store.forget_failures(&key("a"));
+    assert_eq!(lab.store.count_failure(&key("a")), 1);
+    // Of one that went meanwhile nothing is remembered.
+    assert_eq!([(); 2].map(|()| lab.store.count_failure(&key("b"))), [1, 1]);
+}
+
+#[test]
+fn what_is_being_made_is_known_as_long_as_its_maker_is_there() {
+    let lab = lab();
+    assert!(lab.store.being_made().unwrap().is_empty());
+    let making = claim(&lab.store, &key("a"));
+    assert_eq!(lab.store.being_made().unwrap()[0].guest, None);
+    making.announce("a guest");
+    lab.store.sweep();
+    let made = lab.store.being_made().unwrap();
+    assert_eq!((made[0].guest.as_deref(), made[0].maker), (Some("a guest"), Some(std::process::id())));
+    assert!(matches!(lab.store.claim(&key("a"), false).unwrap(), Claim::Taken), "nobody took the right away");
+    drop(making);
+    assert!(lab.store.being_made().unwrap().is_empty());
+}
+
+#[test]
+fn what_killed_makers_left_is_swept_away() {
+    let lab = lab();
+    make(&lab.store, "a");
+    let dir = |name: &str| lab.store.dir().join(name);
+    let (locked, bare) = (dir(&format!("{}.making", key("b"))), dir(&format!("{}.making", key("c"))));
+    let beside = dir(&format!("{}.making", key("a")));
+    for (left, with) in
+        [(&locked, &["lock", "ram"][..]), (&bare, &[]), (&beside, &["lock"]), (&dir("dropped-1"), &["ram"])]
+    {
+        fs::create_dir(left).unwrap();
+        for name in with {
+            fs::write(left.join(name), "").unwrap();
+        }
+    }
+    fs::create_dir(dir("others.making")).unwrap();
+    lab.store.sweep();
+    let mut left: Vec<_> = fs::read_dir(lab.store.dir()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    left.sort();
+    let mut wanted = [key("a").as_str().into(), std::ffi::OsString::from("others.making")];
+    wanted.sort();
+    assert_eq!(left, wanted);
+}

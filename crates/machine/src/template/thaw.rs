@@ -5,7 +5,13 @@ use std::fs::File;
 use belljar_model::{CrashKind, EventKind, Fault, Phase, Verdict};
 use belljar_proto::message::Identity;
 
-use super::{Template, blocking, freeze::capabilities, manifest::Frozen};
+use super::{
+    Template,
+    blame::{Blame, blame},
+    blocking,
+    freeze::capabilities,
+    manifest::Frozen,
+};
 use crate::{
     Lost, access,
     boot::{self, Entered, Machine, Ports, StartError},
@@ -24,10 +30,19 @@ const QEMU_MAC: [u8; 6] = [0x52, 0x54, 0x00, 0x12, 0x34, 0x56];
 /// Why there is no guest.
 #[derive(Debug)]
 pub(crate) enum Unthawed {
-    /// The template is of no use.
-    Template(String),
+    /// No copy of the template went on.
+    Copy(FailedCopy),
     /// There was a guest, and it is lost.
     Lost(Lost),
+}
+
+/// A copy of a template that did not go on.
+#[derive(Debug)]
+pub(crate) struct FailedCopy {
+    /// Whose fault it is, as far as what was said tells.
+    pub(crate) blame: Blame,
+    pub(crate) why: String,
+    pub(crate) template: Template,
 }
 
 /// Makes a guest of its own out of a template. With `again` the logs of this attempt are added to, not begun.
@@ -41,7 +56,11 @@ pub(crate) async fn thaw(
     let owned = plan.clone();
     let launching = blocking(move || (owned.launch_copy(&template), template)).await;
     let (copied, template) = launching.map_err(Unthawed::Lost)?;
-    let copied = copied.map_err(|e| Unthawed::Template(e.to_string()))?;
+    let copied = match copied {
+        Ok(copied) => copied,
+        // Nothing of the template's content was looked at.
+        Err(error) => return Err(Unthawed::Copy(FailedCopy { blame: Blame::Host, why: error.to_string(), template })),
+    };
     let identity = random_bytes().map(|random| identity(&random))?;
     resume(Resuming { plan, template, copied, identity, again }, view, observe).await
 }
@@ -57,7 +76,10 @@ pub(crate) async fn thaw_to_set_up(
     view: Option<&Views>,
     observe: Observe<'_>,
 ) -> Result<Guest, Unthawed> {
-    let copied = plan.launch_to_set_up(&template, ram, disks).map_err(|e| Unthawed::Template(e.to_string()))?;
+    let copied = match plan.launch_to_set_up(&template, ram, disks) {
+        Ok(copied) => copied,
+        Err(error) => return Err(Unthawed::Copy(FailedCopy { blame: Blame::Host, why: error.to_string(), template })),
+    };
     let identity = random_bytes().map(|random| Identity { seed: identity(&random).seed, ..unchanged() })?;
     resume(Resuming { plan, template, copied, identity, again }, view, observe).await
 }
@@ -75,10 +97,12 @@ struct Resuming<'a> {
 async fn resume(resuming: Resuming<'_>, view: Option<&Views>, observe: Observe<'_>) -> Result<Guest, Unthawed> {
     let Resuming { plan, template, copied: (launch, state), identity, again } = resuming;
     let started = Machine::start(plan, launch, again, view).await;
-    let (mut machine, ports) = started.map_err(|e| match e {
-        StartError::Files(why) => Unthawed::Lost(Lost::host(why)),
-        StartError::Spawn(error) => Unthawed::Template(error.to_string()),
-    })?;
+    let failed = |why: String, template| Unthawed::Copy(FailedCopy { blame: blame(&why), why, template });
+    let (mut machine, ports) = match started {
+        Ok(started) => started,
+        Err(StartError::Files(why)) => return Err(Unthawed::Lost(Lost::host(why))),
+        Err(StartError::Spawn(error)) => return Err(failed(error.to_string(), template)),
+    };
     let limits = machine.limits;
     let resumed = machine
         .attend(Phase::Boot, observe, async |qemu, console, tell| {
@@ -115,7 +139,7 @@ async fn resume(resuming: Resuming<'_>, view: Option<&Views>, observe: Observe<'
         Ok(entered) => entered,
         Err(lost) => {
             let lost = machine.give_up(lost, Phase::Boot).await;
-            return Err(Unthawed::Template(explain(&lost)));
+            return Err(failed(explain(&lost), template));
         }
     };
     machine.watch.entered(entered.reports());

@@ -341,7 +341,7 @@ pub(crate) struct Live<'a> {
 }
 
 impl<'a> Live<'a> {
-    fn pid(&self) -> Pid {
+    pub(crate) fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
     }
 

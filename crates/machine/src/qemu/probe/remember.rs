@@ -1,4 +1,5 @@
-//! Answers kept for the next run: small JSON files, found by a hash of the question and believed only if they repeat it.
+//! Answers kept for the next run: small JSON files, found by a hash of the question and believed only if they repeat it and are as
+//! they were written.
 
 use std::{
     collections::hash_map::DefaultHasher,
@@ -19,6 +20,11 @@ struct Kept<T> {
     answer: T,
 }
 
+/// Before the JSON, on a line of its own.
+fn checksum(json: &[u8]) -> String {
+    format!("{}\n", blake3::hash(json).to_hex())
+}
+
 /// A directory of answers.
 pub(super) struct Memory {
     cache: Cache,
@@ -33,14 +39,19 @@ impl Memory {
     pub(super) fn recall<T: DeserializeOwned>(&self, kind: &str, question: &str) -> Option<T> {
         let mut text = String::new();
         std::fs::File::open(self.path(kind, question)).ok()?.take(MAX).read_to_string(&mut text).ok()?;
-        let kept: Kept<T> = serde_json::from_str(&text).ok()?;
+        let json = &text[text.find('\n')? + 1..];
+        if !text.starts_with(&checksum(json.as_bytes())) {
+            return None;
+        }
+        let kept: Kept<T> = serde_json::from_str(json).ok()?;
         (kept.question == question).then_some(kept.answer)
     }
 
     /// Keeps an answer. Failing to costs time later and nothing else.
     pub(super) fn keep<T: Serialize>(&self, kind: &str, question: &str, answer: &T) {
         let kept = Kept { question: question.to_owned(), answer };
-        let Ok(text) = serde_json::to_vec(&kept) else { return };
+        let Ok(json) = serde_json::to_vec(&kept) else { return };
+        let text = [checksum(&json).as_bytes(), &json].concat();
         drop(self.cache.replace(&name(kind, question), &text));
     }
 
@@ -51,7 +62,8 @@ impl Memory {
 
 fn name(kind: &str, question: &str) -> String {
     let mut hasher = DefaultHasher::new();
-    question.hash(&mut hasher);
+    // Another number for another format: an older Belljar may use the same cache.
+    (2, question).hash(&mut hasher);
     format!("{kind}-{:016x}.json", hasher.finish())
 }
 
@@ -70,8 +82,11 @@ mod tests {
         assert_eq!(memory.recall("n", "q"), Some(8));
         assert_eq!(memory.recall::<u32>("n", "p"), None);
         assert_eq!(memory.recall::<u32>("m", "q"), None);
-        std::fs::write(memory.path("n", "q"), "{}").unwrap();
-        assert_eq!(memory.recall::<u32>("n", "q"), None);
+        let kept = std::fs::read_to_string(memory.path("n", "q")).unwrap();
+        for damaged in ["{}", "", &kept[1..], &kept[..kept.len() - 1], &kept.replace(":8", ":9")] {
+            std::fs::write(memory.path("n", "q"), damaged).unwrap();
+            assert_eq!(memory.recall::<u32>("n", "q"), None, "{damaged}");
+        }
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }
