@@ -20,6 +20,7 @@ mod modules;
 mod mounts;
 mod port;
 mod renew;
+mod refusal;
 mod root;
 mod serve;
 mod setup;

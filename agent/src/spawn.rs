@@ -8,6 +8,7 @@ use rustix::fs::{Gid, Mode, Uid};
 use rustix::io::Errno;
 use rustix::process::Pid;
 
+use crate::refusal;
 use crate::sys::{self, Strings};
 use crate::text;
 use crate::users::{self, Identity};
@@ -43,16 +44,23 @@ const STEPS: [Step; 8] = [
 #[derive(Debug)]
 pub(crate) struct Refused {
     pub(crate) what: String,
+    /// Of the program itself, by which shells tell a command that is not there from one that cannot be run; 0 where it was not
+    /// come so far.
     pub(crate) errno: i32,
 }
 
 impl Refused {
+    /// A step before the program failed.
     pub(crate) fn new(what: impl Into<String>, errno: Errno) -> Self {
-        Self { what: what.into(), errno: errno.raw_os_error() }
+        Self::words(format!("{}: {}", what.into(), text::errno(errno)))
     }
 
     fn words(what: impl Into<String>) -> Self {
         Self { what: what.into(), errno: 0 }
+    }
+
+    fn program(what: impl Into<String>, errno: Errno) -> Self {
+        Self { what: what.into(), errno: errno.raw_os_error() }
     }
 }
 
@@ -144,7 +152,7 @@ pub(crate) fn prepare(exec: &Exec, base: &[Vec<u8>], term: Option<&str>) -> Resu
         .argv
         .first()
         .filter(|name| !name.is_empty())
-        .ok_or_else(|| Refused::new("execve of nothing: the command is empty", Errno::NOENT))?;
+        .ok_or_else(|| Refused::program("execve of nothing: the command is empty", Errno::NOENT))?;
     let (programs, searched) = if name.contains(&b'/') {
         (vec![name.clone()], None)
     } else {
@@ -209,6 +217,8 @@ fn become_command(prepared: &Prepared, streams: &Streams<'_>) -> (Step, Errno) {
         match last {
             Errno::ACCESS => denied = true,
             Errno::NOENT | Errno::NOTDIR | Errno::STALE | Errno::NODEV | Errno::TIMEDOUT => {}
+            // No shell is to read a program as if it were its script.
+            Errno::NOEXEC if !refusal::is_script_at(program.as_bytes()) => return (Step::Program, last),
             Errno::NOEXEC => {
                 // A script without a first line that names its interpreter: shells run it themselves.
                 let shell = c"/bin/sh".to_owned();
@@ -265,34 +275,50 @@ pub(crate) fn failure(report: impl AsFd, prepared: &Prepared) -> Option<Result<(
     }
     let errno = i32::from_ne_bytes(std::array::from_fn(|i| failure[1 + i]));
     let step = STEPS.get(usize::from(failure[0])).copied().unwrap_or(Step::Program);
-    Some(Err(Refused { what: describe(step, Errno::from_raw_os_error(errno), prepared), errno }))
+    Some(Err(describe(step, Errno::from_raw_os_error(errno), prepared)))
 }
 
-fn describe(step: Step, errno: Errno, prepared: &Prepared) -> String {
-    let text = |string: &CString| text::lossy(string.as_bytes());
+fn describe(step: Step, errno: Errno, prepared: &Prepared) -> Refused {
     match step {
-        Step::Session => "setsid".into(),
-        Step::Terminal => "make the terminal the controlling one".into(),
-        Step::Streams => "set up standard input and output".into(),
-        Step::Groups => "setgroups".into(),
-        Step::Group => "setgid".into(),
-        Step::User => "setuid".into(),
-        Step::Directory => format!("chdir {}", text(&prepared.cwd)),
-        Step::Program => {
-            let name = text(&prepared.argv[0]);
-            match &prepared.searched {
-                Some(path) if errno == Errno::NOENT => format!("find {name} in PATH={path}"),
-                Some(_) => format!("execve {name}"),
-                // What is missing is not always the file itself.
-                None if errno == Errno::NOENT
-                    && rustix::fs::access(&prepared.programs[0], rustix::fs::Access::EXISTS).is_ok() =>
-                {
-                    format!("execve {name}, whose interpreter or loader is missing")
-                }
-                None => format!("execve {name}"),
-            }
+        Step::Session => Refused::new("setsid", errno),
+        Step::Terminal => Refused::new("make the terminal the controlling one", errno),
+        Step::Streams => Refused::new("set up standard input and output", errno),
+        Step::Groups => Refused::new("setgroups", errno),
+        Step::Group => Refused::new("setgid", errno),
+        Step::User => Refused::new("setuid", errno),
+        Step::Directory => {
+            let cwd = text::lossy(prepared.cwd.as_bytes());
+            let why = match errno {
+                Errno::NOENT => "there is no such directory in the guest".to_owned(),
+                Errno::NOTDIR => "it is not a directory in the guest".to_owned(),
+                Errno::ACCESS => match &prepared.identity {
+                    Some(identity) => format!("user {} may not enter it", identity.name),
+                    None => text::errno(errno),
+                },
+                errno => text::errno(errno),
+            };
+            Refused::words(format!("change to its directory {cwd}: {why}"))
         }
+        Step::Program => of_program(errno, prepared),
     }
+}
+
+/// What `execve` refused, and why as far as the files show it.
+fn of_program(errno: Errno, prepared: &Prepared) -> Refused {
+    let name = text::lossy(prepared.argv[0].as_bytes());
+    let cwd = prepared.cwd.as_bytes();
+    // Of those that were tried the first that is there is the one that was meant.
+    let found = prepared.programs.iter().find(|program| refusal::is_there(program.as_bytes(), cwd));
+    let what = match (found, &prepared.searched) {
+        (None, Some(path)) if errno == Errno::NOENT => format!("find {name} in PATH={path}"),
+        (Some(found), Some(_)) => format!("execve {}", text::lossy(found.as_bytes())),
+        _ => format!("execve {name}"),
+    };
+    let why = found.and_then(|found| refusal::of_program(found.as_bytes(), cwd, errno)).or_else(|| {
+        let user = prepared.identity.as_ref().filter(|user| errno == Errno::ACCESS && user.uid != 0)?;
+        Some(format!("user {} may not execute it", user.name))
+    });
+    Refused::program(why.map_or_else(|| what.clone(), |why| format!("{what}, for {why}")), errno)
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use belljar_proto::message::{Status, Stdio, ToAgent, ToHost, WindowSize};
 use crate::peer::{Peer, exec};
 
 const ENOENT: i32 = 2;
+const ENOEXEC: i32 = 8;
 const EACCES: i32 = 13;
 
 #[test]
@@ -61,15 +62,41 @@ fn what_cannot_start_says_why() {
     assert_eq!((&*what, errno), ("execve /no/such/program", ENOENT));
 
     let (what, errno) = failure(exec(3, &[&plain]));
-    assert_eq!((what, errno), (format!("execve {plain}"), EACCES));
+    assert_eq!((what, errno), (format!("execve {plain}, for it is not executable (chmod +x)"), EACCES));
 
     let (what, errno) = failure(exec(4, &[&lost]));
-    assert_eq!((what, errno), (format!("execve {lost}, whose interpreter or loader is missing"), ENOENT));
+    assert_eq!(
+        (what, errno),
+        (format!("execve {lost}, for its interpreter /no/such/interpreter is missing in the guest"), ENOENT)
+    );
+
+    // It was found, so that it is not the one that is missing.
+    let mut found = exec(8, &["lost"]);
+    let path = directory.path().to_str().unwrap();
+    found.env = vec![format!("PATH=/usr/bin:{path}").into_bytes()];
+    let (what, errno) = failure(found);
+    assert_eq!(
+        (what, errno),
+        (format!("execve {path}/lost, for its interpreter /no/such/interpreter is missing in the guest"), ENOENT)
+    );
+
+    // A program of another machine is not read by a shell as its script.
+    let mut foreign = std::fs::read("/proc/self/exe").unwrap()[..512].to_vec();
+    foreign[18] = 183;
+    let path = directory.path().join("foreign");
+    std::fs::write(&path, &foreign).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let (what, errno) = failure(exec(9, &[path.to_str().unwrap()]));
+    assert!(what.contains("it is a program for aarch64, the guest is"), "{what}");
+    assert_eq!(errno, ENOEXEC);
 
     let mut wrong = exec(5, &["true"]);
     wrong.cwd = Some(b"/no/such/directory".to_vec());
     let (what, errno) = failure(wrong);
-    assert_eq!((&*what, errno), ("chdir /no/such/directory", ENOENT));
+    assert_eq!(
+        (&*what, errno),
+        ("change to its directory /no/such/directory: there is no such directory in the guest", 0)
+    );
 
     let mut wrong = exec(6, &["true"]);
     wrong.user = Some("no-such-user".into());

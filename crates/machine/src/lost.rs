@@ -55,7 +55,8 @@ impl Lost {
         Self { verdict: Verdict::Timeout(phase), message: Some(message.into()), tail: Vec::new(), lasting: false }
     }
 
-    /// The command never ran; as shells have it, 127 where it is not there and 126 where it cannot be run.
+    /// The command never ran; as shells have it, 127 where it is not there and 126 where it cannot be run. `errno` is the program's
+    /// own: what else is missing, such as the directory to start in, does not make it a command that is not there.
     #[must_use]
     pub fn not_started(errno: i32, message: impl Into<String>) -> Self {
         const ENOENT: i32 = 2;

@@ -246,9 +246,10 @@ pub enum ToHost {
     ExecFailed {
         /// Which command.
         id: ExecId,
-        /// What was attempted, such as `execve`, `chdir /x`, `find user "bob"`.
+        /// What was attempted, such as `execve`, `change to its directory /x`, `find user "bob"`.
         what: String,
-        /// Linux `errno`, 0 where none applies.
+        /// Linux `errno` of the program itself, as `ENOENT` where it is not there; 0 where something before it failed, such as a
+        /// directory that is missing, which says nothing of the program.
         errno: i32,
     },
     /// The command ended, and all that it wrote before has been sent. Processes that it left behind with its output open are

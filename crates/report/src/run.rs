@@ -44,6 +44,8 @@ pub struct RunReporter<W> {
     last_line: String,
 }
 
+/// Linux's number.
+const SIGINT: i32 = 2;
 /// How often the live line's clock moves.
 const TICK: Duration = Duration::from_millis(200);
 /// Characters of the console's last line that the live line shows at most; the terminal's width cuts it further.
@@ -137,8 +139,13 @@ impl<W: io::Write> RunReporter<W> {
     fn on_end(&mut self, verdict: &Verdict, message: Option<&str>, at: Timestamp) -> io::Result<()> {
         self.stop_live();
         let took = self.since_start(at);
+        let mut message = message;
         let (worth, text) = match verdict {
             Verdict::Pass => (Level::Verbose, format!("exit code 0 after {took}")),
+            // The command never ran: that is not its own failure.
+            Verdict::Fail(Exit::Code(_)) if message.is_some() => {
+                (Level::Quiet, message.take().unwrap_or_default().to_owned())
+            }
             Verdict::Fail(Exit::Code(code)) => (Level::Normal, format!("exit code {code} after {took}")),
             Verdict::Fail(exit @ Exit::Signal { .. }) => (Level::Normal, format!("{exit} after {took}")),
             Verdict::Skip(why) => (Level::Normal, format!("skipped: {why}")),
@@ -149,7 +156,8 @@ impl<W: io::Write> RunReporter<W> {
             Verdict::Crash(crash) => (Level::Quiet, format!("{} while {}: {}", crash.kind, crash.phase, crash.seen)),
             Verdict::Error(Fault::Host { message }) => (Level::Quiet, message.clone()),
             Verdict::Error(Fault::Interrupted { signal }) => (
-                Level::Normal,
+                // Whoever presses Ctrl-C knows; of what ended it otherwise nobody else tells.
+                if *signal == SIGINT { Level::Normal } else { Level::Quiet },
                 format!("interrupted by {}", belljar_model::verdict::signal_name(*signal).unwrap_or("a signal")),
             ),
             Verdict::Error(Fault::OutputClosed) => {
@@ -308,6 +316,21 @@ mod tests {
         belljar: guest: debian.qcow2
         belljar: up after 4.5 s
         ");
+    }
+
+    #[test]
+    fn what_did_not_start_is_told_even_when_quiet() {
+        let message = "cannot start the command: execve /no/such: No such file or directory (os error 2)";
+        let kinds = run(Verdict::Fail(Exit::Code(127)), Some(message));
+        let kinds = kinds.into_iter().filter(|k| !matches!(k, EventKind::ConsoleTail { .. }));
+        insta::assert_snapshot!(told(Level::Quiet, kinds.collect()), @r"
+        belljar: error: cannot start the command: execve /no/such: No such file or directory (os error 2)
+        belljar: logs: /state/runs/x
+        ");
+        // The command's own failure is told by its exit code.
+        let kinds = run(Verdict::Fail(Exit::Code(127)), None);
+        let kinds = kinds.into_iter().filter(|k| !matches!(k, EventKind::ConsoleTail { .. }));
+        assert_eq!(told(Level::Quiet, kinds.collect()), "");
     }
 
     #[test]

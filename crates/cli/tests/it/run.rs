@@ -70,8 +70,8 @@ fn environment_directory_and_arguments_arrive() {
     outcome.code(125).complains("NOT_SET_ANYWHERE is not set here");
     lab.run(WELL).args(["--cwd", "/tmp"]).command(["pwd"]).go().code(0).says("/tmp\n");
     let outcome = lab.run(WELL).args(["--cwd", "/no/such/directory"]).command(["pwd"]).go();
-    outcome.complains("/no/such/directory");
-    assert!(matches!(outcome.status.code(), Some(125..=127)), "{:?}", outcome.status);
+    // Not 127: it is not the command that is not there.
+    outcome.code(126).complains("/no/such/directory: there is no such directory in the guest");
 }
 
 #[test]
@@ -107,6 +107,17 @@ fn what_cannot_be_started_is_told_apart() {
     let outcome = lab.run(WELL).args(["--user", "nobody-of-that-name"]).command(["true"]).go();
     outcome.code(126).complains("nobody-of-that-name");
     assert!(outcome.verdict().starts_with("fail"), "{}", outcome.verdict());
+}
+
+#[test]
+fn what_cannot_be_started_is_told_even_with_q() {
+    let lab = Lab::new();
+    let quiet = |lab: &Lab| lab.run(WELL).args(["-q"]);
+    quiet(&lab).command(["/no/such"]).go().code(127).complains("cannot start the command: execve /no/such");
+    quiet(&lab).args(["--cwd", "/no/such"]).command(["true"]).go().code(126).complains("/no/such");
+    quiet(&lab).args(["--user", "nobody-of-that-name"]).command(["true"]).go().code(126).complains("nobody-of");
+    // What ran and failed says so itself.
+    assert_eq!(quiet(&lab).sh("exit 127").go().code(127).stderr, "");
 }
 
 #[test]

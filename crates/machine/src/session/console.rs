@@ -96,6 +96,35 @@ struct End {
     exit: Exit,
     /// Sizes of standard output and error, where the guest could tell.
     sizes: Option<(u64, u64)>,
+    /// Why the command was not started, if it was not.
+    missing: Option<Missing>,
+}
+
+/// What the command needs and the guest has not got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Missing {
+    /// The directory to start in.
+    Directory,
+    /// The same: there is something else of that name.
+    NoDirectory,
+    /// The user to run as.
+    User,
+}
+
+impl End {
+    /// How the command ended, or why it was not started.
+    fn outcome(self, command: &GuestCommand) -> Result<Exit, Lost> {
+        let Some(missing) = self.missing else { return Ok(self.exit) };
+        let cwd = String::from_utf8_lossy(command.cwd.as_deref().unwrap_or(b"/"));
+        let why = match missing {
+            Missing::Directory => format!("change to its directory {cwd}: there is no such directory in the guest"),
+            Missing::NoDirectory => format!("change to its directory {cwd}: it is not a directory in the guest"),
+            Missing::User => {
+                format!("find user {:?} in the guest's /etc/passwd", command.user.as_deref().unwrap_or_default())
+            }
+        };
+        Err(Lost::not_started(0, format!("cannot start the command: {why}")))
+    }
 }
 
 impl ConsoleSession {

@@ -124,7 +124,7 @@ impl Plan {
         };
         if !dir.is_dir() {
             let said = exec.cwd.as_deref().map(String::from_utf8_lossy).unwrap_or_default();
-            return Err((format!("chdir {said}"), ENOENT));
+            return Err((format!("change to its directory {said}: there is no such directory in the guest"), 0));
         }
         let mut argv: Vec<OsString> = exec.argv.iter().map(|a| here(a)).collect();
         let program = argv.first().ok_or(("execve".to_owned(), ENOENT))?.clone();

@@ -141,7 +141,7 @@ impl ConsoleSession {
         let running = self.running.insert(running);
         let mut place = Place::make(&exchange.host, &name).map_err(making)?;
         fs::write(place.path.join("cmd"), script::command(command)).map_err(making)?;
-        fs::write(place.path.join("keep"), script::keeper(&guest_dir, command.user.as_deref())).map_err(making)?;
+        fs::write(place.path.join("keep"), script::keeper(&guest_dir, command)).map_err(making)?;
         spool(io.stdin.take(), &place.path.join("0")).await?;
 
         let mut watch = Watch::new(&place.path);
@@ -154,7 +154,7 @@ impl ConsoleSession {
         let end = self.follow(&mut place, &mut watch, &guest_dir, &nonce, io).await?;
         self.running = None;
         self.drain(&mut place, end, io.sink).await?;
-        Ok(end.exit)
+        end.outcome(command)
     }
 
     /// Passes the output on until the code comes.

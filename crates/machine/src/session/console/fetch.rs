@@ -86,7 +86,7 @@ impl ConsoleSession {
         let nonce = random_name()?;
         let dir = self.make_dir().await?;
         self.write_file(&dir, "cmd", &script::command(command)).await?;
-        self.write_file(&dir, "keep", &script::keeper(&dir, command.user.as_deref())).await?;
+        self.write_file(&dir, "keep", &script::keeper(&dir, command)).await?;
         let dir_word = script::word(&dir);
         self.line_run(format!(": >{dir_word}/0;: >{dir_word}/1;: >{dir_word}/2")).await?;
         if let Some(stdin) = io.stdin.take() {
@@ -102,7 +102,7 @@ impl ConsoleSession {
         let end = self.fetch_all(&dir, &nonce, tools, io).await?;
         self.running = None;
         self.line_run(format!("rm -rf {dir_word}")).await?;
-        Ok(end.exit)
+        end.outcome(command)
     }
 
     /// Types all of standard input into a file.
@@ -349,7 +349,7 @@ mod tests {
     fn a_look_with_a_foreign_line_tells_nothing_wrong() {
         assert_eq!(
             read_look(b"abc 7 - 5 0\n\n5\n0\n", "abc"),
-            (Some(End { exit: Exit::Code(7), sizes: Some((5, 0)) }), Some([5, 0]))
+            (Some(End { exit: Exit::Code(7), sizes: Some((5, 0)), missing: None }), Some([5, 0]))
         );
         assert_eq!(read_look(b"\n5\n[    1.234567] x\n0\n", "abc"), (None, Some([5, 0])));
         assert_eq!(read_look(b"\n5\n12\n0\n", "abc"), (None, None));

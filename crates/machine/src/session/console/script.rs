@@ -9,7 +9,7 @@
 //! | `fore` | runs `cmd` on a terminal |
 //! | `0`, `1`, `2` | standard input, output and error |
 //! | `pid` | `PID GROUP`: the keeper, and 1 if it leads a process group of its own |
-//! | `code` | `NONCE CODE HOW SIZE1 SIZE2`, appears whole or not at all; HOW is `s` where a signal killed the command, `c` where it dumped core, else `-`; a size that the guest cannot tell is `-` |
+//! | `code` | `NONCE CODE HOW SIZE1 SIZE2`, appears whole or not at all; HOW is `s` where a signal killed the command, `c` where it dumped core, `d`, `f` or `u` where it was not started ([`Missing`]), else `-`; a size that the guest cannot tell is `-` |
 //! | `said` | what the keeper's shell said of the command's end |
 //!
 //! A shell gives `128 + N` for a command that signal N killed, and for one that exited with that code; but it says "Killed" only of
@@ -17,7 +17,7 @@
 
 use belljar_model::Exit;
 
-use super::End;
+use super::{End, Missing};
 use crate::access::quote;
 use crate::command::GuestCommand;
 
@@ -65,10 +65,10 @@ pub(super) fn command(command: &GuestCommand) -> Vec<u8> {
 fn run_as(user: Option<&str>) -> (String, &'static str) {
     match user {
         None => (String::new(), "sh $d/cmd"),
-        // `su` takes no numbers.
+        // `su` takes no numbers. `k` is set where there is such a user.
         Some(user) => (
             format!(
-                "u={};while IFS=: read -r n _ i _;do [ \"$i\" = \"$u\" ]&&u=$n&&break;done </etc/passwd\n",
+                "u={};k=;while IFS=: read -r n _ i _;do [ \"$n\" = \"$u\" ]&&k=1;[ \"$i\" = \"$u\" ]&&u=$n&&k=1&&break;done </etc/passwd\n",
                 word(user)
             ),
             "su -s /bin/sh \"$u\" -c \"$(cat $d/cmd)\"",
@@ -95,14 +95,18 @@ pub(super) fn foreground(dir: &str, user: Option<&str>, term: &str, rows: u16, c
     .into_bytes()
 }
 
-/// `keep`: waits for the command and tells how it ended. Gets the nonce on its standard input.
-pub(super) fn keeper(dir: &str, user: Option<&str>) -> Vec<u8> {
+/// `keep`: waits for the command and tells how it ended, or why it was not started. Gets the nonce on its standard input.
+pub(super) fn keeper(dir: &str, command: &GuestCommand) -> Vec<u8> {
     let dir = word(dir);
+    let user = command.user.as_deref();
     let (before, run) = run_as(user);
+    // What is missing is told here, for the words of `cd` and `su` would be the command's own.
+    let cwd = quote(command.cwd.as_deref().unwrap_or(b"/"));
+    let user_missing = if user.is_none() { "" } else { "[ \"$k\" ]||id \"$u\" >/dev/null 2>&1||h=u\n" };
     // The command gets the signals that its group gets; the keeper outlives them. A group of its own is one whose number is its leader's: field five of `stat`. The name in field two is `sh`'s own.
     // A subshell, since a shell's own words about a command go where that command's errors go. (`su` says "Killed" itself, and not always.)
     let how = if user.is_none() { "case $(cat $d/said) in *core*)h=c;;?*)h=s;;esac" } else { ":" };
-    format!(
+    let before_directory = format!(
         "d={dir}\n\
          read -r nonce\n\
          trap : 1 2 3 10 12 13 14 15\n\
@@ -110,15 +114,24 @@ pub(super) fn keeper(dir: &str, user: Option<&str>) -> Vec<u8> {
          read -r _ _ _ _ f _ </proc/$$/stat 2>/dev/null&&[ \"$f\" = $$ ]&&g=1\n\
          echo \"$$ $g\" >$d/pid\n\
          exec 2>$d/said\n\
-         {before}( exec {run} <$d/0 >$d/1 2>$d/2 )\n\
+         {before}h=-\n\
+         {user_missing}w="
+    );
+    let after_directory = format!(
+        "\n\
+         [ -d \"$w\" ]||{{ h=d;[ -e \"$w\" ]&&h=f; }}\n\
+         c=126\n\
+         if [ $h = - ];then\n\
+         ( exec {run} <$d/0 >$d/1 2>$d/2 )\n\
          c=$?\n\
-         h=-;{how}\n\
+         {how}\n\
+         fi\n\
          a=-;b=-\n\
          a=$(wc -c <$d/1 2>/dev/null)&&b=$(wc -c <$d/2 2>/dev/null)||{{ a=-;b=-; }}\n\
          sync 2>/dev/null\n\
          echo \"$nonce $c\" $h $a $b >$d/code.tmp&&mv $d/code.tmp $d/code\n"
-    )
-    .into_bytes()
+    );
+    [before_directory.as_bytes(), &cwd, after_directory.as_bytes()].concat()
 }
 
 /// The line that starts the keeper, in a process group of its own where the guest has a way to make one.
@@ -168,8 +181,17 @@ pub(super) fn read_code(text: &[u8], nonce: &str) -> Option<End> {
     // ksh93 says 256 + N for signal N.
     let code = number(words.next()?).filter(|c| *c < 512)?;
     let code = if code > 255 { (code & 0x7f) | 0x80 } else { code };
+    let mut missing = None;
     let (signal, core) = match words.next()? {
         "-" => (None, false),
+        how @ ("d" | "f" | "u") => {
+            missing = Some(match how {
+                "d" => Missing::Directory,
+                "f" => Missing::NoDirectory,
+                _ => Missing::User,
+            });
+            (None, false)
+        }
         how @ ("s" | "c") => (code.checked_sub(128).filter(|n| (1..=64).contains(n)), how == "c"),
         _ => return None,
     };
@@ -181,7 +203,7 @@ pub(super) fn read_code(text: &[u8], nonce: &str) -> Option<End> {
         ("-", "-") => None,
         (a, b) => Some((number(a)?, number(b)?)),
     };
-    words.next().is_none().then_some(End { exit, sizes })
+    words.next().is_none().then_some(End { exit, sizes, missing })
 }
 
 /// One word for a POSIX shell.
@@ -202,13 +224,21 @@ mod tests {
 
     #[test]
     fn a_code_counts_only_with_its_nonce_and_whole() {
-        assert_eq!(read_code(b"abc 7 - 12 0\n", "abc"), Some(End { exit: Exit::Code(7), sizes: Some((12, 0)) }));
-        assert_eq!(read_code(b"abc 137 - - -\n", "abc"), Some(End { exit: Exit::Code(137), sizes: None }));
-        let killed = |core| Some(End { exit: Exit::Signal { number: 11, core }, sizes: None });
+        assert_eq!(
+            read_code(b"abc 7 - 12 0\n", "abc"),
+            Some(End { exit: Exit::Code(7), sizes: Some((12, 0)), missing: None })
+        );
+        assert_eq!(
+            read_code(b"abc 137 - - -\n", "abc"),
+            Some(End { exit: Exit::Code(137), sizes: None, missing: None })
+        );
+        let killed = |core| Some(End { exit: Exit::Signal { number: 11, core }, sizes: None, missing: None });
         assert_eq!(read_code(b"abc 139 s - -\n", "abc"), killed(false));
         assert_eq!(read_code(b"abc 267 c - -\n", "abc"), killed(true));
+        let refused = End { exit: Exit::Code(126), sizes: Some((0, 0)), missing: Some(Missing::Directory) };
+        assert_eq!(read_code(b"abc 126 d 0 0\n", "abc"), Some(refused));
         // A shell that says something of a command that was not killed.
-        assert_eq!(read_code(b"abc 2 s - -\n", "abc"), Some(End { exit: Exit::Code(2), sizes: None }));
+        assert_eq!(read_code(b"abc 2 s - -\n", "abc"), Some(End { exit: Exit::Code(2), sizes: None, missing: None }));
         for wrong in [
             "abc 7 - 12 0",
             "abd 7 - 12 0\n",

@@ -93,6 +93,22 @@ async fn streams_codes_and_places_are_exact() {
             let (result, _) = run(&mut g, command(&["/no/such/program"]), b"").await;
             assert_eq!(code(result), Exit::Code(127));
 
+            for (cwd, user, says) in [
+                ("/no/such 'dir", None, "/no/such 'dir: there is no such directory in the guest"),
+                ("/etc/passwd", None, "/etc/passwd: it is not a directory in the guest"),
+                ("/", Some("nobody-of-that-name"), "find user \"nobody-of-that-name\""),
+                ("/", Some("4711"), "find user \"4711\""),
+            ] {
+                let mut c = command(&["true"]);
+                c.cwd = Some(cwd.into());
+                c.user = user.map(str::to_owned);
+                let (result, kept) = run(&mut g, c, b"").await;
+                let lost = result.expect_err(cwd);
+                assert_eq!(lost.verdict.run_exit_code(), 126, "{lost:?}");
+                assert!(lost.message.as_deref().is_some_and(|m| m.contains(says)), "{argv:?} {exchange} {lost:?}");
+                assert_eq!((&*kept.out, &*kept.err), (&b""[..], &b""[..]), "{argv:?} {exchange}");
+            }
+
             let both = "echo out; echo err >&2; printf 'no newline'";
             let (result, kept) = run(&mut g, command(&["sh", "-c", both]), b"").await;
             assert_eq!(code(result), Exit::Code(0));
