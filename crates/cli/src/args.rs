@@ -86,7 +86,7 @@ pub(crate) struct RunArgs {
     #[arg(short = 'n', long, help_heading = "Command")]
     pub(crate) no_stdin: bool,
 
-    /// Give the command a terminal of its own and pass its bytes on unchanged
+    /// Give the command a terminal of its own and pass its bytes on unchanged; one with nobody at it where there is none here
     #[arg(short = 't', long, conflicts_with = "no_stdin", help_heading = "Command")]
     pub(crate) tty: bool,
 

@@ -5,6 +5,7 @@
 mod args;
 mod doctor;
 mod env;
+mod input;
 mod named;
 mod run;
 mod settings;

@@ -3,7 +3,7 @@
 use std::{
     cell::RefCell,
     ffi::OsString,
-    io::{self, IsTerminal, Stderr},
+    io::{self, Stderr},
     os::unix::ffi::OsStringExt,
     rc::Rc,
     time::Duration,
@@ -28,12 +28,13 @@ use tokio::{
     io::AsyncRead,
     signal::unix::{SignalKind, signal},
     sync::mpsc,
-    task::LocalSet,
+    task::{JoinHandle, LocalSet},
 };
 
 use crate::{
     args::{ExecArgs, GuestArgs, HostArgs, RunArgs, ShareArgs},
     env,
+    input::{Input, is_in_background, until_in_foreground},
     named::Named,
     settings,
     sink::StdSink,
@@ -53,9 +54,6 @@ type Reporter = Rc<RefCell<RunReporter<Stderr>>>;
 /// `belljar run`.
 pub(crate) fn run(args: RunArgs) -> Result<u8, String> {
     let RunArgs { guest, share, exec, host, timeout, no_stdin, tty, power_off, command } = args;
-    if tty && !io::stdin().is_terminal() {
-        return Err("--tty needs a terminal on standard input; leave it out for a pipe".into());
-    }
     let argv = command.into_iter().map(OsString::into_vec).collect();
     let prepared = Prepared::new(&guest, &share, &exec, &host, argv, tty)?;
     let prepared = Prepared { request: Request { timeout, power_off, ..prepared.request }, ..prepared };
@@ -152,26 +150,37 @@ impl Prepared {
     async fn run(self, style: Style, stdin: Stdin) -> Result<Verdict, String> {
         let Self { request, run_dir } = self;
         let raw = request.command.as_ref().is_some_and(|c| c.terminal.is_some());
+        let at_terminal = raw && terminal::is_there();
         let reporter = RunReporter::new(io::stderr(), style, run_dir.path().display().to_string());
         let reporter: Reporter = Rc::new(RefCell::new(reporter));
         let (canceller, cancel) = cancel::channel();
         hear_signals(Rc::new(canceller)).map_err(|e| format!("cannot listen for signals: {e}"))?;
 
         let (control, controls) = mpsc::channel(4);
-        let raw_terminal = Rc::new(RefCell::new(None));
+        let raw_terminal: Rc<RefCell<Option<RawTerminal>>> = Rc::default();
+        let mut entering: Option<JoinHandle<()>> = None;
         let observer = {
             let reporter = Rc::clone(&reporter);
             let raw_terminal = Rc::clone(&raw_terminal);
             move |event: &belljar_model::Event| {
                 // The terminal is the guest's from the command's start to its end, and the person's at all other times.
                 match event.kind {
-                    belljar_model::EventKind::CommandStarted { .. } if raw => {
+                    belljar_model::EventKind::CommandStarted { .. } if at_terminal => {
                         reporter.borrow_mut().stop_live();
-                        *raw_terminal.borrow_mut() = RawTerminal::enter().ok();
+                        if is_in_background(io::stdin()) {
+                            entering = Some(tokio::task::spawn_local(enter_later(Rc::clone(&raw_terminal))));
+                        } else {
+                            *raw_terminal.borrow_mut() = RawTerminal::enter().ok();
+                        }
                     }
                     belljar_model::EventKind::Phase { phase: belljar_model::Phase::Close }
                     | belljar_model::EventKind::CommandEnded { .. }
-                    | belljar_model::EventKind::RunEnded { .. } => drop(raw_terminal.borrow_mut().take()),
+                    | belljar_model::EventKind::RunEnded { .. } => {
+                        if let Some(entering) = entering.take() {
+                            entering.abort();
+                        }
+                        drop(raw_terminal.borrow_mut().take());
+                    }
                     _ => {}
                 }
                 // With standard error closed there is nobody to tell.
@@ -187,10 +196,10 @@ impl Prepared {
         }
 
         let mut sink = StdSink::new(raw);
-        let mut input: Box<dyn AsyncRead + Unpin + Send> = match (stdin, raw) {
+        let mut input: Box<dyn AsyncRead + Unpin + Send> = match (stdin, at_terminal) {
             (Stdin::Empty, _) => Box::new(tokio::io::empty()),
-            (Stdin::Ours, false) => Box::new(tokio::io::stdin()),
-            (Stdin::Ours, true) => Box::new(terminal::EscapableInput::new(tokio::io::stdin())),
+            (Stdin::Ours, false) => Box::new(Input::new()),
+            (Stdin::Ours, true) => Box::new(terminal::EscapableInput::new(Input::new())),
         };
         let io = RunIo {
             stdin: (stdin == Stdin::Ours).then_some(&mut *input),
@@ -207,7 +216,7 @@ impl Prepared {
 
 /// Ctrl-C and its like: once for an orderly end, twice for an end at once.
 pub(crate) fn hear_signals(canceller: Rc<Canceller>) -> io::Result<()> {
-    for number in terminal::ENDING {
+    for number in terminal::ending() {
         let mut stream = signal(SignalKind::from_raw(number.as_raw()))?;
         let canceller = Rc::clone(&canceller);
         tokio::task::spawn_local(async move {
@@ -247,6 +256,12 @@ async fn follow_console(view: &ConsoleView, reporter: &Reporter, level: Level) {
         let line = last.borrow_and_update().clone();
         drop(reporter.borrow_mut().on_console_line(&line));
     }
+}
+
+/// Makes the terminal raw when it is ours to use: to do so in the background would stop us.
+async fn enter_later(raw_terminal: Rc<RefCell<Option<RawTerminal>>>) {
+    until_in_foreground().await;
+    *raw_terminal.borrow_mut() = RawTerminal::enter().ok();
 }
 
 async fn follow_size(control: mpsc::Sender<ExecControl>) {

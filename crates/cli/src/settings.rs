@@ -24,6 +24,7 @@ use etcetera::BaseStrategy;
 use crate::{
     args::{AccelArg, AccessArg, BusArg, ExecArgs, GuestArgs, HostArgs, ModeArg, NicArg, OopsArg, ShareArgs},
     env,
+    input::is_in_background,
     named::Named,
     specs,
 };
@@ -295,5 +296,7 @@ pub(crate) fn level(args: &HostArgs) -> Level {
 /// How the run is told.
 pub(crate) fn style(args: &HostArgs) -> Style {
     let terminal = io::stderr().is_terminal();
-    Style { level: level(args), live: terminal, color: terminal && env::get(env::NO_COLOR).is_none() }
+    // A line that is drawn again and again is in the way of whoever has the terminal.
+    let live = terminal && !is_in_background(io::stderr());
+    Style { level: level(args), live, color: terminal && env::get(env::NO_COLOR).is_none() }
 }

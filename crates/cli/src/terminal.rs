@@ -5,7 +5,7 @@
 //! having said that all is well, the second process puts the settings back.
 
 use std::{
-    io::{self, Read, Write},
+    io::{self, IsTerminal, Read, Write},
     os::fd::AsFd,
     pin::Pin,
     process::{Child, ChildStdin, Command, Stdio},
@@ -18,6 +18,8 @@ use rustix::{
     termios::{OptionalActions, Termios, Winsize, tcgetattr, tcgetwinsize, tcsetattr},
 };
 use tokio::io::{AsyncRead, ReadBuf};
+
+use crate::input::is_in_background;
 
 /// First argument of the process that guards the terminal.
 pub(crate) const GUARD: &str = "__guard-terminal";
@@ -61,7 +63,10 @@ impl RawTerminal {
 
 impl Drop for RawTerminal {
     fn drop(&mut self) {
-        let restored = tcsetattr(io::stdin().as_fd(), OptionalActions::Drain, &self.saved).is_ok();
+        // In the background the terminal is the shell's, which has put it back as it likes it; touching it would stop us. What was
+        // written needs no drain, for which a terminal that hangs would keep us waiting: its settings count when it is written.
+        let restored =
+            is_in_background(io::stdin()) || tcsetattr(io::stdin().as_fd(), OptionalActions::Now, &self.saved).is_ok();
         if let Some(mut pipe) = self.pipe.take()
             && restored
         {
@@ -97,16 +102,39 @@ fn close_stderr() -> io::Result<()> {
     Ok(())
 }
 
-/// The size of the terminal on standard input; 24 by 80 where it does not say.
-pub(crate) fn size() -> (u16, u16) {
-    match tcgetwinsize(io::stdin().as_fd()) {
-        Ok(Winsize { ws_row, ws_col, .. }) if ws_row > 0 && ws_col > 0 => (ws_row, ws_col),
-        _ => (24, 80),
-    }
+/// Whether standard input is a terminal, of which a command's own terminal is the continuation. Without one, as under CI, the
+/// command has a terminal all the same, and nobody at it.
+pub(crate) fn is_there() -> bool {
+    io::stdin().is_terminal()
 }
 
-/// The signals that end a run in an orderly way.
-pub(crate) const ENDING: [Signal; 3] = [Signal::INT, Signal::TERM, Signal::HUP];
+/// The size of the terminal that the command's output comes to; 24 by 80 where there is none, or it does not say.
+pub(crate) fn size() -> (u16, u16) {
+    let of = |size: rustix::io::Result<Winsize>| match size {
+        Ok(Winsize { ws_row, ws_col, .. }) if ws_row > 0 && ws_col > 0 => Some((ws_row, ws_col)),
+        _ => None,
+    };
+    of(tcgetwinsize(io::stdin().as_fd()))
+        .or_else(|| of(tcgetwinsize(io::stdout().as_fd())))
+        .or_else(|| of(tcgetwinsize(io::stderr().as_fd())))
+        .unwrap_or((24, 80))
+}
+
+/// The signals that end a run in an orderly way. A hang-up does not where we were started to outlive it, as by `nohup`.
+pub(crate) fn ending() -> Vec<Signal> {
+    let mut ending = vec![Signal::INT, Signal::TERM];
+    if !is_ignored(Signal::HUP, &fs_err::read_to_string("/proc/self/status").unwrap_or_default()) {
+        ending.push(Signal::HUP);
+    }
+    ending
+}
+
+/// Whether a process of this `/proc/PID/status` ignores a signal.
+fn is_ignored(signal: Signal, status: &str) -> bool {
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default();
+    ignored >> (signal.as_raw() - 1) & 1 == 1
+}
 
 /// What ends a terminal's guest: Ctrl-] three times within a second, as for `machinectl shell`.
 const ESCAPE: u8 = 0x1d;
@@ -160,6 +188,13 @@ impl<R: AsyncRead + Unpin> AsyncRead for EscapableInput<R> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_signal_that_is_ignored_is_seen() {
+        let status = "SigBlk:\t0000000000000000\nSigIgn:\t0000000000001001\nSigCgt:\t0000000000000002\n";
+        assert!(is_ignored(Signal::HUP, status) && is_ignored(Signal::PIPE, status));
+        assert!(!is_ignored(Signal::INT, status) && !is_ignored(Signal::HUP, ""));
+    }
 
     #[test]
     fn the_escape_is_three_within_a_second() {

@@ -112,12 +112,12 @@ fn what_cannot_be_started_is_told_apart() {
 #[test]
 fn what_cannot_be_started_is_told_even_with_q() {
     let lab = Lab::new();
-    let quiet = |lab: &Lab| lab.run(WELL).args(["-q"]);
-    quiet(&lab).command(["/no/such"]).go().code(127).complains("cannot start the command: execve /no/such");
-    quiet(&lab).args(["--cwd", "/no/such"]).command(["true"]).go().code(126).complains("/no/such");
-    quiet(&lab).args(["--user", "nobody-of-that-name"]).command(["true"]).go().code(126).complains("nobody-of");
+    let quiet = || lab.run(WELL).args(["-q"]);
+    quiet().command(["/no/such"]).go().code(127).complains("cannot start the command: execve /no/such");
+    quiet().args(["--cwd", "/no/such"]).command(["true"]).go().code(126).complains("/no/such");
+    quiet().args(["--user", "nobody-of-that-name"]).command(["true"]).go().code(126).complains("nobody-of");
     // What ran and failed says so itself.
-    assert_eq!(quiet(&lab).sh("exit 127").go().code(127).stderr, "");
+    assert_eq!(quiet().sh("exit 127").go().code(127).stderr, "");
 }
 
 #[test]

@@ -1,8 +1,10 @@
 //! What reaches the user's terminal, and in what state it is left.
 
+use std::{ffi::OsString, fs, io::Write as _};
+
 use rustix::process::Signal;
 
-use crate::harness::{Lab, Pty, WELL};
+use crate::harness::{Lab, Pty, WELL, until};
 
 /// Everything by which a guest could take a terminal over.
 const NASTY: &str =
@@ -138,8 +140,79 @@ fn a_command_with_a_terminal_of_its_own() {
     let run = lab.run(WELL).args(["--tty"]).under(pty.wrapper()).sh("test -t 0 && test -t 1 && tty; exit 6").spawn();
     run.end().code(6);
     pty.await_text("/dev/pts/");
-    let outcome = lab.run(WELL).args(["--tty"]).sh("true").go();
-    outcome.code(125).complains("--tty needs a terminal");
+}
+
+#[test]
+fn a_command_has_a_terminal_where_belljar_has_none() {
+    let lab = Lab::new();
+    // As under CI: pipes on all sides, and no controlling terminal.
+    let text = "test -t 0 && test -t 1 && test -t 2 && stty size; printf 'to-stderr\\n' >&2; exit 6";
+    let outcome = lab.run(WELL).args(["--tty"]).under(["setsid", "--wait"]).sh(text).go();
+    outcome.code(6).says("24 80\r\nto-stderr\r\n");
+    // What comes from a pipe is typed.
+    let outcome = lab.run(WELL).args(["--tty"]).stdin("typed\n").sh("stty -echo; read -r line; echo got-$line").go();
+    assert!(String::from_utf8_lossy(&outcome.code(0).stdout).ends_with("got-typed\r\n"), "{:?}", outcome.stdout);
+    // A terminal on standard output alone says how large it is, and is left as it is.
+    let pty = Pty::new();
+    pty.resize(30, 100);
+    let run = lab.run(WELL).args(["--tty"]).stdout(pty.stdio()).sh("stty size").spawn();
+    run.end().code(0);
+    pty.await_text("30 100");
+    assert!(pty.is_cooked());
+    // One that does not know its size.
+    let pty = Pty::new();
+    pty.resize(0, 0);
+    lab.run(WELL).args(["--tty"]).under(pty.wrapper()).sh("stty size").spawn().end().code(0);
+    pty.await_text("24 80");
+}
+
+/// Runs Belljar as a job of a shell with job control.
+fn job(pty: &Pty, script: &str) -> Vec<OsString> {
+    let shell = ["bash", "-c", script, "sh"];
+    pty.wrapper().into_iter().chain(shell.map(OsString::from)).collect()
+}
+
+#[test]
+fn in_the_background_input_that_nobody_reads_does_not_stop_it() {
+    let lab = Lab::new();
+    let pty = Pty::new();
+    // The exit code of a job that was stopped would be its signal's.
+    let script = "set -m; \"$@\" & wait $!; echo code-$?";
+    lab.run(WELL).under(job(&pty, script)).sh("exit 6").spawn().end().code(0);
+    pty.await_text("code-6");
+    // With a terminal for the command, which is not made raw while somebody else has it.
+    let pty = Pty::new();
+    lab.run(WELL).args(["-t"]).under(job(&pty, script)).sh("echo hello; exit 6").spawn().end().code(0);
+    pty.await_text("hello");
+    pty.await_text("code-6");
+    assert!(pty.is_cooked());
+}
+
+#[test]
+fn a_job_reads_once_it_is_in_the_foreground() {
+    let lab = Lab::new();
+    let mut pty = Pty::new();
+    let script = "set -m; \"$@\" & read -r go; fg; echo code-$?";
+    let mut run = lab.run(WELL).under(job(&pty, script)).sh("mark up; read -r line; echo got-$line; exit 7").spawn();
+    run.await_mark("up");
+    pty.type_in("go\n");
+    // The shell says which job it is.
+    pty.await_text("\r\n\"$@\"");
+    pty.type_in("typed\n");
+    run.end().code(0);
+    pty.await_text("got-typed");
+    pty.await_text("code-7");
+}
+
+#[test]
+fn a_hang_up_does_not_end_what_was_started_to_outlive_it() {
+    let lab = Lab::new();
+    let mut run = lab.run(WELL).under(["nohup"]).sh(&format!("mark up; {}; exit 8", until("go"))).spawn();
+    run.await_mark("up");
+    run.signal(Signal::HUP);
+    let note = "{\"kind\":\"mark\",\"value\":\"go\"}\n";
+    fs::OpenOptions::new().append(true).open(lab.path("fake.log")).unwrap().write_all(note.as_bytes()).unwrap();
+    run.end().code(8);
 }
 
 #[test]
