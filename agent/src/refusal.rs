@@ -108,7 +108,7 @@ fn open(path: &Path) -> Option<File> {
 /// The program of a first line `#!…`.
 fn interpreter(head: &[u8]) -> Option<Vec<u8>> {
     let line = head.strip_prefix(b"#!")?.split(|&byte| byte == b'\n').next()?;
-    let mut word = line.trim_ascii().split(|byte| byte.is_ascii_whitespace());
+    let mut word = line.trim_ascii().split(u8::is_ascii_whitespace);
     // What an editor of another system left at the line's end is a part of the name to the kernel.
     let end = if line.ends_with(b"\r") { &b"\\r (the line ends with a carriage return)"[..] } else { b"" };
     let first = word.next().filter(|word| !word.is_empty())?;

@@ -202,6 +202,19 @@ fn look_at(image: &Path) -> Vec<Finding> {
     let mut findings: Vec<Finding> = layers
         .map(|(layer, about)| Finding::good(about, format!("{}: {}", layer.path.display(), layer.format.driver())))
         .collect();
+    match found.has_boot_sector(&settings::qemu_img()) {
+        Ok(true) => findings.push(Finding::good("boot", "its first sector can be booted from")),
+        Ok(false) => findings.push(Finding::bad(
+            "boot",
+            "there is nothing to boot on it: its first sector has no boot signature (55 AA)\n\
+             mend: get a disk image with a system on it; as an extra disk (--disk file=…) it will do",
+        )),
+        Err(error) => findings.push(Finding::note(
+            "boot",
+            format!("its first sector could not be read: {error}"),
+            "whether it boots will be seen",
+        )),
+    }
     findings.push(Finding::good("size", format!("{} for the guest", ByteSize(found.virtual_size))));
     findings
 }
@@ -222,9 +235,12 @@ fn render(findings: &[Finding], color: bool) -> String {
             let _ = writeln!(out, "                {}", mend.replace('\n', "\n                "));
         }
     }
-    let bad = findings.iter().filter(|f| f.state == State::Bad).count();
-    out.push_str(match bad {
-        0 => "\nbelljar run -- CMD will work here.\n",
+    // What is wrong with an image says nothing of the host.
+    let of_image = |f: &&Finding| matches!(f.about, "image" | "backing" | "boot");
+    let (image, host): (Vec<_>, Vec<_>) = findings.iter().filter(|f| f.state == State::Bad).partition(of_image);
+    out.push_str(match (host.len(), image.len()) {
+        (0, 0) => "\nbelljar run -- CMD will work here.\n",
+        (0, _) => "\nbelljar run -- CMD will work here, but not with this image until what is marked bad is mended.\n",
         _ => "\nbelljar run -- CMD cannot work here until what is marked bad is mended.\n",
     });
     out
@@ -251,6 +267,8 @@ bad   kernel    none found
 belljar run -- CMD cannot work here until what is marked bad is mended.
 ";
         assert_eq!(render(&findings, false), expected);
+        let image = [Finding::good("QEMU", "x"), Finding::bad("boot", "nothing")];
+        assert!(render(&image, false).contains("will work here, but not with this image"));
         assert!(render(&findings[..2], false).ends_with("will work here.\n"));
         assert!(render(&findings, true).contains("\x1b[31mbad \x1b[0m"));
     }

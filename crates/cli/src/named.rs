@@ -21,7 +21,7 @@ impl Named {
         let Some(name) = &args.guest else { return Ok(None) };
         let file = suite::find(args.config.as_deref())?;
         let config = Config::load(&file, &suite::shown(&file)).map_err(|error| match error {
-            ConfigError::Wrong(found) => found.to_string(),
+            ConfigError::Wrong { found, .. } => found.to_string(),
             other => other.to_string(),
         })?;
         let guest = config.guest(name).map_err(|found| format!("--guest: {found}"))?;

@@ -6,7 +6,7 @@ use std::{
     io::{self, Stderr},
     os::unix::ffi::OsStringExt,
     rc::Rc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use belljar_machine::{
@@ -23,6 +23,7 @@ use belljar_runner::{
     log::EventLog,
     run::{Request, RunIo},
     run_dir::{self, RunDir},
+    suite::resources::{Memory, no_room_for},
 };
 use tokio::{
     io::AsyncRead,
@@ -48,6 +49,10 @@ const DEFAULT_TERM: &str = "vt100";
 
 /// How long the last bytes of output may take to be taken.
 const LAST_WRITE: Duration = Duration::from_secs(1);
+
+/// After which time a phase is said to go on.
+const DELAY: Duration = Duration::from_secs(2);
+const DELAY_LOOK: Duration = Duration::from_millis(250);
 
 type Reporter = Rc<RefCell<RunReporter<Stderr>>>;
 
@@ -136,6 +141,10 @@ impl Prepared {
 
     /// Boots, runs, reports; gives the exit code.
     pub(crate) fn go(self, host: &HostArgs, stdin: Stdin) -> Result<u8, String> {
+        if let Some(why) = no_room_for(self.request.guest.memory, None, Memory::of_host()) {
+            drop(fs_err::remove_dir_all(self.run_dir.path()));
+            return Err(why);
+        }
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -189,6 +198,7 @@ impl Prepared {
         };
         let mut log = EventLog::create(&run_dir.file(run_dir::EVENTS), Box::new(observer))
             .map_err(|e| format!("cannot write the event log: {e}"))?;
+        tokio::task::spawn_local(tell_delays(Rc::clone(&reporter)));
         let (view_sender, views) = mpsc::unbounded_channel();
         tokio::task::spawn_local(follow_consoles(views, Rc::clone(&reporter), style.level));
         if raw {
@@ -226,6 +236,26 @@ pub(crate) fn hear_signals(canceller: Rc<Canceller>) -> io::Result<()> {
         });
     }
     Ok(())
+}
+
+/// Says of each phase that takes its time that it does.
+async fn tell_delays(reporter: Reporter) {
+    let mut last = None;
+    let mut since = Instant::now();
+    loop {
+        tokio::time::sleep(DELAY_LOOK).await;
+        let now = reporter.borrow().phase();
+        if now != last {
+            (last, since) = (now, Instant::now());
+        } else if let Some(phase) = now
+            && since.elapsed() >= DELAY
+        {
+            // With standard error closed there is nobody to tell.
+            drop(reporter.borrow_mut().on_delay(phase));
+            // Once.
+            since = Instant::now() + Duration::from_secs(u32::MAX.into());
+        }
+    }
 }
 
 /// Follows one machine's console after the other's.

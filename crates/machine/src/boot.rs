@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use belljar_model::{EventKind, Phase};
-use belljar_proto::message::{Announce, Identity, Setup};
+use belljar_proto::message::{Announce, Identity, MountMode, Setup};
 use fs_err::File;
 use tokio::sync::mpsc;
 
@@ -245,10 +245,55 @@ pub(crate) async fn finish(
     match ready {
         Ok(session) => {
             machine.watch.entered(session.reports());
+            if let Some(choice) = share_choice(share, &session) {
+                observe(choice);
+            }
             Ok(Guest::new(machine, session))
         }
         Err(lost) => Err(machine.give_up(lost, Phase::Boot).await),
     }
+}
+
+/// How the host's directories got into the guest; none if none did.
+fn share_choice(share: &ShareSpec, session: &Session) -> Option<EventKind> {
+    let mode = |mode| match mode {
+        MountMode::ReadWrite => "rw",
+        MountMode::ReadOnly => "ro",
+        MountMode::CopyOnWrite => "cow",
+    };
+    let workspace = share.workspace.as_ref().map(|w| format!("the workspace at {} ({})", w.mount_at, mode(w.mode)));
+    let by = match session {
+        Session::Agent(_) => "the agent",
+        Session::Console(session) if session.has_exchange() => "the shell on the console",
+        Session::Console(_) => return None,
+    };
+    let mounted = workspace.into_iter().chain([format!("the output directory at {}", share::OUT_PATH)]);
+    let mounted = mounted.collect::<Vec<_>>().join(" and ");
+    Some(EventKind::Choice { what: "share".into(), chosen: "9p".into(), why: format!("{by} mounted {mounted}") })
+}
+
+/// How a copy was got into, and how it is talked to: as its template.
+pub(crate) fn choices_of_copy(plan: &Plan, entered: &Entered) -> [EventKind; 2] {
+    let access = match plan.entry {
+        Entry::Init => ("Belljar's init", "it was the first process of its template, and goes on"),
+        Entry::Console { .. } => {
+            ("the template's", "its template was got into on the serial console when it booted, and is not asked again")
+        }
+    };
+    let session = match entered {
+        Entered::Agent { port: PortKind::Virtio, .. } => {
+            ("agent on the virtio port", "it answered there, as in its template")
+        }
+        Entered::Agent { port: PortKind::Serial, .. } => {
+            ("agent on the second serial port", "it answered there, as in its template")
+        }
+        Entered::Shell(_) => ("sh on the console", "it answered there, as in its template"),
+    };
+    [("access", access), ("session", session)].map(|(what, (chosen, why))| EventKind::Choice {
+        what: what.into(),
+        chosen: chosen.into(),
+        why: why.into(),
+    })
 }
 
 fn keep_command(plan: &Plan, config: &MachineConfig) -> Result<(), StartError> {
@@ -270,6 +315,11 @@ async fn by_init(
         biased;
         connected = AgentSession::connect(ports) => {
             let (session, announce, port) = connected.map_err(|e| of_session(e, Phase::Boot))?;
+            tell(EventKind::Choice {
+                what: "access".into(),
+                chosen: "Belljar's init".into(),
+                why: "it is the guest's first process".into(),
+            });
             Ok(agent(session, &announce, port, tell))
         }
         overdue = run_out(patience, &view) => Err(Lost::timeout(

@@ -17,6 +17,7 @@ use crate::{
     guest::{Guest, Observe, Views},
     layer,
     plan::Plan,
+    qemu::args::Accel,
     template::{
         Blame, Claim, FailedCopy, Freezing, Making, Template, TemplateKey, TemplateStore, Unfrozen, Unthawed, blocking,
         explain, freeze, memory, thaw,
@@ -130,6 +131,9 @@ pub async fn lease(wanted: Lease<'_>, observe: Observe<'_>) -> Result<Guest, Los
 
 /// What is said to be chosen of templates, and of set-ups that are part of one.
 const TEMPLATE: &str = "template";
+/// What takes its time, and is told without being asked for.
+const MADE: &str = "made";
+const AWAITED: &str = "awaited";
 pub(crate) const SETTING_UP: &str = "set-up";
 
 /// The way to one guest.
@@ -317,7 +321,8 @@ impl Way<'_> {
                 Ok(Claim::Taken) => {
                     // Of several who wait, each has its turn if those before it made nothing.
                     let since = *waiting.get_or_insert_with(|| {
-                        told(observe, what, "awaited", "somebody else is making it");
+                        let limit = crate::for_people(limit);
+                        told(observe, what, AWAITED, format!("somebody else is making it, for {limit} at most"));
                         Instant::now()
                     });
                     let left = limit.saturating_sub(since.elapsed());
@@ -348,7 +353,16 @@ impl Way<'_> {
             self.refuse(key, why, observe);
             return Ok(Got::Nothing);
         }
-        told(observe, TEMPLATE, "made", "there is none for this guest yet; it boots once, and is copied from then on");
+        let boot = if plan.accel() == Accel::Kvm { "seconds" } else { "a minute or so without KVM" };
+        let limit = crate::for_people(plan.boot_limit());
+        told(
+            observe,
+            TEMPLATE,
+            MADE,
+            format!(
+                "there is none for this guest yet; it boots once ({boot}, {limit} at most), and is copied from then on"
+            ),
+        );
         let since = Instant::now();
         let prepared = memory(plan.ram_size()).and_then(|ram| {
             let again = ram.try_clone()?;

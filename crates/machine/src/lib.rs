@@ -23,6 +23,7 @@ pub mod session;
 pub mod share;
 pub mod spec;
 pub mod template;
+pub mod tree;
 mod watch;
 
 pub use belljar_proto::message::{MountMode, WindowSize};

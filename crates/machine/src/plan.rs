@@ -273,6 +273,51 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext) -> Result
     Ok(plan)
 }
 
+/// Where the programs and caches are that a look at a guest needs.
+#[derive(Clone, Copy, Debug)]
+pub struct Lookup<'a> {
+    /// QEMU, if it was named.
+    pub qemu: Option<&'a Path>,
+    /// `PATH`.
+    pub path: Option<&'a std::ffi::OsStr>,
+    /// `qemu-img`.
+    pub qemu_img: &'a Path,
+    /// Where answers are kept.
+    pub cache_dir: &'a Path,
+}
+
+/// All that keeps this guest from being started, as far as a look at the host tells, with how to mend it. Makes nothing.
+#[must_use]
+pub fn obstacles(spec: &GuestSpec, lookup: Lookup<'_>) -> Vec<String> {
+    let mut found: Vec<PlanError> = Vec::new();
+    match probe::find_qemu(lookup.qemu, lookup.path, lookup.cache_dir) {
+        Ok(qemu) if !qemu.has_9p => found.push(PlanError::No9p { path: qemu.path }),
+        Ok(_) => {}
+        Err(error) => found.push(error.into()),
+    }
+    let boots = || -> Result<(), PlanError> {
+        match &spec.source {
+            Source::Disk { path, format, bus } => {
+                PlannedDisk::boot(lookup.qemu_img, path, format.as_deref(), *bus)?;
+            }
+            Source::RootDir { root, kernel, modules } => {
+                rootdir::check(root)?;
+                kernel_for_root(kernel.as_deref(), modules.as_deref(), &mut Choices::default())?;
+            }
+            Source::Initramfs { kernel, initrd, modules, take_over: _ } => {
+                Kernel::open(kernel)?;
+                belljar_image::initramfs::check_foreign(initrd).map_err(boot::BootError::from)?;
+                modules.as_deref().map(ModuleIndex::load).transpose()?;
+            }
+        }
+        Ok(())
+    };
+    found.extend(boots().err());
+    let disks = spec.disks.iter().filter_map(|disk| PlannedDisk::extra(lookup.qemu_img, disk).err());
+    found.extend(disks.map(PlanError::from));
+    found.iter().map(ToString::to_string).collect()
+}
+
 impl Plan {
     /// What was chosen, and why.
     #[must_use]

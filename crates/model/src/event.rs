@@ -37,6 +37,12 @@ pub struct Event {
     pub kind: EventKind,
 }
 
+/// Whether a [`EventKind::Choice`] of this kind means that somebody has to wait, so that it is told without being asked for.
+#[must_use]
+pub fn takes_long(what: &str, chosen: &str) -> bool {
+    matches!(what, "template" | "set-up") && matches!(chosen, "made" | "awaited")
+}
+
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "kind")]

@@ -4,6 +4,7 @@ use std::{io, time::Duration};
 
 use belljar_model::{
     CrashKind, Event, EventKind, Phase, Verdict,
+    event::takes_long,
     verdict::{Exit, Fault},
 };
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -72,6 +73,11 @@ impl<W: io::Write> RunReporter<W> {
             EventKind::Choice { what, chosen, why } if self.style.level >= Level::Verbose => {
                 self.say(&format!("{what}: {chosen} ({why})"))?;
             }
+            EventKind::Choice { what, chosen, why }
+                if self.style.level == Level::Normal && takes_long(what, chosen) =>
+            {
+                self.say(&format!("{what}: {chosen} ({why})"))?;
+            }
             EventKind::Phase { phase } => self.on_phase(*phase, event.at)?,
             EventKind::Warning { message } if self.style.level >= Level::Normal => {
                 let head = self.paint("33", "note");
@@ -89,6 +95,31 @@ impl<W: io::Write> RunReporter<W> {
             _ => {}
         }
         Ok(())
+    }
+
+    /// Says that a phase takes its time, where no live line shows it. To be called when one has gone on for a moment.
+    ///
+    /// # Errors
+    /// If `out` cannot be written to.
+    pub fn on_delay(&mut self, phase: Phase) -> io::Result<()> {
+        let what = match phase {
+            Phase::Prepare => {
+                "looking at QEMU, the kernel and the image, and unpacking them: some seconds the first time"
+            }
+            Phase::Boot => "the guest boots, or its template is checked: minutes at most, more without KVM",
+            Phase::Access | Phase::Session => "getting into the guest",
+            Phase::Command | Phase::Close => return Ok(()),
+        };
+        if self.phase == Some(phase) && self.live.is_none() && self.style.level >= Level::Normal {
+            self.say(&format!("still {phase} ({what})"))?;
+        }
+        Ok(())
+    }
+
+    /// The phase that was heard of last.
+    #[must_use]
+    pub fn phase(&self) -> Option<Phase> {
+        self.phase
     }
 
     /// Shows a line of the console: in the live line, or as a line of its own at [`Level::Console`]. The line must
@@ -316,6 +347,27 @@ mod tests {
         belljar: guest: debian.qcow2
         belljar: up after 4.5 s
         ");
+    }
+
+    #[test]
+    fn what_takes_long_is_told() {
+        let made = EventKind::Choice { what: "template".into(), chosen: "made".into(), why: "it boots once".into() };
+        assert_eq!(told(Level::Normal, vec![made.clone()]), "belljar: template: made (it boots once)\n");
+        assert_eq!(told(Level::Quiet, vec![made]), "");
+        let found = EventKind::Choice { what: "template".into(), chosen: "found".into(), why: "made 3 s ago".into() };
+        assert_eq!(told(Level::Normal, vec![found]), "");
+        for (level, lines) in [(Level::Normal, 1), (Level::Quiet, 0)] {
+            let mut out = Vec::new();
+            let mut reporter = RunReporter::new(&mut out, Style { level, live: false, color: false }, "");
+            let kind = EventKind::Phase { phase: Phase::Prepare };
+            reporter.on_event(&Event { seq: 0, at: Timestamp::UNIX_EPOCH, kind }).unwrap();
+            reporter.on_delay(Phase::Boot).unwrap();
+            reporter.on_delay(Phase::Prepare).unwrap();
+            drop(reporter);
+            let said = String::from_utf8(out).unwrap();
+            assert_eq!(said.matches("still preparing").count(), lines, "{said}");
+            assert_eq!(said.lines().count(), lines, "{said}");
+        }
     }
 
     #[test]

@@ -1,13 +1,14 @@
 //! What a person reads of `belljar test`: live lines on a terminal, plain lines elsewhere, and an account at the end.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io::{self, Write},
     time::Duration,
 };
 
 use belljar_model::{
     AttemptId, Event, EventKind, UnitId, Verdict,
+    event::takes_long,
     summary::{Limits, RunSummary, UnitSummary},
     test_run::{AttemptEnded, Counts, Unit, UnitEnded},
 };
@@ -52,6 +53,8 @@ pub struct TestReporter<W> {
     counts: Counts,
     jobs: u64,
     live: Option<Live>,
+    /// What is said once, and was.
+    told: HashSet<String>,
 }
 
 struct Live {
@@ -76,7 +79,15 @@ impl<W: Write> TestReporter<W> {
             ..Limits::default()
         };
         let live = options.live.take().map(Live::new);
-        Self { out, options, run: RunSummary::new(limits), counts: Counts::default(), jobs: 1, live }
+        Self {
+            out,
+            options,
+            run: RunSummary::new(limits),
+            counts: Counts::default(),
+            jobs: 1,
+            live,
+            told: HashSet::new(),
+        }
     }
 
     fn on_end_of_attempt(&mut self, ended: &AttemptEnded) -> io::Result<()> {
@@ -325,6 +336,12 @@ impl<W: Write> TestReporter<W> {
             EventKind::AttemptChoice(e) if level >= Level::Verbose => {
                 let said = format!("{}: {}: {} ({})", e.id.unit, e.what, e.chosen, e.why);
                 self.note("choice", &said)?;
+            }
+            // Once: all that need it wait for the same.
+            EventKind::AttemptChoice(e)
+                if level == Level::Normal && takes_long(&e.what, &e.chosen) && self.told.insert(e.why.clone()) =>
+            {
+                self.note(&e.what, &format!("{}: {}", e.chosen, e.why))?;
             }
             EventKind::AttemptWarning(e) if level >= Level::Normal => {
                 self.note("note", &format!("{}: {}", e.id.unit, e.message))?;

@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use belljar_machine::tree;
 use belljar_model::RunId;
 use fs_err as fs;
 use jiff::Timestamp;
@@ -69,7 +70,12 @@ impl RunDir {
 
     fn claim(path: PathBuf, id: RunId) -> io::Result<Self> {
         let lock = fs::File::create(path.join(LOCK))?;
-        lock.file().lock()?;
+        lock.file().try_lock().map_err(|error| match error {
+            std::fs::TryLockError::WouldBlock => {
+                io::Error::other("another run has just taken it for its own directory")
+            }
+            std::fs::TryLockError::Error(error) => error,
+        })?;
         Ok(Self { path, id, _lock: lock })
     }
 
@@ -105,7 +111,7 @@ fn prune(parent: &Path, keep: usize) {
     for run in runs.into_iter().take(surplus) {
         let ended = fs::File::open(run.join(LOCK)).is_ok_and(|lock| lock.file().try_lock().is_ok());
         if ended {
-            drop(fs::remove_dir_all(run));
+            drop(tree::remove(&run));
         }
     }
 }
@@ -124,6 +130,22 @@ mod tests {
         assert!(!ended.exists());
         assert!(going.path().exists() && newest.path().exists());
         assert!(parent.path().join("somebody-elses").exists());
+    }
+
+    #[test]
+    fn what_a_guest_left_as_deep_as_it_could_is_cleared_away() {
+        let parent = tempfile::tempdir().unwrap();
+        let ended = RunDir::create(parent.path(), 10).unwrap().file(OUT);
+        fs::create_dir(&ended).unwrap();
+        let mut at = tree::open_to_read(&ended).unwrap();
+        for _ in 0..2500 {
+            rustix::fs::mkdirat(&at, "d", rustix::fs::Mode::RWXU).unwrap();
+            at = rustix::fs::openat(&at, "d", rustix::fs::OFlags::DIRECTORY, rustix::fs::Mode::empty()).unwrap();
+        }
+        drop(at);
+        let newest = RunDir::create(parent.path(), 0).unwrap();
+        assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 1);
+        assert!(newest.path().exists());
     }
 
     #[test]

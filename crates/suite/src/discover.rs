@@ -8,7 +8,7 @@
 mod setup;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io::{self, Read},
     os::unix::fs::{FileTypeExt, PermissionsExt},
     path::{Path, PathBuf},
@@ -18,6 +18,7 @@ use std::{
 use crate::{
     config::{Config, Format, Isolation, Suite, no_such},
     diagnostic::{Diagnostic, Diagnostics, Place, SourceText, enumerate},
+    files,
     glob::Pattern,
     header::{self, Header},
 };
@@ -113,8 +114,33 @@ fn look(path: &Path) -> Found {
     }
 }
 
-fn in_suite(config: &Config, roots: &Roots, suite: &Arc<Suite>, out: &mut Diagnostics) -> Vec<TestFile> {
-    let mut files: BTreeMap<String, ()> = BTreeMap::new();
+/// The mistakes in the headers of test files, for a configuration that has mistakes of its own: so that all are told at once. What
+/// depends on the configuration, such as the names of guests, is left for when it is right.
+#[must_use]
+pub fn mistakes_in_headers(config: &Config) -> Diagnostics {
+    let mut found = Diagnostics::default();
+    let (Ok(dir), Ok(workspace)) = (fs_err::canonicalize(&config.dir), fs_err::canonicalize(&config.workspace)) else {
+        return found;
+    };
+    let roots = Roots { dir, workspace };
+    let mut seen = BTreeSet::new();
+    for suite in config.suites.iter().filter(|s| s.layer.format != Some(Format::Libtest)) {
+        // Of the files themselves more is known once the patterns are right.
+        for file in files_of(&roots, suite, &mut Diagnostics::default()) {
+            if seen.insert(file.clone())
+                && let Ok(start) = start_of(&roots.dir.join(&file))
+                && let Err(wrong) = header::read(&config.shown_dir.join(&file), &config.dir, &start)
+            {
+                found.append(wrong);
+            }
+        }
+    }
+    found.sorted()
+}
+
+/// The test files that a suite's patterns match, relative to the root.
+fn files_of(roots: &Roots, suite: &Suite, out: &mut Diagnostics) -> BTreeSet<String> {
+    let mut files = BTreeSet::new();
     let mut excluded = vec![0_usize; suite.exclude.len()];
     for (pattern, place) in &suite.tests {
         let mut kinds = Kinds::default();
@@ -129,7 +155,7 @@ fn in_suite(config: &Config, roots: &Roots, suite: &Arc<Suite>, out: &mut Diagno
             }
             files_of_pattern += usize::from(!dropped);
             if !dropped && let Some(file) = kinds.sort(roots, relative, out, place) {
-                files.insert(file, ());
+                files.insert(file);
             }
         }
         kinds.tell(out, place, pattern, files_of_pattern);
@@ -139,10 +165,15 @@ fn in_suite(config: &Config, roots: &Roots, suite: &Arc<Suite>, out: &mut Diagno
             out.push(Diagnostic::note(format!("{:?} excludes nothing", pattern.text())).at(place.clone()));
         }
     }
+    files
+}
+
+fn in_suite(config: &Config, roots: &Roots, suite: &Arc<Suite>, out: &mut Diagnostics) -> Vec<TestFile> {
+    let files = files_of(roots, suite, out);
     let base = common_base(&suite.tests);
     let name = |file: &str| file.strip_prefix(&base).unwrap_or(file).trim_start_matches('/').to_owned();
     let mut tests = Vec::new();
-    for file in files.into_keys() {
+    for file in files {
         match read(config, roots, suite, &file) {
             Ok((in_workspace, header)) => tests.push(TestFile {
                 suite: Arc::clone(suite),
@@ -344,14 +375,19 @@ fn read(config: &Config, roots: &Roots, suite: &Suite, file: &str) -> Result<(Pa
     if suite.layer.format == Some(Format::Libtest) {
         return Ok((in_workspace, Header::default()));
     }
-    let mut start = Vec::with_capacity(header::REACH + header::LINE);
-    fs_err::File::open(&path)
-        .and_then(|f| f.take((header::REACH + header::LINE) as u64).read_to_end(&mut start))
-        .map_err(|e| one(Diagnostic::error(format!("cannot read the header of a test: {e}"))))?;
+    let start =
+        start_of(&path).map_err(|e| one(Diagnostic::error(format!("cannot read the header of a test: {e}"))))?;
     let shown = config.shown_dir.join(file);
     let header = header::read(&shown, &config.dir, &start)?;
     let wrong = check_header(config, suite, &header, &SourceText::new(shown, &String::from_utf8_lossy(&start)));
     if wrong.is_empty() { Ok((in_workspace, header)) } else { Err(wrong) }
+}
+
+/// As much of a file as a header may be in.
+fn start_of(path: &Path) -> io::Result<Vec<u8>> {
+    let mut start = Vec::with_capacity(header::REACH + header::LINE);
+    files::open_regular(path)?.take((header::REACH + header::LINE) as u64).read_to_end(&mut start)?;
+    Ok(start)
 }
 
 /// What a header says must fit to its suite and to the rest of the file.

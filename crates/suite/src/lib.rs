@@ -12,6 +12,7 @@
 pub mod config;
 pub mod diagnostic;
 pub mod discover;
+pub mod files;
 pub mod filter;
 #[doc(hidden)]
 pub mod fuzz;

@@ -166,6 +166,10 @@ pub(crate) struct ListArgs {
     /// Also list what the filter leaves out
     #[arg(short, long)]
     pub(crate) verbose: bool,
+
+    /// QEMU that would be used [default: the first qemu-system-x86_64 found]
+    #[arg(long, value_name = "FILE", env = env::QEMU, hide_env = true, value_hint = ValueHint::FilePath)]
+    pub(crate) qemu: Option<PathBuf>,
 }
 
 /// `belljar report`.

@@ -11,7 +11,7 @@ use belljar_model::exit_code;
 use belljar_runner::suite::{Cases, history::History};
 use belljar_suite::{
     config::{Config, ConfigError, FILE_NAME, Nic, Profile, Retries, WorkspaceMode},
-    discover::{Discovery, discover},
+    discover::{Discovery, discover, mistakes_in_headers},
     filter::Filter,
     partition::Partition,
     plan::{self, Plan, PlanOptions},
@@ -51,7 +51,12 @@ impl Chosen {
 
         let file = find(args.config.as_deref())?;
         let config = Config::load(&file, &shown(&file)).map_err(|error| match error {
-            ConfigError::Wrong(found) => Refused::config(&found),
+            ConfigError::Wrong { mut found, rest } => {
+                if let Some(rest) = rest {
+                    found.append(mistakes_in_headers(&rest));
+                }
+                Refused::config(&found)
+            }
             other => Refused { message: other.to_string(), code: exit_code::BAD_CONFIG },
         })?;
         let profile = config

@@ -1,10 +1,21 @@
 //! `belljar list`.
 
-use belljar_model::exit_code;
-use belljar_runner::suite::Cases;
+use std::path::Path;
 
-use super::{Refused, args::ListArgs, chosen::Chosen};
-use crate::{complain_note, write_out};
+use belljar_machine::plan::Lookup;
+use belljar_model::exit_code;
+use belljar_runner::suite::{self, Cases};
+use belljar_suite::plan::Plan;
+
+use super::{Refused, args::ListArgs, chosen::Chosen, run::surroundings};
+use crate::{complain_note, env, settings, write_out};
+
+/// What keeps the plan's machines from running here.
+pub(super) fn obstacles(plan: &Plan, chosen: &Chosen, qemu: Option<&Path>) -> Result<Vec<Vec<String>>, Refused> {
+    let (path, qemu_img, cache_dir) = (env::get("PATH"), settings::qemu_img(), settings::cache_dir()?);
+    let lookup = Lookup { qemu, path: path.as_deref(), qemu_img: &qemu_img, cache_dir: &cache_dir };
+    Ok(suite::obstacles(plan, chosen.profile.max_memory, &surroundings(plan)?, lookup))
+}
 
 /// Says what would run where, and why not.
 pub(crate) fn list(args: &ListArgs) -> Result<u8, Refused> {
@@ -13,7 +24,7 @@ pub(crate) fn list(args: &ListArgs) -> Result<u8, Refused> {
     for note in chosen.discovery.notes.iter().chain(plan.notes.iter()) {
         complain_note(&note.to_string());
     }
-    let listing = plan.listing();
+    let listing = plan.listing().with_obstacles(obstacles(&plan, &chosen, args.qemu.as_deref())?);
     let text = if args.json {
         serde_json::to_string_pretty(&listing).map_err(|e| format!("cannot write the listing as JSON: {e}"))? + "\n"
     } else {

@@ -31,8 +31,11 @@ pub(crate) fn merge(args: &MergeArgs) -> Result<u8, Refused> {
         None => settings::new_run_dir()?,
     };
     for (dir, prefix) in &dirs {
-        parts::copy(dir, &run_dir.file(prefix))
+        let left_out = parts::copy(dir, &run_dir.file(prefix))
             .map_err(|e| format!("cannot copy the files of {}: {e}", dir.display()))?;
+        for what in left_out {
+            complain_note(&format!("not copied: {what}"));
+        }
     }
     let mut log = Vec::new();
     for event in &events {

@@ -2,7 +2,7 @@
 
 use std::{
     ffi::{OsStr, OsString},
-    io::BufReader,
+    io::{BufReader, Read as _},
     path::{Path, PathBuf},
 };
 
@@ -12,9 +12,14 @@ use belljar_model::{
     read_log,
 };
 use belljar_runner::run_dir;
+use belljar_suite::files::open_regular;
+use bytesize::ByteSize;
 use jiff::Timestamp;
 
 use crate::settings;
+
+/// No log of a run is longer: a million units have less.
+const MAX_LOG: u64 = 4 << 30;
 
 /// A run that was read.
 pub(crate) struct Past {
@@ -29,10 +34,14 @@ pub(crate) struct Past {
 /// Finds and reads a run of `belljar test`.
 pub(crate) fn read(named: &Path) -> Result<Past, String> {
     let log = find(named)?;
-    let file = fs_err::File::open(&log).map_err(|e| format!("cannot read the run's events: {e}"))?;
+    let file = open_regular(&log).map_err(|e| format!("cannot read the run's events: {e}"))?;
+    let length = file.metadata().map_or(0, |m| m.len());
+    if length > MAX_LOG {
+        return Err(format!("{} has {}, which no run's log has", log.display(), ByteSize(length)));
+    }
     let mut past =
         Past { dir: log.parent().unwrap_or(Path::new(".")).to_owned(), events: Vec::new(), warnings: Vec::new() };
-    for line in read_log(BufReader::new(file)) {
+    for line in read_log(BufReader::new(file.take(MAX_LOG))) {
         match line.map_err(|e| format!("cannot read {}: {e}", log.display()))? {
             Line::Event(event) => past.events.push(event),
             Line::Damaged { number, damage: Damage::CutOff } => {
@@ -61,7 +70,8 @@ fn find(named: &Path) -> Result<PathBuf, String> {
     if named.is_dir() {
         return Ok(named.join(run_dir::EVENTS));
     }
-    if named.is_file() {
+    // Whatever else it is, it is what was meant, and what is wrong with it is said when it is opened.
+    if named.exists() {
         return Ok(named.to_owned());
     }
     let runs = settings::runs_dir()?;
@@ -111,7 +121,7 @@ fn second(name: &OsStr) -> &[u8] {
 
 /// When this run of a suite began, if it is one.
 fn test_run_began(log: &Path) -> Option<Timestamp> {
-    let file = fs_err::File::open(log).ok()?;
+    let file = open_regular(log).ok()?;
     match read_log(BufReader::new(file)).next()? {
         Ok(Line::Event(Event { kind: EventKind::TestRunStarted(_), at, .. })) => Some(at),
         _ => None,

@@ -36,8 +36,16 @@ use tokio::{
     task::LocalSet,
 };
 
-use super::{Refused, args::TestArgs, chosen::Chosen, report::write_file};
-use crate::{complain, complain_note, env, run::hear_signals, settings, specs, template, write_out};
+use super::{
+    Refused,
+    args::TestArgs,
+    chosen::Chosen,
+    list::obstacles,
+    report::{check_target, write_file},
+};
+use crate::{
+    complain, complain_note, env, input::is_in_background, run::hear_signals, settings, specs, template, write_out,
+};
 
 type Teller = Rc<RefCell<Option<Box<TestReporter<Stdout>>>>>;
 
@@ -58,20 +66,20 @@ pub(crate) fn test(args: TestArgs) -> Result<u8, Refused> {
         return Err(Refused { message: chosen.why_none(&plan), code });
     }
     if args.host.dry_run {
-        return Ok(write_out(plan.listing().human(args.host.verbose > 0).as_bytes())?);
+        let listing = plan.listing().with_obstacles(obstacles(&plan, &chosen, args.host.qemu.as_deref())?);
+        return Ok(write_out(listing.human(args.host.verbose > 0).as_bytes())?);
     }
     let around = surroundings(&plan)?;
     // The run makes its own.
     drop(plan);
     let limits = limits(&args, &chosen).map_err(Refused::usage)?;
     let templates = template::settings(&args.host)?;
+    let reports = reports(&args, &chosen)?;
     let run_dir = settings::run_dir(&args.host)?;
     let host = settings::host(&args.host, args.accel, &run_dir)?;
     // The next run learns from this one even if it is cut off.
     chosen.history.begin(run_dir.path());
     remember(&chosen);
-    let reports = reports(&args, &chosen)?;
-
     let chosen = Rc::new(chosen);
     let planner = Rc::clone(&chosen);
     let request = Request {
@@ -151,7 +159,8 @@ fn reporter(args: &TestArgs, chosen: &Chosen, run_dir: &RunDir) -> TestReporter<
         Options {
             level,
             color: terminal && env::get(env::NO_COLOR).is_none(),
-            live: (terminal && level > Level::Quiet).then(ProgressDrawTarget::stdout),
+            live: (terminal && level > Level::Quiet && !is_in_background(io::stdout()))
+                .then(ProgressDrawTarget::stdout),
             run_dir: run_dir.path().display().to_string(),
             rerun: Box::new(move |unit| again(&unit.unit, config.as_deref())),
             history: history.collect::<HashMap<_, _>>(),
@@ -185,7 +194,7 @@ fn hear_ctrl_z(stops: mpsc::UnboundedSender<StandStill>) -> io::Result<()> {
     Ok(())
 }
 
-fn surroundings(plan: &Plan) -> Result<Surroundings, String> {
+pub(super) fn surroundings(plan: &Plan) -> Result<Surroundings, String> {
     let guests = plan.machines.iter().map(|m| &*m.guest);
     let passwords = password_variables(guests).into_iter().filter_map(|name| {
         let value = env::any(name.as_ref())?;
@@ -234,7 +243,9 @@ fn reports(args: &TestArgs, chosen: &Chosen) -> Result<Vec<(Format, PathBuf)>, S
     let mut reports = Vec::new();
     for (format, flag, configured) in wanted {
         if let Some(path) = flag.as_ref().or(configured.as_ref()) {
-            reports.push((format, settings::absolute(path)?));
+            let path = settings::absolute(path)?;
+            check_target(&path)?;
+            reports.push((format, path));
         }
     }
     Ok(reports)

@@ -11,6 +11,7 @@ mod host;
 mod interrupt;
 mod kernel_faults;
 mod kill;
+mod odd_files;
 mod run;
 mod suite_config;
 mod suite_console;

@@ -23,6 +23,53 @@ fn every_mistake_is_shown_at_once_with_its_place() {
 }
 
 #[test]
+fn mistakes_in_headers_are_told_with_those_of_the_configuration() {
+    let lab = Lab::new();
+    lab.suite(
+        &SUITE.replace("name = \"s\"", "name = \"s\"\ntimeout = \"5 parsecs\""),
+        &[
+            ("a", "# belljar: colour = \"red\""),
+            // Whether there is such a guest can be told when the configuration is right.
+            ("b", "# belljar: guests = [\"h\"]"),
+        ],
+    );
+    let outcome = lab.belljar(["list"]).go();
+    outcome.code(96).complains("parsecs").complains("unknown key `colour`").complains("t/a:2:");
+    assert!(!outcome.stderr.contains("\"h\""), "{}", outcome.stderr);
+}
+
+#[test]
+fn what_would_not_run_is_listed_as_such() {
+    let lab = Lab::new();
+    let guests = [
+        "[guests.gone]\nimage = \"no/such.qcow2\"\n",
+        "[guests.huge]\nkernel = \"../vmlinux\"\nrootfs = \"../rootfs\"\nmemory = \"1000TiB\"\n",
+        "[guests.bare]\nkernel = \"../no-kernel\"\nrootfs = \"../rootfs\"\n",
+    ];
+    let suite = SUITE.replace("[\"g\"]", "[\"g\", \"gone\", \"huge\", \"bare\"]");
+    lab.suite(&format!("{}\n{suite}", guests.join("\n")), &[("a", "exit 0")]);
+    for words in [&["list"][..], &["test", "--dry-run"]] {
+        let outcome = lab.belljar(words).script(WELL).go();
+        let text = outcome.code(0).text();
+        let line = |guest: &str| text.lines().find(|l| l.contains(guest)).unwrap_or_default().to_owned();
+        assert!(line(" gone ").contains("cannot run: there is no disk image"), "{text}");
+        assert!(line(" huge ").contains("cannot run: the guest wants 1048576000 MiB"), "{text}");
+        assert!(line(" bare ").contains("no-kernel"), "{text}");
+        assert!(text.contains("4 units (3 cannot run here), 0 skipped"), "{text}");
+    }
+    let outcome = lab.belljar(["list", "--json"]).script(WELL).go();
+    let listing: Value = serde_json::from_str(&outcome.code(0).text()).expect("JSON");
+    let machines = listing["machines"].as_array().expect("machines");
+    assert_eq!(machines.iter().filter(|m| m["obstacles"].as_array().is_some_and(|o| !o.is_empty())).count(), 3);
+    // Without QEMU nothing would.
+    let outcome = lab.belljar(["list", "--qemu", "/no/such/qemu"]).go();
+    assert!(outcome.code(0).text().contains("4 units (4 cannot run here)"), "{}", outcome.text());
+    // Nor does a single command start where there is no room for its guest.
+    let outcome = lab.run(WELL).args(["--memory", "1000TiB"]).command(["true"]).go();
+    outcome.code(125).complains("this host has").complains("give the guest less");
+}
+
+#[test]
 fn a_file_that_is_no_toml() {
     let lab = Lab::new();
     fs::write(lab.path("workspace/belljar.toml"), "[[suites]\nname = \"s\"\n").expect("file");

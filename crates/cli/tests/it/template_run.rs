@@ -9,7 +9,7 @@ use std::{
 
 use rustix::process::Signal;
 
-use crate::harness::{Belljar, Lab, WELL};
+use crate::harness::{Belljar, Lab, Outcome, WELL};
 
 /// A guest that works, on a QEMU with these options.
 fn well(options: &str) -> String {
@@ -46,6 +46,30 @@ fn made_by_the_first_run_and_found_by_the_second() {
     // Another machine is another guest.
     run(&lab, WELL).args(["--memory", "256M"]).sh("true").go().code(0).quietly(&["made"]);
     assert_eq!(lab.templates().len(), 2);
+}
+
+#[test]
+fn how_a_copy_was_got_into_is_in_its_log() {
+    let lab = Lab::new();
+    let choices = |outcome: &Outcome<'_>| {
+        let events = outcome.events();
+        let choices = events.iter().filter(|e| e["kind"] == "choice");
+        choices.map(|e| format!("{}: {}", e["what"], e["chosen"]).replace('"', "")).collect::<Vec<_>>()
+    };
+    let boots = run(&lab, WELL).args(["--no-template"]).sh("true").go();
+    let made = run(&lab, WELL).sh("true").go();
+    let found = run(&lab, WELL).sh("true").go();
+    for outcome in [&boots, &made, &found] {
+        let choices = choices(outcome.code(0));
+        for wanted in ["access: Belljar's init", "session: agent on the virtio port", "share: 9p"] {
+            assert!(choices.iter().any(|c| c == wanted), "{wanted} is not in {choices:?}");
+        }
+    }
+    // Making one is told without being asked for, for it takes its time; finding one is not.
+    made.complains("template: made (there is none for this guest yet; it boots once");
+    assert!(!found.stderr.contains("template"), "{}", found.stderr);
+    let quiet = run(&lab, WELL).args(["-q", "--memory", "256M"]).sh("true").go();
+    assert_eq!(quiet.code(0).stderr, "");
 }
 
 #[test]

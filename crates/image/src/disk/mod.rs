@@ -65,6 +65,16 @@ impl DiskImage {
         &self.layers
     }
 
+    /// Whether firmware finds something to boot in the first sector: BIOS and UEFI alike look for the signature 55 AA at its end (of a
+    /// boot loader, or of the table that protects a GPT).
+    ///
+    /// # Errors
+    /// When the sector cannot be read.
+    pub fn has_boot_sector(&self, qemu_img: &Path) -> io::Result<bool> {
+        let Some(top) = self.layers.first() else { return Ok(false) };
+        Ok(qemu_img::first_sector(qemu_img, &top.path, top.format)?.get(0x1fe..0x200) == Some(&[0x55, 0xaa]))
+    }
+
     /// Every file that the image's bytes are in.
     ///
     /// # Errors

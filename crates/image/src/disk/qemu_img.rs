@@ -78,6 +78,27 @@ pub(super) fn info(program: &Path, path: &Path, format: Option<Format>) -> Resul
     serde_json::from_slice(&json).map_err(|e| failed(format!("its answer cannot be understood: {e}")))
 }
 
+/// The image's first sector, as the guest sees it.
+pub(super) fn first_sector(program: &Path, path: &Path, format: Format) -> io::Result<Vec<u8>> {
+    let dir = tempfile::tempdir()?;
+    let sector = dir.path().join("sector");
+    let of = |word: &str, path: &Path| {
+        let mut joined = std::ffi::OsString::from(word);
+        joined.push(path);
+        joined
+    };
+    let mut command = Command::new(program);
+    command.args(["dd", "-U", "-f", format.driver(), "-O", "raw", "bs=512", "count=1"]);
+    command.arg(of("if=", path)).arg(of("of=", &sector));
+    let errors = memory("qemu-img errors")?;
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors.try_clone()?);
+    match wait(command.spawn()?)? {
+        Some(status) if status.success() => bounded::read(&sector, 512),
+        Some(_) => Err(io::Error::other(said(&text(errors)?))),
+        None => Err(io::ErrorKind::TimedOut.into()),
+    }
+}
+
 /// A file in memory: unlike a pipe it needs nobody to empty it.
 fn memory(name: &str) -> io::Result<File> {
     Ok(rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)?.into())

@@ -34,6 +34,9 @@ pub(super) fn refuse(path: &Path, head: &[u8]) -> Result<(), DiskError> {
         [0x7f, b'E', b'L', b'F', ..] => something("an ELF program; a kernel is given with --kernel"),
         [b'0', b'7', b'0', b'7', b'0', ..] => something("a cpio archive; an initramfs is given with --initrd"),
         [b'#', b'!', ..] => something("a script"),
+        _ if is_text(head) => {
+            something("a text file; if it holds the plain contents of a disk, say so with --image-format raw")
+        }
         _ if is_web_page(head) => something("a web page: a download that failed leaves such a file"),
         _ => Ok(()),
     }
@@ -57,6 +60,16 @@ fn packing(head: &[u8]) -> Option<(&'static str, &'static str, &'static str)> {
         _ if head.get(257..262) == Some(b"ustar") => Some(("tar", "tar", "tar -xf")),
         _ => None,
     }
+}
+
+/// A page of readable text, from its first byte on. What is shorter may be anybody's marks on a disk.
+fn is_text(head: &[u8]) -> bool {
+    const SHORTEST: usize = 64;
+    let readable = |byte: &u8| byte.is_ascii_graphic() || matches!(byte, b' ' | b'\t' | b'\n' | b'\r' | 0x80..);
+    head.len() >= SHORTEST
+        && !is_web_page(head)
+        && head.iter().all(readable)
+        && str::from_utf8(head).map_or_else(|e| e.error_len().is_none(), |_| true)
 }
 
 fn is_web_page(head: &[u8]) -> bool {
@@ -100,6 +113,15 @@ mod tests {
         assert!(say("k", b"\x7fELF\x02").contains("--kernel"));
         assert!(say("i", b"070701").contains("--initrd"));
         assert!(say("p", b"\n<!DOCTYPE HTML>").contains("web page"));
+    }
+
+    #[test]
+    fn text_is_no_disk() {
+        let passwd = "root:x:0:0:root:/root:/bin/bash\n".repeat(40);
+        assert!(say("/etc/passwd", passwd.as_bytes()).contains("is not a disk image but a text file"));
+        // Cut in the middle of a character.
+        assert!(say("t", &"ä".repeat(60).as_bytes()[..101]).contains("a text file"));
+        assert_eq!(say("d", &[0x80; 512]), "fine");
     }
 
     #[test]

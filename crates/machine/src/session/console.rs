@@ -68,7 +68,7 @@ impl Drop for Running {
     fn drop(&mut self) {
         if let Some(dir) = &self.host_dir {
             // Never follows a link out of the directory; what cannot be removed stays in the run's own directory.
-            let _ = std::fs::remove_dir_all(dir);
+            let _ = crate::tree::remove(dir);
         }
     }
 }
@@ -131,6 +131,11 @@ impl ConsoleSession {
     /// Takes over a shell. `factor` is how much slower the guest may be than one with KVM.
     pub fn new(shell: Shell, exchange: Option<Exchange>, factor: f64) -> Self {
         ConsoleSession { shell, exchange, factor, running: None, tools: None, prepared: false, notes: Vec::new() }
+    }
+
+    /// Whether there is a directory that both sides see.
+    pub(crate) fn has_exchange(&self) -> bool {
+        self.exchange.is_some()
     }
 
     /// The shell that it ran commands with.

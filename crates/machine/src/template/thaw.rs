@@ -143,6 +143,7 @@ async fn resume(resuming: Resuming<'_>, view: Option<&Views>, observe: Observe<'
         }
     };
     machine.watch.entered(entered.reports());
+    boot::choices_of_copy(plan, &entered).into_iter().for_each(&mut *observe);
     let limit = limits.setup_of_copy();
     let guest = boot::finish(machine, entered, &plan.share, Some(identity), limit, observe).await;
     guest.map(|guest| guest.with_template(template)).map_err(Unthawed::Lost)

@@ -25,7 +25,7 @@ use super::{
     pause::Clocks,
     pool::{Kind, Pool},
     queue::{Budget, Job, Queue},
-    resources::{Memory, OVERHEAD},
+    resources::{Memory, OVERHEAD, no_room_for},
     spec,
     tell::Tell,
     unit,
@@ -150,24 +150,7 @@ fn context(
 
 /// Units whose guest is larger than all there is.
 fn no_room(plan: &Plan, limits: &RunLimits, host: Memory) -> HashMap<String, String> {
-    let (limit, what) = match limits.max_memory {
-        Some(limit) => (limit, "max-memory allows"),
-        // A host that does not say what it has is trusted to have enough.
-        None if host.total == 0 => (u64::MAX, ""),
-        None => (host.total, "this host has"),
-    };
-    let mib = |bytes: u64| bytes >> 20;
-    let too_large = |memory: u64| {
-        (memory.saturating_add(OVERHEAD) > limit).then(|| {
-            format!(
-                "the guest wants {} MiB of memory and QEMU {} MiB, and {what} {} MiB for all guests together; give the \
-                 guest less",
-                mib(memory),
-                mib(OVERHEAD),
-                mib(limit)
-            )
-        })
-    };
+    let too_large = |memory: u64| no_room_for(memory, limits.max_memory, host);
     let units = plan.units.iter();
     units.filter_map(|u| Some((u.id.clone(), too_large(plan.machines.get(u.machine)?.hardware.memory)?))).collect()
 }

@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    io::{self, BufReader, Write},
+    io::{self, BufReader, Read as _, Write},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -16,6 +16,7 @@ use belljar_model::{
     read_log,
     summary::{Limits, UnitState},
 };
+use belljar_suite::files::open_regular;
 use fs_err as fs;
 use serde::{Deserialize, Serialize};
 
@@ -63,9 +64,12 @@ impl History {
     /// What `file` says; a file that is not there, damaged, or of another version says nothing.
     #[must_use]
     pub fn load(file: &Path) -> Self {
-        let fits = fs::metadata(file).is_ok_and(|m| m.len() <= MAX_FILE);
-        let read = if fits { fs::read(file).ok() } else { None };
-        let history = read.and_then(|bytes| serde_json::from_slice::<Self>(&bytes).ok());
+        let read = || {
+            let mut bytes = Vec::new();
+            open_regular(file).ok()?.take(MAX_FILE + 1).read_to_end(&mut bytes).ok()?;
+            (bytes.len() as u64 <= MAX_FILE).then_some(bytes)
+        };
+        let history = read().and_then(|bytes| serde_json::from_slice::<Self>(&bytes).ok());
         let mut history = history.filter(|h| h.version == VERSION).unwrap_or_default();
         history.version = VERSION;
         if let Some(run) = history.open.take() {
@@ -94,7 +98,7 @@ impl History {
     /// Notes what a run's event log says, and that it is over.
     pub fn learn_from(&mut self, run_dir: &Path) {
         self.open = None;
-        let Ok(file) = fs::File::open(run_dir.join(crate::run_dir::EVENTS)) else { return };
+        let Ok(file) = open_regular(&run_dir.join(crate::run_dir::EVENTS)) else { return };
         // Only the ends matter.
         let mut run = RunSummary::new(Limits {
             passing_tail: 0,

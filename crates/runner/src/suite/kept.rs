@@ -17,6 +17,7 @@ use belljar_machine::{
     guest::Guest,
     lease::{Layer, SetUp, SettingUp},
     spec::Workspace,
+    tree,
 };
 use belljar_model::{EventKind, Fault, Verdict};
 use belljar_suite::{
@@ -81,7 +82,7 @@ impl KeptSetUps {
     /// Removes the copies.
     pub(crate) fn clear(&self) {
         if !self.suites.is_empty() {
-            drop(fs::remove_dir_all(&self.dir));
+            drop(tree::remove(&self.dir));
         }
     }
 }
@@ -169,7 +170,7 @@ impl Drop for Setting<'_> {
         let dir = self.workspace();
         if dir.exists() {
             // No guest has it any more.
-            drop(fs::remove_dir_all(dir));
+            drop(tree::remove(&dir));
         }
     }
 }

@@ -13,6 +13,7 @@ use belljar_machine::{
     lease as machines,
     plan::{self, Place, Plan},
     spec::ShareSpec,
+    tree,
 };
 use belljar_model::{CrashKind, EventKind, Fault, Phase, Verdict, test_run as events};
 use belljar_suite::plan::Unit;
@@ -237,7 +238,7 @@ impl Lease {
         };
         drop(self.wound);
         // What the guest fetched the agent from is the same for all.
-        drop(fs::remove_dir_all(self.dir.join(plan::CONTROL_DIR)));
+        drop(tree::remove(&self.dir.join(plan::CONTROL_DIR)));
         ended(cx, self.instance, died.or(closed.as_ref().err()));
         closed
     }

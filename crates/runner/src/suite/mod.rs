@@ -16,6 +16,7 @@ mod judge;
 mod kept;
 mod lease;
 mod listing;
+mod obstacles;
 mod output;
 mod pause;
 mod pool;
@@ -125,6 +126,7 @@ pub struct Ended {
 }
 
 pub use dispatch::run;
+pub use obstacles::obstacles;
 
 /// What all tasks of a run share.
 pub(crate) struct Cx {

@@ -7,6 +7,27 @@ pub(crate) const OVERHEAD: u64 = 160 << 20;
 /// What is left to the host.
 const RESERVE: u64 = 512 << 20;
 
+/// Why there is no room for a guest of `memory` bytes, if there is none, even with nothing else running: what all guests together may
+/// have is `max_memory`, or else all that the host has.
+#[must_use]
+pub fn no_room_for(memory: u64, max_memory: Option<u64>, host: Memory) -> Option<String> {
+    let (limit, what) = match max_memory {
+        Some(limit) => (limit, "max-memory allows"),
+        // A host that does not say what it has is trusted to have enough.
+        None if host.total == 0 => return None,
+        None => (host.total, "this host has"),
+    };
+    let mib = |bytes: u64| bytes >> 20;
+    (memory.saturating_add(OVERHEAD) > limit).then(|| {
+        format!(
+            "the guest wants {} MiB of memory and QEMU {} MiB, and {what} {} MiB for all guests together; give the guest less",
+            mib(memory),
+            mib(OVERHEAD),
+            mib(limit)
+        )
+    })
+}
+
 /// The host's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {

@@ -8,7 +8,7 @@ pub mod words;
 
 use std::{
     collections::BTreeMap,
-    io,
+    io::{self, Read as _},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -20,6 +20,7 @@ pub use self::words::{Accel, Access, Backoff, Bus, Format, Isolation, Nic, Oops,
 pub(crate) use self::{check::header as check_header, layers::of_header as layer_of_header, typed::HeaderTable};
 use crate::{
     diagnostic::{Diagnostic, Diagnostics, Place, SourceText, enumerate, suggest},
+    files,
     filter::Filter,
     glob::Pattern,
     settings::Layer,
@@ -287,8 +288,13 @@ pub enum ConfigError {
         why: &'static str,
     },
     /// It has mistakes.
-    #[error("{0}")]
-    Wrong(Diagnostics),
+    #[error("{found}")]
+    Wrong {
+        /// All of them.
+        found: Diagnostics,
+        /// What could be read all the same; only good for finding more that is wrong.
+        rest: Option<Box<Config>>,
+    },
 }
 
 impl Config {
@@ -298,14 +304,16 @@ impl Config {
     ///
     /// [`ConfigError`], with all mistakes at once.
     pub fn load(path: &Path, shown: &Path) -> Result<Self, ConfigError> {
-        let length = fs_err::metadata(path).map_err(ConfigError::Read)?.len();
-        if length > MAX_SIZE {
+        let file = files::open_regular(path).map_err(ConfigError::Read)?;
+        let mut bytes = Vec::new();
+        // Whatever its length is said to be.
+        file.take(MAX_SIZE + 1).read_to_end(&mut bytes).map_err(ConfigError::Read)?;
+        if bytes.len() as u64 > MAX_SIZE {
             return Err(ConfigError::NoText { path: path.to_owned(), why: "it is larger than 4 MiB" });
         }
-        let bytes = fs_err::read(path).map_err(ConfigError::Read)?;
         let text = String::from_utf8(bytes)
             .map_err(|_| ConfigError::NoText { path: path.to_owned(), why: "it is not UTF-8" })?;
-        Self::parse_as(path, shown, &text).map_err(ConfigError::Wrong)
+        Self::parse_as(path, shown, &text).map_err(|(found, rest)| ConfigError::Wrong { found, rest })
     }
 
     /// Reads a text as if it were the file `path`.
@@ -314,10 +322,10 @@ impl Config {
     ///
     /// All mistakes.
     pub fn parse(path: impl AsRef<Path>, text: &str) -> Result<Self, Diagnostics> {
-        Self::parse_as(path.as_ref(), path.as_ref(), text)
+        Self::parse_as(path.as_ref(), path.as_ref(), text).map_err(|(found, _)| found)
     }
 
-    fn parse_as(path: &Path, shown: &Path, text: &str) -> Result<Self, Diagnostics> {
+    fn parse_as(path: &Path, shown: &Path, text: &str) -> Result<Self, (Diagnostics, Option<Box<Self>>)> {
         let source = SourceText::new(shown, text);
         // A byte order mark is no part of TOML, and editors write it.
         let body = text.strip_prefix('\u{feff}').unwrap_or(text);
@@ -331,7 +339,7 @@ impl Config {
         let diagnostics = walk.finish().sorted();
         match config {
             Some(config) if !diagnostics.has_errors() => Ok(config),
-            _ => Err(diagnostics),
+            rest => Err((diagnostics, rest.map(Box::new))),
         }
     }
 

@@ -52,6 +52,9 @@ pub struct ListedMachine<'a> {
     pub hardware: &'a Hardware,
     /// How many units run on it.
     pub units: usize,
+    /// What keeps it from running on this host, with how to mend it; see [`Listing::with_obstacles`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub obstacles: Vec<String>,
 }
 
 /// A unit.
@@ -103,6 +106,7 @@ impl Plan {
                     source: &m.guest.source,
                     hardware: &m.hardware,
                     units: m.units,
+                    obstacles: Vec::new(),
                 })
                 .collect(),
             units: self
@@ -130,6 +134,19 @@ impl Plan {
 }
 
 impl Listing<'_> {
+    /// Says of each machine what keeps it from running here: its units would end as errors.
+    #[must_use]
+    pub fn with_obstacles(mut self, obstacles: Vec<Vec<String>>) -> Self {
+        for (machine, found) in self.machines.iter_mut().zip(obstacles) {
+            machine.obstacles = found;
+        }
+        self
+    }
+
+    fn cannot_run(&self, unit: &ListedUnit<'_>) -> Option<&str> {
+        self.machines.get(unit.machine)?.obstacles.first().map(String::as_str)
+    }
+
     /// The listing for a person: suites with their tests, the guests of each, what is not run and why.
     ///
     /// What the filter or another part leaves out is only counted, unless `verbose`.
@@ -140,7 +157,11 @@ impl Listing<'_> {
         for unit in &self.units {
             let name = unit.id.strip_prefix(unit.suite).and_then(|t| t.strip_prefix('/')).unwrap_or(unit.test);
             let name = name.rsplit_once('@').map_or(name, |(test, _)| test);
-            let says = if unit.to_be_listed { "to be listed".to_owned() } else { String::new() };
+            let says = match self.cannot_run(unit) {
+                Some(why) => format!("cannot run: {}", why.replace('\n', "; ")),
+                None if unit.to_be_listed => "to be listed".to_owned(),
+                None => String::new(),
+            };
             let tests = suites.entry(unit.suite).or_default();
             tests.entry(name).or_default().entry(says).or_default().push(unit.guest);
         }
@@ -166,7 +187,9 @@ impl Listing<'_> {
             }
         }
         let skipped = self.skipped.len();
-        let _ = writeln!(out, "{}, {skipped} skipped", count(self.units.len(), "unit"));
+        let cannot = self.units.iter().filter(|u| self.cannot_run(u).is_some()).count();
+        let cannot = if cannot > 0 { format!(" ({cannot} cannot run here)") } else { String::new() };
+        let _ = writeln!(out, "{}{cannot}, {skipped} skipped", count(self.units.len(), "unit"));
         for (why, count) in counted {
             let _ = writeln!(out, "  {count} not shown: {why}");
         }

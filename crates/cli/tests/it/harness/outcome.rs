@@ -103,7 +103,9 @@ impl Outcome<'_> {
 
     /// Standard error without what differs from run to run, for a snapshot.
     pub(crate) fn stderr_plain(&self) -> String {
-        let mut text = self.stderr.clone();
+        // How long a phase takes is the host's affair.
+        let lines = self.stderr.split_inclusive('\n').filter(|line| !line.starts_with("belljar: still "));
+        let mut text: String = lines.collect();
         if let Some(run) = self.lab.runs().last().and_then(|r| r.file_name()?.to_str().map(str::to_owned)) {
             text = text.replace(&run, "[RUN]");
         }
