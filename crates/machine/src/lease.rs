@@ -178,14 +178,14 @@ impl Way<'_> {
                     return Ok(Some(guest));
                 }
                 Err(Unthawed::Lost(lost)) => return Err(lost),
-                Err(Unthawed::Copy(FailedCopy { blame: Blame::Template | Blame::Unknown, why, .. })) if fresh => {
+                Err(Unthawed::Copy(failed)) if fresh && failed.blame != Blame::Host => {
                     self.remove(&key).await?;
-                    let why = format!("it could be frozen, but its copy does not go on: {why}");
+                    let why = format!("it could be frozen, but its copy does not go on: {}", failed.why);
                     self.refuse(&key, why, observe);
                     return Ok(None);
                 }
                 Err(Unthawed::Copy(failed)) => {
-                    let Some(why) = self.judge(&key, failed, observe).await? else { continue };
+                    let Some(why) = self.judge(&key, *failed, observe).await? else { continue };
                     // Once more, for what the host lacked it may have now.
                     if std::mem::replace(&mut failed_before, true) {
                         warn(

@@ -31,9 +31,15 @@ const QEMU_MAC: [u8; 6] = [0x52, 0x54, 0x00, 0x12, 0x34, 0x56];
 #[derive(Debug)]
 pub(crate) enum Unthawed {
     /// No copy of the template went on.
-    Copy(FailedCopy),
+    Copy(Box<FailedCopy>),
     /// There was a guest, and it is lost.
     Lost(Lost),
+}
+
+impl Unthawed {
+    fn copy(blame: Blame, why: String, template: Template) -> Self {
+        Self::Copy(Box::new(FailedCopy { blame, why, template }))
+    }
 }
 
 /// A copy of a template that did not go on.
@@ -59,7 +65,7 @@ pub(crate) async fn thaw(
     let copied = match copied {
         Ok(copied) => copied,
         // Nothing of the template's content was looked at.
-        Err(error) => return Err(Unthawed::Copy(FailedCopy { blame: Blame::Host, why: error.to_string(), template })),
+        Err(error) => return Err(Unthawed::copy(Blame::Host, error.to_string(), template)),
     };
     let identity = random_bytes().map(|random| identity(&random))?;
     resume(Resuming { plan, template, copied, identity, again }, view, observe).await
@@ -78,7 +84,7 @@ pub(crate) async fn thaw_to_set_up(
 ) -> Result<Guest, Unthawed> {
     let copied = match plan.launch_to_set_up(&template, ram, disks) {
         Ok(copied) => copied,
-        Err(error) => return Err(Unthawed::Copy(FailedCopy { blame: Blame::Host, why: error.to_string(), template })),
+        Err(error) => return Err(Unthawed::copy(Blame::Host, error.to_string(), template)),
     };
     let identity = random_bytes().map(|random| Identity { seed: identity(&random).seed, ..unchanged() })?;
     resume(Resuming { plan, template, copied, identity, again }, view, observe).await
@@ -97,7 +103,7 @@ struct Resuming<'a> {
 async fn resume(resuming: Resuming<'_>, view: Option<&Views>, observe: Observe<'_>) -> Result<Guest, Unthawed> {
     let Resuming { plan, template, copied: (launch, state), identity, again } = resuming;
     let started = Machine::start(plan, launch, again, view).await;
-    let failed = |why: String, template| Unthawed::Copy(FailedCopy { blame: blame(&why), why, template });
+    let failed = |why: String, template| Unthawed::copy(blame(&why), why, template);
     let (mut machine, ports) = match started {
         Ok(started) => started,
         Err(StartError::Files(why)) => return Err(Unthawed::Lost(Lost::host(why))),
