@@ -34,7 +34,7 @@ use tokio::{
 
 use crate::{
     args::{ExecArgs, GuestArgs, HostArgs, RunArgs, ShareArgs},
-    env,
+    complain_note, env,
     input::{Input, is_in_background, until_in_foreground},
     named::Named,
     settings,
@@ -101,7 +101,7 @@ impl Prepared {
         let run_dir = settings::run_dir(host)?;
         let mut context = settings::host(host, guest.accel, &run_dir)?;
         context.accel = context.accel.or_else(|| named?.accel());
-        let share = settings::share(share, named, &run_dir)?;
+        let share = settings::share(share, named, &run_dir, host.dry_run)?;
         let terminal = tty.then(|| {
             let (rows, cols) = terminal::size();
             let term = env::get("TERM").and_then(|t| t.into_string().ok()).unwrap_or_else(|| DEFAULT_TERM.into());
@@ -133,10 +133,18 @@ impl Prepared {
     pub(crate) fn show(self) -> Result<u8, String> {
         let Self { request, run_dir } = self;
         let plan = plan::prepare(&request.guest, &request.share, request.host).map_err(|e| e.to_string());
-        let line = plan.and_then(|plan| plan.command_line().map_err(|e| e.to_string()));
-        // Nothing ran, so there are no logs to keep.
-        drop(fs_err::remove_dir_all(run_dir.path()));
-        write_out((line? + "\n").as_bytes())
+        let shown = plan.and_then(|plan| Ok((plan.command_line().map_err(|e| e.to_string())?, plan.needs_run_dir())));
+        let kept = matches!(shown, Ok((_, true)));
+        if kept {
+            let dir = run_dir.path().display();
+            complain_note(&format!(
+                "the cache cannot be written: the kernel and the initramfs of this command are in {dir}; remove it when you are done"
+            ));
+        } else {
+            // Nothing ran, so there are no logs to keep.
+            drop(fs_err::remove_dir_all(run_dir.path()));
+        }
+        write_out((shown?.0 + "\n").as_bytes())
     }
 
     /// Boots, runs, reports; gives the exit code.

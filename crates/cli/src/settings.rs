@@ -66,6 +66,12 @@ pub(crate) fn absolute(path: &Path) -> Result<PathBuf, String> {
 
 /// Makes the run's directory, where the user wants it or among the others.
 pub(crate) fn run_dir(args: &HostArgs) -> Result<RunDir, String> {
+    if args.dry_run {
+        // No run, so it is none among the others, and no directory that the user named is touched.
+        let temporary = std_env::temp_dir();
+        return RunDir::create(&temporary, usize::MAX)
+            .map_err(|e| format!("cannot make a directory in {}: {e}\ngive another with TMPDIR", temporary.display()));
+    }
     match &args.run_dir {
         Some(dir) => RunDir::at(dir).map_err(|e| {
             format!("cannot use {} as the run's directory: {e}\ngive an empty one, or a new name", dir.display())
@@ -226,7 +232,12 @@ pub(crate) fn guest_env() -> Vec<String> {
 }
 
 /// What the guest sees of the host.
-pub(crate) fn share(args: &ShareArgs, named: Option<&Named>, run_dir: &RunDir) -> Result<ShareSpec, String> {
+pub(crate) fn share(
+    args: &ShareArgs,
+    named: Option<&Named>,
+    run_dir: &RunDir,
+    dry_run: bool,
+) -> Result<ShareSpec, String> {
     let workspace = if args.workspace == Path::new("none") {
         None
     } else {
@@ -248,6 +259,10 @@ pub(crate) fn share(args: &ShareArgs, named: Option<&Named>, run_dir: &RunDir) -
         Some(Workspace { dir, mode, mount_at })
     };
     let out = args.out.clone().unwrap_or_else(|| run_dir.file(run_dir::OUT));
+    if dry_run && !out.exists() {
+        let out = std::path::absolute(&out).map_err(|e| format!("--out: {e}"))?;
+        return Ok(ShareSpec { workspace, out });
+    }
     fs_err::create_dir_all(&out).map_err(|e| format!("cannot make the output directory: {e}"))?;
     Ok(ShareSpec { workspace, out: directory("--out", &out)? })
 }

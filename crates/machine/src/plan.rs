@@ -331,7 +331,8 @@ impl Plan {
         self.config.accel
     }
 
-    /// A command that a person can paste: the console is the terminal, and disks are thrown away by QEMU itself.
+    /// Commands that a person can paste: the console is the terminal, and what a run makes for itself (directories, disks) is made
+    /// in the current directory.
     ///
     /// # Errors
     /// See [`args::ArgsError`].
@@ -505,11 +506,33 @@ impl Plan {
         Ok(args::to_shell(&self.words(config)?))
     }
 
-    /// The machine as a person would start it, and the commands that make its disks.
+    /// The machine as a person would start it, and the commands that make its directories and its disks.
     fn for_people(&self) -> (MachineConfig, Vec<Vec<OsString>>) {
         let mut config = MachineConfig { channels: args::Channels::terminal(), ..self.config.clone() };
-        let by_hand = plan_disk::describe(&self.disks, &mut config);
+        let mut directories = Vec::new();
+        for share in &mut config.shares {
+            if share.path.starts_with(&self.host.run_dir) {
+                // That directory goes with the run.
+                share.path = PathBuf::from(&share.tag);
+            } else if share.tag != share::OUT_TAG {
+                continue;
+            }
+            directories.push(share.path.clone().into_os_string());
+        }
+        let mut by_hand = Vec::new();
+        if !directories.is_empty() {
+            by_hand.push(["mkdir", "-p", "--"].map(OsString::from).into_iter().chain(directories).collect());
+        }
+        by_hand.extend(plan_disk::describe(&self.disks, &self.host.qemu_img, &mut config));
         (config, by_hand)
+    }
+
+    /// Whether the command that is shown needs files of the run's directory: boot files, where the cache cannot be written.
+    #[must_use]
+    pub fn needs_run_dir(&self) -> bool {
+        let kernel = self.config.kernel.as_ref();
+        let files = kernel.into_iter().flat_map(|k| [Some(&k.image), k.initrd.as_ref()]).flatten();
+        files.into_iter().any(|file| file.starts_with(&self.host.run_dir))
     }
 
     fn words(&self, config: &MachineConfig) -> Result<Vec<OsString>, PlanError> {

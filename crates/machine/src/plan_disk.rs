@@ -1,7 +1,7 @@
 //! The disks of a plan: throw-away layers without a name, handed to QEMU as descriptors.
 
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     fs::File,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
@@ -119,22 +119,21 @@ impl PlannedDisk {
     }
 
     /// How a person makes the same.
-    fn by_hand(&self, file: &Path) -> Vec<OsString> {
-        match &self.content {
-            Content::Image(image) => {
-                words(["qemu-img", "create", "-q", "-f", "qcow2", "-F", image.format().driver(), "-b"])
-                    .chain([image.path().as_os_str().to_owned(), file.as_os_str().to_owned()])
-                    .collect()
-            }
-            Content::Empty(size) => words(["qemu-img", "create", "-q", "-f", "raw"])
-                .chain([file.as_os_str().to_owned(), size.to_string().into()])
-                .collect(),
-        }
+    fn by_hand(&self, qemu_img: &Path, file: &Path) -> Vec<OsString> {
+        let (options, operands) = match &self.content {
+            Content::Image(image) => (
+                vec!["-f", "qcow2", "-F", image.format().driver(), "-b"],
+                vec![image.path().as_os_str().to_owned(), file.as_os_str().to_owned()],
+            ),
+            Content::Empty(size) => (vec!["-f", "raw"], vec![file.as_os_str().to_owned(), size.to_string().into()]),
+        };
+        let command = [qemu_img.as_os_str(), "create".as_ref(), "-q".as_ref()].map(OsStr::to_owned).into_iter();
+        command.chain(options.into_iter().map(OsString::from)).chain(operands).collect()
     }
 }
 
 /// Puts the disks into a machine as a person would have them; gives the commands that make them.
-pub(crate) fn describe(disks: &[PlannedDisk], config: &mut MachineConfig) -> Vec<Vec<OsString>> {
+pub(crate) fn describe(disks: &[PlannedDisk], qemu_img: &Path, config: &mut MachineConfig) -> Vec<Vec<OsString>> {
     let mut commands = Vec::new();
     for (at, disk) in disks.iter().enumerate() {
         let extension = match disk.content {
@@ -142,7 +141,7 @@ pub(crate) fn describe(disks: &[PlannedDisk], config: &mut MachineConfig) -> Vec
             Content::Empty(_) => "raw",
         };
         let file = PathBuf::from(format!("belljar-disk{at}.{extension}"));
-        commands.push(disk.by_hand(&file));
+        commands.push(disk.by_hand(qemu_img, &file));
         config.disks.push(disk.device(DiskSource::Path(file)));
     }
     commands
@@ -227,10 +226,6 @@ pub(crate) fn open(
         config.disks.push(disk.device(DiskSource::FdSet(set)));
     }
     Ok(fds)
-}
-
-fn words<const N: usize>(words: [&str; N]) -> impl Iterator<Item = OsString> {
-    words.map(OsString::from).into_iter()
 }
 
 /// The whole chain below a layer, formats included, so that QEMU takes nothing from a header on trust.

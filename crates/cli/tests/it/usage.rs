@@ -75,6 +75,74 @@ fn a_dry_run_shows_and_does_nothing() {
     assert!(words.status.success(), "{}", String::from_utf8_lossy(&words.stderr));
 }
 
+/// What `--dry-run` prints is started as it stands, by a shell in an empty directory; what QEMU sees is checked by the pretended one.
+fn paste(lab: &Lab, printed: &str) {
+    let elsewhere = tempfile::tempdir().expect("directory");
+    let script = lab.path("pasted");
+    std::fs::write(&script, "[start]\nmark pasted\nexit 33\n").expect("script");
+    let done = std::process::Command::new("sh")
+        .args(["-e", "-c", printed])
+        .current_dir(elsewhere.path())
+        .env("FAKE_QEMU_SCRIPT", script)
+        .env("FAKE_QEMU_CHECK", "args")
+        .env("FAKE_QEMU_LOG", lab.path("fake.log"))
+        .env("FAKE_QEMU_SCRATCH", lab.path("scratch"))
+        .stdin(std::process::Stdio::null())
+        .output()
+        .expect("sh");
+    assert_eq!(done.status.code(), Some(33), "{printed}\n{}", String::from_utf8_lossy(&done.stderr));
+    assert!(lab.seen().contains("pasted"), "{}", lab.seen());
+    std::fs::remove_file(lab.path("fake.log")).expect("log");
+}
+
+#[test]
+fn a_dry_run_can_be_pasted() {
+    let lab = Lab::new();
+    let image = lab.image("my disk.qcow2", "qcow2");
+    lab.image("workspace/spare.raw", "raw");
+    let out = lab.path("not there/yet");
+    let named = lab.path("logs");
+    std::fs::create_dir(&named).expect("directory");
+    let cases: [(&str, Vec<&std::ffi::OsStr>); 5] = [
+        ("root directory", vec![]),
+        ("out", vec!["--out".as_ref(), out.as_os_str(), "--run-dir".as_ref(), named.as_os_str()]),
+        ("disks", vec!["--disk".as_ref(), "size=1M,serial=a".as_ref(), "--disk".as_ref(), "file=spare.raw".as_ref()]),
+        ("no workspace", vec!["--accel".as_ref(), "tcg".as_ref()]),
+        ("image", vec!["--image".as_ref(), image.as_os_str()]),
+    ];
+    for (what, words) in cases {
+        let call = match what {
+            "image" => lab.run_bare(WELL),
+            "no workspace" => lab.run_on_any(WELL),
+            _ => lab.run(WELL),
+        };
+        let outcome = call.args(&words).args(["--dry-run"]).sh("true").go();
+        outcome.code(0);
+        assert!(!out.exists(), "{what}: a directory was made");
+        assert!(named.read_dir().expect("still there").next().is_none(), "{what}");
+        paste(&lab, &outcome.text());
+        if what == "out" {
+            assert!(out.is_dir(), "what is pasted makes it");
+            std::fs::remove_dir_all(out.parent().expect("parent")).expect("directory");
+        }
+    }
+    assert!(lab.runs().is_empty(), "{:?}", lab.runs());
+    assert!(lab.path("tmp").read_dir().expect("directory").next().is_none(), "something is left");
+}
+
+#[test]
+fn a_dry_run_can_be_pasted_where_nothing_can_be_kept() {
+    let lab = Lab::new();
+    // A cache that is no directory: what the machine boots is made for this command only.
+    std::fs::remove_dir_all(lab.path("cache")).expect("cache");
+    std::fs::write(lab.path("cache"), "").expect("file");
+    // What is kept is kept outside of the laboratory, where nothing may be left.
+    let outside = tempfile::tempdir().expect("directory");
+    let outcome = lab.run(WELL).env("TMPDIR", outside.path()).args(["--dry-run"]).sh("true").go();
+    outcome.code(0).complains("remove it when you are done");
+    paste(&lab, &outcome.text());
+}
+
 #[test]
 fn the_doctor_looks_at_everything() {
     let lab = Lab::new();
