@@ -10,6 +10,9 @@ export TMPDIR=$dir/tmp XDG_RUNTIME_DIR=$dir/runtime BELLJAR_STATE_DIR=$dir/state
 unset BELLJAR_LOGIN BELLJAR_ACCEL
 
 fail() { echo "FAILED: $*"; exit 1; }
+# What cannot be tried here is no pass: the runner counts it, and says why. skip ends the case, skip_part goes on with the rest.
+skip() { echo "$*" >"$dir/skipped"; exit 77; }
+skip_part() { echo "a part of it: $*" >>"$dir/skipped"; }
 
 # run_case FUNCTION: the case, and what must hold after each.
 run_case() {

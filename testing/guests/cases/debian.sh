@@ -14,7 +14,8 @@ test_make_check() {
     want_code 0
     want_out 'checked by debian 12' systemd
     want_line '^to stderr$' err
-    [ "$(cat ws/result)" = found ] && [ "$(cat results/kept)" = kept ]
+    [ "$(cat ws/result)" = found ]
+    [ "$(cat results/kept)" = kept ]
     unchanged
 }
 
@@ -30,7 +31,8 @@ test_exit_code_streams_and_plain_files() {
     want_code 7
     cmp stdin out
     want_line '^two words, root, /mnt/hostos$' err
-    [ -e ws/setuid ] && [ ! -c ws/null ]
+    [ -e ws/setuid ]
+    [ ! -c ws/null ]
     [ -z "$(getcap ws/setuid)" ]
     unchanged
 }
