@@ -271,7 +271,7 @@ test_network_none() {
 test_dry_run() {
     BELLJAR_LOGIN=root:SECRET-PASSWORD bj --dry-run --disk size=64M,serial=with,,comma --memory 512M --append ignore_loglevel -- echo never
     want_code 0
-    want_line 'qemu-system'
+    want_line ' -nodefaults '
     want_no_line SECRET-PASSWORD
     want_no_line SECRET-PASSWORD err
     # Pasted elsewhere, it starts: its guest's kernel finds the disk, and the agent its root.
