@@ -12,6 +12,7 @@ use rustix::process::{WaitOptions, getpid};
 use rustix::system::RebootCommand;
 
 use crate::command::{Command, Step};
+use crate::devices::Awaited;
 use crate::job::{Job, Kind};
 use crate::kmsg::KernelRecord;
 use crate::leftovers::{Baseline, Shares};
@@ -69,6 +70,8 @@ pub(crate) struct Agent {
     signals: OwnedFd,
     /// Environment of the commands.
     env: Vec<Vec<u8>>,
+    /// The host name that was set last.
+    hostname: String,
     /// Tag of the session, once there is one.
     session: Option<u64>,
     next_announce: Instant,
@@ -92,6 +95,8 @@ pub(crate) struct Agent {
     baseline: Option<Baseline>,
     /// The process that goes on once everything is said.
     renewal: Option<renew::Prepared>,
+    /// A device that the host waits for.
+    awaited: Option<Awaited>,
     /// Bytes were lost in the session; the next frame says whether it matters.
     garbage: Option<FrameError>,
     ending: Option<ShutdownHow>,
@@ -110,9 +115,9 @@ impl Agent {
     /// Goes on where another process was.
     pub(crate) fn renewed(carried: Carried) -> Result<Self, Errno> {
         let (port, kernel) = carried.open()?;
-        let Carried { env, mounts, shares, baseline, quiesced, .. } = carried;
+        let Carried { env, hostname, mounts, shares, baseline, quiesced, .. } = carried;
         let agent = Self::with_record(port, env, kernel)?;
-        Ok(Self { mounts, shares, baseline: Some(baseline), quiesced, ..agent })
+        Ok(Self { hostname, mounts, shares, baseline: Some(baseline), quiesced, ..agent })
     }
 
     fn with_record(port: Port, env: Vec<Vec<u8>>, kernel: KernelRecord) -> Result<Self, Errno> {
@@ -133,6 +138,7 @@ impl Agent {
             link: Link::new(port),
             signals: sys::signal_fd(&wanted)?,
             env,
+            hostname: String::new(),
             session: None,
             next_announce: Instant::now(),
             away_until: None,
@@ -147,6 +153,7 @@ impl Agent {
             shares: Shares::default(),
             baseline: None,
             renewal: None,
+            awaited: None,
             garbage: None,
             ending: None,
             turn: 0,
@@ -181,6 +188,10 @@ impl Agent {
         self.announce();
         self.finish_commands()?;
         self.expire_jobs();
+        if let Some(seen) = self.awaited.as_mut().and_then(Awaited::look) {
+            self.awaited = None;
+            self.link.queue(&ToHost::DeviceAwaited(seen));
+        }
         if self.away_until.is_none() {
             self.link.flush()?;
             if let Some(how) = self.ending.filter(|_| self.link.is_idle()) {
@@ -272,7 +283,8 @@ impl Agent {
             held.chain(command.quiet_at())
         });
         let deadlines = self.jobs.iter().filter_map(|job| job.deadline);
-        let next = announce.into_iter().chain(self.away_until).chain(deadlines).chain(reading).min()?;
+        let device = self.awaited.as_ref().map(Awaited::next);
+        let next = announce.into_iter().chain(self.away_until).chain(deadlines).chain(device).chain(reading).min()?;
         Some(next.saturating_duration_since(Instant::now()))
     }
 
@@ -472,6 +484,7 @@ impl Agent {
         // What the killed helper had mounted is not known.
         self.mounts.append(&mut self.mounting);
         self.leftovers.clear();
+        self.awaited = None;
     }
 
     fn obey(&mut self, message: ToAgent) {
@@ -481,6 +494,7 @@ impl Agent {
             ToAgent::Setup(wanted) => self.set_up(wanted),
             ToAgent::Quiesce(wanted) => self.quiesce(wanted),
             ToAgent::Renew { fresh } => self.renew(fresh),
+            ToAgent::AwaitDevice(wanted) => self.awaited = Some(Awaited::new(wanted)),
             ToAgent::Exec(exec) => self.exec(&exec),
             ToAgent::StdinEof(id) => {
                 if let Some(command) = self.command(id) {
@@ -572,6 +586,7 @@ impl Agent {
             kernel_record: record.map(|fd| fd.as_raw_fd()),
             tainted,
             env: std::mem::take(&mut self.env),
+            hostname: std::mem::take(&mut self.hostname),
             mounts: std::mem::take(&mut self.mounts),
             shares: std::mem::take(&mut self.shares),
             baseline: self.baseline.take().unwrap_or_default(),
@@ -592,9 +607,15 @@ impl Agent {
     fn set_up(&mut self, wanted: Setup) {
         // Not on a machine of who wrote a test.
         let ours = self.link.kind() != port::Kind::Given;
+        if let Some(system) = &wanted.system {
+            self.env = system.env.iter().map(|entry| entry.clone().into_bytes()).collect();
+        }
         if ours {
             // At once and not in the job: it is quick, and what is done to the shares carries times.
             setup::set_clock(wanted.clock_ns);
+            if let Some(system) = &wanted.system {
+                self.take_name(&system.hostname);
+            }
             if let Some(identity) = &wanted.identity {
                 identity::assume(identity);
             }
@@ -626,6 +647,14 @@ impl Agent {
                 let why = format!("fork: {}", text::errno(errno));
                 self.link.queue(&ToHost::Fatal(why));
             }
+        }
+    }
+
+    fn take_name(&mut self, name: &str) {
+        // Set again it would undo what a set-up did that the guest was frozen with.
+        if !name.is_empty() && name != self.hostname {
+            name.clone_into(&mut self.hostname);
+            let _ = rustix::system::sethostname(name.as_bytes());
         }
     }
 

@@ -70,17 +70,13 @@ fn start() -> Result<Agent, Fatal> {
     console();
     serve::protect();
     limits();
-    if !config.hostname.is_empty() {
-        let _ = rustix::system::sethostname(config.hostname.as_bytes());
-    }
     if let Err(errno) = sys::loopback_up() {
         text::say(&format!("loopback interface: {}", text::errno(errno)));
     }
     let port = port::open(false).map_err(|error| match error {
         NoPort::Lacking(why) | NoPort::Unopened(why) => Fatal(format!("no port to talk to Belljar: {why}")),
     })?;
-    let env = config.env.into_iter().map(String::into_bytes).collect();
-    let agent = Agent::new(port, env).map_err(|errno| Fatal::step("signalfd", errno))?;
+    let agent = Agent::new(port, Vec::new()).map_err(|errno| Fatal::step("signalfd", errno))?;
     Ok(match root {
         Some(tag) => agent.with_root_at_setup(tag),
         None => agent,

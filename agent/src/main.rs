@@ -10,6 +10,7 @@
 
 mod agent;
 mod command;
+mod devices;
 mod identity;
 mod init;
 mod job;

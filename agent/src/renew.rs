@@ -29,6 +29,7 @@ pub(crate) struct Carried {
     pub(crate) kernel_record: Option<RawFd>,
     pub(crate) tainted: u64,
     pub(crate) env: Vec<Vec<u8>>,
+    pub(crate) hostname: String,
     pub(crate) mounts: Vec<Mount>,
     pub(crate) shares: Shares,
     pub(crate) baseline: Baseline,

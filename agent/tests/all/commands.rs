@@ -271,11 +271,37 @@ fn setup_and_sync_answer() {
     assert_eq!(peer.message(), ToHost::SetupDone(vec![]));
     peer.send(&ToAgent::Setup(Setup {
         mounts: vec![Mount { tag: "x".into(), path: "relative".into(), mode: MountMode::ReadWrite }],
-        clock_ns: 0,
-        identity: None,
+        ..Setup::default()
     }));
     let ToHost::SetupDone(faults) = peer.message() else { panic!("no answer") };
     assert_eq!(faults, [(0, MountFault::Failed { detail: "\"relative\" is not an absolute path".into() })]);
     peer.send(&ToAgent::Sync);
     assert_eq!(peer.message(), ToHost::Synced(None));
+}
+
+#[test]
+fn the_setup_says_in_which_environment_commands_run() {
+    use belljar_proto::message::{Setup, System};
+    let mut peer = Peer::greeted();
+    for value in ["first", "second"] {
+        let env = vec![format!("IN_THE_SETUP={value}"), "PATH=/usr/bin:/bin".to_owned()];
+        let system = System { hostname: String::new(), env };
+        peer.send(&ToAgent::Setup(Setup { system: Some(system), ..Setup::default() }));
+        let ToHost::SetupDone(_) = peer.message() else { panic!("no answer") };
+        let ran = peer.sh(if value == "first" { 1 } else { 2 }, "echo $IN_THE_SETUP $PATH");
+        assert_eq!(String::from_utf8(ran.stdout).unwrap(), format!("{value} /usr/bin:/bin\n"));
+    }
+}
+
+#[test]
+fn a_device_that_does_not_come_is_waited_for_no_longer_than_said() {
+    use belljar_proto::message::{DeviceSign, WantedDevice};
+    let mut peer = Peer::greeted();
+    let mut is = |sign| {
+        peer.send(&ToAgent::AwaitDevice(WantedDevice { pci: "ffff:ff:1f.7".into(), sign, limit_ms: 30 }));
+        let ToHost::DeviceAwaited(seen) = peer.message() else { panic!("no answer") };
+        seen
+    };
+    assert!(is(DeviceSign::Gone));
+    assert!(!is(DeviceSign::Disks(1)) && !is(DeviceSign::Network) && !is(DeviceSign::ScsiHost));
 }

@@ -110,10 +110,15 @@ fn rows(kept: &[Kept], making: &[BeingMade], now: SystemTime) -> String {
             ByteSize(one.size).to_string(),
             one.made.map_or_else(String::new, age),
             age(one.used),
-            guest.replace(char::is_control, "\u{fffd}"),
+            guest.replace(char::is_control, "\u{fffd}") + &of_what(one),
         );
     }
     out
+}
+
+/// The template that it was made of, which it does not need any more.
+fn of_what(one: &Kept) -> String {
+    one.base.as_ref().map_or_else(String::new, |base| format!(" (made of {})", &base.as_str()[..10]))
 }
 
 fn make(args: &TemplateMakeArgs) -> Result<u8, String> {
@@ -138,7 +143,11 @@ fn prune(limit: Option<&str>, all: bool) -> Result<u8, String> {
     };
     let removed = store.prune(limit).map_err(|e| unreadable(&store, &e))?;
     let freed: u64 = removed.iter().map(|k| k.size).sum();
-    write_out(format!("{} removed, {} freed\n", removed.len(), ByteSize(freed)).as_bytes())
+    let mut out = format!("{} removed, {} freed\n", removed.len(), ByteSize(freed));
+    if !removed.is_empty() {
+        out.push_str(&rows(&removed, &[], SystemTime::now()));
+    }
+    write_out(out.as_bytes())
 }
 
 fn unreadable(store: &TemplateStore, error: &std::io::Error) -> String {

@@ -12,7 +12,7 @@ use crate::modules::{self, Feature, Module, ModuleIndex, ModulesError, Presence}
 use crate::vmlinux::{self, Bootable, VmlinuxError};
 
 /// Part of the name in the cache: change it with the layout of an initramfs.
-const LAYOUT: u32 = 1;
+const LAYOUT: u32 = 2;
 
 /// What QEMU gets.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,10 +34,6 @@ pub struct BootFiles {
 pub struct InitSpec<'a> {
     /// The agent's program, static.
     pub agent: &'a [u8],
-    /// The guest's host name.
-    pub hostname: &'a str,
-    /// `KEY=VALUE`, the environment of every command.
-    pub env: &'a [String],
     /// The kernel's modules; none if it has none, or needs none.
     pub modules: Option<&'a ModuleIndex>,
     /// What the guest cannot do without: a kernel known not to have one of these is an error.
@@ -204,14 +200,8 @@ fn prepare(
     let name = format!("initrd-{}", key(spec, &root, &modules, foreign)?);
     let cached = cache.get_or_write(&name, |out, at| {
         let modules = read_modules(kernel, spec, &modules)?;
-        let archive = InitramfsSpec {
-            agent: spec.agent,
-            root: root.clone(),
-            hostname: spec.hostname,
-            env: spec.env,
-            modules: &modules,
-            alone: foreign.is_none(),
-        };
+        let archive =
+            InitramfsSpec { agent: spec.agent, root: root.clone(), modules: &modules, alone: foreign.is_none() };
         let written = match foreign {
             Some(foreign) => initramfs::prepend(&archive, foreign, out),
             None => initramfs::build(&archive, io::BufWriter::new(&*out)).map_err(InitramfsError::Write),
@@ -301,9 +291,6 @@ fn key(spec: &InitSpec<'_>, root: &InitRoot, modules: &[Module], foreign: Option
         hasher.update(bytes);
     };
     put(spec.agent);
-    put(spec.hostname.as_bytes());
-    put(&(spec.env.len() as u64).to_le_bytes());
-    spec.env.iter().for_each(|e| put(e.as_bytes()));
     put(match root {
         InitRoot::NinePOverlay { tag } => tag.as_bytes(),
         InitRoot::Initramfs => b"",

@@ -24,7 +24,6 @@ use crate::{
         console::ConsoleSession,
     },
     share,
-    spec::ShareSpec,
     watch::Watch,
 };
 
@@ -210,10 +209,10 @@ impl Booted {
     }
 
     /// Mounts the shares: then commands can run.
-    pub(crate) async fn finish(self, share: &ShareSpec, observe: Observe<'_>) -> Result<Guest, Lost> {
+    pub(crate) async fn finish(self, plan: &Plan, observe: Observe<'_>) -> Result<Guest, Lost> {
         let Self { machine, entered, patience } = self;
         let limit = machine.limits.setup(&patience);
-        finish(machine, entered, share, None, limit, observe).await
+        finish(machine, entered, plan, None, limit, observe).await
     }
 }
 
@@ -221,16 +220,17 @@ impl Booted {
 pub(crate) async fn finish(
     mut machine: Machine,
     entered: Entered,
-    share: &ShareSpec,
+    plan: &Plan,
     identity: Option<Identity>,
     limit: Duration,
     observe: Observe<'_>,
 ) -> Result<Guest, Lost> {
     let limits = machine.limits;
+    let share = &plan.share;
     let ready = machine
         .attend(Phase::Session, observe, async |_, _, tell| match entered {
             Entered::Agent { session, .. } => {
-                let session = finish_setup(*session, share, identity, &limits, limit, tell).await?;
+                let session = finish_setup(*session, plan, identity, &limits, limit, tell).await?;
                 Ok(Session::Agent(Box::new(session)))
             }
             Entered::Shell(mut shell) => {
@@ -245,7 +245,7 @@ pub(crate) async fn finish(
     match ready {
         Ok(session) => {
             machine.watch.entered(session.reports());
-            if let Some(choice) = share_choice(share, &session) {
+            if let Some(choice) = share_choice(&plan.share, &session) {
                 observe(choice);
             }
             Ok(Guest::new(machine, session))
@@ -255,7 +255,7 @@ pub(crate) async fn finish(
 }
 
 /// How the host's directories got into the guest; none if none did.
-fn share_choice(share: &ShareSpec, session: &Session) -> Option<EventKind> {
+fn share_choice(share: &crate::spec::ShareSpec, session: &Session) -> Option<EventKind> {
     let mode = |mode| match mode {
         MountMode::ReadWrite => "rw",
         MountMode::ReadOnly => "ro",
@@ -419,15 +419,16 @@ pub(crate) fn now_ns() -> u64 {
 /// Mounts the shares and sets the clock.
 async fn finish_setup(
     mut session: AgentSession,
-    spec: &ShareSpec,
+    plan: &Plan,
     identity: Option<Identity>,
     limits: &Limits,
     limit: Duration,
     tell: Tell<'_>,
 ) -> Result<AgentSession, Lost> {
     session.set_liveness(Liveness { silent_after: limits.silence() });
+    let spec = &plan.share;
     let mounts = share::mounts(spec);
-    let setup = Setup { mounts: mounts.clone(), clock_ns: now_ns(), identity };
+    let setup = Setup { mounts: mounts.clone(), clock_ns: now_ns(), system: plan.system.clone(), identity };
     let faults = match tokio::time::timeout(limit, session.setup(setup)).await {
         Ok(answered) => answered.map_err(|e| of_session(e, Phase::Session))?,
         Err(_) => {

@@ -14,13 +14,14 @@ use tokio::sync::oneshot;
 use crate::{
     Lost,
     boot::{Booted, Unbooted},
+    derive::{self, Derived},
     guest::{Guest, Observe, Views},
-    layer,
     plan::Plan,
+    plug::Unplugged,
     qemu::args::Accel,
     template::{
-        Blame, Claim, FailedCopy, Freezing, Making, Template, TemplateKey, TemplateStore, Unfrozen, Unthawed, blocking,
-        explain, freeze, memory, thaw,
+        Blame, Claim, FailedCopy, Freezing, Making, Rest, Template, TemplateKey, TemplateStore, Unfrozen, Unthawed,
+        blocking, explain, freeze, memory, thaw,
     },
 };
 
@@ -130,9 +131,9 @@ pub async fn lease(wanted: Lease<'_>, observe: Observe<'_>) -> Result<Guest, Los
 }
 
 /// What is said to be chosen of templates, and of set-ups that are part of one.
-const TEMPLATE: &str = "template";
+pub(crate) const TEMPLATE: &str = "template";
 /// What takes its time, and is told without being asked for.
-const MADE: &str = "made";
+pub(crate) const MADE: &str = "made";
 const AWAITED: &str = "awaited";
 pub(crate) const SETTING_UP: &str = "set-up";
 
@@ -158,7 +159,7 @@ impl Way<'_> {
     async fn boot(&self, observe: Observe<'_>) -> Result<Guest, Lost> {
         let launch = self.plan.launch().map_err(|e| Lost::host(e.to_string()))?;
         let booted = Booted::boot(self.plan, launch, self.view, observe).await.map_err(Unbooted::lost)?;
-        booted.finish(&self.plan.share, observe).await
+        booted.finish(self.plan, observe).await
     }
 
     /// A clone, or the guest that was to become a template and could not. `None`: one has to boot.
@@ -166,16 +167,27 @@ impl Way<'_> {
         let what = if layer.is_some() { SETTING_UP } else { TEMPLATE };
         let Some(key) = self.key(layer.as_deref(), observe).await? else { return Ok(None) };
         let mut failed_before = false;
+        let late_kind = self.plan.late_kind();
         for _ in 0..TRIES {
             let (template, fresh) = match self.template(&key, layer.as_deref_mut(), observe).await? {
                 Got::Template { template, fresh } => (template, fresh),
                 Got::Guest(guest) => return Ok(Some(*guest)),
                 Got::Nothing => return Ok(None),
             };
+            let noted = late_kind.and_then(|kind| self.templates.store.noted(&key, kind));
+            if let Some(why) = noted {
+                told(observe, what, "none", format!("a device could not be plugged into a copy before: {why}"));
+                return Ok(None);
+            }
             match thaw(self.plan, *template, fresh, self.view, observe).await {
                 Ok(guest) => {
                     self.templates.store.forget_failures(&key);
                     return Ok(Some(guest));
+                }
+                Err(Unthawed::Unplugged(Unplugged { kind, why })) => {
+                    warn(observe, format!("a device cannot be plugged into this guest, so that it has to boot: {why}"));
+                    self.templates.store.note(&key, kind, &why);
+                    return Ok(None);
                 }
                 Err(Unthawed::Lost(lost)) => return Err(lost),
                 Err(Unthawed::Copy(failed)) if fresh && failed.blame != Blame::Host => {
@@ -217,8 +229,8 @@ impl Way<'_> {
             Blame::Template => Some(String::new()),
             Blame::Unknown => {
                 let (store, key) = (self.templates.store.clone(), key.clone());
-                blocking(move || match template.verify() {
-                    Err(flaw) if !flaw.is_the_hosts() => Some(format!(" ({flaw})")),
+                blocking(move || match template.as_ref().map(Template::verify) {
+                    Some(Err(flaw)) if !flaw.is_the_hosts() => Some(format!(" ({flaw})")),
                     _ => (store.count_failure(&key) >= FAILURES).then(|| format!(" (the {FAILURES}. time in a row)")),
                 })
                 .await?
@@ -231,7 +243,11 @@ impl Way<'_> {
     }
 
     /// Under which name the template is kept, if it can be.
-    async fn key(&self, layer: Option<&Layer<'_>>, observe: Observe<'_>) -> Result<Option<TemplateKey>, Lost> {
+    pub(crate) async fn key(
+        &self,
+        layer: Option<&Layer<'_>>,
+        observe: Observe<'_>,
+    ) -> Result<Option<TemplateKey>, Lost> {
         if self.templates.using == Use::Never {
             return Ok(None);
         }
@@ -247,16 +263,8 @@ impl Way<'_> {
         }
     }
 
-    /// The template of the guest, without any set-up.
-    pub(crate) async fn base(&self, observe: Observe<'_>) -> Result<Got, Lost> {
-        match self.key(None, observe).await? {
-            Some(key) => self.template(&key, None, observe).await,
-            None => Ok(Got::Nothing),
-        }
-    }
-
     /// Finds the template, or makes it.
-    async fn template(
+    pub(crate) async fn template(
         &self,
         key: &TemplateKey,
         mut layer: Option<&mut Layer<'_>>,
@@ -310,11 +318,11 @@ impl Way<'_> {
                         return Ok(Got::Nothing);
                     }
                     let title = layer.as_ref().map(|layer| format!(", {}", layer.title)).unwrap_or_default();
-                    making.announce(&format!("{}{title}", self.plan.title));
+                    making.announce(&format!("{}{title}", self.plan.title_of_template()));
                     return match layer.as_deref_mut() {
                         None => self.make(key, making, observe).await,
                         // It asks for a template in its turn, the guest's own.
-                        Some(layer) => Box::pin(layer::make(self, key, making, layer, observe)).await,
+                        Some(layer) => Box::pin(derive::set_up(self, key, making, layer, observe)).await,
                     };
                 }
                 Ok(Claim::Made) => tries += 1,
@@ -346,8 +354,24 @@ impl Way<'_> {
         Ok(Got::Nothing)
     }
 
-    /// Boots a guest, and freezes it.
+    /// Makes the template of a guest without set-up: of another one, or by a boot.
     async fn make(&self, key: &TemplateKey, making: Making, observe: Observe<'_>) -> Result<Got, Lost> {
+        let Some(base) = self.plan.base() else { return self.boot_and_freeze(key, making, observe).await };
+        // It asks for the base's template in its turn.
+        match Box::pin(derive::plug(self, &base, key, making, observe)).await? {
+            Derived::Got(got) => Ok(got),
+            Derived::Boot(making) => {
+                if let Err(why) = making.clear() {
+                    self.refuse(key, why.to_string(), observe);
+                    return Ok(Got::Nothing);
+                }
+                self.boot_and_freeze(key, making, observe).await
+            }
+        }
+    }
+
+    /// Boots a guest, and freezes it.
+    async fn boot_and_freeze(&self, key: &TemplateKey, making: Making, observe: Observe<'_>) -> Result<Got, Lost> {
         let plan = self.plan;
         if let Err(why) = has_room(making.dir(), plan.ram_size()) {
             self.refuse(key, why, observe);
@@ -386,8 +410,16 @@ impl Way<'_> {
         };
         let Booted { machine, entered, .. } = &mut booted;
         let mut making = Some(making);
-        let freezing = Freezing { plan, making: &mut making, ram, since };
-        match freeze(machine, entered, freezing, observe).await {
+        let mut freezing = Freezing {
+            plan,
+            title: plan.title_of_template(),
+            base: None,
+            making: &mut making,
+            ram,
+            since,
+            rest: Rest::PartOfBoot,
+        };
+        match freeze(machine, entered, &mut freezing, observe).await {
             Ok(template) => {
                 booted.machine.qemu.kill().await;
                 Ok(Got::Template { template: Box::new(template), fresh: true })
@@ -401,7 +433,12 @@ impl Way<'_> {
             Err(Unfrozen::GoesOn(why)) => {
                 self.refuse(key, why, observe);
                 drop(making);
-                booted.finish(&plan.share, observe).await.map(|guest| Got::Guest(Box::new(guest)))
+                if plan.late_kind().is_some() {
+                    // It booted without the devices that each copy was to get.
+                    booted.machine.qemu.kill().await;
+                    return Ok(Got::Nothing);
+                }
+                booted.finish(plan, observe).await.map(|guest| Got::Guest(Box::new(guest)))
             }
         }
     }

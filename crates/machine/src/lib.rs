@@ -7,6 +7,7 @@ pub mod access;
 mod boot;
 pub mod command;
 pub mod console;
+mod derive;
 mod enter;
 #[doc(hidden)]
 pub mod fuzz;
@@ -18,6 +19,8 @@ mod limits;
 mod lost;
 pub mod plan;
 mod plan_disk;
+mod plan_template;
+mod plug;
 pub mod qemu;
 pub mod session;
 pub mod share;

@@ -48,6 +48,11 @@ impl Limits {
         Duration::from_secs(60).min(self.whole_boot())
     }
 
+    /// A guest's taking note of a device that was plugged in or out.
+    pub(crate) fn device(&self) -> Duration {
+        (Duration::from_secs(5) * self.factor.min(4)).min(self.whole_boot())
+    }
+
     /// From going on until the agent of a template's copy answers.
     pub(crate) fn answer_of_copy(&self) -> Duration {
         self.agent_start().min(self.whole_boot())

@@ -4,10 +4,9 @@
 
 use std::{
     ffi::OsString,
-    fs::{File, Permissions},
+    fs::Permissions,
     os::{fd::OwnedFd, unix::fs::PermissionsExt},
     path::{Path, PathBuf},
-    sync::OnceLock,
     time::Duration,
 };
 
@@ -19,26 +18,28 @@ use belljar_image::{
     rootdir,
 };
 use belljar_model::EventKind;
-use belljar_proto::message::INIT_AGENT_PATH;
+use belljar_proto::message::{INIT_AGENT_PATH, System};
 
 use crate::{
     access::Credentials,
     host::HostContext,
     limits::Limits,
-    plan_disk::{self, PlannedDisk},
+    plan_disk::{self, PlannedDisk, Plugging},
+    plan_template::QEMU_MAC,
     qemu::{
-        args::{self, Accel, MachineConfig, Nic, NicMode, Ram, Share},
+        args::{self, Accel, Layout, MachineConfig, Nic, NicMode, Share, has_room},
         probe::{self, AccelChoice, QemuInfo},
     },
     share,
     spec::{GuestSpec, NicSpec, OopsPolicy, ShareSpec, Source, Workspace},
-    template::{KeyMaker, Making, Template, TemplateKey, Unkeyable},
 };
 
 /// Where kernels and modules of the host are looked for.
 const HOST_ROOT: &str = "/";
 /// The directory in the run's directory from which a guest fetches the agent.
 pub const CONTROL_DIR: &str = "ctl";
+/// The directory in the run's directory that is shared where there is no workspace: nothing is in it.
+const PLACEHOLDER: &str = "ctl/no-workspace";
 
 /// How Belljar gets a session in the guest.
 #[derive(Clone, Debug)]
@@ -78,8 +79,15 @@ impl AgentPlace {
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// All but the disks.
-    config: MachineConfig,
-    disks: Vec<PlannedDisk>,
+    pub(crate) config: MachineConfig,
+    /// Those that have to be there from the start, then those that can be plugged in and frozen, then those that go into each copy.
+    pub(crate) disks: Vec<PlannedDisk>,
+    /// How many have to be there from the start.
+    pub(crate) fixed: usize,
+    /// How many a template of this guest has.
+    pub(crate) frozen: usize,
+    /// What a guest is told to be like, where Belljar initialises it.
+    pub(crate) system: Option<System>,
     pub(crate) entry: Entry,
     pub(crate) login: Option<Credentials>,
     pub(crate) share: ShareSpec,
@@ -199,7 +207,7 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext) -> Result
         Source::RootDir { root, kernel, modules } => {
             rootdir::check(root)?;
             let (kernel, modules) = kernel_for_root(kernel.as_deref(), modules.as_deref(), &mut choices)?;
-            let spec = InitSpec { required: &[], wanted: &wanted(spec), ..init_spec(spec, agent, modules.as_ref()) };
+            let spec = InitSpec { wanted: WANTED, ..init_spec(agent, modules.as_ref()) };
             let files = boot::root_over_9p(&kernel, &spec, share::ROOT_TAG, &cache)?;
             shares.push(Share { tag: share::ROOT_TAG.into(), path: root.clone(), read_only: true });
             (Some(files), Entry::Init)
@@ -208,8 +216,8 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext) -> Result
             let kernel = Kernel::open(kernel)?;
             let modules = modules.as_deref().map(ModuleIndex::load).transpose()?;
             let shares_wanted = [Feature::NineP, Feature::Overlay];
-            let wanted: Vec<_> = shares_wanted.into_iter().chain(wanted(spec)).collect();
-            let spec = InitSpec { required: &[], wanted: &wanted, ..init_spec(spec, agent, modules.as_ref()) };
+            let wanted: Vec<_> = shares_wanted.into_iter().chain(WANTED.iter().copied()).collect();
+            let spec = InitSpec { wanted: &wanted, ..init_spec(agent, modules.as_ref()) };
             // Without our own program in it, another processor's kernel is as good as any.
             let runs = *take_over || kernel.arch.is_none_or(|arch| arch == Arch::X86_64);
             let files = boot::foreign_initramfs(&kernel, initrd, runs.then_some(&spec), &cache)?;
@@ -225,7 +233,7 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext) -> Result
     if let Some(files) = &kernel {
         choices.boot_files(files);
     }
-    shares.extend(spec_shares(share));
+    shares.extend(spec_shares(share, &host.run_dir));
     for disk in &spec.disks {
         disks.push(PlannedDisk::extra(&host.qemu_img, disk)?);
     }
@@ -255,9 +263,28 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext) -> Result
         // firmware's console: an image that does not boot says so.
         config.machine.push_str(",graphics=off");
     }
+    config.layout = layout(spec, &config.machine, &disks);
+    let (mut fixed, mut frozen) = (disks.len(), disks.len());
+    if config.layout == Layout::Pc {
+        config.nic.mac = Some(QEMU_MAC.map(|byte| format!("{byte:02x}")).join(":"));
+        disks.sort_by_key(PlannedDisk::plugging);
+        fixed = disks.iter().filter(|disk| disk.plugging() == Plugging::Never).count();
+        frozen = disks.iter().filter(|disk| disk.plugging() != Plugging::Late).count();
+    }
+    for disk in disks[..fixed].iter().filter(|disk| disk.is_further()) {
+        let why = match config.layout {
+            Layout::Pc => format!("a disk on {} cannot be plugged into a machine that runs", disk.kind()),
+            Layout::Auto => "where devices are in this machine is not known before it runs".to_owned(),
+        };
+        choices.add("disk", "there from the boot on", why);
+    }
+    let system = System { hostname: spec.hostname.clone(), env: spec.env.clone() };
     let plan = Plan {
         config,
         disks,
+        fixed,
+        frozen,
+        system: matches!(entry, Entry::Init).then_some(system),
         entry,
         login: spec.login.clone(),
         share: share.clone(),
@@ -351,19 +378,19 @@ impl Plan {
     #[must_use]
     pub fn at(&self, share: ShareSpec, place: Place) -> Self {
         let Place { run_dir, console_log, qemu_log, qemu_command } = place;
-        let mut plan = self.with_share(share);
+        let mut plan = self.clone();
         for control in plan.config.shares.iter_mut().filter(|s| s.tag == share::CONTROL_TAG) {
             *control = control_share(&run_dir);
         }
         plan.host = HostContext { run_dir, console_log, qemu_log, qemu_command, ..plan.host };
-        plan
+        plan.with_share(share)
     }
 
     /// The same guest with other directories of the host.
     pub(crate) fn with_share(&self, share: ShareSpec) -> Self {
         let mut plan = self.clone();
         plan.config.shares.retain(|s| s.tag != share::OUT_TAG && s.tag != share::WORKSPACE_TAG);
-        plan.config.shares.extend(spec_shares(&share));
+        plan.config.shares.extend(spec_shares(&share, &plan.host.run_dir));
         plan.share = share;
         plan
     }
@@ -378,6 +405,9 @@ impl Plan {
                 "the guest's root is a directory of the host's, which may change under what was set up over it",
             );
         }
+        if self.frozen < self.disks.len() {
+            return Err("the guest has an NVMe disk, with which QEMU cannot freeze it");
+        }
         Ok(())
     }
 
@@ -385,55 +415,9 @@ impl Plan {
     pub(crate) fn launch(&self) -> Result<Launch, PlanError> {
         let mut config = self.config.clone();
         let run_dir = &self.host.run_dir;
-        let fds = plan_disk::open(&self.disks, run_dir, &mut config).map_err(plan_disk::PlanDiskError::from)?;
+        let fds = plan_disk::open(&self.disks, run_dir, true, &mut config).map_err(plan_disk::PlanDiskError::from)?;
         self.put_agent(&config)?;
         Ok(Launch { config, fds })
-    }
-
-    /// Names what this guest looks like when it has booted.
-    pub(crate) fn template_key(&self, layer: Option<&[u8; 32]>) -> Result<TemplateKey, Unkeyable> {
-        let mut config = self.config_to_freeze();
-        if !config.extra.is_empty() {
-            let why = "arguments that are passed to QEMU as they are may name what cannot be copied";
-            return Err(Unkeyable::Impossible(why.into()));
-        }
-        let mut key = KeyMaker::new();
-        let program = self.qemu.path.canonicalize().unwrap_or_else(|_| self.qemu.path.clone());
-        key.add_file("qemu", &program)?;
-        key.add("qemu version", self.qemu.version.to_string().as_bytes());
-        key.add("agent", agent_hash().as_bytes());
-        if self.accel() == Accel::Kvm {
-            key.add("host", host_identity().as_bytes());
-        }
-        if let Some(kernel) = config.kernel.take() {
-            key.add("kernel line", kernel.append.as_bytes());
-            for file in [Some(kernel.image), kernel.initrd].into_iter().flatten() {
-                match file.strip_prefix(&self.host.cache_dir) {
-                    // Its name says what is in it.
-                    Ok(name) => key.add("cached", name.as_os_str().as_encoded_bytes()),
-                    Err(_) => key.add_file("file", &file)?,
-                }
-            }
-        }
-        plan_disk::add_to(&self.disks, &mut key, &mut config)?;
-        // What the guest sees of a share is its tag, until it mounts it.
-        for share in &mut config.shares {
-            share.path = PathBuf::from("/");
-            share.read_only = false;
-        }
-        let args = config.to_args().map_err(|e| Unkeyable::Impossible(e.to_string()))?;
-        for arg in args {
-            key.add("argument", arg.as_encoded_bytes());
-        }
-        key.add("entry", format!("{:?}", self.entry).as_bytes());
-        if let Some(login) = &self.login {
-            key.add("user", login.user.as_bytes());
-            key.add("password", login.password.as_ref().map_or("", |p| p.expose()).as_bytes());
-        }
-        if let Some(layer) = layer {
-            key.add("layer", layer);
-        }
-        Ok(key.finish())
     }
 
     /// Bytes of the guest's memory.
@@ -446,54 +430,9 @@ impl Plan {
         Limits::new(self.accel(), self.boot_timeout).whole_boot()
     }
 
-    /// The machine that is frozen, and those that are made of it. Memory and disks aside.
-    fn config_to_freeze(&self) -> MachineConfig {
-        MachineConfig { vmgenid: true, ..self.config.clone() }
-    }
-
-    /// Makes what the boot of a template needs. Its memory is in `ram`.
-    pub(crate) fn launch_to_freeze(&self, making: &Making, ram: OwnedFd) -> Result<Launch, PlanError> {
-        let mut config = self.config_to_freeze();
-        let mut fds =
-            plan_disk::open_in_template(&self.disks, making, &mut config).map_err(plan_disk::PlanDiskError::from)?;
-        self.put_agent(&config)?;
-        let fd = next_fd(&fds);
-        config.ram = Ram::Shared(fd);
-        fds.push((fd, ram));
-        Ok(Launch { config, fds })
-    }
-
-    /// Makes what a copy of a template needs; gives the number of the descriptor that holds the devices' state as well.
-    pub(crate) fn launch_copy(&self, template: &Template) -> Result<(Launch, i32), CopyError> {
-        let mut config = self.config_to_go_on()?;
-        let fds = plan_disk::open_over_template(&self.disks, template.disks()?, &self.host.run_dir, &mut config)?;
-        Ok(go_on(config, fds, template, Ram::Private, template.ram()?)?)
-    }
-
-    /// Makes what a copy of a template needs that is to become a template itself, its memory and disks being copies already; gives what
-    /// [`Plan::launch_copy`] gives.
-    pub(crate) fn launch_to_set_up(
-        &self,
-        template: &Template,
-        ram: File,
-        disks: Vec<File>,
-    ) -> Result<(Launch, i32), CopyError> {
-        let mut config = self.config_to_go_on()?;
-        let fds = plan_disk::go_on(&self.disks, disks, &mut config);
-        Ok(go_on(config, fds, template, Ram::Shared, ram)?)
-    }
-
-    /// The machine of a copy. Kernel and initramfs are in its memory already, and it is never reset.
-    fn config_to_go_on(&self) -> std::io::Result<MachineConfig> {
-        let config = MachineConfig { kernel: None, incoming: true, ..self.config_to_freeze() };
-        if let Some(control) = config.shares.iter().find(|s| s.tag == share::CONTROL_TAG) {
-            // The agent is in memory too.
-            fs_err::create_dir_all(&control.path)?;
-        }
-        Ok(config)
-    }
-
-    fn put_agent(&self, config: &MachineConfig) -> Result<(), PlanError> {
+    /// Puts what a boot needs where the guest finds it.
+    pub(crate) fn put_agent(&self, config: &MachineConfig) -> Result<(), PlanError> {
+        make_placeholder(config).map_err(|source| PlanError::Control { source })?;
         if config.shares.iter().any(|s| s.tag == share::CONTROL_TAG) {
             put_agent(belljar_agent_binary::AGENT, &self.host.run_dir)
                 .map_err(|source| PlanError::Control { source })?;
@@ -509,6 +448,9 @@ impl Plan {
     /// The machine as a person would start it, and the commands that make its directories and its disks.
     fn for_people(&self) -> (MachineConfig, Vec<Vec<OsString>>) {
         let mut config = MachineConfig { channels: args::Channels::terminal(), ..self.config.clone() };
+        if self.share.workspace.is_none() {
+            config.shares.retain(|s| s.tag != share::WORKSPACE_TAG);
+        }
         let mut directories = Vec::new();
         for share in &mut config.shares {
             if share.path.starts_with(&self.host.run_dir) {
@@ -542,24 +484,29 @@ impl Plan {
     }
 }
 
-fn init_spec<'a>(spec: &'a GuestSpec, agent: &'a [u8], modules: Option<&'a ModuleIndex>) -> InitSpec<'a> {
-    InitSpec { agent, hostname: &spec.hostname, env: &spec.env, modules, required: &[], wanted: &[] }
+fn init_spec<'a>(agent: &'a [u8], modules: Option<&'a ModuleIndex>) -> InitSpec<'a> {
+    InitSpec { agent, modules, required: &[], wanted: &[] }
 }
 
-/// What the machine's devices want of the kernel.
-fn wanted(spec: &GuestSpec) -> Vec<Feature> {
-    use crate::spec::Bus;
-    let mut features = vec![Feature::VirtioRng];
-    if spec.nic != NicSpec::None {
-        features.extend([Feature::VirtioNet, Feature::AfPacket]);
-    }
-    if spec.disks.iter().any(|d| d.bus == Bus::Virtio) {
-        features.extend([Feature::VirtioBlk, Feature::Ext4]);
-    }
-    if spec.disks.iter().any(|d| d.bus == Bus::Scsi) {
-        features.extend([Feature::VirtioScsi, Feature::Ext4]);
-    }
-    features
+/// What the devices that a guest may have want of the kernel. It is the same for all guests, whatever they have: devices are plugged into
+/// copies of a guest that booted without them.
+const WANTED: &[Feature] = &[
+    Feature::VirtioRng,
+    Feature::VirtioNet,
+    Feature::AfPacket,
+    Feature::VirtioBlk,
+    Feature::VirtioScsi,
+    Feature::Nvme,
+    Feature::Ext4,
+];
+
+/// Where devices are. They are left to QEMU where a machine is not of the type whose slots are known, or the user's own arguments may take
+/// some of them.
+fn layout(spec: &GuestSpec, machine: &str, disks: &[PlannedDisk]) -> Layout {
+    let kind = machine.split(',').next().unwrap_or_default();
+    let is_pc = kind == "pc" || kind.starts_with("pc-i440fx-");
+    let further = disks.iter().filter(|disk| disk.is_on_pci() && disk.plugging() != Plugging::Never).count();
+    if is_pc && spec.qemu_args.is_empty() && has_room(further) { Layout::Pc } else { Layout::Auto }
 }
 
 fn kernel_for_root(
@@ -629,41 +576,6 @@ fn title(source: &Source) -> String {
     }
 }
 
-/// The copy of a template with this memory; gives the number of the descriptor that holds the devices' state as well.
-fn go_on(
-    mut config: MachineConfig,
-    mut fds: Vec<(i32, OwnedFd)>,
-    template: &Template,
-    kind: fn(i32) -> Ram,
-    ram: File,
-) -> std::io::Result<(Launch, i32)> {
-    let fd = next_fd(&fds);
-    config.ram = kind(fd);
-    fds.push((fd, ram.into()));
-    fds.push((fd + 1, template.state()?.into()));
-    Ok((Launch { config, fds }, fd + 1))
-}
-
-/// The first number that no descriptor has yet.
-fn next_fd(fds: &[(i32, OwnedFd)]) -> i32 {
-    fds.iter().map(|(fd, _)| fd + 1).max().unwrap_or(args::FIRST_EXTRA_FD)
-}
-
-fn agent_hash() -> &'static blake3::Hash {
-    static HASH: OnceLock<blake3::Hash> = OnceLock::new();
-    HASH.get_or_init(|| blake3::hash(belljar_agent_binary::AGENT))
-}
-
-/// What a guest sees of the host's processor and kernel under KVM.
-fn host_identity() -> String {
-    let cpus = fs_err::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let first = cpus.split("\n\n").next().unwrap_or_default();
-    // These change with the moment.
-    let lasting = first.lines().filter(|line| !line.starts_with("cpu MHz") && !line.starts_with("bogomips"));
-    let release = rustix::system::uname();
-    format!("{}\n{}", release.release().to_string_lossy(), lasting.collect::<Vec<_>>().join("\n"))
-}
-
 fn control_share(run_dir: &Path) -> Share {
     Share { tag: share::CONTROL_TAG.into(), path: run_dir.join(CONTROL_DIR), read_only: true }
 }
@@ -677,13 +589,25 @@ fn put_agent(agent: &[u8], run_dir: &Path) -> std::io::Result<()> {
     fs_err::set_permissions(&file, Permissions::from_mode(0o755))
 }
 
-fn spec_shares(share: &ShareSpec) -> Vec<Share> {
-    let mut shares = vec![Share { tag: share::OUT_TAG.into(), path: share.out.clone(), read_only: false }];
-    if let Some(Workspace { dir, mode, .. }) = &share.workspace {
-        let read_only = !matches!(mode, crate::MountMode::ReadWrite);
-        shares.push(Share { tag: share::WORKSPACE_TAG.into(), path: dir.clone(), read_only });
+/// The shares of every guest. The workspace's device is there even if there is no workspace: then an empty directory is behind it.
+fn spec_shares(share: &ShareSpec, run_dir: &Path) -> [Share; 2] {
+    let (path, read_only) = match &share.workspace {
+        Some(Workspace { dir, mode, .. }) => (dir.clone(), !matches!(mode, crate::MountMode::ReadWrite)),
+        None => (run_dir.join(PLACEHOLDER), true),
+    };
+    [
+        Share { tag: share::OUT_TAG.into(), path: share.out.clone(), read_only: false },
+        Share { tag: share::WORKSPACE_TAG.into(), path, read_only },
+    ]
+}
+
+/// Makes the empty directory that is behind the device of a workspace that there is not.
+pub(crate) fn make_placeholder(config: &MachineConfig) -> std::io::Result<()> {
+    let mut shares = config.shares.iter().filter(|s| s.tag == share::WORKSPACE_TAG);
+    match shares.find(|s| s.path.ends_with(PLACEHOLDER)) {
+        Some(share) => fs_err::create_dir_all(&share.path),
+        None => Ok(()),
     }
-    shares
 }
 
 /// Choices on their way into the event log.

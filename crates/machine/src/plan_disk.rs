@@ -35,6 +35,17 @@ pub(crate) struct PlannedDisk {
     boot_index: Option<u32>,
 }
 
+/// When a disk can be plugged in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Plugging {
+    /// It has to be there from the machine's start.
+    Never,
+    /// Before the machine is frozen, so that the copies have it.
+    Frozen,
+    /// Into each copy: QEMU cannot freeze a machine that has it.
+    Late,
+}
+
 #[derive(Clone, Debug)]
 enum Content {
     /// An image, under a layer.
@@ -58,6 +69,31 @@ impl PlannedDisk {
             DiskContent::Empty(size) => Content::Empty(*size),
         };
         Ok(Self { content, bus: spec.bus, serial: spec.serial.clone(), boot_index: None })
+    }
+
+    /// Whether it can be plugged into a machine of type `pc` that runs, and whether that machine can be frozen then.
+    pub(crate) fn plugging(&self) -> Plugging {
+        match self.bus {
+            _ if self.boot_index.is_some() => Plugging::Never,
+            Bus::Ide | Bus::Sata => Plugging::Never,
+            Bus::Virtio | Bus::Scsi => Plugging::Frozen,
+            Bus::Nvme => Plugging::Late,
+        }
+    }
+
+    /// Whether it is another than that which is booted from.
+    pub(crate) fn is_further(&self) -> bool {
+        self.boot_index.is_none()
+    }
+
+    /// What it is plugged into.
+    pub(crate) fn kind(&self) -> &'static str {
+        bus_of(self.bus).name()
+    }
+
+    /// Whether it has a place of its own on the PCI bus.
+    pub(crate) fn is_on_pci(&self) -> bool {
+        matches!(self.bus, Bus::Virtio | Bus::Nvme)
     }
 
     /// Puts what decides the disk's content into a key.
@@ -156,23 +192,24 @@ pub(crate) fn add_to(disks: &[PlannedDisk], key: &mut KeyMaker, config: &mut Mac
     Ok(())
 }
 
-/// Makes what takes the guest's writes while it boots, as parts of a template.
+/// Makes what takes the guest's writes until it is frozen, as parts of a template. Those before are there already.
 pub(crate) fn open_in_template(
     disks: &[PlannedDisk],
     making: &Making,
+    attached: bool,
     config: &mut MachineConfig,
 ) -> Result<Vec<(i32, OwnedFd)>, DiskError> {
     let mut fds = Vec::new();
-    for (at, ((fd, set), disk)) in (FIRST_EXTRA_FD..).zip(1..).zip(disks).enumerate() {
+    for disk in disks {
         let dir = making.dir();
-        let file = making.create_disk(at).map_err(|source| DiskError::Layer { dir: dir.to_owned(), source })?;
+        let file = making.create_disk(config.disks.len());
+        let file = file.map_err(|source| DiskError::Layer { dir: dir.to_owned(), source })?;
         let made = match &disk.content {
             Content::Image(image) => disk::overlay_in(file, dir, image.virtual_size)?,
             Content::Empty(size) => disk::empty_in(file, dir, *size)?,
         };
-        fds.push((fd, made.fd));
-        config.fd_sets.push(FdSet { fd, set });
-        config.disks.push(disk.device(DiskSource::FdSet(set)));
+        let source = hand_over(made.fd, &mut fds, config);
+        config.disks.push(Disk { attached, ..disk.device(source) });
     }
     Ok(fds)
 }
@@ -180,10 +217,9 @@ pub(crate) fn open_in_template(
 /// Puts disks that a template has into the machine, to be written to.
 pub(crate) fn go_on(disks: &[PlannedDisk], files: Vec<File>, config: &mut MachineConfig) -> Vec<(i32, OwnedFd)> {
     let mut fds = Vec::new();
-    for (((fd, set), disk), file) in (FIRST_EXTRA_FD..).zip(1..).zip(disks).zip(files) {
-        fds.push((fd, file.into()));
-        config.fd_sets.push(FdSet { fd, set });
-        config.disks.push(disk.device(DiskSource::FdSet(set)));
+    for (disk, file) in disks.iter().zip(files) {
+        let source = hand_over(file.into(), &mut fds, config);
+        config.disks.push(disk.device(source));
     }
     fds
 }
@@ -196,17 +232,11 @@ pub(crate) fn open_over_template(
     config: &mut MachineConfig,
 ) -> Result<Vec<(i32, OwnedFd)>, DiskError> {
     let mut fds: Vec<(i32, OwnedFd)> = Vec::new();
-    let mut numbers = (FIRST_EXTRA_FD..).zip(1..);
     for (disk, below) in disks.iter().zip(template) {
-        let mut add = |file: OwnedFd| {
-            let (fd, set) = numbers.next().unwrap_or((FIRST_EXTRA_FD, 1));
-            fds.push((fd, file));
-            config.fd_sets.push(FdSet { fd, set });
-            DiskSource::FdSet(set)
-        };
-        let source = add(disk::create_layer(dir, disk.size())?.fd);
+        let source = hand_over(disk::create_layer(dir, disk.size())?.fd, &mut fds, config);
         let over = disk.device(source);
-        let backing = Backing { source: add(below.into()), format: over.format, device: false, backing: over.backing };
+        let source = hand_over(below.into(), &mut fds, config);
+        let backing = Backing { source, format: over.format, device: false, backing: over.backing };
         config.disks.push(Disk { format: Format::Qcow2.driver().to_owned(), backing: Some(Box::new(backing)), ..over });
     }
     Ok(fds)
@@ -217,15 +247,23 @@ pub(crate) fn open_over_template(
 pub(crate) fn open(
     disks: &[PlannedDisk],
     dir: &Path,
+    attached: bool,
     config: &mut MachineConfig,
 ) -> Result<Vec<(i32, OwnedFd)>, DiskError> {
     let mut fds = Vec::new();
-    for ((fd, set), disk) in (FIRST_EXTRA_FD..).zip(1..).zip(disks) {
-        fds.push((fd, disk.make(dir)?));
-        config.fd_sets.push(FdSet { fd, set });
-        config.disks.push(disk.device(DiskSource::FdSet(set)));
+    for disk in disks {
+        let source = hand_over(disk.make(dir)?, &mut fds, config);
+        config.disks.push(Disk { attached, ..disk.device(source) });
     }
     Ok(fds)
+}
+
+/// Gives a file the next number in QEMU.
+fn hand_over(file: OwnedFd, fds: &mut Vec<(i32, OwnedFd)>, config: &mut MachineConfig) -> DiskSource {
+    let (fd, set) = (FIRST_EXTRA_FD..).zip(1..).nth(config.fd_sets.len()).unwrap_or((FIRST_EXTRA_FD, 1));
+    fds.push((fd, file));
+    config.fd_sets.push(FdSet { fd, set });
+    DiskSource::FdSet(set)
 }
 
 /// The whole chain below a layer, formats included, so that QEMU takes nothing from a header on trust.

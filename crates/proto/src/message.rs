@@ -8,7 +8,7 @@ pub const PORT_NAME: &str = "belljar.agent";
 
 /// Version of everything in this crate. Host and agent come from one build, so it only guards
 /// against a stale agent, such as one resumed from an old template.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;
 
 /// Number the host gives to one command; never used twice in a session.
 pub type ExecId = u32;
@@ -40,6 +40,8 @@ pub enum ToAgent {
         /// was just started and knows nothing of the session.
         fresh: bool,
     },
+    /// Waits until a device that was plugged in or out is there or gone for the guest. Answered by [`ToHost::DeviceAwaited`].
+    AwaitDevice(WantedDevice),
     /// Starts a command. Answered by [`ToHost::Started`] or [`ToHost::ExecFailed`].
     Exec(Box<Exec>),
     /// No more standard input for this command.
@@ -84,8 +86,19 @@ pub struct Setup {
     pub mounts: Vec<Mount>,
     /// The host's wall clock, nanoseconds since the Unix epoch; 0 leaves the guest's clock alone.
     pub clock_ns: u64,
+    /// For a guest that Belljar initialises: what it is to be like, which may differ between the copies of one frozen guest.
+    pub system: Option<System>,
     /// For a copy of a frozen guest: what makes it another than its siblings.
     pub identity: Option<Identity>,
+}
+
+/// What a guest that Belljar initialises is to be like.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct System {
+    /// The host name; empty leaves it alone. Set once: one that was set and then changed in the guest stays changed.
+    pub hostname: String,
+    /// `KEY=VALUE`, the environment of every command unless it clears it (`PATH`, `HOME`, `LANG`, …).
+    pub env: Vec<String>,
 }
 
 /// What makes a copy of a guest another guest.
@@ -120,6 +133,30 @@ pub struct Quiesce {
     pub unmount: Vec<String>,
     /// Copies will want an overlay file system.
     pub overlay: bool,
+}
+
+/// What is waited for of a device on the PCI bus.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WantedDevice {
+    /// Its name in `/sys/bus/pci/devices`, such as `0000:00:10.0`.
+    pub pci: String,
+    /// What shows that it is as it is wanted.
+    pub sign: DeviceSign,
+    /// How long it may take.
+    pub limit_ms: u32,
+}
+
+/// What a guest shows of a device that it has taken note of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DeviceSign {
+    /// An adapter of SCSI disks.
+    ScsiHost,
+    /// At least this many disks.
+    Disks(u32),
+    /// A network interface.
+    Network,
+    /// The device is not there.
+    Gone,
 }
 
 /// How much of what the guest writes reaches the host directory.
@@ -235,6 +272,8 @@ pub enum ToHost {
     SetupDone(Vec<(u32, MountFault)>),
     /// Answer to [`ToAgent::Quiesce`]: where something of the host's is still mounted.
     Quiesced(Vec<String>),
+    /// Answer to [`ToAgent::AwaitDevice`]: whether it came to that within the limit.
+    DeviceAwaited(bool),
     /// The command runs.
     Started {
         /// Which command.
@@ -358,10 +397,6 @@ pub struct InitConfig {
     pub modules: Vec<String>,
     /// Where the root file system comes from.
     pub root: InitRoot,
-    /// The guest's host name.
-    pub hostname: String,
-    /// `KEY=VALUE`, the environment of every command unless it clears it (`PATH`, `HOME`, `LANG`, …).
-    pub env: Vec<String>,
 }
 
 /// Where the root file system of an agent-initialised guest comes from.

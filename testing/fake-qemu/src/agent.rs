@@ -321,6 +321,16 @@ impl Agent {
             ToAgent::Setup(setup) => self.setup(&setup.mounts),
             ToAgent::Quiesce(_) => self.quiesce(),
             ToAgent::Renew { fresh } => self.renew(fresh),
+            ToAgent::AwaitDevice(wanted) => {
+                let hardware = &self.shared.machine.hardware;
+                let deadline = std::time::Instant::now() + Duration::from_millis(wanted.limit_ms.into());
+                let mut seen = hardware.shows(&wanted);
+                while !seen && std::time::Instant::now() < deadline {
+                    thread::sleep(Duration::from_millis(5));
+                    seen = hardware.shows(&wanted);
+                }
+                self.say(&ToHost::DeviceAwaited(seen));
+            }
             ToAgent::Exec(command) => {
                 let id = command.id;
                 if let Some(running) = exec::start(&self.shared, *command) {

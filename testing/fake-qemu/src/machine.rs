@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use crate::{
     agent::port::Port,
     args::{Args, Opt},
+    hardware::Hardware,
     journal::Journal,
     migrate::{Manners, Migration},
     qmp::Control,
@@ -44,6 +45,10 @@ pub(crate) struct Options {
     pub(crate) migrate: Manners,
     /// What becomes of loading what was frozen.
     pub(crate) incoming: Manners,
+    /// What becomes of plugging a device in; `fail`: the guest never sees it.
+    pub(crate) device_add: Manners,
+    /// What becomes of plugging one out; `fail`: the guest keeps it.
+    pub(crate) device_del: Manners,
     /// The name by which the script was found, if it was one of several.
     pub(crate) name: Option<String>,
 }
@@ -58,6 +63,8 @@ impl Default for Options {
             cont_obeyed: true,
             migrate: Manners::Obey,
             incoming: Manners::Obey,
+            device_add: Manners::Obey,
+            device_del: Manners::Obey,
             name: None,
         }
     }
@@ -83,6 +90,8 @@ pub(crate) struct Machine {
     pub(crate) control: Control,
     /// Freezing and going on.
     pub(crate) migration: Migration,
+    /// Its devices.
+    pub(crate) hardware: Hardware,
     state: Mutex<State>,
     changed: Condvar,
     /// Of the agent that has a session.
@@ -99,6 +108,7 @@ impl Machine {
         };
         Arc::new(Self {
             migration: Migration::default(),
+            hardware: Hardware::new(&args),
             args,
             options,
             journal,

@@ -7,6 +7,7 @@ mod args;
 mod channel;
 mod check;
 mod guest;
+mod hardware;
 mod info;
 mod journal;
 mod machine;

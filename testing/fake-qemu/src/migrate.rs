@@ -260,6 +260,7 @@ pub(crate) fn ask(machine: &Machine, arguments: &Value) -> Result<(), String> {
     if machine.options.migrate == Manners::Refuse {
         return Err("State blocked by non-migratable device '0000:00:05.0/fake'".into());
     }
+    machine.hardware.to_state()?;
     let at = inner.fds.iter().position(|(n, _)| n == name);
     let at = at.ok_or_else(|| format!("File descriptor named '{name}' has not been found"))?;
     inner.file = Some(inner.fds.remove(at).1.into());
@@ -329,7 +330,8 @@ fn write(machine: &Machine) -> Result<(), String> {
     if !inner.capabilities.iter().any(|c| c == "x-ignore-shared") || inner.moment.is_empty() {
         return Err("the guest's memory would be in the state".into());
     }
-    let text = json!({ "moment": inner.moment, "port": inner.port }).to_string();
+    let devices = machine.hardware.to_state()?;
+    let text = json!({ "moment": inner.moment, "port": inner.port, "devices": devices }).to_string();
     let bytes = [STATE_MAGIC.as_slice(), text.as_bytes()].concat();
     let file = inner.file.as_mut().ok_or("there is nowhere to write to")?;
     file.write_all(&bytes).map_err(|e| format!("Unable to write to the state: {e}"))
@@ -376,6 +378,7 @@ fn read(machine: &Machine, guest: &Guest) -> io::Result<()> {
     if state["moment"] != memory["moment"] || !state["moment"].is_string() {
         return Err(io::Error::other("the state is of another memory"));
     }
+    machine.hardware.fits(&state["devices"]).map_err(io::Error::other)?;
     inner.port = state["port"].as_str().map(str::to_owned);
     drop(inner);
     for (dir, files) in guest.own().iter().zip(memory["files"].as_array().into_iter().flatten()) {

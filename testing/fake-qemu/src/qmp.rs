@@ -12,7 +12,12 @@ use std::{
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use serde_json::{Deserializer, Value, json};
 
-use crate::{guest::Guest, machine::Machine, migrate};
+use crate::{
+    guest::Guest,
+    hardware,
+    machine::{End, Machine},
+    migrate::{self, Manners},
+};
 
 /// Whether QMP works.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,7 +176,11 @@ fn error(class: &str, desc: &str, id: Option<&Value>) -> Value {
 }
 
 /// Names that `query-commands` lists and [`answer`] knows.
-const COMMANDS: [&str; 27] = [
+const COMMANDS: [&str; 31] = [
+    "device_add",
+    "device_del",
+    "netdev_add",
+    "netdev_del",
     "getfd",
     "migrate",
     "migrate-incoming",
@@ -221,7 +230,15 @@ fn answer(machine: &Arc<Machine>, guest: &Arc<Guest>, version: &Value, command: 
     }
     let status = |status: &str| json!({ "status": status, "running": status == "running" });
     let arguments = &command["arguments"];
+    if name == "device_add" && machine.options.device_add == Manners::Die {
+        return machine.end(End::Signal(11));
+    }
+    let mut deleted = None;
     let refused = match name {
+        "device_add" => hardware::add(machine, arguments).err(),
+        "device_del" => hardware::remove(machine, arguments).map(|gone| deleted = gone).err(),
+        "netdev_add" => machine.hardware.add_network(arguments).err(),
+        "netdev_del" => machine.hardware.remove_network(arguments).err(),
         "getfd" => machine.migration.take(arguments, fds).err(),
         "migrate-set-capabilities" => machine.migration.set_capabilities(arguments).err(),
         "migrate" => migrate::ask(machine, arguments).err(),
@@ -234,7 +251,14 @@ fn answer(machine: &Arc<Machine>, guest: &Arc<Guest>, version: &Value, command: 
         return;
     }
     let result = match name {
-        "getfd" | "migrate-set-capabilities" | "migrate" | "migrate-incoming" => json!({}),
+        "getfd"
+        | "migrate-set-capabilities"
+        | "migrate"
+        | "migrate-incoming"
+        | "device_add"
+        | "device_del"
+        | "netdev_add"
+        | "netdev_del" => json!({}),
         "query-migrate" => machine.migration.info(),
         "qmp_capabilities" => {
             control.with(|inner| inner.negotiated = true);
@@ -296,10 +320,16 @@ fn answer(machine: &Arc<Machine>, guest: &Arc<Guest>, version: &Value, command: 
     control.say(&reply);
     match name {
         "qmp_capabilities" => machine.mark("qmp"),
+        "device_add" => machine.mark("device-added"),
+        "device_del" => {
+            if let Some(id) = deleted {
+                control.event("DEVICE_DELETED", &hardware::deleted(&id));
+            }
+        }
         "migrate" => migrate::save(machine),
         "migrate-incoming" => migrate::load(machine, guest),
         "system_powerdown" if machine.options.powerdown_obeyed => machine.shutdown(true, "guest-shutdown"),
-        "quit" if machine.options.quit_obeyed => machine.end(crate::machine::End::Exit(0)),
+        "quit" if machine.options.quit_obeyed => machine.end(End::Exit(0)),
         _ => {}
     }
 }

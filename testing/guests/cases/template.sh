@@ -11,6 +11,9 @@ own_cache() {
 templates() { find "$BELLJAR_CACHE_DIR/templates" -mindepth 1 -maxdepth 1 -printf '%f\n' 2>/dev/null | sort; }
 one_template() { [ "$(templates | wc -l)" = 1 ] || fail "there is not one template: $(templates)"; echo "$BELLJAR_CACHE_DIR/templates/$(templates)"; }
 made() { want_line 'template: made' err; }
+plugged() { want_line 'template: plugged' err; }
+# Nothing has booted: a template was there, as it is or for devices to be plugged into a copy of it.
+no_boot() { want_line 'template: found' err; want_no_line 'template: made' err; want_no_line 'template: none' err; }
 found() { want_line 'template: found' err; }
 # A guest that says who it is.
 who='cat /etc/machine-id; hostname; od -An -tx1 -N16 /dev/urandom; cat /sys/class/net/*/address; date +%s'
@@ -84,7 +87,7 @@ test_an_image_that_changed_is_another_guest() {
     qemu-img create -q -f raw data 4M
     printf one | dd of=data conv=notrunc status=none
     bj -v --disk "file=$dir/data" -- head -c 3 /dev/vda
-    made
+    plugged
     [ "$(cat out)" = one ]
     bj -v --disk "file=$dir/data" -- sh -c 'head -c 3 /dev/vda; echo xxx >/dev/vda'
     found
@@ -94,7 +97,7 @@ test_an_image_that_changed_is_another_guest() {
     printf two | dd of=data conv=notrunc status=none
     touch -r time data
     bj -v --disk "file=$dir/data" -- head -c 3 /dev/vda
-    made
+    plugged
     [ "$(cat out)" = two ]
 }
 
@@ -303,3 +306,76 @@ PY
 }
 
 test_a_hundred_copies() { own_cache; copies 100 "$(nproc)"; }
+
+# Guests that differ by disks: the same names from the boot on and plugged in, and what is written stays in one guest.
+# looks NAMES OPTION...: a booted guest, one that is plugged and one that is copied show these disks, and their serial numbers.
+looks() {
+    local names=$1 how; shift
+    for how in --no-template '' ''; do
+        # shellcheck disable=SC2086 # an option, or none
+        bj -v $how "$@" -- sh -c 'for n in /sys/block/*; do case ${n##*/} in vd*|sd*|nvme*) printf "%s %s " "${n##*/}" "$(cat $n/size)";; esac; done; echo
+            for n in vda vdb sda nvme0n1; do [ ! -b /dev/$n ] || { echo mine | dd of=/dev/$n conv=fsync 2>/dev/null; head -c 5 /dev/$n; }; done | sort -u'
+        want_code 0
+        want_line "^$names \$"
+        [ "$how" = --no-template ] || no_boot
+    done
+}
+
+test_disks_and_cards_are_plugged_in() {
+    own_cache
+    bj -v -- true
+    made
+    looks 'vda 131072 vdb 65536' --disk size=64M,serial=d0 --disk size=32M
+    found
+    bj -v --disk size=64M,serial=d0 --disk size=32M -- sh -c 'cat /sys/block/vda/serial; head -c 5 /dev/vda | od -An -tx1'
+    want_out d0 ' 00 00 00 00 00'
+    looks 'sda 131072 sdb 65536' --disk size=64M,bus=scsi --disk size=32M,bus=scsi
+    looks 'nvme0n1 131072' --disk size=64M,bus=nvme,serial=n0
+    bj -v --nic none -- ls /sys/class/net
+    no_boot
+    want_no_line eth0
+    [ "$(templates | wc -l)" = 4 ] || fail "$(templates)"
+    # What is told later is no other guest.
+    for option in '-w none' '--workspace-mode ro' '--workspace-mode cow' '--nic user' "--out $dir/results"; do
+        # shellcheck disable=SC2086 # an option and its value
+        bj -v $option -- sh -c 'exit 7'
+        want_code 7
+        no_boot
+    done
+    PATH=$PATH:/opt/venv/bin TZ=Nowhere/AtAll LANG=xx_YY bj -v -- sh -c 'echo "$PATH $TZ $LANG"'
+    no_boot
+    want_line ':/opt/venv/bin Nowhere/AtAll xx_YY$'
+    [ "$(templates | wc -l)" = 4 ] || fail "$(templates)"
+    "$BELLJAR" template list >out
+    want_line 'with 2 disks more \(made of '
+}
+
+# fixtures: debian-bookworm
+test_disks_and_cards_of_an_image() {
+    local before names
+    before=$(sha256sum <"$(fixture debian-bookworm)")
+    image() { bj -v --image "$(fixture debian-bookworm)" --login root:belljar "$@"; }
+    image -- sh -c 'ls /sys/class/net'
+    want_code 0
+    names=$(cat out)
+    image --disk size=64M,serial=d0 --disk size=32M -- sh -c 'readlink -f /dev/disk/by-id/virtio-d0; lsblk -dno NAME,SIZE | grep ^vd; mkfs.ext4 -q /dev/vdc; mount /dev/vdc /mnt; ls /mnt'
+    no_boot
+    want_line '^/dev/vdb$'
+    want_line '^vdb +64M$'
+    want_line '^vdc +32M$'
+    want_line '^lost.found$'
+    image --disk size=64M,bus=scsi,serial=s0 -- sh -c 'readlink -f /dev/disk/by-id/scsi-0QEMU_QEMU_HARDDISK_s0'
+    no_boot
+    want_out /dev/sda
+    image --disk size=64M,bus=nvme,serial=n0 -- sh -c 'readlink -f /dev/disk/by-id/nvme-QEMU_NVMe_Ctrl_n0; ls /sys/class/net'
+    no_boot
+    want_out /dev/nvme0n1 $names
+    image --nic none -- sh -c 'ls /sys/class/net'
+    no_boot
+    want_out lo
+    image --nic user -- sh -c 'for i in $(seq 60); do ip route | grep -q ^default && break; sleep 1; done; ip route | grep ^default; ls /sys/class/net'
+    no_boot
+    want_line '^default via 10.0.2.2'
+    for name in $names; do want_line "^$name\$"; done
+    [ "$(sha256sum <"$(fixture debian-bookworm)")" = "$before" ] || fail 'the image has changed'
+}

@@ -23,6 +23,7 @@ mod suite_signals;
 mod suite_terminal;
 mod suite_verdicts;
 mod template_blame;
+mod template_devices;
 mod template_run;
 mod template_setup;
 mod template_suite;

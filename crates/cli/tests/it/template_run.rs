@@ -279,13 +279,13 @@ fn a_disk_that_changed_is_another_guest() {
     let time = data.metadata().and_then(|m| m.modified()).expect("time");
     let disk = format!("file={}", data.display());
     let call = || run(&lab, WELL).args(["--disk", &disk]).sh("exit 7").go();
-    call().code(7).quietly(&["made"]);
+    call().code(7).quietly(&["made", "plugged"]);
     call().code(7).quietly(&["found"]);
     // In place, and the time of the last change set back.
     let file = File::options().write(true).open(&data).expect("open");
     file.write_all_at(b"x", 1000).and_then(|()| file.set_modified(time)).expect("changed");
-    call().code(7).quietly(&["made"]);
-    assert_eq!(lab.templates().len(), 2);
+    call().code(7).quietly(&["found", "plugged"]);
+    assert_eq!((lab.templates().len(), lab.starts().0), (3, 1), "the guest itself, and each of the disk's contents");
     call().code(7).quietly(&["found"]);
 }
 

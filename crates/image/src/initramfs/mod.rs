@@ -32,10 +32,6 @@ pub struct InitramfsSpec<'a> {
     pub agent: &'a [u8],
     /// Where the root comes from.
     pub root: InitRoot,
-    /// The guest's host name.
-    pub hostname: &'a str,
-    /// `KEY=VALUE` for every command.
-    pub env: &'a [String],
     /// Names and unpacked bytes, in the order in which they are to be inserted.
     pub modules: &'a [(String, Vec<u8>)],
     /// Whether the archive stands alone: it then has an `/init` and the directories of a root.
@@ -90,13 +86,8 @@ pub fn build(spec: &InitramfsSpec<'_>, out: impl Write) -> io::Result<()> {
         cpio.add(relative(&path), &Node::File { mode: 0o644, content })?;
         paths.push(path);
     }
-    let config = postcard::to_allocvec(&InitConfig {
-        modules: paths,
-        root: spec.root.clone(),
-        hostname: spec.hostname.to_owned(),
-        env: spec.env.to_vec(),
-    })
-    .map_err(io::Error::other)?;
+    let config =
+        postcard::to_allocvec(&InitConfig { modules: paths, root: spec.root.clone() }).map_err(io::Error::other)?;
     cpio.add(relative(INIT_CONFIG_PATH), &Node::File { mode: 0o644, content: &config })?;
     cpio.finish()
 }
@@ -159,14 +150,10 @@ mod tests {
     use crate::decompress::tests::{gzip, pack_with};
     use std::io::Seek;
 
-    const ENV: &[String] = &[];
-
     fn spec<'a>(modules: &'a [(String, Vec<u8>)], alone: bool) -> InitramfsSpec<'a> {
         InitramfsSpec {
             agent: b"\x7fELF agent",
             root: InitRoot::NinePOverlay { tag: "belljar-root".into() },
-            hostname: "guest",
-            env: ENV,
             modules,
             alone,
         }

@@ -26,6 +26,8 @@ pub enum Feature {
     VirtioBlk,
     /// virtio SCSI disks.
     VirtioScsi,
+    /// NVMe disks.
+    Nvme,
     /// virtio network interfaces.
     VirtioNet,
     /// Raw packets, which DHCP clients use.
@@ -49,6 +51,7 @@ impl Feature {
         Feature::Overlay,
         Feature::VirtioBlk,
         Feature::VirtioScsi,
+        Feature::Nvme,
         Feature::VirtioNet,
         Feature::AfPacket,
         Feature::VirtioRng,
@@ -71,6 +74,7 @@ impl Feature {
             Feature::Overlay => &["overlay"],
             Feature::VirtioBlk => &["virtio_blk"],
             Feature::VirtioScsi => &["virtio_scsi", "sd_mod"],
+            Feature::Nvme => &["nvme"],
             Feature::VirtioNet => &["virtio_net"],
             Feature::AfPacket => &["af_packet"],
             Feature::VirtioRng => &["virtio_rng"],
@@ -90,6 +94,7 @@ impl std::fmt::Display for Feature {
             Feature::Overlay => "overlay file system",
             Feature::VirtioBlk => "virtio disk",
             Feature::VirtioScsi => "virtio SCSI disk",
+            Feature::Nvme => "NVMe disk",
             Feature::VirtioNet => "virtio network",
             Feature::AfPacket => "packet socket",
             Feature::VirtioRng => "virtio random numbers",

@@ -13,11 +13,8 @@ fn cache(dir: &tempfile::TempDir) -> Cache {
 }
 
 fn boot(kernel: &Kernel, modules: &ModuleIndex, cache: &Cache) -> BootFiles {
-    let env = ["PATH=/usr/bin:/bin".to_owned()];
     let spec = InitSpec {
         agent: b"\x7fELF",
-        hostname: "guest",
-        env: &env,
         modules: Some(modules),
         required: &[],
         wanted: &[Feature::VirtioNet, Feature::VirtioBlk],

@@ -18,7 +18,9 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use belljar_proto::message::{Announce, ExecId, MountFault, Quiesce, Setup, ShutdownHow, SyncFault, ToAgent, ToHost};
+use belljar_proto::message::{
+    Announce, ExecId, MountFault, Quiesce, Setup, ShutdownHow, SyncFault, ToAgent, ToHost, WantedDevice,
+};
 
 pub use connect::{BoxedPort, Port, PortKind};
 pub use error::SessionError;
@@ -137,6 +139,19 @@ impl AgentSession {
             })
             .await?;
         Ok(left.iter().map(|path| error::clean(path)).collect())
+    }
+
+    /// Waits until a device is as it is wanted, within the limit that goes with it; gives whether it came to that.
+    ///
+    /// # Errors
+    /// Those of a broken session.
+    pub async fn await_device(&mut self, wanted: WantedDevice) -> Result<bool, SessionError> {
+        self.send(&ToAgent::AwaitDevice(wanted)).await?;
+        self.wait("the answer about a device", |message| match message {
+            ToHost::DeviceAwaited(seen) => Ok(seen),
+            other => Err(other),
+        })
+        .await
     }
 
     /// Sets the guest's clock, if it is off by much. That it was done is known when the next answer comes.
@@ -290,9 +305,12 @@ impl AgentSession {
             | ToHost::Exited { id, .. }
             | ToHost::ExecFailed { id, .. } => Err(SessionError::UnknownExec { id, what: "a message".into() }),
             // Late answers to a question whose asker gave up.
-            ToHost::SetupDone(_) | ToHost::Quiesced(_) | ToHost::Synced(_) | ToHost::Renewing(_) | ToHost::Ending => {
-                Ok(())
-            }
+            ToHost::SetupDone(_)
+            | ToHost::DeviceAwaited(_)
+            | ToHost::Quiesced(_)
+            | ToHost::Synced(_)
+            | ToHost::Renewing(_)
+            | ToHost::Ending => Ok(()),
             // Taken before it gets here.
             ToHost::Kernel(_) => Ok(()),
             ToHost::Announce(_) => Err(SessionError::Restarted),

@@ -9,7 +9,7 @@ use belljar_model::{CrashKind, Phase};
 use belljar_proto::message::Quiesce;
 
 use super::{
-    Template,
+    Template, TemplateKey,
     manifest::Frozen,
     sparse,
     store::{Facts, Making, RAM, STATE},
@@ -51,42 +51,62 @@ pub(crate) enum Unfrozen {
     Spent(Lost),
 }
 
+/// How long a guest may take to come to rest.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Rest {
+    /// A sixteenth of the time since its start.
+    PartOfBoot,
+    /// So long.
+    AtMost(Duration),
+}
+
 /// What is made of a guest that is frozen.
 pub(crate) struct Freezing<'a> {
     pub(crate) plan: &'a Plan,
+    /// Which guest it is, for a person.
+    pub(crate) title: String,
+    /// The template that it was made of.
+    pub(crate) base: Option<TemplateKey>,
     /// Used up if a template comes of it; else whoever waits for it can be told something first.
     pub(crate) making: &'a mut Option<Making>,
     /// The guest's memory.
     pub(crate) ram: File,
     /// When the guest was started.
     pub(crate) since: Instant,
+    pub(crate) rest: Rest,
 }
 
 /// Freezes a guest, and makes a template of it. The machine is of no use after that.
 pub(crate) async fn freeze(
     machine: &mut Machine,
     entered: &mut Entered,
-    freezing: Freezing<'_>,
+    freezing: &mut Freezing<'_>,
     observe: Observe<'_>,
 ) -> Result<Template, Unfrozen> {
-    let Freezing { plan, making, ram, since } = freezing;
+    let Freezing { plan, title, base, making, ram, since, rest } = freezing;
+    let rest = match rest {
+        Rest::PartOfBoot => since.elapsed() / 16,
+        Rest::AtMost(limit) => *limit,
+    };
     let session = match entered {
         Entered::Agent { port: PortKind::Virtio, .. } => Frozen::AgentOnVirtio,
         Entered::Agent { port: PortKind::Serial, .. } => Frozen::AgentOnSerial,
         Entered::Shell(_) => Frozen::Shell,
     };
     let facts = Facts {
-        guest: plan.title.clone(),
+        guest: title.clone(),
+        base: base.clone(),
         qemu: plan.qemu.version.to_string(),
         boot_millis: u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX),
         session,
     };
-    quiesce(machine, entered, &plan.share, since, observe).await?;
+    quiesce(machine, entered, &plan.share, rest, observe).await?;
     if let Some(lost) = machine.watch.doubt(Phase::Session, observe).await {
         return Err(Unfrozen::Lost(lost));
     }
     let used_up = || Unfrozen::GoesOn("the right to make a template is used up".into());
     let create = |name| making.as_ref().ok_or_else(used_up)?.create(name).map_err(|e| Unfrozen::GoesOn(e.to_string()));
+    let ram = ram.try_clone().map_err(|e| Unfrozen::GoesOn(e.to_string()))?;
     let (state, kept) = (create(STATE)?, create(RAM)?);
     let qmp = machine.qemu.qmp().clone();
     machine.watch.stops().expect();
@@ -119,11 +139,11 @@ async fn quiesce(
     machine: &mut Machine,
     entered: &mut Entered,
     share: &ShareSpec,
-    since: Instant,
+    resting: Duration,
     observe: Observe<'_>,
 ) -> Result<(), Unfrozen> {
-    let overlay = share.workspace.as_ref().is_some_and(|w| w.mode == crate::MountMode::CopyOnWrite);
-    let wanted = Quiesce { unmount: vec![share::CONTROL_PATH.into()], overlay };
+    // Whatever this guest's own workspace is like: that of a copy may be another.
+    let wanted = Quiesce { unmount: vec![share::CONTROL_PATH.into()], overlay: true };
     let limits = machine.limits;
     let limit = limits.sync();
     let left = machine
@@ -141,7 +161,7 @@ async fn quiesce(
                 Err(_) => vec!["nobody knows where, for the guest does not answer".into()],
             };
             if left.is_empty() {
-                rest(qemu, since.elapsed() / 16).await;
+                rest(qemu, resting).await;
             }
             Ok(left)
         })

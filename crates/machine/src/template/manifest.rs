@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 4f1c…                 checksum (BLAKE3, hexadecimal) of everything after this line
-//! { "format": 1, … }    JSON, see `Manifest`
+//! { "format": 2, … }    JSON, see `Manifest`
 //! ```
 //!
 //! A manifest is at most [`MAX_LEN`] bytes; one of another [`FORMAT`] is no manifest.
@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use super::sparse;
 
 /// Changes with what a manifest means.
-pub(super) const FORMAT: u32 = 1;
+pub(super) const FORMAT: u32 = 2;
 /// Longest manifest, in bytes.
 pub(super) const MAX_LEN: u64 = 256 << 10;
 
@@ -36,6 +36,8 @@ pub(super) struct Manifest {
     pub(super) key: String,
     /// For a person: which guest.
     pub(super) guest: String,
+    /// For a person: the key of the template that it was made of, if it did not boot.
+    pub(super) base: Option<String>,
     /// For a person: which QEMU made it.
     pub(super) qemu: String,
     /// Seconds since the epoch.
@@ -257,6 +259,7 @@ mod tests {
             format: FORMAT,
             key: "k".into(),
             guest: "g".into(),
+            base: Some("b".into()),
             qemu: "1".into(),
             made: 1,
             boot_millis: 2,

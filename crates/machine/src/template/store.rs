@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! KEY/           a template: manifest, ram, state, disk0…; the time of `used` says when it was used last, the size of `failed` how
-//!                many copies failed since one did not
+//!                many copies failed since one did not, and `note-…` what cannot be done with it
 //! KEY.making/    one that is being made, as long as `lock` in it is locked; `lock` says which guest and by whom
 //! dropped-…/     one that is being removed
 //! ```
@@ -17,7 +17,7 @@ use std::{
     os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use rustix::fs::OFlags;
@@ -37,6 +37,10 @@ const MAKING: &str = ".making";
 const DROPPED: &str = "dropped-";
 /// What is said in a lock is no longer, in bytes.
 const MAX_ANNOUNCED: u64 = 16 << 10;
+/// So long is believed what was noted of a template: it may have been the host's doing.
+const NOTE_HOLDS: Duration = Duration::from_secs(24 * 3600);
+/// Most bytes of it.
+const MAX_NOTE: u64 = 4 << 10;
 
 /// Where templates are kept.
 #[derive(Clone, Debug)]
@@ -52,6 +56,8 @@ pub struct Kept {
     pub key: TemplateKey,
     /// Which guest it is; none if that cannot be told any more.
     pub guest: Option<String>,
+    /// The template that it was made of, which may be gone by now.
+    pub base: Option<TemplateKey>,
     /// Bytes that it takes on the disk.
     pub size: u64,
     /// When it was made.
@@ -108,6 +114,7 @@ pub(crate) enum Claim {
 #[derive(Debug)]
 pub(crate) struct Facts {
     pub(crate) guest: String,
+    pub(crate) base: Option<TemplateKey>,
     pub(crate) qemu: String,
     pub(crate) boot_millis: u64,
     pub(crate) session: Frozen,
@@ -185,6 +192,22 @@ impl TemplateStore {
         let _ = fs::remove_file(self.path(key).join(FAILED));
     }
 
+    /// Remembers of a template what cannot be done with it, under a name of lower-case letters and spaces. It is forgotten after a while, and
+    /// with the template.
+    pub(crate) fn note(&self, key: &TemplateKey, name: &str, why: &str) {
+        // Where it cannot be written, it is tried again.
+        drop(fs::write(self.path(key).join(note_name(name)), why));
+    }
+
+    /// What was remembered.
+    pub(crate) fn noted(&self, key: &TemplateKey, name: &str) -> Option<String> {
+        let file = open_part(&self.path(key), &note_name(name)).ok()?;
+        let age = file.metadata().and_then(|m| m.modified()).ok()?.elapsed().unwrap_or_default();
+        let mut text = String::new();
+        file.take(MAX_NOTE).read_to_string(&mut text).ok()?;
+        (age < NOTE_HOLDS && !text.is_empty()).then_some(text)
+    }
+
     /// Asks for the right to make a template. With `wait` it is waited for until nobody else has it.
     pub(crate) fn claim(&self, key: &TemplateKey, wait: bool) -> io::Result<Claim> {
         let dir = self.dir.join(format!("{key}{MAKING}"));
@@ -216,9 +239,7 @@ impl TemplateStore {
             if self.path(key).exists() {
                 return Ok(Claim::Made);
             }
-            for entry in fs::read_dir(&dir)?.flatten().filter(|e| e.file_name() != LOCK) {
-                fs::remove_file(entry.path())?;
-            }
+            clear(&dir)?;
             return Ok(Claim::Ours(making));
         }
     }
@@ -240,7 +261,8 @@ impl TemplateStore {
             let time = |name: &str| fs::metadata(dir.join(name)).and_then(|m| m.modified()).ok();
             kept.push(Kept {
                 size: size_of(&dir),
-                made: manifest.as_ref().map(|m| SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(m.made)),
+                made: manifest.as_ref().map(|m| SystemTime::UNIX_EPOCH + Duration::from_secs(m.made)),
+                base: manifest.as_ref().and_then(|m| TemplateKey::parse(m.base.as_ref()?)),
                 guest: manifest.map(|m| m.guest),
                 used: time(USED).or_else(|| time(MANIFEST)).unwrap_or(SystemTime::UNIX_EPOCH),
                 key,
@@ -312,7 +334,7 @@ impl TemplateStore {
             let mut text = String::new();
             let said = lock.take(MAX_ANNOUNCED).read_to_string(&mut text).ok();
             let said: Option<Announced> = said.and_then(|_| serde_json::from_str(&text).ok());
-            let since = said.as_ref().map(|s| SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(s.since));
+            let since = said.as_ref().map(|s| SystemTime::UNIX_EPOCH + Duration::from_secs(s.since));
             let (maker, size) = (said.as_ref().map(|s| s.maker), size_of(&dir));
             making.push(BeingMade { key, guest: said.map(|s| s.guest), maker, since, size });
         }
@@ -352,6 +374,11 @@ impl Making {
         }
     }
 
+    /// Removes what was made so far, for another try.
+    pub(crate) fn clear(&self) -> io::Result<()> {
+        clear(&self.dir)
+    }
+
     /// A new file of the template.
     pub(crate) fn create(&self, name: &str) -> io::Result<File> {
         new_file(&self.dir.join(name), true)
@@ -379,6 +406,7 @@ impl Making {
             format: FORMAT,
             key: self.key.as_str().to_owned(),
             guest: facts.guest,
+            base: facts.base.map(|key| key.as_str().to_owned()),
             qemu: facts.qemu,
             made: now() / 1_000_000_000,
             boot_millis: facts.boot_millis,
@@ -404,6 +432,14 @@ impl Drop for Making {
             let _ = fs::remove_dir_all(&self.dir);
         }
     }
+}
+
+/// Removes all but the lock.
+fn clear(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)?.flatten().filter(|e| e.file_name() != LOCK) {
+        fs::remove_file(entry.path())?;
+    }
+    Ok(())
 }
 
 /// Names of a template's parts.
@@ -464,6 +500,10 @@ fn new_file(path: &Path, fresh: bool) -> io::Result<File> {
         options.create(true).truncate(false)
     };
     options.open(path)
+}
+
+fn note_name(name: &str) -> String {
+    format!("note-{}", name.replace(' ', "-"))
 }
 
 /// Whole, or not at all.

@@ -37,6 +37,10 @@ fn claim(store: &TemplateStore, key: &TemplateKey) -> Making {
 }
 
 fn finish(making: Making, content: &[u8]) -> Template {
+    finish_on(making, content, None)
+}
+
+fn finish_on(making: Making, content: &[u8], base: Option<TemplateKey>) -> Template {
     let ram = making.create("ram").unwrap();
     let source = tempfile::tempfile().unwrap();
     source.set_len(1 << 20).unwrap();
@@ -45,7 +49,8 @@ fn finish(making: Making, content: &[u8]) -> Template {
     making.create("state").unwrap().write_all(b"the devices").unwrap();
     making.create_disk(0).unwrap().write_all(b"a disk").unwrap();
     making.create_disk(1).unwrap().write_all(b"another").unwrap();
-    let facts = Facts { guest: "a guest".into(), qemu: "1.2.3".into(), boot_millis: 1, session: Frozen::AgentOnVirtio };
+    let facts =
+        Facts { guest: "a guest".into(), base, qemu: "1.2.3".into(), boot_millis: 1, session: Frozen::AgentOnVirtio };
     making.publish(facts, copied.hash).unwrap()
 }
 
@@ -344,4 +349,32 @@ fn what_killed_makers_left_is_swept_away() {
     let mut wanted = [key("a").as_str().into(), std::ffi::OsString::from("others.making")];
     wanted.sort();
     assert_eq!(left, wanted);
+}
+
+#[test]
+fn what_cannot_be_done_with_a_template_is_remembered_for_a_while() {
+    let lab = lab();
+    let dir = make(&lab.store, "a");
+    assert_eq!(lab.store.noted(&key("a"), "network card"), None);
+    lab.store.note(&key("a"), "network card", "it stays");
+    lab.store.note(&key("b"), "virtio", "there is no such template");
+    assert_eq!(lab.store.noted(&key("a"), "network card").as_deref(), Some("it stays"));
+    assert_eq!((lab.store.noted(&key("a"), "virtio"), lab.store.noted(&key("b"), "virtio")), (None, None));
+    assert!(lab.store.find(&key("a")).unwrap().is_some(), "it is as good as before");
+    let note = File::options().write(true).open(dir.join("note-network-card")).unwrap();
+    note.set_modified(SystemTime::now() - Duration::from_secs(25 * 3600)).unwrap();
+    assert_eq!(lab.store.noted(&key("a"), "network card"), None);
+}
+
+#[test]
+fn a_template_tells_what_it_was_made_of() {
+    let lab = lab();
+    make(&lab.store, "a");
+    let making = claim(&lab.store, &key("b"));
+    making.create("ram").unwrap().write_all(b"half").unwrap();
+    making.clear().unwrap();
+    assert_eq!(fs::read_dir(making.dir()).unwrap().count(), 1, "there is nothing but the lock");
+    finish_on(making, b"its memory", Some(key("a")));
+    let bases: Vec<_> = lab.store.list().unwrap().into_iter().filter_map(|kept| kept.base).collect();
+    assert_eq!(bases, [key("a")]);
 }

@@ -6,7 +6,7 @@ use belljar_model::{CrashKind, EventKind, Fault, Phase, Verdict};
 use belljar_proto::message::Identity;
 
 use super::{
-    Template,
+    Making, Template,
     blame::{Blame, blame},
     blocking,
     freeze::capabilities,
@@ -20,26 +20,21 @@ use crate::{
     guest::{Guest, Observe, Views, of_session},
     limits::Limits,
     plan::{Launch, Plan},
+    plan_template::{CardChange, QEMU_MAC},
+    plug::{self, Changes, PlugError, Unplugged},
     qemu::qmp::{Cont, EventStream, MigrateIncoming, QmpError},
     session::agent::{AgentSession, PortKind},
 };
-
-/// The hardware address that QEMU gives to the first network card.
-const QEMU_MAC: [u8; 6] = [0x52, 0x54, 0x00, 0x12, 0x34, 0x56];
 
 /// Why there is no guest.
 #[derive(Debug)]
 pub(crate) enum Unthawed {
     /// No copy of the template went on.
     Copy(Box<FailedCopy>),
+    /// It has not got a device that was to be plugged in.
+    Unplugged(Unplugged),
     /// There was a guest, and it is lost.
     Lost(Lost),
-}
-
-impl Unthawed {
-    fn copy(blame: Blame, why: String, template: Template) -> Self {
-        Self::Copy(Box::new(FailedCopy { blame, why, template }))
-    }
 }
 
 /// A copy of a template that did not go on.
@@ -48,7 +43,22 @@ pub(crate) struct FailedCopy {
     /// Whose fault it is, as far as what was said tells.
     pub(crate) blame: Blame,
     pub(crate) why: String,
-    pub(crate) template: Template,
+    /// The template, for the one who wants to look at it.
+    pub(crate) template: Option<Template>,
+}
+
+impl Unthawed {
+    fn failed(blame: Blame, why: String) -> Self {
+        Self::Copy(Box::new(FailedCopy { blame, why, template: None }))
+    }
+
+    /// The same, of this template.
+    fn of(self, template: Template) -> Self {
+        match self {
+            Self::Copy(failed) => Self::Copy(Box::new(FailedCopy { template: Some(template), ..*failed })),
+            other => other,
+        }
+    }
 }
 
 /// Makes a guest of its own out of a template. With `again` the logs of this attempt are added to, not begun.
@@ -65,10 +75,16 @@ pub(crate) async fn thaw(
     let copied = match copied {
         Ok(copied) => copied,
         // Nothing of the template's content was looked at.
-        Err(error) => return Err(Unthawed::copy(Blame::Host, error.to_string(), template)),
+        Err(error) => return Err(Unthawed::failed(Blame::Host, error.to_string()).of(template)),
     };
     let identity = random_bytes().map(|random| identity(&random))?;
-    resume(Resuming { plan, template, copied, identity, again }, view, observe).await
+    let changes = Changes::of(&copied.0.config, CardChange::None);
+    let resuming = Resuming { plan, session: template.session(), copied, changes, again };
+    let (machine, entered) = match resume(resuming, view, observe).await {
+        Ok(resumed) => resumed,
+        Err(unthawed) => return Err(unthawed.of(template)),
+    };
+    finish(machine, entered, plan, identity, template, observe).await
 }
 
 /// Makes a guest out of a template that has `ram` and `disks`, copies of the template's, for its own and keeps the identity with which the
@@ -82,32 +98,73 @@ pub(crate) async fn thaw_to_set_up(
     view: Option<&Views>,
     observe: Observe<'_>,
 ) -> Result<Guest, Unthawed> {
-    let copied = match plan.launch_to_set_up(&template, ram, disks) {
-        Ok(copied) => copied,
-        Err(error) => return Err(Unthawed::copy(Blame::Host, error.to_string(), template)),
-    };
+    let copied = plan.launch_on_top(&template, ram, disks).map_err(|e| Unthawed::failed(Blame::Host, e.to_string()))?;
     let identity = random_bytes().map(|random| Identity { seed: identity(&random).seed, ..unchanged() })?;
-    resume(Resuming { plan, template, copied, identity, again }, view, observe).await
+    let resuming = Resuming { plan, session: template.session(), copied, changes: Changes::default(), again };
+    let (machine, entered) = resume(resuming, view, observe).await?;
+    finish(machine, entered, plan, identity, template, observe).await
 }
 
-/// A guest that is to go on.
+/// Makes a machine out of a base's template, has the plan's devices plugged into it, and leaves it at that: it is to become a template itself.
+/// `ram_and_disks` are copies of the base's.
+pub(crate) async fn thaw_to_plug(
+    plan: &Plan,
+    base: &Template,
+    making: &Making,
+    ram_and_disks: (File, Vec<File>),
+    again: bool,
+    view: Option<&Views>,
+    observe: Observe<'_>,
+) -> Result<(Machine, Entered), Unthawed> {
+    let (ram, disks) = ram_and_disks;
+    let copied = plan.launch_to_plug(base, making, ram, disks);
+    let copied = copied.map_err(|e| Unthawed::failed(Blame::Host, e.to_string()))?;
+    let changes = Changes::of(&copied.0.config, plan.card_change());
+    let resuming = Resuming { plan, session: base.session(), copied, changes, again };
+    let (mut machine, entered) = resume(resuming, view, observe).await?;
+    machine.watch.entered(entered.reports());
+    Ok((machine, entered))
+}
+
+/// Gives a copy its identity and mounts its shares.
+async fn finish(
+    mut machine: Machine,
+    entered: Entered,
+    plan: &Plan,
+    identity: Identity,
+    template: Template,
+    observe: Observe<'_>,
+) -> Result<Guest, Unthawed> {
+    machine.watch.entered(entered.reports());
+    boot::choices_of_copy(plan, &entered).into_iter().for_each(&mut *observe);
+    let limit = machine.limits.setup_of_copy();
+    let guest = boot::finish(machine, entered, plan, Some(identity), limit, observe).await;
+    guest.map(|guest| guest.with_template(template)).map_err(Unthawed::Lost)
+}
+
+/// A machine that is to go on.
 struct Resuming<'a> {
     plan: &'a Plan,
-    template: Template,
+    session: &'a Frozen,
     /// The machine, and the number of the descriptor that holds the state of its devices.
     copied: (Launch, i32),
-    identity: Identity,
+    /// What is to be plugged into it.
+    changes: Changes,
     again: bool,
 }
 
-async fn resume(resuming: Resuming<'_>, view: Option<&Views>, observe: Observe<'_>) -> Result<Guest, Unthawed> {
-    let Resuming { plan, template, copied: (launch, state), identity, again } = resuming;
+async fn resume(
+    resuming: Resuming<'_>,
+    view: Option<&Views>,
+    observe: Observe<'_>,
+) -> Result<(Machine, Entered), Unthawed> {
+    let Resuming { plan, session, copied: (launch, state), changes, again } = resuming;
     let started = Machine::start(plan, launch, again, view).await;
-    let failed = |why: String, template| Unthawed::copy(blame(&why), why, template);
+    let failed = |why: String| Unthawed::failed(blame(&why), why);
     let (mut machine, ports) = match started {
         Ok(started) => started,
         Err(StartError::Files(why)) => return Err(Unthawed::Lost(Lost::host(why))),
-        Err(StartError::Spawn(error)) => return Err(failed(error.to_string(), template)),
+        Err(StartError::Spawn(error)) => return Err(failed(error.to_string())),
     };
     let limits = machine.limits;
     let resumed = machine
@@ -119,7 +176,7 @@ async fn resume(resuming: Resuming<'_>, view: Option<&Views>, observe: Observe<'
                 e => Lost::host(e.to_string()),
             };
             qemu.qmp().execute(capabilities()).await.map_err(refused)?;
-            let greeting = greet(template.session(), ports, console, &limits);
+            let greeting = greet(session, ports, console, &limits);
             qemu.qmp().execute(MigrateIncoming { uri: format!("fd:{state}") }).await.map_err(refused)?;
             match tokio::time::timeout(limits.state(), loaded(&mut events)).await {
                 Ok(true) => {}
@@ -145,14 +202,49 @@ async fn resume(resuming: Resuming<'_>, view: Option<&Views>, observe: Observe<'
         Ok(entered) => entered,
         Err(lost) => {
             let lost = machine.give_up(lost, Phase::Boot).await;
-            return Err(failed(explain(&lost), template));
+            return Err(failed(explain(&lost)));
         }
     };
-    machine.watch.entered(entered.reports());
-    boot::choices_of_copy(plan, &entered).into_iter().for_each(&mut *observe);
-    let limit = limits.setup_of_copy();
-    let guest = boot::finish(machine, entered, &plan.share, Some(identity), limit, observe).await;
-    guest.map(|guest| guest.with_template(template)).map_err(Unthawed::Lost)
+    plugged(machine, entered, &changes, observe).await
+}
+
+/// Makes the changes to a machine whose guest has answered.
+async fn plugged(
+    mut machine: Machine,
+    mut entered: Entered,
+    changes: &Changes,
+    observe: Observe<'_>,
+) -> Result<(Machine, Entered), Unthawed> {
+    if changes.is_empty() {
+        return Ok((machine, entered));
+    }
+    let limits = machine.limits;
+    let plugged = machine
+        .attend(Phase::Session, observe, async |qemu, _, _| {
+            let Entered::Agent { session, .. } = &mut entered else {
+                let why = "the guest has no agent, which could tell when it takes note of them".to_owned();
+                return Ok(Err(Unplugged { kind: changes.kind(), why }));
+            };
+            match plug::plug(changes, qemu.qmp(), session, &limits).await {
+                Ok(()) => Ok(Ok(())),
+                Err(PlugError::Unplugged(unplugged)) => Ok(Err(unplugged)),
+                Err(PlugError::Lost(lost)) => Err(lost),
+            }
+        })
+        .await;
+    let unplugged = match plugged {
+        Ok(Ok(())) => return Ok((machine, entered)),
+        Ok(Err(unplugged)) => {
+            machine.qemu.kill().await;
+            unplugged
+        }
+        // The template is as good as before.
+        Err(lost) => {
+            let why = explain(&machine.give_up(lost, Phase::Session).await);
+            Unplugged { kind: changes.kind(), why: format!("the guest was lost to it: {why}") }
+        }
+    };
+    Err(Unthawed::Unplugged(unplugged))
 }
 
 /// Takes the agent over, or the shell.

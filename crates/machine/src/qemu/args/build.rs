@@ -6,8 +6,8 @@ use std::os::unix::ffi::OsStrExt;
 use belljar_proto::message::PORT_NAME;
 
 use super::disk::{push, push_disks};
-use super::keyval::KeyVal;
-use super::{Accel, ArgsError, Chardev, MAX_TAG_LEN, MachineConfig, NicMode, Ram, Share, default_cpu};
+use super::keyval::{Device, KeyVal};
+use super::{Accel, ArgsError, Chardev, MAX_TAG_LEN, MachineConfig, NicMode, Ram, default_cpu};
 
 /// QEMU's seccomp filter at its tightest: no obsolete system calls, no change of user, no child
 /// processes, no change of scheduling.
@@ -15,6 +15,11 @@ pub const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,re
 
 /// Id of the virtio port [`PORT_NAME`], as QEMU's events name it.
 pub(crate) const AGENT_PORT_ID: &str = "agent-port";
+
+/// The network card's name.
+pub const CARD: &str = "nic0";
+/// The name of the network that the card is on.
+pub const NETDEV: &str = "net0";
 
 /// Network cards with an option ROM. Without it the firmware starts sooner and never
 /// tries to boot from the network.
@@ -49,7 +54,7 @@ impl MachineConfig {
         }
         push_disks(self, &mut out)?;
         self.push_nic(&mut out)?;
-        push_shares(&self.shares, &mut out)?;
+        self.push_shares(&mut out)?;
         self.push_rest(&mut out);
         out.extend(self.extra.iter().cloned());
 
@@ -154,7 +159,9 @@ impl MachineConfig {
         }
         if channels.agent.is_some() {
             // The guest's driver sets up a pair of queues for each possible port, and 31 are the default.
-            push(out, "-device", KeyVal::new("virtio-serial-pci").set("id", "ports").set("max_ports", "2"));
+            let ports =
+                Device::new("virtio-serial-pci").text("id", "ports").number("max_ports", 2).at(self.ports_slot());
+            push(out, "-device", ports.key_val());
             let port = KeyVal::new("virtserialport")
                 .set("bus", "ports.0")
                 .set("nr", "1")
@@ -179,26 +186,37 @@ impl MachineConfig {
     }
 
     fn push_nic(&self, out: &mut Vec<OsString>) -> Result<(), ArgsError> {
-        let net = KeyVal::new("user").set("id", "net0");
+        let Some(card) = self.card() else { return Ok(()) };
+        let net = KeyVal::new("user").set("id", NETDEV);
         let net = match self.nic.mode {
             NicMode::None => return Ok(()),
             NicMode::Isolated => net.set("restrict", "on"),
             NicMode::User => net,
         };
         push(out, "-netdev", net);
-        let rom = CARDS_WITH_ROM.contains(&self.nic.model.as_str()).then_some("");
-        let card = KeyVal::new(&self.nic.model)
-            .set("netdev", "net0")
-            .set_some("mac", self.nic.mac.as_ref())
-            .set_some("romfile", rom);
-        push(out, "-device", card);
+        push(out, "-device", card.key_val());
         Ok(())
+    }
+
+    /// The network card, if there is one; on its network, if that is there.
+    #[must_use]
+    pub fn card(&self) -> Option<Device> {
+        if self.nic.mode == NicMode::None {
+            return None;
+        }
+        let rom = CARDS_WITH_ROM.contains(&self.nic.model.as_str()).then_some("");
+        let card = Device::new(&self.nic.model)
+            .text("id", CARD)
+            .text("netdev", NETDEV)
+            .some_text("mac", self.nic.mac.clone())
+            .some_text("romfile", rom);
+        Some(card.at(self.nic_slot()))
     }
 
     fn push_rest(&self, out: &mut Vec<OsString>) {
         if self.rng {
             push(out, "-object", KeyVal::new("rng-builtin").set("id", "rng0"));
-            push(out, "-device", KeyVal::new("virtio-rng-pci").set("rng", "rng0"));
+            push(out, "-device", Device::new("virtio-rng-pci").text("rng", "rng0").at(self.rng_slot()).key_val());
         }
         if self.pvpanic {
             push(out, "-device", KeyVal::new("pvpanic"));
@@ -213,36 +231,38 @@ impl MachineConfig {
             push(out, "-smbios", KeyVal::empty().set("type", "11").set("value", value));
         }
     }
-}
 
-fn push_shares(shares: &[Share], out: &mut Vec<OsString>) -> Result<(), ArgsError> {
-    for (i, share) in shares.iter().enumerate() {
-        if share.tag.is_empty() {
-            return Err(ArgsError::Empty { what: "a share's tag" });
+    fn push_shares(&self, out: &mut Vec<OsString>) -> Result<(), ArgsError> {
+        let shares = &self.shares;
+        for (i, share) in shares.iter().enumerate() {
+            if share.tag.is_empty() {
+                return Err(ArgsError::Empty { what: "a share's tag" });
+            }
+            if share.tag.len() > MAX_TAG_LEN {
+                return Err(ArgsError::TooLong {
+                    what: "the share's tag",
+                    value: share.tag.clone(),
+                    len: share.tag.len(),
+                    max: MAX_TAG_LEN,
+                });
+            }
+            if shares[..i].iter().any(|other| other.tag == share.tag) {
+                return Err(ArgsError::DuplicateTag { tag: share.tag.clone() });
+            }
+            let id = format!("share{i}");
+            let mut back = KeyVal::new("local")
+                .set("id", &id)
+                .set("path", &share.path)
+                .set("security_model", "none")
+                // Inode numbers stay unique where the directory holds mount points.
+                .set("multidevs", "remap");
+            if share.read_only {
+                back = back.set("readonly", "on");
+            }
+            push(out, "-fsdev", back);
+            let device = Device::new("virtio-9p-pci").text("fsdev", &id).text("mount_tag", &share.tag);
+            push(out, "-device", device.at(self.share_slot(i)).key_val());
         }
-        if share.tag.len() > MAX_TAG_LEN {
-            return Err(ArgsError::TooLong {
-                what: "the share's tag",
-                value: share.tag.clone(),
-                len: share.tag.len(),
-                max: MAX_TAG_LEN,
-            });
-        }
-        if shares[..i].iter().any(|other| other.tag == share.tag) {
-            return Err(ArgsError::DuplicateTag { tag: share.tag.clone() });
-        }
-        let id = format!("share{i}");
-        let mut back = KeyVal::new("local")
-            .set("id", &id)
-            .set("path", &share.path)
-            .set("security_model", "none")
-            // Inode numbers stay unique where the directory holds mount points.
-            .set("multidevs", "remap");
-        if share.read_only {
-            back = back.set("readonly", "on");
-        }
-        push(out, "-fsdev", back);
-        push(out, "-device", KeyVal::new("virtio-9p-pci").set("fsdev", &id).set("mount_tag", &share.tag));
+        Ok(())
     }
-    Ok(())
 }

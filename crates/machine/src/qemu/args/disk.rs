@@ -7,9 +7,11 @@ use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 
+use belljar_proto::message::DeviceSign;
 use serde::{Deserialize, Serialize};
 
-use super::keyval::KeyVal;
+use super::keyval::{Device, KeyVal};
+use super::slots::Slot;
 use super::{ArgsError, MachineConfig};
 
 /// One disk.
@@ -27,6 +29,8 @@ pub struct Disk {
     pub serial: Option<String>,
     /// Rank among what the firmware tries to boot; 0 first.
     pub boot_index: Option<u32>,
+    /// Whether its device is in the machine from the start. Else only its bytes are at hand, for [`MachineConfig::plugged`].
+    pub attached: bool,
     /// Whether writes are refused.
     pub read_only: bool,
     /// Whether it ends with the machine: then the guest's flushes need not reach the host's disk.
@@ -44,6 +48,7 @@ impl Disk {
             bus: DiskBus::Virtio,
             serial: None,
             boot_index: None,
+            attached: true,
             read_only: false,
             throw_away: true,
         }
@@ -125,60 +130,136 @@ const SATA_MAX: usize = 6;
 
 /// Appends the options for all disks of a machine.
 pub(super) fn push_disks(config: &MachineConfig, out: &mut Vec<OsString>) -> Result<(), ArgsError> {
-    // q35 has an AHCI controller of its own where pc has IDE, under the same name.
-    let q35 = config.machine.starts_with("q35") || config.machine.starts_with("pc-q35");
-    let place = |bus| if q35 && bus == DiskBus::Ide { DiskBus::Sata } else { bus };
+    let q35 = is_q35(config);
+    let place = |bus| place_on(config, bus);
     let count = |bus| config.disks.iter().filter(|d| place(d.bus) == bus).count();
     for (bus, max) in [(DiskBus::Ide, IDE_MAX), (DiskBus::Sata, SATA_MAX)] {
         if count(bus) > max {
             return Err(ArgsError::TooManyDisks { bus, count: count(bus), max, machine: config.machine.clone() });
         }
     }
-    if count(DiskBus::Scsi) > 0 {
-        push(out, "-device", KeyVal::new("virtio-scsi-pci").set("id", "scsi0"));
+    for bus in [DiskBus::Scsi, DiskBus::Sata] {
+        if config.disks.iter().any(|d| d.attached && place(d.bus) == bus) && !(q35 && bus == DiskBus::Sata) {
+            push(out, "-device", controller(config, bus).key_val());
+        }
     }
-    if count(DiskBus::Sata) > 0 && !q35 {
-        push(out, "-device", KeyVal::new("ich9-ahci").set("id", "sata0"));
-    }
-
-    let (mut scsi, mut ide, mut sata) = (0, 0, 0);
-    for (i, disk) in config.disks.iter().enumerate() {
+    for (at, disk) in config.disks.iter().enumerate() {
         check(disk)?;
-        let node = format!("disk{i}");
-        push(out, "-blockdev", node_options(disk, &node));
-
-        let device = match place(disk.bus) {
-            DiskBus::Virtio => KeyVal::new("virtio-blk-pci"),
-            DiskBus::Scsi => {
-                scsi += 1;
-                KeyVal::new("scsi-hd")
-                    .set("bus", "scsi0.0")
-                    .set("channel", "0")
-                    .set("scsi-id", (scsi - 1).to_string())
-                    .set("lun", "0")
-            }
-            DiskBus::Ide => {
-                ide += 1;
-                let at = ide - 1;
-                KeyVal::new("ide-hd").set("bus", format!("ide.{}", at / 2)).set("unit", (at % 2).to_string())
-            }
-            DiskBus::Sata => {
-                sata += 1;
-                let controller = if q35 { "ide" } else { "sata0" };
-                KeyVal::new("ide-hd").set("bus", format!("{controller}.{}", sata - 1))
-            }
-            DiskBus::Nvme => KeyVal::new("nvme"),
-        };
-        // An NVMe disk has to have a serial number.
-        let unnamed = (disk.bus == DiskBus::Nvme).then(|| node.clone());
-        let device = device
-            .set("id", format!("{node}-device"))
-            .set("drive", &node)
-            .set_some("serial", disk.serial.as_ref().or(unnamed.as_ref()))
-            .set_some("bootindex", disk.boot_index.map(|n| n.to_string()));
-        push(out, "-device", device);
+        push(out, "-blockdev", node_options(disk, &node(at)));
+        if disk.attached {
+            push(out, "-device", device(config, at).key_val());
+        }
     }
     Ok(())
+}
+
+fn node(at: usize) -> String {
+    format!("disk{at}")
+}
+
+/// q35 has an AHCI controller of its own where pc has IDE, under the same name.
+fn is_q35(config: &MachineConfig) -> bool {
+    config.machine.starts_with("q35") || config.machine.starts_with("pc-q35")
+}
+
+/// Where a disk that is to be on this bus is in this machine.
+fn place_on(config: &MachineConfig, bus: DiskBus) -> DiskBus {
+    if is_q35(config) && bus == DiskBus::Ide { DiskBus::Sata } else { bus }
+}
+
+/// What disks of this bus are plugged into.
+fn controller(config: &MachineConfig, bus: DiskBus) -> Device {
+    let device = match bus {
+        DiskBus::Sata => Device::new("ich9-ahci").text("id", "sata0"),
+        _ => Device::new("virtio-scsi-pci").text("id", "scsi0"),
+    };
+    device.at(config.controller_slot(bus))
+}
+
+/// The device of one of the disks.
+fn device(config: &MachineConfig, at: usize) -> Device {
+    let disk = &config.disks[at];
+    let bus = place_on(config, disk.bus);
+    let before = config.disks[..at].iter().filter(|d| place_on(config, d.bus) == bus).count();
+    let number = u32::try_from(before).unwrap_or(u32::MAX);
+    let device = match bus {
+        DiskBus::Virtio => Device::new("virtio-blk-pci").at(config.disk_slot(at)),
+        DiskBus::Scsi => Device::new("scsi-hd")
+            .text("bus", "scsi0.0")
+            .number("channel", 0)
+            .number("scsi-id", number)
+            .number("lun", 0),
+        DiskBus::Ide => Device::new("ide-hd").text("bus", format!("ide.{}", number / 2)).number("unit", number % 2),
+        DiskBus::Sata => {
+            let controller = if is_q35(config) { "ide" } else { "sata0" };
+            Device::new("ide-hd").text("bus", format!("{controller}.{number}"))
+        }
+        DiskBus::Nvme => Device::new("nvme").at(config.disk_slot(at)),
+    };
+    let node = node(at);
+    // An NVMe disk has to have a serial number.
+    let unnamed = (disk.bus == DiskBus::Nvme).then(|| node.clone());
+    let device = device
+        .text("id", format!("{node}-device"))
+        .text("drive", node)
+        .some_text("serial", disk.serial.clone().or(unnamed));
+    match disk.boot_index {
+        Some(index) => device.number("bootindex", index),
+        None => device,
+    }
+}
+
+/// A device that is plugged into a machine that runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plugged {
+    /// The device.
+    pub device: Device,
+    /// What it is, in a person's words.
+    pub name: String,
+    /// The kind of device, of which all can be plugged into a guest or none.
+    pub kind: &'static str,
+    /// Where the guest sees it, or what it is behind.
+    pub slot: Slot,
+    /// What the guest shows when it has taken it in.
+    pub sign: DeviceSign,
+}
+
+impl MachineConfig {
+    /// What is to be plugged in for the disks that are not attached, in this order. `None`: one of them has no slot of its own.
+    #[must_use]
+    pub fn plugged(&self) -> Option<Vec<Plugged>> {
+        let mut all = Vec::new();
+        let mut has_scsi = self.disks.iter().any(|d| d.attached && d.bus == DiskBus::Scsi);
+        for (at, disk) in self.disks.iter().enumerate().filter(|(_, disk)| !disk.attached) {
+            let (slot, disks) = match disk.bus {
+                DiskBus::Virtio | DiskBus::Nvme => (self.disk_slot(at)?, 1),
+                DiskBus::Scsi => {
+                    let slot = self.controller_slot(disk.bus)?;
+                    if !std::mem::replace(&mut has_scsi, true) {
+                        all.push(Plugged {
+                            device: controller(self, disk.bus),
+                            name: "the SCSI adapter".to_owned(),
+                            kind: disk.bus.name(),
+                            slot,
+                            sign: DeviceSign::ScsiHost,
+                        });
+                    }
+                    let so_far = self.disks[..=at].iter().filter(|d| d.bus == DiskBus::Scsi).count();
+                    (slot, u32::try_from(so_far).unwrap_or(u32::MAX))
+                }
+                DiskBus::Ide | DiskBus::Sata => return None,
+            };
+            let serial = disk.serial.as_ref().map_or_else(String::new, |serial| format!(" {serial}"));
+            all.push(Plugged {
+                device: device(self, at),
+                name: format!("the {} disk{serial}", disk.bus),
+                kind: disk.bus.name(),
+                slot,
+                sign: DeviceSign::Disks(disks),
+            });
+        }
+        Some(all)
+    }
 }
 
 fn check(disk: &Disk) -> Result<(), ArgsError> {

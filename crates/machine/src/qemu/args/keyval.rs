@@ -1,5 +1,6 @@
 //! QEMU's `key=value,key=value` syntax, in which a comma in a value is written twice.
 
+use super::slots::{PCI_BUS, Slot};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
@@ -36,18 +37,81 @@ impl KeyVal {
         self
     }
 
-    /// Adds `key=value` if there is a value.
+    /// The finished argument.
+    pub(super) fn finish(self) -> OsString {
+        OsString::from_vec(self.0)
+    }
+}
+
+/// A device: on the command line, or plugged into a machine that runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    driver: String,
+    properties: Vec<(&'static str, Property)>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Property {
+    Text(String),
+    Number(u32),
+}
+
+impl Device {
+    pub(super) fn new(driver: &str) -> Self {
+        Self { driver: driver.to_owned(), properties: Vec::new() }
+    }
+
     #[must_use]
-    pub(super) fn set_some(self, key: &str, value: Option<impl AsRef<OsStr>>) -> Self {
+    pub(super) fn text(mut self, key: &'static str, value: impl Into<String>) -> Self {
+        self.properties.push((key, Property::Text(value.into())));
+        self
+    }
+
+    #[must_use]
+    pub(super) fn some_text(self, key: &'static str, value: Option<impl Into<String>>) -> Self {
         match value {
-            Some(value) => self.set(key, value),
+            Some(value) => self.text(key, value),
             None => self,
         }
     }
 
-    /// The finished argument.
-    pub(super) fn finish(self) -> OsString {
-        OsString::from_vec(self.0)
+    #[must_use]
+    pub(super) fn number(mut self, key: &'static str, value: u32) -> Self {
+        self.properties.push((key, Property::Number(value)));
+        self
+    }
+
+    /// Where it is plugged in, unless that is left to QEMU.
+    #[must_use]
+    pub(super) fn at(self, slot: Option<Slot>) -> Self {
+        match slot {
+            Some(slot) => self.text("bus", PCI_BUS).text("addr", slot.address()),
+            None => self,
+        }
+    }
+
+    /// For `-device`.
+    pub(super) fn key_val(&self) -> KeyVal {
+        self.properties.iter().fold(KeyVal::new(&self.driver), |all, (key, value)| match value {
+            Property::Text(text) => all.set(key, text),
+            Property::Number(number) => all.set(key, number.to_string()),
+        })
+    }
+
+    /// Arguments of QMP's `device_add`.
+    #[must_use]
+    pub fn json(&self) -> serde_json::Value {
+        let mut all = serde_json::Map::new();
+        all.insert("driver".to_owned(), self.driver.as_str().into());
+        for (key, value) in &self.properties {
+            let value = match value {
+                Property::Text(text) => text.as_str().into(),
+                // Text for a number is refused by QEMU 9.2 and later.
+                Property::Number(number) => (*number).into(),
+            };
+            all.insert((*key).to_owned(), value);
+        }
+        all.into()
     }
 }
 

@@ -10,6 +10,7 @@ mod build;
 mod disk;
 mod keyval;
 mod shell;
+mod slots;
 #[cfg(test)]
 mod tests;
 
@@ -21,9 +22,11 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 pub(crate) use self::build::AGENT_PORT_ID;
-pub use self::build::SANDBOX;
-pub use self::disk::{Backing, Disk, DiskBus, DiskSource};
+pub use self::build::{CARD, NETDEV, SANDBOX};
+pub use self::disk::{Backing, Disk, DiskBus, DiskSource, Plugged};
+pub use self::keyval::Device;
 pub use self::shell::to_shell;
+pub use self::slots::{Layout, Slot, has_room};
 
 /// The most bytes a 9p mount tag can have (QEMU's `MAX_TAG_LEN` counts the final NUL).
 pub const MAX_TAG_LEN: usize = 31;
@@ -81,6 +84,8 @@ pub struct MachineConfig {
     pub cpus: u32,
     /// QEMU's own seccomp filter; only `false` where QEMU was built without it.
     pub sandbox: bool,
+    /// Who decides where on the PCI bus devices are.
+    pub layout: Layout,
     /// Where the lines to the guest and the control channel end.
     pub channels: Channels,
     /// Boots this kernel; `None` boots by firmware.
@@ -119,6 +124,7 @@ impl Default for MachineConfig {
             incoming: false,
             cpus: 1,
             sandbox: true,
+            layout: Layout::Auto,
             channels: Channels::inherited(),
             kernel: None,
             disks: Vec::new(),

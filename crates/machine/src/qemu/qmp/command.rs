@@ -191,6 +191,63 @@ impl QmpCommand for MigrateIncoming {
     }
 }
 
+/// Plugs a device in: its properties, with `driver` and `id`.
+#[derive(Clone, Debug, Serialize)]
+#[serde(transparent)]
+pub struct DeviceAdd(pub Value);
+
+impl QmpCommand for DeviceAdd {
+    type Reply = NoReply;
+    fn name(&self) -> &'static str {
+        "device_add"
+    }
+}
+
+/// Asks the guest to let go of a device; that it did comes as an event `DEVICE_DELETED`.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct DeviceDel {
+    /// The device's name.
+    pub id: &'static str,
+}
+
+impl QmpCommand for DeviceDel {
+    type Reply = NoReply;
+    fn name(&self) -> &'static str {
+        "device_del"
+    }
+}
+
+/// Makes a network that a card can be on.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct NetdevAdd {
+    /// Its kind, such as `user`.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// Its name.
+    pub id: &'static str,
+}
+
+impl QmpCommand for NetdevAdd {
+    type Reply = NoReply;
+    fn name(&self) -> &'static str {
+        "netdev_add"
+    }
+}
+
+/// Removes a network.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct NetdevDel {
+    /// Its name.
+    pub id: &'static str,
+}
+
+impl QmpCommand for NetdevDel {
+    type Reply = NoReply;
+    fn name(&self) -> &'static str {
+        "netdev_del"
+    }
+}
+
 /// One entry of `query-cpus-fast`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]

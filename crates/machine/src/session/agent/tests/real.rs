@@ -222,8 +222,7 @@ fn setup_names_the_mount_that_failed() {
             path: path.into(),
             mode: MountMode::ReadOnly,
         };
-        let faults =
-            session.setup(Setup { mounts: vec![mount("not/absolute")], clock_ns: 0, identity: None }).await.unwrap();
+        let faults = session.setup(Setup { mounts: vec![mount("not/absolute")], ..Setup::default() }).await.unwrap();
         assert!(
             matches!(&faults[..], [(0, MountFault::Failed { detail })] if detail.contains("not/absolute")),
             "{faults:?}"

@@ -1,0 +1,325 @@
+//! What a plan says of templates: which one is this guest's, and the machines that make, change and copy it.
+
+use std::{
+    fs::File,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
+
+use crate::{
+    plan::{AgentPlace, CopyError, Entry, Launch, Plan, PlanError, make_placeholder},
+    plan_disk::{self, PlanDiskError},
+    qemu::args::{self, Accel, Layout, MachineConfig, NicMode, Ram},
+    share,
+    template::{KeyMaker, Making, Template, TemplateKey, Unkeyable},
+};
+
+/// The hardware address that QEMU gives to the first network card.
+pub(crate) const QEMU_MAC: [u8; 6] = [0x52, 0x54, 0x00, 0x12, 0x34, 0x56];
+
+/// Properties of `-machine` that name no file (QEMU's `-machine pc,help`). Of others it is not known.
+const OF_MACHINE: &[&str] = &[
+    "acpi",
+    "dump-guest-core",
+    "fd-bootchk",
+    "graphics",
+    "hmat",
+    "hpet",
+    "i8042",
+    "kernel-irqchip",
+    "kernel_irqchip",
+    "max-fw-size",
+    "max-ram-below-4g",
+    "mem-merge",
+    "nvdimm",
+    "pit",
+    "sata",
+    "smbios-entry-point-type",
+    "smbus",
+    "smm",
+    "suppress-vmdesc",
+    "usb",
+    "vmport",
+];
+
+/// Directories in which distributions keep what QEMU loads into a machine, beside its own.
+const FIRMWARE_DIRS: &[&str] = &["/usr/share/qemu", "/usr/share/seabios", "/usr/share/qemu-kvm"];
+/// What QEMU loads into a machine that boots from a disk or a kernel.
+const FIRMWARE: &[&str] =
+    &["bios-256k.bin", "bios.bin", "bios-microvm.bin", "kvmvapic.bin", "linuxboot_dma.bin", "linuxboot.bin", "pvh.bin"];
+
+/// How a guest's network card differs from that of its base.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CardChange {
+    /// It is the same.
+    None,
+    /// There is to be none.
+    Remove,
+    /// There is to be one that reaches the outside world, and the guest has to notice.
+    Replace,
+}
+
+impl Plan {
+    /// The guest of which this one can be made by plugging devices in and out; `None` if it is that guest itself.
+    pub(crate) fn base(&self) -> Option<Self> {
+        let differs =
+            self.config.layout == Layout::Pc && (self.frozen > self.fixed || self.card_change() != CardChange::None);
+        differs.then(|| {
+            let mut base = self.clone();
+            base.disks.truncate(base.fixed);
+            base.frozen = base.fixed;
+            base.config.nic.mode = NicMode::Isolated;
+            base
+        })
+    }
+
+    /// What becomes of the base's network card. One that nobody has used is on whatever network the machine says.
+    pub(crate) fn card_change(&self) -> CardChange {
+        match (self.config.layout, self.config.nic.mode, &self.entry) {
+            (Layout::Auto, ..) | (_, NicMode::Isolated, _) | (_, NicMode::User, Entry::Init) => CardChange::None,
+            (_, NicMode::None, _) => CardChange::Remove,
+            (_, NicMode::User, Entry::Console { .. }) => CardChange::Replace,
+        }
+    }
+
+    /// The kind of the devices that go into each copy, if there are such.
+    pub(crate) fn late_kind(&self) -> Option<&'static str> {
+        self.disks.get(self.frozen).map(plan_disk::PlannedDisk::kind)
+    }
+
+    /// The kinds of devices that are plugged in to make this guest's template.
+    pub(crate) fn kinds_to_plug(&self) -> Vec<&'static str> {
+        let of_disks = self.disks[self.fixed..self.frozen].iter().map(plan_disk::PlannedDisk::kind);
+        let of_card = (self.card_change() != CardChange::None).then_some(CARD_KIND);
+        of_disks.chain(of_card).collect()
+    }
+
+    /// What the guest's template has beside that of its base, for a person.
+    pub(crate) fn title_of_template(&self) -> String {
+        let disks = match self.frozen - self.fixed {
+            0 => None,
+            1 => Some("1 disk more".to_owned()),
+            n => Some(format!("{n} disks more")),
+        };
+        let card = match self.config.nic.mode {
+            NicMode::Isolated => None,
+            NicMode::None => Some("no network card".to_owned()),
+            NicMode::User if self.card_change() == CardChange::None => None,
+            NicMode::User => Some("a way out of its network".to_owned()),
+        };
+        let all: Vec<String> = disks.into_iter().chain(card).collect();
+        if all.is_empty() { self.title.clone() } else { format!("{}, with {}", self.title, all.join(" and ")) }
+    }
+
+    /// Names what this guest looks like when it has booted. What it can be told later is no part of that: its shares, its environment and
+    /// its host name, nor the disks that each copy gets for itself.
+    pub(crate) fn template_key(&self, layer: Option<&[u8; 32]>) -> Result<TemplateKey, Unkeyable> {
+        let mut config = self.config_to_freeze();
+        if !config.extra.is_empty() {
+            let why = "arguments that are passed to QEMU as they are may name what cannot be copied";
+            return Err(Unkeyable::Impossible(why.into()));
+        }
+        names_no_file(&config.machine)?;
+        let mut key = KeyMaker::new();
+        let program = self.qemu.path.canonicalize().unwrap_or_else(|_| self.qemu.path.clone());
+        key.add_file("qemu", &program)?;
+        key.add("qemu version", self.qemu.version.to_string().as_bytes());
+        for file in firmware(&program) {
+            key.add_file("firmware", &file)?;
+        }
+        key.add("agent", agent_hash().as_bytes());
+        if self.accel() == Accel::Kvm {
+            key.add("host", host_identity().as_bytes());
+        }
+        if let Some(kernel) = config.kernel.take() {
+            key.add("kernel line", kernel.append.as_bytes());
+            for file in [Some(kernel.image), kernel.initrd].into_iter().flatten() {
+                match file.strip_prefix(&self.host.cache_dir) {
+                    // Its name says what is in it.
+                    Ok(name) => key.add("cached", name.as_os_str().as_encoded_bytes()),
+                    Err(_) => key.add_file("file", &file)?,
+                }
+            }
+        }
+        plan_disk::add_to(&self.disks[..self.frozen], &mut key, &mut config)?;
+        // What the guest sees of a share is its tag, until it mounts it.
+        for share in &mut config.shares {
+            share.path = PathBuf::from("/");
+            share.read_only = false;
+        }
+        if self.card_change() == CardChange::None && config.layout == Layout::Pc {
+            config.nic.mode = NicMode::Isolated;
+        }
+        let args = config.to_args().map_err(|e| Unkeyable::Impossible(e.to_string()))?;
+        for arg in args {
+            key.add("argument", arg.as_encoded_bytes());
+        }
+        key.add("entry", entry_name(&self.entry));
+        if let Some(login) = &self.login {
+            key.add("user", login.user.as_bytes());
+            key.add("password", login.password.as_ref().map_or("", |p| p.expose()).as_bytes());
+        }
+        if let Some(layer) = layer {
+            key.add("layer", layer);
+            // In which the set-up ran.
+            if let Some(system) = &self.system {
+                key.add("host name", system.hostname.as_bytes());
+                for variable in &system.env {
+                    key.add("variable", variable.as_bytes());
+                }
+            }
+        }
+        Ok(key.finish())
+    }
+
+    /// The machine that is frozen, and those that are made of it. Memory and disks aside.
+    fn config_to_freeze(&self) -> MachineConfig {
+        MachineConfig { vmgenid: true, ..self.config.clone() }
+    }
+
+    /// Makes what the boot of a template needs. Its memory is in `ram`.
+    pub(crate) fn launch_to_freeze(&self, making: &Making, ram: OwnedFd) -> Result<Launch, PlanError> {
+        let mut config = self.config_to_freeze();
+        let disks = &self.disks[..self.frozen];
+        let mut fds = plan_disk::open_in_template(disks, making, true, &mut config).map_err(PlanDiskError::from)?;
+        self.put_agent(&config)?;
+        let fd = next_fd(&fds);
+        config.ram = Ram::Shared(fd);
+        fds.push((fd, ram));
+        Ok(Launch { config, fds })
+    }
+
+    /// Makes what a copy of a template needs; gives the number of the descriptor that holds the devices' state as well.
+    pub(crate) fn launch_copy(&self, template: &Template) -> Result<(Launch, i32), CopyError> {
+        let mut config = self.config_to_go_on()?;
+        let (frozen, late) = self.disks.split_at(self.frozen);
+        let dir = &self.host.run_dir;
+        let mut fds = plan_disk::open_over_template(frozen, template.disks()?, dir, &mut config)?;
+        fds.extend(plan_disk::open(late, dir, false, &mut config)?);
+        Ok(go_on(config, fds, template, Ram::Private, template.ram()?)?)
+    }
+
+    /// Makes what a copy of a template needs that is to become a template itself, its memory and disks being copies already; gives what
+    /// [`Plan::launch_copy`] gives.
+    pub(crate) fn launch_on_top(
+        &self,
+        template: &Template,
+        ram: File,
+        disks: Vec<File>,
+    ) -> Result<(Launch, i32), CopyError> {
+        let mut config = self.config_to_go_on()?;
+        let fds = plan_disk::go_on(&self.disks[..self.frozen], disks, &mut config);
+        Ok(go_on(config, fds, template, Ram::Shared, ram)?)
+    }
+
+    /// The same for a copy of the base's template, into which this guest's devices are to be plugged.
+    pub(crate) fn launch_to_plug(
+        &self,
+        base: &Template,
+        making: &Making,
+        ram: File,
+        disks: Vec<File>,
+    ) -> Result<(Launch, i32), CopyError> {
+        let mut config = self.config_to_go_on()?;
+        config.nic.mode = NicMode::Isolated;
+        let (fixed, plugged) = self.disks[..self.frozen].split_at(self.fixed);
+        let mut fds = plan_disk::go_on(fixed, disks, &mut config);
+        fds.extend(plan_disk::open_in_template(plugged, making, false, &mut config)?);
+        Ok(go_on(config, fds, base, Ram::Shared, ram)?)
+    }
+
+    /// The machine of a copy. Kernel and initramfs are in its memory already, and it is never reset.
+    fn config_to_go_on(&self) -> std::io::Result<MachineConfig> {
+        let config = MachineConfig { kernel: None, incoming: true, ..self.config_to_freeze() };
+        if let Some(control) = config.shares.iter().find(|s| s.tag == share::CONTROL_TAG) {
+            // The agent is in memory too.
+            fs_err::create_dir_all(&control.path)?;
+        }
+        make_placeholder(&config)?;
+        Ok(config)
+    }
+}
+
+/// The kind of the network card, beside those of disks.
+pub(crate) const CARD_KIND: &str = "network card";
+
+fn entry_name(entry: &Entry) -> &'static [u8] {
+    match entry {
+        Entry::Init => b"init",
+        Entry::Console { agent: AgentPlace::ControlShare } => b"console, agent in a share",
+        Entry::Console { agent: AgentPlace::Initramfs } => b"console, agent in the initramfs",
+        Entry::Console { agent: AgentPlace::Nowhere } => b"console, no agent",
+    }
+}
+
+/// Whether nothing in the machine's description may lead to a file, whose changes nobody would notice.
+fn names_no_file(machine: &str) -> Result<(), Unkeyable> {
+    for (at, property) in machine.split(',').enumerate() {
+        let name = property.split('=').next().unwrap_or_default();
+        let is_known = if at == 0 { name.len() == property.len() } else { OF_MACHINE.contains(&name) };
+        if !is_known {
+            let what = format!("the machine's property {name} may name a file, whose changes would not be noticed");
+            return Err(Unkeyable::Impossible(what));
+        }
+    }
+    Ok(())
+}
+
+/// The firmware that there is for this QEMU.
+fn firmware(qemu: &Path) -> Vec<PathBuf> {
+    let own = qemu.parent().and_then(Path::parent).map(|prefix| prefix.join("share/qemu"));
+    let dirs: Vec<PathBuf> = own.into_iter().chain(FIRMWARE_DIRS.iter().map(PathBuf::from)).collect();
+    let files = FIRMWARE.iter().flat_map(|name| dirs.iter().map(move |dir| dir.join(name)));
+    files.filter(|file| file.exists()).collect()
+}
+
+/// The copy of a template with this memory; gives the number of the descriptor that holds the devices' state as well.
+fn go_on(
+    mut config: MachineConfig,
+    mut fds: Vec<(i32, OwnedFd)>,
+    template: &Template,
+    kind: fn(i32) -> Ram,
+    ram: File,
+) -> std::io::Result<(Launch, i32)> {
+    let fd = next_fd(&fds);
+    config.ram = kind(fd);
+    fds.push((fd, ram.into()));
+    fds.push((fd + 1, template.state()?.into()));
+    Ok((Launch { config, fds }, fd + 1))
+}
+
+/// The first number that no descriptor has yet.
+fn next_fd(fds: &[(i32, OwnedFd)]) -> i32 {
+    fds.iter().map(|(fd, _)| fd + 1).max().unwrap_or(args::FIRST_EXTRA_FD)
+}
+
+fn agent_hash() -> &'static blake3::Hash {
+    static HASH: OnceLock<blake3::Hash> = OnceLock::new();
+    HASH.get_or_init(|| blake3::hash(belljar_agent_binary::AGENT))
+}
+
+/// What a guest sees of the host's processor and kernel under KVM.
+fn host_identity() -> String {
+    let cpus = fs_err::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let first = cpus.split("\n\n").next().unwrap_or_default();
+    // These change with the moment.
+    let lasting = first.lines().filter(|line| !line.starts_with("cpu MHz") && !line.starts_with("bogomips"));
+    let release = rustix::system::uname();
+    format!("{}\n{}", release.release().to_string_lossy(), lasting.collect::<Vec<_>>().join("\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_that_may_name_a_file_has_no_template() {
+        for good in ["pc", "pc,graphics=off", "pc-i440fx-7.2,usb=on,vmport=off", "q35"] {
+            assert!(names_no_file(good).is_ok(), "{good}");
+        }
+        for bad in ["pc,firmware=/x", "pc,firmware=on", "pc,pflash0=x", "q35,dtb=x", "type=pc", "pc,usb=on,something"] {
+            assert!(matches!(names_no_file(bad), Err(Unkeyable::Impossible(_))), "{bad}");
+        }
+    }
+}
