@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use belljar_proto::frame::FrameError;
 use belljar_proto::message::{
-    Announce, Exec, Leftovers, Mount, Quiesce, Setup, ShutdownHow, Status, SyncFault, ToAgent, ToHost, VERSION,
+    Announce, Exec, Leftovers, MODULES_TAG, Mount, Quiesce, Setup, ShutdownHow, Status, SyncFault, ToAgent, ToHost,
+    VERSION,
 };
 use rustix::io::Errno;
 use rustix::process::{WaitOptions, getpid};
@@ -680,7 +681,9 @@ impl Agent {
     }
 
     fn exec(&mut self, exec: &Exec) {
-        match Command::start(exec, &self.env) {
+        // The kernel's modules are the system's, whoever looks at them.
+        let shares = self.mounts.iter().filter(|mount| mount.tag != MODULES_TAG).cloned().collect();
+        match Command::start(exec, &self.env, shares) {
             Ok(command) => self.commands.push(command),
             Err(Refused { what, errno }) => {
                 let id = exec.id;

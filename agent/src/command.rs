@@ -5,8 +5,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use belljar_proto::frame::{Kind, MAX_PAYLOAD};
-use belljar_proto::message::{Exec, ExecId, Nonce, STDIN_WINDOW, Status, Stdio, ToHost, WindowSize};
-use rustix::fs::{Mode, OFlags, Uid};
+use belljar_proto::message::{Exec, ExecId, Mount, Nonce, STDIN_WINDOW, Status, Stdio, ToHost, WindowSize};
+use rustix::fs::{Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use rustix::process::Pid;
 use rustix::pty::OpenptFlags;
@@ -114,13 +114,13 @@ pub(crate) enum Step {
 }
 
 impl Command {
-    /// Starts a command.
-    pub(crate) fn start(exec: &Exec, base_env: &[Vec<u8>]) -> Result<Self, Refused> {
+    /// Starts a command. The shares are made to look like its user's own, as far as that can be had.
+    pub(crate) fn start(exec: &Exec, base_env: &[Vec<u8>], shares: Vec<Mount>) -> Result<Self, Refused> {
         let term = match &exec.stdio {
             Stdio::Pty { term, .. } => Some(term.as_str()),
             Stdio::Pipes | Stdio::PipesNoStdin => None,
         };
-        let prepared = Box::new(spawn::prepare(exec, base_env, term)?);
+        let prepared = Box::new(spawn::prepare(exec, base_env, term)?.with_shares(shares));
         match &exec.stdio {
             Stdio::Pty { size, .. } => Self::on_terminal(exec, *size, prepared),
             Stdio::Pipes | Stdio::PipesNoStdin => Self::on_pipes(exec, prepared),
@@ -142,6 +142,14 @@ impl Command {
         };
         let (stdout, stdout_end) = pipe()?;
         let (stderr, stderr_end) = pipe()?;
+        if let Some(identity) = &prepared.identity {
+            // `/dev/stdout` and its like open the pipe anew, by its owner and mode. A device is nobody's to give away.
+            let pipes = [Some(&stdout_end), Some(&stderr_end), input.is_some().then_some(&stdin)];
+            for pipe in pipes.into_iter().flatten() {
+                let owner = (Some(Uid::from_raw(identity.uid)), Some(Gid::from_raw(identity.gid)));
+                rustix::fs::fchown(pipe, owner.0, owner.1).map_err(failed)?;
+            }
+        }
         for ours in [&stdout, &stderr] {
             rustix::io::ioctl_fionbio(ours, true).map_err(failed)?;
             let _ = rustix::pipe::fcntl_setpipe_size(ours, PIPE_SIZE);

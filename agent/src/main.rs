@@ -19,6 +19,7 @@ mod leftovers;
 mod link;
 mod modules;
 mod mounts;
+mod owner;
 mod port;
 mod refusal;
 mod renew;
@@ -29,6 +30,7 @@ mod shutdown;
 mod spawn;
 mod sys;
 mod text;
+mod trust;
 mod users;
 
 use std::ffi::c_int;

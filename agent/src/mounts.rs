@@ -18,6 +18,11 @@ const PARTS: &str = "/run/belljar";
 /// with 32768 large files took twice as long.
 const MSIZE: u32 = 65_536;
 
+/// What makes an overlay behave like one file system. `redirect_dir` (Linux 4.10): without it the rename of a directory that was
+/// there before is `EXDEV`. `metacopy` (4.19): a new owner or mode does not copy the file, so that [`crate::owner`] can give a large
+/// workspace to somebody. No `index`, which hard links would need: it wants file handles, and 9p has none.
+const OVERLAY_OPTIONS: &str = ",redirect_dir=on,metacopy=on";
+
 /// `mount(2)`, with a text for data.
 pub(crate) fn mount(source: &str, target: &str, kind: &str, flags: MountFlags, data: &str) -> Result<(), Errno> {
     let data = CString::new(data).map_err(|_| Errno::INVAL)?;
@@ -66,8 +71,13 @@ pub(crate) fn overlay(lower: &str, scratch: &str, target: &str) -> Result<(), (S
         Some(rustix::fs::Gid::from_raw(like.st_gid)),
     );
     let options = format!("lowerdir={lower},upperdir={upper},workdir={work}");
-    mount("overlay", target, "overlay", MountFlags::empty(), &options)
-        .map_err(|errno| (format!("mount overlay on {target}"), errno))
+    let mount = |more: &str| mount("overlay", target, "overlay", MountFlags::empty(), &format!("{options}{more}"));
+    let mounted = match mount(OVERLAY_OPTIONS) {
+        // A kernel that does not know them.
+        Err(Errno::INVAL) => mount(""),
+        other => other,
+    };
+    mounted.map_err(|errno| (format!("mount overlay on {target}"), errno))
 }
 
 /// Makes a directory and those above it. On a read-only file system an empty directory above gets a small file system in memory;

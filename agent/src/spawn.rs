@@ -3,14 +3,16 @@
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use belljar_proto::message::Exec;
+use belljar_proto::message::{Exec, Mount, MountMode};
 use rustix::fs::{Gid, Mode, Uid};
 use rustix::io::Errno;
 use rustix::process::Pid;
 
+use crate::owner;
 use crate::refusal;
 use crate::sys::{self, Strings};
 use crate::text;
+use crate::trust;
 use crate::users::{self, Identity};
 
 const DEFAULT_PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -27,9 +29,10 @@ enum Step {
     User,
     Directory,
     Program,
+    Workspace,
 }
 
-const STEPS: [Step; 8] = [
+const STEPS: [Step; 9] = [
     Step::Session,
     Step::Terminal,
     Step::Streams,
@@ -38,6 +41,7 @@ const STEPS: [Step; 8] = [
     Step::User,
     Step::Directory,
     Step::Program,
+    Step::Workspace,
 ];
 
 /// Why a command could not be started.
@@ -72,6 +76,8 @@ pub(crate) struct Prepared {
     env: Vec<CString>,
     cwd: CString,
     pub(crate) identity: Option<Identity>,
+    /// What of the host's is mounted, which is to look like the user's own as far as that can be had.
+    shares: Vec<Mount>,
     /// Where the program was looked for, for the message.
     searched: Option<String>,
 }
@@ -113,6 +119,18 @@ impl Environment {
         if self.get(key.as_bytes()).is_none() {
             self.set_pair(key, value);
         }
+    }
+}
+
+impl Prepared {
+    /// The same in a guest with these shares.
+    pub(crate) fn with_shares(self, shares: Vec<Mount>) -> Self {
+        Self { shares, ..self }
+    }
+
+    /// Shares of which the host does not see what becomes of them.
+    fn layered(&self) -> impl Iterator<Item = &str> {
+        self.shares.iter().filter(|share| share.mode == MountMode::CopyOnWrite).map(|share| share.path.as_str())
     }
 }
 
@@ -181,6 +199,7 @@ pub(crate) fn prepare(exec: &Exec, base: &[Vec<u8>], term: Option<&str>) -> Resu
         env: strings(env.0, "an environment entry")?,
         cwd: CString::new(cwd).map_err(|_| Refused::new("a working directory with a NUL byte", Errno::INVAL))?,
         identity,
+        shares: Vec::new(),
         searched,
     })
 }
@@ -245,6 +264,14 @@ fn set_up(prepared: &Prepared, streams: &Streams<'_>) -> Result<(), (Step, Errno
     // The agent's protection is not the command's.
     let _ = std::fs::write("/proc/self/oom_score_adj", "0");
     let _ = rustix::process::setpriority_process(None, 0);
+    let uid = prepared.identity.as_ref().map_or(0, |identity| identity.uid);
+    if let Some(identity) = prepared.identity.as_ref().filter(|_| uid != 0) {
+        for workspace in prepared.layered() {
+            let given = owner::give(workspace, uid, identity.gid);
+            given.map_err(|(_, errno)| (Step::Workspace, errno))?;
+        }
+    }
+    trust::git(&prepared.shares, uid);
     if let Some(identity) = &prepared.identity {
         let groups: Vec<Gid> = identity.groups.iter().map(|&gid| Gid::from_raw(gid)).collect();
         rustix::thread::set_thread_groups(&groups).map_err(at(Step::Groups))?;
@@ -286,6 +313,11 @@ fn describe(step: Step, errno: Errno, prepared: &Prepared) -> Refused {
         Step::Groups => Refused::new("setgroups", errno),
         Step::Group => Refused::new("setgid", errno),
         Step::User => Refused::new("setuid", errno),
+        Step::Workspace => {
+            let user = prepared.identity.as_ref().map_or("?", |identity| &identity.name);
+            let shares = prepared.layered().collect::<Vec<_>>().join(" and ");
+            Refused::new(format!("give {shares} and all below it to the user {user}"), errno)
+        }
         Step::Directory => {
             let cwd = text::lossy(prepared.cwd.as_bytes());
             let why = match errno {

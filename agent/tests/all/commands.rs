@@ -167,6 +167,13 @@ fn users_are_switched() {
     let mut wanted = exec(2, &["sh", "-c", "id -un; echo $HOME $USER $LOGNAME"]);
     wanted.user = Some("daemon".into());
     assert_eq!(peer.run(wanted).text(), format!("daemon\n{home} daemon daemon\n"));
+
+    // The standard streams can be opened by name, which a pipe's owner and mode decide.
+    let script = "cat </dev/stdin; echo out >/dev/stdout; echo err >/dev/stderr";
+    let mut wanted = exec(3, &["sh", "-c", script]);
+    wanted.user = Some("12345".into());
+    let ran = peer.run(wanted);
+    assert_eq!((ran.status, ran.text(), &*ran.stderr), (Some(Status::Code(0)), "out\n", &b"err\n"[..]));
 }
 
 #[test]

@@ -101,7 +101,12 @@ impl Prepared {
         let run_dir = settings::run_dir(host)?;
         let mut context = settings::host(host, guest.accel, &run_dir)?;
         context.accel = context.accel.or_else(|| named?.accel());
+        let user = exec.user.clone().or_else(|| named?.user().map(str::to_owned));
+        let out_is_ours = share.out.is_none();
         let share = settings::share(share, named, &run_dir, host.dry_run)?;
+        if let Some(user) = user.as_deref().filter(|user| !host.dry_run && !matches!(*user, "root" | "0")) {
+            settings::open_out(&share.out, out_is_ours, user)?;
+        }
         let terminal = tty.then(|| {
             let (rows, cols) = terminal::size();
             let term = env::get("TERM").and_then(|t| t.into_string().ok()).unwrap_or_else(|| DEFAULT_TERM.into());
@@ -111,7 +116,7 @@ impl Prepared {
             argv,
             env: settings::command_env(exec, named, &share)?,
             cwd: settings::cwd(exec, named, &share)?,
-            user: exec.user.clone().or_else(|| named?.user().map(str::to_owned)),
+            user,
             terminal,
         };
         let request = Request {

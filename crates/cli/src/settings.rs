@@ -4,6 +4,7 @@ use std::{
     env as std_env,
     ffi::OsStr,
     io::{self, IsTerminal},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
@@ -16,6 +17,7 @@ use belljar_machine::{
 };
 use belljar_report::run::{Level, Style};
 use belljar_runner::{
+    out_dir,
     run_dir::{self, RunDir},
     suite::history,
 };
@@ -261,10 +263,27 @@ pub(crate) fn share(
     let out = args.out.clone().unwrap_or_else(|| run_dir.file(run_dir::OUT));
     if dry_run && !out.exists() {
         let out = std::path::absolute(&out).map_err(|e| format!("--out: {e}"))?;
-        return Ok(ShareSpec { workspace, out });
+        return Ok(ShareSpec { workspace, out, modules: None });
     }
     fs_err::create_dir_all(&out).map_err(|e| format!("cannot make the output directory: {e}"))?;
-    Ok(ShareSpec { workspace, out: directory("--out", &out)? })
+    Ok(ShareSpec { workspace, out: directory("--out", &out)?, modules: None })
+}
+
+/// Lets a command that does not run as root leave files in the output directory. A directory that the user named keeps its mode, for
+/// others of the host's users may get there.
+pub(crate) fn open_out(out: &Path, ours: bool, user: &str) -> Result<(), String> {
+    if ours {
+        return out_dir::open_to_all(out).map_err(|e| format!("cannot open the output directory to {user}: {e}"));
+    }
+    let mode = fs_err::metadata(out).map_err(|e| format!("--out: {e}"))?.permissions().mode();
+    if mode & 0o003 != 0o003 {
+        crate::complain_note(&format!(
+            "note: {user} may not be able to write to --out {}: in the guest it belongs to root, and only its owner and group may \
+             write there; without --out the output directory is open to every user of the guest, or chmod o+rwx it",
+            out.display()
+        ));
+    }
+    Ok(())
 }
 
 fn directory(option: &str, dir: &Path) -> Result<PathBuf, String> {

@@ -118,6 +118,32 @@ pub fn check(path: &Path) -> Result<RootDir, RootDirError> {
     Ok(RootDir { path: path.clone(), shell, arch: known.map(|(_, arch)| arch) })
 }
 
+/// What a root has of a kernel's modules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OwnModules {
+    /// Nothing that is of use.
+    None,
+    /// The very directory that was asked about.
+    Same,
+    /// A directory of its own.
+    Other,
+}
+
+/// Looks for the modules of the kernel `release` where programs in the root will look, and whether they are those in `dir`.
+#[must_use]
+pub fn own_modules(root: &Path, release: &str, dir: &Path) -> OwnModules {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let Ok(root) = rustix::fs::open(root, flags, Mode::empty()).map(File::from) else { return OwnModules::None };
+    let own = format!("lib/modules/{release}");
+    // Whatever else is there: `modprobe` wants the index, and a tree can be given one by depmod.
+    if !["modules.dep", "kernel"].iter().any(|part| exists(&root, &format!("{own}/{part}"))) {
+        return OwnModules::None;
+    }
+    let id = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
+    let ids = open(&root, &own, OFlags::PATH).and_then(|f| rustix::fs::fstat(f).ok()).zip(rustix::fs::stat(dir).ok());
+    if ids.is_some_and(|(own, asked)| id(own) == id(asked)) { OwnModules::Same } else { OwnModules::Other }
+}
+
 /// A 64-bit x86 kernel runs 32-bit programs too.
 fn runs_on(program: Arch, kernel: Arch) -> bool {
     program == kernel || (program, kernel) == (Arch::X86, Arch::X86_64)
@@ -196,6 +222,24 @@ mod tests {
 
         fs::write(dir.path().join("usr/bin/dash"), elf(3)).unwrap();
         assert_eq!(check(dir.path()).unwrap().arch, Some(Arch::X86));
+    }
+
+    #[test]
+    fn modules_are_looked_for_where_the_guest_will() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, given) = (dir.path().join("root"), dir.path().join("given"));
+        let release = "6.1.0-56-amd64";
+        fs::create_dir_all(&given).unwrap();
+        fs::create_dir_all(root.join("usr/lib/modules").join(release)).unwrap();
+        assert_eq!(own_modules(&root, release, &given), OwnModules::None);
+        // An absolute link leads to the root's own directory, not to the host's.
+        symlink("/usr/lib", root.join("lib")).unwrap();
+        assert_eq!(own_modules(&root, release, &given), OwnModules::None, "an empty directory is of no use");
+        let own = root.join("usr/lib/modules").join(release);
+        fs::write(own.join("modules.dep"), "").unwrap();
+        assert_eq!(own_modules(&root, release, &given), OwnModules::Other);
+        assert_eq!(own_modules(&root, release, &own), OwnModules::Same);
+        assert_eq!(own_modules(&root, "6.2", &own), OwnModules::None);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! From QEMU's start to a guest in which a command can run.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use belljar_model::{EventKind, Phase};
 use belljar_proto::message::{Announce, Identity, MountMode, Setup};
@@ -19,6 +19,7 @@ use crate::{
         args::MachineConfig,
         process::{Qemu, SpawnError, SpawnRequest},
     },
+    replaced::ReplacedFiles,
     session::{
         agent::{AgentSession, BoxedPort, Liveness, PortKind, Reports},
         console::ConsoleSession,
@@ -238,7 +239,8 @@ pub(crate) async fn finish(
                     enter::assume(&mut shell, identity, &limits).await?;
                 }
                 let exchange = enter::mount_by_shell(&mut shell, share, &limits).await?;
-                Ok(Session::Console(Box::new(ConsoleSession::new(*shell, exchange, limits.factor()))))
+                let session = ConsoleSession::new(*shell, exchange, limits.factor());
+                Ok(Session::Console(Box::new(session.with_layer(share.layer().map(str::to_owned)))))
             }
         })
         .await;
@@ -248,6 +250,7 @@ pub(crate) async fn finish(
             if let Some(choice) = share_choice(&plan.share, &session) {
                 observe(choice);
             }
+            machine.watch.shared(ReplacedFiles::new(machine.qemu.pid(), share.written().map(Path::to_owned).collect()));
             Ok(Guest::new(machine, session))
         }
         Err(lost) => Err(machine.give_up(lost, Phase::Boot).await),
@@ -442,7 +445,7 @@ async fn finish_setup(
     for (index, fault) in faults {
         let Some(mount) = usize::try_from(index).ok().and_then(|i| mounts.get(i)) else { continue };
         let said = share::explain(mount, &fault);
-        if spec.required() {
+        if spec.required() && mount.tag != share::MODULES_TAG {
             return Err(Lost::host(said));
         }
         tell(EventKind::Warning { message: said });

@@ -169,7 +169,8 @@ pub(crate) async fn set_up(
     );
     let since = Instant::now();
     let inputs = layer.set_up.inputs()?;
-    let plan = way.plan.with_share(ShareSpec { workspace: Some(inputs), out: way.plan.share.out.clone() });
+    let plan =
+        way.plan.with_share(ShareSpec { workspace: Some(inputs), out: way.plan.share.out.clone(), modules: None });
     let Copied { base, making, ram, disks } = match copied(parent.template, making, plan.ram_size()).await? {
         Ok(copied) => copied,
         Err((_, why)) => return refuse(format!("its template cannot be copied: {why}"), observe),

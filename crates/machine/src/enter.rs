@@ -74,9 +74,10 @@ pub(crate) async fn mount_by_shell(
                 mount(shell, share::WORKSPACE_TAG, LOWER, "ro", limits).await?;
                 let q = shell_word(at);
                 let line = format!(
-                    "mkdir -p {LAYER} {q} && mount -t tmpfs tmpfs {LAYER} && mkdir {LAYER}/u {LAYER}/w && \
-                     {{ modprobe overlay; mount -t overlay -o lowerdir={LOWER},upperdir={LAYER}/u,workdir={LAYER}/w \
-                     overlay {q}; }}"
+                    "o=lowerdir={LOWER},upperdir={LAYER}/u,workdir={LAYER}/w;mkdir -p {LAYER} {q} && \
+                     mount -t tmpfs tmpfs {LAYER} && mkdir {LAYER}/u {LAYER}/w && {{ modprobe overlay; \
+                     mount -t overlay -o $o,redirect_dir=on,metacopy=on overlay {q} 2>/dev/null || \
+                     mount -t overlay -o $o overlay {q}; }}"
                 );
                 let reply = run(shell, &line, limits).await?;
                 if reply.code != 0 {

@@ -285,6 +285,7 @@ impl Guest {
                 observe(EventKind::Warning { message });
             }
         }
+        self.watch.look_at_shares(observe);
         match ended {
             Ok(exit) => Ok(exit),
             Err(lost) => Err(self.explain(lost, Phase::Command).await),
@@ -315,6 +316,7 @@ impl Guest {
     pub async fn close(mut self, how: Ending, observe: Observe<'_>) -> Result<(), Lost> {
         let limit = if how == Ending::Hurry { self.limits.farewell() } else { self.limits.sync() };
         let synced = self.sync(limit, observe).await;
+        self.watch.look_at_shares(observe);
         let doubt = match (how, &synced) {
             (Ending::Kill | Ending::PowerOff, Ok(())) => self.watch.doubt(Phase::Command, observe).await,
             _ => self.watch.fault_now(Phase::Command),

@@ -22,6 +22,7 @@ mod plan_disk;
 mod plan_template;
 mod plug;
 pub mod qemu;
+mod replaced;
 pub mod session;
 pub mod share;
 pub mod spec;

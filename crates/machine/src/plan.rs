@@ -15,7 +15,7 @@ use belljar_image::{
     cache::Cache,
     kernel::{self, Arch, Kernel, KernelError, NoKernel},
     modules::{Feature, ModuleIndex},
-    rootdir,
+    rootdir::{self, OwnModules},
 };
 use belljar_model::EventKind;
 use belljar_proto::message::{INIT_AGENT_PATH, System};
@@ -31,7 +31,7 @@ use crate::{
         probe::{self, AccelChoice, QemuInfo},
     },
     share,
-    spec::{GuestSpec, NicSpec, OopsPolicy, ShareSpec, Source, Workspace},
+    spec::{GuestSpec, KernelModules, NicSpec, OopsPolicy, ShareSpec, Source, Workspace},
 };
 
 /// Where kernels and modules of the host are looked for.
@@ -198,6 +198,7 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext) -> Result
     let agent = belljar_agent_binary::AGENT;
     let mut shares = Vec::new();
     let mut disks = Vec::new();
+    let mut of_kernel = None;
     let (kernel, entry) = match &spec.source {
         Source::Disk { path, format, bus } => {
             disks.push(PlannedDisk::boot(&host.qemu_img, path, format.as_deref(), *bus)?);
@@ -206,10 +207,17 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext) -> Result
         }
         Source::RootDir { root, kernel, modules } => {
             rootdir::check(root)?;
+            let asked = modules.is_some();
             let (kernel, modules) = kernel_for_root(kernel.as_deref(), modules.as_deref(), &mut choices)?;
+            of_kernel = modules.as_ref().and_then(|index| modules_for_root(root, &kernel, index, asked, &mut choices));
             let spec = InitSpec { wanted: WANTED, ..init_spec(agent, modules.as_ref()) };
             let files = boot::root_over_9p(&kernel, &spec, share::ROOT_TAG, &cache)?;
             shares.push(Share { tag: share::ROOT_TAG.into(), path: root.clone(), read_only: true });
+            shares.extend(of_kernel.as_ref().map(|KernelModules { dir, .. }| Share {
+                tag: share::MODULES_TAG.into(),
+                path: dir.clone(),
+                read_only: true,
+            }));
             (Some(files), Entry::Init)
         }
         Source::Initramfs { kernel, initrd, modules, take_over } => {
@@ -287,7 +295,7 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext) -> Result
         system: matches!(entry, Entry::Init).then_some(system),
         entry,
         login: spec.login.clone(),
-        share: share.clone(),
+        share: ShareSpec { modules: of_kernel, ..share.clone() },
         qemu,
         host,
         oops: spec.oops,
@@ -391,7 +399,8 @@ impl Plan {
         let mut plan = self.clone();
         plan.config.shares.retain(|s| s.tag != share::OUT_TAG && s.tag != share::WORKSPACE_TAG);
         plan.config.shares.extend(spec_shares(&share, &plan.host.run_dir));
-        plan.share = share;
+        // They are the guest's, whatever else it sees of the host.
+        plan.share = ShareSpec { modules: plan.share.modules.take(), ..share };
         plan
     }
 
@@ -535,6 +544,32 @@ fn kernel_for_root(
         None => chosen.modules.clone(),
     };
     Ok((chosen.kernel.clone(), index))
+}
+
+/// The kernel's modules, where the root does not have them; if they were `asked` for, also where it has others.
+fn modules_for_root(
+    root: &Path,
+    kernel: &Kernel,
+    index: &ModuleIndex,
+    asked: bool,
+    choices: &mut Choices,
+) -> Option<KernelModules> {
+    let dir = index.dir().canonicalize().unwrap_or_else(|_| index.dir().to_owned());
+    let Some(release) = kernel.release.as_ref().map(|r| r.as_str().to_owned()) else {
+        let why =
+            "the kernel's file does not say its release, so that it is not known where modprobe will look for them";
+        choices.add("modules in the guest", "those of the root, if any", why);
+        return None;
+    };
+    let own = rootdir::own_modules(root, &release, &dir);
+    let (chosen, why) = match own {
+        OwnModules::Same => return None,
+        OwnModules::Other if !asked => ("the root's own".to_owned(), "the root has some for the kernel's release"),
+        OwnModules::Other => (dir.display().to_string(), "they were asked for, over those that the root has"),
+        OwnModules::None => (dir.display().to_string(), "the root has none for the kernel's release"),
+    };
+    choices.add("modules in the guest", chosen, why);
+    (own == OwnModules::None || asked).then_some(KernelModules { dir, release })
 }
 
 /// The kernel's command line. A quiet boot is a quick one: each character on an emulated serial line costs. A panic is to end

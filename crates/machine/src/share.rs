@@ -10,6 +10,8 @@ pub const WORKSPACE_TAG: &str = "hostos";
 pub const OUT_TAG: &str = "belljar-out";
 /// Tag of the read-only directory that holds the agent, for guests whose initramfs is not ours.
 pub const CONTROL_TAG: &str = "belljar-ctl";
+/// Tag of the kernel's modules, for a root that has none.
+pub const MODULES_TAG: &str = belljar_proto::message::MODULES_TAG;
 /// Tag of the root directory of a guest that has one of the host's.
 pub const ROOT_TAG: &str = "belljar-root";
 
@@ -27,6 +29,11 @@ pub fn mounts(spec: &ShareSpec) -> Vec<Mount> {
     if let Some(workspace) = &spec.workspace {
         mounts.push(Mount { tag: WORKSPACE_TAG.into(), path: workspace.mount_at.clone(), mode: workspace.mode });
     }
+    if let Some(modules) = &spec.modules {
+        // So that a guest can install some of its own and run depmod.
+        let mode = MountMode::CopyOnWrite;
+        mounts.push(Mount { tag: MODULES_TAG.into(), path: format!("/lib/modules/{}", modules.release), mode });
+    }
     mounts
 }
 
@@ -36,6 +43,7 @@ pub fn explain(mount: &Mount, fault: &MountFault) -> String {
     let what = match mount.tag.as_str() {
         WORKSPACE_TAG => "the workspace",
         OUT_TAG => "the output directory",
+        MODULES_TAG => "its modules",
         other => other,
     };
     match fault {
@@ -44,6 +52,9 @@ pub fn explain(mount: &Mount, fault: &MountFault) -> String {
              kernel and the RHEL family have none; use a kernel that has the modules 9p and 9pnet_virtio, or do \
              without a share: --workspace none"
         ),
+        MountFault::NoOverlay { detail } if mount.tag == MODULES_TAG => {
+            format!("the guest's kernel has no overlayfs, by which it gets its modules ({detail})")
+        }
         MountFault::NoOverlay { detail } => format!(
             "the guest's kernel has no overlayfs, which the workspace mode cow needs ({detail}); use \
              --workspace-mode ro or rw"
@@ -55,11 +66,11 @@ pub fn explain(mount: &Mount, fault: &MountFault) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::Workspace;
+    use crate::spec::{KernelModules, Workspace};
 
     #[test]
     fn the_output_directory_is_always_there() {
-        let none = ShareSpec { workspace: None, out: "/o".into() };
+        let none = ShareSpec { workspace: None, out: "/o".into(), modules: None };
         assert_eq!(mounts(&none).len(), 1);
         let both = ShareSpec {
             workspace: Some(Workspace {
@@ -74,5 +85,9 @@ mod tests {
         assert_eq!(mounts[1].mode, MountMode::CopyOnWrite);
         let said = explain(&mounts[1], &MountFault::No9p { detail: "modprobe 9p: not found".into() });
         assert!(said.contains("--workspace none") && said.contains("modprobe 9p: not found"), "{said}");
+
+        let modules = KernelModules { dir: "/lib/modules/6.1".into(), release: "6.1".into() };
+        let with_modules = super::mounts(&ShareSpec { modules: Some(modules), ..both });
+        assert_eq!((with_modules[2].path.as_str(), with_modules[2].mode), ("/lib/modules/6.1", MountMode::CopyOnWrite));
     }
 }

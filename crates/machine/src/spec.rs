@@ -1,6 +1,10 @@
 //! A guest as it is asked for. Nothing here has been looked at yet; [`crate::plan`] resolves it.
 
-use std::{ffi::OsString, path::PathBuf, time::Duration};
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use belljar_proto::message::MountMode;
 
@@ -161,6 +165,17 @@ pub struct ShareSpec {
     pub workspace: Option<Workspace>,
     /// Host directory behind `$BELLJAR_OUT`; it exists.
     pub out: PathBuf,
+    /// The kernel's modules, for a root that has none; [`crate::plan`] finds them.
+    pub modules: Option<KernelModules>,
+}
+
+/// The modules of a guest's kernel, which its root does not have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KernelModules {
+    /// The directory on the host, such as `/lib/modules/6.1.0-56-amd64`.
+    pub dir: PathBuf,
+    /// What `uname -r` says in the guest.
+    pub release: String,
 }
 
 impl ShareSpec {
@@ -168,6 +183,19 @@ impl ShareSpec {
     #[must_use]
     pub fn required(&self) -> bool {
         self.workspace.is_some()
+    }
+
+    /// Directories that the guest writes to.
+    pub(crate) fn written(&self) -> impl Iterator<Item = &Path> {
+        let workspace = self.workspace.as_ref().filter(|w| w.mode == MountMode::ReadWrite);
+        workspace.map(|w| &*w.dir).into_iter().chain([&*self.out])
+    }
+
+    /// Where in the guest the workspace is, if what is done to it stays there.
+    #[must_use]
+    pub fn layer(&self) -> Option<&str> {
+        let workspace = self.workspace.as_ref().filter(|w| w.mode == MountMode::CopyOnWrite)?;
+        Some(&workspace.mount_at)
     }
 }
 

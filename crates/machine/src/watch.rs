@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use belljar_model::{CrashKind, Phase, Verdict};
+use belljar_model::{CrashKind, EventKind, Phase, Verdict};
 use tokio::time::Instant;
 
 use crate::{
@@ -29,6 +29,7 @@ use crate::{
         process::{ExitWatch, Qemu},
         qmp::{EventStream, QmpEvent},
     },
+    replaced::{self, ReplacedFiles},
     session::agent::Reports,
     spec::OopsPolicy,
 };
@@ -71,6 +72,8 @@ pub(crate) struct Watch {
     closed: Option<Instant>,
     /// The guest's time was stopped from here.
     stopped: bool,
+    /// What of the host's the guest may damage without noticing, and when it is looked for again.
+    replaced: Option<(ReplacedFiles, Instant)>,
 }
 
 /// How often the guest's time was stopped from here without QEMU having reported it yet.
@@ -108,7 +111,22 @@ impl Watch {
             sleep: Sleep::default(),
             closed: None,
             stopped: false,
+            replaced: None,
         }
+    }
+
+    /// The guest has mounted what it can write to.
+    pub(crate) fn shared(&mut self, files: ReplacedFiles) {
+        self.replaced = Some((files, Instant::now() + replaced::LOOK));
+    }
+
+    /// Looks whether the guest's writes go where it means them to go.
+    pub(crate) fn look_at_shares(&mut self, observe: Observe<'_>) {
+        let Some((files, next)) = &mut self.replaced else { return };
+        for message in files.look() {
+            observe(EventKind::Warning { message });
+        }
+        *next = Instant::now() + replaced::LOOK;
     }
 
     /// Where stops that are wanted are announced.
@@ -145,6 +163,7 @@ impl Watch {
                 return lost;
             }
             let due = self.due();
+            let look = self.replaced.as_ref().map(|(_, next)| *next);
             tokio::select! {
                 biased;
                 alarm = self.alarms.next() => {
@@ -173,6 +192,9 @@ impl Watch {
                     if let Some(lost) = self.of_silence(phase) {
                         return lost;
                     }
+                }
+                () = tokio::time::sleep_until(look.unwrap_or_else(Instant::now)), if look.is_some() => {
+                    self.look_at_shares(observe);
                 }
             }
         }

@@ -181,6 +181,9 @@ pub struct Mount {
     pub mode: MountMode,
 }
 
+/// Tag of the kernel's modules, for a guest whose root has none. They are the system's and not the workspace's.
+pub const MODULES_TAG: &str = "belljar-mod";
+
 /// Why a mount could not be made: what the person reads depends on it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MountFault {

@@ -3,6 +3,7 @@
 pub mod cancel;
 mod exec;
 pub mod log;
+pub mod out_dir;
 pub mod parts;
 pub mod run;
 pub mod run_dir;

@@ -46,6 +46,7 @@ pub struct Exchange {
 pub struct ConsoleSession {
     shell: Shell,
     exchange: Option<Exchange>,
+    layer: Option<String>,
     factor: f64,
     running: Option<Running>,
     tools: Option<fetch::Tools>,
@@ -130,7 +131,26 @@ impl End {
 impl ConsoleSession {
     /// Takes over a shell. `factor` is how much slower the guest may be than one with KVM.
     pub fn new(shell: Shell, exchange: Option<Exchange>, factor: f64) -> Self {
-        ConsoleSession { shell, exchange, factor, running: None, tools: None, prepared: false, notes: Vec::new() }
+        ConsoleSession {
+            shell,
+            exchange,
+            layer: None,
+            factor,
+            running: None,
+            tools: None,
+            prepared: false,
+            notes: Vec::new(),
+        }
+    }
+
+    /// The same in a guest that has a copy-on-write directory there, which is to be its commands' user's own.
+    pub(crate) fn with_layer(self, layer: Option<String>) -> Self {
+        Self { layer, ..self }
+    }
+
+    /// Whom a command runs as, and what is to be given to that user.
+    fn user_of<'a>(&'a self, command: &'a GuestCommand) -> Option<(&'a str, Option<&'a str>)> {
+        command.user.as_deref().map(|user| (user, self.layer.as_deref()))
     }
 
     /// Whether there is a directory that both sides see.

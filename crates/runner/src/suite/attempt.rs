@@ -192,7 +192,7 @@ async fn shared(
     let own = running.tries;
     let out = running.dir.join(run_dir::OUT).join(own.to_string());
     let mut recorder = Recorder::new(&dir.join(OUTPUT), unit.settings.format);
-    let end = match fs::create_dir(&out).and_then(|()| lease::open_to_all(&out)) {
+    let end = match fs::create_dir(&out).and_then(|()| crate::out_dir::open_to_all(&out)) {
         Ok(()) => perform(cx, unit, id, running, Some(own), &mut recorder, cancel).await,
         Err(error) => Lost::host(format!("cannot make the output directory: {error}; free some space")).into(),
     };

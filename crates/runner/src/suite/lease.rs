@@ -1,10 +1,6 @@
 //! A guest for tests: booted, its set-up done, its directory where it is found again.
 
-use std::{
-    path::{Path, PathBuf},
-    rc::Rc,
-    sync::Arc,
-};
+use std::{path::PathBuf, rc::Rc, sync::Arc};
 
 use belljar_machine::{
     Lost,
@@ -18,11 +14,10 @@ use belljar_machine::{
 use belljar_model::{CrashKind, EventKind, Fault, Phase, Verdict, test_run as events};
 use belljar_suite::plan::Unit;
 use fs_err as fs;
-use rustix::fs::{Mode, OFlags};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{Cx, kept::Setting, pause::Wound, setup::Scene, spec};
-use crate::{cancel::Cancel, run_dir};
+use crate::{cancel::Cancel, out_dir::open_to_all, run_dir};
 
 /// A guest that never came up so often is not tried again in this run.
 const HOPELESS: u32 = 3;
@@ -133,8 +128,11 @@ async fn start(
     let out = dir.join(run_dir::OUT);
     let made = fs::create_dir_all(&dir).and_then(|()| fs::create_dir(&out)).and_then(|()| open_to_all(&out));
     made.map_err(|e| Lost::host(format!("cannot make a directory for the guest: {e}; free some space")))?;
-    let share =
-        ShareSpec { workspace: Some(spec::workspace(&cx.workspace, &unit.guest, unit.settings.workspace_mode)), out };
+    let share = ShareSpec {
+        workspace: Some(spec::workspace(&cx.workspace, &unit.guest, unit.settings.workspace_mode)),
+        out,
+        modules: None,
+    };
     let place = Place {
         console_log: dir.join(run_dir::CONSOLE),
         qemu_log: dir.join(run_dir::QEMU_LOG),
@@ -186,14 +184,6 @@ async fn prepare(cx: &Cx, unit: &Unit, share: &ShareSpec, place: &Place, cancel:
         Ok(plan) => plan.map_err(|error| Lost::host(error.to_string()).lasting()),
         Err(panic) => Err(Lost::host(format!("Belljar's own preparation broke off: {panic}; please report it"))),
     }
-}
-
-/// The guest's users are not the host's: whoever the test runs as may leave files. A guest that shares the directory above may put
-/// something else in its place at any time, so no link is followed.
-pub(crate) fn open_to_all(out: &Path) -> std::io::Result<()> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let dir = rustix::fs::open(out, flags, Mode::empty())?;
-    Ok(rustix::fs::fchmod(&dir, Mode::RWXU | Mode::RWXG | Mode::RWXO)?)
 }
 
 impl Lease {
@@ -308,27 +298,5 @@ fn remember(cx: &Cx, machine: usize, came: Result<Origin, &Lost>, chance: Option
     }
     if boots.failed >= HOPELESS || boots.lasting {
         boots.left.close();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::unix::fs::{PermissionsExt, symlink};
-
-    use super::*;
-
-    #[test]
-    fn only_a_real_directory_is_opened_to_all() {
-        let dir = tempfile::tempdir().unwrap();
-        let (own, others, link) = (dir.path().join("own"), dir.path().join("others"), dir.path().join("link"));
-        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
-        for made in [&own, &others] {
-            fs::create_dir(made).unwrap();
-        }
-        let before = mode(&others);
-        symlink(&others, &link).unwrap();
-        open_to_all(&own).unwrap();
-        open_to_all(&link).unwrap_err();
-        assert_eq!((mode(&own), mode(&others)), (0o777, before));
     }
 }

@@ -138,10 +138,11 @@ impl ConsoleSession {
         // From here on it is removed with whatever is running.
         let running =
             Running { guest_dir: guest_dir.clone(), host_dir: Some(exchange.host.join(&name)), started: false };
+        let keeper = script::keeper(&guest_dir, command, self.layer.as_deref());
         let running = self.running.insert(running);
         let mut place = Place::make(&exchange.host, &name).map_err(making)?;
         fs::write(place.path.join("cmd"), script::command(command)).map_err(making)?;
-        fs::write(place.path.join("keep"), script::keeper(&guest_dir, command)).map_err(making)?;
+        fs::write(place.path.join("keep"), keeper).map_err(making)?;
         spool(io.stdin.take(), &place.path.join("0")).await?;
 
         let mut watch = Watch::new(&place.path);

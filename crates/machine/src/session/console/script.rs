@@ -76,10 +76,33 @@ fn run_as(user: Option<&str>) -> (String, &'static str) {
     }
 }
 
+/// Gives a directory to `$u` with all below it, once: the top comes last. It is a copy-on-write one, of which the host sees nothing.
+fn give(layer: &str) -> String {
+    format!(
+        "l={};set -- $(ls -ldn \"$l\");[ \"$3\" = \"$(id -u \"$u\")\" ]||{{ for f in \"$l\"/* \"$l\"/.[!.]* \"$l\"/..?*;do \
+         [ -e \"$f\" ]||[ -h \"$f\" ]||continue;chown -hR \"$u\" \"$f\";done;chown \"$u\" \"$l\";}}",
+        word(layer)
+    )
+}
+
 /// `fore`: runs the command on the terminal at hand, and gives it one where the shell has none, as one that is the first process
 /// of a guest.
-pub(super) fn foreground(dir: &str, user: Option<&str>, term: &str, rows: u16, columns: u16) -> Vec<u8> {
-    let (dir, (before, run), term) = (word(dir), run_as(user), word(term));
+pub(super) fn foreground(
+    dir: &str,
+    user: Option<(&str, Option<&str>)>,
+    term: &str,
+    rows: u16,
+    columns: u16,
+) -> Vec<u8> {
+    let (user, layer) = user.unzip();
+    let (dir, (mut before, run), term) = (word(dir), run_as(user), word(term));
+    if user.is_some() {
+        // `/dev/stdout` and its like open it anew.
+        before.push_str("t=$(tty)&&chown \"$u\" \"$t\" 2>/dev/null\n");
+        before.push_str(
+            &layer.flatten().map_or_else(String::new, |layer| format!("[ -z \"$k\" ]||{{ {} ;}}\n", give(layer))),
+        );
+    }
     // A session leader without a terminal that opens one gets it as its own.
     format!(
         "d={dir}\n\
@@ -95,11 +118,19 @@ pub(super) fn foreground(dir: &str, user: Option<&str>, term: &str, rows: u16, c
     .into_bytes()
 }
 
-/// `keep`: waits for the command and tells how it ended, or why it was not started. Gets the nonce on its standard input.
-pub(super) fn keeper(dir: &str, command: &GuestCommand) -> Vec<u8> {
+/// `keep`: waits for the command and tells how it ended, or why it was not started. Gets the nonce on its standard input. `layer` is
+/// given to the command's user.
+pub(super) fn keeper(dir: &str, command: &GuestCommand, layer: Option<&str>) -> Vec<u8> {
     let dir = word(dir);
     let user = command.user.as_deref();
-    let (before, run) = run_as(user);
+    let (mut before, run) = run_as(user);
+    if user.is_some() {
+        // `/dev/stdout` and its like open the files anew. Nobody gets through the directory to their names.
+        before.push_str(": >>$d/1;: >>$d/2;chmod 666 $d/1 $d/2;chmod 444 $d/0\n");
+        before.push_str(
+            &layer.map_or_else(String::new, |layer| format!("[ -z \"$k\" ]||{{ {} ;}} 2>>$d/2\n", give(layer))),
+        );
+    }
     // What is missing is told here, for the words of `cd` and `su` would be the command's own.
     let cwd = quote(command.cwd.as_deref().unwrap_or(b"/"));
     let user_missing = if user.is_none() { "" } else { "[ \"$k\" ]||id \"$u\" >/dev/null 2>&1||h=u\n" };

@@ -29,8 +29,8 @@ impl ConsoleSession {
         let dir = self.make_dir().await?;
         self.write_file(&dir, "cmd", &script::command(command)).await?;
         let (rows, columns) = (terminal.size.rows, terminal.size.cols);
-        let user = command.user.as_deref();
-        self.write_file(&dir, "fore", &script::foreground(&dir, user, &terminal.term, rows, columns)).await?;
+        let fore = script::foreground(&dir, self.user_of(command), &terminal.term, rows, columns);
+        self.write_file(&dir, "fore", &fore).await?;
 
         let lost = |e| of_shell(&e, Phase::Command);
         let mut typist = self.shell.console_mut().share();

@@ -315,5 +315,19 @@ async fn a_command_runs_as_another_user() {
         c.user = Some(user.to_owned());
         let (result, kept) = run(&mut g, c, b"").await;
         assert_eq!((code(result), String::from_utf8_lossy(&kept.out).trim()), (Exit::Code(0), "nobody"));
+        // The standard streams can be opened by name, and what is the workspace's copy is the user's own.
+        let layer = tempfile::tempdir().expect("directory");
+        std::fs::create_dir_all(layer.path().join("old/deep")).expect("directories");
+        std::fs::write(layer.path().join("old/.file"), "x").expect("file");
+        std::os::unix::fs::symlink("/", layer.path().join("root")).expect("link");
+        let mut g = guest(SHELLS[1], true).await;
+        g.session = g.session.with_layer(Some(layer.path().to_string_lossy().into_owned()));
+        let script = "cat /dev/stdin >/dev/stdout; echo error >/dev/stderr; cd \"$1\" && echo y >>old/.file && mkdir old/deep/new new";
+        let mut c = command(&["sh", "-c", script, "sh", &layer.path().to_string_lossy()]);
+        c.user = Some(user.to_owned());
+        let (result, kept) = run(&mut g, c, b"in").await;
+        let said = (String::from_utf8_lossy(&kept.out), String::from_utf8_lossy(&kept.err));
+        assert_eq!((code(result), said), (Exit::Code(0), ("in".into(), "error\n".into())));
+        assert!(layer.path().join("old/deep/new").is_dir());
     }
 }
