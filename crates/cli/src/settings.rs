@@ -3,6 +3,7 @@
 use std::{
     env as std_env,
     ffi::OsStr,
+    fs::Permissions,
     io::{self, IsTerminal},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
@@ -273,6 +274,11 @@ pub(crate) fn share(
 /// others of the host's users may get there.
 pub(crate) fn open_out(out: &Path, ours: bool, user: &str) -> Result<(), String> {
     if ours {
+        // Nobody else of this host's is to get there.
+        if let Some(run_dir) = out.parent() {
+            let closed = fs_err::set_permissions(run_dir, Permissions::from_mode(0o700));
+            closed.map_err(|e| format!("cannot close the run's directory to other users: {e}"))?;
+        }
         return out_dir::open_to_all(out).map_err(|e| format!("cannot open the output directory to {user}: {e}"));
     }
     let mode = fs_err::metadata(out).map_err(|e| format!("--out: {e}"))?.permissions().mode();

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! 00 host bridge   01 ISA, IDE   02 agent's port   03 the disk that is booted from, or its controller   04 network card
-//! 05 to 07 shares  08 random numbers  09 AHCI  0f SCSI  10 to 1f further virtio and NVMe disks, in order
+//! 05 to 07 shares  08 random numbers  09 AHCI  0a to 0e further shares  0f SCSI  10 to 1f further virtio and NVMe disks, in order
 //! ```
 //!
 //! These are the slots that QEMU itself gives to a machine with one disk.
@@ -22,6 +22,7 @@ const NIC: u8 = 0x04;
 const SHARES: u8 = 0x05;
 const RNG: u8 = 0x08;
 const AHCI: u8 = 0x09;
+const FURTHER_SHARES: u8 = 0x0a;
 const SCSI: u8 = 0x0f;
 const DISKS: u8 = 0x10;
 const LAST: u8 = 0x1f;
@@ -75,8 +76,7 @@ impl MachineConfig {
     }
 
     pub(super) fn share_slot(&self, at: usize) -> Option<Slot> {
-        let number = u8::try_from(at).ok().map(|at| SHARES + at).filter(|number| *number < RNG)?;
-        self.slot(number)
+        self.slot((SHARES..RNG).chain(FURTHER_SHARES..SCSI).nth(at)?)
     }
 
     pub(super) fn rng_slot(&self) -> Option<Slot> {
