@@ -79,7 +79,7 @@ test_another_user_has_its_streams_and_a_workspace() {
 test_another_user_in_an_image() {
     mkdir -p ws/tests
     echo before >ws/tests/file
-    bj --image "$(fixture debian-bookworm)" --login root:test --workspace-mode cow --user nobody -- sh -ec '
+    bj --image "$(fixture debian-bookworm)" --login root:belljar --workspace-mode cow --user nobody -- sh -ec '
         echo out >/dev/stdout; echo more >>tests/file; cat tests/file; echo new >new; echo left >"$BELLJAR_OUT/left"'
     want_code 0
     want_out out before more
