@@ -5,12 +5,15 @@ use std::time::{Duration, Instant};
 
 use belljar_proto::frame::FrameError;
 use belljar_proto::message::{
-    Announce, Exec, Leftovers, MODULES_TAG, Mount, Quiesce, Setup, ShutdownHow, Status, SyncFault, ToAgent, ToHost,
-    VERSION,
+    Announce, AskFiles, Exec, Leftovers, MODULES_TAG, Mount, Quiesce, Setup, ShutdownHow, Status, SyncFault, ToAgent,
+    ToHost, VERSION,
 };
 use rustix::io::Errno;
 use rustix::process::{WaitOptions, getpid};
 use rustix::system::RebootCommand;
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+};
 
 use crate::command::{Command, Step};
 use crate::devices::Awaited;
@@ -103,6 +106,28 @@ pub(crate) struct Agent {
     ending: Option<ShutdownHow>,
     /// Which command's output is read first in this turn, so that none is always last.
     turn: usize,
+    clock: ClockWatch,
+}
+
+/// Notices that somebody sets the guest's clock.
+#[derive(Default)]
+struct ClockWatch(Option<OwnedFd>);
+
+impl ClockWatch {
+    /// Whether it may have been set since this was asked last.
+    fn was_set(&mut self) -> bool {
+        // A timer that will never ring; setting the clock cancels it.
+        let watch = || -> Result<OwnedFd, Errno> {
+            let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+            let timer = timerfd_create(TimerfdClockId::Realtime, flags)?;
+            let never = Timespec { tv_sec: i64::from(i32::MAX) * 2, tv_nsec: 0 };
+            let never = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value: never };
+            timerfd_settime(&timer, TimerfdTimerFlags::ABSTIME | TimerfdTimerFlags::CANCEL_ON_SET, &never)?;
+            Ok(timer)
+        };
+        let before = std::mem::replace(&mut self.0, watch().ok());
+        before.is_none_or(|timer| rustix::io::read(&timer, &mut [0_u8; 8]) != Err(Errno::AGAIN))
+    }
 }
 
 impl Agent {
@@ -158,6 +183,7 @@ impl Agent {
             garbage: None,
             ending: None,
             turn: 0,
+            clock: ClockWatch::default(),
         })
     }
 
@@ -366,6 +392,10 @@ impl Agent {
                 let too_many = self.leftovers.len().saturating_sub(MAX_LEFTOVERS);
                 self.leftovers.drain(..too_many);
             } else {
+                if !std::mem::replace(&mut command.lingers, true) {
+                    let id = command.id;
+                    self.link.queue(&ToHost::Lingers(id));
+                }
                 at += 1;
             }
         }
@@ -497,6 +527,7 @@ impl Agent {
             ToAgent::Renew { fresh } => self.renew(fresh),
             ToAgent::AwaitDevice(wanted) => self.awaited = Some(Awaited::new(wanted)),
             ToAgent::Exec(exec) => self.exec(&exec),
+            ToAgent::Files(asked) => self.files(&asked),
             ToAgent::StdinEof(id) => {
                 if let Some(command) = self.command(id) {
                     command.end_input();
@@ -688,6 +719,17 @@ impl Agent {
             Err(Refused { what, errno }) => {
                 let id = exec.id;
                 self.link.queue(&ToHost::ExecFailed { id, what, errno });
+            }
+        }
+    }
+
+    fn files(&mut self, asked: &AskFiles) {
+        let clock_set = self.clock.was_set();
+        match Command::files(asked, clock_set) {
+            Ok(command) => self.commands.push(command),
+            Err(errno) => {
+                let (id, what) = (asked.id, "start a process that looks for files".to_owned());
+                self.link.queue(&ToHost::ExecFailed { id, what, errno: errno.raw_os_error() });
             }
         }
     }

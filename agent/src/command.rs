@@ -1,11 +1,15 @@
 //! A command that runs: its pipes or its terminal.
 
 use std::collections::VecDeque;
+use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use belljar_proto::frame::{Kind, MAX_PAYLOAD};
-use belljar_proto::message::{Exec, ExecId, Mount, Nonce, STDIN_WINDOW, Status, Stdio, ToHost, WindowSize};
+use belljar_proto::message::{
+    AskFiles, Exec, ExecId, LATE_BYTES, LATE_MOST, LATE_QUIET, Mount, Nonce, OutputEnd, STDIN_WINDOW, Status, Stdio,
+    ToHost, WindowSize,
+};
 use rustix::fs::{Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use rustix::process::Pid;
@@ -13,6 +17,7 @@ use rustix::pty::OpenptFlags;
 use rustix::termios::{InputModes, OptionalActions, SpecialCodeIndex, Winsize};
 
 use crate::link::Link;
+use crate::look;
 use crate::mounts;
 use crate::spawn::{self, Prepared, Refused, Streams};
 use crate::sys;
@@ -58,11 +63,9 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// agent, which on one processor costs more than the bytes do: a third of the throughput is left. Ordinary
 /// output never waits, so that standard output and error reach a person in the order in which they were written.
 const GATHER: Duration = Duration::from_millis(3);
-/// How long a stream is quiet before nothing more is expected of what an ended command left behind, such as the
-/// `tee` of a script's `exec > >(tee log)`, which still has the last lines.
-const QUIET: Duration = Duration::from_millis(200);
-/// How long such processes are listened to at most: one may write for ever.
-const GRACE: Duration = Duration::from_secs(1);
+/// The same as [`LATE_QUIET`] and [`LATE_MOST`] for a terminal: its processes are hung up when the command ends.
+const TERMINAL_QUIET: Duration = Duration::from_millis(200);
+const TERMINAL_MOST: Duration = Duration::from_secs(1);
 /// Room for what gathers, in bytes; the kernel's default would be full too soon.
 const PIPE_SIZE: usize = 1 << 20;
 
@@ -98,6 +101,12 @@ pub(crate) struct Command {
     status: Option<Status>,
     /// Until when what it left behind is listened to.
     grace: Option<Instant>,
+    /// The grace is over, and what was in the pipes then is counted.
+    closing: bool,
+    /// Bytes that were read since it ended.
+    late: u64,
+    /// The host knows that it has ended and its output has not.
+    pub(crate) lingers: bool,
     /// It could not be started, and the host knows.
     pub(crate) refused: bool,
     /// The terminal's other end.
@@ -124,6 +133,38 @@ impl Command {
         match &exec.stdio {
             Stdio::Pty { size, .. } => Self::on_terminal(exec, *size, prepared),
             Stdio::Pipes | Stdio::PipesNoStdin => Self::on_pipes(exec, prepared),
+        }
+    }
+
+    /// Answers a question after files, in a process of its own.
+    pub(crate) fn files(asked: &AskFiles, clock_set: bool) -> Result<Self, Errno> {
+        let (stdout, stdout_end) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+        rustix::io::ioctl_fionbio(&stdout, true)?;
+        let Some(pid) = sys::fork()? else {
+            drop(stdout);
+            let _ = rustix::process::setsid();
+            let mut out = std::io::BufWriter::with_capacity(MAX_PAYLOAD, std::fs::File::from(stdout_end));
+            let answered = look::answer(&asked.query, clock_set, &mut out).and_then(|()| out.flush());
+            sys::exit_now(i32::from(answered.is_err()))
+        };
+        Ok(Self::new(asked.id, asked.nonce, pid, vec![Output::new(stdout, Kind::Stdout)]))
+    }
+
+    fn new(id: ExecId, nonce: Nonce, pid: Pid, outputs: Vec<Output>) -> Self {
+        Self {
+            id,
+            nonce,
+            pid,
+            starting: None,
+            input: None,
+            outputs,
+            status: None,
+            grace: None,
+            closing: false,
+            late: 0,
+            lingers: false,
+            refused: false,
+            terminal: None,
         }
     }
 
@@ -159,18 +200,9 @@ impl Command {
             &Streams { stdin: stdin.as_fd(), stdout: stdout_end.as_fd(), stderr: stderr_end.as_fd(), terminal: false },
         )
         .map_err(|errno| Refused::new("fork", errno))?;
-        Ok(Self {
-            id: exec.id,
-            nonce: exec.nonce,
-            pid,
-            starting: Some((report, prepared)),
-            input,
-            outputs: vec![Output::new(stdout, Kind::Stdout), Output::new(stderr, Kind::Stderr)],
-            status: None,
-            grace: None,
-            refused: false,
-            terminal: None,
-        })
+        let outputs = vec![Output::new(stdout, Kind::Stdout), Output::new(stderr, Kind::Stderr)];
+        let new = Self::new(exec.id, exec.nonce, pid, outputs);
+        Ok(Self { starting: Some((report, prepared)), input, ..new })
     }
 
     fn on_terminal(exec: &Exec, size: WindowSize, prepared: Box<Prepared>) -> Result<Self, Refused> {
@@ -210,18 +242,9 @@ impl Command {
             &Streams { stdin: theirs.as_fd(), stdout: theirs.as_fd(), stderr: theirs.as_fd(), terminal: true },
         )
         .map_err(|errno| Refused::new("fork", errno))?;
-        Ok(Self {
-            id: exec.id,
-            nonce: exec.nonce,
-            pid,
-            starting: Some((report, prepared)),
-            input: Some(Input::new(input, true)),
-            outputs: vec![Output::new(output, Kind::Stdout)],
-            status: None,
-            grace: None,
-            refused: false,
-            terminal: Some(ours),
-        })
+        let new = Self::new(exec.id, exec.nonce, pid, vec![Output::new(output, Kind::Stdout)]);
+        let input = Some(Input::new(input, true));
+        Ok(Self { starting: Some((report, prepared)), input, terminal: Some(ours), ..new })
     }
 
     /// Tells the host how the start went, once that is known.
@@ -246,11 +269,18 @@ impl Command {
         }
     }
 
-    /// The child is gone. What is in its pipes now is still to be read, and what comes within a moment; no more, as a process
-    /// it left behind may write for ever.
+    /// The child is gone. What is in its pipes now is still to be read, and what processes that it left behind write, as long as
+    /// they do, but not for ever.
     pub(crate) fn ended(&mut self, status: Status) {
         self.status = Some(status);
-        self.grace = Some(Instant::now() + GRACE);
+        let most = if self.terminal.is_some() { TERMINAL_MOST } else { LATE_MOST };
+        self.grace = Some(Instant::now() + most);
+        // Its silence before the end says nothing of what comes after it.
+        self.outputs.iter_mut().for_each(|output| output.quiet_since = None);
+        self.count_rest();
+    }
+
+    fn count_rest(&mut self) {
         for output in &mut self.outputs {
             output.rest = if self.terminal.is_some() {
                 TERMINAL_REST
@@ -268,6 +298,10 @@ impl Command {
     pub(crate) fn pump(&mut self, at: usize, link: &mut Link) -> Step {
         let ended = self.has_ended();
         let listens = self.grace.is_none_or(|until| Instant::now() < until);
+        if !listens && !self.closing {
+            self.closing = true;
+            self.count_rest();
+        }
         let Some(output) = self.outputs.get_mut(at) else {
             return Step::Dry;
         };
@@ -311,7 +345,14 @@ impl Command {
                 if ended {
                     output.held_until = None;
                 }
-                if output.held_until.is_some() { Step::Dry } else { Step::On }
+                let step = if output.held_until.is_some() { Step::Dry } else { Step::On };
+                if ended {
+                    self.late += read as u64;
+                    if self.late > LATE_BYTES && !self.closing {
+                        self.grace = Some(Instant::now());
+                    }
+                }
+                step
             }
         }
     }
@@ -323,13 +364,27 @@ impl Command {
         if self.refused || !drained || self.quiet_at().is_some_and(|at| Instant::now() < at) {
             return None;
         }
-        Some(ToHost::Exited { id: self.id, nonce: self.nonce, status })
+        let now = Instant::now();
+        let quiet = self.quiet();
+        let is_quiet = |output: &Output| output.quiet_since.is_some_and(|since| now >= since + quiet);
+        let output = if self.outputs.is_empty() {
+            OutputEnd::Whole
+        } else if self.outputs.iter().all(is_quiet) {
+            OutputEnd::LeftOpen
+        } else {
+            OutputEnd::Cut
+        };
+        Some(ToHost::Exited { id: self.id, nonce: self.nonce, status, output })
+    }
+
+    fn quiet(&self) -> Duration {
+        if self.terminal.is_some() { TERMINAL_QUIET } else { LATE_QUIET }
     }
 
     /// When nothing more is expected of what an ended command left behind.
     pub(crate) fn quiet_at(&self) -> Option<Instant> {
-        let grace = self.grace?;
-        self.outputs.iter().map(|output| output.quiet_since.map_or(grace, |since| grace.min(since + QUIET))).max()
+        let (grace, quiet) = (self.grace?, self.quiet());
+        self.outputs.iter().map(|output| output.quiet_since.map_or(grace, |since| grace.min(since + quiet))).max()
     }
 
     /// Pipes that a process left behind may still write to. A terminal is hung up instead.

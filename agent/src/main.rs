@@ -17,6 +17,7 @@ mod job;
 mod kmsg;
 mod leftovers;
 mod link;
+mod look;
 mod modules;
 mod mounts;
 mod owner;

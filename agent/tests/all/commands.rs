@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 
-use belljar_proto::message::{Status, Stdio, ToAgent, ToHost, WindowSize};
+use belljar_proto::message::{OutputEnd, Status, Stdio, ToAgent, ToHost, WindowSize};
 
 use crate::peer::{Peer, exec};
 
@@ -180,7 +180,8 @@ fn users_are_switched() {
 fn a_process_left_behind_does_not_hold_the_end_up() {
     let mut peer = Peer::greeted();
     let ran = peer.sh(1, "sleep 60 & echo $!");
-    assert_eq!(ran.status, Some(Status::Code(0)));
+    assert_eq!((ran.status, ran.output), (Some(Status::Code(0)), Some(OutputEnd::LeftOpen)));
+    assert!(ran.lingers);
     let left_behind = ran.text().trim().to_owned();
     // It lives on, and may write.
     let ran = peer.sh(2, &format!("kill -0 {left_behind} && kill {left_behind}"));
@@ -191,7 +192,7 @@ fn a_process_left_behind_does_not_hold_the_end_up() {
 fn a_process_left_behind_that_floods_does_not_hold_the_end_up_and_is_ended() {
     let mut peer = Peer::greeted();
     let ran = peer.sh(1, "yes >&2 & echo $!");
-    assert_eq!(ran.status, Some(Status::Code(0)));
+    assert_eq!((ran.status, ran.output), (Some(Status::Code(0)), Some(OutputEnd::Cut)));
     // By a closed pipe, once it has written more than anybody would. Who reaps it is another matter.
     let ran = peer.sh(
         2,
@@ -205,9 +206,24 @@ fn the_last_lines_of_a_tee_are_not_lost() {
     let mut peer = Peer::greeted();
     for id in 1..=20 {
         let ran = peer.run(exec(id, &["bash", "-c", "exec > >(tee /dev/null) 2>&1; seq 2000"]));
-        assert_eq!(ran.status, Some(Status::Code(0)));
+        assert_eq!((ran.status, ran.output), (Some(Status::Code(0)), Some(OutputEnd::Whole)));
         assert!(ran.text().ends_with("\n2000\n"), "{:?}", ran.text().len());
     }
+}
+
+/// Silent for two seconds in which nobody waits for it, and slow after that.
+#[test]
+fn a_filter_that_outlives_its_command_is_heard_out() {
+    let mut peer = Peer::greeted();
+    let filter = "sleep 2; while read -r line; do sleep 0.3; echo \"$line\"; done";
+    // The command itself has been silent for long before it ends.
+    let script = format!("exec > >({filter}) 2>&1; seq 5; sleep 6");
+    let ran = peer.run(exec(1, &["bash", "-c", &script]));
+    assert_eq!((ran.status, ran.output), (Some(Status::Code(0)), Some(OutputEnd::Whole)));
+    assert_eq!(ran.text(), "1\n2\n3\n4\n5\n");
+    let ran = peer.run(exec(2, &["bash", "-c", &script.replace("; sleep 6", "; exit 3")]));
+    assert_eq!((ran.status, ran.output, ran.lingers), (Some(Status::Code(3)), Some(OutputEnd::Whole), true));
+    assert_eq!(ran.text(), "1\n2\n3\n4\n5\n");
 }
 
 #[test]

@@ -3,5 +3,6 @@
 mod peer;
 
 mod commands;
+mod files;
 mod flow;
 mod sessions;

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio as ProcessStdio};
 use std::time::Duration;
 
 use belljar_proto::frame::{Decoder, Encoder, Frame, Kind, from_bytes};
-use belljar_proto::message::{Exec, Nonce, Status, Stdio, ToAgent, ToHost, VERSION};
+use belljar_proto::message::{Exec, Nonce, OutputEnd, Status, Stdio, ToAgent, ToHost, VERSION};
 
 pub(crate) const NONCE: Nonce = Nonce(*b"0123456789abcdef");
 
@@ -136,15 +136,19 @@ impl Peer {
                 Kind::Stdout => ran.stdout.extend_from_slice(&frame.payload),
                 Kind::Stderr => ran.stderr.extend_from_slice(&frame.payload),
                 _ => match from_bytes(&frame.payload).unwrap() {
-                    ToHost::Exited { id: of, nonce, status } => {
+                    ToHost::Exited { id: of, nonce, status, output } => {
                         assert_eq!((of, nonce), (id, NONCE));
                         ran.status = Some(status);
+                        ran.output = Some(output);
                         return ran;
                     }
                     ToHost::ExecFailed { id: of, what, errno } => {
                         assert_eq!(of, id);
                         ran.failed = Some((what, errno));
                         return ran;
+                    }
+                    ToHost::Lingers(of) => {
+                        assert_eq!((of, std::mem::replace(&mut ran.lingers, true)), (id, false));
                     }
                     ToHost::Started { .. } | ToHost::StdinClosed(_) | ToHost::StdinCredit { .. } => {}
                     other => panic!("unexpected {other:?}"),
@@ -171,6 +175,9 @@ pub(crate) struct Ran {
     pub(crate) stderr: Vec<u8>,
     pub(crate) status: Option<Status>,
     pub(crate) failed: Option<(String, i32)>,
+    /// Whether the host was told that the command ended and its output did not.
+    pub(crate) lingers: bool,
+    pub(crate) output: Option<OutputEnd>,
 }
 
 impl Ran {

@@ -264,10 +264,13 @@ pub(crate) fn share(
     let out = args.out.clone().unwrap_or_else(|| run_dir.file(run_dir::OUT));
     if dry_run && !out.exists() {
         let out = std::path::absolute(&out).map_err(|e| format!("--out: {e}"))?;
-        return Ok(ShareSpec { workspace, out, modules: None });
+        return Ok(ShareSpec { workspace, out, out_wanted: args.out.is_some(), modules: None });
     }
     fs_err::create_dir_all(&out).map_err(|e| format!("cannot make the output directory: {e}"))?;
-    Ok(ShareSpec { workspace, out: directory("--out", &out)?, modules: None })
+    let out = directory("--out", &out)?;
+    let access = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
+    rustix::fs::access(&out, access).map_err(|e| format!("--out {}: nothing can be put there: {e}", out.display()))?;
+    Ok(ShareSpec { workspace, out, out_wanted: args.out.is_some(), modules: None })
 }
 
 /// Lets a command that does not run as root leave files in the output directory. A directory that the user named keeps its mode, for

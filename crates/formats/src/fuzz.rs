@@ -21,7 +21,7 @@ fn weigh(results: &Results) {
         assert!(case.message.as_ref().is_none_or(|m| m.len() <= MAX_MESSAGE));
     }
     for exit in [Exit::Code(0), Exit::Code(1), Exit::Code(77), Exit::Signal { number: 9, core: false }] {
-        if judge(exit, results, 77).0 == Verdict::Pass {
+        if judge(exit, results, false, None).0 == Verdict::Pass {
             assert_eq!(exit, Exit::Code(0));
             assert!(results.problems.is_empty() && results.dropped_bad == 0);
             assert!(results.cases.iter().all(|c| !c.result.is_bad()));

@@ -25,12 +25,21 @@ pub struct Results {
     pub dropped_bad: u64,
     /// What is wrong with what was read; with any of these the test did not pass.
     pub problems: Vec<String>,
+    /// Results that a test which ran would have left and this one did not. As bad as a problem, unless the test says by its exit
+    /// code that it does not apply.
+    pub absent: Option<String>,
     /// The test says that it does not apply at all, for this reason.
     pub skipped: Option<String>,
     message_bytes: usize,
 }
 
 impl Results {
+    /// Those of a test that should have left some.
+    #[must_use]
+    pub fn lacking(why: impl Into<String>) -> Self {
+        Self { absent: Some(why.into()), ..Self::default() }
+    }
+
     /// Whether anything is in them at all.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -47,6 +56,7 @@ impl Results {
         for problem in other.problems {
             self.problem(problem);
         }
+        self.absent = self.absent.take().or(other.absent);
         self.skipped = self.skipped.take().or(other.skipped);
     }
 
@@ -69,7 +79,8 @@ impl Results {
         self.cases.push(case);
     }
 
-    pub(crate) fn problem(&mut self, what: impl Into<String>) {
+    /// Something is wrong with what was read, or was not read.
+    pub fn problem(&mut self, what: impl Into<String>) {
         if self.problems.len() < MAX_PROBLEMS {
             let what: String = what.into();
             self.problems.push(keep_start(&what, MAX_MESSAGE / 4).to_owned());
@@ -83,38 +94,43 @@ impl Results {
 
 /// The verdict on a test that ended with `exit` and wrote `results`, and what to tell of it.
 ///
-/// It passes only if it exited with 0, at least one case passed, none was bad, and nothing is wrong with the results.
-/// `skip_code` is the exit code by which it says that it does not apply (77; kselftest's is 4).
+/// It passes only if it exited with 0, at least one case passed, none was bad, and nothing is wrong with the results. `skips`: its
+/// exit code says that it does not apply; that it is believed only where no case passed or failed. `said` is the last line of its
+/// output, the reason where the results give none.
 #[must_use]
-pub fn judge(exit: Exit, results: &Results, skip_code: u8) -> (Verdict, Option<String>) {
+pub fn judge(exit: Exit, results: &Results, skips: bool, said: Option<&str>) -> (Verdict, Option<String>) {
     let total = results.cases.len() as u64 + results.dropped;
-    let bad = results.count(SubVerdict::is_bad) + results.dropped_bad;
+    let passed = results.count(|r| r == SubVerdict::Pass);
+    // What did not run, in a test that says that it does not apply.
+    let excused = |r: SubVerdict| skips && r == SubVerdict::Missing;
+    let counts = |r: SubVerdict| r.is_bad() && !excused(r);
+    let bad = if passed > 0 { results.count(SubVerdict::is_bad) } else { results.count(counts) } + results.dropped_bad;
     if bad > 0 {
         let named: Vec<&str> =
             results.cases.iter().filter(|c| c.result.is_bad()).take(NAMED).map(|c| c.name.as_str()).collect();
         let more = if bad > named.len() as u64 { ", …" } else { "" };
         let mut message = format!("{bad} of {total} cases failed: {}{more}", named.join(", "));
-        for problem in &results.problems {
+        for problem in results.problems.iter().chain(&results.absent) {
             message.push('\n');
             message.push_str(problem);
         }
         return (Verdict::Fail(exit), Some(message));
     }
-    if !results.problems.is_empty() {
-        return (Verdict::Fail(exit), Some(results.problems.join("\n")));
+    if skips && passed == 0 && results.problems.is_empty() {
+        let of_a_case =
+            || results.cases.iter().filter(|c| c.result == SubVerdict::Skip).find_map(|c| c.message.clone());
+        let why = results.skipped.clone().or_else(of_a_case).or_else(|| said.map(str::to_owned));
+        return (Verdict::Skip(why.unwrap_or_else(|| exit.to_string())), None);
     }
-    match exit {
-        Exit::Code(0) => {}
-        Exit::Code(code) if code == skip_code && results.count(|r| r == SubVerdict::Pass) == 0 => {
-            let why = results.skipped.clone().unwrap_or_else(|| format!("exit code {code}"));
-            return (Verdict::Skip(why), None);
-        }
-        Exit::Code(_) | Exit::Signal { .. } => {
-            let message = if total > 0 { Some(format!("no case failed of {total}, but: {exit}")) } else { None };
-            return (Verdict::Fail(exit), message);
-        }
+    if results.absent.is_some() || !results.problems.is_empty() {
+        let all: Vec<&str> = results.problems.iter().chain(&results.absent).map(String::as_str).collect();
+        return (Verdict::Fail(exit), Some(all.join("\n")));
     }
-    if results.count(|r| r == SubVerdict::Pass) > 0 || results.dropped > results.dropped_bad {
+    if exit != Exit::Code(0) {
+        let message = if total > 0 { Some(format!("no case failed of {total}, but: {exit}")) } else { None };
+        return (Verdict::Fail(exit), message);
+    }
+    if passed > 0 || results.dropped > results.dropped_bad {
         return (Verdict::Pass, None);
     }
     if let Some(why) = &results.skipped {
@@ -147,24 +163,35 @@ mod tests {
     #[test]
     fn what_passes_nothing_is_no_pass() {
         let exit = Exit::Code(0);
-        assert!(matches!(judge(exit, &with(&[]), 77).0, Verdict::Fail(_)));
-        assert!(matches!(judge(exit, &with(&[SubVerdict::Skip]), 77).0, Verdict::Skip(_)));
-        assert!(matches!(judge(exit, &with(&[SubVerdict::ExpectedFail]), 77).0, Verdict::Skip(_)));
-        assert_eq!(judge(exit, &with(&[SubVerdict::Pass, SubVerdict::Skip]), 77).0, Verdict::Pass);
+        assert!(matches!(judge(exit, &with(&[]), false, None).0, Verdict::Fail(_)));
+        assert!(matches!(judge(exit, &with(&[SubVerdict::Skip]), false, None).0, Verdict::Skip(_)));
+        assert!(matches!(judge(exit, &with(&[SubVerdict::ExpectedFail]), false, None).0, Verdict::Skip(_)));
+        assert_eq!(judge(exit, &with(&[SubVerdict::Pass, SubVerdict::Skip]), false, None).0, Verdict::Pass);
     }
 
     #[test]
     fn messages_name_the_first_failures() {
-        let (verdict, message) = judge(Exit::Code(0), &with(&[SubVerdict::Fail; 5]), 77);
+        let (verdict, message) = judge(Exit::Code(0), &with(&[SubVerdict::Fail; 5]), false, None);
         assert_eq!(verdict, Verdict::Fail(Exit::Code(0)));
         assert_eq!(message.as_deref(), Some("5 of 5 cases failed: c0, c1, c2, …"));
     }
 
     #[test]
-    fn the_skip_code_skips_only_what_passed_nothing() {
-        assert!(matches!(judge(Exit::Code(77), &with(&[]), 77).0, Verdict::Skip(_)));
-        assert!(matches!(judge(Exit::Code(77), &with(&[SubVerdict::Pass]), 77).0, Verdict::Fail(_)));
-        assert!(matches!(judge(Exit::Code(4), &with(&[]), 77).0, Verdict::Fail(_)));
+    fn the_skip_code_skips_only_what_neither_passed_nor_failed() {
+        let exit = Exit::Code(77);
+        let told = |cases: &[SubVerdict], skips| judge(exit, &with(cases), skips, Some("no such device")).0;
+        let skip = Verdict::Skip("no such device".into());
+        assert_eq!(told(&[], true), skip);
+        assert_eq!(told(&[SubVerdict::Skip, SubVerdict::Missing], true), skip);
+        for ran in [SubVerdict::Pass, SubVerdict::Fail, SubVerdict::Error] {
+            assert_eq!(told(&[ran, SubVerdict::Missing], true), Verdict::Fail(exit), "{ran:?}");
+        }
+        assert_eq!(told(&[], false), Verdict::Fail(exit));
+        let mut none = Results::lacking("there is no TAP");
+        assert_eq!(judge(exit, &none, true, None).0, Verdict::Skip("exit code 77".into()));
+        assert_eq!(judge(exit, &none, false, None), (Verdict::Fail(exit), Some("there is no TAP".into())));
+        none.problem("Bail out!");
+        assert_eq!(judge(exit, &none, true, None).0, Verdict::Fail(exit));
     }
 
     proptest! {
@@ -174,6 +201,8 @@ mod tests {
             killed in any::<bool>(),
             cases in prop::collection::vec(0..6_usize, 0..6),
             problem in any::<bool>(),
+            absent in any::<bool>(),
+            skips in any::<bool>(),
         ) {
             const ALL: [SubVerdict; 6] = [
                 SubVerdict::Pass, SubVerdict::Fail, SubVerdict::Error,
@@ -184,10 +213,11 @@ mod tests {
             if problem {
                 results.problem("odd");
             }
+            results.absent = absent.then(|| "there is none".to_owned());
             let exit = if killed { Exit::Signal { number: 9, core: false } } else { Exit::Code(code) };
-            let good = exit == Exit::Code(0) && !problem
+            let good = exit == Exit::Code(0) && !problem && !absent
                 && cases.contains(&SubVerdict::Pass) && !cases.iter().any(|c| c.is_bad());
-            prop_assert_eq!(judge(exit, &results, 77).0 == Verdict::Pass, good);
+            prop_assert_eq!(judge(exit, &results, skips, None).0 == Verdict::Pass, good);
         }
     }
 }

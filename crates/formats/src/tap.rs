@@ -62,6 +62,8 @@ struct Level {
     dropped_bad: u64,
     /// What is wrong at this level and under it.
     problems: Vec<String>,
+    /// Fewer results than planned.
+    short: Option<String>,
     /// Results of nested tests that wait for their parent's point.
     children: Option<Children>,
 }
@@ -115,7 +117,9 @@ impl TapParser {
             take_in(&mut top, orphans, None, false);
         }
         let seen_any = top.count > 0 || top.plan.is_some() || !top.cases.is_empty();
-        let skipped = check_plan(&mut top, seen_any, true);
+        let skipped = check_plan(&mut top, seen_any);
+        let planned_more = top.short.take();
+        self.results.absent = if seen_any { planned_more } else { Some("there is no TAP in the output".to_owned()) };
         for case in top.cases {
             self.results.add(case);
         }
@@ -202,7 +206,8 @@ impl TapParser {
             level.problems.push("nested tests are not followed by the result of their parent".into());
             take_in(&mut level, orphans, None, false);
         }
-        let skipped = check_plan(&mut level, true, self.dialect == Dialect::Tap);
+        let skipped = check_plan(&mut level, self.dialect == Dialect::Tap);
+        level.problems.extend(level.short.take());
         let children = self.top().children.get_or_insert_default();
         children.cases.append(&mut level.cases);
         children.problems.append(&mut level.problems);
@@ -333,20 +338,23 @@ fn take_in(level: &mut Level, children: Children, parent: Option<&str>, excused:
 }
 
 /// Holds the plan against what was seen; gives the reason if the plan skips all.
-fn check_plan(level: &mut Level, seen_any: bool, needed: bool) -> Option<String> {
+fn check_plan(level: &mut Level, needed: bool) -> Option<String> {
     let Some(plan) = level.plan.take() else {
         // The kernel's nested tests need none: their parent's result is their end.
         if needed {
-            let what =
-                if seen_any { "there is no plan: the output may be cut off" } else { "there is no TAP in the output" };
-            level.problems.push(what.into());
+            level.problems.push("there is no plan: the output may be cut off".into());
         }
         return None;
     };
     if plan.count == level.count {
         return (plan.count == 0).then(|| plan.skip.unwrap_or_else(|| "the plan is 1..0".into()));
     }
-    level.problems.push(format!("{} results were planned, and there are {}", plan.count, level.count));
+    let mismatch = format!("{} results were planned, and there are {}", plan.count, level.count);
+    if level.count < plan.count {
+        level.short = Some(mismatch);
+    } else {
+        level.problems.push(mismatch);
+    }
     let mut named = 0;
     let mut number = 1;
     while number <= plan.count && named < MAX_MISSING && number <= MAX_NUMBERS as u64 {

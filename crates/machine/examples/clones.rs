@@ -262,7 +262,7 @@ fn place_of(dir: &Path, number: u32) -> std::io::Result<(ShareSpec, Place)> {
         qemu_command: run_dir.join("qemu.cmd"),
         run_dir,
     };
-    Ok((ShareSpec { workspace: None, out, modules: None }, place))
+    Ok((ShareSpec { workspace: None, out, out_wanted: false, modules: None }, place))
 }
 
 /// MiB that only this process has.

@@ -238,7 +238,13 @@ pub(crate) async fn finish(
                 if let Some(identity) = &identity {
                     enter::assume(&mut shell, identity, &limits).await?;
                 }
-                let exchange = enter::mount_by_shell(&mut shell, share, &limits).await?;
+                let exchange = match enter::mount_by_shell(&mut shell, share, &limits).await? {
+                    Ok(exchange) => Some(exchange),
+                    Err(why) => {
+                        tell(EventKind::Warning { message: format!("{why}\n{}", share::OUT_IS_LOST) });
+                        None
+                    }
+                };
                 let session = ConsoleSession::new(*shell, exchange, limits.factor());
                 Ok(Session::Console(Box::new(session.with_layer(share.layer().map(str::to_owned)))))
             }
@@ -448,7 +454,8 @@ async fn finish_setup(
         if spec.required() && mount.tag != share::MODULES_TAG {
             return Err(Lost::host(said));
         }
-        tell(EventKind::Warning { message: said });
+        let lost = if mount.tag == share::OUT_TAG { format!("\n{}", share::OUT_IS_LOST) } else { String::new() };
+        tell(EventKind::Warning { message: said + &lost });
     }
     Ok(session)
 }

@@ -169,8 +169,7 @@ pub(crate) async fn set_up(
     );
     let since = Instant::now();
     let inputs = layer.set_up.inputs()?;
-    let plan =
-        way.plan.with_share(ShareSpec { workspace: Some(inputs), out: way.plan.share.out.clone(), modules: None });
+    let plan = way.plan.with_share(ShareSpec { workspace: Some(inputs), modules: None, ..way.plan.share.clone() });
     let Copied { base, making, ram, disks } = match copied(parent.template, making, plan.ram_size()).await? {
         Ok(copied) => copied,
         Err((_, why)) => return refuse(format!("its template cannot be copied: {why}"), observe),

@@ -4,7 +4,7 @@
 
 use std::fmt::Write as _;
 
-use belljar_model::{CrashKind, EventKind, Phase};
+use belljar_model::{CrashKind, EventKind, Fault, Phase, Verdict};
 use belljar_proto::message::{Identity, MountMode};
 
 use crate::{
@@ -54,14 +54,18 @@ pub(crate) async fn start_agent(shell: &mut Shell, place: AgentPlace, limits: &L
     Ok(AgentStart::CannotRun { why: format!("the agent does not run in this guest: exit code {}, {said}", reply.code) })
 }
 
-/// Mounts the shares without the agent; gives where files for both sides are, if anywhere.
+/// Mounts the shares without the agent; gives where files for both sides are, or why nobody needs them to be anywhere.
 pub(crate) async fn mount_by_shell(
     shell: &mut Shell,
     spec: &ShareSpec,
     limits: &Limits,
-) -> Result<Option<Exchange>, Lost> {
-    if let Err(lost) = mount(shell, share::OUT_TAG, share::OUT_PATH, "rw", limits).await {
-        return if spec.required() { Err(lost) } else { Ok(None) };
+) -> Result<Result<Exchange, String>, Lost> {
+    match mount(shell, share::OUT_TAG, share::OUT_PATH, "rw", limits).await {
+        Ok(()) => {}
+        Err(Lost { verdict: Verdict::Error(Fault::Host { message }), .. }) if !spec.required() => {
+            return Ok(Err(message));
+        }
+        Err(lost) => return Err(lost),
     }
     if let Some(workspace) = &spec.workspace {
         let at = &workspace.mount_at;
@@ -89,7 +93,7 @@ pub(crate) async fn mount_by_shell(
             }
         }
     }
-    Ok(Some(Exchange { host: spec.out.clone(), guest: share::OUT_PATH.into() }))
+    Ok(Ok(Exchange { host: spec.out.clone(), guest: share::OUT_PATH.into() }))
 }
 
 async fn mount(shell: &mut Shell, tag: &str, at: &str, mode: &str, limits: &Limits) -> Result<(), Lost> {
@@ -110,10 +114,9 @@ async fn mount(shell: &mut Shell, tag: &str, at: &str, mode: &str, limits: &Limi
     let said = crate::console::sanitize::sanitize_line(&reply.output);
     let known = run(shell, "grep -qw 9p /proc/filesystems && ls /sys/bus/virtio/drivers/9pnet_virtio", limits).await?;
     if known.code != 0 {
+        let (what, advice) = (share::what(tag), share::NO_9P);
         return Err(Lost::host(format!(
-            "the guest's kernel has no 9p file system over virtio, so it cannot be given the workspace ({said}). Debian's \
-             cloud kernel and the RHEL family have none; use an image with a kernel that has the modules 9p and \
-             9pnet_virtio"
+            "the guest's kernel has no 9p file system over virtio, so it cannot be given {what} ({said}). {advice}"
         )));
     }
     Err(Lost::host(format!("the guest could not mount the share {tag} at {at}: {said}")))

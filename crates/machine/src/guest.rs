@@ -12,7 +12,10 @@ use std::{
 };
 
 use belljar_model::{CrashKind, EventKind, Exit, Phase, Verdict};
-use belljar_proto::message::{Exec, Leftovers, Nonce, ShutdownHow, Status, Stdio, SyncFault};
+use belljar_proto::{
+    files::FileQuery,
+    message::{Exec, Leftovers, Nonce, ShutdownHow, Status, Stdio, SyncFault},
+};
 use tokio::{
     io::{AsyncRead, ReadBuf},
     sync::mpsc,
@@ -290,6 +293,38 @@ impl Guest {
             Ok(exit) => Ok(exit),
             Err(lost) => Err(self.explain(lost, Phase::Command).await),
         }
+    }
+
+    /// Asks the agent for files, whose answer goes to `sink`; gives `false` where there is no agent that could be asked.
+    ///
+    /// # Errors
+    /// A [`Lost`] where there is no whole answer.
+    pub async fn files(
+        &mut self,
+        query: FileQuery,
+        sink: &mut dyn OutputSink,
+        observe: Observe<'_>,
+    ) -> Result<bool, Lost> {
+        let Session::Agent(session) = &mut self.session else { return Ok(false) };
+        let nonce = nonce()?;
+        let ended = tokio::select! {
+            biased;
+            ended = session.files(query, nonce, sink) => ended.map_err(|e| of_session(e, Phase::Command)),
+            lost = self.watch.trouble(Phase::Command, observe) => Err(lost),
+        };
+        match ended {
+            Ok(Status::Code(0)) => Ok(true),
+            Ok(status) => Err(Lost::host(format!(
+                "the agent could not say which files the test left: its process ended with {status:?}"
+            ))),
+            Err(lost) => Err(self.explain(lost, Phase::Command).await),
+        }
+    }
+
+    /// Whether an agent runs in it, not only a shell.
+    #[must_use]
+    pub fn has_agent(&self) -> bool {
+        matches!(self.session, Session::Agent(_))
     }
 
     /// Kills what [`Guest::exec`] left running, as well as it can within a few seconds.

@@ -37,21 +37,32 @@ pub fn mounts(spec: &ShareSpec) -> Vec<Mount> {
     mounts
 }
 
-/// A person's words for a share that could not be mounted.
-#[must_use]
-pub fn explain(mount: &Mount, fault: &MountFault) -> String {
-    let what = match mount.tag.as_str() {
+/// What to do about a guest without 9p.
+pub(crate) const NO_9P: &str = "Debian's cloud kernel and the RHEL family have none; use a kernel that has the modules 9p and \
+                                9pnet_virtio, or do without shares: --workspace none, and no --out";
+
+/// What a guest is told of that has no output directory although nobody asked for one.
+pub(crate) const OUT_IS_LOST: &str = "what the command writes to $BELLJAR_OUT stays in the guest and ends with it";
+
+/// What a person calls a share.
+pub(crate) fn what(tag: &str) -> &str {
+    match tag {
         WORKSPACE_TAG => "the workspace",
         OUT_TAG => "the output directory",
         MODULES_TAG => "its modules",
+        CONTROL_TAG => "the directory that holds its agent",
         other => other,
-    };
+    }
+}
+
+/// A person's words for a share that could not be mounted.
+#[must_use]
+pub fn explain(mount: &Mount, fault: &MountFault) -> String {
+    let what = what(&mount.tag);
     match fault {
-        MountFault::No9p { detail } => format!(
-            "the guest's kernel cannot mount {what}: it has no 9p file system over virtio ({detail}). Debian's cloud \
-             kernel and the RHEL family have none; use a kernel that has the modules 9p and 9pnet_virtio, or do \
-             without a share: --workspace none"
-        ),
+        MountFault::No9p { detail } => {
+            format!("the guest's kernel cannot mount {what}: it has no 9p file system over virtio ({detail}). {NO_9P}")
+        }
         MountFault::NoOverlay { detail } if mount.tag == MODULES_TAG => {
             format!("the guest's kernel has no overlayfs, by which it gets its modules ({detail})")
         }
@@ -70,7 +81,9 @@ mod tests {
 
     #[test]
     fn the_output_directory_is_always_there() {
-        let none = ShareSpec { workspace: None, out: "/o".into(), modules: None };
+        let none = ShareSpec { workspace: None, out: "/o".into(), out_wanted: false, modules: None };
+        assert!(!none.required());
+        assert!(ShareSpec { out_wanted: true, ..none.clone() }.required());
         assert_eq!(mounts(&none).len(), 1);
         let both = ShareSpec {
             workspace: Some(Workspace {

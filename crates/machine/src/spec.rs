@@ -165,6 +165,8 @@ pub struct ShareSpec {
     pub workspace: Option<Workspace>,
     /// Host directory behind `$BELLJAR_OUT`; it exists.
     pub out: PathBuf,
+    /// Somebody asked for what is written there: a guest that cannot have it is of no use.
+    pub out_wanted: bool,
     /// The kernel's modules, for a root that has none; [`crate::plan`] finds them.
     pub modules: Option<KernelModules>,
 }
@@ -179,10 +181,11 @@ pub struct KernelModules {
 }
 
 impl ShareSpec {
-    /// Whether the guest needs any share at all; without a workspace a guest that has no 9p is welcome too.
+    /// Whether the guest needs any share at all; where neither a workspace nor the output directory was asked for, a guest that
+    /// has no 9p is welcome too.
     #[must_use]
     pub fn required(&self) -> bool {
-        self.workspace.is_some()
+        self.workspace.is_some() || self.out_wanted
     }
 
     /// Directories that the guest writes to.

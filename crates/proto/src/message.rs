@@ -1,7 +1,11 @@
 //! What the two sides say. Each message travels as the payload of one frame (see [`crate::frame`]),
 //! encoded with postcard; bulk output travels as raw payloads, so that a byte of output costs a byte.
 
+use core::time::Duration;
+
 use serde::{Deserialize, Serialize};
+
+use crate::files::FileQuery;
 
 /// The name of the virtio port the agent looks for (`/sys/class/virtio-ports/*/name`).
 pub const PORT_NAME: &str = "belljar.agent";
@@ -44,6 +48,9 @@ pub enum ToAgent {
     AwaitDevice(WantedDevice),
     /// Starts a command. Answered by [`ToHost::Started`] or [`ToHost::ExecFailed`].
     Exec(Box<Exec>),
+    /// Asks for files, in a process of the agent's own. The answer comes as the output of a command, with [`ToHost::Exited`] at its
+    /// end.
+    Files(Box<AskFiles>),
     /// No more standard input for this command.
     StdinEof(ExecId),
     /// Sends a signal to the command's process group.
@@ -225,6 +232,17 @@ pub struct Exec {
     pub stdio: Stdio,
 }
 
+/// A question after files.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AskFiles {
+    /// Number of this question, as of a command.
+    pub id: ExecId,
+    /// As in [`Exec::nonce`].
+    pub nonce: Nonce,
+    /// What is asked.
+    pub query: FileQuery,
+}
+
 /// Where a command's standard streams go.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Stdio {
@@ -264,6 +282,25 @@ pub enum Status {
     },
 }
 
+/// How the output of a command that ended came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OutputEnd {
+    /// Nobody has it open any more: it is whole.
+    Whole,
+    /// Processes that the command left behind have it open, and nothing came for [`LATE_QUIET`]. What they still write is lost.
+    LeftOpen,
+    /// They were still writing after [`LATE_MOST`], or had written [`LATE_BYTES`]: it is cut off.
+    Cut,
+}
+
+/// How long the output of an ended command may be silent before nothing more is expected of the processes that have it open, such
+/// as the filter of a script's `exec > >(filter)`.
+pub const LATE_QUIET: Duration = Duration::from_secs(5);
+/// How long such processes are listened to at most: one may write for ever.
+pub const LATE_MOST: Duration = Duration::from_secs(30);
+/// How many bytes of theirs are taken at most.
+pub const LATE_BYTES: u64 = 64 << 20;
+
 /// From the agent to Belljar.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToHost {
@@ -294,8 +331,10 @@ pub enum ToHost {
         /// directory that is missing, which says nothing of the program.
         errno: i32,
     },
-    /// The command ended, and all that it wrote before has been sent. Processes that it left behind with its output open are
-    /// listened to for a moment more, and not awaited.
+    /// The command ended, but processes that it left behind have its output open: they are listened to for a while
+    /// ([`LATE_QUIET`], [`LATE_MOST`]). How it ended comes after that, with [`ToHost::Exited`].
+    Lingers(ExecId),
+    /// The command ended, and all that it wrote before has been sent.
     Exited {
         /// Which command.
         id: ExecId,
@@ -303,6 +342,8 @@ pub enum ToHost {
         nonce: Nonce,
         /// How it ended.
         status: Status,
+        /// Whether its output did.
+        output: OutputEnd,
     },
     /// This many more bytes of standard input may be sent for this command ([`STDIN_WINDOW`] at the start).
     StdinCredit {

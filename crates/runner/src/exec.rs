@@ -1,12 +1,19 @@
 //! One command in a guest, within its limit, unless the run is to end.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use belljar_machine::{
     Lost,
     command::GuestCommand,
     for_people,
     guest::{Guest, Io},
+    session::agent::{LATE_BYTES, LATE_MOST, LATE_QUIET, OutputEnd, OutputSink, SinkFuture},
 };
 use belljar_model::{EventKind, Exit, Phase, Verdict};
 
@@ -14,6 +21,60 @@ use crate::cancel::Cancel;
 
 /// Lines of the console that are shown where a command was given up.
 const TAIL: usize = 15;
+
+/// How long the agent may listen to what an ended command left behind, and say so.
+const LINGER: Duration = LATE_MOST.saturating_add(Duration::from_secs(60));
+
+/// Passes output on, and hears how it ends.
+struct Listener<'a> {
+    sink: &'a mut dyn OutputSink,
+    /// The command has ended; its output has not.
+    lingers: Arc<AtomicBool>,
+    left: Option<OutputEnd>,
+}
+
+impl OutputSink for Listener<'_> {
+    fn started(&mut self, pid: u32) {
+        self.sink.started(pid);
+    }
+
+    fn lingers(&mut self) {
+        self.lingers.store(true, Ordering::Relaxed);
+        self.sink.lingers();
+    }
+
+    fn left_open(&mut self, how: OutputEnd) {
+        self.left = Some(how);
+        self.sink.left_open(how);
+    }
+
+    fn stdout<'a>(&'a mut self, bytes: &'a [u8]) -> SinkFuture<'a> {
+        self.sink.stdout(bytes)
+    }
+
+    fn stderr<'a>(&'a mut self, bytes: &'a [u8]) -> SinkFuture<'a> {
+        self.sink.stderr(bytes)
+    }
+}
+
+/// What a person is told of processes that were left behind with the output open.
+fn left_open(how: OutputEnd) -> String {
+    let seen = match how {
+        OutputEnd::Whole => return String::new(),
+        OutputEnd::LeftOpen => format!("said nothing for {}", for_people(LATE_QUIET)),
+        OutputEnd::Cut => {
+            format!(
+                "were still writing after {} or {} MiB, so that it is cut off",
+                for_people(LATE_MOST),
+                LATE_BYTES >> 20
+            )
+        }
+    };
+    format!(
+        "the command has ended, and processes that it left behind with its output open {seen}; what they write from now on is lost \
+         (start what is to live on with >/dev/null 2>&1)"
+    )
+}
 
 /// How long a command may take.
 #[derive(Clone, Copy, Debug)]
@@ -36,13 +97,27 @@ pub(crate) async fn exec(
     cancel: &mut Cancel,
     observe: &mut dyn FnMut(EventKind),
 ) -> Result<Exit, Lost> {
+    let Io { stdin, sink, control } = io;
+    let lingers = Arc::new(AtomicBool::new(false));
+    let mut listener = Listener { sink, lingers: lingers.clone(), left: None };
     let ended = {
-        let running = guest.exec(command, io, observe);
+        let stdin = stdin.map(|s| s as _);
+        let running = guest.exec(command, Io { stdin, sink: &mut listener, control }, observe);
+        let mut running = std::pin::pin!(running);
         let limited = async {
-            match limit.after {
-                Some(after) => tokio::time::timeout(after, running).await.map_err(|_| after),
-                None => Ok(running.await),
+            let Some(after) = limit.after else { return Ok(running.await) };
+            if let Ok(ended) = tokio::time::timeout(after, &mut running).await {
+                return Ok(ended);
             }
+            if !lingers.load(Ordering::Relaxed) {
+                return Err(after);
+            }
+            // It has ended in time; what it left behind has limits of its own.
+            Ok(tokio::time::timeout(LINGER, running).await.unwrap_or_else(|_| {
+                let limit = for_people(LINGER);
+                let why = format!("the command had ended, but the guest did not say how within another {limit}");
+                Err(Lost::timeout(Phase::Command, why))
+            }))
         };
         tokio::select! {
             biased;
@@ -62,6 +137,9 @@ pub(crate) async fn exec(
             },
         }
     };
+    if let Some(how) = listener.left {
+        observe(EventKind::Warning { message: left_open(how) });
+    }
     let mut lost = match ended {
         Ok(exit) => return Ok(exit),
         Err(lost) => lost,

@@ -15,6 +15,8 @@ pub struct EventLog {
     next: u64,
     observer: Observer,
     broken: Option<std::io::Error>,
+    /// The last line may be there in part.
+    torn: bool,
 }
 
 impl EventLog {
@@ -24,25 +26,43 @@ impl EventLog {
     /// If it cannot be made.
     pub fn create(path: &Path, observer: Observer) -> std::io::Result<Self> {
         let file = File::options().write(true).create_new(true).open(path)?;
-        Ok(Self { file, next: 0, observer, broken: None })
+        Ok(Self { file, next: 0, observer, broken: None, torn: false })
     }
 
     /// Logs one event. A log that cannot be written to any more does not stop the observer; see
     /// [`EventLog::take_failure`].
     pub fn emit(&mut self, kind: EventKind) {
-        let event = Event { seq: self.next, at: Timestamp::now(), kind };
-        self.next += 1;
-        if self.broken.is_none()
-            && let Err(error) = self.write(&event)
-        {
-            self.broken = Some(error);
+        let event = self.event(kind);
+        if let Err(error) = self.write(&event) {
+            self.broken.get_or_insert(error);
         }
         (self.observer)(&event);
+    }
+
+    /// Logs the last event, and has the log brought to the disk. Where that fails, `unlogged` says what the observer is told
+    /// instead. Gives what it was told.
+    pub fn end(
+        &mut self,
+        kind: EventKind,
+        unlogged: impl FnOnce(EventKind, &std::io::Error) -> EventKind,
+    ) -> EventKind {
+        let mut event = self.event(kind);
+        if let Err(error) = self.write(&event).and_then(|()| self.sync()) {
+            event.kind = unlogged(event.kind, &error);
+        }
+        (self.observer)(&event);
+        event.kind
     }
 
     /// The first failure to write the log, if there was one: then no verdict of the run may be a pass.
     pub fn take_failure(&mut self) -> Option<std::io::Error> {
         self.broken.take()
+    }
+
+    fn event(&mut self, kind: EventKind) -> Event {
+        let event = Event { seq: self.next, at: Timestamp::now(), kind };
+        self.next += 1;
+        event
     }
 
     fn write(&mut self, event: &Event) -> std::io::Result<()> {
@@ -52,7 +72,22 @@ impl EventLog {
             line = serde_json::to_vec(&Event { kind: EventKind::Warning { message }, ..event.clone() })?;
         }
         line.push(b'\n');
-        self.file.write_all(&line)
+        if self.torn {
+            line.insert(0, b'\n');
+        }
+        self.torn = true;
+        self.file.write_all(&line)?;
+        self.torn = false;
+        Ok(())
+    }
+
+    /// Some file systems find out only then that they have no room.
+    fn sync(&self) -> std::io::Result<()> {
+        match self.file.file().sync_data() {
+            // The file system has nothing to bring anywhere.
+            Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => Ok(()),
+            synced => synced,
+        }
     }
 }
 
@@ -82,13 +117,34 @@ mod tests {
 
     #[test]
     fn a_full_disk_is_not_forgotten() {
+        let said = Rc::new(RefCell::new(Vec::new()));
+        let saying = Rc::clone(&said);
         let mut log = EventLog {
             file: File::options().write(true).open("/dev/full").unwrap(),
             next: 0,
-            observer: Box::new(|_| ()),
+            observer: Box::new(move |event| saying.borrow_mut().push(event.kind.clone())),
             broken: None,
+            torn: false,
         };
-        log.emit(EventKind::Warning { message: "x".into() });
+        let warning = |text: &str| EventKind::Warning { message: text.into() };
+        log.emit(warning("x"));
         assert!(log.take_failure().is_some());
+        let told = log.end(warning("well"), |_, error| warning(&error.kind().to_string()));
+        assert_eq!(told, warning("no storage space"));
+        assert_eq!(*said.borrow(), [warning("x"), told]);
+    }
+
+    #[test]
+    fn what_follows_a_torn_line_is_a_line_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("events.jsonl");
+        let mut log = EventLog::create(&path, Box::new(|_| ())).unwrap();
+        log.file.write_all(b"{\"seq\":0,\"at").unwrap();
+        log.torn = true;
+        let last = EventKind::Warning { message: "last".into() };
+        log.end(last.clone(), |_, error| panic!("{error}"));
+        let text = fs_err::read_to_string(&path).unwrap();
+        let event: Event = serde_json::from_str(text.lines().nth(1).unwrap()).unwrap();
+        assert_eq!((event.kind, text.lines().count()), (last, 2));
     }
 }

@@ -75,27 +75,47 @@ pub async fn run(request: Request, io: RunIo<'_>, mut cancel: Cancel, log: &mut 
             .map(|a| String::from_utf8_lossy(a).into_owned())
             .collect(),
     });
-    let ended = attempt(request, io, &mut cancel, log).await;
-    let (verdict, message, tail) = match ended {
+    let attempted = attempt(request, io, &mut cancel, log).await;
+    let (verdict, message, tail) = match attempted {
         Ok(exit) => (Verdict::of_exit(exit), None, Vec::new()),
         Err(lost) => (lost.verdict, lost.message, lost.tail),
-    };
-    // A pass that its own log cannot vouch for is none.
-    let (verdict, message) = match log.take_failure() {
-        Some(error) if verdict == Verdict::Pass => {
-            let message =
-                format!("the command passed, but the event log could not be written: {error}; free some space");
-            (Verdict::Error(Fault::Host { message }), None)
-        }
-        _ => (verdict, message),
     };
     if !tail.is_empty() {
         let from = tail.len().saturating_sub(TAIL);
         log.emit(EventKind::ConsoleTail { lines: tail[from..].to_vec() });
     }
-    let exit_code = verdict.run_exit_code();
-    log.emit(EventKind::RunEnded { verdict: verdict.clone(), exit_code, message });
-    verdict
+    let told = match log.take_failure() {
+        Some(error) => unlogged(verdict, message, &error),
+        None => ended(verdict, message),
+    };
+    // Even this last line may be what the disk has no room for.
+    let told = log.end(told, |told, error| match told {
+        EventKind::RunEnded { verdict, message, .. } => unlogged(verdict, message, error),
+        other => other,
+    });
+    match told {
+        EventKind::RunEnded { verdict, .. } => verdict,
+        _ => Verdict::Error(Fault::Host { message: "the run has no end; please report it".into() }),
+    }
+}
+
+fn ended(verdict: Verdict, message: Option<String>) -> EventKind {
+    EventKind::RunEnded { exit_code: verdict.run_exit_code(), verdict, message }
+}
+
+/// The end of a run whose log is not whole: a pass that its own log cannot vouch for is none.
+fn unlogged(verdict: Verdict, message: Option<String>, error: &std::io::Error) -> EventKind {
+    const LOG: &str = "the event log could not be written";
+    match verdict {
+        Verdict::Pass => {
+            let message = format!("the command passed, but {LOG}: {error}; free some space");
+            ended(Verdict::Error(Fault::Host { message }), None)
+        }
+        verdict => {
+            let before = message.map(|m| m + "\n").unwrap_or_default();
+            ended(verdict, Some(format!("{before}{LOG}: {error}; free some space")))
+        }
+    }
 }
 
 async fn attempt(request: Request, io: RunIo<'_>, cancel: &mut Cancel, log: &mut EventLog) -> Result<Exit, Lost> {

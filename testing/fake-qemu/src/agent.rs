@@ -9,7 +9,8 @@ use std::{collections::HashMap, path::PathBuf, sync::Arc, thread, time::Duration
 use belljar_proto::{
     frame::{Assembler, Decoder, Kind, MAX_MESSAGE},
     message::{
-        Announce, ExecId, KernelNews, Leftovers, Mount, MountFault, Nonce, Status, SyncFault, ToAgent, ToHost, VERSION,
+        Announce, ExecId, KernelNews, Leftovers, Mount, MountFault, Nonce, OutputEnd, Status, SyncFault, ToAgent,
+        ToHost, VERSION,
     },
 };
 
@@ -63,9 +64,13 @@ pub(crate) struct ExecManners {
     credit: String,
     /// Told as the exit code instead of the real one.
     code: Option<u8>,
+    /// How output came to its end: `whole`, `open`, `cut`.
+    late: String,
+    /// Somebody set the clock while a test ran.
+    clock_set: bool,
 }
 
-const KEYS: [&str; 25] = [
+const KEYS: [&str; 27] = [
     "renew",
     "kernel",
     "quiesce",
@@ -84,6 +89,8 @@ const KEYS: [&str; 25] = [
     "flood",
     "credit",
     "code",
+    "late",
+    "clock-set",
     "session",
     "garbage",
     "seed",
@@ -127,6 +134,8 @@ impl Manners {
                 flood: step.count("flood")?.unwrap_or(0),
                 credit: one_of(step, "credit", &["on", "off", "huge"])?,
                 code,
+                late: one_of(step, "late", &["whole", "open", "cut"])?,
+                clock_set: step.switch("clock-set", false)?,
             },
             port: port::Manners {
                 session: one_of(step, "session", &["right", "wrong", "zero"])?,
@@ -160,7 +169,10 @@ impl Shared {
     /// Says under this tag that the next commands pass.
     fn stray(&self, session: u64) {
         for id in 1..20 {
-            self.port.forge(session, &ToHost::Exited { id, nonce: Nonce([0; 16]), status: Status::Code(0) });
+            self.port.forge(
+                session,
+                &ToHost::Exited { id, nonce: Nonce([0; 16]), status: Status::Code(0), output: OutputEnd::Whole },
+            );
         }
     }
 }
@@ -337,6 +349,7 @@ impl Agent {
                     self.running.insert(id, running);
                 }
             }
+            ToAgent::Files(asked) => exec::files(&self.shared, *asked),
             ToAgent::StdinEof(id) => self.stdin(id, None),
             ToAgent::Signal { id, signal } => {
                 if let Some(running) = self.running.get(&id) {

@@ -79,7 +79,11 @@ fn a_kernel_without_9p() {
     outcome.code(125).complains("9p").complains("--workspace none");
     // Without a workspace such a guest is welcome.
     let outcome = lab.run_on_any(script).args(["--accel", "tcg"]).sh("echo ran").go();
-    outcome.code(0).says("ran\n");
+    outcome.code(0).says("ran\n").complains("$BELLJAR_OUT stays in the guest");
+    // Files that somebody asked for would be lost: it does not even begin.
+    let results = lab.path("results");
+    let outcome = lab.run_on_any(script).args(["--accel", "tcg", "-o"]).args([&results]).sh("echo ran").go();
+    outcome.code(125).says("").complains("the output directory").complains("no --out");
 }
 
 #[test]

@@ -118,6 +118,40 @@ fn no_space_for_anything() {
     assert!(matches!(outcome.status.code(), Some(0 | 125)), "{}", outcome.stderr);
 }
 
+/// The file system of the run's directory is full when the run ends: a pass is one only with its end in the log.
+#[test]
+fn a_pass_that_its_log_cannot_record() {
+    let lab = Lab::new();
+    let run = |text: &str, pad: usize| {
+        let state = lab.path("state");
+        fs::create_dir_all(&state).expect("directory");
+        // What is on the small disk is gone with its namespace: the log is brought out of it.
+        let keep = format!(
+            "mount -t tmpfs -o size=256k tmpfs \"$0\" && \"$@\"; code=$?; cp \"$0\"/belljar/runs/*/events.jsonl '{}'; exit $code",
+            lab.path("events").display()
+        );
+        let mut words: Vec<std::ffi::OsString> =
+            ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", &keep].iter().map(Into::into).collect();
+        words.push(state.into());
+        let outcome = lab.run(WELL).under(words).sh(&format!("{text}; : {}", "x".repeat(pad))).spawn().end_dirty();
+        (outcome.status.code(), outcome.stderr, fs::read_to_string(lab.path("events")).expect("log"))
+    };
+    let fill = "dd if=/dev/zero of=$BELLJAR_OUT/z bs=4k 2>/dev/null";
+    let (code, said, log) = run("true", fill.len() - "true".len());
+    assert_eq!(code, Some(0), "{said}");
+    let from = log.find("run-ended").expect("an end");
+    // The log's first page ends in the middle of the line that is to be the last, or before it, or after it.
+    let mut codes = Vec::new();
+    for middle in [from - 100, from + 20, log.len() + 100] {
+        let (code, said, log) = run(fill, 4096 - middle);
+        let whole = log.ends_with('\n') && log.contains("run-ended");
+        assert_eq!(code, Some(if whole { 0 } else { 125 }), "{said}\n{log}");
+        assert_eq!(said.contains("the event log could not be written"), !whole, "{said}");
+        codes.push(code);
+    }
+    assert_eq!(codes, [Some(125), Some(125), Some(0)], "the file system was not filled where it should have been");
+}
+
 #[test]
 fn standard_output_that_cannot_be_written() {
     let lab = Lab::new();

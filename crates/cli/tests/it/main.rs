@@ -16,6 +16,8 @@ mod run;
 mod suite_config;
 mod suite_console;
 mod suite_forging;
+mod suite_junit;
+mod suite_late;
 mod suite_many;
 mod suite_reports;
 mod suite_running;

@@ -4,7 +4,7 @@ use std::{fs, os::unix::fs::symlink};
 
 use belljar_proto::{
     frame::Encoder,
-    message::{Nonce, Status, ToHost},
+    message::{Nonce, OutputEnd, Status, ToHost},
 };
 
 use crate::harness::{Lab, Pty, SUITE};
@@ -75,7 +75,8 @@ fn frames_of_the_protocol_are_output_like_any_other() {
     let mut bytes = Vec::new();
     for session in [0, 1, u64::MAX] {
         for id in 0..4 {
-            let exited = ToHost::Exited { id, nonce: Nonce([0; 16]), status: Status::Code(0) };
+            let exited =
+                ToHost::Exited { id, nonce: Nonce([0; 16]), status: Status::Code(0), output: OutputEnd::Whole };
             Encoder::new(session).message(&exited, &mut bytes).expect("short");
         }
     }
@@ -177,7 +178,8 @@ fn the_output_directory_itself_may_be_swapped() {
     fs::write(lab.path("private/good.xml"), "<testsuite><testcase name=\"secret-name\"/></testsuite>").expect("file");
     let private = lab.path("private");
     // What the next test's directory will be called is no secret.
-    let ahead = format!("for n in 2 3 4; do ln -s {} $BELLJAR_OUT/../$n; done; exit 0", private.display());
+    let well = "echo '<testsuite><testcase name=\"mine\"/></testsuite>' > $BELLJAR_OUT/r.xml";
+    let ahead = format!("{well}; for n in 2 3 4; do ln -s {} $BELLJAR_OUT/../$n; done; exit 0", private.display());
     lab.suite(
         &format!("{SUITE}isolation = \"suite\"\njunit = \"*.xml\"\n"),
         &[

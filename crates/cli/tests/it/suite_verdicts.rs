@@ -36,6 +36,27 @@ fn of_the_tests_own() {
     assert!(said.contains("exit code 3") && said.contains("SIGKILL"), "{said}");
 }
 
+/// A test that cannot run here has nothing to say in its format.
+#[test]
+fn skips_of_every_format() {
+    let lab = Lab::new();
+    let with = |format: &str, text: &str| format!("# belljar: format = \"{format}\"\n{text}");
+    let tests = [
+        ("tap", with("tap", "echo no such device; exit 77"), "skip: no such device"),
+        ("libtest", with("libtest", "echo no such device; exit 77"), "skip: no such device"),
+        ("junit", with("junit", "echo no such device; exit 77"), "skip: no such device"),
+        ("kselftest", with("kselftest", "echo SKIP: needs root; exit 4"), "skip: SKIP: needs root"),
+        ("kselftest77", with("kselftest", "echo needs root; exit 77"), "skip: needs root"),
+        ("failed", with("tap", "echo not ok 1; echo no such device; exit 77"), "fail 77"),
+        ("not-tap", with("tap", "echo fine; exit 4"), "fail 4"),
+        ("no-tap", with("tap", "echo fine"), "fail 0"),
+    ];
+    let files: Vec<(&str, &str)> = tests.iter().map(|(name, text, _)| (*name, text.as_str())).collect();
+    lab.suite(SUITE, &files);
+    let outcome = lab.test(["-j4"]).go();
+    outcome.code(100).verdicts_are(&tests.each_ref().map(|(name, _, verdict)| (*name, *verdict)));
+}
+
 #[test]
 fn nothing_but_skips_and_passes_is_well() {
     let lab = Lab::new();

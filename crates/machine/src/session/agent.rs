@@ -22,6 +22,8 @@ use belljar_proto::message::{
     Announce, ExecId, MountFault, Quiesce, Setup, ShutdownHow, SyncFault, ToAgent, ToHost, WantedDevice,
 };
 
+pub use belljar_proto::files::{FileQuery, FileRecord, FileRecords, Found, FoundKind, Part, Stamp};
+pub use belljar_proto::message::{LATE_BYTES, LATE_MOST, LATE_QUIET, OutputEnd};
 pub use connect::{BoxedPort, Port, PortKind};
 pub use error::SessionError;
 pub use io::{ExecControl, ExecIo, OutputSink, SinkFuture};
@@ -289,7 +291,10 @@ impl AgentSession {
                 Ok(())
             }
             ToHost::Fatal(text) => Err(SessionError::AgentFatal { detail: error::clean(&text) }),
-            ToHost::Started { id, .. } | ToHost::StdinCredit { id, .. } | ToHost::StdinClosed(id)
+            ToHost::Started { id, .. }
+            | ToHost::StdinCredit { id, .. }
+            | ToHost::StdinClosed(id)
+            | ToHost::Lingers(id)
                 if self.is_stale(id) =>
             {
                 Ok(())
@@ -302,6 +307,7 @@ impl AgentSession {
             ToHost::Started { id, .. }
             | ToHost::StdinCredit { id, .. }
             | ToHost::StdinClosed(id)
+            | ToHost::Lingers(id)
             | ToHost::Exited { id, .. }
             | ToHost::ExecFailed { id, .. } => Err(SessionError::UnknownExec { id, what: "a message".into() }),
             // Late answers to a question whose asker gave up.

@@ -30,7 +30,7 @@ use crate::command::GuestCommand;
 use crate::console::Patience;
 use crate::enter::of_shell;
 use crate::guest::Io;
-use crate::session::agent::{ExecControl, OutputSink};
+use crate::session::agent::{ExecControl, OutputEnd, OutputSink};
 
 /// A directory that both sides see.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,6 +99,8 @@ struct End {
     sizes: Option<(u64, u64)>,
     /// Why the command was not started, if it was not.
     missing: Option<Missing>,
+    /// How the output came to its end.
+    output: OutputEnd,
 }
 
 /// What the command needs and the guest has not got.
@@ -282,6 +284,13 @@ impl ConsoleSession {
 /// Patience for one line at a shell that is known to answer.
 fn line(factor: f64) -> Patience {
     Patience::new(Duration::from_secs(20)).scaled(factor.clamp(1.0, 6.0))
+}
+
+/// Tells of an output that did not come to its end.
+fn tell_end(sink: &mut dyn OutputSink, end: End) {
+    if end.output != OutputEnd::Whole {
+        sink.left_open(end.output);
+    }
 }
 
 /// Passes bytes on to one of the two outputs.

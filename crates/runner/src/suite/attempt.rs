@@ -6,7 +6,7 @@ use belljar_formats::{Results, libtest};
 use belljar_machine::{
     Lost,
     command::GuestCommand,
-    guest::{Ending, Io},
+    guest::{Ending, Guest, Io},
     share,
 };
 use belljar_model::{AttemptId, EventKind, Exit, Fault, Phase, Verdict, test_run as events};
@@ -16,7 +16,9 @@ use fs_err as fs;
 use tokio::time::Instant;
 
 use super::{
-    Cx, files, judge,
+    Cx,
+    collect::{self, Left, Seen},
+    files, judge,
     lease::{self, Lease, Unfit, place},
     millis,
     output::{Recorded, Recorder},
@@ -33,16 +35,13 @@ use crate::{
 pub(crate) const OUTPUT: &str = "output.log";
 /// JUnit files where a test does not say which.
 const ANY_JUNIT: &[&str] = &["*.xml", "**/*.xml"];
-/// Where in the output directory what was found in the workspace is put.
+/// JUnit files from the workspace, in the directory of the try.
 const FROM_WORKSPACE: &str = "from-workspace";
-/// Marks in the guest when the test began, to the second: touch(1) has no finer time everywhere.
-const MARK: &str = "mkdir -p /run/belljar && touch -t \"$(date +%Y%m%d%H%M.%S)\" /run/belljar/begun";
-/// Copies what was written in the workspace since then: workspace, goal, and names for find(1).
-const FETCH: &str = r#"cd "$1" || exit 0
-goal=$2; shift 2
-find . -type f -newer /run/belljar/begun -size -131072 \( "$@" \) 2>/dev/null | head -n 1000 | while IFS= read -r file; do
-    mkdir -p "$goal/${file%/*}" && cp "$file" "$goal/$file"
-done"#;
+
+/// Without an agent nobody in the guest can be believed to look for files.
+const NO_AGENT: &str =
+    "this guest has no agent, only a shell: JUnit files count only in $BELLJAR_OUT, and its workspace is not looked at";
+const NO_AGENT_HINT: &str = "; its workspace was not looked at, since this guest has no agent: write to $BELLJAR_OUT";
 
 /// In which guest.
 pub(crate) enum Place<'a> {
@@ -67,9 +66,17 @@ pub(crate) struct Tried {
 
 /// How a test's run ended, before anything was read out of it.
 enum End {
-    Exit(Exit),
+    /// With the JUnit files that the agent has found.
+    Exit(Exit, Option<Gathered>),
     Skip(String),
     Lost(Unfit),
+}
+
+/// JUnit files that only the guest can tell of.
+struct Gathered {
+    workspace: Left,
+    /// Those in the output directory that are behind symbolic links.
+    out: Left,
 }
 
 impl From<Lost> for End {
@@ -275,7 +282,7 @@ pub(crate) async fn set_up(
 /// What the command did says more than what the guest did after it, unless that makes a pass doubtful.
 fn after(end: End, closed: Result<(), Lost>) -> End {
     match (end, closed) {
-        (End::Exit(_) | End::Skip(_), Err(lost)) => lost.into(),
+        (End::Exit(..) | End::Skip(_), Err(lost)) => lost.into(),
         (end, _) => end,
     }
 }
@@ -297,12 +304,20 @@ async fn perform(
         Ok(Some(command)) => return End::Skip(format!("the guest has no `{command}`")),
         Err(lost) => return lost.into(),
     }
-    let patterns = junit_names(unit);
-    if !patterns.is_empty()
-        && let Err(lost) = setup::ask(lease, ["sh", "-c", MARK], cancel, &mut observe).await
-    {
-        return lost.into();
-    }
+    let patterns = junit_patterns(unit);
+    let workspace = collect::Place { root: &unit.guest.mount_at, name: "the workspace", patterns: &patterns };
+    let before = if patterns.is_empty() {
+        None
+    } else {
+        match collect::look(&mut lease.guest, workspace, cancel, &mut observe).await {
+            Ok(None) => {
+                observe(EventKind::Warning { message: NO_AGENT.into() });
+                None
+            }
+            Ok(seen) => seen,
+            Err(lost) => return lost.into(),
+        }
+    };
     observe(EventKind::Phase { phase: Phase::Command });
     let out = match own_out {
         None => share::OUT_PATH.to_owned(),
@@ -331,19 +346,43 @@ async fn perform(
         Ok(exit) => exit,
         Err(lost) => return lost.into(),
     };
-    if !patterns.is_empty() {
-        let goal = format!("{out}/{FROM_WORKSPACE}");
-        let mut words = vec!["sh", "-c", FETCH, "sh", &unit.guest.mount_at, &goal];
-        for (n, name) in patterns.iter().enumerate() {
-            words.extend(if n == 0 { &["-name"][..] } else { &["-o", "-name"][..] });
-            words.push(name);
-        }
-        // A guest without find(1) has its files in the output directory, or its test fails for want of them.
-        if let Err(lost) = setup::ask(lease, words, cancel, &mut observe).await {
-            return lost.into();
-        }
+    let Some(before) = before else { return End::Exit(exit, None) };
+    let out_here = match own_out {
+        None => lease.dir.join(run_dir::OUT),
+        Some(number) => lease.dir.join(run_dir::OUT).join(number.to_string()),
+    };
+    let there = collect::Place { root: &out, name: files::OUT_NAME, patterns: &patterns };
+    match gather(&mut lease.guest, workspace, &before, there, &out_here, &recorder.place(), cancel, &mut observe).await
+    {
+        Ok(gathered) => End::Exit(exit, Some(gathered)),
+        Err(lost) => lost.into(),
     }
-    End::Exit(exit)
+}
+
+/// Has the agent look for JUnit files where the host cannot: in the workspace, and behind the links in the output directory.
+#[expect(clippy::too_many_arguments, reason = "two places, each of which has two sides")]
+async fn gather(
+    guest: &mut Guest,
+    workspace: collect::Place<'_>,
+    before: &Seen,
+    out: collect::Place<'_>,
+    out_here: &Path,
+    keep: &Path,
+    cancel: &mut Cancel,
+    observe: &mut dyn FnMut(EventKind),
+) -> Result<Gathered, Lost> {
+    let gone = || Lost::host("the agent that looked for files before the test does not look after it");
+    let keep = keep.join(FROM_WORKSPACE);
+    let seen = collect::look(guest, workspace, cancel, observe).await?.ok_or_else(gone)?;
+    let workspace = seen.since(before, guest, workspace, &keep, cancel, observe).await?;
+    let here = files::walk(out_here);
+    let mut behind = Left::default();
+    if here.has_links() {
+        let mut seen = collect::look(guest, out, cancel, observe).await?.ok_or_else(gone)?;
+        seen.forget(&here);
+        behind = seen.since(&Seen::default(), guest, out, &keep.join("out"), cancel, observe).await?;
+    }
+    Ok(Gathered { workspace, out: behind })
 }
 
 fn command(cx: &Cx, unit: &Unit, id: &AttemptId, out: &str) -> GuestCommand {
@@ -367,40 +406,43 @@ fn command(cx: &Cx, unit: &Unit, id: &AttemptId, out: &str) -> GuestCommand {
     }
 }
 
-/// The last parts of the patterns of JUnit files, as find(1) understands them; the whole patterns are matched on the host.
-fn junit_names(unit: &Unit) -> Vec<String> {
-    let mut names: Vec<String> = junit_patterns(unit)
-        .iter()
-        .map(|pattern| {
-            let last = pattern.rsplit('/').next().unwrap_or(pattern);
-            let plain = !last.contains(['{', '[', '\\']) && last != "**";
-            if plain { last.to_owned() } else { "*".to_owned() }
-        })
-        .collect();
-    names.sort_unstable();
-    names.dedup();
-    names
-}
-
-fn junit_patterns(unit: &Unit) -> Vec<String> {
-    if !unit.settings.junit.is_empty() {
-        unit.settings.junit.clone()
+fn junit_patterns(unit: &Unit) -> Vec<Pattern> {
+    let patterns: Vec<&str> = if !unit.settings.junit.is_empty() {
+        unit.settings.junit.iter().map(String::as_str).collect()
     } else if unit.settings.format == Format::Junit {
-        ANY_JUNIT.iter().map(|&p| p.to_owned()).collect()
+        ANY_JUNIT.to_vec()
     } else {
         Vec::new()
-    }
+    };
+    // They were checked with the configuration.
+    patterns.into_iter().filter_map(|p| Pattern::new(p).ok()).collect()
 }
 
-/// The JUnit files of the test: those in its output directory, or else those from the workspace.
-fn junit_results(unit: &Unit, out: &Path) -> Option<Results> {
-    let patterns: Vec<Pattern> = junit_patterns(unit).iter().filter_map(|p| Pattern::new(p).ok()).collect();
+/// The JUnit files of the test: those in its output directory, and those that it left in the workspace.
+fn junit_results(unit: &Unit, out: &Path, gathered: Option<Gathered>) -> Option<Results> {
+    let patterns = junit_patterns(unit);
     if patterns.is_empty() {
         return None;
     }
-    let fetched = out.join(FROM_WORKSPACE);
-    let hidden = Pattern::new(&format!("{FROM_WORKSPACE}/**")).ok();
-    files::junit(out, &patterns, hidden.as_ref()).or_else(|| files::junit(&fetched, &patterns, None))
+    let has_agent = gathered.is_some();
+    let Gathered { workspace, out: behind } =
+        gathered.unwrap_or_else(|| Gathered { workspace: Left::default(), out: Left::default() });
+    let mut left = files::junit(out, &patterns, &behind.paths);
+    for more in [behind, workspace] {
+        left.results.extend(more.results);
+        left.paths.extend(more.paths);
+    }
+    let unmatched = |p: &&Pattern| !left.paths.iter().any(|path| p.matches(path));
+    let missing: Vec<&str> = patterns.iter().filter(unmatched).map(Pattern::text).collect();
+    let where_ = if has_agent { "in $BELLJAR_OUT, nor a new one in the workspace" } else { "in $BELLJAR_OUT" };
+    let hint = if has_agent { "" } else { NO_AGENT_HINT };
+    if !unit.settings.junit.is_empty() && !missing.is_empty() {
+        let missing = missing.join("`, `");
+        left.results.absent = Some(format!("no file matches `{missing}` (`junit`): the test left none {where_}{hint}"));
+    } else if left.paths.is_empty() {
+        left.results.absent = Some(format!("the test left no JUnit file {where_} (see `junit`){hint}"));
+    }
+    Some(left.results)
 }
 
 /// Judges, and tells everything but the end.
@@ -414,8 +456,8 @@ fn tell(cx: &Cx, unit: &Unit, id: &AttemptId, evidence: Evidence) -> (Verdict, O
     let mut lines = Vec::new();
     let mut retry = false;
     let (verdict, message, exit) = match end {
-        End::Exit(exit) => {
-            junit = junit_results(unit, &out);
+        End::Exit(exit, gathered) => {
+            junit = junit_results(unit, &out, gathered);
             let (verdict, message) = judge::verdict(exit, unit.settings.format, written, junit.as_ref(), tail);
             (verdict, message, Some(exit))
         }

@@ -79,12 +79,24 @@ pub async fn run(request: Request, log: EventLog, mut reins: Reins) -> Result<En
     let (code, message) = outcome(&cx, counts, reason);
     let ended = Ended { counts, exit_code: code, message: message.clone() };
     let millis = millis(started.elapsed());
-    tell.emit(EventKind::TestRunEnded(TestRunEnded { counts, exit_code: code, millis, message }));
-    match tell.failure() {
-        // Even this last line may be what the disk had no room for.
-        Some(_) if ended.exit_code == exit_code::OK => Ok(Ended { exit_code: exit_code::CANNOT_RUN, ..ended }),
-        _ => Ok(ended),
-    }
+    let told = EventKind::TestRunEnded(TestRunEnded { counts, exit_code: code, millis, message });
+    // Even this last line may be what the disk has no room for.
+    let told = tell.end(told, |told, error| match told {
+        EventKind::TestRunEnded(ended) => EventKind::TestRunEnded(TestRunEnded {
+            exit_code: if ended.exit_code == exit_code::OK { exit_code::CANNOT_RUN } else { ended.exit_code },
+            message: Some(unlogged(&error.to_string())),
+            ..ended
+        }),
+        other => other,
+    });
+    Ok(match told {
+        EventKind::TestRunEnded(TestRunEnded { exit_code, message, .. }) => Ended { exit_code, message, ..ended },
+        _ => ended,
+    })
+}
+
+fn unlogged(error: &str) -> String {
+    format!("the event log could not be written: {error}; free some space")
 }
 
 /// The accelerator that guests have unless they say otherwise, which also finds out whether there is a QEMU at all.
@@ -343,8 +355,7 @@ fn broke_off(cx: &Cx, plan: &Plan, cell: usize, panic: &str) {
 /// The exit code, and what the counts do not say.
 fn outcome(cx: &Cx, counts: Counts, early: Option<Why>) -> (u8, Option<String>) {
     if let Some(error) = cx.tell.failure() {
-        let message = format!("the event log could not be written: {error}; free some space");
-        return (exit_code::CANNOT_RUN, Some(message));
+        return (exit_code::CANNOT_RUN, Some(unlogged(&error)));
     }
     match early {
         Some(Why::Signal(number)) => {

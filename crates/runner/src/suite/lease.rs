@@ -128,11 +128,8 @@ async fn start(
     let out = dir.join(run_dir::OUT);
     let made = fs::create_dir_all(&dir).and_then(|()| fs::create_dir(&out)).and_then(|()| open_to_all(&out));
     made.map_err(|e| Lost::host(format!("cannot make a directory for the guest: {e}; free some space")))?;
-    let share = ShareSpec {
-        workspace: Some(spec::workspace(&cx.workspace, &unit.guest, unit.settings.workspace_mode)),
-        out,
-        modules: None,
-    };
+    let workspace = spec::workspace(&cx.workspace, &unit.guest, unit.settings.workspace_mode);
+    let share = ShareSpec { workspace: Some(workspace), out, out_wanted: true, modules: None };
     let place = Place {
         console_log: dir.join(run_dir::CONSOLE),
         qemu_log: dir.join(run_dir::QEMU_LOG),

@@ -9,7 +9,7 @@ use belljar_suite::plan::{Case, Plan, Unit};
 use tokio::time::Instant;
 
 use super::{
-    Cases, Cx, attempt,
+    Cases, Cx, attempt, judge,
     lease::Lease,
     millis,
     output::{Answer, clean},
@@ -39,7 +39,7 @@ pub(crate) async fn list(cx: &Cx, plan: &Plan) -> Listed {
             match one(cx, unit, &mut lease, &mut cancel).await {
                 Ok(cases) => drop(listed.cases.insert(unit.id.clone(), cases)),
                 Err(lost) => {
-                    if !matches!(lost.verdict, Verdict::Fail(_))
+                    if !matches!(lost.verdict, Verdict::Fail(_) | Verdict::Skip(_))
                         && let Some(broken) = lease.take()
                     {
                         broken.give_up(cx, &lost, &mut cancel, &mut |_| ()).await;
@@ -121,14 +121,18 @@ async fn names(
         lasting: false,
     };
     let command = format!("{} {}", unit.guest_path(), libtest::LIST.join(" "));
+    let last_of = |text: &[u8]| clean(text).lines().rev().map(str::trim).find(|l| !l.is_empty()).map(str::to_owned);
+    if exit == Exit::Code(judge::SKIP) && !libtest::parse_list(&answer.stdout).is_ok_and(|names| !names.is_empty()) {
+        let why = last_of(&answer.stderr).or_else(|| last_of(&answer.stdout)).unwrap_or_else(|| exit.to_string());
+        return Err(Lost { verdict: Verdict::Skip(why), message: None, ..fail(String::new()) });
+    }
     if exit != Exit::Code(0) {
-        let said = String::from_utf8_lossy(&answer.stderr).into_owned();
-        let last = said.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or_default();
+        let last = last_of(&answer.stderr).unwrap_or_default();
         return Err(fail(format!("could not list the tests: `{command}` ended with {exit}: {last}")));
     }
     if answer.cut {
         return Err(Lost {
-            verdict: Verdict::Error(Fault::Host { message: "the list of tests is too long".into() }),
+            verdict: Verdict::Error(Fault::Host { message: "the list of tests is too long, or was cut off".into() }),
             ..fail(String::new())
         });
     }

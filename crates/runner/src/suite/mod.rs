@@ -9,6 +9,7 @@
 //! is a task of its own and tells what happens in the one event log.
 
 mod attempt;
+mod collect;
 mod dispatch;
 mod files;
 pub mod history;

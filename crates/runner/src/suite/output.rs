@@ -13,7 +13,7 @@ use belljar_formats::{
 };
 use belljar_machine::{
     console::sanitize::Sanitizer,
-    session::agent::{OutputSink, SinkFuture},
+    session::agent::{OutputEnd, OutputSink, SinkFuture},
 };
 use belljar_model::test_run::{MAX_TAIL, Stream, keep_end};
 use belljar_suite::config::Format;
@@ -40,6 +40,8 @@ pub(crate) struct Recorder {
     stderr: u64,
     tail: VecDeque<u8>,
     reader: Reader,
+    /// Processes that the command left behind went on writing.
+    cut: bool,
 }
 
 /// What was recorded.
@@ -66,7 +68,21 @@ impl Recorder {
             Format::Kselftest => Reader::Tap(Box::new(TapParser::new(Dialect::Kselftest))),
             Format::Libtest => Reader::Libtest(Box::default()),
         };
-        Self { path: path.to_owned(), file: None, limit: MAX_FILE, stdout: 0, stderr: 0, tail: VecDeque::new(), reader }
+        Self {
+            path: path.to_owned(),
+            file: None,
+            limit: MAX_FILE,
+            stdout: 0,
+            stderr: 0,
+            tail: VecDeque::new(),
+            reader,
+            cut: false,
+        }
+    }
+
+    /// The directory of what is recorded.
+    pub(crate) fn place(&self) -> PathBuf {
+        self.path.parent().unwrap_or(Path::new("")).to_owned()
     }
 
     /// Ends the recording.
@@ -79,6 +95,18 @@ impl Recorder {
             // A line that was cut in two says nothing.
             shown = shown.split_once('\n').map_or(shown, |(_, rest)| rest);
         }
+        let mut results = match self.reader {
+            Reader::Nobody => None,
+            Reader::Tap(parser) => Some(clean_results(parser.finish())),
+            Reader::Libtest(parser) => Some(clean_results(parser.finish())),
+        };
+        if self.cut
+            && let Some(results) = &mut results
+        {
+            results.problem(
+                "its output was cut off, since processes that the test left behind went on writing: its results are not known",
+            );
+        }
         Recorded {
             stream: match (self.stdout > 0, self.stderr > 0) {
                 (true, true) => Some(Stream::Combined),
@@ -87,13 +115,9 @@ impl Recorder {
                 (false, false) => None,
             },
             bytes,
-            truncated: bytes > self.limit,
+            truncated: bytes > self.limit || self.cut,
             tail: shown.to_owned(),
-            results: match self.reader {
-                Reader::Nobody => None,
-                Reader::Tap(parser) => Some(clean_results(parser.finish())),
-                Reader::Libtest(parser) => Some(clean_results(parser.finish())),
-            },
+            results,
         }
     }
 
@@ -142,6 +166,10 @@ pub(crate) fn clean_results(mut results: Results) -> Results {
 }
 
 impl OutputSink for Recorder {
+    fn left_open(&mut self, how: OutputEnd) {
+        self.cut |= how == OutputEnd::Cut;
+    }
+
     fn stdout<'a>(&'a mut self, bytes: &'a [u8]) -> SinkFuture<'a> {
         Box::pin(async move {
             self.keep(bytes)?;
@@ -187,6 +215,10 @@ impl Answer {
 }
 
 impl OutputSink for Answer {
+    fn left_open(&mut self, how: OutputEnd) {
+        self.cut |= how == OutputEnd::Cut;
+    }
+
     fn stdout<'a>(&'a mut self, bytes: &'a [u8]) -> SinkFuture<'a> {
         Self::take(&mut self.stdout, &mut self.cut, bytes);
         Box::pin(async { Ok(()) })

@@ -28,6 +28,15 @@ impl Tell {
         }
     }
 
+    /// Logs the last event; see [`EventLog::end`].
+    pub(crate) fn end(
+        &self,
+        kind: EventKind,
+        unlogged: impl FnOnce(EventKind, &std::io::Error) -> EventKind,
+    ) -> EventKind {
+        self.0.borrow_mut().log.end(kind, unlogged)
+    }
+
     /// Why the log is no longer whole, if it is not.
     pub(crate) fn failure(&self) -> Option<String> {
         self.0.borrow().failure.clone()

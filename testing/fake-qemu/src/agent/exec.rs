@@ -18,8 +18,9 @@ use std::{
 };
 
 use belljar_proto::{
+    files::FileQuery,
     frame::Kind,
-    message::{Exec, Nonce, Status, Stdio, ToHost, WindowSize},
+    message::{AskFiles, Exec, Nonce, OutputEnd, Status, Stdio, ToHost, WindowSize},
 };
 use rustix::{
     event::{PollFd, PollFlags, poll},
@@ -28,7 +29,7 @@ use rustix::{
 };
 
 use super::Shared;
-use crate::{guest::Guest, terminal};
+use crate::{guest::Guest, look, terminal};
 
 /// A command that was started.
 #[derive(Debug)]
@@ -88,6 +89,22 @@ pub(super) fn start(shared: &Arc<Shared>, exec: Exec) -> Option<Running> {
             None
         }
     }
+}
+
+/// Answers a question after files, as the agent does.
+pub(super) fn files(shared: &Arc<Shared>, asked: AskFiles) {
+    let shared = Arc::clone(shared);
+    thread::spawn(move || {
+        let AskFiles { id, nonce, mut query } = asked;
+        let (FileQuery::Look { root, .. } | FileQuery::Read { root, .. }) = &mut query;
+        *root = on_host(&shared, root).into_vec();
+        let mut output = Vec::new();
+        let clock_set = shared.manners.clock_set;
+        let answered = look::answer(&query, clock_set, &mut output).is_ok();
+        output.chunks(32 * 1024).all(|piece| shared.port.output(Kind::Stdout, id, piece));
+        let status = Status::Code(u8::from(!answered));
+        shared.port.say(&ToHost::Exited { id, nonce, status, output: OutputEnd::Whole });
+    });
 }
 
 /// A command in the host's terms.
@@ -222,9 +239,17 @@ fn attend(
     }
     let _listener = started.send(Ok(Running { pid, stdin, pty: files.pty.take() }));
     shared.machine.mark("exec");
-    let exited = |status| ToHost::Exited { id, nonce, status };
+    let output = match shared.manners.late.as_str() {
+        "open" => OutputEnd::LeftOpen,
+        "cut" => OutputEnd::Cut,
+        _ => OutputEnd::Whole,
+    };
+    let exited = |status| ToHost::Exited { id, nonce, status, output };
     if shared.manners.exited == "early" {
         shared.port.say(&exited(Status::Code(0)));
+    }
+    if output != OutputEnd::Whole {
+        shared.port.say(&ToHost::Lingers(id));
     }
     flood(shared, id);
     let code = stream(shared, &mut child, files, id, pid);
@@ -236,7 +261,7 @@ fn attend(
     match shared.manners.exited.as_str() {
         "never" | "early" => {}
         "other-id" => {
-            shared.port.say(&ToHost::Exited { id: id + 1, nonce, status });
+            shared.port.say(&ToHost::Exited { id: id + 1, nonce, status, output });
         }
         "twice" => {
             shared.port.say(&exited(status));

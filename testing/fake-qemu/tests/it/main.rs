@@ -14,7 +14,7 @@ use std::{
 
 use belljar_proto::{
     frame::{Assembler, Decoder, Encoder, Kind, MAX_MESSAGE},
-    message::{Exec, Nonce, Setup, Status, Stdio as Streams, ToAgent, ToHost, VERSION},
+    message::{Exec, Nonce, OutputEnd, Setup, Status, Stdio as Streams, ToAgent, ToHost, VERSION},
 };
 use command_fds::{CommandFdExt as _, FdMapping};
 
@@ -333,14 +333,17 @@ fn the_agent_runs_commands() {
     host.port.write_all(&out).expect("port takes");
     assert_eq!(host.hear(), Some(ToHost::StdinCredit { id: 1, bytes: 256 }));
     host.say(&ToAgent::StdinEof(1));
-    let exited = ToHost::Exited { id: 1, nonce: Nonce([9; 16]), status: Status::Code(7) };
+    let exited = ToHost::Exited { id: 1, nonce: Nonce([9; 16]), status: Status::Code(7), output: OutputEnd::Whole };
     assert_eq!(host.hear(), Some(exited));
     assert_eq!(host.stream(Kind::Stdout), bytes);
     assert_eq!(host.stream(Kind::Stderr), b"hello\n");
     host.exec(&["sh", "-c", "kill -9 $$"], Streams::PipesNoStdin);
     host.hear();
     let killed = Status::Signal { signal: 9, core: false };
-    assert_eq!(host.hear(), Some(ToHost::Exited { id: 1, nonce: Nonce([9; 16]), status: killed }));
+    assert_eq!(
+        host.hear(),
+        Some(ToHost::Exited { id: 1, nonce: Nonce([9; 16]), status: killed, output: OutputEnd::Whole })
+    );
     host.exec(&["no-such-program"], Streams::PipesNoStdin);
     assert_eq!(host.hear(), Some(ToHost::ExecFailed { id: 1, what: "find no-such-program".into(), errno: 2 }));
     host.say(&ToAgent::Shutdown(belljar_proto::message::ShutdownHow::Immediate));

@@ -1,7 +1,8 @@
 //! One command.
 
+use belljar_proto::files::FileQuery;
 use belljar_proto::frame::{Frame, Kind};
-use belljar_proto::message::{Exec, ExecId, Nonce, Status, Stdio, ToAgent, ToHost};
+use belljar_proto::message::{AskFiles, Exec, ExecId, Nonce, OutputEnd, Status, Stdio, ToAgent, ToHost};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::AgentSession;
@@ -37,8 +38,8 @@ impl Input<'_> {
 impl AgentSession {
     /// Runs a command and waits for its end; its `id` is replaced by the session's next number.
     ///
-    /// `Ok` is the guest's own record for this attempt: it carried the session's tag and [`Exec::nonce`]. Output of processes
-    /// that the command leaves behind is not awaited.
+    /// `Ok` is the guest's own record for this attempt: it carried the session's tag and [`Exec::nonce`]. Processes that the command
+    /// leaves behind with its output open are listened to for a while; the sink is told of them.
     ///
     /// Dropping the future leaves the command running until the next one starts or the guest ends.
     ///
@@ -46,16 +47,47 @@ impl AgentSession {
     /// [`SessionError::ExecFailed`] where the command could not be started; [`SessionError::Sink`] and [`SessionError::Stdin`] for
     /// failures on our side; all others mean that the session is broken.
     pub async fn exec(&mut self, mut exec: Exec, io: ExecIo<'_>) -> Result<Status, SessionError> {
-        self.kill_running().await?;
-        let id = self.next_exec;
-        self.next_exec += 1;
+        let id = self.next_id().await?;
         exec.id = id;
         let nonce = exec.nonce;
         let takes_stdin = exec.stdio != Stdio::PipesNoStdin;
-        let ExecIo { stdin, sink, mut control } = io;
+        self.attend(ToAgent::Exec(Box::new(exec)), id, nonce, takes_stdin, io).await
+    }
 
+    /// Asks for files; the answer goes to the sink as a command's standard output does.
+    ///
+    /// # Errors
+    /// As [`exec`](Self::exec).
+    pub async fn files(
+        &mut self,
+        query: FileQuery,
+        nonce: Nonce,
+        sink: &mut dyn OutputSink,
+    ) -> Result<Status, SessionError> {
+        let id = self.next_id().await?;
+        let asked = ToAgent::Files(Box::new(AskFiles { id, nonce, query }));
+        self.attend(asked, id, nonce, false, ExecIo { stdin: None, sink, control: None }).await
+    }
+
+    async fn next_id(&mut self) -> Result<ExecId, SessionError> {
+        self.kill_running().await?;
+        let id = self.next_exec;
+        self.next_exec += 1;
+        Ok(id)
+    }
+
+    /// Has something run and takes what it says, until its end.
+    async fn attend(
+        &mut self,
+        what: ToAgent,
+        id: ExecId,
+        nonce: Nonce,
+        takes_stdin: bool,
+        io: ExecIo<'_>,
+    ) -> Result<Status, SessionError> {
+        let ExecIo { stdin, sink, mut control } = io;
         self.running = Some(id);
-        self.send(&ToAgent::Exec(Box::new(exec))).await?;
+        self.send(&what).await?;
         let (window, at_once) = self.link.stdin_window();
         let mut input =
             Input { source: stdin.filter(|_| takes_stdin), credit: window, waiting: None, window, chunk: Vec::new() };
@@ -152,10 +184,14 @@ impl AgentSession {
                 self.running = None;
                 return Err(SessionError::ExecFailed { what: clean(&what), errno });
             }
-            ToHost::Exited { id: of, nonce: of_attempt, status } if of == id => {
+            ToHost::Lingers(of) if of == id => sink.lingers(),
+            ToHost::Exited { id: of, nonce: of_attempt, status, output } if of == id => {
                 self.running = None;
                 if of_attempt != nonce {
                     return Err(SessionError::WrongNonce { id });
+                }
+                if output != OutputEnd::Whole {
+                    sink.left_open(output);
                 }
                 return Ok(Some(status));
             }

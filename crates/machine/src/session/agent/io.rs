@@ -4,7 +4,7 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 
-use belljar_proto::message::WindowSize;
+use belljar_proto::message::{OutputEnd, WindowSize};
 use tokio::io::AsyncRead;
 use tokio::sync::mpsc;
 
@@ -16,6 +16,12 @@ pub trait OutputSink: Send {
     /// The command runs under this process id in the guest.
     fn started(&mut self, pid: u32) {
         let _ = pid;
+    }
+    /// The command has ended in its time; what processes that it left behind still write is listened to for a while.
+    fn lingers(&mut self) {}
+    /// Its output did not come to its end: processes that it left behind still have it open.
+    fn left_open(&mut self, how: OutputEnd) {
+        let _ = how;
     }
     /// Bytes of its standard output, or of its terminal.
     fn stdout<'a>(&'a mut self, bytes: &'a [u8]) -> SinkFuture<'a>;

@@ -12,7 +12,7 @@ use rustix::fs::{FileType, Mode, OFlags, inotify};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::unix::pipe::Receiver;
 
-use super::{ConsoleSession, End, Exchange, Running, Signals, keeper_gone, pass_on, random_name, script};
+use super::{ConsoleSession, End, Exchange, Running, Signals, keeper_gone, pass_on, random_name, script, tell_end};
 use crate::Lost;
 use crate::command::GuestCommand;
 use crate::guest::Io;
@@ -71,6 +71,11 @@ impl Place {
         let mut text = [0; script::CODE_MAX];
         let n = std::fs::File::from(file).read_at(&mut text, 0)?;
         Ok(script::read_code(&text[..n], nonce))
+    }
+
+    /// Whether the command has ended, and its output has not.
+    fn is_over(&self) -> bool {
+        rustix::fs::statat(&self.dir, "over", rustix::fs::AtFlags::SYMLINK_NOFOLLOW).is_ok()
     }
 
     /// Passes on what the outputs have grown by; tells whether they had.
@@ -155,6 +160,7 @@ impl ConsoleSession {
         let end = self.follow(&mut place, &mut watch, &guest_dir, &nonce, io).await?;
         self.running = None;
         self.drain(&mut place, end, io.sink).await?;
+        tell_end(io.sink, end);
         end.outcome(command)
     }
 
@@ -171,11 +177,16 @@ impl ConsoleSession {
         let heartbeat = self.heartbeat();
         let mut last_beat = tokio::time::Instant::now();
         let mut dead_before = false;
+        let mut over = false;
         let mut signals = Signals::default();
         loop {
             let grown = place.pass_on(io.sink, &mut chunk).await?;
             if let Some(end) = place.code(nonce).map_err(|e| reading(&e))? {
                 return Ok(end);
+            }
+            if !over && place.is_over() {
+                over = true;
+                io.sink.lingers();
             }
             if grown {
                 continue;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use belljar_model::{Exit, Phase};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-use super::{ConsoleSession, End, Running, Signals, keeper_gone, pass_on, random_name, script};
+use super::{ConsoleSession, End, Running, Signals, keeper_gone, pass_on, random_name, script, tell_end};
 use crate::Lost;
 use crate::command::GuestCommand;
 use crate::enter::of_shell;
@@ -103,6 +103,7 @@ impl ConsoleSession {
         let end = self.fetch_all(&dir, &nonce, tools, io).await?;
         self.running = None;
         self.line_run(format!("rm -rf {dir_word}")).await?;
+        tell_end(io.sink, end);
         end.outcome(command)
     }
 
@@ -135,12 +136,19 @@ impl ConsoleSession {
         let mut pause = LOOK_FIRST;
         let mut last_beat = tokio::time::Instant::now();
         let mut dead_before = false;
+        let mut over = false;
         let mut signals = Signals::default();
         loop {
             // The code first: what is there after it is all there will be.
-            let look = format!("cat {dir_word}/code 2>/dev/null;echo;wc -c <{dir_word}/1;wc -c <{dir_word}/2");
+            let look = format!(
+                "cat {dir_word}/code 2>/dev/null;echo;wc -c <{dir_word}/1;wc -c <{dir_word}/2;[ ! -e {dir_word}/over ]||echo over"
+            );
             let seen = self.line_run(look).await?.output;
             let (end, sizes) = read_look(&seen, nonce);
+            if !over && seen.split(|b| *b == b'\n').any(|line| line.trim_ascii() == b"over") {
+                over = true;
+                io.sink.lingers();
+            }
             let mut grown = false;
             for (index, file) in [(0, 1u8), (1, 2u8)] {
                 while sizes.is_none_or(|s| s[index] > have[index]) {
@@ -331,6 +339,7 @@ fn hex(text: &[u8]) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::session::agent::OutputEnd;
     use proptest::prelude::*;
 
     #[test]
@@ -349,12 +358,15 @@ mod tests {
     #[test]
     fn a_look_with_a_foreign_line_tells_nothing_wrong() {
         assert_eq!(
-            read_look(b"abc 7 - 5 0\n\n5\n0\n", "abc"),
-            (Some(End { exit: Exit::Code(7), sizes: Some((5, 0)), missing: None }), Some([5, 0]))
+            read_look(b"abc 7 - 5 0 w\n\n5\n0\nover\n", "abc"),
+            (
+                Some(End { exit: Exit::Code(7), sizes: Some((5, 0)), missing: None, output: OutputEnd::Whole }),
+                Some([5, 0])
+            )
         );
         assert_eq!(read_look(b"\n5\n[    1.234567] x\n0\n", "abc"), (None, Some([5, 0])));
         assert_eq!(read_look(b"\n5\n12\n0\n", "abc"), (None, None));
-        assert_eq!(read_look(b"abc 7 -[    1.234567] x\n 5 0\n\n5\n0\n", "abc").0, None);
+        assert_eq!(read_look(b"abc 7 -[    1.234567] x\n 5 0 w\n\n5\n0\n", "abc").0, None);
     }
 
     proptest! {

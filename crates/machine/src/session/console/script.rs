@@ -9,7 +9,8 @@
 //! | `fore` | runs `cmd` on a terminal |
 //! | `0`, `1`, `2` | standard input, output and error |
 //! | `pid` | `PID GROUP`: the keeper, and 1 if it leads a process group of its own |
-//! | `code` | `NONCE CODE HOW SIZE1 SIZE2`, appears whole or not at all; HOW is `s` where a signal killed the command, `c` where it dumped core, `d`, `f` or `u` where it was not started ([`Missing`]), else `-`; a size that the guest cannot tell is `-` |
+//! | `over` | appears where the command has ended, and processes that it left behind have its output open |
+//! | `code` | `NONCE CODE HOW SIZE1 SIZE2 END`, appears whole or not at all; HOW is `s` where a signal killed the command, `c` where it dumped core, `d`, `f` or `u` where it was not started ([`Missing`]), else `-`; a size that the guest cannot tell is `-`; END is `w` where the output is whole, `o` where it was left open, `c` where it is cut off |
 //! | `said` | what the keeper's shell said of the command's end |
 //!
 //! A shell gives `128 + N` for a command that signal N killed, and for one that exited with that code; but it says "Killed" only of
@@ -20,6 +21,7 @@ use belljar_model::Exit;
 use super::{End, Missing};
 use crate::access::quote;
 use crate::command::GuestCommand;
+use crate::session::agent::{LATE_MOST, LATE_QUIET, OutputEnd};
 
 /// Longest `code` file that is read.
 pub(super) const CODE_MAX: usize = 256;
@@ -136,6 +138,7 @@ pub(super) fn keeper(dir: &str, command: &GuestCommand, layer: Option<&str>) -> 
     let user_missing = if user.is_none() { "" } else { "[ \"$k\" ]||id \"$u\" >/dev/null 2>&1||h=u\n" };
     // The command gets the signals that its group gets; the keeper outlives them. A group of its own is one whose number is its leader's: field five of `stat`. The name in field two is `sh`'s own.
     // A subshell, since a shell's own words about a command go where that command's errors go. (`su` says "Killed" itself, and not always.)
+    let (quiet, most) = (LATE_QUIET.as_secs(), LATE_MOST.as_secs());
     let how = if user.is_none() { "case $(cat $d/said) in *core*)h=c;;?*)h=s;;esac" } else { ":" };
     let before_directory = format!(
         "d={dir}\n\
@@ -157,10 +160,21 @@ pub(super) fn keeper(dir: &str, command: &GuestCommand, layer: Option<&str>) -> 
          c=$?\n\
          {how}\n\
          fi\n\
+         l=w;n=0;q=0;s=\n\
+         held(){{ for f in /proc/[0-9]*/fd/*;do [ $f -ef $d/1 ]||[ $f -ef $d/2 ]&&return 0;done;return 1;}}\n\
+         while held\n\
+         do\n\
+         [ $n = 0 ]&&: >$d/over\n\
+         [ $q -lt {quiet} ]||{{ l=o;break;}}\n\
+         [ $n -lt {most} ]||{{ l=c;break;}}\n\
+         t=$(wc -c <$d/1)/$(wc -c <$d/2)\n\
+         if [ \"$t\" = \"$s\" ];then q=$((q+1));else q=0;fi\n\
+         s=$t;n=$((n+1));sleep 1\n\
+         done\n\
          a=-;b=-\n\
          a=$(wc -c <$d/1 2>/dev/null)&&b=$(wc -c <$d/2 2>/dev/null)||{{ a=-;b=-; }}\n\
          sync 2>/dev/null\n\
-         echo \"$nonce $c\" $h $a $b >$d/code.tmp&&mv $d/code.tmp $d/code\n"
+         echo \"$nonce $c\" $h $a $b $l >$d/code.tmp&&mv $d/code.tmp $d/code\n"
     );
     [before_directory.as_bytes(), &cwd, after_directory.as_bytes()].concat()
 }
@@ -234,7 +248,13 @@ pub(super) fn read_code(text: &[u8], nonce: &str) -> Option<End> {
         ("-", "-") => None,
         (a, b) => Some((number(a)?, number(b)?)),
     };
-    words.next().is_none().then_some(End { exit, sizes, missing })
+    let output = match words.next()? {
+        "w" => OutputEnd::Whole,
+        "o" => OutputEnd::LeftOpen,
+        "c" => OutputEnd::Cut,
+        _ => return None,
+    };
+    words.next().is_none().then_some(End { exit, sizes, missing, output })
 }
 
 /// One word for a POSIX shell.
@@ -255,29 +275,30 @@ mod tests {
 
     #[test]
     fn a_code_counts_only_with_its_nonce_and_whole() {
-        assert_eq!(
-            read_code(b"abc 7 - 12 0\n", "abc"),
-            Some(End { exit: Exit::Code(7), sizes: Some((12, 0)), missing: None })
-        );
-        assert_eq!(
-            read_code(b"abc 137 - - -\n", "abc"),
-            Some(End { exit: Exit::Code(137), sizes: None, missing: None })
-        );
-        let killed = |core| Some(End { exit: Exit::Signal { number: 11, core }, sizes: None, missing: None });
-        assert_eq!(read_code(b"abc 139 s - -\n", "abc"), killed(false));
-        assert_eq!(read_code(b"abc 267 c - -\n", "abc"), killed(true));
-        let refused = End { exit: Exit::Code(126), sizes: Some((0, 0)), missing: Some(Missing::Directory) };
-        assert_eq!(read_code(b"abc 126 d 0 0\n", "abc"), Some(refused));
+        let end = |exit, sizes, output| Some(End { exit, sizes, missing: None, output });
+        let whole = OutputEnd::Whole;
+        assert_eq!(read_code(b"abc 7 - 12 0 w\n", "abc"), end(Exit::Code(7), Some((12, 0)), whole));
+        assert_eq!(read_code(b"abc 7 - 12 0 o\n", "abc"), end(Exit::Code(7), Some((12, 0)), OutputEnd::LeftOpen));
+        assert_eq!(read_code(b"abc 7 - 12 0 c\n", "abc"), end(Exit::Code(7), Some((12, 0)), OutputEnd::Cut));
+        assert_eq!(read_code(b"abc 137 - - - w\n", "abc"), end(Exit::Code(137), None, whole));
+        let killed = |core| end(Exit::Signal { number: 11, core }, None, whole);
+        assert_eq!(read_code(b"abc 139 s - - w\n", "abc"), killed(false));
+        assert_eq!(read_code(b"abc 267 c - - w\n", "abc"), killed(true));
+        let refused =
+            End { exit: Exit::Code(126), sizes: Some((0, 0)), missing: Some(Missing::Directory), output: whole };
+        assert_eq!(read_code(b"abc 126 d 0 0 w\n", "abc"), Some(refused));
         // A shell that says something of a command that was not killed.
-        assert_eq!(read_code(b"abc 2 s - -\n", "abc"), Some(End { exit: Exit::Code(2), sizes: None, missing: None }));
+        assert_eq!(read_code(b"abc 2 s - - w\n", "abc"), end(Exit::Code(2), None, whole));
         for wrong in [
-            "abc 7 - 12 0",
-            "abd 7 - 12 0\n",
+            "abc 7 - 12 0 w",
+            "abd 7 - 12 0 w\n",
             "abc 7 - 12\n",
-            "abc  - 12 0\n",
+            "abc 7 - 12 0\n",
+            "abc  - 12 0 w\n",
             "abc 7 - 12 0 0\n",
-            "abc 700 - 1 1\n",
-            "abc 7 x 1 1\n",
+            "abc 7 - 12 0 w w\n",
+            "abc 700 - 1 1 w\n",
+            "abc 7 x 1 1 w\n",
             "",
         ] {
             assert_eq!(read_code(wrong.as_bytes(), "abc"), None, "{wrong}");

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use belljar_proto::frame::{Decoder, Encoder, Frame, HEADER_LEN, Kind, MAGIC, from_bytes};
-use belljar_proto::message::{Announce, Nonce, STDIN_WINDOW, Status, ToAgent, ToHost, VERSION};
+use belljar_proto::message::{Announce, Nonce, OutputEnd, STDIN_WINDOW, Status, ToAgent, ToHost, VERSION};
 use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
@@ -109,7 +109,7 @@ where
 }
 
 fn exited(id: u32, nonce: Nonce) -> ToHost {
-    ToHost::Exited { id, nonce, status: Status::Code(0) }
+    ToHost::Exited { id, nonce, status: Status::Code(0), output: OutputEnd::Whole }
 }
 
 #[test]
