@@ -7,6 +7,8 @@ nonce=belljar-case-$$-$RANDOM
 # Everything that Belljar starts inherits this, so that what outlives it can be told from other people's machines.
 export BELLJAR_TEST_CASE=$nonce
 export TMPDIR=$dir/tmp XDG_RUNTIME_DIR=$dir/runtime BELLJAR_STATE_DIR=$dir/state
+# QEMU gets no more of the environment than it needs, but for this.
+export BELLJAR_QEMU_ENV=BELLJAR_TEST_CASE
 unset BELLJAR_LOGIN BELLJAR_ACCEL
 
 fail() { echo "FAILED: $*"; exit 1; }

@@ -243,6 +243,11 @@ pub(crate) struct GuestArgs {
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub(crate) boot_timeout: Option<Duration>,
 
+    /// Hide this path of the host from the guest as well; its last part may end in * (keys and tokens in home directories,
+    /// processes and temporary files are hidden anyway)
+    #[arg(long, value_name = "PATH")]
+    pub(crate) hide: Vec<PathBuf>,
+
     /// Pass this argument to QEMU as it is, after all others
     #[arg(long = "qemu-arg", value_name = "ARG", allow_hyphen_values = true)]
     pub(crate) qemu_args: Vec<OsString>,
@@ -267,6 +272,14 @@ pub(crate) struct ShareArgs {
     /// Host directory for what the command leaves in $BELLJAR_OUT [default: `out` in the run's directory]
     #[arg(short = 'o', long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) out: Option<PathBuf>,
+
+    /// Most that the command may leave there, such as 100M [default: 1GiB, or a quarter of what is free]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) max_output: Option<String>,
+
+    /// Most that the guest may write to its disks [default: half of what is free]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) max_disk: Option<String>,
 }
 
 /// How the command is run.

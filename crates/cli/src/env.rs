@@ -24,6 +24,12 @@ pub(crate) const STATE_DIR: &str = "BELLJAR_STATE_DIR";
 pub(crate) const KEEP_RUNS: &str = "BELLJAR_KEEP_RUNS";
 /// The configuration of `belljar test`, as `--config`.
 pub(crate) const CONFIG: &str = "BELLJAR_CONFIG";
+/// The user's home directory, whose keys and tokens no guest sees.
+pub(crate) const HOME: &str = "HOME";
+/// Names of more variables that QEMU gets.
+pub(crate) const QEMU_ENV: &str = "BELLJAR_QEMU_ENV";
+/// What QEMU gets without being named there: what its loader, its modules and its clock need.
+pub(crate) const FOR_QEMU: &[&str] = &["PATH", "LD_LIBRARY_PATH", "QEMU_MODULE_DIR", "TMPDIR", "TZ"];
 /// The profile of `belljar test`, as `--profile`.
 pub(crate) const PROFILE: &str = "BELLJAR_PROFILE";
 /// Any value but the empty one: no colours.
@@ -45,6 +51,11 @@ const ALL: &[(&str, &str)] = &[
     (KEEP_RUNS, "how many directories of ended runs are kept (20)"),
     (CONFIG, "the configuration of `belljar test`, as `--config`"),
     (PROFILE, "the profile of `belljar test`, as `--profile`"),
+    (
+        QEMU_ENV,
+        "names of more environment variables that QEMU gets, with commas between them, `*` at an end for any; else it gets \
+         `PATH`, `LD_LIBRARY_PATH`, `QEMU_MODULE_DIR`, `TMPDIR` and `TZ` alone",
+    ),
     (NO_COLOR, "any value but the empty one: no colours"),
 ];
 

@@ -2,7 +2,7 @@
 
 use std::{path::Path, sync::Arc};
 
-use belljar_machine::{MountMode, spec::GuestSpec};
+use belljar_machine::{MountMode, bounds::Bounds, spec::GuestSpec};
 use belljar_runner::suite::spec::{Surroundings, guest_spec, password_variables, workspace};
 use belljar_suite::{
     config::{Config, ConfigError, Guest},
@@ -40,7 +40,8 @@ impl Named {
             let value = env::any(name.as_ref())?;
             Some((name.to_owned(), value.into_string().ok()?))
         });
-        let around = Surroundings { guest_env: settings::guest_env(), passwords: passwords.collect() };
+        let around =
+            Surroundings { guest_env: settings::guest_env(), passwords: passwords.collect(), home: settings::home() };
         guest_spec(&Machine { guest: Arc::clone(&self.0), hardware, units: 1 }, &around)
     }
 
@@ -58,6 +59,11 @@ impl Named {
     pub(crate) fn workspace_mode(&self) -> Option<MountMode> {
         let mode = self.0.layer.workspace_mode?;
         Some(workspace(Path::new("/"), &self.0, mode).mode)
+    }
+
+    /// How much it may write.
+    pub(crate) fn bounds(&self) -> Bounds {
+        Bounds { output: self.0.layer.max_output, disk: self.0.layer.max_disk }
     }
 
     /// Its variables.

@@ -34,7 +34,7 @@ use tokio::{
 
 use crate::{
     args::{ExecArgs, GuestArgs, HostArgs, RunArgs, ShareArgs},
-    complain_note, env,
+    complain, complain_note, env,
     input::{Input, is_in_background, until_in_foreground},
     named::Named,
     settings,
@@ -98,7 +98,7 @@ impl Prepared {
         let named = Named::of(guest)?;
         let named = named.as_ref();
         let (spec, guest_name) = settings::guest(guest, named)?;
-        let run_dir = settings::run_dir(host)?;
+        let run_dir = settings::run_dir(host, settings::exposed(share, named))?;
         let mut context = settings::host(host, guest.accel, &run_dir)?;
         context.accel = context.accel.or_else(|| named?.accel());
         let user = exec.user.clone().or_else(|| named?.user().map(str::to_owned));
@@ -170,10 +170,10 @@ impl Prepared {
     }
 
     async fn run(self, style: Style, stdin: Stdin) -> Result<Verdict, String> {
-        let Self { request, run_dir } = self;
+        let Self { request, mut run_dir } = self;
         let raw = request.command.as_ref().is_some_and(|c| c.terminal.is_some());
         let at_terminal = raw && terminal::is_there();
-        let reporter = RunReporter::new(io::stderr(), style, run_dir.path().display().to_string());
+        let reporter = RunReporter::new(io::stderr(), style, run_dir.shown().display().to_string());
         let reporter: Reporter = Rc::new(RefCell::new(reporter));
         let (canceller, cancel) = cancel::channel();
         hear_signals(Rc::new(canceller)).map_err(|e| format!("cannot listen for signals: {e}"))?;
@@ -233,7 +233,15 @@ impl Prepared {
         let verdict = belljar_runner::run::run(request, io, cancel, &mut log).await;
         // The rest of a cut-off escape sequence; what nobody takes is nobody's loss any more.
         drop(tokio::time::timeout(LAST_WRITE, sink.finish()).await);
-        Ok(verdict)
+        // Its guest is gone.
+        match run_dir.deliver() {
+            Err(error) if verdict == Verdict::Pass => Err(error.to_string()),
+            Err(error) => {
+                complain(&error.to_string());
+                Ok(verdict)
+            }
+            Ok(()) => Ok(verdict),
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     env as std_env,
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     fs::Permissions,
     io::{self, IsTerminal},
     os::unix::fs::PermissionsExt,
@@ -12,6 +12,7 @@ use std::{
 use belljar_machine::{
     MountMode,
     access::{Credentials, Secret},
+    bounds::Bounds,
     host::HostContext,
     qemu::{args::Accel, sandbox::Shim},
     spec::{Bus, GuestSpec, NicSpec, OopsPolicy, ShareSpec, Source, Workspace},
@@ -20,7 +21,7 @@ use belljar_report::run::{Level, Style};
 use belljar_runner::{
     out_dir,
     run_dir::{self, RunDir},
-    suite::history,
+    suite::{history, spec::in_home},
 };
 use etcetera::BaseStrategy;
 
@@ -67,8 +68,9 @@ pub(crate) fn absolute(path: &Path) -> Result<PathBuf, String> {
     std::path::absolute(path).map_err(|e| format!("cannot make {} absolute: {e}", path.display()))
 }
 
-/// Makes the run's directory, where the user wants it or among the others.
-pub(crate) fn run_dir(args: &HostArgs) -> Result<RunDir, String> {
+/// Makes the run's directory, where the user wants it or among the others. `exposed` is the directory that guests can write to, if
+/// there is one.
+pub(crate) fn run_dir(args: &HostArgs, exposed: Option<&Path>) -> Result<RunDir, String> {
     if args.dry_run {
         // No run, so it is none among the others, and no directory that the user named is touched.
         let temporary = std_env::temp_dir();
@@ -76,6 +78,12 @@ pub(crate) fn run_dir(args: &HostArgs) -> Result<RunDir, String> {
             .map_err(|e| format!("cannot make a directory in {}: {e}\ngive another with TMPDIR", temporary.display()));
     }
     match &args.run_dir {
+        Some(dir) if exposed.is_some_and(|exposed| RunDir::lies_in(dir, exposed)) => {
+            let exposed = exposed.unwrap_or(Path::new("/"));
+            RunDir::aside(dir, exposed, &runs_dir()?, keep_runs()?).map_err(|e| {
+                format!("cannot use {} as the run's directory: {e}\ngive an empty one, or a new name", dir.display())
+            })
+        }
         Some(dir) => RunDir::at(dir).map_err(|e| {
             format!("cannot use {} as the run's directory: {e}\ngive an empty one, or a new name", dir.display())
         }),
@@ -96,13 +104,7 @@ pub(crate) fn history_file(config: &Path) -> Result<PathBuf, String> {
 /// Makes a run's directory among the others.
 pub(crate) fn new_run_dir() -> Result<RunDir, String> {
     let runs = runs_dir()?;
-    let keep = match env::get(env::KEEP_RUNS) {
-        None => KEEP_RUNS,
-        Some(text) => text
-            .to_str()
-            .and_then(|t| t.parse().ok())
-            .ok_or_else(|| format!("{}={} is not a number", env::KEEP_RUNS, text.display()))?,
-    };
+    let keep = keep_runs()?;
     RunDir::create(&runs, keep).map_err(|e| {
         format!(
             "cannot make a directory for this run in {}: {e}\ngive another with --run-dir, or set {}",
@@ -110,6 +112,25 @@ pub(crate) fn new_run_dir() -> Result<RunDir, String> {
             env::STATE_DIR
         )
     })
+}
+
+fn keep_runs() -> Result<usize, String> {
+    match env::get(env::KEEP_RUNS) {
+        None => Ok(KEEP_RUNS),
+        Some(text) => text
+            .to_str()
+            .and_then(|t| t.parse().ok())
+            .ok_or_else(|| format!("{}={} is not a number", env::KEEP_RUNS, text.display())),
+    }
+}
+
+/// The directory that a guest can write to by what was typed, beside its output directory.
+pub(crate) fn exposed<'a>(args: &'a ShareArgs, named: Option<&Named>) -> Option<&'a Path> {
+    let writable = match args.workspace_mode {
+        Some(mode) => mode == ModeArg::Rw,
+        None => named.and_then(Named::workspace_mode).unwrap_or(MountMode::ReadWrite) == MountMode::ReadWrite,
+    };
+    (writable && args.workspace != Path::new("none")).then_some(&*args.workspace)
 }
 
 /// What the host side of a run stands on.
@@ -120,12 +141,32 @@ pub(crate) fn host(args: &HostArgs, accelerator: Option<AccelArg>, run_dir: &Run
         qemu: args.qemu.clone(),
         path: env::get("PATH"),
         qemu_img: qemu_img(),
+        own: vec![state_dir()?],
+        home: home(),
+        qemu_env: qemu_env(),
         shim: shim(),
         accel: accelerator.map(accel),
         console_log: run_dir.file(run_dir::CONSOLE),
         qemu_log: run_dir.file(run_dir::QEMU_LOG),
         qemu_command: run_dir.file(run_dir::QEMU_COMMAND),
     })
+}
+
+/// The user's home directory.
+pub(crate) fn home() -> Option<PathBuf> {
+    env::path(env::HOME)
+}
+
+/// What QEMU gets of the environment: where its parts are, and what the user names besides. A guest that gets at its process, or looks
+/// through a share at `/proc`, finds no password there.
+fn qemu_env() -> Vec<(OsString, OsString)> {
+    let named = env::get(env::QEMU_ENV).unwrap_or_default().into_string().unwrap_or_default();
+    let named: Vec<&str> = named.split(',').map(str::trim).filter(|n| !n.is_empty()).collect();
+    let wanted = |name: &str| {
+        env::FOR_QEMU.contains(&name)
+            || named.iter().any(|n| n.strip_suffix('*').map_or(*n == name, |start| name.starts_with(start)))
+    };
+    std_env::vars_os().filter(|(name, _)| name.to_str().is_some_and(wanted)).collect()
 }
 
 /// `qemu-img`, or the bare name for the error that says what to install.
@@ -179,6 +220,11 @@ pub(crate) fn guest(args: &GuestArgs, named: Option<&Named>) -> Result<(GuestSpe
         OopsArg::Note => OopsPolicy::Note,
     });
     spec.boot_timeout = args.boot_timeout.or(spec.boot_timeout);
+    for path in &args.hide {
+        // A shell leaves `~` in `--hide=~/x` as it is.
+        let path = in_home(path, home().as_deref()).map_err(|e| format!("--hide {e}"))?;
+        spec.hide.push(absolute(&path)?);
+    }
     Ok((spec, name))
 }
 
@@ -264,13 +310,19 @@ pub(crate) fn share(
     let out = args.out.clone().unwrap_or_else(|| run_dir.file(run_dir::OUT));
     if dry_run && !out.exists() {
         let out = std::path::absolute(&out).map_err(|e| format!("--out: {e}"))?;
-        return Ok(ShareSpec { workspace, out, out_wanted: args.out.is_some(), modules: None });
+        let out_wanted = args.out.is_some();
+        return Ok(ShareSpec { workspace, out, out_wanted, bounds: Bounds::default(), modules: None });
     }
     fs_err::create_dir_all(&out).map_err(|e| format!("cannot make the output directory: {e}"))?;
     let out = directory("--out", &out)?;
     let access = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
     rustix::fs::access(&out, access).map_err(|e| format!("--out {}: nothing can be put there: {e}", out.display()))?;
-    Ok(ShareSpec { workspace, out, out_wanted: args.out.is_some(), modules: None })
+    let named = named.map(Named::bounds).unwrap_or_default();
+    let bounds = Bounds {
+        output: bound("--max-output", args.max_output.as_deref())?.or(named.output),
+        disk: bound("--max-disk", args.max_disk.as_deref())?.or(named.disk),
+    };
+    Ok(ShareSpec { workspace, out, out_wanted: args.out.is_some(), bounds, modules: None })
 }
 
 /// Lets a command that does not run as root leave files in the output directory. A directory that the user named keeps its mode, for
@@ -293,6 +345,11 @@ pub(crate) fn open_out(out: &Path, ours: bool, user: &str) -> Result<(), String>
         ));
     }
     Ok(())
+}
+
+/// The value of an option that limits what a guest may write.
+pub(crate) fn bound(option: &str, text: Option<&str>) -> Result<Option<u64>, String> {
+    text.map(|text| specs::size(text).map_err(|e| format!("{option}: {e}"))).transpose()
 }
 
 fn directory(option: &str, dir: &Path) -> Result<PathBuf, String> {

@@ -14,6 +14,7 @@ use std::{
 
 use belljar_machine::{
     access::{Credentials, Secret},
+    bounds::Bounds,
     command::GuestCommand,
     guest::{Ending, Io, Origin},
     host::HostContext,
@@ -107,6 +108,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         env: Vec::new(),
         oops: OopsPolicy::Crash,
         boot_timeout: None,
+        hide: Vec::new(),
     };
     let (share, place) = place_of(scratch.path(), 0)?;
     let Place { run_dir, console_log, qemu_log, qemu_command } = place;
@@ -116,6 +118,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         qemu: None,
         path: std::env::var_os("PATH"),
         qemu_img: "qemu-img".into(),
+        own: Vec::new(),
+        home: None,
+        qemu_env: Vec::new(),
         shim: Shim { program: belljar.into(), args: vec!["__exec".into()] },
         accel: Some(Accel::Tcg),
         console_log,
@@ -262,7 +267,7 @@ fn place_of(dir: &Path, number: u32) -> std::io::Result<(ShareSpec, Place)> {
         qemu_command: run_dir.join("qemu.cmd"),
         run_dir,
     };
-    Ok((ShareSpec { workspace: None, out, out_wanted: false, modules: None }, place))
+    Ok((ShareSpec { workspace: None, out, out_wanted: false, bounds: Bounds::default(), modules: None }, place))
 }
 
 /// MiB that only this process has.

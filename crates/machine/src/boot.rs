@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use crate::{
     Lost,
     access::{self, AccessEvent, AccessOptions, Act, Shell},
+    bounds::Gauge,
     console::{Console, ConsoleView, Patience},
     enter,
     guest::{Guest, Observe, Session, TAIL, Views, of_session},
@@ -62,17 +63,22 @@ impl Machine {
         again: bool,
         view: Option<&Views>,
     ) -> Result<(Self, Ports), StartError> {
-        let Launch { config, fds } = launch;
+        let Launch { config, fds, layers } = launch;
         keep_command(plan, &config)?;
         let host = &plan.host;
         let log = File::options().create(true).write(true).append(again).truncate(!again).open(&host.console_log);
         let log = log.map_err(|e| {
             StartError::Files(format!("cannot log the console: {e}; the run's directory must be writable"))
         })?;
+        let workspace = plan.share.workspace.as_ref().filter(|w| w.mode == MountMode::ReadWrite);
+        let gauge = Gauge::new(plan.share.bounds, &plan.share.out, layers, &host.run_dir, workspace.map(|w| &*w.dir))
+            .map_err(|e| StartError::Files(format!("cannot look at what the guest is to write to: {e}")))?;
         let request = SpawnRequest {
             program: &plan.qemu.path,
             config: &config,
             shim: &host.shim,
+            env: &host.qemu_env,
+            gauge: Some(gauge),
             log: &host.qemu_log,
             extra_fds: fds,
         };

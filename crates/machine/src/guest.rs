@@ -36,7 +36,7 @@ use crate::{
         console::ConsoleSession,
     },
     template::{Frozen, Template},
-    watch::{WantedStops, Watch},
+    watch::{self, WantedStops, Watch},
 };
 
 /// Takes what is worth an event.
@@ -329,6 +329,9 @@ impl Guest {
 
     /// Kills what [`Guest::exec`] left running, as well as it can within a few seconds.
     pub async fn kill_command(&mut self, observe: Observe<'_>) {
+        if self.qemu.exit_watch().has_ended() {
+            return;
+        }
         let limit = self.limits.farewell();
         let killed = match &mut self.session {
             Session::Agent(session) => {
@@ -359,7 +362,8 @@ impl Guest {
         if how == Ending::PowerOff && synced.is_ok() && doubt.is_none() {
             self.power_off(observe).await;
         }
-        self.qemu.kill().await;
+        let end = self.qemu.kill().await;
+        let exceeded = end.and_then(|end| end.exceeded).map(|e| watch::of_exceeded(&e));
         // What was not recorded cannot be vouched for.
         let unlogged = match self.console.view().log_fault() {
             Some(fault @ LogFault::Write(_)) => Some(Lost::host(format!("{fault}; free some space"))),
@@ -369,7 +373,7 @@ impl Guest {
         let spoilt = self.template.as_ref().is_some_and(|t| !t.is_unchanged()).then(|| {
             Lost::host("the guest's template was written to while it was in use, so that the guest may not have been what it was; run it again")
         });
-        match (synced, doubt, unlogged.or(spoilt)) {
+        match (synced, doubt, exceeded.or(unlogged).or(spoilt)) {
             (_, Some(lost), _) => Err(lost.with_tail(self.console.tail(TAIL))),
             (Err(lost), None, _) | (Ok(()), None, Some(lost)) => Err(lost),
             (Ok(()), None, None) => Ok(()),
@@ -382,6 +386,9 @@ impl Guest {
     /// As [`Guest::close`]: then what ran cannot be believed, and nothing more should run here.
     pub async fn settle(&mut self, observe: Observe<'_>) -> Result<(), Lost> {
         self.sync(self.limits.sync(), observe).await?;
+        if let Some(exceeded) = self.qemu.exceeded() {
+            return Err(watch::of_exceeded(&exceeded));
+        }
         match self.watch.doubt(Phase::Command, observe).await {
             Some(lost) => Err(lost.with_tail(self.console.tail(TAIL))),
             None => Ok(()),

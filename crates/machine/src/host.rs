@@ -17,6 +17,12 @@ pub struct HostContext {
     pub path: Option<OsString>,
     /// `qemu-img`.
     pub qemu_img: PathBuf,
+    /// Other directories that only Belljar writes to: where runs are kept, and what is remembered of them.
+    pub own: Vec<PathBuf>,
+    /// The user's home directory.
+    pub home: Option<PathBuf>,
+    /// All that QEMU gets of the environment.
+    pub qemu_env: Vec<(OsString, OsString)>,
     /// How a process becomes QEMU.
     pub shim: Shim,
     /// The accelerator where the user named one.

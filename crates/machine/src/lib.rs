@@ -5,7 +5,9 @@
 
 pub mod access;
 mod boot;
+pub mod bounds;
 pub mod command;
+mod conceal;
 pub mod console;
 mod derive;
 mod enter;

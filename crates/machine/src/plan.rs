@@ -4,7 +4,7 @@
 
 use std::{
     ffi::OsString,
-    fs::Permissions,
+    fs::{File, Permissions},
     os::{fd::OwnedFd, unix::fs::PermissionsExt},
     path::{Path, PathBuf},
     time::Duration,
@@ -22,6 +22,7 @@ use belljar_proto::message::{INIT_AGENT_PATH, System};
 
 use crate::{
     access::Credentials,
+    conceal::{ConcealError, Concealment},
     host::HostContext,
     limits::Limits,
     plan_disk::{self, PlannedDisk, Plugging},
@@ -95,6 +96,7 @@ pub struct Plan {
     pub(crate) host: HostContext,
     pub(crate) oops: OopsPolicy,
     pub(crate) boot_timeout: Option<Duration>,
+    concealment: Concealment,
     choices: Vec<EventKind>,
     /// The guest in a person's words.
     pub(crate) title: String,
@@ -119,6 +121,9 @@ pub(crate) enum CopyError {
     /// What takes its writes cannot be made.
     #[error(transparent)]
     Disk(#[from] belljar_image::disk::DiskError),
+    /// What it must not see cannot be hidden.
+    #[error(transparent)]
+    Conceal(#[from] ConcealError),
     /// A file of it or of the template cannot be opened.
     #[error("cannot open what a copy of the template needs: {0}")]
     Files(#[from] std::io::Error),
@@ -130,6 +135,8 @@ pub(crate) struct Launch {
     pub(crate) config: MachineConfig,
     /// Descriptors under their numbers in QEMU.
     pub(crate) fds: Vec<(i32, OwnedFd)>,
+    /// What takes the guest's writes to its disks.
+    pub(crate) layers: Vec<File>,
 }
 
 /// Why there is no plan.
@@ -168,6 +175,9 @@ pub enum PlanError {
     /// A disk cannot be used.
     #[error(transparent)]
     Disk(#[from] plan_disk::PlanDiskError),
+    /// What the guest must not see cannot be hidden.
+    #[error(transparent)]
+    Conceal(#[from] ConcealError),
     /// The agent could not be put where the guest fetches it.
     #[error("cannot put the agent into the run's directory: {source}; it must be writable and have room")]
     Control {
@@ -287,7 +297,9 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext) -> Result
         choices.add("disk", "there from the boot on", why);
     }
     let system = System { hostname: spec.hostname.clone(), env: spec.env.clone() };
+    let concealment = Concealment::new(&spec.hide, &config, &host, &mut |kind| choices.0.push(kind))?;
     let plan = Plan {
+        concealment,
         config,
         disks,
         fixed,
@@ -424,9 +436,12 @@ impl Plan {
     pub(crate) fn launch(&self) -> Result<Launch, PlanError> {
         let mut config = self.config.clone();
         let run_dir = &self.host.run_dir;
-        let fds = plan_disk::open(&self.disks, run_dir, true, &mut config).map_err(plan_disk::PlanDiskError::from)?;
+        let mut fds =
+            plan_disk::open(&self.disks, run_dir, true, &mut config).map_err(plan_disk::PlanDiskError::from)?;
         self.put_agent(&config)?;
-        Ok(Launch { config, fds })
+        let layers = layers(&fds).map_err(|source| PlanError::Control { source })?;
+        self.conceal(&mut config, &mut fds)?;
+        Ok(Launch { config, fds, layers })
     }
 
     /// Bytes of the guest's memory.
@@ -437,6 +452,16 @@ impl Plan {
     /// How long the boot may take at most.
     pub(crate) fn boot_limit(&self) -> Duration {
         Limits::new(self.accel(), self.boot_timeout).whole_boot()
+    }
+
+    /// Takes what the guest must not see out of its shares.
+    pub(crate) fn conceal(
+        &self,
+        config: &mut MachineConfig,
+        fds: &mut Vec<(i32, OwnedFd)>,
+    ) -> Result<(), ConcealError> {
+        let next = next_fd(fds);
+        self.concealment.apply(config, fds, next, &self.host)
     }
 
     /// Puts what a boot needs where the guest finds it.
@@ -611,6 +636,16 @@ fn title(source: &Source) -> String {
         Source::RootDir { kernel: Some(kernel), .. } => format!("{} with a root directory", kernel.display()),
         Source::RootDir { kernel: None, .. } => "the host's kernel with a root directory".into(),
     }
+}
+
+/// The files behind a machine's disks, to be looked at while it runs.
+pub(crate) fn layers(fds: &[(i32, OwnedFd)]) -> std::io::Result<Vec<File>> {
+    fds.iter().map(|(_, fd)| Ok(fd.try_clone()?.into())).collect()
+}
+
+/// The first number that no descriptor has yet.
+pub(crate) fn next_fd(fds: &[(i32, OwnedFd)]) -> i32 {
+    fds.iter().map(|(fd, _)| fd + 1).max().unwrap_or(args::FIRST_EXTRA_FD)
 }
 
 fn control_share(run_dir: &Path) -> Share {

@@ -8,9 +8,9 @@ use std::{
 };
 
 use crate::{
-    plan::{AgentPlace, CopyError, Entry, Launch, Plan, PlanError, make_placeholder},
+    plan::{AgentPlace, CopyError, Entry, Launch, Plan, PlanError, layers, make_placeholder, next_fd},
     plan_disk::{self, PlanDiskError},
-    qemu::args::{self, Accel, Layout, MachineConfig, NicMode, Ram},
+    qemu::args::{Accel, Layout, MachineConfig, NicMode, Ram},
     share,
     template::{KeyMaker, Making, Template, TemplateKey, Unkeyable},
 };
@@ -184,10 +184,12 @@ impl Plan {
         let disks = &self.disks[..self.frozen];
         let mut fds = plan_disk::open_in_template(disks, making, true, &mut config).map_err(PlanDiskError::from)?;
         self.put_agent(&config)?;
+        let layers = layers(&fds).map_err(|source| PlanError::Control { source })?;
         let fd = next_fd(&fds);
         config.ram = Ram::Shared(fd);
         fds.push((fd, ram));
-        Ok(Launch { config, fds })
+        self.conceal(&mut config, &mut fds)?;
+        Ok(Launch { config, fds, layers })
     }
 
     /// Makes what a copy of a template needs; gives the number of the descriptor that holds the devices' state as well.
@@ -197,7 +199,7 @@ impl Plan {
         let dir = &self.host.run_dir;
         let mut fds = plan_disk::open_over_template(frozen, template.disks()?, dir, &mut config)?;
         fds.extend(plan_disk::open(late, dir, false, &mut config)?);
-        Ok(go_on(config, fds, template, Ram::Private, template.ram()?)?)
+        self.go_on(config, fds, template, Ram::Private, template.ram()?)
     }
 
     /// Makes what a copy of a template needs that is to become a template itself, its memory and disks being copies already; gives what
@@ -210,7 +212,7 @@ impl Plan {
     ) -> Result<(Launch, i32), CopyError> {
         let mut config = self.config_to_go_on()?;
         let fds = plan_disk::go_on(&self.disks[..self.frozen], disks, &mut config);
-        Ok(go_on(config, fds, template, Ram::Shared, ram)?)
+        self.go_on(config, fds, template, Ram::Shared, ram)
     }
 
     /// The same for a copy of the base's template, into which this guest's devices are to be plugged.
@@ -226,7 +228,25 @@ impl Plan {
         let (fixed, plugged) = self.disks[..self.frozen].split_at(self.fixed);
         let mut fds = plan_disk::go_on(fixed, disks, &mut config);
         fds.extend(plan_disk::open_in_template(plugged, making, false, &mut config)?);
-        Ok(go_on(config, fds, base, Ram::Shared, ram)?)
+        self.go_on(config, fds, base, Ram::Shared, ram)
+    }
+
+    /// The copy of a template with this memory; gives the number of the descriptor that holds the devices' state as well.
+    fn go_on(
+        &self,
+        mut config: MachineConfig,
+        mut fds: Vec<(i32, OwnedFd)>,
+        template: &Template,
+        kind: fn(i32) -> Ram,
+        ram: File,
+    ) -> Result<(Launch, i32), CopyError> {
+        let layers = layers(&fds)?;
+        let state = next_fd(&fds) + 1;
+        config.ram = kind(state - 1);
+        fds.push((state - 1, ram.into()));
+        fds.push((state, template.state()?.into()));
+        self.conceal(&mut config, &mut fds)?;
+        Ok((Launch { config, fds, layers }, state))
     }
 
     /// The machine of a copy. Kernel and initramfs are in its memory already, and it is never reset.
@@ -272,26 +292,6 @@ fn firmware(qemu: &Path) -> Vec<PathBuf> {
     let dirs: Vec<PathBuf> = own.into_iter().chain(FIRMWARE_DIRS.iter().map(PathBuf::from)).collect();
     let files = FIRMWARE.iter().flat_map(|name| dirs.iter().map(move |dir| dir.join(name)));
     files.filter(|file| file.exists()).collect()
-}
-
-/// The copy of a template with this memory; gives the number of the descriptor that holds the devices' state as well.
-fn go_on(
-    mut config: MachineConfig,
-    mut fds: Vec<(i32, OwnedFd)>,
-    template: &Template,
-    kind: fn(i32) -> Ram,
-    ram: File,
-) -> std::io::Result<(Launch, i32)> {
-    let fd = next_fd(&fds);
-    config.ram = kind(fd);
-    fds.push((fd, ram.into()));
-    fds.push((fd + 1, template.state()?.into()));
-    Ok((Launch { config, fds }, fd + 1))
-}
-
-/// The first number that no descriptor has yet.
-fn next_fd(fds: &[(i32, OwnedFd)]) -> i32 {
-    fds.iter().map(|(fd, _)| fd + 1).max().unwrap_or(args::FIRST_EXTRA_FD)
 }
 
 fn agent_hash() -> &'static blake3::Hash {

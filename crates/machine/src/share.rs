@@ -81,7 +81,8 @@ mod tests {
 
     #[test]
     fn the_output_directory_is_always_there() {
-        let none = ShareSpec { workspace: None, out: "/o".into(), out_wanted: false, modules: None };
+        let bounds = crate::bounds::Bounds::default();
+        let none = ShareSpec { workspace: None, out: "/o".into(), out_wanted: false, bounds, modules: None };
         assert!(!none.required());
         assert!(ShareSpec { out_wanted: true, ..none.clone() }.required());
         assert_eq!(mounts(&none).len(), 1);

@@ -8,7 +8,7 @@ use std::{
 
 use belljar_proto::message::MountMode;
 
-use crate::access::Credentials;
+use crate::{access::Credentials, bounds::Bounds};
 
 /// The machine under test, as described.
 #[derive(Clone, Debug)]
@@ -41,6 +41,8 @@ pub struct GuestSpec {
     pub oops: OopsPolicy,
     /// Limit to the boot, from QEMU's start until a command can run; none means the default for the accelerator.
     pub boot_timeout: Option<Duration>,
+    /// What of the host it must not see, beside what no guest sees. The last part of a path may end in `*`.
+    pub hide: Vec<PathBuf>,
 }
 
 impl GuestSpec {
@@ -62,6 +64,7 @@ impl GuestSpec {
             env: Vec::new(),
             oops: OopsPolicy::default(),
             boot_timeout: None,
+            hide: Vec::new(),
         }
     }
 }
@@ -167,6 +170,8 @@ pub struct ShareSpec {
     pub out: PathBuf,
     /// Somebody asked for what is written there: a guest that cannot have it is of no use.
     pub out_wanted: bool,
+    /// How much the guest may write.
+    pub bounds: Bounds,
     /// The kernel's modules, for a root that has none; [`crate::plan`] finds them.
     pub modules: Option<KernelModules>,
 }

@@ -22,11 +22,12 @@ use tokio::time::Instant;
 
 use crate::{
     Lost,
+    bounds::Exceeded,
     console::{Alarm, AlarmKind, Alarms, Console, ConsoleView, Phase as AlarmPhase, Severity},
     guest::{AFTERMATH, Observe},
     qemu::{
         args::AGENT_PORT_ID,
-        process::{ExitWatch, Qemu},
+        process::{End, ExitWatch, Qemu},
         qmp::{EventStream, QmpEvent},
     },
     replaced::{self, ReplacedFiles},
@@ -186,7 +187,7 @@ impl Watch {
                     // QEMU is about to be gone; its exit tells more.
                     None => qmp_open = false,
                 },
-                end = self.exit.ended() => return Lost::crash(CrashKind::Qemu, end.to_string(), phase),
+                end = self.exit.ended() => return of_end(&end, phase),
                 () = changed(changes) => {}
                 () = tokio::time::sleep_until(due) => {
                     if let Some(lost) = self.of_silence(phase) {
@@ -262,7 +263,7 @@ impl Watch {
             if self.exit.has_ended() {
                 // Nothing more comes, but what came last may not have been read yet.
                 drop(tokio::time::timeout_at(deadline, self.view.closed()).await);
-                let found = Lost::crash(CrashKind::Qemu, self.exit.ended().await.to_string(), phase);
+                let found = of_end(&self.exit.ended().await, phase);
                 if rank(&found) > rank(&best) {
                     best = found;
                 }
@@ -345,6 +346,19 @@ async fn changed(changes: Option<tokio::sync::watch::Receiver<u64>>) {
     if gone {
         std::future::pending::<()>().await;
     }
+}
+
+/// What the end of QEMU says of the guest.
+fn of_end(end: &End, phase: Phase) -> Lost {
+    match &end.exceeded {
+        Some(exceeded) => of_exceeded(exceeded),
+        None => Lost::crash(CrashKind::Qemu, end.to_string(), phase),
+    }
+}
+
+/// A guest that wrote more than it may. It would do so again.
+pub(crate) fn of_exceeded(exceeded: &Exceeded) -> Lost {
+    Lost::host(exceeded.message()).lasting()
 }
 
 const FATAL: u8 = 3;

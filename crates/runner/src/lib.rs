@@ -1,5 +1,6 @@
 //! Turns a request into events. Nothing here prints: whoever wants to know, observes.
 
+pub mod beneath;
 pub mod cancel;
 mod exec;
 pub mod log;

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
 };
 
@@ -9,6 +10,9 @@ use belljar_machine::tree;
 use belljar_model::RunId;
 use fs_err as fs;
 use jiff::Timestamp;
+use rustix::fs::{Mode, OFlags};
+
+use crate::beneath;
 
 /// The event log.
 pub const EVENTS: &str = "events.jsonl";
@@ -23,10 +27,24 @@ pub const OUT: &str = "out";
 /// Locked while the run goes on, so that nobody clears it away.
 const LOCK: &str = "lock";
 
+/// A directory that guests can write to while the run goes on.
+#[derive(Debug)]
+struct Goal {
+    /// As it was named, absolute.
+    shown: PathBuf,
+    /// The directory that guests get.
+    shared: OwnedFd,
+    /// Where it is in there.
+    inside: PathBuf,
+}
+
 /// A run's directory, kept from being cleared away for as long as this lives.
 #[derive(Debug)]
 pub struct RunDir {
     path: PathBuf,
+    dir: OwnedFd,
+    /// Where it goes when the run has ended, if that is elsewhere.
+    goal: Option<Goal>,
     id: RunId,
     _lock: fs::File,
 }
@@ -68,7 +86,96 @@ impl RunDir {
         Self::claim(fs::canonicalize(path)?, RunId::new(Timestamp::now(), random))
     }
 
+    /// Uses the directory that the user named though it lies in one that guests can write to: while they run, the run's record is kept under
+    /// `parent`, out of their reach. [`RunDir::deliver`] moves it.
+    ///
+    /// # Errors
+    /// As [`RunDir::at`] and [`RunDir::create`].
+    pub fn aside(path: &Path, shared: &Path, parent: &Path, keep: usize) -> io::Result<Self> {
+        // What can be said against the directory is said before anything runs.
+        let named = Self::at(path)?;
+        let shared = fs::canonicalize(shared)?;
+        let inside = named.path.strip_prefix(&shared).map_err(io::Error::other)?.to_owned();
+        fs::remove_file(named.path.join(LOCK))?;
+        let goal = Goal { shown: std::path::absolute(path)?, shared: beneath::directory(&shared)?, inside };
+        Ok(Self { goal: Some(goal), ..Self::create(parent, keep)? })
+    }
+
+    /// Whether a path lies in a directory, or is it, whether it is there already or not.
+    #[must_use]
+    pub fn lies_in(path: &Path, dir: &Path) -> bool {
+        let Ok(path) = std::path::absolute(path) else { return false };
+        let Ok(dir) = fs::canonicalize(dir) else { return false };
+        // Of what is not there yet, the nearest directory above decides.
+        let real = path.ancestors().find_map(|a| fs::canonicalize(a).ok());
+        real.is_some_and(|real| real.starts_with(dir))
+    }
+
+    /// Where the run's files are when it has ended.
+    #[must_use]
+    pub fn shown(&self) -> &Path {
+        self.goal.as_ref().map_or(&self.path, |goal| &goal.shown)
+    }
+
+    /// Moves the record to where the user wants it, when no guest runs any more. Nothing is followed or written over there that a guest may
+    /// have left.
+    ///
+    /// # Errors
+    /// If it cannot be moved; what could not stays where it is, and the message says where.
+    pub fn deliver(&mut self) -> io::Result<()> {
+        let Some(goal) = self.goal.take() else { return Ok(()) };
+        let moved = self.deliver_to(&goal).map_err(|error| {
+            io::Error::new(
+                error.kind(),
+                format!(
+                    "cannot move the run's record to {}, which the guest could write to: {error}\nit is in {}",
+                    goal.shown.display(),
+                    self.path.display()
+                ),
+            )
+        });
+        match moved {
+            Ok(()) => {
+                // Nothing but the lock is left.
+                let _ = fs::remove_dir_all(&self.path);
+                Ok(())
+            }
+            Err(error) => {
+                self.goal = Some(goal);
+                Err(error)
+            }
+        }
+    }
+
+    fn deliver_to(&self, goal: &Goal) -> io::Result<()> {
+        let dir = beneath::walk(&goal.shared, &goal.inside, true)?;
+        for entry in rustix::fs::Dir::read_from(&dir)? {
+            if !matches!(entry?.file_name().to_bytes(), b"." | b"..") {
+                return Err(io::Error::other("it is not empty: something in a guest wrote there"));
+            }
+        }
+        rustix::fs::fchmod(&dir, Mode::RWXU)?;
+        for entry in fs::read_dir(&self.path)? {
+            let name = entry?.file_name();
+            if name != LOCK {
+                beneath::transfer(&self.dir, &dir, &name)?;
+            }
+        }
+        let (own, found) = (rustix::fs::fstat(&dir)?, rustix::fs::stat(&goal.shown));
+        if !found.is_ok_and(|found| (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino)) {
+            return Err(io::Error::other(
+                "it was moved there, but the name leads elsewhere by now: something in a guest changed a directory on the way",
+            ));
+        }
+        Ok(())
+    }
+
     fn claim(path: PathBuf, id: RunId) -> io::Result<Self> {
+        let dir = rustix::fs::open(&path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        // Whoever a test runs as may write to its output directory, but nobody else of this host's.
+        rustix::fs::fchmod(&dir, Mode::RWXU).map_err(|e| {
+            io::Error::new(e.kind(), format!("it cannot be closed to other users: {}", io::Error::from(e)))
+        })?;
         let lock = fs::File::create(path.join(LOCK))?;
         lock.file().try_lock().map_err(|error| match error {
             std::fs::TryLockError::WouldBlock => {
@@ -76,7 +183,16 @@ impl RunDir {
             }
             std::fs::TryLockError::Error(error) => error,
         })?;
-        Ok(Self { path, id, _lock: lock })
+        Ok(Self { path, dir, goal: None, id, _lock: lock })
+    }
+
+    /// Opens a file of it to be read, wherever its path leads by now.
+    ///
+    /// # Errors
+    /// If it is not there, or a link is.
+    pub fn open(&self, name: &str) -> io::Result<std::fs::File> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(&self.dir, name, flags, Mode::empty())?.into())
     }
 
     /// The run's id.
@@ -146,6 +262,56 @@ mod tests {
         let newest = RunDir::create(parent.path(), 0).unwrap();
         assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 1);
         assert!(newest.path().exists());
+    }
+
+    #[test]
+    fn a_record_is_kept_out_of_reach_and_delivered() {
+        let top = tempfile::tempdir().unwrap();
+        let (shared, runs) = (top.path().join("shared"), top.path().join("runs"));
+        fs::create_dir(&shared).unwrap();
+        let goal = shared.join("reports/run");
+        let aside = || {
+            let run = RunDir::aside(&goal, &shared, &runs, 10).unwrap();
+            fs::write(run.file(EVENTS), "true").unwrap();
+            fs::create_dir(run.file("guests")).unwrap();
+            std::os::unix::fs::symlink("/etc/hostname", run.file("guests/link")).unwrap();
+            run
+        };
+        assert!(RunDir::lies_in(&goal, &shared) && !RunDir::lies_in(&runs, &shared));
+        let mut run = aside();
+        assert!(!run.path().starts_with(&shared) && run.shown() == goal);
+        run.deliver().unwrap();
+        assert_eq!(fs::read_to_string(goal.join(EVENTS)).unwrap(), "true");
+        assert!(fs::symlink_metadata(goal.join("guests/link")).unwrap().is_symlink());
+        assert!(!run.path().exists() && !goal.join(LOCK).exists());
+
+        // What the guest did to the place is not followed, and not believed.
+        let elsewhere = top.path().join("elsewhere");
+        fs::create_dir(&elsewhere).unwrap();
+        fs::remove_dir_all(shared.join("reports")).unwrap();
+        let mut run = aside();
+        fs::rename(shared.join("reports"), shared.join("x")).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, shared.join("reports")).unwrap();
+        let error = run.deliver().unwrap_err().to_string();
+        assert!(error.contains("symbolic link") && error.contains(&run.path().display().to_string()), "{error}");
+        assert_eq!(fs::read_dir(&elsewhere).unwrap().count(), 0);
+        fs::remove_file(shared.join("reports")).unwrap();
+        fs::create_dir_all(&goal).unwrap();
+        fs::write(goal.join(EVENTS), "forged").unwrap();
+        assert!(run.deliver().unwrap_err().to_string().contains("not empty"));
+        assert_eq!(fs::read_to_string(run.file(EVENTS)).unwrap(), "true");
+    }
+
+    #[test]
+    fn nobody_else_reaches_into_a_run() {
+        use std::os::unix::fs::PermissionsExt;
+        let parent = tempfile::tempdir().unwrap();
+        let mode = |run: &RunDir| fs::metadata(run.path()).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&RunDir::create(parent.path(), 10).unwrap()), 0o700);
+        let given = parent.path().join("given");
+        fs::create_dir(&given).unwrap();
+        fs::set_permissions(&given, std::fs::Permissions::from_mode(0o777)).unwrap();
+        assert_eq!(mode(&RunDir::at(&given).unwrap()), 0o700);
     }
 
     #[test]

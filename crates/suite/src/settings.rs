@@ -96,6 +96,10 @@ pub struct Layer {
     pub tags: BTreeSet<String>,
     /// Commands that must be in the guest.
     pub requires: BTreeSet<String>,
+    /// Bytes that may be left in the output directory.
+    pub max_output: Option<u64>,
+    /// Bytes that may be written to the guest's disks.
+    pub max_disk: Option<u64>,
 }
 
 /// How one test is run on one guest.
@@ -147,6 +151,12 @@ pub struct Settings {
     /// Commands that must be in the guest.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub requires: BTreeSet<String>,
+    /// Bytes that may be left in the output directory; none means what fits the host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_output: Option<u64>,
+    /// Bytes that may be written to the guest's disks; none means what fits the host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_disk: Option<u64>,
 }
 
 /// What of a guest a test can change. Two tests with the same description and guest can be run in clones of the same template.
@@ -215,7 +225,9 @@ impl Layer {
             cwd,
             user,
             args,
-            junit
+            junit,
+            max_output,
+            max_disk
         )
     }
 
@@ -253,6 +265,8 @@ impl Layer {
             junit: self.junit.unwrap_or_default(),
             tags: self.tags,
             requires: self.requires,
+            max_output: self.max_output,
+            max_disk: self.max_disk,
         };
         (settings, hardware)
     }
@@ -316,6 +330,8 @@ mod tests {
             ("nic", &[Flag, Header, Suite, Guest], ["\"none\"", "\"user\"", "\"isolated\""]),
             ("cwd", &[Flag, Header, Suite, Guest], ["\"/a\"", "\"/b\"", "\"/c\""]),
             ("user", &[Flag, Header, Suite, Guest], ["\"a\"", "\"b\"", "\"c\""]),
+            ("max-output", &[Flag, Header, Suite, Guest], ["\"100M\"", "\"200M\"", "\"300M\""]),
+            ("max-disk", &[Flag, Header, Suite, Guest], ["\"100M\"", "\"200M\"", "\"300M\""]),
             ("args", &[Header, Suite], ["[\"a\"]", "[\"b\"]", "[\"c\"]"]),
             ("junit", &[Header, Suite], ["[\"a\"]", "[\"b\"]", "[\"c\"]"]),
             ("disks", &[Header, Suite], ["[{ size = \"1G\" }]", "[{ size = \"2G\" }]", "[]"]),

@@ -194,7 +194,9 @@ impl Args {
     /// Numbers of the descriptors that the command line names.
     pub(crate) fn descriptors(&self) -> Vec<String> {
         let ram = self.ram().and_then(|r| Some(r.path.to_str()?.strip_prefix("/proc/self/fd/")?.to_owned()));
-        self.opts.iter().filter_map(|o| o.get("fd").map(str::to_owned)).chain(ram).collect()
+        let share = |o: &Opt| Some(o.get("path")?.strip_prefix("/proc/self/fd/")?.to_owned());
+        let shares = self.all("fsdev").filter_map(share);
+        self.opts.iter().filter_map(|o| o.get("fd").map(str::to_owned)).chain(ram).chain(shares).collect()
     }
 
     /// Whether a reset ends the machine.

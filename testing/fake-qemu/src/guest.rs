@@ -200,7 +200,9 @@ fn shares(args: &Args) -> Vec<(String, PathBuf)> {
     for dev in args.all("device") {
         let (Some(tag), Some(id)) = (dev.get("mount_tag"), dev.get("fsdev")) else { continue };
         let path = args.all("fsdev").find(|f| f.id() == Some(id)).and_then(|f| f.get("path"));
-        shares.extend(path.map(|p| (tag.to_owned(), p.into())));
+        // By its name on the host: what plays the guest has none of this program's descriptors.
+        let real = |p: &str| fs::canonicalize(p).unwrap_or_else(|_| p.into());
+        shares.extend(path.map(|p| (tag.to_owned(), real(p))));
     }
     shares
 }

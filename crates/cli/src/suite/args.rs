@@ -67,6 +67,14 @@ pub(crate) struct SuiteArgs {
     #[arg(short = 'm', long, value_name = "SIZE", help_heading = "Settings of all tests")]
     pub(crate) memory: Option<String>,
 
+    /// Most that a test may leave in its output directory, such as 100M
+    #[arg(long, value_name = "SIZE", help_heading = "Settings of all tests")]
+    pub(crate) max_output: Option<String>,
+
+    /// Most that a test may write to its guest's disks
+    #[arg(long, value_name = "SIZE", help_heading = "Settings of all tests")]
+    pub(crate) max_disk: Option<String>,
+
     /// The guests' processors
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=255),
           help_heading = "Settings of all tests")]

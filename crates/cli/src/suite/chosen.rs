@@ -151,6 +151,8 @@ fn flags(args: &SuiteArgs) -> Result<Layer, String> {
         ..Layer::default()
     };
     layer.memory = args.memory.as_deref().map(specs::memory).transpose().map_err(|e| format!("--memory: {e}"))?;
+    layer.max_output = settings::bound("--max-output", args.max_output.as_deref())?;
+    layer.max_disk = settings::bound("--max-disk", args.max_disk.as_deref())?;
     layer.nic = args.nic.map(|nic| match nic {
         NicArg::None => Nic::None,
         NicArg::Isolated => Nic::Isolated,

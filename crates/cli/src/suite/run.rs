@@ -4,7 +4,7 @@ use std::{
     cell::RefCell,
     collections::HashMap,
     io::{self, IsTerminal, Stdout},
-    path::{Path, PathBuf},
+    path::Path,
     rc::Rc,
 };
 
@@ -15,6 +15,7 @@ use belljar_report::{
     terminal::{Options, TestReporter},
 };
 use belljar_runner::{
+    beneath::ReportPlace,
     cancel,
     log::EventLog,
     run_dir::{self, RunDir},
@@ -25,6 +26,7 @@ use belljar_runner::{
     },
 };
 use belljar_suite::{
+    config::WorkspaceMode,
     filter::{Field, Filter, Matcher},
     plan::Plan,
 };
@@ -46,6 +48,9 @@ use super::{
 use crate::{
     complain, complain_note, env, input::is_in_background, run::hear_signals, settings, specs, template, write_out,
 };
+
+/// A report, and where it goes, or why it cannot.
+type WantedReport = (Format, Result<ReportPlace, String>);
 
 type Teller = Rc<RefCell<Option<Box<TestReporter<Stdout>>>>>;
 
@@ -70,12 +75,14 @@ pub(crate) fn test(args: TestArgs) -> Result<u8, Refused> {
         return Ok(write_out(listing.human(args.host.verbose > 0).as_bytes())?);
     }
     let around = surroundings(&plan)?;
+    let exposed = plan.units.iter().any(|unit| unit.settings.workspace_mode == WorkspaceMode::Rw);
+    let exposed = exposed.then_some(&*chosen.config.workspace);
     // The run makes its own.
     drop(plan);
     let limits = limits(&args, &chosen).map_err(Refused::usage)?;
     let templates = template::settings(&args.host)?;
-    let reports = reports(&args, &chosen)?;
-    let run_dir = settings::run_dir(&args.host)?;
+    let mut reports = reports(&args, &chosen)?;
+    let mut run_dir = settings::run_dir(&args.host, exposed)?;
     let host = settings::host(&args.host, args.accel, &run_dir)?;
     // The next run learns from this one even if it is cut off.
     chosen.history.begin(run_dir.path());
@@ -103,8 +110,10 @@ pub(crate) fn test(args: TestArgs) -> Result<u8, Refused> {
     };
     chosen.history.learn_from(run_dir.path());
     remember(&chosen);
+    let written = if ended.is_ok() { write_reports(&mut reports, &run_dir) } else { Ok(()) };
+    let delivered = run_dir.deliver().map_err(|e| e.to_string());
     let mut code = ended?;
-    if let Err(message) = write_reports(&reports, &run_dir) {
+    for message in [written.err(), delivered.err()].into_iter().flatten() {
         complain(&message);
         // Whoever reads the reports must not take their absence for success.
         if code == exit_code::OK {
@@ -161,7 +170,7 @@ fn reporter(args: &TestArgs, chosen: &Chosen, run_dir: &RunDir) -> TestReporter<
             color: terminal && env::get(env::NO_COLOR).is_none(),
             live: (terminal && level > Level::Quiet && !is_in_background(io::stdout()))
                 .then(ProgressDrawTarget::stdout),
-            run_dir: run_dir.path().display().to_string(),
+            run_dir: run_dir.shown().display().to_string(),
             rerun: Box::new(move |unit| again(&unit.unit, config.as_deref())),
             history: history.collect::<HashMap<_, _>>(),
         },
@@ -200,7 +209,7 @@ pub(super) fn surroundings(plan: &Plan) -> Result<Surroundings, String> {
         let value = env::any(name.as_ref())?;
         Some((name.to_owned(), value.into_string().ok()?))
     });
-    Ok(Surroundings { guest_env: settings::guest_env(), passwords: passwords.collect() })
+    Ok(Surroundings { guest_env: settings::guest_env(), passwords: passwords.collect(), home: settings::home() })
 }
 
 fn limits(args: &TestArgs, chosen: &Chosen) -> Result<RunLimits, String> {
@@ -233,7 +242,7 @@ fn host_words(cpus: u32) -> Host {
 }
 
 /// The reports that are wanted: those of flags where the user is, those of the profile beside `belljar.toml`.
-fn reports(args: &TestArgs, chosen: &Chosen) -> Result<Vec<(Format, PathBuf)>, String> {
+fn reports(args: &TestArgs, chosen: &Chosen) -> Result<Vec<WantedReport>, String> {
     let profile = &chosen.profile;
     let wanted = [
         (Format::Junit, &args.junit, &profile.junit),
@@ -243,32 +252,39 @@ fn reports(args: &TestArgs, chosen: &Chosen) -> Result<Vec<(Format, PathBuf)>, S
     let mut reports = Vec::new();
     for (format, flag, configured) in wanted {
         if let Some(path) = flag.as_ref().or(configured.as_ref()) {
-            let path = settings::absolute(path)?;
-            check_target(&path)?;
-            reports.push((format, path));
+            check_target(&settings::absolute(path)?)?;
+            // Before any guest runs: what is there now is not theirs.
+            let place = ReportPlace::new(path, &chosen.config.workspace);
+            let place = place.map_err(|e| format!("cannot write the report {}: {e}", path.display()));
+            reports.push((format, place));
         }
     }
     Ok(reports)
 }
 
 /// Writes the reports from the event log, as `belljar report` would.
-fn write_reports(reports: &[(Format, PathBuf)], run_dir: &RunDir) -> Result<(), String> {
+fn write_reports(reports: &mut [WantedReport], run_dir: &RunDir) -> Result<(), String> {
     if reports.is_empty() {
         return Ok(());
     }
-    let file =
-        fs_err::File::open(run_dir.file(run_dir::EVENTS)).map_err(|e| format!("cannot read the event log: {e}"))?;
+    let file = run_dir.open(run_dir::EVENTS).map_err(|e| format!("cannot read the event log: {e}"))?;
     let mut run = RunSummary::default();
     for line in read_log(io::BufReader::new(file)) {
         if let Line::Event(event) = line.map_err(|e| format!("cannot read the event log: {e}"))? {
             run.apply(&event);
         }
     }
-    for (format, path) in reports {
+    for (format, place) in reports {
+        let place = place.as_mut().map_err(|e| e.clone())?;
+        let path = place.path().to_owned();
         let mut text = Vec::new();
-        let dir = run_dir.path().display().to_string();
+        let dir = run_dir.shown().display().to_string();
         format.write(&run, &dir, &mut text).map_err(|e| format!("cannot make the report {}: {e}", path.display()))?;
-        write_file(path, &text)?;
+        if place.is_special() {
+            write_file(&path, &text)?;
+            continue;
+        }
+        place.write(&text).map_err(|e| format!("cannot write the report {}: {e}", path.display()))?;
     }
     Ok(())
 }

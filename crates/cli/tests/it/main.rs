@@ -30,6 +30,7 @@ mod template_run;
 mod template_setup;
 mod template_suite;
 mod terminal;
+mod untrusted;
 mod usage;
 
 #[test]

@@ -1,5 +1,6 @@
 //! QEMU and the process it runs in, with real processes.
 
+mod namespace;
 mod process;
 mod real;
 mod sandbox;

@@ -55,6 +55,8 @@ impl Fake {
             program: &self.program,
             config: &MachineConfig::default(),
             shim: &shim(),
+            env: &std::env::vars_os().collect::<Vec<_>>(),
+            gauge: None,
             log: &self.log(),
             extra_fds: vec![(FIRST_EXTRA_FD, held.into())],
         };
@@ -202,7 +204,15 @@ async fn giving_up_on_the_start_leaves_nothing() {
     let (mut end, held) = std::io::pipe().unwrap();
     let (config, shim, log) = (MachineConfig::default(), shim(), fake.log());
     let extra_fds = vec![(FIRST_EXTRA_FD, held.into())];
-    let request = SpawnRequest { program: &fake.program, config: &config, shim: &shim, log: &log, extra_fds };
+    let request = SpawnRequest {
+        program: &fake.program,
+        config: &config,
+        shim: &shim,
+        env: &[],
+        gauge: None,
+        log: &log,
+        extra_fds,
+    };
     // The first poll starts it; it never says a word on the control channel.
     let gave_up = tokio::time::timeout(Duration::from_millis(20), Qemu::spawn(request)).await;
     assert!(gave_up.is_err());

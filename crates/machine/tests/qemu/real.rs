@@ -49,6 +49,8 @@ impl Bench {
             program: Path::new(&program),
             config: &config,
             shim: &shim(),
+            env: &std::env::vars_os().collect::<Vec<_>>(),
+            gauge: None,
             log: &self.path("qemu.log"),
             extra_fds: extra_fds.into_iter().map(|(fd, file)| (fd, file.into())).collect(),
         };

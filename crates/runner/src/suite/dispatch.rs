@@ -56,7 +56,7 @@ pub async fn run(request: Request, log: EventLog, mut reins: Reins) -> Result<En
 
     let clocks = Clocks::default();
     let instances = Rc::new(Cell::new(0));
-    let kept = Rc::new(KeptSetUps::new(&request.run_dir, &request.setup, &first));
+    let kept = Rc::new(KeptSetUps::new(&request.run_dir, &request.workspace, &request.setup, &first));
     let mut unlisted = HashMap::new();
     let mut plan = first;
     if plan.units.iter().any(|u| u.to_be_listed) {

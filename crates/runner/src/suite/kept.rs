@@ -5,10 +5,14 @@
 
 use std::{
     cell::RefCell,
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
+    ffi::CString,
     fs::File,
     io,
-    os::unix::fs::{MetadataExt, PermissionsExt},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{MetadataExt, PermissionsExt},
+    },
     path::{Path, PathBuf},
 };
 
@@ -25,6 +29,10 @@ use belljar_suite::{
     plan::{Plan, Unit},
 };
 use fs_err as fs;
+use rustix::{
+    fs::{CWD, FileType, Mode, OFlags, fstat, openat, readlinkat, symlinkat as symlink},
+    io::Errno,
+};
 
 use super::{
     Cx,
@@ -32,6 +40,7 @@ use super::{
     lease::Unfit,
     setup::{self, Scene},
 };
+use crate::beneath;
 
 /// Where the copies are, in the run's directory.
 const COPIES: &str = "setup";
@@ -58,7 +67,12 @@ struct Copies {
 
 impl KeptSetUps {
     /// Copies what the set-ups of the plan's suites see.
-    pub(crate) fn new(run_dir: &Path, setup: &BTreeMap<String, discover::SetUp>, plan: &Plan) -> Self {
+    pub(crate) fn new(
+        run_dir: &Path,
+        workspace: &Path,
+        setup: &BTreeMap<String, discover::SetUp>,
+        plan: &Plan,
+    ) -> Self {
         let dir = run_dir.join(COPIES);
         let mut suites = BTreeMap::new();
         for (name, setup) in setup {
@@ -67,7 +81,7 @@ impl KeptSetUps {
                 continue;
             }
             let dir = dir.join(safe_name(name));
-            let copied = copy_all(&dir, setup.scripts.iter().chain(inputs));
+            let copied = copy_all(workspace, &dir, setup.scripts.iter().chain(inputs));
             let copied = copied.map_err(|e| format!("cannot copy what the set-up of {name} reads: {e}"));
             suites.insert(name.clone(), copied.map(|hash| Copies { dir, hash }));
         }
@@ -87,14 +101,28 @@ impl KeptSetUps {
     }
 }
 
-/// Copies files to where they are in the workspace; gives a hash of where they are and what is in them.
-fn copy_all<'a>(dir: &Path, files: impl Iterator<Item = &'a discover::InWorkspace>) -> io::Result<blake3::Hash> {
-    let files: BTreeMap<&Path, &Path> = files.map(|f| (&*f.in_workspace, &*f.path)).collect();
+/// Copies files to where they are in the workspace; gives a hash of where they are and what is in them. A link is copied as one: a test may
+/// have left it, and it may lead anywhere on the host.
+fn copy_all<'a>(
+    workspace: &Path,
+    dir: &Path,
+    files: impl Iterator<Item = &'a discover::InWorkspace>,
+) -> io::Result<blake3::Hash> {
+    let files: BTreeSet<&Path> = files.map(|f| &*f.in_workspace).collect();
+    let top = beneath::directory(workspace)?;
     let mut hasher = blake3::Hasher::new();
-    for (in_workspace, path) in files {
+    for in_workspace in files {
         let copy = dir.join(in_workspace);
         fs::create_dir_all(copy.parent().unwrap_or(dir))?;
-        fs::copy(path, &copy)?;
+        let link = copy_one(&top, in_workspace, &copy)
+            .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", in_workspace.display())))?;
+        if let Some(target) = link {
+            let name = in_workspace.as_os_str().as_encoded_bytes();
+            for part in [b"link", name, target.as_bytes()] {
+                hasher.update(&(part.len() as u64).to_le_bytes()).update(part);
+            }
+            continue;
+        }
         let name = in_workspace.as_os_str().as_encoded_bytes();
         hasher.update(&(name.len() as u64).to_le_bytes()).update(name);
         // Of the copy, for the file may be written to this moment.
@@ -104,6 +132,30 @@ fn copy_all<'a>(dir: &Path, files: impl Iterator<Item = &'a discover::InWorkspac
         hasher.update(content.as_bytes());
     }
     Ok(hasher.finalize())
+}
+
+/// Copies one file of the workspace, or the link that stands there, of which it gives the target.
+fn copy_one(top: &OwnedFd, in_workspace: &Path, copy: &Path) -> io::Result<Option<CString>> {
+    let parent = beneath::walk(top, in_workspace.parent().unwrap_or(Path::new("")), false)?;
+    let name = in_workspace.file_name().ok_or_else(|| io::Error::other("it names no file"))?;
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = match openat(&parent, name, flags, Mode::empty()) {
+        Ok(file) => file,
+        Err(Errno::LOOP) => {
+            let target = readlinkat(&parent, name, Vec::new())?;
+            symlink(&*target, CWD, copy)?;
+            return Ok(Some(target));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let stat = fstat(&file)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return Err(io::Error::other("it is no regular file any more"));
+    }
+    let mut goal = File::options().write(true).create_new(true).open(copy)?;
+    io::copy(&mut File::from(file), &mut goal)?;
+    goal.set_permissions(PermissionsExt::from_mode(stat.st_mode & 0o777))?;
+    Ok(None)
 }
 
 /// A set-up for one guest.
@@ -212,8 +264,11 @@ fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
     for entry in fs::read_dir(from)? {
         let entry = entry?;
         let goal = to.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
             copy_tree(&entry.path(), &goal)?;
+        } else if kind.is_symlink() {
+            std::os::unix::fs::symlink(fs::read_link(entry.path())?, goal)?;
         } else {
             fs::copy(entry.path(), goal)?;
         }
@@ -238,14 +293,20 @@ mod tests {
             let files: Vec<_> = files
                 .iter()
                 .map(|(name, text, mode)| {
-                    let path = from.join(name.replace('/', "_"));
-                    fs::write(&path, text).unwrap();
-                    fs::set_permissions(&path, PermissionsExt::from_mode(*mode)).unwrap();
+                    let path = from.join(name);
+                    fs::create_dir_all(path.parent().unwrap()).unwrap();
+                    match text.strip_prefix("-> ") {
+                        Some(target) => std::os::unix::fs::symlink(target, &path).unwrap(),
+                        None => {
+                            fs::write(&path, text).unwrap();
+                            fs::set_permissions(&path, PermissionsExt::from_mode(*mode)).unwrap();
+                        }
+                    }
                     discover::InWorkspace { in_workspace: name.into(), path }
                 })
                 .collect();
-            let hash = copy_all(&to, files.iter()).unwrap();
-            assert_eq!(fs::read_to_string(to.join("a/x")).unwrap().len(), 1, "it is where the guest looks for it");
+            let hash = copy_all(&from, &to, files.iter()).unwrap();
+            assert!(fs::symlink_metadata(to.join("a/x")).is_ok(), "it is where the guest looks for it");
             hash
         };
         let first = hash(&[("a/x", "1", 0o755), ("b", "", 0o644)]);
@@ -254,5 +315,10 @@ mod tests {
         assert_ne!(first, hash(&[("a/x", "1", 0o700), ("b", "", 0o644)]));
         assert_ne!(first, hash(&[("a/x", "1", 0o755), ("c", "", 0o644)]));
         assert_ne!(first, hash(&[("a/x", "1", 0o755)]));
+        let link = hash(&[("a/x", "-> /etc/hostname", 0), ("b", "", 0o644)]);
+        assert_ne!(first, link);
+        assert_ne!(link, hash(&[("a/x", "-> /etc/passwd", 0), ("b", "", 0o644)]));
+        let copied = dir.path().join(format!("{}c/a/x", copies.get() - 1));
+        assert_eq!(fs::read_link(copied).unwrap(), Path::new("/etc/hostname"), "it is not followed");
     }
 }

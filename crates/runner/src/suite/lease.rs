@@ -4,6 +4,7 @@ use std::{path::PathBuf, rc::Rc, sync::Arc};
 
 use belljar_machine::{
     Lost,
+    bounds::Bounds,
     guest::{Ending, Guest, Origin},
     host::HostContext,
     lease as machines,
@@ -128,8 +129,9 @@ async fn start(
     let out = dir.join(run_dir::OUT);
     let made = fs::create_dir_all(&dir).and_then(|()| fs::create_dir(&out)).and_then(|()| open_to_all(&out));
     made.map_err(|e| Lost::host(format!("cannot make a directory for the guest: {e}; free some space")))?;
-    let workspace = spec::workspace(&cx.workspace, &unit.guest, unit.settings.workspace_mode);
-    let share = ShareSpec { workspace: Some(workspace), out, out_wanted: true, modules: None };
+    let bounds = Bounds { output: unit.settings.max_output, disk: unit.settings.max_disk };
+    let workspace = Some(spec::workspace(&cx.workspace, &unit.guest, unit.settings.workspace_mode));
+    let share = ShareSpec { workspace, out, out_wanted: true, bounds, modules: None };
     let place = Place {
         console_log: dir.join(run_dir::CONSOLE),
         qemu_log: dir.join(run_dir::QEMU_LOG),

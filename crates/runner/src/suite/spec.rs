@@ -1,6 +1,9 @@
 //! From a guest of `belljar.toml` to one that can be started.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use belljar_machine::{
     MountMode,
@@ -23,6 +26,8 @@ pub struct Surroundings {
     pub guest_env: Vec<String>,
     /// The values of the variables that hold passwords, by name; see [`password_variables`].
     pub passwords: BTreeMap<String, String>,
+    /// The user's home directory.
+    pub home: Option<PathBuf>,
 }
 
 /// The names of the environment variables that hold passwords of these guests.
@@ -62,7 +67,22 @@ pub fn guest_spec(machine: &Machine, around: &Surroundings) -> Result<GuestSpec,
             config::Oops::Note => OopsPolicy::Note,
         },
         boot_timeout: guest.boot_timeout,
+        hide: guest.hide.iter().map(|path| in_home(path, around.home.as_deref())).collect::<Result<_, _>>()?,
     })
+}
+
+/// A path with the user's home directory in the place of a `~` at its beginning.
+///
+/// # Errors
+/// If there is no home directory.
+pub fn in_home(path: &Path, home: Option<&Path>) -> Result<PathBuf, String> {
+    match (path.strip_prefix("~"), home) {
+        (Ok(rest), Some(home)) => Ok(home.join(rest)),
+        (Ok(_), None) => {
+            Err(format!("{}: there is no home directory; set HOME, or write an absolute path", path.display()))
+        }
+        (Err(_), _) => Ok(path.to_owned()),
+    }
 }
 
 /// The accelerator that the guest wants.

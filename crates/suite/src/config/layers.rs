@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     settings::Layer,
-    toml_tree::{GuestPath, Int, List, Map, Memory, Name, OneOrMany, Text, TimeLimit, User, VarName},
+    toml_tree::{GuestPath, Int, List, Map, Memory, Name, OneOrMany, Size, Text, TimeLimit, User, VarName},
 };
 
 /// A typed value as it is meant.
@@ -43,7 +43,7 @@ macro_rules! plain_wrappers {
     } )* };
 }
 plain_wrappers!(
-    TimeLimit => std::time::Duration, Memory => u64, GuestPath => String, User => String, Name => String, Text => String,
+    TimeLimit => std::time::Duration, Memory => u64, Size => u64, GuestPath => String, User => String, Name => String, Text => String,
     AnyText => String, Pattern => String, EnvText => String, VarName => String
 );
 
@@ -129,7 +129,7 @@ pub(super) fn of_guest(table: &GuestTable) -> Layer {
         memory: plain(&table.memory),
         cpus: plain(&table.cpus).map(unsigned),
         nic: plain(&table.nic),
-        ..layer!(table: timeout, slow_timeout, workspace_mode, cwd, user)
+        ..layer!(table: timeout, slow_timeout, workspace_mode, cwd, user, max_output, max_disk)
     }
 }
 
@@ -142,7 +142,7 @@ macro_rules! of_suite_or_header {
             tags: plain(&$table.tags).unwrap_or_default().into_iter().collect(),
             requires: plain(&$table.requires).unwrap_or_default().into_iter().collect(),
             ..layer!($table: timeout, slow_timeout, retries, format, isolation, workspace_mode, exclusive, group, skip, memory, nic,
-                     cwd, user, args, junit)
+                     cwd, user, args, junit, max_output, max_disk)
         }
     };
 }

@@ -75,6 +75,8 @@ pub struct Guest {
     pub accel: Option<Accel>,
     /// Words for the kernel's command line.
     pub append: Vec<String>,
+    /// What of the host it must not see; may begin with `~`.
+    pub hide: Vec<PathBuf>,
     /// Extra disks of its own.
     pub disks: Vec<Disk>,
     /// What a fault that its kernel reports does.
@@ -399,6 +401,7 @@ impl Guest {
             cpu: None,
             accel: None,
             append: Vec::new(),
+            hide: Vec::new(),
             disks: Vec::new(),
             oops: Oops::Crash,
             boot_timeout: None,

@@ -55,6 +55,11 @@ fn below(dir: &Path, path: &Option<Spanned<FilePath>>) -> Option<PathBuf> {
     path.as_ref().map(|p| dir.join(&p.get_ref().0))
 }
 
+/// A path of the host, of which a `~` at the beginning is for later.
+fn of_host(dir: &Path, path: &Path) -> PathBuf {
+    if path.starts_with("~") { path.to_owned() } else { dir.join(path) }
+}
+
 fn guest(name: &str, table: &GuestTable, dir: &Path) -> Guest {
     let host = Guest::host(name);
     Guest {
@@ -64,6 +69,7 @@ fn guest(name: &str, table: &GuestTable, dir: &Path) -> Guest {
         cpu: plain(&table.cpu),
         accel: table.accel.as_ref().map(|a| *a.get_ref()),
         append: plain(&table.append).unwrap_or_default(),
+        hide: table.hide.iter().flat_map(|l| &l.get_ref().0).map(|p| of_host(dir, &p.get_ref().0)).collect(),
         disks: layers::disks(&table.disks, dir).unwrap_or_default(),
         oops: table.oops.as_ref().map_or(Oops::Crash, |o| *o.get_ref()),
         boot_timeout: plain(&table.boot_timeout),

@@ -79,6 +79,9 @@ table! {
         "oops" oops: Oops = "\"crash\"",
         /// Give up on the boot after this time.
         "boot-timeout" boot_timeout: TimeLimit = "(2m, 20m without KVM, sooner if nothing moves)",
+        /// What of the host the guest does not see in its root directory and workspace, beside keys and tokens in home directories,
+        /// processes and temporary files: paths, which may begin with `~`, and whose last part may end in `*`.
+        "hide" hide: List<FilePath> = "[]",
         /// Passed to QEMU as they are, after all others.
         "qemu-args" qemu_args: List<Text> = "[]",
         /// Where the guest sees the workspace.
@@ -95,6 +98,10 @@ table! {
         "cwd" cwd: GuestPath = "(the workspace)",
         /// User in the guest that tests run as.
         "user" user: User = "(the user that Belljar got in as)",
+        /// Most that a test may leave in its output directory.
+        "max-output" max_output: Size = "(1GiB, or a quarter of what is free)",
+        /// Most that a test may write to the guest's disks.
+        "max-disk" max_disk: Size = "(half of what is free)",
     }
     not_yet {
         "container": "unpack the container image (`podman export`) and name its directory in `rootfs`",
@@ -188,6 +195,10 @@ table! {
         "cwd" cwd: GuestPath = "(the workspace)",
         /// User in the guest that tests run as.
         "user" user: User = "(the user that Belljar got in as)",
+        /// Most that a test may leave in its output directory.
+        "max-output" max_output: Size = "(the guest's)",
+        /// Most that a test may write to the guest's disks.
+        "max-disk" max_disk: Size = "(the guest's)",
     }
 }
 
@@ -238,6 +249,10 @@ table! {
         "cwd" cwd: GuestPath = "(the suite's)",
         /// User in the guest that the test runs as.
         "user" user: User = "(the suite's)",
+        /// Most that the test may leave in its output directory.
+        "max-output" max_output: Size = "(the suite's)",
+        /// Most that the test may write to the guest's disks.
+        "max-disk" max_disk: Size = "(the suite's)",
     }
 }
 

@@ -264,6 +264,7 @@ impl<'a> Belljar<'a> {
             // Most of them are of a guest that boots; templates have theirs.
             .env("BELLJAR_TEMPLATES", "off")
             .env("BELLJAR_QEMU", fake_qemu())
+            .env("BELLJAR_QEMU_ENV", "FAKE_*,BELLJAR_TEST_*")
             .env("FAKE_QEMU_SCRATCH", lab.path("scratch"))
             .env("FAKE_QEMU_LOG", lab.path("fake.log"))
             .env("FAKE_GUEST_SEEN", lab.path("fake.log"))

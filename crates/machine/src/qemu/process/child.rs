@@ -7,9 +7,9 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_open, waitid};
 use tokio::sync::watch;
@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use super::stat::{self, Usage};
 use super::text::{self, Tail};
 use super::{End, SpawnError};
+use crate::bounds::{Exceeded, Gauge};
 
 /// The most that is written to the log; QEMU can be made to repeat itself by its guest.
 const MAX_LOG: u64 = 8 << 20;
@@ -60,6 +61,14 @@ pub(super) struct Shared {
     pub(super) pid: Pid,
     life: Mutex<Life>,
     tail: Mutex<Tail>,
+    gauge: Mutex<Measuring>,
+}
+
+/// What is measured while it runs, and what came of it.
+#[derive(Debug)]
+struct Measuring {
+    gauge: Option<Gauge>,
+    exceeded: Option<Exceeded>,
 }
 
 /// While `reaped` is false the process id is this child's, dead or alive: nobody else can reap it, and whoever uses the id
@@ -85,6 +94,25 @@ impl Shared {
         text::clean(&self.tail().bytes())
     }
 
+    /// Looks whether it has written too much, and kills it then.
+    fn look(&self, thorough: bool) -> Option<Exceeded> {
+        let mut measuring = self.gauge.lock().unwrap_or_else(PoisonError::into_inner);
+        let Measuring { gauge, exceeded } = &mut *measuring;
+        if exceeded.is_none() {
+            *exceeded = gauge.as_mut()?.look(thorough);
+            if exceeded.is_some() {
+                self.kill();
+            }
+        }
+        exceeded.clone()
+    }
+
+    /// When to look again.
+    fn next_look(&self) -> Option<Duration> {
+        let measuring = self.gauge.lock().unwrap_or_else(PoisonError::into_inner);
+        measuring.gauge.as_ref().filter(|_| measuring.exceeded.is_none()).map(Gauge::next)
+    }
+
     /// SIGKILL to the process group.
     fn kill(&self) {
         let mut life = self.life();
@@ -104,7 +132,7 @@ pub(super) struct Child {
 
 impl Child {
     /// Starts a command that writes to the log.
-    pub(super) fn spawn(mut command: Command, log: &Path) -> Result<Self, SpawnError> {
+    pub(super) fn spawn(mut command: Command, log: &Path, gauge: Option<Gauge>) -> Result<Self, SpawnError> {
         let resources = |what| move |source| SpawnError::Resources { what, source };
         let log = File::create(log).map_err(|source| SpawnError::Log { path: log.to_owned(), source })?;
         let (output, to_output) = io::pipe().map_err(resources("make a pipe"))?;
@@ -118,10 +146,16 @@ impl Child {
         let pid = i32::try_from(process.id()).ok().and_then(Pid::from_raw).expect("a child has a process id");
         // Before 5.3 there is none: then its output ends with it.
         let exit_fd = pidfd_open(pid, PidfdFlags::empty()).ok();
-        let shared = Arc::new(Shared { pid, life: Mutex::default(), tail: Mutex::new(Tail::new(MAX_TAIL)) });
+        let shared = Arc::new(Shared {
+            pid,
+            life: Mutex::default(),
+            tail: Mutex::new(Tail::new(MAX_TAIL)),
+            gauge: Mutex::new(Measuring { gauge, exceeded: None }),
+        });
         let (tell, ended) = watch::channel(None);
 
-        let supervisor = Supervisor { shared: shared.clone(), output, log, left: MAX_LOG, exit_fd };
+        let supervisor =
+            Supervisor { shared: shared.clone(), output, log, left: MAX_LOG, exit_fd, looked: Instant::now() };
         let (hand_over, process_for_thread) = std::sync::mpsc::channel();
         let alive = Alive::begin();
         let thread = thread::Builder::new().name("qemu-watch".to_owned()).stack_size(STACK).spawn(move || {
@@ -154,6 +188,10 @@ impl Child {
 
     pub(super) fn said(&self) -> String {
         self.shared.said()
+    }
+
+    pub(super) fn exceeded(&self) -> Option<Exceeded> {
+        self.shared.look(true)
     }
 
     pub(super) fn exit_watch(&self) -> ExitWatch {
@@ -201,6 +239,8 @@ struct Supervisor {
     log: File,
     left: u64,
     exit_fd: Option<OwnedFd>,
+    /// When it was last looked at what the guest has written.
+    looked: Instant,
 }
 
 impl Supervisor {
@@ -222,7 +262,9 @@ impl Supervisor {
             (status, life.killed, life.cpu)
         };
         let status = status.unwrap_or_else(|_| unknown_status());
-        tell.send_replace(Some(End { status, killed, said: self.shared.said(), cpu }));
+        // Nothing more is written, so this is what it came to.
+        let exceeded = self.shared.look(true);
+        tell.send_replace(Some(End { status, killed, said: self.shared.said(), cpu, exceeded }));
     }
 
     /// Copies what it writes until it has ended. The pipe alone does not tell: something that QEMU was told to start may hold it
@@ -245,13 +287,23 @@ impl Supervisor {
     }
 
     /// Waits until there is something to read, or the process has ended.
-    fn wait(&self) -> (bool, bool) {
+    fn wait(&mut self) -> (bool, bool) {
         let mut fds = vec![PollFd::new(&self.output, PollFlags::IN)];
         let exit_fd = self.exit_fd.as_ref().map(AsFd::as_fd);
         if let Some(fd) = &exit_fd {
             fds.push(PollFd::new(fd, PollFlags::IN));
         }
-        match poll(&mut fds, None) {
+        let next = self.shared.next_look();
+        let limit = next.map(|next| {
+            let left = next.saturating_sub(self.looked.elapsed());
+            Timespec { tv_sec: i64::try_from(left.as_secs()).unwrap_or(1), tv_nsec: left.subsec_nanos().into() }
+        });
+        let polled = poll(&mut fds, limit.as_ref());
+        if next.is_some_and(|next| self.looked.elapsed() >= next) {
+            self.shared.look(false);
+            self.looked = Instant::now();
+        }
+        match polled {
             Ok(_) => (!fds[0].revents().is_empty(), fds.get(1).is_some_and(|fd| !fd.revents().is_empty())),
             Err(Errno::INTR) => (false, false),
             Err(_) => (true, true),

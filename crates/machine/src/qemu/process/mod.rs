@@ -12,6 +12,7 @@ mod hints;
 pub(super) mod stat;
 mod text;
 
+use std::ffi::OsString;
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -29,6 +30,7 @@ use tokio::time::timeout;
 use self::child::Child;
 use super::args::{self, ArgsError, MachineConfig};
 use super::qmp::{EventStream, Qmp, QmpError, Quit};
+use crate::bounds::{Exceeded, Gauge};
 
 pub use self::child::{ExitWatch, all_ended};
 pub use super::sandbox::Shim;
@@ -52,6 +54,10 @@ pub struct SpawnRequest<'a> {
     pub config: &'a MachineConfig,
     /// What turns a process into QEMU.
     pub shim: &'a Shim,
+    /// All that it gets of the environment. What it does not need is kept from it, secrets above all.
+    pub env: &'a [(OsString, OsString)],
+    /// What the guest may write to the host's disks.
+    pub gauge: Option<Gauge>,
     /// File for what QEMU writes; made, or emptied.
     pub log: &'a Path,
     /// More descriptors, with their numbers in QEMU, from [`args::FIRST_EXTRA_FD`] up: see [`args::FdSet`].
@@ -148,6 +154,8 @@ pub struct End {
     pub said: String,
     /// Processor time of all its threads.
     pub cpu: Duration,
+    /// It was killed because its guest wrote more than it may: what, and how to raise that.
+    pub(crate) exceeded: Option<Exceeded>,
 }
 
 impl End {
@@ -194,7 +202,7 @@ impl Qemu {
     ///
     /// See [`SpawnError`]. Nothing is left running.
     pub async fn spawn(request: SpawnRequest<'_>) -> Result<Self, SpawnError> {
-        let SpawnRequest { program, config, shim, log, extra_fds } = request;
+        let SpawnRequest { program, config, shim, env, gauge, log, extra_fds } = request;
         let config = MachineConfig { channels: args::Channels::inherited(), ..config.clone() };
         let args = config.to_args()?;
 
@@ -214,8 +222,13 @@ impl Qemu {
         let command = shim.command_with(program, descriptors);
         let mut command = command.map_err(|source| SpawnError::Resources { what: "hand descriptors over", source })?;
         // Messages in English are the ones that hints know.
-        command.args(args).env("LC_ALL", "C").process_group(0);
-        let mut child = Child::spawn(command, log)?;
+        command
+            .args(args)
+            .env_clear()
+            .envs(env.iter().map(|(name, value)| (name, value)))
+            .env("LC_ALL", "C")
+            .process_group(0);
+        let mut child = Child::spawn(command, log, gauge)?;
 
         let (qmp, events) = connect(control, &mut child, program).await?;
         let channels = Channels { console, agent, serial1 };
@@ -262,6 +275,11 @@ impl Qemu {
     pub fn cpu_clock(&self) -> impl FnMut() -> u64 + Send + use<> {
         let mut usage = self.child.usage();
         move || u64::try_from(usage.cpu_time().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Whether its guest has written more than it may, by a thorough look.
+    pub(crate) fn exceeded(&self) -> Option<Exceeded> {
+        self.child.exceeded()
     }
 
     /// Processor time of all its threads so far.

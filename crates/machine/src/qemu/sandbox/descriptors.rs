@@ -21,16 +21,27 @@ const SPACE: usize = rustix::cmsg_space!(ScmRights(MOST));
 
 /// Puts descriptors into a socket, of which it gives the end from which they are received.
 pub(super) fn send(descriptors: &[OwnedFd]) -> io::Result<OwnedFd> {
-    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    let (ours, theirs) = channel()?;
+    send_on(ours.as_fd(), descriptors)?;
+    Ok(theirs)
+}
+
+/// A socket for descriptors.
+pub(super) fn channel() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
+}
+
+/// Puts descriptors into a socket.
+pub(super) fn send_on(socket: BorrowedFd<'_>, descriptors: &[OwnedFd]) -> io::Result<()> {
     for some in descriptors.chunks(MOST) {
         let some: Vec<BorrowedFd<'_>> = some.iter().map(AsFd::as_fd).collect();
         let mut space = [MaybeUninit::uninit(); SPACE];
         let mut message = SendAncillaryBuffer::new(&mut space);
         message.push(SendAncillaryMessage::ScmRights(&some));
         // There is room in the socket for each, or it is an error: nobody reads yet.
-        sendmsg(&ours, &[IoSlice::new(b"f")], &mut message, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?;
+        sendmsg(socket, &[IoSlice::new(b"f")], &mut message, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?;
     }
-    Ok(theirs)
+    Ok(())
 }
 
 /// Takes so many descriptors out of a socket, in order. They must be there.

@@ -18,10 +18,15 @@
 //!
 //! Descriptors that QEMU is to have under certain numbers come through standard input (`descriptors`), which is `/dev/null` after
 //! that. Environment and working directory pass through untouched.
+//!
+//! With `--view` after the parent's id it is another process: one that opens the directories for a guest without what they are not to show
+//! ([`namespace`]).
 
 mod caps;
 mod descriptors;
 mod filter;
+pub mod hidden;
+pub mod namespace;
 
 use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
@@ -104,6 +109,9 @@ pub enum ShimError {
          the host's kernel needs CONFIG_SECCOMP_FILTER, and a container's runtime must permit seccomp(2)"
     )]
     Filter(#[from] seccompiler::Error),
+    /// A directory cannot be opened without what it is not to show.
+    #[error("{0}")]
+    View(#[from] namespace::StepError),
     /// The program itself.
     #[error("cannot start {}: {source}", .program.display())]
     Exec {
@@ -128,6 +136,11 @@ const DROP_CAPABILITIES: &str = "drop capabilities";
 /// When the arguments cannot be read, the parent is gone, or a step fails: then nothing was started, and the caller
 /// writes the error where QEMU's own messages go and exits.
 pub fn shim_main(args: impl IntoIterator<Item = OsString>) -> Result<Infallible, ShimError> {
+    let args: Vec<OsString> = args.into_iter().collect();
+    if args.get(2).is_some_and(|word| word == namespace::WORD) {
+        namespace::serve(args.into_iter().skip(3))?;
+        std::process::exit(0);
+    }
     let order = parse(args)?;
     let mut command = Command::new(&order.program);
     command.args(&order.args);

@@ -2,12 +2,11 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use belljar_model::Exit;
-use fs_err as fs;
 use rustix::fs::{FileType, Mode, OFlags, inotify};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::unix::pipe::Receiver;
@@ -47,13 +46,14 @@ impl Place {
         std::fs::DirBuilder::new().mode(0o700).create(&path)?;
         let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
         let dir = rustix::fs::open(&path, flags, Mode::empty())?;
-        let output = |name| -> io::Result<Output> {
-            let mut options = std::fs::OpenOptions::new();
-            let file = options.read(true).write(true).create_new(true).mode(0o600).open(path.join(name))?;
-            Ok(Output { file, read: 0 })
-        };
+        let output = |name| Ok::<_, io::Error>(Output { file: create(&dir, name)?, read: 0 });
         let outputs = [output("1")?, output("2")?];
         Ok(Place { path, dir, outputs })
+    }
+
+    /// Writes a file for the guest.
+    fn put(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        create(&self.dir, name)?.write_all_at(bytes, 0)
     }
 
     /// The `code` file, if it is there and what it should be.
@@ -91,6 +91,13 @@ impl Place {
         }
         Ok(grown)
     }
+}
+
+/// A new file in the directory of a command, wherever its name leads by now: something that an earlier command left in the guest may be at
+/// work there.
+fn create(dir: &OwnedFd, name: &str) -> io::Result<std::fs::File> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?.into())
 }
 
 fn reading(e: &io::Error) -> Lost {
@@ -146,9 +153,9 @@ impl ConsoleSession {
         let keeper = script::keeper(&guest_dir, command, self.layer.as_deref());
         let running = self.running.insert(running);
         let mut place = Place::make(&exchange.host, &name).map_err(making)?;
-        fs::write(place.path.join("cmd"), script::command(command)).map_err(making)?;
-        fs::write(place.path.join("keep"), keeper).map_err(making)?;
-        spool(io.stdin.take(), &place.path.join("0")).await?;
+        place.put("cmd", script::command(command).as_ref()).map_err(making)?;
+        place.put("keep", keeper.as_ref()).map_err(making)?;
+        spool(io.stdin.take(), &place.dir).await?;
 
         let mut watch = Watch::new(&place.path);
         running.started = true;
@@ -234,11 +241,10 @@ impl ConsoleSession {
 }
 
 /// Writes all of standard input to a file.
-async fn spool(stdin: Option<&mut (dyn AsyncRead + Unpin + Send)>, path: &Path) -> Result<(), Lost> {
-    let mut options = std::fs::OpenOptions::new();
+async fn spool(stdin: Option<&mut (dyn AsyncRead + Unpin + Send)>, dir: &OwnedFd) -> Result<(), Lost> {
     let saving =
         |e: &io::Error| Lost::host(format!("cannot keep standard input for the guest: {e}; is the disk full?"));
-    let file = options.write(true).create_new(true).mode(0o600).open(path).map_err(|e| saving(&e))?;
+    let file = create(dir, "0").map_err(|e| saving(&e))?;
     let Some(stdin) = stdin else { return Ok(()) };
     let mut chunk = vec![0; CHUNK];
     let mut written = 0;

@@ -1,0 +1,218 @@
+//! What guests are not to see of the host, taken out of the directories that they get.
+//!
+//! Where the host permits no mount namespace nothing can be hidden. Then a guest still gets the directories, which is said each time, unless
+//! the user asked for something to be hidden. What a guest may *write* to must hold nothing of Belljar's own: the run's record, the cache, the
+//! state directory. Hiding does not help there, for what is hidden can still be renamed.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+};
+
+use belljar_model::EventKind;
+
+use crate::{
+    host::HostContext,
+    qemu::{
+        args::{FdSet, MachineConfig},
+        sandbox::{
+            hidden::{self, Shared},
+            namespace::{self, ViewError},
+        },
+    },
+    share,
+};
+
+/// The descriptor set that keeps a view as it is; those of disks have small numbers.
+const VIEW_SET: u32 = 1000;
+
+/// How a guest's shares are opened.
+#[derive(Clone, Debug)]
+pub(crate) struct Concealment {
+    /// What is not to be seen.
+    hidden: Vec<PathBuf>,
+    /// What of this the user named.
+    hide: Vec<PathBuf>,
+    /// Whether the host permits it.
+    possible: bool,
+}
+
+/// Why a guest cannot have its shares.
+#[derive(Debug, thiserror::Error)]
+pub enum ConcealError {
+    /// What is shared cannot be looked at.
+    #[error("cannot look at what the guest is to get of the host: {0}")]
+    Look(#[from] io::Error),
+    /// The user wants something hidden.
+    #[error("cannot hide from the guest what --hide or `hide` names: {why}; {MEND}")]
+    Hide {
+        /// Why not.
+        why: ViewError,
+    },
+    /// The guest could write to what Belljar itself goes by.
+    #[error(
+        "{} lies in {}, which the guest may write to: it could change what this run records, or what later guests are made from\n\
+         {mend}, share the workspace read-only or copy-on-write (--workspace-mode ro or cow), or share another one (--workspace)",
+        own.display(), share.display()
+    )]
+    WithinReach {
+        /// Belljar's.
+        own: PathBuf,
+        /// The guest's.
+        share: PathBuf,
+        /// What to change.
+        mend: String,
+    },
+    /// What can be renamed cannot be hidden.
+    #[error(
+        "cannot hide {} from a guest that may write to {}, for it could rename it; share the workspace read-only or copy-on-write \
+         (--workspace-mode ro or cow), or share another one", path.display(), share.display()
+    )]
+    HideWritable {
+        /// What is to be hidden.
+        path: PathBuf,
+        /// The guest's.
+        share: PathBuf,
+    },
+    /// It was possible before.
+    #[error("cannot hide from the guest what it must not see: {0}")]
+    View(#[from] ViewError),
+}
+
+/// How to make it possible.
+const MEND: &str = "permit user namespaces (sysctl kernel.apparmor_restrict_unprivileged_userns=0 on Ubuntu; in a container \
+                    its runtime must permit unshare(2) and mount(2))";
+
+impl Concealment {
+    /// Decides what is hidden, tries whether it can be, and tells if not.
+    pub(crate) fn new(
+        hide: &[PathBuf],
+        config: &MachineConfig,
+        host: &HostContext,
+        tell: &mut dyn FnMut(EventKind),
+    ) -> Result<Self, ConcealError> {
+        let shares = shares(config);
+        let secrets = hidden::defaults(homes(host).iter().map(PathBuf::as_path));
+        if let Some((secret, share)) = hidden::within(&writable(&shares), &secrets)? {
+            tell(EventKind::Warning {
+                message: format!(
+                    "{} lies in {}, which the guest may write to, and so may read under another name; share the workspace read-only or \
+                     copy-on-write (--workspace-mode ro or cow), or a smaller one",
+                    secret.display(),
+                    share.display()
+                ),
+            });
+        }
+        let all = secrets.into_iter().chain(own_places(host)).chain(hide.iter().cloned());
+        let mut concealment = Self { hidden: all.collect(), hide: hide.to_vec(), possible: true };
+        let why = match concealment.open(&shares, host) {
+            Ok(_) => return Ok(concealment),
+            Err(ConcealError::View(why)) => why,
+            Err(other) => return Err(other),
+        };
+        concealment.possible = false;
+        if hidden::within(&shares, hide)?.is_some() {
+            return Err(ConcealError::Hide { why });
+        }
+        tell(EventKind::Warning {
+            message: format!(
+                "nothing can be hidden from the guest: {why}. It can read all that you can read in {}, processes, keys and \
+                 tokens among it; {MEND}",
+                shares.iter().map(|s| s.path.display().to_string()).collect::<Vec<_>>().join(" and ")
+            ),
+        });
+        Ok(concealment)
+    }
+
+    /// Puts directories in which nothing hidden is seen in the place of the machine's shares.
+    pub(crate) fn apply(
+        &self,
+        config: &mut MachineConfig,
+        fds: &mut Vec<(i32, OwnedFd)>,
+        mut next: i32,
+        host: &HostContext,
+    ) -> Result<(), ConcealError> {
+        let shares = shares(config);
+        if !self.possible {
+            return self.check(&shares, host);
+        }
+        let Some((views, which)) = self.open(&shares, host)? else { return Ok(()) };
+        let mut add = |fd: OwnedFd| {
+            let number = next;
+            next += 1;
+            fds.push((number, fd));
+            number
+        };
+        for (dir, path) in views.dirs.into_iter().zip(which) {
+            let number = add(dir);
+            let same = |s: &&mut crate::qemu::args::Share| std::fs::canonicalize(&s.path).is_ok_and(|p| p == path);
+            for share in config.shares.iter_mut().filter(same) {
+                share.path = format!("/proc/self/fd/{number}").into();
+            }
+        }
+        let fd = add(views.namespace);
+        config.fd_sets.push(FdSet { fd, set: VIEW_SET });
+        Ok(())
+    }
+
+    fn open(
+        &self,
+        shares: &[Shared],
+        host: &HostContext,
+    ) -> Result<Option<(namespace::Views, Vec<PathBuf>)>, ConcealError> {
+        self.check(shares, host)?;
+        let Some(order) = hidden::order(shares, &self.hidden)? else { return Ok(None) };
+        Ok(Some((namespace::open(&host.shim, &order)?, order.shares)))
+    }
+}
+
+impl Concealment {
+    /// Sees that the guest can write to nothing that must stay out of its reach.
+    fn check(&self, shares: &[Shared], host: &HostContext) -> Result<(), ConcealError> {
+        let writable = writable(shares);
+        let within = |paths: &[PathBuf]| hidden::within(&writable, paths);
+        if let Some((own, share)) = within(&own_places(host))? {
+            return Err(ConcealError::WithinReach { mend: mend(&own, host), own, share });
+        }
+        match within(&self.hide)? {
+            Some((path, share)) => Err(ConcealError::HideWritable { path, share }),
+            None => Ok(()),
+        }
+    }
+}
+
+fn writable(shares: &[Shared]) -> Vec<Shared> {
+    shares.iter().filter(|s| s.writable).cloned().collect()
+}
+
+/// What only Belljar writes to.
+fn own_places(host: &HostContext) -> Vec<PathBuf> {
+    let all: BTreeSet<&Path> =
+        host.own.iter().map(PathBuf::as_path).chain([host.cache_dir.as_path(), host.run_dir.as_path()]).collect();
+    all.into_iter().map(Path::to_owned).collect()
+}
+
+fn mend(own: &Path, host: &HostContext) -> String {
+    if own == host.cache_dir {
+        "Set BELLJAR_CACHE_DIR to a directory elsewhere".to_owned()
+    } else if host.own.iter().any(|o| o == own) {
+        "Set BELLJAR_STATE_DIR to a directory elsewhere".to_owned()
+    } else {
+        "Name a directory elsewhere with --run-dir".to_owned()
+    }
+}
+
+fn homes(host: &HostContext) -> BTreeSet<PathBuf> {
+    let mut homes = hidden::homes(&std::fs::read("/etc/passwd").unwrap_or_default());
+    homes.extend(host.home.clone());
+    homes
+}
+
+/// The directories that may show more than they are to. All others are Belljar's own, or hold modules.
+fn shares(config: &MachineConfig) -> Vec<Shared> {
+    let tags = [share::ROOT_TAG, share::WORKSPACE_TAG, share::OUT_TAG];
+    let all = config.shares.iter().filter(|s| tags.contains(&&*s.tag));
+    all.map(|s| Shared { path: s.path.clone(), writable: !s.read_only }).collect()
+}
