@@ -255,8 +255,8 @@ mod tests {
         fs::create_dir(&ended).unwrap();
         let mut at = tree::open_to_read(&ended).unwrap();
         for _ in 0..2500 {
-            rustix::fs::mkdirat(&at, "d", rustix::fs::Mode::RWXU).unwrap();
-            at = rustix::fs::openat(&at, "d", rustix::fs::OFlags::DIRECTORY, rustix::fs::Mode::empty()).unwrap();
+            rustix::fs::mkdirat(&at, "d", Mode::RWXU).unwrap();
+            at = rustix::fs::openat(&at, "d", OFlags::DIRECTORY, Mode::empty()).unwrap();
         }
         drop(at);
         let newest = RunDir::create(parent.path(), 0).unwrap();
