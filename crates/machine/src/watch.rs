@@ -260,7 +260,9 @@ impl Watch {
         let patience = if rank(&best) == 0 { AFTERMATH * 10 } else { AFTERMATH };
         let deadline = Instant::now() + patience;
         loop {
-            if self.exit.has_ended() {
+            // Asked once: QEMU's end is noted by a thread of its own, and an end that was not looked at explains nothing.
+            let ended = self.exit.has_ended();
+            if ended {
                 // Nothing more comes, but what came last may not have been read yet.
                 drop(tokio::time::timeout_at(deadline, self.view.closed()).await);
                 let found = of_end(&self.exit.ended().await, phase);
@@ -275,7 +277,7 @@ impl Watch {
             if let Some(fault) = self.fault_now(phase) {
                 return fault;
             }
-            if rank(&best) >= FATAL || self.exit.has_ended() || Instant::now() >= deadline {
+            if rank(&best) >= FATAL || ended || Instant::now() >= deadline {
                 return best;
             }
             match tokio::time::timeout_at(deadline, self.trouble(phase, &mut |_| ())).await {
