@@ -44,7 +44,6 @@ test_what_cannot_be_started() {
 }
 
 test_deep_and_closed_directories_are_removed() {
-    local n
     bj -q -- python3 -c '
 import os
 os.chdir(os.environ["BELLJAR_OUT"])
@@ -60,7 +59,7 @@ open("n" * 255, "w").close()
     want_code 0
     local first
     first=$(ls "$BELLJAR_STATE_DIR/runs")
-    for n in 1 2; do
+    for _ in 1 2; do
         BELLJAR_KEEP_RUNS=1 bj -q -- true
         want_code 0
     done
@@ -74,6 +73,7 @@ test_log_of_a_clone() {
     want_code 0
     want_no_line 'template' err
     local log
+    # shellcheck disable=SC2012 # names of runs are plain
     log=$(ls -t "$BELLJAR_STATE_DIR"/runs/*/events.jsonl | head -n 1)
     for what in access session share; do
         want_line "\"kind\":\"choice\",\"what\":\"$what\"" "$log"

@@ -9,7 +9,9 @@ suite() {
 }
 unit() { printf '#!/bin/sh\n%s\n' "$2" >"ws/t/$1"; chmod +x "ws/t/$1"; }
 # bjt ARGUMENT...: `belljar test` there.
+# shellcheck disable=SC2120 # most want none
 bjt() {
+    # shellcheck disable=SC2034 # want_code reads it
     code=0
     (cd ws && exec "$BELLJAR" test "$@") >out 2>err </dev/null || code=$?
     echo "+ belljar test $*: exit code $code"

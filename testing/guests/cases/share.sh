@@ -138,7 +138,7 @@ test_git_in_somebody_elses_workspace() {
     for mode in rw ro cow; do
         for user in root nobody; do
             code=0
-            # shellcheck disable=SC2016 # for that shell
+            # shellcheck disable=SC2016,SC2034 # for that shell; want_code reads it
             mine sh -ec 'cd "$HOME/ws"; exec "$BELLJAR" run --workspace-mode "$0" --user "$1" -- git status --short' "$mode" "$user" >out 2>err || code=$?
             tail -n 3 err
             want_code 0

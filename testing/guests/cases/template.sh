@@ -369,6 +369,7 @@ test_disks_and_cards_of_an_image() {
     want_out /dev/sda
     image --disk size=64M,bus=nvme,serial=n0 -- sh -c 'readlink -f /dev/disk/by-id/nvme-QEMU_NVMe_Ctrl_n0; ls /sys/class/net'
     no_boot
+    # shellcheck disable=SC2086 # a line for each
     want_out /dev/nvme0n1 $names
     image --nic none -- sh -c 'ls /sys/class/net'
     no_boot

@@ -27,6 +27,7 @@ test_secrets_are_hidden() {
     mkdir -p "$place" && cp -r home "$place/home"
     export HOME=$place/home
     ln -s .ssh/id "$HOME/link"
+    # shellcheck disable=SC2088 # Belljar expands it
     bj --hide '~/more' -- sh -c 'cat "$1/plain/file"; cat "$1"/.ssh/id "$1"/link "$1"/.config/gh/hosts.yml "$1"/.netrc "$1"/.cargo/credentials.toml "$1"/more/file; ls -A "$1/.ssh" "$1/more"' sh "$HOME"
     rm -rf "$place"
     want_line '^secret of plain/file'
@@ -60,7 +61,8 @@ test_a_writable_home_directory_is_refused() {
 test_a_run_directory_in_the_workspace() {
     bj --run-dir reports/run --out results -- sh -c 'echo r >"$BELLJAR_OUT/r"; ls -A reports/run; exit 0'
     want_code 0
-    [ -s ws/reports/run/events.jsonl ] && [ -e ws/reports/run/console.log ] || fail 'the record is not where it was asked for'
+    [ -s ws/reports/run/events.jsonl ] || fail 'the record is not where it was asked for'
+    [ -e ws/reports/run/console.log ] || fail 'the console is not where it was asked for'
     [ -s ws/results/r ] || fail 'the result is not there'
     [ "$(stat -c %a ws/reports/run)" = 700 ] || fail 'others can look into the run'
 }
@@ -89,6 +91,7 @@ X
     printf '#!/bin/sh\nrm -rf reports; ln -s %s reports\n' "$dir/elsewhere" >ws/t/a
     chmod +x ws/t/a
     code=0
+    # shellcheck disable=SC2034 # want_code reads it
     (cd ws && exec "$BELLJAR" test --run-dir run --junit reports/junit.xml) >out 2>err </dev/null || code=$?
     want_code 125
     want_err 'cannot write the report .*symbolic link'
@@ -103,7 +106,7 @@ test_output_has_a_limit() {
     local size
     size=$(du -sm state/runs | cut -f1)
     # The limit, and what is written while somebody else has the processor.
-    [ "$size" -ge 48 ] && [ "$size" -lt 120 ] || fail "$size MiB were left"
+    if [ "$size" -lt 48 ] || [ "$size" -ge 120 ]; then fail "$size MiB were left"; fi
     rm -rf state
     bj --max-output 50M -- sh -c 'head -c 60M /dev/zero >"$BELLJAR_OUT/z"; exit 0'
     want_code 125

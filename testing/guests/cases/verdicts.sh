@@ -70,6 +70,7 @@ login = { user = \"root\", password-env = \"GUEST_PASSWORD\" }"
 test_a_pass_that_its_log_cannot_record() {
     mkdir small
     code=0
+    # shellcheck disable=SC2034 # want_code reads it
     unshare --user --map-root-user --mount sh -c '
         mount -t tmpfs -o size=2m tmpfs "$1/small" && cd "$1/ws" || exit 99
         code=0
