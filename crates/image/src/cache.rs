@@ -3,7 +3,7 @@
 //! A file appears in the cache whole or not at all: it is written without a name (`O_TMPFILE`) and linked when it
 //! is complete, so that a killed process leaves nothing behind. Its name says what went into it. A second file beside it, its seal
 //! (`NAME.seal`), says what came of that: a checksum, and the file's identity when the checksum was taken. A file is used only if it
-//! still is what its seal says, see [`stamp`](crate::stamp); one that is not is made anew, and that is told. What has not been used
+//! still is what its seal says, see [`crate::stamp`]; one that is not is made anew, and that is told. What has not been used
 //! for [`KEEP`] goes when something new comes; the time of the seal says when a file was used last.
 
 use std::fs::{File, FileTimes, Permissions};

@@ -15,7 +15,7 @@
 //!
 //! A cover holds against a guest that only reads. One that may write to the directory in which the covered one is can rename that: the
 //! kernel keeps only those mounts in their places that are in the *caller's* namespace. So what must stay out of reach may lie in
-//! no writable share ([`crate::conceal`]).
+//! no writable share (`crate::conceal`).
 
 use std::ffi::OsString;
 use std::fs;
