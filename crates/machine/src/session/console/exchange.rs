@@ -204,7 +204,7 @@ impl ConsoleSession {
                 () = watch.woken() => {}
             }
             self.send_signals(guest_dir, &mut signals).await?;
-            if last_beat.elapsed() >= heartbeat {
+            if dead_before || last_beat.elapsed() >= heartbeat {
                 // Dead twice, with a look at the file in between: its end was not just seen late.
                 let alive = self.is_alive(guest_dir).await?;
                 if !alive && dead_before {

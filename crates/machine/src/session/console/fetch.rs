@@ -178,7 +178,7 @@ impl ConsoleSession {
                 () = tokio::time::sleep(pause) => {}
             }
             self.send_signals(dir, &mut signals).await?;
-            if last_beat.elapsed() >= self.heartbeat() {
+            if dead_before || last_beat.elapsed() >= self.heartbeat() {
                 let alive = self.is_alive(dir).await?;
                 if !alive && dead_before {
                     return Err(keeper_gone());

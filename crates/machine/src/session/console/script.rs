@@ -209,10 +209,10 @@ pub(super) fn kill(dir: &str) -> String {
     format!("{first};[ -n \"$_p\" ]&&if [ $_g = 1 ];then kill -9 -$_p;else kill -9 $_p;fi 2>/dev/null")
 }
 
-/// The line that succeeds while the keeper lives, or has written the code.
+/// The line that succeeds while the keeper lives. Of a code that is there it says nothing: somebody else may have put it there.
 pub(super) fn alive(dir: &str) -> String {
     let dir = word(dir);
-    format!("[ -e {dir}/code ]||{{ read -r _p _g <{dir}/pid&&kill -0 $_p; }} 2>/dev/null")
+    format!("{{ read -r _p _g <{dir}/pid&&kill -0 $_p; }} 2>/dev/null")
 }
 
 /// Reads a `code` file; `None` while it is not whole, or not this attempt's.
