@@ -9,6 +9,8 @@ use std::{
     io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use belljar_model::EventKind;
@@ -31,12 +33,36 @@ const VIEW_SET: u32 = 1000;
 /// How a guest's shares are opened.
 #[derive(Clone, Debug)]
 pub(crate) struct Concealment {
-    /// What is not to be seen.
-    hidden: Vec<PathBuf>,
+    /// What is not to be seen. Plans are copied for each guest, and this is long.
+    hidden: Arc<Hidden>,
     /// What of this the user named.
-    hide: Vec<PathBuf>,
+    hide: Arc<[PathBuf]>,
     /// Whether the host permits it.
     possible: bool,
+}
+
+/// What is not to be seen, and what of it there was when it was last looked for.
+#[derive(Debug)]
+struct Hidden {
+    named: Vec<PathBuf>,
+    there: Mutex<Option<(Instant, BTreeSet<PathBuf>)>>,
+}
+
+/// For so long what was there is not looked for again: a suite starts a guest in less time than that takes.
+const LOOK: Duration = Duration::from_secs(5);
+
+impl Hidden {
+    fn there(&self) -> BTreeSet<PathBuf> {
+        let mut there = self.there.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*there {
+            Some((since, paths)) if since.elapsed() < LOOK => paths.clone(),
+            _ => {
+                let paths: BTreeSet<PathBuf> = self.named.iter().flat_map(|path| hidden::expand(path)).collect();
+                *there = Some((Instant::now(), paths.clone()));
+                paths
+            }
+        }
+    }
 }
 
 /// Why a guest cannot have its shares.
@@ -106,7 +132,11 @@ impl Concealment {
             });
         }
         let all = secrets.into_iter().chain(own_places(host)).chain(hide.iter().cloned());
-        let mut concealment = Self { hidden: all.collect(), hide: hide.to_vec(), possible: true };
+        let mut concealment = Self {
+            hidden: Arc::new(Hidden { named: all.collect(), there: Mutex::default() }),
+            hide: hide.into(),
+            possible: true,
+        };
         let why = match concealment.open(&shares, host) {
             Ok(_) => return Ok(concealment),
             Err(ConcealError::View(why)) => why,
@@ -163,7 +193,7 @@ impl Concealment {
         host: &HostContext,
     ) -> Result<Option<(namespace::Views, Vec<PathBuf>)>, ConcealError> {
         self.check(shares, host)?;
-        let Some(order) = hidden::order(shares, &self.hidden)? else { return Ok(None) };
+        let Some(order) = hidden::order(shares, &self.hidden.there())? else { return Ok(None) };
         Ok(Some((namespace::open(&host.shim, &order)?, order.shares)))
     }
 }

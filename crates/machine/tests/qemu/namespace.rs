@@ -13,7 +13,8 @@ use super::shim;
 /// Opens shares without what is hidden; gives their paths in this process.
 fn open(shares: &[&Path], hidden: &[PathBuf]) -> (Views, Vec<PathBuf>) {
     let shares: Vec<Shared> = shares.iter().map(|p| Shared { path: p.to_path_buf(), writable: false }).collect();
-    let order = hidden::order(&shares, hidden).unwrap().expect("something is hidden");
+    let hidden = hidden.iter().flat_map(|path| hidden::expand(path)).collect();
+    let order = hidden::order(&shares, &hidden).unwrap().expect("something is hidden");
     let views = namespace::open(&shim(), &order).expect("this host permits a mount namespace: see `unshare -rm true`");
     let paths = views.dirs.iter().map(|fd| format!("/proc/self/fd/{}", fd.as_raw_fd()).into()).collect();
     (views, paths)

@@ -65,16 +65,15 @@ pub struct Shared {
 }
 
 /// What has to be covered so that none of `hidden` is seen in `shares`, and those of them in which something is; or nothing if
-/// nothing has to be. What a share itself lies in, or
-/// is, stays as it is: it was asked for by name. A path's last part may end in `*`.
+/// nothing has to be. What a share itself lies in, or is, stays as it is: it was asked for by name. Hidden paths are those that
+/// [`expand`] gives.
 ///
 /// # Errors
 /// When the list of mounts cannot be read, or a share cannot be found.
-pub fn order(shares: &[Shared], hidden: &[PathBuf]) -> std::io::Result<Option<Order>> {
+pub fn order(shares: &[Shared], hidden: &BTreeSet<PathBuf>) -> std::io::Result<Option<Order>> {
     let shares = existing(shares)?;
     let mounts = parse(&fs::read("/proc/self/mountinfo")?);
-    let hidden: BTreeSet<PathBuf> = hidden.iter().flat_map(|path| expand(path)).collect();
-    Ok(decide(&shares, &hidden, &mounts))
+    Ok(decide(&shares, hidden, &mounts))
 }
 
 /// The first of these paths that lies in a share, or is it, and that share; by whatever mount it is seen there.
@@ -132,8 +131,9 @@ fn decide(shares: &[Shared], hidden: &BTreeSet<PathBuf>, mounts: &[Mount]) -> Op
     Some(Order { shares, covers })
 }
 
-/// The real paths of what a path means; none where there is nothing.
-fn expand(path: &Path) -> Vec<PathBuf> {
+/// The real paths of what a path means, whose last part may end in `*`; none where there is nothing.
+#[must_use]
+pub fn expand(path: &Path) -> Vec<PathBuf> {
     let name = path.file_name().unwrap_or_default().as_bytes();
     let (Some(start), Some(parent)) = (name.strip_suffix(b"*"), path.parent()) else {
         return fs::canonicalize(path).into_iter().collect();
