@@ -133,7 +133,8 @@ fn a_pass_that_its_log_cannot_record() {
         let mut words: Vec<std::ffi::OsString> =
             ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", &keep].iter().map(Into::into).collect();
         words.push(state.into());
-        let outcome = lab.run(WELL).under(words).sh(&format!("{text}; : {}", "x".repeat(pad))).spawn().end_dirty();
+        let command = format!("{text}; : {}", "x".repeat(pad));
+        let outcome = lab.run(WELL).args(["--max-output", "1GiB"]).under(words).sh(&command).spawn().end_dirty();
         (outcome.status.code(), outcome.stderr, fs::read_to_string(lab.path("events")).expect("log"))
     };
     let fill = "dd if=/dev/zero of=$BELLJAR_OUT/z bs=4k 2>/dev/null";
