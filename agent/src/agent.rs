@@ -5,16 +5,14 @@ use std::time::{Duration, Instant};
 
 use belljar_proto::frame::FrameError;
 use belljar_proto::message::{
-    Announce, AskFiles, Exec, Leftovers, MODULES_TAG, Mount, Quiesce, Setup, ShutdownHow, Status, SyncFault, ToAgent,
-    ToHost, VERSION,
+    Announce, AskFiles, Exec, Leftovers, MODULES_TAG, Mount, Quiesce, Setup, ShutdownHow, SyncFault, ToAgent, ToHost,
+    VERSION,
 };
 use rustix::io::Errno;
 use rustix::process::{WaitOptions, getpid};
 use rustix::system::RebootCommand;
-use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
-};
 
+use crate::clock::ClockWatch;
 use crate::command::{Command, Step};
 use crate::devices::Awaited;
 use crate::job::{Job, Kind};
@@ -107,27 +105,6 @@ pub(crate) struct Agent {
     /// Which command's output is read first in this turn, so that none is always last.
     turn: usize,
     clock: ClockWatch,
-}
-
-/// Notices that somebody sets the guest's clock.
-#[derive(Default)]
-struct ClockWatch(Option<OwnedFd>);
-
-impl ClockWatch {
-    /// Whether it may have been set since this was asked last.
-    fn was_set(&mut self) -> bool {
-        // A timer that will never ring; setting the clock cancels it.
-        let watch = || -> Result<OwnedFd, Errno> {
-            let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
-            let timer = timerfd_create(TimerfdClockId::Realtime, flags)?;
-            let never = Timespec { tv_sec: i64::from(i32::MAX) * 2, tv_nsec: 0 };
-            let never = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value: never };
-            timerfd_settime(&timer, TimerfdTimerFlags::ABSTIME | TimerfdTimerFlags::CANCEL_ON_SET, &never)?;
-            Ok(timer)
-        };
-        let before = std::mem::replace(&mut self.0, watch().ok());
-        before.is_none_or(|timer| rustix::io::read(&timer, &mut [0_u8; 8]) != Err(Errno::AGAIN))
-    }
 }
 
 impl Agent {
@@ -817,14 +794,7 @@ impl Agent {
             };
             // It may have ended before anybody looked whether it started.
             command.check_start(&mut self.link);
-            command.ended(status_of(status.as_raw()));
+            command.ended(text::status(status.as_raw()));
         }
-    }
-}
-
-fn status_of(raw: i32) -> Status {
-    match raw & 0x7f {
-        0 => Status::Code(((raw >> 8) & 0xff) as u8),
-        signal => Status::Signal { signal, core: raw & 0x80 != 0 },
     }
 }

@@ -9,6 +9,7 @@
 #![cfg_attr(test, expect(dead_code, reason = "the entry point is not part of the tests"))]
 
 mod agent;
+mod clock;
 mod command;
 mod devices;
 mod identity;

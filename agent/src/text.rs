@@ -66,3 +66,12 @@ pub(crate) fn say(line: &str) {
         }
     }
 }
+
+/// A process's end, from the status that wait(2) gives.
+pub(crate) fn status(raw: i32) -> belljar_proto::message::Status {
+    use belljar_proto::message::Status;
+    match raw & 0x7f {
+        0 => Status::Code(((raw >> 8) & 0xff) as u8),
+        signal => Status::Signal { signal, core: raw & 0x80 != 0 },
+    }
+}
