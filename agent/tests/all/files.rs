@@ -110,11 +110,13 @@ fn what_is_wanted_is_found_through_links_that_stay_inside() {
     assert_eq!(look(&mut peer, 4, dir.path(), "t*p.x*"), ["top.xml: file"]);
     // Any depth, and round in no circle; what is behind a link out of the tree is told of.
     let found = look(&mut peer, 5, dir.path(), "**/*.xml");
-    for wanted in ["top.xml: file", "a/b/two.xml: file", "etc: closed: a symbolic link that leads elsewhere"] {
+    for wanted in ["top.xml: file", "etc: closed: a symbolic link that leads elsewhere"] {
         assert!(found.iter().any(|f| f == wanted), "{wanted}: {found:?}");
     }
-    let one = ["a/one.xml: file", "linked/one.xml: file"];
-    assert_eq!(found.iter().filter(|f| one.contains(&f.as_str())).count(), 1, "{found:?}");
+    // By whichever of its names it is met first.
+    for one in [["a/one.xml: file", "linked/one.xml: file"], ["a/b/two.xml: file", "linked/b/two.xml: file"]] {
+        assert_eq!(found.iter().filter(|f| one.contains(&f.as_str())).count(), 1, "{one:?}: {found:?}");
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use belljar_model::Phase;
+use belljar_model::{Phase, Verdict};
 
 use crate::{
     Lost,
@@ -54,13 +54,20 @@ pub(crate) async fn plug(
 ) -> Result<Derived, Lost> {
     let base = Way { plan: base, templates: way.templates, view: way.view };
     let Some(base_key) = base.key(None, observe).await? else { return Ok(Derived::Got(Got::Nothing)) };
-    let parent = match base.template(&base_key, None, observe).await? {
-        Got::Template { template, fresh } => Parent { template: *template, again: fresh },
-        Got::Guest(_) | Got::Nothing => {
+    let parent = match base.template(&base_key, None, observe).await {
+        Ok(Got::Template { template, fresh }) => Parent { template: *template, again: fresh },
+        Ok(Got::Guest(_) | Got::Nothing) => {
             // Why has been said of the base.
             way.remember(key, "the guest cannot be kept without its devices either".into());
             return Ok(Derived::Got(Got::Nothing));
         }
+        // Its boot may want the devices: a disk that its fstab(5) names, say.
+        Err(lost) if !lost.lasting && matches!(lost.verdict, Verdict::Crash(_) | Verdict::Timeout(_)) => {
+            let why = explain(&lost);
+            warn(observe, format!("the guest does not come up without its devices, so that it boots with them: {why}"));
+            return Ok(Derived::Boot(making));
+        }
+        Err(lost) => return Err(lost),
     };
     let store = way.templates.store();
     let noted = way.plan.kinds_to_plug().into_iter().find_map(|kind| store.noted(&base_key, kind));

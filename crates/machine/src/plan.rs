@@ -290,9 +290,10 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext) -> Result
         frozen = disks.iter().filter(|disk| disk.plugging() != Plugging::Late).count();
     }
     for disk in disks[..fixed].iter().filter(|disk| disk.is_further()) {
-        let why = match config.layout {
-            Layout::Pc => format!("a disk on {} cannot be plugged into a machine that runs", disk.kind()),
-            Layout::Auto => "where devices are in this machine is not known before it runs".to_owned(),
+        let why = match (&spec.source, config.layout) {
+            (Source::Initramfs { .. }, _) => "somebody else's initramfs may look for it while it boots".to_owned(),
+            (_, Layout::Pc) => format!("a disk on {} cannot be plugged into a machine that runs", disk.kind()),
+            (_, Layout::Auto) => "where devices are in this machine is not known before it runs".to_owned(),
         };
         choices.add("disk", "there from the boot on", why);
     }
@@ -535,12 +536,14 @@ const WANTED: &[Feature] = &[
 ];
 
 /// Where devices are. They are left to QEMU where a machine is not of the type whose slots are known, or the user's own arguments may take
-/// some of them.
+/// some of them. They are, too, where a kernel is given with somebody else's initramfs: its root may be one of the disks, so that it has to boot
+/// with all of them.
 fn layout(spec: &GuestSpec, machine: &str, disks: &[PlannedDisk]) -> Layout {
     let kind = machine.split(',').next().unwrap_or_default();
     let is_pc = kind == "pc" || kind.starts_with("pc-i440fx-");
     let further = disks.iter().filter(|disk| disk.is_on_pci() && disk.plugging() != Plugging::Never).count();
-    if is_pc && spec.qemu_args.is_empty() && has_room(further) { Layout::Pc } else { Layout::Auto }
+    let boots_alone = !matches!(spec.source, Source::Initramfs { .. });
+    if is_pc && boots_alone && spec.qemu_args.is_empty() && has_room(further) { Layout::Pc } else { Layout::Auto }
 }
 
 fn kernel_for_root(

@@ -245,6 +245,11 @@ impl Machine {
         }
     }
 
+    /// Whether it was started with a disk of this serial number.
+    pub(crate) fn has_disk(&self, serial: &str) -> bool {
+        self.args.all("device").any(|device| device.get("serial") == Some(serial))
+    }
+
     /// What QEMU does when the guest's kernel tells the pvpanic device.
     pub(crate) fn panicked(&self) {
         let action = self.args.panic_action();

@@ -119,6 +119,13 @@ impl Track {
             "shutdown" => self.machine.shutdown(true, "guest-shutdown"),
             "reset" => self.machine.reset(),
             "panicked" => self.machine.panicked(),
+            "wants-disk" => {
+                let serial = step.need_text(0)?;
+                if !self.machine.has_disk(&serial) {
+                    self.machine.panicked();
+                    return Ok(Next::Stop);
+                }
+            }
             "exit" => {
                 let code = step.number(0)?.and_then(|c| i32::try_from(c).ok()).unwrap_or(0);
                 self.machine.end(End::Exit(code));

@@ -263,6 +263,40 @@ fn a_guest_that_cannot_be_frozen_has_its_disks_all_the_same() {
     }
 }
 
+/// The root of a guest with somebody else's initramfs may be one of the disks.
+#[test]
+fn somebody_elses_initramfs_boots_with_its_disks() {
+    let lab = Lab::new();
+    // A cpio archive of nothing.
+    let mut cpio = b"070701".to_vec();
+    cpio.extend(["00000000"; 4].concat().bytes());
+    cpio.extend(b"00000001");
+    cpio.extend(["00000000"; 6].concat().bytes());
+    cpio.extend(b"0000000b00000000TRAILER!!!\0");
+    cpio.resize(512, 0);
+    fs::write(lab.path("initrd"), cpio).expect("initrd");
+    let (kernel, initrd) = (lab.path("vmlinux").display().to_string(), lab.path("initrd").display().to_string());
+    let guest = ["--kernel", &kernel, "--initrd", &initrd, "--access", "init", "--disk", "size=1M,serial=root"];
+    let call = || lab.run_bare(WELL).with_templates().args(guest).sh("exit 7").go();
+    call().code(7).quietly(&["made"]);
+    assert_eq!((lab.starts(), lab.asked("device_add")), ((1, 1), 0));
+    assert!(devices(&lab, "virtio-blk-pci").iter().all(|disk| disk.contains("serial=root")));
+    assert!(lab.seen().lines().filter(|l| l.contains("-chardev")).all(|l| l.contains("serial=root")));
+    call().code(7).quietly(&["found"]);
+}
+
+/// Its boot may wait for a disk that is to be plugged in.
+#[test]
+fn a_guest_that_does_not_come_up_without_its_disk_boots_with_it() {
+    let lab = Lab::new();
+    let script = WELL.replace("mark banner\n", "wants-disk here\nmark banner\n");
+    let call = || run(&lab, &script).args(["--disk", "size=1M,serial=here"]).sh("exit 7").go();
+    let outcome = call();
+    outcome.code(7).warns_once("does not come up without its devices");
+    assert_eq!(lab.starts(), (2, 1));
+    call().code(7).quietly(&["found"]);
+}
+
 #[test]
 fn listed_with_what_it_was_made_of() {
     let lab = Lab::new();
