@@ -289,7 +289,7 @@ fn somebody_elses_initramfs_boots_with_its_disks() {
 #[test]
 fn a_guest_that_does_not_come_up_without_its_disk_boots_with_it() {
     let lab = Lab::new();
-    let script = WELL.replace("mark banner\n", "wants-disk here\nmark banner\n");
+    let script = WELL.replace("mark banner\n", "wait qmp\nwants-disk here\nmark banner\n");
     let call = || run(&lab, &script).args(["--disk", "size=1M,serial=here"]).sh("exit 7").go();
     let outcome = call();
     outcome.code(7).warns_once("does not come up without its devices");
