@@ -127,7 +127,7 @@ test_a_driver_that_is_unbound() {
 
 # fixtures: debian-bookworm
 test_an_agent_that_is_killed() {
-    bj --image "$(fixture debian-bookworm)" --timeout 200s -- sh -c 'kill -9 -1; sleep 100'
+    bj --image "$(fixture debian-bookworm)" --login root:belljar --timeout 200s -- sh -c 'kill -9 -1; sleep 100'
     want_code 121
     want_err "agent's port was closed"
 }
@@ -135,7 +135,7 @@ test_an_agent_that_is_killed() {
 # fixtures: debian-bookworm
 test_a_guest_that_suspends_itself() {
     # Nothing of it is on a share while it sleeps.
-    bj --image "$(fixture debian-bookworm)" -w none --timeout 200s -- sh -c 'cd /; (sleep 1; echo +4 >/sys/class/rtc/rtc0/wakealarm; echo mem >/sys/power/state); echo awake; exit 5'
+    bj --image "$(fixture debian-bookworm)" --login root:belljar -w none --timeout 200s -- sh -c 'cd /; (sleep 1; echo +4 >/sys/class/rtc/rtc0/wakealarm; echo mem >/sys/power/state); echo awake; exit 5'
     want_err 'suspended itself'
     want_err 'woke after'
     want_code 5
