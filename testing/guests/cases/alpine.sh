@@ -5,9 +5,10 @@
 # fixtures: alpine
 test_shell_as_init() {
     local at; at=$(fixture alpine)
+    # Its first modprobe takes ten seconds of an emulated processor, and as many more as the host is busy.
     sha256sum "$at/disk.qcow2" >sum
     bj --kernel "$at/vmlinuz" --initrd "$at/initrd" --disk "file=$at/disk.qcow2,serial=root" \
-        --append 'root=/dev/vda rootfstype=ext4 modules=ext4,virtio_blk,virtio_pci init=/bin/sh' -- \
+        --append 'root=/dev/vda rootfstype=ext4 modules=ext4,virtio_blk,virtio_pci watchdog_thresh=60 init=/bin/sh' -- \
         sh -c '. /etc/os-release; echo "$ID"; echo err >&2; touch made; exit 7'
     want_code 7
     want_out alpine
