@@ -353,7 +353,10 @@ impl Guest {
     /// turned out to have failed.
     pub async fn close(mut self, how: Ending, observe: Observe<'_>) -> Result<(), Lost> {
         let limit = if how == Ending::Hurry { self.limits.farewell() } else { self.limits.sync() };
-        let synced = self.sync(limit, observe).await;
+        let synced = match self.sync(limit, observe).await {
+            Err(lost) if how != Ending::Hurry => Err(self.explain(lost, Phase::Close).await),
+            synced => synced,
+        };
         self.watch.look_at_shares(observe);
         let doubt = match (how, &synced) {
             (Ending::Kill | Ending::PowerOff, Ok(())) => self.watch.doubt(Phase::Command, observe).await,
@@ -373,10 +376,11 @@ impl Guest {
         let spoilt = self.template.as_ref().is_some_and(|t| !t.is_unchanged()).then(|| {
             Lost::host("the guest's template was written to while it was in use, so that the guest may not have been what it was; run it again")
         });
-        match (synced, doubt, exceeded.or(unlogged).or(spoilt)) {
-            (_, Some(lost), _) => Err(lost.with_tail(self.console.tail(TAIL))),
-            (Err(lost), None, _) | (Ok(()), None, Some(lost)) => Err(lost),
-            (Ok(()), None, None) => Ok(()),
+        match (doubt, exceeded, synced, unlogged.or(spoilt)) {
+            (Some(lost), ..) => Err(lost.with_tail(self.console.tail(TAIL))),
+            // That is why QEMU was killed, whatever the session noticed of it.
+            (None, Some(lost), ..) | (None, None, Err(lost), _) | (None, None, Ok(()), Some(lost)) => Err(lost),
+            (None, None, Ok(()), None) => Ok(()),
         }
     }
 
@@ -385,7 +389,9 @@ impl Guest {
     /// # Errors
     /// As [`Guest::close`]: then what ran cannot be believed, and nothing more should run here.
     pub async fn settle(&mut self, observe: Observe<'_>) -> Result<(), Lost> {
-        self.sync(self.limits.sync(), observe).await?;
+        if let Err(lost) = self.sync(self.limits.sync(), observe).await {
+            return Err(self.explain(lost, Phase::Close).await);
+        }
         if let Some(exceeded) = self.qemu.exceeded() {
             return Err(watch::of_exceeded(&exceeded));
         }

@@ -93,4 +93,13 @@ fn too_much_output_is_no_pass() {
     assert!(outcome.stderr.contains("max-output"), "{}", outcome.stderr);
     lab.suite(&format!("{SUITE}max-output = \"2MiB\"\n"), &[("much", much), ("little", "exit 0")]);
     lab.test(["-j1"]).go().code(125).verdicts_are(&[("much", "error host"), ("little", "pass")]);
+    // QEMU's end may be seen first by whoever waits for the guest's last words.
+    let lab = Lab::new();
+    for isolation in ["test", "suite"] {
+        let config = format!("{SUITE}max-output = \"2MiB\"\nisolation = \"{isolation}\"\n");
+        lab.suite(&config, &[("1-much", much), ("2-next", "exit 0")]);
+        let outcome = lab.test(["-j1"]).script("[agent]\nagent sync=die\n").go();
+        outcome.verdicts_are(&[("1-much", "error host"), ("2-next", "crash qemu")]);
+        assert!(outcome.text().contains("max-output"), "{}", outcome.text());
+    }
 }
