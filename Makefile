@@ -45,6 +45,8 @@ test:
 	@$(MAKE) --no-print-directory guests
 	@if [ -s $(SKIPPED) ]; then echo '==> passed, without what could not be tried on this machine:'; cat $(SKIPPED); else echo '==> passed, nothing skipped'; fi
 
+# Tests without a guest mostly wait.
+check: export RUST_TEST_THREADS ?= $(shell echo $$((2 * $$(nproc))))
 check: lint-shell
 	@echo '==> format'
 	cargo fmt --all --check
