@@ -83,8 +83,9 @@ impl<W: io::Write> RunReporter<W> {
                 let head = self.paint("33", "note");
                 self.say(&format!("{head}: {message}"))?;
             }
-            EventKind::Alarm { name, line, fatal } if *fatal || self.style.level >= Level::Normal => {
-                let head = self.paint(if *fatal { "31" } else { "33" }, name);
+            // One that ends the guest is what the end is told by.
+            EventKind::Alarm { name, line, fatal: false } if self.style.level >= Level::Normal => {
+                let head = self.paint("33", name);
                 self.say(&format!("{head}: {line}"))?;
             }
             EventKind::CommandStarted { .. } => self.stop_live(),

@@ -21,10 +21,7 @@ fn verdicts(lab: &Lab, junit: &str, tests: &[(&str, &str, &str)]) -> String {
         .iter()
         .map(|(name, text, _)| {
             let patterns = junit.replace("DIR", name);
-            (
-                (*name).to_owned(),
-                format!("# belljar: {patterns}\n{}cd /mnt/hostos; mkdir -p {name}; cd {name}\n{text}", functions()),
-            )
+            ((*name).to_owned(), format!("# belljar: {patterns}\n{}mkdir -p {name}; cd {name}\n{text}", functions()))
         })
         .collect();
     let files: Vec<(&str, &str)> = files.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();

@@ -251,8 +251,8 @@ fn what_is_urgent_first_then_what_took_longest() {
         SUITE,
         &[
             ("a", "exit 0"),
-            ("b", "sleep 0.6"),
-            ("c", "sleep 0.3"),
+            ("b", "sleep 2.4"),
+            ("c", "sleep 1.2"),
             ("last", "# belljar: priority = -1\nexit 0"),
             ("first", "# belljar: priority = 5\nexit 0"),
         ],
@@ -368,7 +368,7 @@ exit $c"#;
 fn a_global_limit_ends_the_run() {
     let lab = Lab::new();
     lab.suite(SUITE, &[("1", "exec sleep 60"), ("2", "exit 0")]);
-    let outcome = lab.test(["-j1", "--global-timeout", "1s"]).go();
+    let outcome = lab.test(["-j1", "--global-timeout", "4s"]).go();
     outcome.code(100).verdicts_are(&[("1", "timeout command"), ("2", "planned")]);
     assert!(outcome.text().contains("global-timeout"), "{}", outcome.text());
 }

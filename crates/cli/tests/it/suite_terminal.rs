@@ -22,7 +22,7 @@ fn live_lines_tell_what_runs_and_how_long_it_will_take() {
     lab.suite(
         SUITE,
         &[
-            ("1-long", "sleep 1"),
+            ("1-long", "sleep 2.5"),
             ("2-again", "# belljar: retries = 1\n[ $BELLJAR_ATTEMPT = 2 ] && sleep 0.3"),
             ("3-fail", "sleep 0.3; echo '\\033[31mbroken'; exit 3"),
         ],
