@@ -735,7 +735,8 @@ impl Agent {
             Kind::Sync => {
                 let gone = self.shares.changes();
                 let failure = if gone.is_empty() {
-                    setup::sync_failure(report).map(SyncFault::Failed)
+                    let covered = || Some(self.shares.covered()).filter(|places| !places.is_empty());
+                    setup::sync_failure(report).map(SyncFault::Failed).or_else(|| covered().map(SyncFault::Covered))
                 } else {
                     Some(SyncFault::Gone(gone))
                 };

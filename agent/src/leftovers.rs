@@ -14,7 +14,7 @@ use rustix::process::{WaitOptions, getpid};
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
-use crate::{sys, text};
+use crate::{mount_table, sys, text};
 
 /// How long processes have to end after they were killed: the kernel may have much memory to take back.
 const DYING: Duration = Duration::from_secs(10);
@@ -33,6 +33,9 @@ pub(crate) struct Baseline {
     /// Number and start of each process.
     processes: Vec<(i32, u64)>,
     places: Vec<Mounted>,
+    /// Where the shares are.
+    shares: Vec<String>,
+    mounts: Vec<mount_table::Mounted>,
 }
 
 /// What is mounted somewhere.
@@ -66,6 +69,8 @@ impl Mounted {
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Shares {
     written: Vec<Mounted>,
+    /// What was mounted when they had been.
+    mounts: Vec<mount_table::Mounted>,
     /// For how long the guest had been suspended, in milliseconds.
     slept: i64,
 }
@@ -73,7 +78,8 @@ pub(crate) struct Shares {
 impl Shares {
     pub(crate) fn of(mounts: &[Mount]) -> Self {
         let written = mounts.iter().filter(|mount| mount.mode == MountMode::ReadWrite);
-        Self { written: written.filter_map(|mount| Mounted::at(&mount.path)).collect(), slept: slept() }
+        let written: Vec<Mounted> = written.filter_map(|mount| Mounted::at(&mount.path)).collect();
+        Self { written, mounts: mount_table::read(), slept: slept() }
     }
 
     /// Whether the guest was suspended since they were mounted. Linux does not set up a 9p device again when it wakes: whoever
@@ -85,6 +91,13 @@ impl Shares {
     /// Those that are not as they were.
     pub(crate) fn changes(&self) -> Vec<String> {
         self.written.iter().filter_map(Mounted::change).collect()
+    }
+
+    /// Places in them that something else was mounted over.
+    pub(crate) fn covered(&self) -> Vec<String> {
+        let mut places = mount_table::covering(self.written.iter().map(|share| share.at.as_str()), &self.mounts);
+        places.truncate(MAX_NAMED);
+        places
     }
 }
 
@@ -160,7 +173,9 @@ impl Baseline {
         let shares = mounts.iter().map(|mount| mount.path.as_str());
         Self {
             processes: processes().iter().map(Process::key).collect(),
-            places: SYSTEM.iter().copied().chain(shares).filter_map(Mounted::at).collect(),
+            places: SYSTEM.iter().copied().chain(shares.clone()).filter_map(Mounted::at).collect(),
+            shares: shares.map(str::to_owned).collect(),
+            mounts: mount_table::read(),
         }
     }
 
@@ -169,12 +184,18 @@ impl Baseline {
     pub(crate) fn restore(&mut self, own_only: bool) -> Leftovers {
         let mut found =
             Leftovers { left: self.places.iter().filter_map(Mounted::change).collect(), ..Leftovers::default() };
+        if found.left.is_empty() && !own_only {
+            found.left = mount_table::changes(&self.shares, &self.mounts);
+        }
         if !found.left.is_empty() {
             // Without /proc nothing is seen; the guest is of no use either way.
             found.left.truncate(MAX_NAMED);
             return found;
         }
         let until = Instant::now() + DYING;
+        let own = getpid().as_raw_nonzero().get();
+        let of_agent = program(own);
+        let is_agent = |pid| of_agent.is_some() && program(pid) == of_agent;
         let mut killed: Vec<(i32, u64)> = Vec::new();
         loop {
             let all = processes();
@@ -200,6 +221,10 @@ impl Baseline {
                     continue;
                 }
                 killed.push(process.key());
+                // Not a test's: the agent's own helper, whose work is done and which has not ended yet.
+                if process.parent == own && is_agent(process.pid) {
+                    continue;
+                }
                 found.killed_count += 1;
                 if found.killed.len() < MAX_NAMED {
                     found.killed.push(process.shown());
@@ -268,7 +293,7 @@ mod tests {
     #[test]
     fn whatever_came_later_is_a_stranger() {
         let own = getpid().as_raw_nonzero().get();
-        let baseline = Baseline { processes: vec![(1, 7), (own, 7), (50, 7)], places: Vec::new() };
+        let baseline = Baseline { processes: vec![(1, 7), (own, 7), (50, 7)], ..Baseline::default() };
         // A number that was used again, a child of the first process, one of the agent, one of a daemon's that runs another program.
         let mut again = process(60, 1);
         again.start = 8;

@@ -20,6 +20,7 @@ mod leftovers;
 mod link;
 mod look;
 mod modules;
+mod mount_table;
 mod mounts;
 mod owner;
 mod port;

@@ -6,7 +6,10 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 /// Opens a file for reading without waiting on it, should it be a FIFO.
-pub(crate) fn open(path: &Path) -> io::Result<File> {
+///
+/// # Errors
+/// When it cannot be opened.
+pub fn open(path: &Path) -> io::Result<File> {
     let flags = rustix::fs::OFlags::NONBLOCK.bits();
     File::options().read(true).custom_flags(i32::try_from(flags).unwrap_or(0)).open(path)
 }

@@ -186,7 +186,8 @@ impl Cache {
     fn look(&self, name: &str) -> Found {
         let path = self.dir.join(name);
         if !usable(&path) {
-            return Found::Nothing;
+            let there = std::fs::symlink_metadata(&path);
+            return if there.is_ok() { Found::Flawed("it is no file of ours".to_owned()) } else { Found::Nothing };
         }
         let seal_path = self.dir.join(format!("{name}{SEAL}"));
         let sealed = match Seal::read(&seal_path) {
@@ -247,6 +248,10 @@ impl Cache {
         // Of a process with our number that was killed at this very point.
         let _ = std::fs::remove_file(&new);
         link(file, &new)?;
+        // A rename replaces anything but a directory.
+        if std::fs::symlink_metadata(path).is_ok_and(|there| there.is_dir()) {
+            let _ = std::fs::remove_dir_all(path);
+        }
         std::fs::rename(&new, path).inspect_err(|_| drop(std::fs::remove_file(&new)))
     }
 
@@ -414,6 +419,27 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_file_any_more_is_made_anew() {
+        for name in ["belljar-x", "belljar-x.seal"] {
+            for what in ["a directory", "a link", "a FIFO"] {
+                let (dir, cache) = cache();
+                put(&cache, "x").unwrap();
+                let path = dir.path().join("a/b").join(name);
+                std::fs::rename(&path, dir.path().join("moved")).unwrap();
+                match what {
+                    "a directory" => std::fs::create_dir_all(path.join("y/z")).unwrap(),
+                    "a link" => std::os::unix::fs::symlink("../nowhere", &path).unwrap(),
+                    _ => rustix::fs::mknodat(CWD, &path, rustix::fs::FileType::Fifo, Mode::RUSR, 0).unwrap(),
+                }
+                let mended = put(&cache, "x").unwrap();
+                assert_eq!(std::fs::read(&mended.path).unwrap(), b"x", "{name} is {what}");
+                assert_eq!(mended.path, dir.path().join("a/b/belljar-x"), "{name} is {what}");
+                assert!(put(&cache, "x").unwrap().hit, "{name} is {what}");
+            }
+        }
+    }
+
+    #[test]
     fn what_holds_is_not_read_and_what_may_not_hold_is() {
         let (dir, cache) = cache();
         put(&cache, "x").unwrap();
@@ -468,8 +494,16 @@ mod tests {
     fn a_symbolic_link_in_the_cache_is_not_used() {
         let (dir, cache) = cache();
         std::fs::create_dir_all(dir.path().join("a/b")).unwrap();
-        std::os::unix::fs::symlink("/etc/hostname", dir.path().join("a/b/belljar-x")).unwrap();
-        assert_eq!(put(&cache, "x").unwrap().path, dir.path().join("run/belljar-x"));
+        let elsewhere = dir.path().join("elsewhere");
+        std::fs::write(&elsewhere, "theirs").unwrap();
+        std::os::unix::fs::symlink(&elsewhere, dir.path().join("a/b/belljar-x")).unwrap();
+        let made = put(&cache, "x").unwrap();
+        assert!(!made.hit && made.flaw.is_some(), "{made:?}");
+        assert!(std::fs::symlink_metadata(&made.path).unwrap().is_file());
+        assert_eq!(
+            (std::fs::read(made.path).unwrap(), std::fs::read(elsewhere).unwrap()),
+            (b"x".into(), b"theirs".into())
+        );
     }
 
     #[test]

@@ -24,4 +24,5 @@ pub mod stamp;
 pub mod vmlinux;
 
 mod bounded;
+pub use bounded::open as open_without_waiting;
 mod decompress;

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    path::Path,
     pin::Pin,
     sync::{
         Arc,
@@ -35,6 +36,7 @@ use crate::{
         agent::{AgentSession, ExecControl, ExecIo, OutputSink, PortKind, Reports, SessionError, SinkFuture},
         console::ConsoleSession,
     },
+    share,
     template::{Frozen, Template},
     watch::{self, WantedStops, Watch},
 };
@@ -500,6 +502,23 @@ impl Guest {
                 places.join(", ")
             ))
             .lasting()),
+            // What is in the output directory is a result; a workspace may well be where somebody mounts an image.
+            Some(SyncFault::Covered(places)) if places.iter().any(|place| Path::new(place).starts_with(share::OUT_PATH)) => {
+                Err(Lost::host(format!(
+                    "the command has left something mounted in its output directory, so that what it wrote there has not reached the host: \
+                     {}; unmount it before the command ends, or mount it elsewhere",
+                    places.join(", ")
+                ))
+                .lasting())
+            }
+            Some(SyncFault::Covered(places)) => {
+                let message = format!(
+                    "the command has left something mounted in the workspace: what it wrote there stays in the guest, and is gone with it: {}",
+                    places.join(", ")
+                );
+                observe(EventKind::Warning { message });
+                Ok(())
+            }
         }
     }
 

@@ -378,6 +378,8 @@ pub enum SyncFault {
     Failed(String),
     /// These shares are not where they were mounted any more.
     Gone(Vec<String>),
+    /// Something else is mounted over these places in the shares.
+    Covered(Vec<String>),
     /// The guest was suspended, which the shares did not survive. Every write that had ended before is on the host; one after it has
     /// not ended.
     Suspended,

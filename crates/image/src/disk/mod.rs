@@ -84,7 +84,7 @@ impl DiskImage {
         for layer in &self.layers {
             files.push(layer.path.clone());
             if layer.format == Format::Vmdk {
-                let head = bounded::head(&File::open(&layer.path)?, vmdk::HEAD)?;
+                let head = bounded::head(&bounded::open(&layer.path)?, vmdk::HEAD)?;
                 files.extend(vmdk::files(&layer.path, &head));
             }
         }

@@ -145,7 +145,7 @@ impl Kernel {
 /// Finds the banner of an unpacked kernel, reading piece by piece: with debug sections it may have a gigabyte.
 fn banner(path: &Path) -> io::Result<Option<String>> {
     const OVERLAP: usize = 256;
-    let mut source = File::open(path)?.take(MAX_KERNEL);
+    let mut source = bounded::open(path)?.take(MAX_KERNEL);
     let mut window = Vec::new();
     loop {
         let read = (&mut source).take(1 << 20).read_to_end(&mut window)?;

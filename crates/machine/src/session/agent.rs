@@ -196,6 +196,7 @@ impl AgentSession {
             SyncFault::Failed(text) => SyncFault::Failed(error::clean(&text)),
             SyncFault::Suspended => SyncFault::Suspended,
             SyncFault::Gone(places) => SyncFault::Gone(places.iter().map(|p| error::clean(p)).collect()),
+            SyncFault::Covered(places) => SyncFault::Covered(places.iter().map(|p| error::clean(p)).collect()),
         }))
     }
 

@@ -20,6 +20,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use belljar_image::open_without_waiting;
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
@@ -257,7 +258,8 @@ impl TemplateStore {
         for entry in entries.flatten() {
             let Some(key) = entry.file_name().to_str().and_then(TemplateKey::parse) else { continue };
             let dir = entry.path();
-            let manifest = File::open(dir.join(MANIFEST)).ok().and_then(|f| Manifest::read(&f, key.as_str()).ok());
+            let manifest =
+                open_without_waiting(&dir.join(MANIFEST)).ok().and_then(|f| Manifest::read(&f, key.as_str()).ok());
             let time = |name: &str| fs::metadata(dir.join(name)).and_then(|m| m.modified()).ok();
             kept.push(Kept {
                 size: size_of(&dir),
@@ -326,7 +328,7 @@ impl TemplateStore {
                 continue;
             };
             let dir = entry.path();
-            let Ok(lock) = File::open(dir.join(LOCK)) else { continue };
+            let Ok(lock) = open_without_waiting(&dir.join(LOCK)) else { continue };
             // Shared: whoever looks at the same time is not taken for a maker.
             if !matches!(lock.try_lock_shared(), Err(fs::TryLockError::WouldBlock)) {
                 continue;
@@ -346,7 +348,7 @@ impl TemplateStore {
 /// Removes what a maker left, unless somebody is at work on it.
 fn remove_if_abandoned(dir: &Path) {
     let path = dir.join(LOCK);
-    match File::open(&path) {
+    match open_without_waiting(&path) {
         Ok(lock) => {
             if lock.try_lock().is_ok() && is_same(&path, &lock) {
                 // While the lock is held: whoever waits for it sees that its file is gone.
@@ -483,7 +485,7 @@ fn open_parts(dir: &Path, manifest: Manifest) -> io::Result<Template> {
 }
 
 fn open_part(dir: &Path, name: &str) -> io::Result<File> {
-    let flags = (OFlags::NOFOLLOW | OFlags::CLOEXEC).bits();
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC).bits();
     let file = File::options().read(true).custom_flags(flags.cast_signed()).open(dir.join(name))?;
     let metadata = file.metadata()?;
     if metadata.is_file() && is_ours(&metadata) { Ok(file) } else { Err(io::Error::other("it is not a file of ours")) }
@@ -491,7 +493,7 @@ fn open_part(dir: &Path, name: &str) -> io::Result<File> {
 
 /// A file that only we can read: a guest's memory may hold secrets.
 fn new_file(path: &Path, fresh: bool) -> io::Result<File> {
-    let flags = (OFlags::NOFOLLOW | OFlags::CLOEXEC).bits();
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC).bits();
     let mut options = File::options();
     options.read(true).write(true).mode(0o600).custom_flags(flags.cast_signed());
     if fresh {

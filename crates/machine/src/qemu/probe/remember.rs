@@ -38,7 +38,11 @@ impl Memory {
     /// The answer to this very question; what cannot be read is not known.
     pub(super) fn recall<T: DeserializeOwned>(&self, kind: &str, question: &str) -> Option<T> {
         let mut text = String::new();
-        std::fs::File::open(self.path(kind, question)).ok()?.take(MAX).read_to_string(&mut text).ok()?;
+        belljar_image::open_without_waiting(&self.path(kind, question))
+            .ok()?
+            .take(MAX)
+            .read_to_string(&mut text)
+            .ok()?;
         let json = &text[text.find('\n')? + 1..];
         if !text.starts_with(&checksum(json.as_bytes())) {
             return None;
@@ -87,6 +91,13 @@ mod tests {
             std::fs::write(memory.path("n", "q"), damaged).unwrap();
             assert_eq!(memory.recall::<u32>("n", "q"), None, "{damaged}");
         }
+        // Nobody writes to it.
+        std::fs::remove_file(memory.path("n", "q")).unwrap();
+        let (fifo, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR);
+        rustix::fs::mknodat(rustix::fs::CWD, memory.path("n", "q"), fifo, mode, 0).unwrap();
+        assert_eq!(memory.recall::<u32>("n", "q"), None);
+        memory.keep("n", "q", &9);
+        assert_eq!(memory.recall("n", "q"), Some(9));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }
