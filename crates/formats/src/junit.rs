@@ -28,6 +28,23 @@ pub fn parse_junit(document: &[u8]) -> Results {
     walk.results
 }
 
+/// What declares an entity.
+const ENTITY: &[u8] = b"<!ENTITY";
+
+/// Elements of a case that quote what somebody wrote, or hold a verdict already.
+const QUOTING: &[&[u8]] = &[
+    b"system-out",
+    b"system-err",
+    b"properties",
+    b"failure",
+    b"error",
+    b"skipped",
+    b"flakyFailure",
+    b"flakyError",
+    b"rerunFailure",
+    b"rerunError",
+];
+
 #[derive(Default)]
 struct Walk {
     results: Results,
@@ -36,6 +53,8 @@ struct Walk {
     case: Option<Case>,
     /// The verdict element that is open, by its depth: its text is the message.
     open: Option<usize>,
+    /// The element of a case that is open and in which anything may stand, by its depth.
+    quoted: Option<usize>,
 }
 
 #[derive(Default)]
@@ -80,6 +99,9 @@ impl Walk {
                     self.text(&text);
                 }
                 Event::Eof => break,
+                Event::DocType(text) if text.windows(ENTITY.len()).any(|part| part == ENTITY) => {
+                    self.results.problem("the JUnit file declares entities of its own, which are not read");
+                }
                 Event::Comment(_) | Event::Decl(_) | Event::PI(_) | Event::DocType(_) => {}
             }
         }
@@ -114,6 +136,10 @@ impl Walk {
                 ..Suite::default()
             }),
             b"testcase" if self.case.is_none() => self.case = Some(self.new_case(tag)),
+            _ if self.quoted.is_some() => {}
+            b"include" if tag.name().prefix().is_some() => {
+                self.results.problem("the JUnit file includes another one, which was not read");
+            }
             b"failure" => self.verdict(tag, SubVerdict::Fail),
             b"error" => self.verdict(tag, SubVerdict::Error),
             b"skipped" => {
@@ -121,6 +147,9 @@ impl Walk {
                 self.verdict(tag, if expected { SubVerdict::ExpectedFail } else { SubVerdict::Skip });
             }
             _ => {}
+        }
+        if QUOTING.contains(&name) && self.case.is_some() && self.quoted.is_none() {
+            self.quoted = Some(self.depth);
         }
         Ok(())
     }
@@ -131,13 +160,25 @@ impl Walk {
         // gtest tells by attributes what did not run.
         let idle = attribute(tag, b"status").is_some_and(|s| s == "notrun" || s == "disabled")
             || attribute(tag, b"result").is_some_and(|r| r == "suppressed" || r == "skipped");
+        // Some writers say it so, and not by an element.
+        let says_bad = |name: &[u8]| {
+            let said = attribute(tag, name).unwrap_or_default().to_ascii_lowercase();
+            matches!(&*said, "fail" | "failed" | "failure" | "error" | "errored")
+        };
+        let result = if says_bad(b"status") || says_bad(b"result") {
+            SubVerdict::Fail
+        } else if idle {
+            SubVerdict::Skip
+        } else {
+            SubVerdict::Pass
+        };
         Case {
             name: match class {
                 Some(class) => format!("{class} > {name}"),
                 None => name,
             },
             depth: self.depth,
-            result: if idle { SubVerdict::Skip } else { SubVerdict::Pass },
+            result,
             message: String::new(),
             millis: attribute(tag, b"time").as_deref().and_then(millis),
         }
@@ -146,7 +187,8 @@ impl Walk {
     fn verdict(&mut self, tag: &BytesStart<'_>, result: SubVerdict) {
         let message = attribute(tag, b"message").unwrap_or_default();
         match &mut self.case {
-            Some(case) if self.depth == case.depth + 1 => {
+            // Deeper, too: in a step of the case, or in a case within it.
+            Some(case) if self.depth == case.depth + 1 || result.is_bad() => {
                 // The worst of several counts: a test may fail, and fail again when it cleans up.
                 let weight = |r: SubVerdict| match r {
                     SubVerdict::Fail => 3,
@@ -187,6 +229,9 @@ impl Walk {
     fn end(&mut self) {
         if self.open == Some(self.depth) {
             self.open = None;
+        }
+        if self.quoted == Some(self.depth) {
+            self.quoted = None;
         }
         if self.case.as_ref().is_some_and(|c| c.depth == self.depth)
             && let Some(case) = self.case.take()
@@ -325,9 +370,52 @@ AssertionError: 1 != 2]]></failure></testcase><testcase classname="test_a" name=
     }
 
     #[test]
+    fn a_failure_counts_wherever_it_stands_in_a_case() {
+        let bad =
+            |case: &str| parse_junit(format!("<testsuite>{case}</testsuite>").as_bytes()).cases[0].result.is_bad();
+        for case in [
+            "<testcase name='a'><testcase name='b'><failure/></testcase></testcase>",
+            "<testcase name='a'><steps><step><error/></step></steps></testcase>",
+            "<testcase name='a' status='failed'/>",
+            "<testcase name='a' result='Error'></testcase>",
+        ] {
+            assert!(bad(case), "{case}");
+        }
+        for case in [
+            "<testcase name='a'><system-out><x><failure/></x></system-out></testcase>",
+            "<testcase name='a'><skipped><failure/></skipped></testcase>",
+            "<testcase name='a'><flakyFailure><failure/></flakyFailure></testcase>",
+            "<testcase name='a' status='run' result='completed'/>",
+        ] {
+            assert!(!bad(case), "{case}");
+        }
+        let after = "<testcase name='a'><system-out><x/></system-out><failure/></testcase>";
+        assert!(bad(after));
+    }
+
+    #[test]
+    fn what_stands_in_another_file_is_a_problem() {
+        let include = r#"<testsuite><testcase name="a"/><xi:include href="b.xml"/></testsuite>"#;
+        insta::assert_snapshot!(told(include), @r"
+        pass a None
+        ! the JUnit file includes another one, which was not read
+        ");
+        let entity =
+            r#"<!DOCTYPE x [<!ENTITY f "<failure/>">]><testsuite><testcase name="a">&f;</testcase></testsuite>"#;
+        insta::assert_snapshot!(told(entity), @r"
+        pass a None
+        ! the JUnit file declares entities of its own, which are not read
+        ");
+        insta::assert_snapshot!(told(r#"<!DOCTYPE testsuite><testsuite><testcase name="a"/></testsuite>"#), @"pass a None");
+    }
+
+    #[test]
     fn entities_do_not_grow() {
         let bomb = r#"<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;">]><testsuite><testcase name="&b;"><failure>&b;&lt;</failure></testcase></testsuite>"#;
-        insta::assert_snapshot!(told(bomb), @"fail &b; None &b;<");
+        insta::assert_snapshot!(told(bomb), @r"
+        fail &b; None &b;<
+        ! the JUnit file declares entities of its own, which are not read
+        ");
     }
 
     #[test]

@@ -46,6 +46,10 @@ pub struct TapParser {
     last_point: Option<usize>,
     /// Cases held until their parent names them.
     held: usize,
+    /// `pragma +strict`: every line must be TAP.
+    strict: bool,
+    /// How many tests failed by the totals at the end.
+    failed_in_all: u64,
 }
 
 #[derive(Debug, Default)]
@@ -89,6 +93,8 @@ impl TapParser {
             yaml: None,
             last_point: None,
             held: 0,
+            strict: false,
+            failed_in_all: 0,
         }
     }
 
@@ -123,6 +129,10 @@ impl TapParser {
         for case in top.cases {
             self.results.add(case);
         }
+        let none_bad = !self.results.cases.iter().any(|case| case.result.is_bad());
+        if self.failed_in_all > 0 && none_bad && top.dropped_bad == 0 {
+            top.problems.push(format!("the totals say that {} tests failed, and no result does", self.failed_in_all));
+        }
         self.results.dropped += top.dropped;
         self.results.dropped_bad += top.dropped_bad;
         for problem in top.problems {
@@ -133,6 +143,7 @@ impl TapParser {
     }
 
     fn line(&mut self, line: &str) {
+        let line = &*line::plain(line);
         let (indent, text, behind_hash) = line::measure(line, self.dialect == Dialect::Kselftest);
         if let Some(yaml) = self.yaml {
             if text.is_empty() || indent >= yaml {
@@ -156,6 +167,13 @@ impl TapParser {
         let Some(element) = line::parse(text, self.dialect) else {
             if let Some(rest) = text.strip_prefix('#') {
                 self.comment(indent, rest);
+            } else if let Some(pragma) = text.strip_prefix("pragma ") {
+                for word in pragma.split([' ', ',', '\t']) {
+                    self.strict = (self.strict || word == "+strict") && word != "-strict";
+                }
+            } else if self.strict && !text.trim().is_empty() {
+                let line = keep_start(text, 200);
+                self.results.problem(format!("a line is no TAP, which `pragma +strict` does not allow: {line}"));
             }
             return;
         };
@@ -289,6 +307,12 @@ impl TapParser {
 
     fn comment(&mut self, indent: usize, text: &str) {
         let text = text.strip_prefix(' ').unwrap_or(text);
+        if self.dialect == Dialect::Kselftest
+            && indent == 0
+            && let Some(bad) = line::failed_in_all(text)
+        {
+            self.failed_in_all = self.failed_in_all.max(bad);
+        }
         if text.starts_with("Subtest:") {
             return;
         }

@@ -91,6 +91,18 @@ pub enum ConcealError {
         /// What to change.
         mend: String,
     },
+    /// What is to be hidden is what the guest gets.
+    #[error("cannot hide {}, for the guest gets that very directory; name what in it is to be hidden", path.display())]
+    HideShare {
+        /// What is to be hidden.
+        path: PathBuf,
+    },
+    /// A star where it means nothing.
+    #[error("cannot hide {}: `*` stands for anything only as the last character; name each path for itself", path.display())]
+    HidePattern {
+        /// What is to be hidden.
+        path: PathBuf,
+    },
     /// What can be renamed cannot be hidden.
     #[error(
         "cannot hide {} from a guest that may write to {}, for it could rename it; share the workspace read-only or copy-on-write \
@@ -120,6 +132,7 @@ impl Concealment {
         tell: &mut dyn FnMut(EventKind),
     ) -> Result<Self, ConcealError> {
         let shares = shares(config);
+        look_at(hide, &shares, tell)?;
         let secrets = hidden::defaults(homes(host).iter().map(PathBuf::as_path));
         if let Some((secret, share)) = hidden::within(&writable(&shares), &secrets)? {
             tell(EventKind::Warning {
@@ -213,6 +226,30 @@ impl Concealment {
     }
 }
 
+/// Looks whether what the user wants hidden can mean what it says.
+fn look_at(hide: &[PathBuf], shares: &[Shared], tell: &mut dyn FnMut(EventKind)) -> Result<(), ConcealError> {
+    for path in hide {
+        let there = hidden::expand(path);
+        let is_share =
+            |p: &PathBuf| shares.iter().any(|s| std::fs::canonicalize(&s.path).is_ok_and(|share| share == *p));
+        if there.iter().any(is_share) {
+            return Err(ConcealError::HideShare { path: path.clone() });
+        }
+        if there.is_empty() {
+            let text = path.as_os_str().as_encoded_bytes();
+            if text.strip_suffix(b"*").unwrap_or(text).contains(&b'*') {
+                return Err(ConcealError::HidePattern { path: path.clone() });
+            }
+            let message = format!(
+                "there is no {}, which is to be hidden from the guest: nothing is hidden there",
+                path.display()
+            );
+            tell(EventKind::Warning { message });
+        }
+    }
+    Ok(())
+}
+
 fn writable(shares: &[Shared]) -> Vec<Shared> {
     shares.iter().filter(|s| s.writable).cloned().collect()
 }
@@ -245,4 +282,30 @@ fn shares(config: &MachineConfig) -> Vec<Shared> {
     let tags = [share::ROOT_TAG, share::WORKSPACE_TAG, share::OUT_TAG];
     let all = config.shares.iter().filter(|s| tags.contains(&&*s.tag));
     all.map(|s| Shared { path: s.path.clone(), writable: !s.read_only }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_mean_what_it_says_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("key1"), "").unwrap();
+        let shares = [Shared { path: dir.path().to_owned(), writable: false }];
+        let look = |name: &str| {
+            let mut told = Vec::new();
+            let looked = look_at(&[dir.path().join(name)], &shares, &mut |event| told.push(event));
+            (looked.map_err(|e| e.to_string()), told.len())
+        };
+        assert_eq!(look("key1"), (Ok(()), 0));
+        assert_eq!(look("key*"), (Ok(()), 0));
+        assert_eq!(look("kay"), (Ok(()), 1));
+        assert_eq!(look("kay*"), (Ok(()), 1));
+        assert!(look("k*y1").0.unwrap_err().contains("only as the last character"));
+        assert!(look("").0.unwrap_err().contains("gets that very directory"));
+        // A file may be called so.
+        std::fs::write(dir.path().join("k*y1"), "").unwrap();
+        assert_eq!(look("k*y1"), (Ok(()), 0));
+    }
 }

@@ -19,6 +19,7 @@ use crate::{
     cancel::Cancel,
     exec::{Limit, exec},
     log::EventLog,
+    out_dir::HeldOut,
 };
 
 /// Lines of the console that are shown where a run ended badly.
@@ -121,12 +122,16 @@ fn unlogged(verdict: Verdict, message: Option<String>, error: &std::io::Error) -
 async fn attempt(request: Request, io: RunIo<'_>, cancel: &mut Cancel, log: &mut EventLog) -> Result<Exit, Lost> {
     log.emit(EventKind::Phase { phase: Phase::Prepare });
     let Request { guest, share, host, templates, command, timeout: limit, power_off, .. } = request;
+    let out = share.out.clone();
     let preparing = tokio::task::spawn_blocking(move || plan::prepare(&guest, &share, host));
     let prepared = tokio::select! {
         biased;
         why = cancel.wanted() => return Err(why.lost(Phase::Prepare)),
         done = preparing => done,
     };
+    let out = HeldOut::new(&out).map_err(|error| {
+        Lost::host(format!("cannot open the output directory {}: {error}; name another with --out", out.display()))
+    })?;
     let plan = match prepared {
         Ok(plan) => plan.map_err(|error| Lost::host(error.to_string()))?,
         Err(panic) => {
@@ -163,7 +168,7 @@ async fn attempt(request: Request, io: RunIo<'_>, cancel: &mut Cancel, log: &mut
     };
     // What the command did says more than what the guest did after it, unless that makes a pass doubtful.
     match (exit, closed) {
-        (Ok(exit), Ok(())) => Ok(exit),
+        (Ok(exit), Ok(())) => out.moved().map_or(Ok(exit), |why| Err(Lost::host(why))),
         (Ok(_), Err(lost)) => Err(lost),
         (Err(lost), _) => Err(lost),
     }

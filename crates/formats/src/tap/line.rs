@@ -1,5 +1,7 @@
 //! One line of TAP.
 
+use std::borrow::Cow;
+
 use super::Dialect;
 
 /// What a line is.
@@ -54,13 +56,45 @@ pub(super) fn measure(line: &str, hashes: bool) -> (usize, &str, bool) {
     (indent, text, false)
 }
 
+/// The line without colours, and with the tabs that it is indented by as four columns each.
+pub(super) fn plain(line: &str) -> Cow<'_, str> {
+    let mut line = Cow::Borrowed(line);
+    if line.contains('\u{1b}') {
+        let mut pieces = line.split("\u{1b}[");
+        let mut plain = pieces.next().unwrap_or_default().to_owned();
+        for piece in pieces {
+            let end = piece.find(|c: char| !(c.is_ascii_digit() || matches!(c, ';' | ':')));
+            match end.map(|end| piece.split_at(end)) {
+                Some((_, rest)) if rest.starts_with(['m', 'K']) => plain.push_str(&rest[1..]),
+                _ => plain.extend(["\u{1b}[", piece]),
+            }
+        }
+        line = Cow::Owned(plain);
+    }
+    let blank = line.len() - line.trim_start_matches([' ', '\t']).len();
+    if line[..blank].contains('\t') {
+        line = Cow::Owned(line[..blank].replace('\t', "    ") + &line[blank..]);
+    }
+    line
+}
+
+/// The number of failed tests that a line such as `Totals: pass:1 fail:2 xfail:0 xpass:0 skip:0 error:0` tells, without the `#` before it.
+pub(super) fn failed_in_all(comment: &str) -> Option<u64> {
+    let rest = comment.trim_start().strip_prefix("Totals: pass:")?;
+    let counts = rest.split_whitespace().filter_map(|word| word.split_once(':'));
+    let bad = counts.filter(|(what, _)| matches!(*what, "fail" | "error"));
+    Some(bad.filter_map(|(_, count)| count.parse::<u64>().ok()).fold(0, u64::saturating_add))
+}
+
 /// What `text`, without indentation, is; `None` for anything else.
 pub(super) fn parse(text: &str, dialect: Dialect) -> Option<Element> {
     let text = text.trim_end();
     if let Some(version) = text.strip_prefix("TAP version ").or_else(|| text.strip_prefix("KTAP version ")) {
         return version.trim().parse::<u32>().ok().map(|_| Element::Version);
     }
-    if let Some(why) = text.strip_prefix("Bail out!") {
+    const BAIL_OUT: &str = "Bail out!";
+    if text.get(..BAIL_OUT.len()).is_some_and(|start| start.eq_ignore_ascii_case(BAIL_OUT)) {
+        let why = &text[BAIL_OUT.len()..];
         return Some(Element::BailOut(why.trim().to_owned()));
     }
     if let Some(rest) = text.strip_prefix("1..") {

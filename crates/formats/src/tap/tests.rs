@@ -314,3 +314,41 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn colours_tabs_and_small_letters_hide_nothing() {
+    let bad = |text: &str| {
+        let results = parse(Dialect::Tap, text.as_bytes());
+        results.problems.len() + results.cases.iter().filter(|case| case.result.is_bad()).count()
+    };
+    assert_eq!(bad("1..1\nok 1\n"), 0);
+    assert_eq!(bad("1..1\n\u{1b}[32mok 1\u{1b}[0m\n"), 0);
+    assert_eq!(bad("1..2\nok 1\n\u{1b}[1;31mnot ok 2\u{1b}[0m - x\n"), 1);
+    assert_ne!(bad("1..1\nok 1\n\u{1b}[31mnot ok 2\u{1b}[0m\n"), 0);
+    assert_ne!(bad("1..1\n\tnot ok 1 - inner\n\t1..1\nok 1\n"), 0);
+    assert_eq!(bad("1..1\nok 1\nbail out! no disk\n"), 1);
+    assert_eq!(bad("1..1\nok 1 \u{1b}[0\n"), 0);
+}
+
+#[test]
+fn in_strict_tap_every_line_counts() {
+    let problems = |text: &str| parse(Dialect::Tap, text.as_bytes()).problems;
+    assert!(problems("TAP version 14\npragma +strict\n1..1\n# a comment\nok 1\n  ---\n  a: b\n  ...\n\n").is_empty());
+    assert_eq!(problems("TAP version 14\npragma +strict\n1..1\nnot okay\nok 1\n").len(), 1);
+    assert!(problems("TAP version 14\npragma +strict\npragma -strict\n1..1\nnonsense\nok 1\n").is_empty());
+    assert!(problems("TAP version 14\n1..1\nnonsense\nok 1\n").is_empty());
+}
+
+#[test]
+fn totals_that_no_result_bears_out_are_a_problem() {
+    let told = |totals: &str| {
+        parse(Dialect::Kselftest, format!("TAP version 13\n1..1\nok 1 a\n{totals}\n").as_bytes()).problems
+    };
+    assert!(told("# Totals: pass:1 fail:0 xfail:0 xpass:0 skip:0 error:0").is_empty());
+    for bad in ["fail:2 xfail:0 error:0", "fail:0 error:1"] {
+        let problems = told(&format!("# Totals: pass:1 {bad}"));
+        assert!(problems.len() == 1 && problems[0].starts_with("the totals say"), "{problems:?}");
+    }
+    let seen = "TAP version 13\n1..1\nnot ok 1 a\n# Totals: pass:0 fail:1 xfail:0 xpass:0 skip:0 error:0\n";
+    assert!(parse(Dialect::Kselftest, seen.as_bytes()).problems.is_empty());
+}

@@ -13,7 +13,6 @@ mod qemu_img;
 mod sniff;
 mod vmdk;
 
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 

@@ -4,7 +4,6 @@ mod header;
 mod installed;
 mod version;
 
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
