@@ -121,7 +121,7 @@ impl Manners {
             hostname: step.text("hostname").unwrap_or_else(|| "fake".into()),
             setup: one_of(step, "setup", &["ok", "no9p", "no-overlay", "failed", "bad-index", "never"])?,
             pong: step.switch("pong", true)?,
-            sync: one_of(step, "sync", &["ok", "fail", "gone", "never", "die"])?,
+            sync: one_of(step, "sync", &["ok", "fail", "gone", "covered", "covered-out", "never", "die"])?,
             quiesce: one_of(step, "quiesce", &["ok", "left", "never", "die"])?,
             renew: one_of(step, "renew", &["ok", "left", "never", "die", "stray"])?,
             kernel: one_of(step, "kernel", &["silent", "watched", "unreadable"])?,
@@ -373,6 +373,10 @@ impl Agent {
                 how => {
                     let failed = match how {
                         "fail" => Some(SyncFault::Failed("syncfs /mnt/hostos: No space left on device".into())),
+                        "covered" => Some(SyncFault::Covered(vec!["/mnt/hostos/d".into()])),
+                        "covered-out" => {
+                            Some(SyncFault::Covered(vec!["/mnt/hostos/d".into(), "/run/belljar/out/d".into()]))
+                        }
                         "gone" => Some(SyncFault::Gone(vec!["/mnt/hostos (unmounted)".into()])),
                         _ => None,
                     };

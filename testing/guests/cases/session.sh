@@ -76,6 +76,55 @@ workspace-mode = "ro"'
     grep -rq 'a new guest is taken.*/mnt/hostos (unmounted' state || fail 'nobody says why there is a new guest'
 }
 
+test_a_unit_that_mounts_over_what_others_use() {
+    suite 'isolation = "suite"
+setup = "setup.sh"'
+    printf '#!/bin/sh\nmkdir -p /srv/kept; mount -t tmpfs tmpfs /srv/kept\n' >ws/setup.sh
+    chmod +x ws/setup.sh
+    # Each second one of a pair would pass if it saw what the first one did.
+    unit 1-a 'mount --bind /bin/true /bin/bash; mount --bind /bin/true /bin/sh'
+    unit 1-b 'exit 1'
+    unit 2-a 'mount --bind /bin/true "$BELLJAR_WORKSPACE/t/2-b"'
+    unit 2-b 'exit 1'
+    unit 3-a 'mount -t tmpfs tmpfs /usr'
+    unit 3-b 'exit 1'
+    unit 4-a 'umount /srv/kept'
+    unit 4-b 'if mountpoint /srv/kept; then exit 1; fi'
+    # In its own places a mount is nobody's concern.
+    unit 5-a 'mkdir -p /mnt/mine; mount -t tmpfs tmpfs /mnt/mine'
+    unit 5-b 'mountpoint /mnt/mine || exit 1'
+    bjt
+    for pair in 1 2 3 4; do
+        [ "$(verdict $pair-a) $(verdict $pair-b)" = 'pass fail' ] || fail "pair $pair: $(verdict $pair-a) $(verdict $pair-b)"
+    done
+    [ "$(verdict 5-b)" = pass ] || fail "a mount in /mnt: $(verdict 5-b)"
+}
+
+test_what_is_written_under_a_mount_is_told() {
+    bj -- sh -c 'mkdir "$BELLJAR_OUT/d"; mount -t tmpfs tmpfs "$BELLJAR_OUT/d"; echo result >"$BELLJAR_OUT/d/f"'
+    want_code 125
+    want_err 'left something mounted in its output directory.*/run/belljar/out/d'
+    # Also where nobody can look any more.
+    bj -- sh -c ': >"$BELLJAR_OUT/f"; mount --bind /etc/hostname "$BELLJAR_OUT/f"; umount -l /proc'
+    want_code 125
+    bj -- sh -c 'mkdir d; mount -t tmpfs tmpfs d; echo result >d/f'
+    want_code 0
+    want_err 'left something mounted in the workspace.*/mnt/hostos/d'
+    bj -- sh -c 'mkdir -p d; mount -t tmpfs tmpfs d; umount d'
+    want_code 0
+    if grep -q 'left something mounted' err; then fail 'what was unmounted is told of'; fi
+}
+
+test_an_output_directory_that_is_moved() {
+    bj --out results -- sh -c 'echo x >"$BELLJAR_OUT/f"; mv results aside; mkdir results'
+    want_code 125
+    want_err 'is in .*/ws/aside'
+    [ "$(cat ws/aside/f)" = x ] || fail 'the result is not where it is said to be'
+    bj --out results -- sh -c 'rm -r results; ln -s /etc results'
+    want_code 125
+    want_err 'is lost'
+}
+
 test_unmounting_everything_is_told() {
     bj -- sh -c 'echo >f; umount -a -l; exit 0'
     want_code 125

@@ -160,6 +160,10 @@ fn the_command_passes_and_the_guest_dies() {
     let outcome = lab.run("[serial]\ndrain\n[agent]\nagent sync=gone\n").sh("umount -a -l").go();
     outcome.code(125).complains("/mnt/hostos (unmounted)").complains("changed what is mounted");
     assert!(!outcome.stderr.contains("disk full"), "{}", outcome.stderr);
+    let outcome = lab.run("[serial]\ndrain\n[agent]\nagent sync=covered-out\n").sh("true").go();
+    outcome.code(125).complains("left something mounted in its output directory").complains("/run/belljar/out/d");
+    let outcome = lab.run("[serial]\ndrain\n[agent]\nagent sync=covered\n").sh("true").go();
+    outcome.code(0).complains("left something mounted in the workspace").complains("/mnt/hostos/d");
 }
 
 #[test]
