@@ -1,5 +1,6 @@
 //! The agent's loop: one thread, one poll, nothing that waits elsewhere.
 
+use std::ffi::OsString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use rustix::process::{WaitOptions, getpid};
 use rustix::system::RebootCommand;
 
 use crate::clock::ClockWatch;
-use crate::command::{Command, Step};
+use crate::command::{Command, Leftover, Step};
 use crate::devices::Awaited;
 use crate::job::{Job, Kind};
 use crate::kmsg::KernelRecord;
@@ -38,9 +39,6 @@ const MAX_LEFTOVERS: usize = 64;
 /// How often the kernel's record is looked at again before an answer.
 const KERNEL_TURNS: usize = 16;
 
-/// Most bytes that a left-behind process may write to nobody.
-const PATIENCE: usize = 64 << 20;
-
 /// systemd's signals for its first process, which its tools send: `SIGRTMIN+3` and on, as the C libraries count.
 const HALT: i32 = 37;
 const POWEROFF: i32 = 38;
@@ -57,13 +55,6 @@ enum Ready {
     Output(usize, usize),
     Job(usize),
     Leftover(usize),
-}
-
-/// A pipe that a process left behind may still write to.
-struct Leftover {
-    fd: OwnedFd,
-    /// Bytes that it may still write.
-    patience: usize,
 }
 
 /// The agent.
@@ -86,6 +77,8 @@ pub(crate) struct Agent {
     mounting: Vec<Mount>,
     /// The guest was frozen once: what mounting needs is there, so that it is quick.
     quiesced: bool,
+    /// The network cards that the guest had when it was frozen.
+    cards: Vec<OsString>,
     /// Tag of the host directory that becomes the root with the first setup.
     root: Option<String>,
     leftovers: Vec<Leftover>,
@@ -150,6 +143,7 @@ impl Agent {
             mounts: Vec::new(),
             mounting: Vec::new(),
             quiesced: false,
+            cards: Vec::new(),
             root: None,
             leftovers: Vec::new(),
             kernel,
@@ -365,7 +359,7 @@ impl Agent {
             if let Some(record) = command.record() {
                 self.link.queue(&record);
                 let leftovers = self.commands.remove(at).into_leftovers();
-                self.leftovers.extend(leftovers.into_iter().map(|fd| Leftover { fd, patience: PATIENCE }));
+                self.leftovers.extend(leftovers);
                 let too_many = self.leftovers.len().saturating_sub(MAX_LEFTOVERS);
                 self.leftovers.drain(..too_many);
             } else {
@@ -641,9 +635,15 @@ impl Agent {
         if self.quiesced {
             // A process for it would cost an emulated guest more than the work.
             let faults = setup::mount_all(&wanted.mounts, &self.mounts);
+            if ours && let Some(identity) = &wanted.identity {
+                identity::change_address(identity, &self.cards);
+            }
             self.mounting = wanted.mounts;
             self.mounted(faults);
             return;
+        }
+        if ours && let Some(identity) = &wanted.identity {
+            identity::change_address(identity, &self.cards);
         }
         let mounting = wanted.mounts.clone();
         match setup::start(wanted, &self.mounts) {
@@ -728,6 +728,7 @@ impl Agent {
                 if self.quiesced {
                     self.mounts.clear();
                     self.shares = Shares::default();
+                    self.cards = identity::cards();
                 }
                 self.tell_of_kernel();
                 self.link.queue(&ToHost::Quiesced(left));
@@ -757,18 +758,9 @@ impl Agent {
         }
     }
 
-    /// What left-behind processes print goes nowhere, but does not kill them either, unless they only waste the processor.
     fn drain_leftover(&mut self, at: usize) {
-        let mut buffer = [0; 16 * 1024];
-        let Some(leftover) = self.leftovers.get_mut(at) else {
-            return;
-        };
-        match rustix::io::read(&leftover.fd, &mut buffer) {
-            Ok(read) if read > 0 && read < leftover.patience => leftover.patience -= read,
-            Err(Errno::AGAIN | Errno::INTR) => {}
-            _ => {
-                self.leftovers.remove(at);
-            }
+        if self.leftovers.get_mut(at).is_some_and(|leftover| !leftover.drain()) {
+            self.leftovers.remove(at);
         }
     }
 

@@ -27,6 +27,32 @@ const TERMINAL_REST: u64 = 256 * 1024;
 /// Credit is given back in pieces of at least this size, or when all is taken.
 const CREDIT_STEP: u32 = STDIN_WINDOW / 8;
 
+/// Most bytes that a left-behind process may write to nobody.
+const PATIENCE: usize = 64 << 20;
+
+/// A pipe that a process left behind may still write to.
+pub(crate) struct Leftover {
+    pub(crate) fd: OwnedFd,
+    /// Bytes that it may still write.
+    patience: usize,
+}
+
+impl Leftover {
+    /// What left-behind processes print goes nowhere, but does not kill them either, unless they only waste the processor. `false`: nothing
+    /// more comes, or too much came.
+    pub(crate) fn drain(&mut self) -> bool {
+        let mut buffer = [0; 16 * 1024];
+        match rustix::io::read(&self.fd, &mut buffer) {
+            Ok(read) if read > 0 && read < self.patience => {
+                self.patience -= read;
+                true
+            }
+            Err(Errno::AGAIN | Errno::INTR) => true,
+            _ => false,
+        }
+    }
+}
+
 /// Standard input on its way to the command.
 pub(crate) struct Input {
     pub(crate) fd: OwnedFd,
@@ -388,11 +414,11 @@ impl Command {
     }
 
     /// Pipes that a process left behind may still write to. A terminal is hung up instead.
-    pub(crate) fn into_leftovers(self) -> Vec<OwnedFd> {
+    pub(crate) fn into_leftovers(self) -> Vec<Leftover> {
         if self.terminal.is_some() {
             return Vec::new();
         }
-        self.outputs.into_iter().map(|output| output.fd).collect()
+        self.outputs.into_iter().map(|output| Leftover { fd: output.fd, patience: PATIENCE }).collect()
     }
 
     /// Sends a signal to the command's process group, and to what runs in the foreground of its terminal.

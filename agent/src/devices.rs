@@ -6,8 +6,12 @@ use std::time::{Duration, Instant};
 
 use belljar_proto::message::{DeviceSign, WantedDevice};
 
-/// How often is looked.
-const AGAIN: Duration = Duration::from_millis(10);
+/// How soon is looked again, at least and at most.
+const SOONEST: Duration = Duration::from_millis(10);
+const LATEST: Duration = Duration::from_millis(250);
+/// So much longer than a look took is waited before the next: the agent goes before everything else in the guest, and what it waits for
+/// is work that the guest has to come to. A look each 10 ms left an emulated processor on a busy host with little else to do.
+const SHARE: u32 = 12;
 
 /// A device that is waited for.
 pub(crate) struct Awaited {
@@ -34,10 +38,16 @@ impl Awaited {
         if now < self.next {
             return None;
         }
-        self.next = now + AGAIN;
         let seen = is_there(Path::new("/"), &self.wanted);
+        let cost = now.elapsed();
+        self.next = now + cost + pause(cost);
         if seen { Some(true) } else { (now >= self.deadline).then_some(false) }
     }
+}
+
+/// How long to wait after a look that took so long.
+fn pause(cost: Duration) -> Duration {
+    (cost * SHARE).clamp(SOONEST, LATEST)
 }
 
 /// Whether the device shows in the file systems below `root`.
@@ -127,6 +137,14 @@ mod tests {
         fs::write(root.join("run/udev/queue"), "").unwrap();
         assert!(!is_there(1));
         fs::remove_dir_all(&root).unwrap();
+    }
+
+    #[test]
+    fn looks_take_a_small_part_of_the_processor() {
+        let pause = |millis| pause(Duration::from_millis(millis)).as_millis();
+        assert_eq!(pause(0), 10, "on a fast machine");
+        assert_eq!(pause(5), 60);
+        assert_eq!(pause(100), 250, "but the deadline is not missed by much");
     }
 
     #[test]

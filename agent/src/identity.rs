@@ -1,6 +1,7 @@
 //! Makes a copy of a frozen guest another guest than its siblings. What a guest does not have, or does not let be changed, stays
 //! as it is.
 
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::Write;
 use std::path::Path;
@@ -25,9 +26,34 @@ pub(crate) fn assume(identity: &Identity) {
         let old = host_name();
         let _ = rustix::system::sethostname(new_name(&old, &identity.host_suffix).as_bytes());
     }
-    if identity.mac != identity.old_mac {
-        change_mac(&identity.old_mac, &identity.mac);
+}
+
+/// The address of the network card. It comes last: what looks after the network in the guest configures the card anew when it changes,
+/// which costs an emulated guest more than all the rest, and nothing of that is to come before what the host waits for. `cards` are the
+/// guest's as it was frozen.
+pub(crate) fn change_address(identity: &Identity, cards: &[OsString]) {
+    if identity.mac == identity.old_mac {
+        return;
     }
+    let is_old = |card: &OsStr| sys::mac(card.as_encoded_bytes()) == Ok(identity.old_mac);
+    let change = |card: &OsStr| {
+        let _ = sys::set_mac(card.as_encoded_bytes(), &identity.mac);
+    };
+    let mut found = false;
+    for card in cards.iter().filter(|card| is_old(card)) {
+        found = true;
+        change(card);
+    }
+    if !found {
+        // Plugged in since, or renamed.
+        self::cards().iter().filter(|card| is_old(card)).for_each(|card| change(card));
+    }
+}
+
+/// The names of the network cards.
+pub(crate) fn cards() -> Vec<OsString> {
+    let cards = fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
+    cards.map(|card| card.file_name()).filter(|card| card != "lo").collect()
 }
 
 /// What is in files.
@@ -90,18 +116,6 @@ fn replace(path: &str, bytes: &[u8]) -> Result<(), Errno> {
     rustix::io::write(file, bytes).map(drop)
 }
 
-fn change_mac(old: &[u8; 6], new: &[u8; 6]) {
-    let wanted = old.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":");
-    let Ok(cards) = fs::read_dir("/sys/class/net") else {
-        return;
-    };
-    for card in cards.flatten() {
-        if fs::read_to_string(card.path().join("address")).is_ok_and(|address| address.trim_end() == wanted) {
-            let _ = sys::set_mac(card.file_name().as_encoded_bytes(), new);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -119,6 +133,14 @@ mod tests {
             assert!(!dir.join("aaaa").exists(), "{not_there:?}");
         }
         fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_card_is_known_by_its_address() {
+        assert_eq!(sys::mac(b"lo"), Ok([0; 6]), "the loopback interface is always there");
+        assert_eq!(sys::mac(b"belljar-none"), Err(Errno::NODEV));
+        assert_eq!(sys::mac(&[b'x'; 16]), Err(Errno::INVAL), "longer than a name can be");
+        assert!(!cards().iter().any(|card| card == "lo"));
     }
 
     #[test]

@@ -263,7 +263,6 @@ fn set_up(prepared: &Prepared, streams: &Streams<'_>) -> Result<(), (Step, Errno
     rustix::stdio::dup2_stderr(streams.stderr).map_err(at(Step::Streams))?;
     // The agent's protection is not the command's.
     let _ = std::fs::write("/proc/self/oom_score_adj", "0");
-    let _ = rustix::process::setpriority_process(None, 0);
     let uid = prepared.identity.as_ref().map_or(0, |identity| identity.uid);
     if let Some(identity) = prepared.identity.as_ref().filter(|_| uid != 0) {
         for workspace in prepared.layered() {
@@ -283,6 +282,8 @@ fn set_up(prepared: &Prepared, streams: &Streams<'_>) -> Result<(), (Step, Errno
     rustix::process::chdir(&prepared.cwd).map_err(at(Step::Directory))?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
     sys::command_signals();
+    // Last, so that the command comes as far as this before the guest's services have their turn.
+    let _ = rustix::process::setpriority_process(None, 0);
     Ok(())
 }
 

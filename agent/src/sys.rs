@@ -196,25 +196,50 @@ pub(crate) fn reseed(seed: &[u8; 32]) -> Result<(), Errno> {
     check(unsafe { libc::ioctl(device.as_raw_fd(), RNDRESEEDCRNG as _, 0) }).map(drop)
 }
 
-/// Gives a network card another hardware address.
+/// Sets the hardware address of a network card.
 pub(crate) fn set_mac(card: &[u8], mac: &[u8; 6]) -> Result<(), Errno> {
     const ARPHRD_ETHER: libc::sa_family_t = 1;
+    let mut request = card_request(card)?;
+    // SAFETY: `ifreq` is plain data, of which this is the member that the request is about.
+    let address = unsafe { &mut request.ifr_ifru.ifru_hwaddr };
+    address.sa_family = ARPHRD_ETHER;
+    for (to, from) in address.sa_data.iter_mut().zip(mac) {
+        *to = *from as c_char;
+    }
+    ask_card(libc::SIOCSIFHWADDR, &mut request)
+}
+
+/// The hardware address of a network card.
+pub(crate) fn mac(card: &[u8]) -> Result<[u8; 6], Errno> {
+    let mut request = card_request(card)?;
+    ask_card(libc::SIOCGIFHWADDR, &mut request)?;
+    // SAFETY: `ifreq` is plain data, of which the kernel has filled in this member.
+    let address = unsafe { &request.ifr_ifru.ifru_hwaddr };
+    let mut mac = [0; 6];
+    for (to, from) in mac.iter_mut().zip(&address.sa_data) {
+        *to = *from as u8;
+    }
+    Ok(mac)
+}
+
+fn card_request(card: &[u8]) -> Result<libc::ifreq, Errno> {
     if card.len() >= libc::IFNAMSIZ {
         return Err(Errno::INVAL);
     }
-    // SAFETY: `ifreq` is plain data; the kernel reads it, and it lives across the call. The socket is ours.
+    // SAFETY: `ifreq` is plain data, for which zeros are a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(card) {
+        *to = *from as c_char;
+    }
+    Ok(request)
+}
+
+fn ask_card(what: libc::c_ulong, request: &mut libc::ifreq) -> Result<(), Errno> {
+    // SAFETY: the kernel reads and writes `ifreq`, which lives across the call. The socket is ours.
     unsafe {
         let socket = check(libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0))?;
         let socket = OwnedFd::from_raw_fd(socket);
-        let mut request: libc::ifreq = std::mem::zeroed();
-        for (to, from) in request.ifr_name.iter_mut().zip(card) {
-            *to = *from as c_char;
-        }
-        request.ifr_ifru.ifru_hwaddr.sa_family = ARPHRD_ETHER;
-        for (to, from) in request.ifr_ifru.ifru_hwaddr.sa_data.iter_mut().zip(mac) {
-            *to = *from as c_char;
-        }
-        check(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFHWADDR as _, &request)).map(drop)
+        check(libc::ioctl(socket.as_raw_fd(), what as _, request)).map(drop)
     }
 }
 

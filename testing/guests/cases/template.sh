@@ -34,6 +34,11 @@ test_the_second_run_is_a_copy() {
     bj -v --no-template -- true
     want_code 0
     want_no_line 'template:' err
+    # The agent's own priority and protection are none of the command's.
+    bj -- sh -c 'nice; cat /proc/self/oom_score_adj'
+    want_out 0 0
+    bj --user nobody -- nice
+    want_out 0
     bj -v -- sh -c 'kill -9 $$'
     want_code 137
     found
