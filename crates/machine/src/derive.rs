@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// How long a guest into which devices were plugged may take to come to rest.
-const REST: Duration = Duration::from_secs(1);
+const REST: Duration = Duration::from_millis(400);
 
 /// What came of a recipe.
 pub(crate) enum Derived {

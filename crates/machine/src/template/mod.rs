@@ -79,7 +79,7 @@ impl Template {
 
     /// Copies the memory, `size` bytes, into an empty file.
     pub(crate) fn copy_ram(&self, to: &File, size: u64) -> io::Result<()> {
-        sparse::copy(&self.ram, to, size).map(drop)
+        sparse::copy_unchecked(&self.ram, to, size)
     }
 
     /// Copies the disks into files of another template.
