@@ -130,6 +130,7 @@ async fn alone(cx: &Cx, unit: &Unit, id: &AttemptId, slot: u32, cancel: &mut Can
     let (end, recorded) = match leased {
         Err(unfit) => (End::Lost(unfit), None),
         Ok(mut lease) => {
+            let since = Instant::now();
             let mut recorder = Recorder::new(&lease.dir.join(OUTPUT), unit.settings.format);
             let end = perform(cx, unit, id, &mut lease, None, &mut recorder, cancel).await;
             observe(EventKind::Phase { phase: Phase::Close });
@@ -140,6 +141,7 @@ async fn alone(cx: &Cx, unit: &Unit, id: &AttemptId, slot: u32, cancel: &mut Can
                 }
                 end => after(end, lease.close(cx, Ending::Kill, cancel, &mut observe).await),
             };
+            cx.pool.pace.note_used(since.elapsed());
             (end, Some(recorder.finish()))
         }
     };

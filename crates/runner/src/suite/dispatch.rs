@@ -302,9 +302,11 @@ async fn dispatch(cx: &Rc<Cx>, plan: Rc<Plan>, limits: &RunLimits, reins: &mut R
     }
 }
 
-/// Has guests made for the tests that come next, one for each that runs.
+/// Has guests made for the tests that come next.
 fn make_ahead(cx: &Rc<Cx>, plan: &Rc<Plan>, queue: &Queue, limits: &RunLimits) {
-    let next = queue.upcoming(queue.running()).filter(|cell| !plan.cells[*cell].shared);
+    let processors = usize::try_from(limits.max_cpus).unwrap_or(usize::MAX);
+    let ahead = cx.pool.pace.ahead(queue.running(), processors);
+    let next = queue.upcoming(ahead).filter(|cell| !plan.cells[*cell].shared);
     let units: Vec<usize> = next.filter_map(|cell| plan.cells[cell].units.clone().next()).collect();
     let Some(memory) = units.iter().map(|u| plan.machines[plan.units[*u].machine].hardware.memory).max() else {
         return;

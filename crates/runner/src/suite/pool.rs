@@ -1,12 +1,14 @@
 //! Guests made ahead: a test that starts finds its guest up, with the shares mounted.
 //!
 //! Only clones are made ahead (a boot that runs beside the tests would slow them down), only as many as tests that wait for
-//! one, at most one for each test that runs, and only within the memory that is left. What is not needed any more is killed.
+//! one, and only within the memory that is left: one for each test that runs, and more where tests end sooner than a clone is made, as far
+//! as there are processors ([`Pace`]). One that a test waits for already is not warmed up first. What is not needed any more is killed.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::{BTreeMap, HashMap, VecDeque},
     rc::Rc,
+    time::Duration,
 };
 
 use belljar_machine::Lost;
@@ -18,6 +20,7 @@ use belljar_suite::{
 use tokio::{
     sync::Notify,
     task::{AbortHandle, JoinHandle},
+    time::Instant,
 };
 
 use super::{
@@ -53,6 +56,35 @@ pub(crate) struct Warm {
     slot: u32,
     guest: JoinHandle<Result<Lease, Unfit>>,
     told: Rc<RefCell<Vec<EventKind>>>,
+    /// A test has it, or is about to.
+    wanted: Rc<Cell<bool>>,
+}
+
+/// How long it takes to make a guest, and how long tests are in theirs: the last ones count most.
+#[derive(Debug, Default)]
+pub(crate) struct Pace {
+    made: Cell<Option<Duration>>,
+    used: Cell<Option<Duration>>,
+}
+
+impl Pace {
+    fn note(mean: &Cell<Option<Duration>>, new: Duration) {
+        mean.set(Some(mean.get().map_or(new, |mean| (mean * 3 + new) / 4)));
+    }
+
+    /// A test was in its guest for so long.
+    pub(crate) fn note_used(&self, time: Duration) {
+        Self::note(&self.used, time);
+    }
+
+    /// How many guests to have ahead of `running` tests: as many as end while one guest is made, but no more than there are processors to
+    /// make them, and never fewer than run.
+    pub(crate) fn ahead(&self, running: usize, processors: usize) -> usize {
+        let (Some(made), Some(used)) = (self.made.get(), self.used.get()) else { return running };
+        let each = made.as_millis().div_ceil(used.as_millis().max(1));
+        let ends = usize::try_from(each).unwrap_or(usize::MAX).saturating_mul(running);
+        running.max(ends.min(processors))
+    }
 }
 
 /// The guests made ahead.
@@ -63,6 +95,7 @@ pub(crate) struct Pool {
     kept: RefCell<HashMap<String, Warm>>,
     /// Told when one was taken.
     taken: Notify,
+    pub(crate) pace: Rc<Pace>,
 }
 
 impl Pool {
@@ -84,7 +117,9 @@ impl Pool {
     }
 
     fn first(&self, kind: &Kind) -> Option<Warm> {
-        self.warm.borrow_mut().get_mut(kind)?.pop_front()
+        let warm = self.warm.borrow_mut().get_mut(kind)?.pop_front()?;
+        warm.wanted.set(true);
+        Some(warm)
     }
 
     /// Resolves when one was taken, and there may be room for another.
@@ -126,11 +161,19 @@ impl Pool {
         let instance = cx.next_instance();
         let told = Rc::new(RefCell::new(Vec::new()));
         let (cx, plan, telling) = (Rc::clone(cx), Rc::clone(plan), Rc::clone(&told));
+        let wanted = Rc::new(Cell::new(false));
+        let (is_wanted, pace) = (Rc::clone(&wanted), Rc::clone(&self.pace));
         let guest = tokio::task::spawn_local(async move {
             let unit = &plan.units[unit];
             let mut cancel = cx.cancel.clone();
             let mut observe = |kind| telling.borrow_mut().push(kind);
+            let since = Instant::now();
             let mut lease = attempt::set_up(&cx, unit, instance, slot, &mut cancel, &mut observe).await?;
+            Pace::note(&pace.made, since.elapsed());
+            if is_wanted.get() {
+                // What warms it up would only keep the test waiting, which does the same.
+                return Ok(lease);
+            }
             match lease.guest.warm_up(&mut observe).await {
                 Ok(()) => Ok(lease),
                 Err(lost) => {
@@ -139,7 +182,7 @@ impl Pool {
                 }
             }
         });
-        Warm { instance, slot, guest, told }
+        Warm { instance, slot, guest, told, wanted }
     }
 
     /// Kills what nobody will take.
@@ -204,5 +247,34 @@ impl Warm {
                 Err(lost.into())
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn so_many_are_ahead_as_end_while_one_is_made() {
+        let pace = |made: u64, used: u64| Pace {
+            made: Cell::new(Some(Duration::from_millis(made))),
+            used: Cell::new(Some(Duration::from_millis(used))),
+        };
+        assert_eq!(Pace::default().ahead(3, 8), 3, "before anything is known");
+        assert_eq!(pace(500, 2000).ahead(2, 8), 2, "long tests need one each");
+        assert_eq!(pace(500, 100).ahead(1, 2), 2, "as far as there are processors");
+        assert_eq!(pace(500, 100).ahead(1, 16), 5);
+        assert_eq!(pace(500, 100).ahead(4, 2), 4, "never fewer than run");
+        assert_eq!(pace(500, 0).ahead(1, 4), 4);
+    }
+
+    #[test]
+    fn the_last_ones_count_most() {
+        let pace = Pace::default();
+        for millis in [1000, 1000, 200, 200, 200, 200, 200, 200, 200, 200] {
+            pace.note_used(Duration::from_millis(millis));
+        }
+        let mean = pace.used.get().unwrap().as_millis();
+        assert!((200..300).contains(&mean), "{mean}");
     }
 }
