@@ -165,10 +165,10 @@ pub(crate) fn transfer(from: &OwnedFd, to: &OwnedFd, name: &OsStr) -> io::Result
             unlinkat(from, name, AtFlags::REMOVEDIR)?;
         }
         FileType::RegularFile => {
-            let mut source = File::from(openat(from, name, flags, Mode::empty())?);
+            let source = File::from(openat(from, name, flags, Mode::empty())?);
             let create = flags | OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
-            let mut goal = File::from(openat(to, name, create, Mode::RUSR | Mode::WUSR)?);
-            io::copy(&mut source, &mut goal)?;
+            let goal = File::from(openat(to, name, create, Mode::RUSR | Mode::WUSR)?);
+            crate::sparse::copy(&source, &goal)?;
             fchmod(&goal, Mode::from_raw_mode(stat.st_mode & 0o777))?;
             unlinkat(from, name, AtFlags::empty())?;
         }

@@ -8,4 +8,5 @@ pub mod out_dir;
 pub mod parts;
 pub mod run;
 pub mod run_dir;
+mod sparse;
 pub mod suite;
