@@ -2,9 +2,13 @@
 
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use belljar_guest_spec::{Word, WorkspaceMode};
+use clap::{
+    Args, Parser, Subcommand, ValueHint,
+    builder::{PossibleValuesParser, TypedValueParser},
+};
 
-use crate::{env, suite::args as suite};
+use crate::{env, guest::GuestArgs, suite::args as suite};
 
 /// Functional tests of operating-system features, each in its own throw-away machine.
 #[derive(Debug, Parser)]
@@ -48,6 +52,18 @@ pub(crate) enum Command {
         #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
         out: Option<PathBuf>,
     },
+}
+
+impl Command {
+    /// The options that describe a guest, where it takes such.
+    pub(crate) fn guest(&self) -> Option<&GuestArgs> {
+        match self {
+            Self::Run(args) => Some(&args.guest),
+            Self::Shell(args) => Some(&args.guest),
+            Self::Template(TemplateCommand::Make(args)) => Some(&args.guest),
+            _ => None,
+        }
+    }
 }
 
 const RUN_HELP: &str = "\
@@ -153,106 +169,6 @@ pub(crate) struct DoctorArgs {
     pub(crate) fresh: bool,
 }
 
-/// Which guest, and what machine it is.
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Guest")]
-pub(crate) struct GuestArgs {
-    /// Take this guest of belljar.toml; options say what is to be different about it
-    #[arg(short = 'g', long, value_name = "NAME",
-          conflicts_with_all = ["image", "kernel", "rootfs", "initrd", "modules", "boot_bus"])]
-    pub(crate) guest: Option<String>,
-
-    /// The configuration with the guest [default: belljar.toml here, or in the nearest directory above]
-    #[arg(short = 'c', long, value_name = "FILE", requires = "guest", value_hint = ValueHint::FilePath)]
-    pub(crate) config: Option<PathBuf>,
-
-    /// Boot this disk image (qcow2, raw, vmdk, vdi, vhdx, vpc), unmodified; nothing is written to it
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["kernel", "rootfs", "initrd", "modules", "append"],
-          value_hint = ValueHint::FilePath)]
-    pub(crate) image: Option<PathBuf>,
-
-    /// Take the image as being of this format instead of what qemu-img says
-    #[arg(long, value_name = "FORMAT", requires = "image")]
-    pub(crate) image_format: Option<String>,
-
-    /// Boot this kernel: with --initrd its user space, else with --rootfs or the host's root directory
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub(crate) kernel: Option<PathBuf>,
-
-    /// The initramfs to boot the kernel with; its shell is looked for on the serial line
-    #[arg(long, value_name = "FILE", requires = "kernel", conflicts_with = "rootfs", value_hint = ValueHint::FilePath)]
-    pub(crate) initrd: Option<PathBuf>,
-
-    /// Use this directory as the guest's root, read-only under a writable layer [default: /]
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
-    pub(crate) rootfs: Option<PathBuf>,
-
-    /// The kernel's modules, such as /lib/modules/6.1.0-56-amd64 [default: found by the kernel's version]
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
-    pub(crate) modules: Option<PathBuf>,
-
-    /// Add to the kernel's command line
-    #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
-    pub(crate) append: Vec<String>,
-
-    /// Log in on the serial console as USER with PASSWORD (better in the environment: BELLJAR_LOGIN)
-    #[arg(long, value_name = "USER[:PASSWORD]", env = env::LOGIN, hide_env = true, hide_env_values = true)]
-    pub(crate) login: Option<String>,
-
-    /// How to get in: what the serial line offers, or Belljar's own init (only with --kernel) [default: auto]
-    #[arg(long, value_enum, default_value_t = AccessArg::Auto, hide_default_value = true)]
-    pub(crate) access: AccessArg,
-
-    /// The guest's memory, such as 512M or 2GiB [default: 1GiB]
-    #[arg(short = 'm', long, value_name = "SIZE")]
-    pub(crate) memory: Option<String>,
-
-    /// The guest's processors [default: 1]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=255))]
-    pub(crate) cpus: Option<u32>,
-
-    /// QEMU machine type
-    #[arg(long, value_name = "TYPE")]
-    pub(crate) machine: Option<String>,
-
-    /// QEMU CPU model
-    #[arg(long, value_name = "MODEL")]
-    pub(crate) cpu: Option<String>,
-
-    /// KVM or emulation [default: KVM if a probe shows that it runs a guest]
-    #[arg(long, value_enum, env = env::ACCEL, hide_env = true)]
-    pub(crate) accel: Option<AccelArg>,
-
-    /// Add a disk: size=1G or file=IMAGE, with serial=NAME, bus=virtio|scsi|sata|ide|nvme; thrown away at the end
-    #[arg(long = "disk", value_name = "SPEC")]
-    pub(crate) disks: Vec<String>,
-
-    /// How the boot disk is attached
-    #[arg(long, value_name = "BUS", value_enum, default_value_t = BusArg::Virtio, requires = "image")]
-    pub(crate) boot_bus: BusArg,
-
-    /// Network: none, isolated (DHCP answers, nothing is reachable) or user (the outside world by NAT) [default: isolated]
-    #[arg(long, value_enum)]
-    pub(crate) nic: Option<NicArg>,
-
-    /// What a fault that the guest's kernel reports (oops, BUG, lockup) does to the run [default: crash]
-    #[arg(long, value_enum)]
-    pub(crate) oops: Option<OopsArg>,
-
-    /// Give up on the boot after this time [default: 2m, 20m without KVM, sooner if nothing moves]
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
-    pub(crate) boot_timeout: Option<Duration>,
-
-    /// Hide this path of the host from the guest as well; its last part may end in * (keys and tokens in home directories,
-    /// processes and temporary files are hidden anyway)
-    #[arg(long, value_name = "PATH")]
-    pub(crate) hide: Vec<PathBuf>,
-
-    /// Pass this argument to QEMU as it is, after all others
-    #[arg(long = "qemu-arg", value_name = "ARG", allow_hyphen_values = true)]
-    pub(crate) qemu_args: Vec<OsString>,
-}
-
 /// What of the host the guest sees.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Share")]
@@ -262,8 +178,8 @@ pub(crate) struct ShareArgs {
     pub(crate) workspace: PathBuf,
 
     /// rw: the guest writes into it; ro: it cannot; cow: what it writes stays in the guest [default: rw]
-    #[arg(long, value_enum)]
-    pub(crate) workspace_mode: Option<ModeArg>,
+    #[arg(long, value_name = "WORKSPACE_MODE", value_parser = word::<WorkspaceMode>())]
+    pub(crate) workspace_mode: Option<WorkspaceMode>,
 
     /// Where the guest sees it [default: /mnt/hostos]
     #[arg(long, value_name = "PATH")]
@@ -328,44 +244,7 @@ pub(crate) struct HostArgs {
     pub(crate) quiet: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum AccessArg {
-    Auto,
-    Console,
-    Init,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum AccelArg {
-    Kvm,
-    Tcg,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum BusArg {
-    Virtio,
-    Scsi,
-    Sata,
-    Ide,
-    Nvme,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum NicArg {
-    None,
-    Isolated,
-    User,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum OopsArg {
-    Crash,
-    Note,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum ModeArg {
-    Rw,
-    Ro,
-    Cow,
+/// Reads one of a few words.
+pub(crate) fn word<W: Word + Send + Sync>() -> impl TypedValueParser<Value = W> {
+    PossibleValuesParser::new(W::words()).map(|word| W::of(&word).expect("clap takes no other word"))
 }

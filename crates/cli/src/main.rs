@@ -5,8 +5,8 @@
 mod args;
 mod doctor;
 mod env;
+mod guest;
 mod input;
-mod named;
 mod run;
 mod settings;
 mod shell;
@@ -28,6 +28,7 @@ use args::{Cli, Command};
 use belljar_machine::qemu::process::all_ended;
 use belljar_model::exit_code;
 use clap::{CommandFactory, Parser};
+use guest::GuestArgs;
 
 /// First argument of a process that is about to become QEMU.
 pub(crate) const EXEC: &str = "__exec";
@@ -58,6 +59,10 @@ fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
+    if let Some(conflict) = cli.command.guest().and_then(GuestArgs::conflict) {
+        complain(&conflict);
+        return ExitCode::from(exit_code::USAGE);
+    }
     // Whoever was killed could not do it, and its user may never make a template again.
     template::sweep();
     let code = obey(cli.command);

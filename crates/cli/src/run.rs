@@ -33,10 +33,10 @@ use tokio::{
 };
 
 use crate::{
-    args::{ExecArgs, GuestArgs, HostArgs, RunArgs, ShareArgs},
+    args::{ExecArgs, HostArgs, RunArgs, ShareArgs},
     complain, complain_note, env,
+    guest::{self, GuestArgs, Named},
     input::{Input, is_in_background, until_in_foreground},
-    named::Named,
     settings,
     sink::StdSink,
     template,
@@ -88,22 +88,21 @@ pub(crate) struct Prepared {
 impl Prepared {
     /// Resolves what was typed.
     pub(crate) fn new(
-        guest: &GuestArgs,
+        guest_args: &GuestArgs,
         share: &ShareArgs,
         exec: &ExecArgs,
         host: &HostArgs,
         argv: Vec<Vec<u8>>,
         tty: bool,
     ) -> Result<Self, String> {
-        let named = Named::of(guest)?;
+        let named = Named::of(guest_args)?;
         let named = named.as_ref();
-        let (spec, guest_name) = settings::guest(guest, named)?;
+        let (spec, guest_name) = guest::guest(guest_args, named)?;
         let run_dir = settings::run_dir(host, settings::exposed(share, named))?;
-        let mut context = settings::host(host, guest.accel, &run_dir)?;
-        context.accel = context.accel.or_else(|| named?.accel());
+        let context = settings::host(host, None, &run_dir)?;
         let user = exec.user.clone().or_else(|| named?.user().map(str::to_owned));
         let out_is_ours = share.out.is_none();
-        let share = settings::share(share, named, &run_dir, host.dry_run)?;
+        let share = settings::share(share, &spec, named, &run_dir, host.dry_run)?;
         if let Some(user) = user.as_deref().filter(|user| !host.dry_run && !matches!(*user, "root" | "0")) {
             settings::open_out(&share.out, out_is_ours, user)?;
         }
@@ -154,7 +153,7 @@ impl Prepared {
 
     /// Boots, runs, reports; gives the exit code.
     pub(crate) fn go(self, host: &HostArgs, stdin: Stdin) -> Result<u8, String> {
-        if let Some(why) = no_room_for(self.request.guest.memory, None, Memory::of_host()) {
+        if let Some(why) = no_room_for(self.request.guest.hardware.memory, None, Memory::of_host()) {
             drop(fs_err::remove_dir_all(self.run_dir.path()));
             return Err(why);
         }

@@ -9,34 +9,33 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use belljar_guest_spec::{Accel, GuestSpec, WorkspaceMode, values};
 use belljar_machine::{
-    MountMode,
-    access::{Credentials, Secret},
     bounds::Bounds,
     host::HostContext,
-    qemu::{args::Accel, sandbox::Shim},
-    spec::{Bus, GuestSpec, NicSpec, OopsPolicy, ShareSpec, Source, Workspace},
+    qemu::sandbox::Shim,
+    spec::{ShareSpec, Workspace},
 };
 use belljar_report::run::{Level, Style};
 use belljar_runner::{
     out_dir,
     run_dir::{self, RunDir},
-    suite::{history, spec::in_home},
+    suite::history,
 };
 use etcetera::BaseStrategy;
 
 use crate::{
-    args::{AccelArg, AccessArg, BusArg, ExecArgs, GuestArgs, HostArgs, ModeArg, NicArg, OopsArg, ShareArgs},
+    args::{ExecArgs, HostArgs, ShareArgs},
     env,
+    guest::Named,
     input::is_in_background,
-    named::Named,
     specs,
 };
 
 /// Directories of ended runs that are kept by default.
 const KEEP_RUNS: usize = 20;
-/// Where the guest sees the workspace, as the tool had it that Belljar replaces.
-const MOUNT_AT: &str = "/mnt/hostos";
+/// What becomes of the guest's writes to the workspace where nothing is said of it: a command is run to leave something behind.
+const WORKSPACE_MODE: WorkspaceMode = WorkspaceMode::Rw;
 /// The `PATH` of a guest where this process has none.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -127,14 +126,14 @@ fn keep_runs() -> Result<usize, String> {
 /// The directory that a guest can write to by what was typed, beside its output directory.
 pub(crate) fn exposed<'a>(args: &'a ShareArgs, named: Option<&Named>) -> Option<&'a Path> {
     let writable = match args.workspace_mode {
-        Some(mode) => mode == ModeArg::Rw,
-        None => named.and_then(Named::workspace_mode).unwrap_or(MountMode::ReadWrite) == MountMode::ReadWrite,
+        Some(mode) => mode == WorkspaceMode::Rw,
+        None => named.and_then(Named::workspace_mode).unwrap_or(WORKSPACE_MODE) == WorkspaceMode::Rw,
     };
     (writable && args.workspace != Path::new("none")).then_some(&*args.workspace)
 }
 
 /// What the host side of a run stands on.
-pub(crate) fn host(args: &HostArgs, accelerator: Option<AccelArg>, run_dir: &RunDir) -> Result<HostContext, String> {
+pub(crate) fn host(args: &HostArgs, accel: Option<Accel>, run_dir: &RunDir) -> Result<HostContext, String> {
     Ok(HostContext {
         run_dir: run_dir.path().to_owned(),
         cache_dir: cache_dir()?,
@@ -143,9 +142,10 @@ pub(crate) fn host(args: &HostArgs, accelerator: Option<AccelArg>, run_dir: &Run
         qemu_img: qemu_img(),
         own: vec![state_dir()?],
         home: home(),
+        guest_env: guest_env(),
         qemu_env: qemu_env(),
         shim: shim(),
-        accel: accelerator.map(accel),
+        accel,
         console_log: run_dir.file(run_dir::CONSOLE),
         qemu_log: run_dir.file(run_dir::QEMU_LOG),
         qemu_command: run_dir.file(run_dir::QEMU_COMMAND),
@@ -179,97 +179,8 @@ pub(crate) fn shim() -> Shim {
     Shim { program: PathBuf::from("/proc/self/exe"), args: vec![crate::EXEC.into()] }
 }
 
-fn accel(arg: AccelArg) -> Accel {
-    match arg {
-        AccelArg::Kvm => Accel::Kvm,
-        AccelArg::Tcg => Accel::Tcg,
-    }
-}
-
-/// The guest, and its name for a person: as `belljar.toml` has it if `named`, and in any case as the options say.
-pub(crate) fn guest(args: &GuestArgs, named: Option<&Named>) -> Result<(GuestSpec, String), String> {
-    let (mut spec, name) = match named {
-        Some(named) => (named.spec()?, named.name().to_owned()),
-        None => {
-            let (source, name) = source(args)?;
-            (GuestSpec { env: guest_env(), ..GuestSpec::new(source) }, name)
-        }
-    };
-    if let Some(text) = &args.login {
-        let (user, password) = specs::login(text).map_err(|e| format!("--login: {e}"))?;
-        spec.login = Some(Credentials { user, password: password.map(Secret::new) });
-    }
-    if let Some(memory) = &args.memory {
-        spec.memory = specs::memory(memory).map_err(|e| format!("--memory: {e}"))?;
-    }
-    spec.cpus = args.cpus.unwrap_or(spec.cpus);
-    spec.machine = args.machine.clone().or(spec.machine);
-    spec.cpu = args.cpu.clone().or(spec.cpu);
-    for disk in &args.disks {
-        spec.disks.push(specs::disk(disk)?);
-    }
-    spec.nic = args.nic.map_or(spec.nic, |nic| match nic {
-        NicArg::None => NicSpec::None,
-        NicArg::Isolated => NicSpec::Isolated,
-        NicArg::User => NicSpec::User,
-    });
-    spec.append.extend(args.append.iter().cloned());
-    spec.qemu_args.extend(args.qemu_args.iter().cloned());
-    spec.oops = args.oops.map_or(spec.oops, |oops| match oops {
-        OopsArg::Crash => OopsPolicy::Crash,
-        OopsArg::Note => OopsPolicy::Note,
-    });
-    spec.boot_timeout = args.boot_timeout.or(spec.boot_timeout);
-    for path in &args.hide {
-        // A shell leaves `~` in `--hide=~/x` as it is.
-        let path = in_home(path, home().as_deref()).map_err(|e| format!("--hide {e}"))?;
-        spec.hide.push(absolute(&path)?);
-    }
-    Ok((spec, name))
-}
-
-fn source(args: &GuestArgs) -> Result<(Source, String), String> {
-    let take_over = args.access == AccessArg::Init;
-    if let Some(image) = &args.image {
-        if take_over {
-            return Err("--access init needs --kernel: a disk image brings its own kernel line".into());
-        }
-        let bus = match args.boot_bus {
-            BusArg::Virtio => Bus::Virtio,
-            BusArg::Scsi => Bus::Scsi,
-            BusArg::Sata => Bus::Sata,
-            BusArg::Ide => Bus::Ide,
-            BusArg::Nvme => Bus::Nvme,
-        };
-        let source = Source::Disk { path: image.clone(), format: args.image_format.clone(), bus };
-        return Ok((source, image.display().to_string()));
-    }
-    if let (Some(kernel), Some(initrd)) = (&args.kernel, &args.initrd) {
-        let name = format!("{} with {}", kernel.display(), initrd.display());
-        let source = Source::Initramfs {
-            kernel: kernel.clone(),
-            initrd: initrd.clone(),
-            modules: args.modules.clone(),
-            take_over,
-        };
-        return Ok((source, name));
-    }
-    if args.access == AccessArg::Console {
-        return Err("--access console needs --image, or --kernel with --initrd: in a guest with a root directory of \
-                    this host Belljar's own init is the only way in"
-            .into());
-    }
-    let name = match &args.rootfs {
-        None => "this host's userland".to_owned(),
-        Some(dir) => format!("the root directory {}", dir.display()),
-    };
-    let root = args.rootfs.clone().unwrap_or_else(|| PathBuf::from("/"));
-    let source = Source::RootDir { root, kernel: args.kernel.clone(), modules: args.modules.clone() };
-    Ok((source, name))
-}
-
 /// The environment of a guest that Belljar initialises: of this process's only what says nothing about this session.
-pub(crate) fn guest_env() -> Vec<String> {
+fn guest_env() -> Vec<String> {
     let path = env::get("PATH").and_then(|p| p.into_string().ok()).unwrap_or_else(|| DEFAULT_PATH.into());
     let mut vars = vec![format!("PATH={path}"), "HOME=/root".into(), "USER=root".into(), "LOGNAME=root".into()];
     for name in ["LANG", "LC_ALL", "TZ"] {
@@ -283,6 +194,7 @@ pub(crate) fn guest_env() -> Vec<String> {
 /// What the guest sees of the host.
 pub(crate) fn share(
     args: &ShareArgs,
+    guest: &GuestSpec,
     named: Option<&Named>,
     run_dir: &RunDir,
     dry_run: bool,
@@ -291,20 +203,11 @@ pub(crate) fn share(
         None
     } else {
         let dir = directory("--workspace", &args.workspace)?;
-        let mount_at = match (&args.mount_at, named) {
-            (Some(path), _) if !path.starts_with('/') || path.split('/').any(|part| part == "..") => {
-                return Err(format!("--mount-at {path}: give an absolute path without `..`"));
-            }
-            (Some(path), _) => path.clone(),
-            (None, Some(named)) => named.mount_at().to_owned(),
-            (None, None) => MOUNT_AT.to_owned(),
+        let mount_at = match &args.mount_at {
+            Some(path) => values::guest_path(path).map_err(|why| format!("--mount-at: {path:?} is {why}"))?.to_owned(),
+            None => guest.mount_at.clone(),
         };
-        let mode = match args.workspace_mode {
-            Some(ModeArg::Rw) => MountMode::ReadWrite,
-            Some(ModeArg::Ro) => MountMode::ReadOnly,
-            Some(ModeArg::Cow) => MountMode::CopyOnWrite,
-            None => named.and_then(Named::workspace_mode).unwrap_or(MountMode::ReadWrite),
-        };
+        let mode = args.workspace_mode.or_else(|| named?.workspace_mode()).unwrap_or(WORKSPACE_MODE);
         Some(Workspace { dir, mode, mount_at })
     };
     let out = args.out.clone().unwrap_or_else(|| run_dir.file(run_dir::OUT));
@@ -349,7 +252,7 @@ pub(crate) fn open_out(out: &Path, ours: bool, user: &str) -> Result<(), String>
 
 /// The value of an option that limits what a guest may write.
 pub(crate) fn bound(option: &str, text: Option<&str>) -> Result<Option<u64>, String> {
-    text.map(|text| specs::size(text).map_err(|e| format!("{option}: {e}"))).transpose()
+    text.map(|text| specs::size(option, text)).transpose()
 }
 
 fn directory(option: &str, dir: &Path) -> Result<PathBuf, String> {

@@ -1,4 +1,4 @@
-//! Little languages of the command line: sizes, disks, logins, variables.
+//! Little languages of the command line: sizes, disks, variables.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -6,39 +6,23 @@ use std::{
     path::PathBuf,
 };
 
-use belljar_machine::spec::{Bus, DiskContent, DiskSpec};
-use bytesize::ByteSize;
+use belljar_guest_spec::{DiskBus, DiskContent, DiskSpec, Word, values};
 
-/// Reads a size such as `512M` or `2GiB`. A bare letter means a power of two, as QEMU has it.
-pub(crate) fn size(text: &str) -> Result<u64, String> {
-    let trimmed = text.trim();
-    let normal = match trimmed.chars().last() {
-        Some('k' | 'K' | 'm' | 'M' | 'g' | 'G' | 't' | 'T') => format!("{trimmed}iB"),
-        _ => trimmed.to_owned(),
-    };
-    let bytes = normal
-        .parse::<ByteSize>()
-        .map_err(|_| format!("{text:?} is not a size; write a number and a unit, such as 512M or 2GiB"))?
-        .as_u64();
-    if bytes == 0 { Err(format!("{text:?} is nothing; write a size above zero")) } else { Ok(bytes) }
+/// Reads a size such as `512M` or `2GiB`, the value of an option.
+pub(crate) fn size(option: &str, text: &str) -> Result<u64, String> {
+    values::size(text).map_err(|why| format!("{option}: {text:?} is {why}"))
 }
 
 /// Reads the memory of a guest.
 pub(crate) fn memory(text: &str) -> Result<u64, String> {
-    const LEAST: u64 = 64 << 20;
-    let bytes = size(text)?;
-    if bytes < LEAST {
-        return Err(format!("{text} is too little memory for a guest; give it at least {}", ByteSize(LEAST)));
-    }
-    // QEMU wants whole pages, and Linux is happiest with whole mebibytes.
-    Ok(bytes.next_multiple_of(1 << 20))
+    values::memory(text).map_err(|why| format!("--memory: {text:?} is {why}"))
 }
 
 /// Reads `size=1G,serial=data0,bus=nvme` or `file=disk.qcow2`. A comma in a value is doubled, as for QEMU.
 pub(crate) fn disk(text: &str) -> Result<DiskSpec, String> {
     let mut content = None;
     let mut serial = None;
-    let mut disk_bus = Bus::Virtio;
+    let mut bus = DiskBus::default();
     for part in split_commas(text) {
         let (key, value) =
             part.split_once('=').ok_or_else(|| format!("in --disk {text}: {part:?} should be KEY=VALUE"))?;
@@ -46,31 +30,25 @@ pub(crate) fn disk(text: &str) -> Result<DiskSpec, String> {
             "size" | "file" if content.is_some() => {
                 return Err(format!("in --disk {text}: give one of size= and file=, once"));
             }
-            "size" => content = Some(DiskContent::Empty(size(value).map_err(|e| format!("in --disk {text}: {e}"))?)),
+            "size" => content = Some(DiskContent::Empty(size(&format!("in --disk {text}"), value)?)),
             "file" => content = Some(DiskContent::Image(PathBuf::from(value))),
-            "serial" if value.is_empty() || value.len() > 20 || !value.bytes().all(|b| b.is_ascii_graphic()) => {
-                return Err(format!("in --disk {text}: a serial is 1 to 20 visible ASCII characters"));
+            "serial" => {
+                let read = values::serial(value).map_err(|why| format!("in --disk {text}: {value:?} is {why}"))?;
+                serial = Some(read.to_owned());
             }
-            "serial" => serial = Some(value.to_owned()),
-            "bus" => disk_bus = bus(value).map_err(|e| format!("in --disk {text}: {e}"))?,
+            "bus" => {
+                bus = DiskBus::of(value).ok_or_else(|| {
+                    let words: Vec<_> = DiskBus::words().collect();
+                    format!("in --disk {text}: unknown bus {value:?}; there are {}", words.join(", "))
+                })?;
+            }
             _ => {
                 return Err(format!("in --disk {text}: unknown key {key:?}; there are size, file, serial and bus"));
             }
         }
     }
     let content = content.ok_or_else(|| format!("in --disk {text}: say size=SIZE or file=IMAGE"))?;
-    Ok(DiskSpec { content, serial, bus: disk_bus })
-}
-
-fn bus(text: &str) -> Result<Bus, String> {
-    match text {
-        "virtio" => Ok(Bus::Virtio),
-        "scsi" => Ok(Bus::Scsi),
-        "sata" => Ok(Bus::Sata),
-        "ide" => Ok(Bus::Ide),
-        "nvme" => Ok(Bus::Nvme),
-        _ => Err(format!("unknown bus {text:?}; there are virtio, scsi, sata, ide and nvme")),
-    }
+    Ok(DiskSpec { content, serial, bus })
 }
 
 fn split_commas(text: &str) -> Vec<String> {
@@ -88,21 +66,6 @@ fn split_commas(text: &str) -> Vec<String> {
         }
     }
     parts
-}
-
-/// Reads `USER[:PASSWORD]`. The message never holds the password.
-pub(crate) fn login(text: &str) -> Result<(String, Option<String>), String> {
-    let (user, password) = match text.split_once(':') {
-        Some((user, password)) => (user, Some(password)),
-        None => (text, None),
-    };
-    if user.is_empty() || user.chars().any(|c| c.is_control() || c.is_whitespace()) {
-        return Err("the login has no usable user name; write USER or USER:PASSWORD".into());
-    }
-    if password.is_some_and(|p| p.chars().any(char::is_control)) {
-        return Err(format!("the password for {user} has control characters in it, which cannot be typed"));
-    }
-    Ok((user.to_owned(), password.map(str::to_owned)))
 }
 
 /// Reads `NAME=VALUE`, or `NAME` whose value `look_up` knows.
@@ -128,25 +91,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes() {
-        assert_eq!(size("1G"), Ok(1 << 30));
-        assert_eq!(size("1GiB"), Ok(1 << 30));
-        assert_eq!(size("512m"), Ok(512 << 20));
-        assert_eq!(size("1GB"), Ok(1_000_000_000));
-        assert_eq!(size("4096"), Ok(4096));
-        for wrong in ["", "G", "-1G", "1X", "one", "0", "1 G G"] {
-            assert!(size(wrong).is_err(), "{wrong}");
-        }
-        assert!(memory("10M").unwrap_err().contains("too little"));
-        assert_eq!(memory("100000001"), Ok(96 << 20));
-    }
-
-    #[test]
     fn disks() {
         let disk_of = |text| disk(text).unwrap();
         assert_eq!(
             disk_of("size=1G,serial=x"),
-            DiskSpec { content: DiskContent::Empty(1 << 30), serial: Some("x".into()), bus: Bus::Virtio }
+            DiskSpec { content: DiskContent::Empty(1 << 30), serial: Some("x".into()), bus: DiskBus::Virtio }
         );
         assert_eq!(disk_of("file=a,,b.img,bus=nvme").content, DiskContent::Image("a,b.img".into()));
         for (wrong, says) in [
@@ -161,16 +110,6 @@ mod tests {
             let error = disk(wrong).unwrap_err();
             assert!(error.contains(says), "{wrong}: {error}");
         }
-    }
-
-    #[test]
-    fn logins_never_show_the_password() {
-        assert_eq!(login("root"), Ok(("root".into(), None)));
-        assert_eq!(login("root:a:b"), Ok(("root".into(), Some("a:b".into()))));
-        assert_eq!(login("root:"), Ok(("root".into(), Some(String::new()))));
-        let error = login("root:sec\nret").unwrap_err();
-        assert!(!error.contains("sec"), "{error}");
-        assert!(login(":x").is_err());
     }
 
     #[test]

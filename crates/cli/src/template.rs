@@ -43,11 +43,7 @@ pub(crate) fn sweep() {
 fn store() -> Result<TemplateStore, String> {
     let limit = match env::get(env::TEMPLATE_LIMIT) {
         None => LIMIT,
-        Some(text) => text
-            .to_str()
-            .ok_or_else(|| "not text".to_owned())
-            .and_then(specs::size)
-            .map_err(|e| format!("{}: {e}", env::TEMPLATE_LIMIT))?,
+        Some(text) => specs::size(env::TEMPLATE_LIMIT, &text.to_string_lossy())?,
     };
     Ok(TemplateStore::new(cache_dir()?.join("templates"), limit))
 }
@@ -138,7 +134,7 @@ fn prune(limit: Option<&str>, all: bool) -> Result<u8, String> {
     let store = store()?;
     let limit = match (limit, all) {
         (_, true) => 0,
-        (Some(text), false) => specs::size(text).map_err(|e| format!("--limit: {e}"))?,
+        (Some(text), false) => specs::size("--limit", text)?,
         (None, false) => store.limit(),
     };
     let removed = store.prune(limit).map_err(|e| unreadable(&store, &e))?;

@@ -12,17 +12,17 @@ use std::{
     time::{Instant, SystemTime},
 };
 
+use belljar_guest_spec::{Accel, Access, DiskBus, GuestSpec, Login, Source};
 use belljar_machine::{
-    access::{Credentials, Secret},
     bounds::Bounds,
     command::GuestCommand,
     guest::{Ending, Io, Origin},
     host::HostContext,
     lease::{self, Lease, Templates, Use},
     plan::{self, Place},
-    qemu::{args::Accel, sandbox::Shim},
+    qemu::sandbox::Shim,
     session::agent::{OutputSink, SinkFuture},
-    spec::{Bus, GuestSpec, NicSpec, OopsPolicy, ShareSpec, Source},
+    spec::ShareSpec,
     template::TemplateStore,
 };
 use belljar_model::{EventKind, Exit, Phase};
@@ -92,24 +92,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         _ => Mode::Cold,
     };
     let scratch = tempfile::tempdir()?;
-    let (user, password) = login.split_once(':').ok_or("no password")?;
-    let spec = GuestSpec {
-        source: Source::Disk { path: image.into(), format: None, bus: Bus::Virtio },
-        memory: 1 << 30,
-        cpus: 1,
-        machine: None,
-        cpu: None,
-        disks: Vec::new(),
-        nic: NicSpec::Isolated,
-        append: Vec::new(),
-        qemu_args: Vec::new(),
-        login: Some(Credentials { user: user.into(), password: Some(Secret::new(password)) }),
-        hostname: "belljar".into(),
-        env: Vec::new(),
-        oops: OopsPolicy::Crash,
-        boot_timeout: None,
-        hide: Vec::new(),
-    };
+    let image = Source::Image { path: image.into(), format: None, bus: DiskBus::default(), access: Access::default() };
+    let spec = GuestSpec { login: Some(Login::parse(login)?), ..GuestSpec::new(image) };
     let (share, place) = place_of(scratch.path(), 0)?;
     let Place { run_dir, console_log, qemu_log, qemu_command } = place;
     let host = HostContext {
@@ -120,6 +104,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         qemu_img: "qemu-img".into(),
         own: Vec::new(),
         home: None,
+        guest_env: Vec::new(),
         qemu_env: Vec::new(),
         shim: Shim { program: belljar.into(), args: vec!["__exec".into()] },
         accel: Some(Accel::Tcg),

@@ -2,8 +2,9 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
+use belljar_guest_spec::WorkspaceMode;
 use belljar_model::{EventKind, Phase};
-use belljar_proto::message::{Announce, Identity, MountMode, Setup};
+use belljar_proto::message::{Announce, Identity, Setup};
 use fs_err::File;
 use tokio::sync::mpsc;
 
@@ -70,7 +71,7 @@ impl Machine {
         let log = log.map_err(|e| {
             StartError::Files(format!("cannot log the console: {e}; the run's directory must be writable"))
         })?;
-        let workspace = plan.share.workspace.as_ref().filter(|w| w.mode == MountMode::ReadWrite);
+        let workspace = plan.share.workspace.as_ref().filter(|w| w.mode == WorkspaceMode::Rw);
         let gauge = Gauge::new(plan.share.bounds, &plan.share.out, layers, &host.run_dir, workspace.map(|w| &*w.dir))
             .map_err(|e| StartError::Files(format!("cannot look at what the guest is to write to: {e}")))?;
         let request = SpawnRequest {
@@ -271,12 +272,7 @@ pub(crate) async fn finish(
 
 /// How the host's directories got into the guest; none if none did.
 fn share_choice(share: &crate::spec::ShareSpec, session: &Session) -> Option<EventKind> {
-    let mode = |mode| match mode {
-        MountMode::ReadWrite => "rw",
-        MountMode::ReadOnly => "ro",
-        MountMode::CopyOnWrite => "cow",
-    };
-    let workspace = share.workspace.as_ref().map(|w| format!("the workspace at {} ({})", w.mount_at, mode(w.mode)));
+    let workspace = share.workspace.as_ref().map(|w| format!("the workspace at {} ({})", w.mount_at, w.mode));
     let by = match session {
         Session::Agent(_) => "the agent",
         Session::Console(session) if session.has_exchange() => "the shell on the console",

@@ -4,8 +4,9 @@
 
 use std::fmt::Write as _;
 
+use belljar_guest_spec::WorkspaceMode;
 use belljar_model::{CrashKind, EventKind, Fault, Phase, Verdict};
-use belljar_proto::message::{Identity, MountMode};
+use belljar_proto::message::Identity;
 
 use crate::{
     Lost,
@@ -70,9 +71,9 @@ pub(crate) async fn mount_by_shell(
     if let Some(workspace) = &spec.workspace {
         let at = &workspace.mount_at;
         match workspace.mode {
-            MountMode::ReadWrite => mount(shell, share::WORKSPACE_TAG, at, "rw", limits).await?,
-            MountMode::ReadOnly => mount(shell, share::WORKSPACE_TAG, at, "ro", limits).await?,
-            MountMode::CopyOnWrite => {
+            WorkspaceMode::Rw => mount(shell, share::WORKSPACE_TAG, at, "rw", limits).await?,
+            WorkspaceMode::Ro => mount(shell, share::WORKSPACE_TAG, at, "ro", limits).await?,
+            WorkspaceMode::Cow => {
                 const LOWER: &str = "/run/belljar/lower";
                 const LAYER: &str = "/run/belljar/layer";
                 mount(shell, share::WORKSPACE_TAG, LOWER, "ro", limits).await?;

@@ -21,11 +21,13 @@ pub struct HostContext {
     pub own: Vec<PathBuf>,
     /// The user's home directory.
     pub home: Option<PathBuf>,
+    /// `KEY=VALUE`: the environment of guests that Belljar initialises itself.
+    pub guest_env: Vec<String>,
     /// All that QEMU gets of the environment.
     pub qemu_env: Vec<(OsString, OsString)>,
     /// How a process becomes QEMU.
     pub shim: Shim,
-    /// The accelerator where the user named one.
+    /// The accelerator where the user named one for all guests.
     pub accel: Option<Accel>,
     /// Where the serial console is logged.
     pub console_log: PathBuf,

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use belljar_guest_spec::{Accel, Access, Credentials, GuestSpec, OopsPolicy, Source, Unresolved, Word, WorkspaceMode};
 use belljar_image::{
     boot::{self, BootFiles, InitSpec},
     cache::Cache,
@@ -21,22 +22,23 @@ use belljar_model::EventKind;
 use belljar_proto::message::{INIT_AGENT_PATH, System};
 
 use crate::{
-    access::Credentials,
     conceal::{ConcealError, Concealment},
     host::HostContext,
     limits::Limits,
     plan_disk::{self, PlannedDisk, Plugging},
     plan_template::QEMU_MAC,
     qemu::{
-        args::{self, Accel, Layout, MachineConfig, Nic, NicMode, Share, has_room},
+        args::{self, Layout, MachineConfig, Nic, Share, has_room},
         probe::{self, AccelChoice, QemuInfo},
     },
     share,
-    spec::{GuestSpec, KernelModules, NicSpec, OopsPolicy, ShareSpec, Source, Workspace},
+    spec::{KernelModules, ShareSpec, Workspace},
 };
 
 /// Where kernels and modules of the host are looked for.
 const HOST_ROOT: &str = "/";
+/// The host name of guests that Belljar initialises itself.
+const HOSTNAME: &str = "belljar";
 /// The directory in the run's directory from which a guest fetches the agent.
 pub const CONTROL_DIR: &str = "ctl";
 /// The directory in the run's directory that is shared where there is no workspace: nothing is in it.
@@ -184,6 +186,9 @@ pub enum PlanError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The environment was not looked at.
+    #[error(transparent)]
+    Unresolved(#[from] Unresolved),
     /// The machine cannot be put into a command line.
     #[error(transparent)]
     Args(#[from] args::ArgsError),
@@ -201,7 +206,7 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext) -> Result
         return Err(PlanError::No9p { path: qemu.path });
     }
     choices.add("qemu", format!("{} ({})", qemu.path.display(), qemu.version), qemu.why.clone());
-    let accel = probe::choose_accel(host.accel, &qemu, &host.shim, &host.cache_dir)?;
+    let accel = probe::choose_accel(host.accel.or(spec.accel), &qemu, &host.shim, &host.cache_dir)?;
     choices.accelerator(&accel);
 
     let cache = Cache::new(&host.cache_dir, &host.run_dir);
@@ -210,19 +215,20 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext) -> Result
     let mut disks = Vec::new();
     let mut of_kernel = None;
     let (kernel, entry) = match &spec.source {
-        Source::Disk { path, format, bus } => {
+        Source::Image { path, format, bus, access: _ } => {
             disks.push(PlannedDisk::boot(&host.qemu_img, path, format.as_deref(), *bus)?);
             shares.push(control_share(&host.run_dir));
             (None, Entry::Console { agent: AgentPlace::ControlShare })
         }
         Source::RootDir { root, kernel, modules } => {
+            let root = root.as_deref().unwrap_or(Path::new(HOST_ROOT));
             rootdir::check(root)?;
             let asked = modules.is_some();
             let (kernel, modules) = kernel_for_root(kernel.as_deref(), modules.as_deref(), &mut choices)?;
             of_kernel = modules.as_ref().and_then(|index| modules_for_root(root, &kernel, index, asked, &mut choices));
             let spec = InitSpec { wanted: WANTED, ..init_spec(agent, modules.as_ref()) };
             let files = boot::root_over_9p(&kernel, &spec, share::ROOT_TAG, &cache)?;
-            shares.push(Share { tag: share::ROOT_TAG.into(), path: root.clone(), read_only: true });
+            shares.push(Share { tag: share::ROOT_TAG.into(), path: root.to_owned(), read_only: true });
             shares.extend(of_kernel.as_ref().map(|KernelModules { dir, .. }| Share {
                 tag: share::MODULES_TAG.into(),
                 path: dir.clone(),
@@ -230,21 +236,22 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext) -> Result
             }));
             (Some(files), Entry::Init)
         }
-        Source::Initramfs { kernel, initrd, modules, take_over } => {
+        Source::Initramfs { kernel, initrd, modules, access } => {
+            let take_over = *access == Access::Init;
             let kernel = Kernel::open(kernel)?;
             let modules = modules.as_deref().map(ModuleIndex::load).transpose()?;
             let shares_wanted = [Feature::NineP, Feature::Overlay];
             let wanted: Vec<_> = shares_wanted.into_iter().chain(WANTED.iter().copied()).collect();
             let spec = InitSpec { wanted: &wanted, ..init_spec(agent, modules.as_ref()) };
             // Without our own program in it, another processor's kernel is as good as any.
-            let runs = *take_over || kernel.arch.is_none_or(|arch| arch == Arch::X86_64);
+            let runs = take_over || kernel.arch.is_none_or(|arch| arch == Arch::X86_64);
             let files = boot::foreign_initramfs(&kernel, initrd, runs.then_some(&spec), &cache)?;
             let agent = if runs { AgentPlace::Initramfs } else { AgentPlace::Nowhere };
             if agent == AgentPlace::Initramfs && !take_over {
                 // For an initramfs that gives way to another root, and takes its files with it.
                 shares.push(control_share(&host.run_dir));
             }
-            let entry = if *take_over { Entry::Init } else { Entry::Console { agent } };
+            let entry = if take_over { Entry::Init } else { Entry::Console { agent } };
             (Some(files), entry)
         }
     };
@@ -252,7 +259,7 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext) -> Result
         choices.boot_files(files);
     }
     shares.extend(spec_shares(share, &host.run_dir));
-    for disk in &spec.disks {
+    for disk in &spec.hardware.disks {
         disks.push(PlannedDisk::extra(&host.qemu_img, disk)?);
     }
 
@@ -260,11 +267,11 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext) -> Result
         name: "belljar".into(),
         accel: accel.accel,
         cpu: spec.cpu.clone(),
-        memory: spec.memory,
-        cpus: spec.cpus,
+        memory: spec.hardware.memory,
+        cpus: spec.hardware.cpus,
         sandbox: qemu.has_sandbox,
         kernel: kernel.map(|files| args::Kernel { image: files.kernel, initrd: files.initrd, append: String::new() }),
-        nic: Nic { mode: nic_mode(spec.nic), ..Nic::default() },
+        nic: Nic { mode: spec.hardware.nic, ..Nic::default() },
         shares,
         extra: spec.qemu_args.clone(),
         ..MachineConfig::default()
@@ -276,7 +283,7 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext) -> Result
         let routed_by_firmware = config.accel == Accel::Tcg && config.machine == MachineConfig::default().machine;
         kernel.append = kernel_line(&entry, routed_by_firmware, &spec.append);
     }
-    if matches!(spec.source, Source::Disk { .. }) && !config.machine.contains("graphics=") {
+    if matches!(spec.source, Source::Image { .. }) && !config.machine.contains("graphics=") {
         // SeaBIOS then speaks on the serial line (`etc/sercon-port`, hw/i386/pc.c), and so do boot loaders that know only the
         // firmware's console: an image that does not boot says so.
         config.machine.push_str(",graphics=off");
@@ -297,7 +304,7 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext) -> Result
         };
         choices.add("disk", "there from the boot on", why);
     }
-    let system = System { hostname: spec.hostname.clone(), env: spec.env.clone() };
+    let system = System { hostname: HOSTNAME.to_owned(), env: host.guest_env.clone() };
     let concealment = Concealment::new(&spec.hide, &config, &host, &mut |kind| choices.0.push(kind))?;
     let plan = Plan {
         concealment,
@@ -307,7 +314,7 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext) -> Result
         frozen,
         system: matches!(entry, Entry::Init).then_some(system),
         entry,
-        login: spec.login.clone(),
+        login: spec.credentials()?,
         share: ShareSpec { modules: of_kernel, ..share.clone() },
         qemu,
         host,
@@ -345,14 +352,14 @@ pub fn obstacles(spec: &GuestSpec, lookup: Lookup<'_>) -> Vec<String> {
     }
     let boots = || -> Result<(), PlanError> {
         match &spec.source {
-            Source::Disk { path, format, bus } => {
+            Source::Image { path, format, bus, access: _ } => {
                 PlannedDisk::boot(lookup.qemu_img, path, format.as_deref(), *bus)?;
             }
             Source::RootDir { root, kernel, modules } => {
-                rootdir::check(root)?;
+                rootdir::check(root.as_deref().unwrap_or(Path::new(HOST_ROOT)))?;
                 kernel_for_root(kernel.as_deref(), modules.as_deref(), &mut Choices::default())?;
             }
-            Source::Initramfs { kernel, initrd, modules, take_over: _ } => {
+            Source::Initramfs { kernel, initrd, modules, access: _ } => {
                 Kernel::open(kernel)?;
                 belljar_image::initramfs::check_foreign(initrd).map_err(boot::BootError::from)?;
                 modules.as_deref().map(ModuleIndex::load).transpose()?;
@@ -361,7 +368,7 @@ pub fn obstacles(spec: &GuestSpec, lookup: Lookup<'_>) -> Vec<String> {
         Ok(())
     };
     found.extend(boots().err());
-    let disks = spec.disks.iter().filter_map(|disk| PlannedDisk::extra(lookup.qemu_img, disk).err());
+    let disks = spec.hardware.disks.iter().filter_map(|disk| PlannedDisk::extra(lookup.qemu_img, disk).err());
     found.extend(disks.map(PlanError::from));
     found.iter().map(ToString::to_string).collect()
 }
@@ -624,17 +631,9 @@ fn kernel_line(entry: &Entry, routed_by_firmware: bool, append: &[String]) -> St
     words.join(" ")
 }
 
-fn nic_mode(nic: NicSpec) -> NicMode {
-    match nic {
-        NicSpec::None => NicMode::None,
-        NicSpec::Isolated => NicMode::Isolated,
-        NicSpec::User => NicMode::User,
-    }
-}
-
 fn title(source: &Source) -> String {
     match source {
-        Source::Disk { path, .. } => path.display().to_string(),
+        Source::Image { path, .. } => path.display().to_string(),
         Source::Initramfs { kernel, initrd, .. } => format!("{} with {}", kernel.display(), initrd.display()),
         Source::RootDir { kernel: Some(kernel), .. } => format!("{} with a root directory", kernel.display()),
         Source::RootDir { kernel: None, .. } => "the host's kernel with a root directory".into(),
@@ -667,7 +666,7 @@ fn put_agent(agent: &[u8], run_dir: &Path) -> std::io::Result<()> {
 /// The shares of every guest. The workspace's device is there even if there is no workspace: then an empty directory is behind it.
 fn spec_shares(share: &ShareSpec, run_dir: &Path) -> [Share; 2] {
     let (path, read_only) = match &share.workspace {
-        Some(Workspace { dir, mode, .. }) => (dir.clone(), !matches!(mode, crate::MountMode::ReadWrite)),
+        Some(Workspace { dir, mode, .. }) => (dir.clone(), *mode != WorkspaceMode::Rw),
         None => (run_dir.join(PLACEHOLDER), true),
     };
     [
@@ -695,7 +694,7 @@ impl Choices {
     }
 
     fn accelerator(&mut self, choice: &AccelChoice) {
-        self.add("accelerator", choice.accel.name(), choice.why.clone());
+        self.add("accelerator", choice.accel.word(), choice.why.clone());
         // Said to everybody when it is new, later only to those who ask.
         if let Some(mend) = choice.mend.as_ref().filter(|_| !choice.remembered) {
             self.0.push(EventKind::Warning { message: format!("running without KVM, about ten times slower: {mend}") });

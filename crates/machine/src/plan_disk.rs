@@ -7,11 +7,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use belljar_guest_spec::{DiskBus, DiskContent, DiskSpec, Word};
 use belljar_image::disk::{self, DiskError, DiskImage, Format, Layer, UnknownFormat};
 
 use crate::{
-    qemu::args::{Backing, Disk, DiskBus, DiskSource, FIRST_EXTRA_FD, FdSet, MachineConfig},
-    spec::{Bus, DiskContent, DiskSpec},
+    qemu::args::{Backing, Disk, DiskSource, FIRST_EXTRA_FD, FdSet, MachineConfig},
     template::{KeyMaker, Making, Unkeyable},
 };
 
@@ -30,7 +30,7 @@ pub enum PlanDiskError {
 #[derive(Clone, Debug)]
 pub(crate) struct PlannedDisk {
     content: Content,
-    bus: Bus,
+    bus: DiskBus,
     serial: Option<String>,
     boot_index: Option<u32>,
 }
@@ -56,7 +56,12 @@ enum Content {
 
 impl PlannedDisk {
     /// The disk to boot from.
-    pub(crate) fn boot(qemu_img: &Path, image: &Path, format: Option<&str>, bus: Bus) -> Result<Self, PlanDiskError> {
+    pub(crate) fn boot(
+        qemu_img: &Path,
+        image: &Path,
+        format: Option<&str>,
+        bus: DiskBus,
+    ) -> Result<Self, PlanDiskError> {
         let format = format.map(str::parse).transpose()?;
         let content = Content::Image(disk::inspect(qemu_img, image, format)?);
         Ok(Self { content, bus, serial: None, boot_index: Some(0) })
@@ -75,9 +80,9 @@ impl PlannedDisk {
     pub(crate) fn plugging(&self) -> Plugging {
         match self.bus {
             _ if self.boot_index.is_some() => Plugging::Never,
-            Bus::Ide | Bus::Sata => Plugging::Never,
-            Bus::Virtio | Bus::Scsi => Plugging::Frozen,
-            Bus::Nvme => Plugging::Late,
+            DiskBus::Ide | DiskBus::Sata => Plugging::Never,
+            DiskBus::Virtio | DiskBus::Scsi => Plugging::Frozen,
+            DiskBus::Nvme => Plugging::Late,
         }
     }
 
@@ -88,17 +93,17 @@ impl PlannedDisk {
 
     /// What it is plugged into.
     pub(crate) fn kind(&self) -> &'static str {
-        bus_of(self.bus).name()
+        self.bus.word()
     }
 
     /// Whether it has a place of its own on the PCI bus.
     pub(crate) fn is_on_pci(&self) -> bool {
-        matches!(self.bus, Bus::Virtio | Bus::Nvme)
+        matches!(self.bus, DiskBus::Virtio | DiskBus::Nvme)
     }
 
     /// Puts what decides the disk's content into a key.
     fn add_to(&self, key: &mut KeyMaker) -> Result<(), Unkeyable> {
-        if self.bus == Bus::Nvme {
+        if self.bus == DiskBus::Nvme {
             return Err(Unkeyable::Impossible("QEMU cannot freeze an NVMe disk".into()));
         }
         match &self.content {
@@ -138,7 +143,7 @@ impl PlannedDisk {
         };
         Disk {
             backing,
-            bus: bus_of(self.bus),
+            bus: self.bus,
             serial: self.serial.clone(),
             boot_index: self.boot_index,
             ..Disk::new(source, format.driver())
@@ -275,14 +280,4 @@ fn backing(layers: &[Layer]) -> Option<Box<Backing>> {
         device: first.device,
         backing: backing(rest),
     }))
-}
-
-fn bus_of(bus: Bus) -> DiskBus {
-    match bus {
-        Bus::Virtio => DiskBus::Virtio,
-        Bus::Scsi => DiskBus::Scsi,
-        Bus::Sata => DiskBus::Sata,
-        Bus::Ide => DiskBus::Ide,
-        Bus::Nvme => DiskBus::Nvme,
-    }
 }

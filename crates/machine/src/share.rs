@@ -1,5 +1,6 @@
 //! The shares: which 9p tags there are, and what is mounted where.
 
+use belljar_guest_spec::WorkspaceMode;
 use belljar_proto::message::{Mount, MountFault, MountMode};
 
 use crate::spec::ShareSpec;
@@ -27,7 +28,12 @@ pub const AGENT_FILE: &str = "agent";
 pub fn mounts(spec: &ShareSpec) -> Vec<Mount> {
     let mut mounts = vec![Mount { tag: OUT_TAG.into(), path: OUT_PATH.into(), mode: MountMode::ReadWrite }];
     if let Some(workspace) = &spec.workspace {
-        mounts.push(Mount { tag: WORKSPACE_TAG.into(), path: workspace.mount_at.clone(), mode: workspace.mode });
+        let mode = match workspace.mode {
+            WorkspaceMode::Rw => MountMode::ReadWrite,
+            WorkspaceMode::Ro => MountMode::ReadOnly,
+            WorkspaceMode::Cow => MountMode::CopyOnWrite,
+        };
+        mounts.push(Mount { tag: WORKSPACE_TAG.into(), path: workspace.mount_at.clone(), mode });
     }
     if let Some(modules) = &spec.modules {
         // So that a guest can install some of its own and run depmod.
@@ -87,11 +93,7 @@ mod tests {
         assert!(ShareSpec { out_wanted: true, ..none.clone() }.required());
         assert_eq!(mounts(&none).len(), 1);
         let both = ShareSpec {
-            workspace: Some(Workspace {
-                dir: "/w".into(),
-                mode: MountMode::CopyOnWrite,
-                mount_at: "/mnt/hostos".into(),
-            }),
+            workspace: Some(Workspace { dir: "/w".into(), mode: WorkspaceMode::Cow, mount_at: "/mnt/hostos".into() }),
             ..none
         };
         let mounts = mounts(&both);

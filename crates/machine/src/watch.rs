@@ -17,6 +17,7 @@ use std::{
     time::Duration,
 };
 
+use belljar_guest_spec::OopsPolicy;
 use belljar_model::{CrashKind, EventKind, Phase, Verdict};
 use tokio::time::Instant;
 
@@ -32,7 +33,6 @@ use crate::{
     },
     replaced::{self, ReplacedFiles},
     session::agent::Reports,
-    spec::OopsPolicy,
 };
 use doubt::Suspect;
 use heartbeat::Heartbeat;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use belljar_guest_spec::GuestSpec;
 use belljar_machine::{
     Lost,
     command::GuestCommand,
@@ -10,7 +11,7 @@ use belljar_machine::{
     lease::{self, Lease, Templates},
     plan,
     session::agent::{ExecControl, OutputSink},
-    spec::{GuestSpec, ShareSpec},
+    spec::ShareSpec,
 };
 use belljar_model::{EventKind, Exit, Phase, RunId, Verdict, event::SCHEMA, verdict::Fault};
 use tokio::{io::AsyncRead, sync::mpsc, time::Instant};

@@ -422,7 +422,7 @@ fn check_header(config: &Config, suite: &Suite, header: &Header, source: &Source
             guests
                 .iter()
                 .filter_map(|g| config.guests.get(*g))
-                .any(|g| g.disks.iter().any(|d| d.serial.as_ref() == Some(s)))
+                .any(|g| g.spec.hardware.disks.iter().any(|d| d.serial.as_ref() == Some(s)))
         })
         .collect();
     if let (false, Some((_, span))) = (twice.is_empty(), header.hardware.iter().find(|(key, _)| *key == "disks")) {

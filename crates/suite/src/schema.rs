@@ -5,9 +5,9 @@
 use serde_json::{Value as Json, json};
 
 use crate::{
-    config::typed::{
-        DiskTable, FileTable, GroupTable, GuestTable, HeaderTable, LoginTable, OverrideTable, ProfileTable,
-        RetriesTable, SuiteTable,
+    config::{
+        guest::{DiskTable, GuestTable, LoginTable},
+        typed::{FileTable, GroupTable, HeaderTable, OverrideTable, ProfileTable, RetriesTable, SuiteTable},
     },
     toml_tree::{Key, Table, Value},
 };

@@ -19,10 +19,11 @@ use std::{
     time::Duration,
 };
 
+use belljar_guest_spec::{DiskSpec, Hardware, NicMode, WorkspaceMode};
 use serde::Serialize;
 
 use crate::{
-    config::{Disk, Format, Isolation, Nic, Retries, WorkspaceMode},
+    config::{Format, Isolation, Retries},
     units,
 };
 
@@ -79,9 +80,9 @@ pub struct Layer {
     /// The guest's processors.
     pub cpus: Option<u32>,
     /// The guest's network.
-    pub nic: Option<Nic>,
+    pub nic: Option<NicMode>,
     /// Disks on top of the guest's.
-    pub disks: Option<Vec<Disk>>,
+    pub disks: Option<Vec<DiskSpec>>,
     /// Variables.
     pub env: BTreeMap<String, String>,
     /// Directory in the guest.
@@ -159,21 +160,6 @@ pub struct Settings {
     pub max_disk: Option<u64>,
 }
 
-/// What of a guest a test can change. Two tests with the same description and guest can be run in clones of the same template.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct Hardware {
-    /// Bytes of memory.
-    pub memory: u64,
-    /// Number of processors.
-    pub cpus: u32,
-    /// The network card.
-    pub nic: Nic,
-    /// All extra disks, in order.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub disks: Vec<Disk>,
-}
-
 impl Layer {
     /// What Belljar says where nobody else does.
     #[must_use]
@@ -187,9 +173,6 @@ impl Layer {
             workspace_mode: Some(WorkspaceMode::Cow),
             exclusive: Some(false),
             priority: Some(0),
-            memory: Some(1 << 30),
-            cpus: Some(1),
-            nic: Some(Nic::Isolated),
             ..Self::default()
         }
     }
@@ -240,11 +223,12 @@ impl Layer {
 
     /// The settings that these merged layers come to, and the guest's hardware with `guest_disks` first.
     #[must_use]
-    pub fn settle(self, guest_disks: &[Disk]) -> (Settings, Hardware) {
+    pub fn settle(self, guest_disks: &[DiskSpec]) -> (Settings, Hardware) {
+        let default = Hardware::default();
         let hardware = Hardware {
-            memory: self.memory.unwrap_or(1 << 30),
-            cpus: self.cpus.unwrap_or(1),
-            nic: self.nic.unwrap_or(Nic::Isolated),
+            memory: self.memory.unwrap_or(default.memory),
+            cpus: self.cpus.unwrap_or(default.cpus),
+            nic: self.nic.unwrap_or(default.nic),
             disks: guest_disks.iter().cloned().chain(self.disks.unwrap_or_default()).collect(),
         };
         let settings = Settings {
@@ -303,7 +287,7 @@ mod tests {
         let (guest, suite) = (&config.guests["g"], &config.suites[0]);
         let exception = profile.overrides.first().map(|o| o.layer.clone()).unwrap_or_default();
         let layers = [&flag, &exception, &header, &suite.layer, &profile.layer, &guest.layer];
-        let (settings, hardware) = Layer::merge(layers).settle(&guest.disks);
+        let (settings, hardware) = Layer::merge(layers).settle(&guest.spec.hardware.disks);
         let mut json = serde_json::to_value(settings).unwrap();
         let hardware = serde_json::to_value(hardware).unwrap();
         json.as_object_mut().unwrap().extend(hardware.as_object().unwrap().clone());

@@ -2,10 +2,13 @@
 
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
+use belljar_guest_spec::{Accel, NicMode, WorkspaceMode};
 use clap::{Args, ValueEnum, ValueHint};
 
-use crate::args::{AccelArg, HostArgs, ModeArg, NicArg};
-use crate::env;
+use crate::{
+    args::{HostArgs, word},
+    env,
+};
 
 pub(crate) const TEST_HELP: &str = "\
 A FILTER is a part of a test's name or path, or an expression: suite(storage), guest(debian), tag(slow), name(ext4), \
@@ -81,12 +84,12 @@ pub(crate) struct SuiteArgs {
     pub(crate) cpus: Option<u32>,
 
     /// The guests' network
-    #[arg(long, value_enum, help_heading = "Settings of all tests")]
-    pub(crate) nic: Option<NicArg>,
+    #[arg(long, value_name = "NIC", value_parser = word::<NicMode>(), help_heading = "Settings of all tests")]
+    pub(crate) nic: Option<NicMode>,
 
     /// What becomes of what guests write into the workspace
-    #[arg(long, value_enum, help_heading = "Settings of all tests")]
-    pub(crate) workspace_mode: Option<ModeArg>,
+    #[arg(long, value_name = "WORKSPACE_MODE", value_parser = word::<WorkspaceMode>(), help_heading = "Settings of all tests")]
+    pub(crate) workspace_mode: Option<WorkspaceMode>,
 
     /// Set a variable for all tests, or pass on this process's own with just NAME
     #[arg(short = 'e', long = "env", value_name = "NAME[=VALUE]", help_heading = "Settings of all tests")]
@@ -142,8 +145,8 @@ pub(crate) struct TestArgs {
     pub(crate) until_fail: bool,
 
     /// KVM or emulation, for all guests [default: the guest's, or KVM if a probe shows that it runs a guest]
-    #[arg(long, value_enum, env = env::ACCEL, hide_env = true, help_heading = "Run")]
-    pub(crate) accel: Option<AccelArg>,
+    #[arg(long, value_name = "ACCEL", value_parser = word::<Accel>(), env = env::ACCEL, hide_env = true, help_heading = "Run")]
+    pub(crate) accel: Option<Accel>,
 
     /// Write a JUnit report
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Reports")]

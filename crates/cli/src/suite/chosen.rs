@@ -10,7 +10,7 @@ use std::{
 use belljar_model::exit_code;
 use belljar_runner::suite::{Cases, history::History};
 use belljar_suite::{
-    config::{Config, ConfigError, FILE_NAME, Nic, Profile, Retries, WorkspaceMode},
+    config::{Config, ConfigError, FILE_NAME, Profile, Retries},
     discover::{Discovery, discover, mistakes_in_headers},
     filter::Filter,
     partition::Partition,
@@ -19,10 +19,7 @@ use belljar_suite::{
 };
 
 use super::{Refused, args::SuiteArgs};
-use crate::{
-    args::{ModeArg, NicArg},
-    env, settings, specs,
-};
+use crate::{env, settings, specs};
 
 /// Everything that decides what runs.
 pub(crate) struct Chosen {
@@ -150,19 +147,11 @@ fn flags(args: &SuiteArgs) -> Result<Layer, String> {
         user: args.user.clone(),
         ..Layer::default()
     };
-    layer.memory = args.memory.as_deref().map(specs::memory).transpose().map_err(|e| format!("--memory: {e}"))?;
+    layer.memory = args.memory.as_deref().map(specs::memory).transpose()?;
     layer.max_output = settings::bound("--max-output", args.max_output.as_deref())?;
     layer.max_disk = settings::bound("--max-disk", args.max_disk.as_deref())?;
-    layer.nic = args.nic.map(|nic| match nic {
-        NicArg::None => Nic::None,
-        NicArg::Isolated => Nic::Isolated,
-        NicArg::User => Nic::User,
-    });
-    layer.workspace_mode = args.workspace_mode.map(|mode| match mode {
-        ModeArg::Rw => WorkspaceMode::Rw,
-        ModeArg::Ro => WorkspaceMode::Ro,
-        ModeArg::Cow => WorkspaceMode::Cow,
-    });
+    layer.nic = args.nic;
+    layer.workspace_mode = args.workspace_mode;
     for text in &args.env {
         let variable = specs::variable(text, env::any)?;
         let variable = String::from_utf8(variable).map_err(|_| format!("--env {}: no UTF-8", text.display()))?;

@@ -8,6 +8,7 @@ use std::{
     rc::Rc,
 };
 
+use belljar_guest_spec::WorkspaceMode;
 use belljar_model::{Event, RunSummary, UnitId, exit_code, log::Line, read_log, test_run::Host};
 use belljar_report::{
     Format, Reporter,
@@ -19,17 +20,9 @@ use belljar_runner::{
     cancel,
     log::EventLog,
     run_dir::{self, RunDir},
-    suite::{
-        Cases, Reins, Request, RunLimits, StandStill,
-        resources::Memory,
-        spec::{Surroundings, password_variables},
-    },
+    suite::{Cases, Reins, Request, RunLimits, StandStill, resources::Memory},
 };
-use belljar_suite::{
-    config::WorkspaceMode,
-    filter::{Field, Filter, Matcher},
-    plan::Plan,
-};
+use belljar_suite::filter::{Field, Filter, Matcher};
 use indicatif::ProgressDrawTarget;
 use rustix::process::{Signal, getpid, kill_process};
 use tokio::{
@@ -42,12 +35,10 @@ use super::{
     Refused,
     args::TestArgs,
     chosen::Chosen,
-    list::obstacles,
+    list::{obstacles, surroundings},
     report::{check_target, write_file},
 };
-use crate::{
-    complain, complain_note, env, input::is_in_background, run::hear_signals, settings, specs, template, write_out,
-};
+use crate::{complain, complain_note, env, input::is_in_background, run::hear_signals, settings, template, write_out};
 
 /// A report, and where it goes, or why it cannot.
 type WantedReport = (Format, Result<ReportPlace, String>);
@@ -74,7 +65,7 @@ pub(crate) fn test(args: TestArgs) -> Result<u8, Refused> {
         let listing = plan.listing().with_obstacles(obstacles(&plan, &chosen, args.host.qemu.as_deref())?);
         return Ok(write_out(listing.human(args.host.verbose > 0).as_bytes())?);
     }
-    let around = surroundings(&plan)?;
+    let around = surroundings(&plan);
     let exposed = plan.units.iter().any(|unit| unit.settings.workspace_mode == WorkspaceMode::Rw);
     let exposed = exposed.then_some(&*chosen.config.workspace);
     // The run makes its own.
@@ -203,22 +194,13 @@ fn hear_ctrl_z(stops: mpsc::UnboundedSender<StandStill>) -> io::Result<()> {
     Ok(())
 }
 
-pub(super) fn surroundings(plan: &Plan) -> Result<Surroundings, String> {
-    let guests = plan.machines.iter().map(|m| &*m.guest);
-    let passwords = password_variables(guests).into_iter().filter_map(|name| {
-        let value = env::any(name.as_ref())?;
-        Some((name.to_owned(), value.into_string().ok()?))
-    });
-    Ok(Surroundings { guest_env: settings::guest_env(), passwords: passwords.collect(), home: settings::home() })
-}
-
 fn limits(args: &TestArgs, chosen: &Chosen) -> Result<RunLimits, String> {
     let profile = &chosen.profile;
-    let max_memory = args.max_memory.as_deref().map(specs::size).transpose();
+    let max_memory = settings::bound("--max-memory", args.max_memory.as_deref())?;
     let cpus = std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX));
     Ok(RunLimits {
         jobs: args.jobs.or(profile.jobs),
-        max_memory: max_memory.map_err(|e| format!("--max-memory: {e}"))?.or(profile.max_memory),
+        max_memory: max_memory.or(profile.max_memory),
         max_cpus: args.max_cpus.or(profile.max_cpus).unwrap_or(cpus),
         groups: chosen.config.groups.clone(),
         fail_fast: args.fail_fast || (profile.fail_fast && !args.no_fail_fast),

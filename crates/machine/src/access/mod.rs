@@ -6,7 +6,6 @@
 
 mod answer;
 mod climb;
-mod secret;
 mod shell;
 mod sight;
 
@@ -14,8 +13,8 @@ use std::time::Duration;
 
 use crate::console::{Alarm, Console, ExpectError, Patience, SendError, show_tail};
 
+pub use belljar_guest_spec::{Credentials, Secret};
 pub use climb::climb;
-pub use secret::{Credentials, Secret};
 pub use shell::{Shell, ShellError, ShellReply};
 pub use sight::Sight;
 

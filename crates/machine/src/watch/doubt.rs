@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use belljar_guest_spec::OopsPolicy;
 use belljar_model::{CrashKind, EventKind, Phase};
 use belljar_proto::message::KernelNews;
 use tokio::time::Instant;
@@ -11,7 +12,6 @@ use crate::{
     Lost,
     console::{Alarm, AlarmKind, Phase as AlarmPhase, Severity, kernel_kind},
     guest::Observe,
-    spec::OopsPolicy,
 };
 
 /// How long the agent has to answer before the console alone is believed. It goes before everything else in the guest, so that

@@ -307,7 +307,7 @@ async fn perform(
         Err(lost) => return lost.into(),
     }
     let patterns = junit_patterns(unit);
-    let workspace = collect::Place { root: &unit.guest.mount_at, name: "the workspace", patterns: &patterns };
+    let workspace = collect::Place { root: &unit.guest.spec.mount_at, name: "the workspace", patterns: &patterns };
     let before = if patterns.is_empty() {
         None
     } else {
@@ -393,9 +393,9 @@ fn command(cx: &Cx, unit: &Unit, id: &AttemptId, out: &str) -> GuestCommand {
     if let Some(case) = &unit.case {
         argv.extend(libtest::run_one(case).into_iter().map(String::into_bytes));
     }
-    let mount = unit.guest.mount_at.trim_end_matches('/');
+    let mount = unit.guest.spec.mount_at.trim_end_matches('/');
     let cwd = match &unit.settings.cwd {
-        None => unit.guest.mount_at.clone(),
+        None => unit.guest.spec.mount_at.clone(),
         Some(path) if path.starts_with('/') => path.clone(),
         Some(path) => format!("{mount}/{path}"),
     };

@@ -26,7 +26,6 @@ use super::{
     pool::{Kind, Pool},
     queue::{Budget, Job, Queue},
     resources::{Memory, OVERHEAD, no_room_for},
-    spec,
     tell::Tell,
     unit,
 };
@@ -106,7 +105,7 @@ async fn accelerator(request: &Request) -> Result<String, String> {
         let qemu =
             probe::find_qemu(host.qemu.as_deref(), host.path.as_deref(), &host.cache_dir).map_err(|e| e.to_string())?;
         let accel = probe::choose_accel(host.accel, &qemu, &host.shim, &host.cache_dir).map_err(|e| e.to_string())?;
-        Ok(accel.accel.name().to_owned())
+        Ok(accel.accel.to_string())
     });
     probing.await.map_err(|panic| format!("looking for QEMU broke off: {panic}; please report it"))?
 }
@@ -141,7 +140,7 @@ fn context(
         workspace: request.workspace.clone(),
         setup: request.setup.clone(),
         kept: Rc::clone(kept),
-        specs: plan.machines.iter().map(|m| spec::guest_spec(m, &request.around)).collect(),
+        specs: plan.machines.iter().map(|m| m.spec(&request.around)).collect(),
         plans: RefCell::default(),
         templates: request.templates.clone(),
         boots: RefCell::new(plan.machines.iter().map(|_| super::lease::Boots::default()).collect()),

@@ -16,8 +16,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use belljar_guest_spec::WorkspaceMode;
 use belljar_machine::{
-    Lost, MountMode,
+    Lost,
     guest::Guest,
     lease::{Layer, SetUp, SettingUp},
     spec::Workspace,
@@ -182,7 +183,7 @@ impl<'a> Setting<'a> {
         };
         let mut hasher = blake3::Hasher::new_derive_key("belljar 1 set-up of a guest");
         hasher.update(copies.hash.as_bytes());
-        for word in std::iter::once(unit.guest.mount_at.clone().into_bytes()).chain(cx.environment(unit, None)) {
+        for word in std::iter::once(unit.guest.spec.mount_at.clone().into_bytes()).chain(cx.environment(unit, None)) {
             hasher.update(&(word.len() as u64).to_le_bytes()).update(&word);
         }
         let id = *hasher.finalize().as_bytes();
@@ -232,7 +233,7 @@ impl SetUp for Setting<'_> {
         let dir = self.workspace();
         copy_tree(&self.copies.dir, &dir)
             .map_err(|e| Lost::host(format!("cannot copy what the set-up reads: {e}; free some space")))?;
-        Ok(Workspace { dir, mode: MountMode::ReadWrite, mount_at: self.unit.guest.mount_at.clone() })
+        Ok(Workspace { dir, mode: WorkspaceMode::Rw, mount_at: self.unit.guest.spec.mount_at.clone() })
     }
 
     fn run<'s>(&'s mut self, guest: &'s mut Guest, observe: &'s mut dyn FnMut(EventKind)) -> SettingUp<'s> {

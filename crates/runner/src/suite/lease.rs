@@ -9,7 +9,7 @@ use belljar_machine::{
     host::HostContext,
     lease as machines,
     plan::{self, Place, Plan},
-    spec::ShareSpec,
+    spec::{ShareSpec, Workspace},
     tree,
 };
 use belljar_model::{CrashKind, EventKind, Fault, Phase, Verdict, test_run as events};
@@ -17,7 +17,7 @@ use belljar_suite::plan::Unit;
 use fs_err as fs;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::{Cx, kept::Setting, pause::Wound, setup::Scene, spec};
+use super::{Cx, kept::Setting, pause::Wound, setup::Scene};
 use crate::{cancel::Cancel, out_dir::open_to_all, run_dir};
 
 /// A guest that never came up so often is not tried again in this run.
@@ -130,8 +130,12 @@ async fn start(
     let made = fs::create_dir_all(&dir).and_then(|()| fs::create_dir(&out)).and_then(|()| open_to_all(&out));
     made.map_err(|e| Lost::host(format!("cannot make a directory for the guest: {e}; free some space")))?;
     let bounds = Bounds { output: unit.settings.max_output, disk: unit.settings.max_disk };
-    let workspace = Some(spec::workspace(&cx.workspace, &unit.guest, unit.settings.workspace_mode));
-    let share = ShareSpec { workspace, out, out_wanted: true, bounds, modules: None };
+    let workspace = Workspace {
+        dir: cx.workspace.clone(),
+        mode: unit.settings.workspace_mode,
+        mount_at: unit.guest.spec.mount_at.clone(),
+    };
+    let share = ShareSpec { workspace: Some(workspace), out, out_wanted: true, bounds, modules: None };
     let place = Place {
         console_log: dir.join(run_dir::CONSOLE),
         qemu_log: dir.join(run_dir::QEMU_LOG),
@@ -168,10 +172,9 @@ async fn plan_of(cx: &Cx, unit: &Unit, share: &ShareSpec, place: &Place, cancel:
 async fn prepare(cx: &Cx, unit: &Unit, share: &ShareSpec, place: &Place, cancel: &mut Cancel) -> Result<Plan, Lost> {
     let spec = cx.specs[unit.machine].clone().map_err(|why| Lost::host(why).lasting())?;
     let Place { console_log, qemu_log, qemu_command, .. } = place.clone();
-    let accel = cx.host.accel.or_else(|| spec::accel(&unit.guest));
     // Boot files that no cache can take go here: they are for all guests, and the first one's own directory moves when it ends.
     let run_dir = cx.run_dir.clone();
-    let host = HostContext { accel, run_dir, console_log, qemu_log, qemu_command, ..cx.host.clone() };
+    let host = HostContext { run_dir, console_log, qemu_log, qemu_command, ..cx.host.clone() };
     let share = share.clone();
     let preparing = tokio::task::spawn_blocking(move || plan::prepare(&spec, &share, host));
     let prepared = tokio::select! {

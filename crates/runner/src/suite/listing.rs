@@ -106,7 +106,7 @@ async fn names(
     let command = GuestCommand {
         argv: std::iter::once(unit.guest_path().into_bytes()).chain(words).collect(),
         env: cx.environment(unit, None),
-        cwd: Some(unit.guest.mount_at.clone().into_bytes()),
+        cwd: Some(unit.guest.spec.mount_at.clone().into_bytes()),
         user: unit.settings.user.clone(),
         terminal: None,
     };

@@ -24,7 +24,6 @@ mod pool;
 mod queue;
 pub mod resources;
 mod setup;
-pub mod spec;
 mod tell;
 mod unit;
 
@@ -36,7 +35,8 @@ use std::{
     time::Duration,
 };
 
-use belljar_machine::{Lost, host::HostContext, lease::Templates, plan::Plan as MachinePlan, spec::GuestSpec};
+use belljar_guest_spec::{GuestSpec, Surroundings};
+use belljar_machine::{Lost, host::HostContext, lease::Templates, plan::Plan as MachinePlan};
 use belljar_model::{
     AttemptId, EventKind, RunId, UnitId, Verdict,
     test_run::{Counts, Host, Stopping, UnitEnded},
@@ -73,7 +73,7 @@ pub struct Request {
     /// The host directory that guests see.
     pub workspace: PathBuf,
     /// What of the environment guests depend on.
-    pub around: spec::Surroundings,
+    pub around: Surroundings,
     /// What the host side stands on; the paths of single guests are set for each.
     pub host: HostContext,
     /// Where templates of guests may be.
@@ -180,7 +180,7 @@ impl Cx {
         let mut vars: Vec<String> = unit.settings.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
         let out = attempt.map_or(belljar_machine::share::OUT_PATH, |(_, out)| out);
         vars.push(format!("BELLJAR_OUT={out}"));
-        vars.push(format!("BELLJAR_WORKSPACE={}", unit.guest.mount_at));
+        vars.push(format!("BELLJAR_WORKSPACE={}", unit.guest.spec.mount_at));
         vars.push(format!("BELLJAR_SUITE={}", unit.suite.name));
         vars.push(format!("BELLJAR_GUEST={}", unit.guest.name));
         if let Some((id, _)) = attempt {

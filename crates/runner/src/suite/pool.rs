@@ -11,12 +11,10 @@ use std::{
     time::Duration,
 };
 
+use belljar_guest_spec::Word;
 use belljar_machine::Lost;
 use belljar_model::{EventKind, test_run as events};
-use belljar_suite::{
-    config::WorkspaceMode,
-    plan::{Plan, Unit},
-};
+use belljar_suite::plan::{Plan, Unit};
 use tokio::{
     sync::Notify,
     task::{AbortHandle, JoinHandle},
@@ -39,14 +37,9 @@ pub(crate) struct Kind {
 
 impl Kind {
     pub(crate) fn of(cx: &Cx, unit: &Unit) -> Self {
-        let mode = match unit.settings.workspace_mode {
-            WorkspaceMode::Rw => "rw",
-            WorkspaceMode::Ro => "ro",
-            WorkspaceMode::Cow => "cow",
-        };
         let set_up = || (unit.suite.name.clone(), cx.environment(unit, None));
         let set_up = cx.setup.contains_key(&unit.suite.name).then(set_up);
-        Self { machine: unit.machine, mode, set_up }
+        Self { machine: unit.machine, mode: unit.settings.workspace_mode.word(), set_up }
     }
 }
 

@@ -62,11 +62,11 @@ pub(crate) async fn run(
         let started = Instant::now();
         let log = free_name(scene.dir, number + 1);
         let mut recorder = Recorder::new(&scene.dir.join(&log), belljar_suite::config::Format::Exit);
-        let path = format!("{}/{shown}", unit.guest.mount_at.trim_end_matches('/'));
+        let path = format!("{}/{shown}", unit.guest.spec.mount_at.trim_end_matches('/'));
         let command = GuestCommand {
             argv: vec![path.into_bytes()],
             env: cx.environment(unit, None),
-            cwd: Some(unit.guest.mount_at.clone().into_bytes()),
+            cwd: Some(unit.guest.spec.mount_at.clone().into_bytes()),
             user: None,
             terminal: None,
         };

@@ -10,11 +10,9 @@ use toml::Spanned;
 
 use super::{
     HOST_GUEST,
-    typed::{
-        DiskTable, FileTable, FilterText, GuestTable, HeaderTable, OverrideTable, ProfileTable, RetriesValue,
-        SuiteTable,
-    },
-    words::{Access, Backoff, Format},
+    guest::{self, GuestTable},
+    typed::{FileTable, FilterText, HeaderTable, OverrideTable, ProfileTable, RetriesValue, SuiteTable},
+    words::{Backoff, Format},
 };
 use crate::{
     diagnostic::{Diagnostic, enumerate, suggest},
@@ -40,7 +38,7 @@ pub(super) fn file(file: &FileTable, walk: &mut Walk) {
     };
     names.guests.extend(guests().map(|(name, (_, table))| (name.0.as_str(), Some(table))));
     for (_, (_, table)) in guests() {
-        guest(table, walk);
+        guest::check(table, walk);
     }
     for (_, (span, table)) in groups() {
         if !table.seen.contains("max-parallel") {
@@ -88,116 +86,12 @@ fn unknown<'a>(
     walk.push(diagnostic);
 }
 
-fn contradiction(walk: &mut Walk, span: Range<usize>, message: &str, help: &str) {
+pub(super) fn contradiction(walk: &mut Walk, span: Range<usize>, message: &str, help: &str) {
     let diagnostic = Diagnostic::error(message).at(walk.place(span)).help(help);
     walk.push(diagnostic);
 }
 
-fn guest(table: &GuestTable, walk: &mut Walk) {
-    source(table, walk);
-    if let Some(login) = &table.login {
-        let login = login.get_ref();
-        if let (Some(_), Some(env)) = (&login.password, &login.password_env) {
-            let message = "`password` and `password-env` are both given";
-            contradiction(
-                walk,
-                env.span(),
-                message,
-                "keep one of them; `password-env` keeps the password out of this file",
-            );
-        }
-    }
-    disks(table.disks.as_ref(), &BTreeSet::new(), walk);
-    times(table.timeout.as_ref(), table.slow_timeout.as_ref(), walk);
-}
-
-/// Whether the keys that say what a guest boots from go together.
-fn source(table: &GuestTable, walk: &mut Walk) {
-    let has = |key| table.seen.contains(key);
-    if has("container") {
-        return;
-    }
-    let span = |key: &str| match key {
-        "kernel" => table.kernel.as_ref().map(Spanned::span),
-        "initrd" => table.initrd.as_ref().map(Spanned::span),
-        "rootfs" => table.rootfs.as_ref().map(Spanned::span),
-        "modules" => table.modules.as_ref().map(Spanned::span),
-        "append" => table.append.as_ref().map(Spanned::span),
-        "image-format" => table.image_format.as_ref().map(Spanned::span),
-        "boot-bus" => table.boot_bus.as_ref().map(Spanned::span),
-        "login" => table.login.as_ref().map(Spanned::span),
-        _ => table.access.as_ref().map(Spanned::span),
-    };
-    let wrong = |walk: &mut Walk, key: &str, message: String, help: &str| {
-        if let Some(span) = span(key) {
-            contradiction(walk, span, &message, help);
-        }
-    };
-    if has("image") {
-        for key in ["kernel", "initrd", "rootfs", "modules", "append"] {
-            let message =
-                format!("`{key}` does not go with `image`: a disk image brings its own kernel and kernel line");
-            wrong(walk, key, message, "leave one of the two out");
-        }
-    } else {
-        for key in ["image-format", "boot-bus"] {
-            wrong(walk, key, format!("`{key}` says something about `image`, which is not given"), "give `image` too");
-        }
-        if has("initrd") && !has("kernel") {
-            wrong(walk, "initrd", "`initrd` needs `kernel`".into(), "such as kernel = \"boot/vmlinuz\"");
-        }
-        if has("initrd") {
-            wrong(walk, "rootfs", "`rootfs` does not go with `initrd`".into(), "a guest has one or the other");
-        }
-    }
-    let access = table.access.as_ref().map(|a| *a.get_ref());
-    match access {
-        Some(Access::Init) if has("image") => {
-            let message = "access = \"init\" does not go with `image`: a disk image brings its own kernel line";
-            wrong(walk, "access", message.into(), "leave it out");
-        }
-        Some(Access::Console) if !has("image") && !has("initrd") => {
-            let message = "access = \"console\" needs `image` or `initrd`";
-            wrong(walk, "access", message.into(), "in other guests Belljar's own init is the only way in");
-        }
-        _ => {}
-    }
-    let own_init = access == Some(Access::Init) || (!has("image") && !has("initrd"));
-    if own_init {
-        let message = "`login` has no effect in a guest that starts Belljar's own init";
-        wrong(walk, "login", message.into(), "leave it out; `user` says who runs the tests");
-    }
-}
-
-/// Checks disks; gives back their serial numbers together with those that were there before.
-fn disks<'a>(
-    list: Option<&'a Spanned<List<DiskTable>>>,
-    before: &BTreeSet<&'a str>,
-    walk: &mut Walk,
-) -> BTreeSet<&'a str> {
-    let mut serials = before.clone();
-    for disk in list.iter().flat_map(|l| &l.get_ref().0) {
-        let span = disk.span();
-        let disk = disk.get_ref();
-        match (disk.seen.contains("size"), disk.seen.contains("file")) {
-            (true, true) => {
-                let help = "`size` makes an empty disk, `file` one with what is in an image; keep one of them";
-                contradiction(walk, span, "a disk has both `size` and `file`", help);
-            }
-            (false, false) => walk.missing(span, DiskTable::NOUN, "size", "size = \"1GiB\", or file = \"disk.qcow2\""),
-            _ => {}
-        }
-        if let Some(serial) = &disk.serial
-            && !serials.insert(&serial.get_ref().0)
-        {
-            let message = format!("two disks of a guest have the serial number {:?}", serial.get_ref().0);
-            contradiction(walk, serial.span(), &message, "give each its own; the guest finds it by that");
-        }
-    }
-    serials
-}
-
-fn times(timeout: Option<&Spanned<TimeLimit>>, slow: Option<&Spanned<TimeLimit>>, walk: &mut Walk) {
+pub(super) fn times(timeout: Option<&Spanned<TimeLimit>>, slow: Option<&Spanned<TimeLimit>>, walk: &mut Walk) {
     if let (Some(timeout), Some(slow)) = (timeout, slow)
         && slow.get_ref() >= timeout.get_ref()
     {
@@ -276,7 +170,7 @@ fn suite(table: &SuiteTable, names: &Names<'_>, walk: &mut Walk) {
         let disks = guest.disks.iter().flat_map(|d| &d.get_ref().0);
         serials.extend(disks.filter_map(|d| Some(d.get_ref().serial.as_ref()?.get_ref().0.as_str())));
     }
-    disks(table.disks.as_ref(), &serials, walk);
+    guest::check_disks(table.disks.as_ref(), &serials, walk);
 }
 
 fn setup(table: &SuiteTable, walk: &mut Walk) {
@@ -373,7 +267,7 @@ fn filter(value: Option<&Spanned<FilterText>>, names: &Names<'_>, walk: &mut Wal
 pub(crate) fn header(table: &HeaderTable, walk: &mut Walk) {
     times(table.timeout.as_ref(), table.slow_timeout.as_ref(), walk);
     retries(table.retries.as_ref(), walk);
-    disks(table.disks.as_ref(), &BTreeSet::new(), walk);
+    guest::check_disks(table.disks.as_ref(), &BTreeSet::new(), walk);
     if let Some(list) = &table.guests
         && list.get_ref().0.is_empty()
         && walk.is_blank_array(list.span())

@@ -2,15 +2,14 @@
 
 use std::{collections::BTreeMap, path::Path};
 
+use belljar_guest_spec::{NicMode, WorkspaceMode};
 use toml::Spanned;
 
 use super::{
-    Disk, DiskContent, Retries,
-    typed::{
-        AnyText, DiskTable, EnvText, GuestTable, HeaderTable, OverrideTable, Pattern, ProfileTable, RetriesValue,
-        SuiteTable,
-    },
-    words::{Backoff, Bus, Format, Isolation, Nic, WorkspaceMode},
+    Retries,
+    guest::disks,
+    typed::{AnyText, EnvText, HeaderTable, OverrideTable, Pattern, ProfileTable, RetriesValue, SuiteTable},
+    words::{Backoff, Format, Isolation},
 };
 use crate::{
     settings::Layer,
@@ -34,7 +33,7 @@ macro_rules! plain_copies {
         fn plain(&self) -> $ty { *self }
     } )* };
 }
-plain_copies!(bool, Format, Isolation, WorkspaceMode, Nic);
+plain_copies!(bool, Format, Isolation, WorkspaceMode, NicMode);
 
 macro_rules! plain_wrappers {
     ($($ty:ty => $out:ty),*) => { $( impl Plain for $ty {
@@ -93,25 +92,6 @@ impl Plain for RetriesValue {
     }
 }
 
-/// Disks with their files below `dir`; those that are wrong are left out.
-pub(super) fn disks(list: &Option<Spanned<List<DiskTable>>>, dir: &Path) -> Option<Vec<Disk>> {
-    let list = list.as_ref()?.get_ref();
-    let disk = |disk: &Spanned<DiskTable>| {
-        let disk = disk.get_ref();
-        let content = match (&disk.size, &disk.file) {
-            (Some(size), _) => DiskContent::Size(size.get_ref().0),
-            (None, Some(file)) => DiskContent::File(dir.join(&file.get_ref().0)),
-            (None, None) => return None,
-        };
-        Some(Disk {
-            content,
-            serial: disk.serial.as_ref().map(|s| s.get_ref().0.clone()),
-            bus: disk.bus.as_ref().map_or(Bus::Virtio, |b| *b.get_ref()),
-        })
-    };
-    Some(list.0.iter().filter_map(disk).collect())
-}
-
 /// Numbers have checked ranges.
 pub(super) fn unsigned(number: i64) -> u32 {
     u32::try_from(number).unwrap_or(0)
@@ -121,16 +101,6 @@ macro_rules! layer {
     ($table:ident: $($key:ident),*) => {
         Layer { $( $key: plain(&$table.$key), )* env: plain(&$table.env).unwrap_or_default(), ..Layer::default() }
     };
-}
-
-/// What a guest says of tests on it.
-pub(super) fn of_guest(table: &GuestTable) -> Layer {
-    Layer {
-        memory: plain(&table.memory),
-        cpus: plain(&table.cpus).map(unsigned),
-        nic: plain(&table.nic),
-        ..layer!(table: timeout, slow_timeout, workspace_mode, cwd, user, max_output, max_disk)
-    }
 }
 
 macro_rules! of_suite_or_header {
@@ -174,3 +144,5 @@ pub(super) fn of_override(table: &OverrideTable) -> Layer {
         ..layer!(table: timeout, slow_timeout, retries, exclusive, group, skip)
     }
 }
+
+pub(super) use layer;

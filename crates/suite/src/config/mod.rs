@@ -1,6 +1,7 @@
 //! `belljar.toml` as it is meant: checked, paths made whole, defaults left to [`crate::settings`].
 
 mod check;
+pub mod guest;
 mod layers;
 mod resolve;
 pub mod typed;
@@ -14,9 +15,10 @@ use std::{
     time::Duration,
 };
 
+use belljar_guest_spec::{GuestSpec, Source};
 use serde::Serialize;
 
-pub use self::words::{Accel, Access, Backoff, Bus, Format, Isolation, Nic, Oops, WorkspaceMode};
+pub use self::words::{Backoff, Format, Isolation};
 pub(crate) use self::{check::header as check_header, layers::of_header as layer_of_header, typed::HeaderTable};
 use crate::{
     diagnostic::{Diagnostic, Diagnostics, Place, SourceText, enumerate, suggest},
@@ -24,7 +26,7 @@ use crate::{
     filter::Filter,
     glob::Pattern,
     settings::Layer,
-    toml_tree::{Secret, Walk},
+    toml_tree::Walk,
     units,
 };
 
@@ -63,113 +65,10 @@ pub struct Config {
 pub struct Guest {
     /// Its name.
     pub name: String,
-    /// What it boots from.
-    pub source: Source,
-    /// How to log in on the serial console.
-    pub login: Option<Login>,
-    /// QEMU machine type.
-    pub machine: Option<String>,
-    /// QEMU CPU model.
-    pub cpu: Option<String>,
-    /// KVM or emulation.
-    pub accel: Option<Accel>,
-    /// Words for the kernel's command line.
-    pub append: Vec<String>,
-    /// What of the host it must not see; may begin with `~`.
-    pub hide: Vec<PathBuf>,
-    /// Extra disks of its own.
-    pub disks: Vec<Disk>,
-    /// What a fault that its kernel reports does.
-    pub oops: Oops,
-    /// Limit to the boot; none means the default for the accelerator.
-    pub boot_timeout: Option<Duration>,
-    /// For QEMU.
-    pub qemu_args: Vec<String>,
-    /// Where it sees the workspace.
-    pub mount_at: String,
-    /// Memory, processors, network, and what holds for tests on it.
+    /// The machine, with disks of its own.
+    pub spec: GuestSpec,
+    /// What holds for tests on it.
     pub layer: Layer,
-}
-
-/// What a guest boots from.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case", tag = "source")]
-pub enum Source {
-    /// A disk image with a boot loader of its own.
-    Image {
-        /// The image.
-        path: PathBuf,
-        /// Its format; none asks `qemu-img`.
-        format: Option<String>,
-        /// How it is attached.
-        bus: Bus,
-        /// How to get in.
-        access: Access,
-    },
-    /// A kernel with somebody else's initramfs.
-    Initramfs {
-        /// The kernel.
-        kernel: PathBuf,
-        /// The initramfs.
-        initrd: PathBuf,
-        /// Directory of the kernel's modules.
-        modules: Option<PathBuf>,
-        /// How to get in.
-        access: Access,
-    },
-    /// A root directory of the host under a kernel of the host.
-    RootDir {
-        /// The directory; none means `/`.
-        root: Option<PathBuf>,
-        /// The kernel; none means the newest installed one that can do it.
-        kernel: Option<PathBuf>,
-        /// Directory of the kernel's modules; none means that of the kernel's version.
-        modules: Option<PathBuf>,
-    },
-}
-
-/// A login.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Login {
-    /// The user.
-    pub user: String,
-    /// The password.
-    pub password: Password,
-}
-
-/// Where a password is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Password {
-    /// There is none.
-    None,
-    /// Here.
-    Given(Secret),
-    /// In this environment variable.
-    Env(String),
-}
-
-/// An extra disk.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct Disk {
-    /// What is on it at first.
-    #[serde(flatten)]
-    pub content: DiskContent,
-    /// Its serial number.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub serial: Option<String>,
-    /// How it is attached.
-    pub bus: Bus,
-}
-
-/// What is on a disk at first.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum DiskContent {
-    /// This many bytes of zeros.
-    Size(u64),
-    /// An image, which is not written to.
-    File(PathBuf),
 }
 
 /// How often and when an attempt is repeated.
@@ -393,22 +292,7 @@ impl Guest {
     /// This host's own userland.
     #[must_use]
     pub fn host(name: &str) -> Self {
-        Self {
-            name: name.to_owned(),
-            source: Source::RootDir { root: None, kernel: None, modules: None },
-            login: None,
-            machine: None,
-            cpu: None,
-            accel: None,
-            append: Vec::new(),
-            hide: Vec::new(),
-            disks: Vec::new(),
-            oops: Oops::Crash,
-            boot_timeout: None,
-            qemu_args: Vec::new(),
-            mount_at: "/mnt/hostos".to_owned(),
-            layer: Layer::default(),
-        }
+        Self { name: name.to_owned(), spec: GuestSpec::new(Source::host()), layer: Layer::default() }
     }
 }
 

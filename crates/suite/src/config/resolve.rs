@@ -10,10 +10,9 @@ use std::{
 use toml::Spanned;
 
 use super::{
-    Config, DEFAULT_PROFILE, Guest, HOST_GUEST, Login, Override, Password, Profile, Source, Suite,
+    Config, DEFAULT_PROFILE, Guest, HOST_GUEST, Override, Profile, Suite, guest,
     layers::{self, plain, unsigned},
-    typed::{FileTable, GuestTable, LoginTable, Pattern as PatternText, ProfileTable, SuiteTable},
-    words::{Access, Bus, Oops},
+    typed::{FileTable, Pattern as PatternText, ProfileTable, SuiteTable},
 };
 use crate::{
     diagnostic::Place,
@@ -26,7 +25,7 @@ pub(super) fn file(path: &Path, shown: &Path, file: &FileTable, walk: &Walk) -> 
     let mut guests = BTreeMap::new();
     let mut declared = Vec::new();
     for (name, (_, table)) in file.guests.iter().flat_map(|g| &g.get_ref().0) {
-        guests.insert(name.0.clone(), Arc::new(guest(&name.0, table, &dir)));
+        guests.insert(name.0.clone(), Arc::new(guest::resolve(&name.0, table, &dir)));
         declared.push(name.0.clone());
     }
     guests.entry(HOST_GUEST.to_owned()).or_insert_with(|| Arc::new(Guest::host(HOST_GUEST)));
@@ -51,56 +50,8 @@ pub(super) fn file(path: &Path, shown: &Path, file: &FileTable, walk: &Walk) -> 
     }
 }
 
-fn below(dir: &Path, path: &Option<Spanned<FilePath>>) -> Option<PathBuf> {
+pub(super) fn below(dir: &Path, path: &Option<Spanned<FilePath>>) -> Option<PathBuf> {
     path.as_ref().map(|p| dir.join(&p.get_ref().0))
-}
-
-/// A path of the host, of which a `~` at the beginning is for later.
-fn of_host(dir: &Path, path: &Path) -> PathBuf {
-    if path.starts_with("~") { path.to_owned() } else { dir.join(path) }
-}
-
-fn guest(name: &str, table: &GuestTable, dir: &Path) -> Guest {
-    let host = Guest::host(name);
-    Guest {
-        source: source(table, dir),
-        login: table.login.as_ref().map(|l| login(l.get_ref())),
-        machine: plain(&table.machine),
-        cpu: plain(&table.cpu),
-        accel: table.accel.as_ref().map(|a| *a.get_ref()),
-        append: plain(&table.append).unwrap_or_default(),
-        hide: table.hide.iter().flat_map(|l| &l.get_ref().0).map(|p| of_host(dir, &p.get_ref().0)).collect(),
-        disks: layers::disks(&table.disks, dir).unwrap_or_default(),
-        oops: table.oops.as_ref().map_or(Oops::Crash, |o| *o.get_ref()),
-        boot_timeout: plain(&table.boot_timeout),
-        qemu_args: plain(&table.qemu_args).unwrap_or_default(),
-        mount_at: plain(&table.mount_at).unwrap_or(host.mount_at),
-        layer: layers::of_guest(table),
-        name: host.name,
-    }
-}
-
-fn source(table: &GuestTable, dir: &Path) -> Source {
-    let access = table.access.as_ref().map_or(Access::Auto, |a| *a.get_ref());
-    let modules = below(dir, &table.modules);
-    let kernel = below(dir, &table.kernel);
-    if let Some(path) = below(dir, &table.image) {
-        let bus = table.boot_bus.as_ref().map_or(Bus::Virtio, |b| *b.get_ref());
-        return Source::Image { path, format: plain(&table.image_format), bus, access };
-    }
-    match (kernel, below(dir, &table.initrd)) {
-        (Some(kernel), Some(initrd)) => Source::Initramfs { kernel, initrd, modules, access },
-        (kernel, _) => Source::RootDir { root: below(dir, &table.rootfs), kernel, modules },
-    }
-}
-
-fn login(table: &LoginTable) -> Login {
-    let password = match (&table.password, &table.password_env) {
-        (_, Some(name)) => Password::Env(name.get_ref().0.clone()),
-        (Some(password), None) => Password::Given(password.get_ref().clone()),
-        (None, None) => Password::None,
-    };
-    Login { user: plain(&table.user).unwrap_or_else(|| "root".to_owned()), password }
 }
 
 fn patterns(list: &Option<Spanned<OneOrMany<PatternText>>>, walk: &Walk) -> Vec<(Pattern, Place)> {

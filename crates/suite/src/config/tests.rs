@@ -1,5 +1,7 @@
 use proptest::prelude::*;
 
+use belljar_guest_spec::{Access, DiskBus, DiskContent, DiskSpec, Password, Secret};
+
 use super::*;
 use crate::settings::Layer;
 
@@ -41,13 +43,13 @@ junit = "junit.xml"
     );
     let path = PathBuf::from("/p/images/debian-12.qcow2");
     assert_eq!(
-        config.guests["debian"].source,
-        Source::Image { path, format: None, bus: Bus::Virtio, access: Access::Auto }
+        config.guests["debian"].spec.source,
+        Source::Image { path, format: None, bus: DiskBus::Virtio, access: Access::Auto }
     );
     assert_eq!(config.workspace, Path::new("/p"));
     assert_eq!(config.suites[0].guests, ["debian"]);
     assert_eq!(config.suites[0].layer.timeout, Some(Duration::from_secs(300)));
-    let disk = Disk { content: DiskContent::Size(1 << 30), serial: Some("data0".into()), bus: Bus::Virtio };
+    let disk = DiskSpec { content: DiskContent::Empty(1 << 30), serial: Some("data0".into()), bus: DiskBus::Virtio };
     assert_eq!(config.suites[0].layer.disks, Some(vec![disk]));
     let ci = config.profile("ci").unwrap();
     assert_eq!(ci.layer.retries, Some(Retries::at_once(2)));
@@ -76,7 +78,7 @@ fn suites_run_on_every_guest_unless_they_say_so() {
 
 #[test]
 fn sources() {
-    let source = |text: &str| parse(&format!("[guests.g]\n{text}")).guests["g"].source.clone();
+    let source = |text: &str| parse(&format!("[guests.g]\n{text}")).guests["g"].spec.source.clone();
     let none = Source::RootDir { root: None, kernel: None, modules: None };
     assert_eq!(source(""), none);
     assert_eq!(
@@ -92,11 +94,11 @@ fn sources() {
 #[test]
 fn passwords_stay_secret() {
     let config = parse("[guests.g]\nimage = 'i'\nlogin = { user = 'u', password = 'hunter2' }");
-    let login = config.guests["g"].login.clone().unwrap();
-    assert_eq!(login.password, Password::Given(Secret("hunter2".into())));
+    let login = config.guests["g"].spec.login.clone().unwrap();
+    assert_eq!(login.password, Password::Given(Secret::new("hunter2")));
     assert!(!format!("{config:?}").contains("hunter2"));
     let config = parse("[guests.g]\nimage = 'i'\nlogin = { password-env = 'PW' }");
-    let login = config.guests["g"].login.clone().unwrap();
+    let login = config.guests["g"].spec.login.clone().unwrap();
     assert_eq!((login.user.as_str(), login.password), ("root", Password::Env("PW".into())));
     let error = mistakes(&["[guests.g]\nimage = 'i'\nlogin = { user = 'u', password = 'hun\"ter2', usr = 1 }"]);
     assert!(error.contains("usr") && !error.contains("ter2"), "{error}");
@@ -236,7 +238,7 @@ fn the_documented_defaults_are_the_real_ones() {
         keys.iter().filter(|k| !k.default.starts_with('(')).map(|k| format!("{} = {}\n", k.name, k.default)).collect()
     };
     // A guest of the kind that can have the key.
-    let guest = lines(typed::GuestTable::keys());
+    let guest = lines(guest::GuestTable::keys());
     let image: String = guest
         .lines()
         .filter(|l| !l.starts_with("rootfs") && !l.starts_with("append"))
@@ -253,7 +255,7 @@ fn the_documented_defaults_are_the_real_ones() {
     let settle = |config: &Config| {
         let (guest, suite, profile) = (&config.guests["image"], &config.suites[0], &config.profiles["default"]);
         (
-            Layer::merge([&suite.layer, &profile.layer, &guest.layer]).settle(&guest.disks),
+            Layer::merge([&suite.layer, &profile.layer, &guest.layer]).settle(&guest.spec.hardware.disks),
             Guest { layer: Layer::default(), ..(**guest).clone() },
             (suite.setup_timeout, suite.guests.clone()),
             (profile.fail_fast, profile.error_retries, profile.jobs, profile.global_timeout),

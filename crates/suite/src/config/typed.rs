@@ -1,13 +1,18 @@
 //! `belljar.toml` and headers as typed by the user: every key with its meaning, its kind and its default.
 //!
-//! This is the one list of keys. The reader, the errors, the JSON Schema and the test of `docs/belljar.toml` follow from it.
+//! This is the one list of keys, with that of a guest's in [`super::guest`]. The reader, the errors, the JSON Schema and the test of `docs/belljar.toml` follow from it.
+
+use belljar_guest_spec::{NicMode, WorkspaceMode};
 
 use crate::{
-    config::words::{Accel, Access, Backoff, Bus, Format, Isolation, Nic, Oops, WorkspaceMode},
+    config::{
+        guest::{DiskTable, GuestTable},
+        words::{Backoff, Format, Isolation},
+    },
     filter::Filter,
     toml_tree::{
-        Delay, FilePath, GuestPath, Int, List, Map, Memory, Name, OneOrMany, Secret, Serial, Size, Table, Text,
-        TimeLimit, User, Value, VarName, Walk, read_text, table,
+        Delay, FilePath, GuestPath, Int, List, Map, Memory, Name, OneOrMany, Size, Table, Text, TimeLimit, User, Value,
+        VarName, Walk, read_text, table,
     },
 };
 use serde_json::{Value as Json, json};
@@ -35,102 +40,6 @@ table! {
         "groups" groups: Map<Name, GroupTable> = "(none)",
         /// How runs are done, by name; `default` holds for all of them.
         "profile" profile: Map<Name, ProfileTable> = "(only `default`)",
-    }
-}
-
-table! {
-    /// A guest: the machine under test. Without image, kernel and rootfs it is this host's own userland.
-    GuestTable is "a guest" {
-        /// Boot this disk image (qcow2, raw, vmdk, vdi, vhdx, vpc), unmodified; nothing is written to it.
-        "image" image: FilePath = "(none)",
-        /// Take the image as being of this format.
-        "image-format" image_format: Text = "(what qemu-img says)",
-        /// How the image is attached.
-        "boot-bus" boot_bus: Bus = "\"virtio\"",
-        /// Boot this kernel: with initrd its user space, else with rootfs.
-        "kernel" kernel: FilePath = "(the newest installed one that can do it)",
-        /// The initramfs to boot the kernel with.
-        "initrd" initrd: FilePath = "(none)",
-        /// Use this directory as the guest's root, read-only under a writable layer.
-        "rootfs" rootfs: FilePath = "\"/\"",
-        /// The kernel's modules, such as /lib/modules/6.1.0-56-amd64.
-        "modules" modules: FilePath = "(found by the kernel's version)",
-        /// Words for the kernel's command line.
-        "append" append: OneOrMany<Text> = "[]",
-        /// How to get in: what the serial line offers, or Belljar's own init (only with kernel).
-        "access" access: Access = "\"auto\"",
-        /// Log in on the serial console as this user.
-        "login" login: LoginTable = "(root without a password, where a login is asked for)",
-        /// The guest's memory.
-        "memory" memory: Memory = "\"1GiB\"",
-        /// The guest's processors.
-        "cpus" cpus: Cpus = "1",
-        /// QEMU's machine type.
-        "machine" machine: Text = "(Belljar's choice)",
-        /// QEMU's CPU model.
-        "cpu" cpu: Text = "(Belljar's choice)",
-        /// KVM or emulation.
-        "accel" accel: Accel = "(KVM if a probe shows that it runs a guest)",
-        /// Extra disks, thrown away with the guest. Those of suites and headers come after them.
-        "disks" disks: List<DiskTable> = "[]",
-        /// Network: none, isolated (DHCP answers, nothing is reachable), user (the outside world by NAT).
-        "nic" nic: Nic = "\"isolated\"",
-        /// What a fault that the guest's kernel reports does: the guest counts as crashed, or it is noted.
-        "oops" oops: Oops = "\"crash\"",
-        /// Give up on the boot after this time.
-        "boot-timeout" boot_timeout: TimeLimit = "(2m, 20m without KVM, sooner if nothing moves)",
-        /// What of the host the guest does not see in its root directory and workspace, beside keys and tokens in home directories,
-        /// processes and temporary files: paths, which may begin with `~`, and whose last part may end in `*`.
-        "hide" hide: List<FilePath> = "[]",
-        /// Passed to QEMU as they are, after all others.
-        "qemu-args" qemu_args: List<Text> = "[]",
-        /// Where the guest sees the workspace.
-        "mount-at" mount_at: GuestPath = "\"/mnt/hostos\"",
-        /// What becomes of the guest's writes to the workspace.
-        "workspace-mode" workspace_mode: WorkspaceMode = "\"cow\"",
-        /// Give up on a test after this time.
-        "timeout" timeout: TimeLimit = "\"10m\"",
-        /// Call a test slow after this time.
-        "slow-timeout" slow_timeout: TimeLimit = "\"1m\"",
-        /// Variables for tests, on top of those of lower places.
-        "env" env: Map<VarName, EnvText> = "{}",
-        /// Directory in the guest that tests run in.
-        "cwd" cwd: GuestPath = "(the workspace)",
-        /// User in the guest that tests run as.
-        "user" user: User = "(the user that Belljar got in as)",
-        /// Most that a test may leave in its output directory.
-        "max-output" max_output: Size = "(1GiB, or a quarter of what is free)",
-        /// Most that a test may write to the guest's disks.
-        "max-disk" max_disk: Size = "(half of what is free)",
-    }
-    not_yet {
-        "container": "unpack the container image (`podman export`) and name its directory in `rootfs`",
-    }
-}
-
-table! {
-    /// A login.
-    LoginTable is "a login" {
-        /// The user's name.
-        "user" user: User = "\"root\"",
-        /// The user's password.
-        "password" password: Secret = "(none)",
-        /// The environment variable that holds the password.
-        "password-env" password_env: VarName = "(none)",
-    }
-}
-
-table! {
-    /// An extra disk. What is written to it is thrown away.
-    DiskTable is "a disk" {
-        /// An empty disk of this size.
-        "size" size: Size = "(none)",
-        /// A disk with what is in this image, which is not written to.
-        "file" file: FilePath = "(none)",
-        /// The serial number by which the guest finds the disk: /dev/disk/by-id/virtio-SERIAL.
-        "serial" serial: Serial = "(none)",
-        /// How it is attached.
-        "bus" bus: Bus = "\"virtio\"",
     }
 }
 
@@ -184,7 +93,7 @@ table! {
         /// The guest's processors instead of its own setting.
         "cpus" cpus: Cpus = "(the guest's)",
         /// The guest's network instead of its own setting.
-        "nic" nic: Nic = "(the guest's)",
+        "nic" nic: NicMode = "(the guest's)",
         /// Disks on top of the guest's.
         "disks" disks: List<DiskTable> = "[]",
         /// What becomes of the guest's writes to the workspace.
@@ -238,7 +147,7 @@ table! {
         /// The guest's processors.
         "cpus" cpus: Cpus = "(the suite's)",
         /// The guest's network.
-        "nic" nic: Nic = "(the suite's)",
+        "nic" nic: NicMode = "(the suite's)",
         /// Disks instead of the suite's.
         "disks" disks: List<DiskTable> = "(the suite's)",
         /// What becomes of the guest's writes to the workspace.

@@ -1,6 +1,10 @@
 //! The words that some keys choose from.
 
-use crate::toml_tree::choice;
+use belljar_guest_spec::{Accel, Access, DiskBus, NicMode, OopsPolicy, WorkspaceMode};
+
+use crate::toml_tree::{choice, word_value};
+
+word_value!(Accel, Access, DiskBus, NicMode, OopsPolicy, WorkspaceMode);
 
 choice! {
     /// Who shares a guest.
@@ -25,78 +29,6 @@ choice! {
         Libtest = "libtest",
         /// The kernel's selftests: TAP with their own habits.
         Kselftest = "kselftest",
-    }
-}
-
-choice! {
-    /// What becomes of the guest's writes to the workspace.
-    WorkspaceMode {
-        /// They are written to the host.
-        Rw = "rw",
-        /// There are none.
-        Ro = "ro",
-        /// They stay in the guest.
-        Cow = "cow",
-    }
-}
-
-choice! {
-    /// How a disk is attached.
-    Bus {
-        /// virtio-blk.
-        Virtio = "virtio",
-        /// virtio-scsi.
-        Scsi = "scsi",
-        /// AHCI.
-        Sata = "sata",
-        /// The PIIX controller of the `pc` machine.
-        Ide = "ide",
-        /// NVMe.
-        Nvme = "nvme",
-    }
-}
-
-choice! {
-    /// The guest's network card.
-    Nic {
-        /// There is none.
-        None = "none",
-        /// DHCP answers, and nothing is reachable.
-        Isolated = "isolated",
-        /// The outside world by NAT.
-        User = "user",
-    }
-}
-
-choice! {
-    /// How to get into a guest.
-    Access {
-        /// What the guest offers.
-        Auto = "auto",
-        /// What the serial line offers.
-        Console = "console",
-        /// Belljar's own init.
-        Init = "init",
-    }
-}
-
-choice! {
-    /// What runs the guest's code.
-    Accel {
-        /// The processor.
-        Kvm = "kvm",
-        /// QEMU's translator.
-        Tcg = "tcg",
-    }
-}
-
-choice! {
-    /// What a fault that the guest's kernel reports does.
-    Oops {
-        /// The guest counts as crashed.
-        Crash = "crash",
-        /// It is noted.
-        Note = "note",
     }
 }
 

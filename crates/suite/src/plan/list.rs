@@ -4,14 +4,11 @@
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
+use belljar_guest_spec::{Hardware, Source};
 use serde::Serialize;
 
 use super::{Plan, Skipped};
-use crate::{
-    config::Source,
-    diagnostic::visible,
-    settings::{Hardware, Settings},
-};
+use crate::{diagnostic::visible, settings::Settings};
 
 /// Version of the JSON form.
 pub const SCHEMA: u32 = 1;
@@ -103,7 +100,7 @@ impl Plan {
                 .iter()
                 .map(|m| ListedMachine {
                     guest: &m.guest.name,
-                    source: &m.guest.source,
+                    source: &m.guest.spec.source,
                     hardware: &m.hardware,
                     units: m.units,
                     obstacles: Vec::new(),

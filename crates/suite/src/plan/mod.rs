@@ -18,6 +18,7 @@ use std::{
     time::Duration,
 };
 
+use belljar_guest_spec::{GuestSpec, Hardware, Surroundings};
 use serde::Serialize;
 
 pub use self::list::{Listing, SCHEMA as LISTING_SCHEMA};
@@ -27,7 +28,7 @@ use crate::{
     discover::{Discovery, TestFile},
     filter::{Answer, Field, Filter, Subject},
     partition::Partition,
-    settings::{Hardware, Layer, Settings},
+    settings::{Layer, Settings},
 };
 
 /// What was asked for, beside the configuration.
@@ -133,7 +134,7 @@ impl Unit {
     /// The test file as the guest sees it.
     #[must_use]
     pub fn guest_path(&self) -> String {
-        format!("{}/{}", self.guest.mount_at.trim_end_matches('/'), self.in_workspace.display())
+        format!("{}/{}", self.guest.spec.mount_at.trim_end_matches('/'), self.in_workspace.display())
     }
 }
 
@@ -157,6 +158,17 @@ pub struct Machine {
     pub hardware: Hardware,
     /// How many units run on it.
     pub units: usize,
+}
+
+impl Machine {
+    /// The guest as it is to be made.
+    ///
+    /// # Errors
+    /// If the environment lacks what the guest's description wants of it.
+    pub fn spec(&self, around: &Surroundings) -> Result<GuestSpec, String> {
+        let spec = GuestSpec { hardware: self.hardware.clone(), ..self.guest.spec.clone() };
+        spec.resolved(around).map_err(|e| format!("the guest \"{}\": {e}", self.guest.name))
+    }
 }
 
 /// What does not run.
@@ -371,7 +383,7 @@ fn candidate(
         &options.profile.layer,
         &guest.layer,
     ]);
-    let (settings, hardware) = Layer::merge(layers).settle(&guest.disks);
+    let (settings, hardware) = Layer::merge(layers).settle(&guest.spec.hardware.disks);
     let alike = before.iter().rev().take(ALIKE).map(|c| &c.unit.settings).find(|s| ***s == settings).cloned();
     let unit = Unit {
         recorded: options.durations.and_then(|d| d.get(&id)).copied(),

@@ -16,12 +16,11 @@ use toml::{
 };
 
 pub use self::scalar::{
-    Delay, FilePath, GuestPath, Int, List, Map, Memory, Name, OneOrMany, Secret, Serial, Size, Text, TimeLimit, User,
-    VarName,
+    Delay, FilePath, GuestPath, Int, List, Map, Memory, Name, OneOrMany, Serial, Size, Text, TimeLimit, User, VarName,
 };
 pub(crate) use self::{
     scalar::read_text,
-    table::{choice, table},
+    table::{choice, table, word_value},
 };
 use crate::diagnostic::{Diagnostic, Diagnostics, Place, SourceText, enumerate, suggest};
 

@@ -6,6 +6,8 @@ use serde_json::{Value as Json, json};
 use toml::{Spanned, de::DeValue};
 
 use super::{Value, Walk};
+use belljar_guest_spec::{Secret, values};
+
 use crate::{diagnostic::Diagnostic, units};
 
 /// Reads a string through `parse`, whose error completes "… is ".
@@ -128,11 +130,11 @@ quantity!(
 );
 quantity!(
     /// A size in bytes.
-    Size(u64), "a size such as \"512M\" or \"2GiB\"", "M", units::size, ["512M", "2GiB"]
+    Size(u64), "a size such as \"512M\" or \"2GiB\"", "M", values::size, ["512M", "2GiB"]
 );
 quantity!(
     /// The memory of a guest in bytes.
-    Memory(u64), "a size such as \"512M\" or \"2GiB\"", "M", units::memory, ["512M", "2GiB"]
+    Memory(u64), "a size such as \"512M\" or \"2GiB\"", "M", values::memory, ["512M", "2GiB"]
 );
 
 /// Makes a wrapper of something that is written as a string.
@@ -198,44 +200,23 @@ text_value!(
     /// An absolute path in the guest.
     GuestPath(String), "an absolute path in the guest", |t| {
         plain(t)?;
-        if !t.starts_with('/') || t.split('/').any(|part| part == "..") {
-            return Err("not an absolute path without `..`".into());
-        }
-        Ok(t.to_owned())
+        values::guest_path(t).map(str::to_owned)
     }, { "type": "string", "pattern": "^/" }
 );
 text_value!(
     /// The serial number of a disk.
-    Serial(String), "a serial number", |t| {
-        if t.is_empty() || t.len() > 20 || !t.bytes().all(|b| b.is_ascii_graphic()) {
-            return Err("no usable serial number: it has 1 to 20 visible ASCII characters".into());
-        }
-        Ok(t.to_owned())
-    }, { "type": "string", "pattern": "^[!-~]{1,20}$" }
+    Serial(String), "a serial number", |t| values::serial(t).map(str::to_owned), { "type": "string", "pattern": "^[!-~]{1,20}$" }
 );
 text_value!(
     /// The name of a user in the guest, or a number.
     User(String), "the name or number of a user", |t| {
         plain(t)?;
-        if t.chars().any(|c| c.is_control() || c.is_whitespace() || c == ':') {
-            return Err("not a usable user name: it has no spaces, colons and control characters".into());
-        }
-        Ok(t.to_owned())
+        values::user(t).map(str::to_owned)
     }, { "type": "string", "minLength": 1 }
 );
 
 fn var_name(text: &str) -> Result<&str, String> {
     if text.contains('=') { Err("no usable name of a variable: it has a `=` in it".into()) } else { plain(text) }
-}
-
-/// A password. It is never shown.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(pub String);
-
-impl std::fmt::Debug for Secret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Secret(…)")
-    }
 }
 
 impl Value for Secret {
@@ -258,7 +239,7 @@ impl Value for Secret {
             walk.error(value.span(), message);
             return None;
         }
-        Some(Self(text.clone().into_owned()))
+        Some(Self::new(text.clone().into_owned()))
     }
 }
 

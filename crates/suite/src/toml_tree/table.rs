@@ -121,4 +121,27 @@ macro_rules! choice {
     };
 }
 
-pub(crate) use {choice, table};
+/// Makes values of what a setting of a guest chooses from.
+macro_rules! word_value {
+    ($($name:ident),*) => { $(
+        impl $crate::toml_tree::Value for $name {
+            fn expected() -> String {
+                $crate::toml_tree::one_of(<Self as belljar_guest_spec::Word>::words())
+            }
+
+            fn schema() -> serde_json::Value {
+                let words: Vec<_> = <Self as belljar_guest_spec::Word>::words().collect();
+                serde_json::json!({ "enum": words })
+            }
+
+            fn read(value: &toml::Spanned<toml::de::DeValue<'_>>, walk: &mut $crate::toml_tree::Walk) -> Option<Self> {
+                use belljar_guest_spec::Word;
+                $crate::toml_tree::read_text(value, walk, &Self::expected(), |text| {
+                    Self::of(text).ok_or_else(|| $crate::toml_tree::no_such_word(text, Self::words()))
+                })
+            }
+        }
+    )* };
+}
+
+pub(crate) use {choice, table, word_value};

@@ -4,11 +4,10 @@
 //! image's contents, which the guest of an earlier run may have written.
 
 use std::ffi::OsString;
-use std::fmt;
 use std::path::PathBuf;
 
+use belljar_guest_spec::{DiskBus, Word};
 use belljar_proto::message::DeviceSign;
-use serde::{Deserialize, Serialize};
 
 use super::keyval::{Device, KeyVal};
 use super::slots::Slot;
@@ -84,43 +83,6 @@ pub struct Backing {
     pub device: bool,
     /// What this one is an overlay of in turn, if it is to be other than what its own header says.
     pub backing: Option<Box<Self>>,
-}
-
-/// What a disk is plugged into.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DiskBus {
-    /// virtio-blk: `vda`.
-    #[default]
-    Virtio,
-    /// virtio-scsi: `sda`.
-    Scsi,
-    /// IDE; on q35, which has none, SATA.
-    Ide,
-    /// SATA (AHCI).
-    Sata,
-    /// NVMe: `nvme0n1`.
-    Nvme,
-}
-
-impl DiskBus {
-    /// The name the command line uses.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Virtio => "virtio",
-            Self::Scsi => "scsi",
-            Self::Ide => "ide",
-            Self::Sata => "sata",
-            Self::Nvme => "nvme",
-        }
-    }
-}
-
-impl fmt::Display for DiskBus {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
 }
 
 /// Disks that fit on IDE: two channels of two.
@@ -239,7 +201,7 @@ impl MachineConfig {
                         all.push(Plugged {
                             device: controller(self, disk.bus),
                             name: "the SCSI adapter".to_owned(),
-                            kind: disk.bus.name(),
+                            kind: disk.bus.word(),
                             slot,
                             sign: DeviceSign::ScsiHost,
                         });
@@ -253,7 +215,7 @@ impl MachineConfig {
             all.push(Plugged {
                 device: device(self, at),
                 name: format!("the {} disk{serial}", disk.bus),
-                kind: disk.bus.name(),
+                kind: disk.bus.word(),
                 slot,
                 sign: DeviceSign::Disks(disks),
             });

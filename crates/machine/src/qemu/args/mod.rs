@@ -15,15 +15,15 @@ mod slots;
 mod tests;
 
 use std::ffi::OsString;
-use std::fmt;
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
+use belljar_guest_spec::DEFAULT_MEMORY;
+pub use belljar_guest_spec::{Accel, DiskBus, NicMode};
 use thiserror::Error;
 
 pub(crate) use self::build::AGENT_PORT_ID;
 pub use self::build::{CARD, NETDEV, SANDBOX};
-pub use self::disk::{Backing, Disk, DiskBus, DiskSource, Plugged};
+pub use self::disk::{Backing, Disk, DiskSource, Plugged};
 pub use self::keyval::Device;
 pub use self::shell::to_shell;
 pub use self::slots::{Layout, Slot, has_room};
@@ -33,33 +33,6 @@ pub const MAX_TAG_LEN: usize = 31;
 
 /// The first descriptor number free for anything but channels, see [`Channels::inherited`].
 pub const FIRST_EXTRA_FD: i32 = 7;
-
-/// How QEMU runs the guest's instructions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Accel {
-    /// On the processor, through `/dev/kvm`.
-    Kvm,
-    /// By translation: works everywhere, about ten times slower.
-    Tcg,
-}
-
-impl Accel {
-    /// The name QEMU and the command line use.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Kvm => "kvm",
-            Self::Tcg => "tcg",
-        }
-    }
-}
-
-impl fmt::Display for Accel {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
 
 /// Everything about a machine that reaches QEMU's command line.
 ///
@@ -119,7 +92,7 @@ impl Default for MachineConfig {
             machine: "pc".to_owned(),
             accel: Accel::Tcg,
             cpu: None,
-            memory: 1 << 30,
+            memory: DEFAULT_MEMORY,
             ram: Ram::Anonymous,
             incoming: false,
             cpus: 1,
@@ -237,19 +210,6 @@ impl Default for Nic {
     fn default() -> Self {
         Self { mode: NicMode::Isolated, model: Self::DEFAULT_MODEL.to_owned(), mac: None }
     }
-}
-
-/// What a guest can reach through its network card.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum NicMode {
-    /// There is no card.
-    None,
-    /// DHCP answers, nothing else does: neither the host nor anything beyond it.
-    #[default]
-    Isolated,
-    /// Outward connections with the rights of the user, the host's own services (10.0.2.2) included.
-    User,
 }
 
 /// A host directory for the guest. It is served with QEMU's own rights

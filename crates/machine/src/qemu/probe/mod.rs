@@ -28,6 +28,8 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 
+use belljar_guest_spec::Word;
+
 use super::{args::Accel, process::stat, sandbox::Shim};
 use remember::Memory;
 
@@ -432,7 +434,7 @@ fn words(accel: Accel, sandbox: bool, fd: i32) -> Vec<OsString> {
     if sandbox {
         words.extend(["-sandbox".into(), super::args::SANDBOX.into()]);
     }
-    words.extend(["-accel".into(), accel.name().into()]);
+    words.extend(["-accel".into(), accel.word().into()]);
     words.extend(["-add-fd".into(), format!("fd={fd},set=1")]);
     words.extend([
         "-blockdev".into(),

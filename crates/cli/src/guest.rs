@@ -1,0 +1,246 @@
+//! The guest of `belljar run`, `belljar shell` and `belljar template make`: the options that describe it, and what they come to.
+
+use std::{ffi::OsString, path::PathBuf, sync::Arc, time::Duration};
+
+use belljar_guest_spec::{
+    Accel, Access, DiskBus, GuestSpec, Login, NicMode, OopsPolicy, Source, Surroundings, WorkspaceMode, in_home,
+    rules::{self, Key, Notation},
+};
+use belljar_machine::bounds::Bounds;
+use belljar_suite::config::{Config, ConfigError, Guest};
+use clap::{Args, ValueHint};
+
+use crate::{args::word, env, settings, specs, suite};
+
+/// Which guest, and what machine it is.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Guest")]
+pub(crate) struct GuestArgs {
+    /// Take this guest of belljar.toml; options say what is to be different about it
+    #[arg(short = 'g', long, value_name = "NAME",
+          conflicts_with_all = ["image", "kernel", "rootfs", "initrd", "modules", "boot_bus"])]
+    pub(crate) guest: Option<String>,
+
+    /// The configuration with the guest [default: belljar.toml here, or in the nearest directory above]
+    #[arg(short = 'c', long, value_name = "FILE", requires = "guest", value_hint = ValueHint::FilePath)]
+    pub(crate) config: Option<PathBuf>,
+
+    /// Boot this disk image (qcow2, raw, vmdk, vdi, vhdx, vpc), unmodified; nothing is written to it
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) image: Option<PathBuf>,
+
+    /// Take the image as being of this format instead of what qemu-img says
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) image_format: Option<String>,
+
+    /// Boot this kernel: with --initrd its user space, else with --rootfs or the host's root directory
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) kernel: Option<PathBuf>,
+
+    /// The initramfs to boot the kernel with; its shell is looked for on the serial line
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) initrd: Option<PathBuf>,
+
+    /// Use this directory as the guest's root, read-only under a writable layer [default: /]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) rootfs: Option<PathBuf>,
+
+    /// The kernel's modules, such as /lib/modules/6.1.0-56-amd64 [default: found by the kernel's version]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) modules: Option<PathBuf>,
+
+    /// Add to the kernel's command line
+    #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
+    pub(crate) append: Vec<String>,
+
+    /// Log in on the serial console as USER with PASSWORD (better in the environment: BELLJAR_LOGIN)
+    #[arg(long, value_name = "USER[:PASSWORD]", env = env::LOGIN, hide_env = true, hide_env_values = true)]
+    pub(crate) login: Option<String>,
+
+    /// How to get in: what the serial line offers, or Belljar's own init (only with --kernel) [default: auto]
+    #[arg(long, value_name = "ACCESS", value_parser = word::<Access>())]
+    pub(crate) access: Option<Access>,
+
+    /// The guest's memory, such as 512M or 2GiB [default: 1GiB]
+    #[arg(short = 'm', long, value_name = "SIZE")]
+    pub(crate) memory: Option<String>,
+
+    /// The guest's processors [default: 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=255))]
+    pub(crate) cpus: Option<u32>,
+
+    /// QEMU machine type
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) machine: Option<String>,
+
+    /// QEMU CPU model
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) cpu: Option<String>,
+
+    /// KVM or emulation [default: KVM if a probe shows that it runs a guest]
+    #[arg(long, value_name = "ACCEL", value_parser = word::<Accel>(), env = env::ACCEL, hide_env = true)]
+    pub(crate) accel: Option<Accel>,
+
+    /// Add a disk: size=1G or file=IMAGE, with serial=NAME, bus=virtio|scsi|sata|ide|nvme; thrown away at the end
+    #[arg(long = "disk", value_name = "SPEC")]
+    pub(crate) disks: Vec<String>,
+
+    /// How the boot disk is attached [default: virtio]
+    #[arg(long, value_name = "BUS", value_parser = word::<DiskBus>())]
+    pub(crate) boot_bus: Option<DiskBus>,
+
+    /// Network: none, isolated (DHCP answers, nothing is reachable) or user (the outside world by NAT) [default: isolated]
+    #[arg(long, value_name = "NIC", value_parser = word::<NicMode>())]
+    pub(crate) nic: Option<NicMode>,
+
+    /// What a fault that the guest's kernel reports (oops, BUG, lockup) does to the run [default: crash]
+    #[arg(long, value_name = "OOPS", value_parser = word::<OopsPolicy>())]
+    pub(crate) oops: Option<OopsPolicy>,
+
+    /// Give up on the boot after this time [default: 2m, 20m without KVM, sooner if nothing moves]
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub(crate) boot_timeout: Option<Duration>,
+
+    /// Hide this path of the host from the guest as well; its last part may end in * (keys and tokens in home directories,
+    /// processes and temporary files are hidden anyway)
+    #[arg(long, value_name = "PATH")]
+    pub(crate) hide: Vec<PathBuf>,
+
+    /// Pass this argument to QEMU as it is, after all others
+    #[arg(long = "qemu-arg", value_name = "ARG", allow_hyphen_values = true)]
+    pub(crate) qemu_args: Vec<OsString>,
+}
+
+impl GuestArgs {
+    /// Whether an option was given.
+    fn has(&self, key: Key) -> bool {
+        match key {
+            Key::Image => self.image.is_some(),
+            Key::ImageFormat => self.image_format.is_some(),
+            Key::BootBus => self.boot_bus.is_some(),
+            Key::Kernel => self.kernel.is_some(),
+            Key::Initrd => self.initrd.is_some(),
+            Key::Rootfs => self.rootfs.is_some(),
+            Key::Modules => self.modules.is_some(),
+            Key::Append => !self.append.is_empty(),
+            Key::Access => self.access.is_some(),
+            // It may come from the environment, and is then for those guests that ask.
+            Key::Login => false,
+        }
+    }
+
+    /// What of the options does not go together, and what to do.
+    pub(crate) fn conflict(&self) -> Option<String> {
+        if self.guest.is_some() {
+            return None;
+        }
+        let conflicts = rules::source(|key| self.has(key), self.access, Notation::Options);
+        conflicts.first().map(|conflict| format!("{}; {}", conflict.message, conflict.help))
+    }
+
+    /// What the guest boots from.
+    fn source(&self) -> Source {
+        let access = self.access.unwrap_or_default();
+        let modules = self.modules.clone();
+        if let Some(path) = self.image.clone() {
+            let bus = self.boot_bus.unwrap_or_default();
+            return Source::Image { path, format: self.image_format.clone(), bus, access };
+        }
+        match (self.kernel.clone(), self.initrd.clone()) {
+            (Some(kernel), Some(initrd)) => Source::Initramfs { kernel, initrd, modules, access },
+            (kernel, _) => Source::RootDir { root: self.rootfs.clone(), kernel, modules },
+        }
+    }
+}
+
+/// The guest, and its name for a person: as `belljar.toml` has it if `named`, and in any case as the options say.
+pub(crate) fn guest(args: &GuestArgs, named: Option<&Named>) -> Result<(GuestSpec, String), String> {
+    let (mut spec, name) = match named {
+        Some(named) => (named.0.spec.clone(), named.0.name.clone()),
+        None => {
+            let source = args.source();
+            let name = source.to_string();
+            (GuestSpec::new(source), name)
+        }
+    };
+    if let Some(text) = &args.login {
+        spec.login = Some(Login::parse(text).map_err(|e| format!("--login: {e}"))?);
+    }
+    let hardware = &mut spec.hardware;
+    if let Some(memory) = &args.memory {
+        hardware.memory = specs::memory(memory)?;
+    }
+    hardware.cpus = args.cpus.unwrap_or(hardware.cpus);
+    hardware.nic = args.nic.unwrap_or(hardware.nic);
+    for disk in &args.disks {
+        hardware.disks.push(specs::disk(disk)?);
+    }
+    spec.machine = args.machine.clone().or(spec.machine);
+    spec.cpu = args.cpu.clone().or(spec.cpu);
+    spec.accel = args.accel.or(spec.accel);
+    spec.append.extend(args.append.iter().cloned());
+    spec.qemu_args.extend(args.qemu_args.iter().cloned());
+    spec.oops = args.oops.unwrap_or(spec.oops);
+    spec.boot_timeout = args.boot_timeout.or(spec.boot_timeout);
+    for path in &args.hide {
+        // A shell leaves `~` in `--hide=~/x` as it is.
+        let path = in_home(path, settings::home().as_deref()).map_err(|e| format!("--hide {e}"))?;
+        spec.hide.push(settings::absolute(&path)?);
+    }
+    let around = surroundings([&spec]);
+    let spec = spec
+        .resolved(&around)
+        .map_err(|e| if named.is_some() { format!("the guest \"{name}\": {e}") } else { e.to_string() })?;
+    Ok((spec, name))
+}
+
+/// What of the environment these guests' descriptions depend on.
+pub(crate) fn surroundings<'a>(guests: impl IntoIterator<Item = &'a GuestSpec>) -> Surroundings {
+    let passwords = guests.into_iter().filter_map(|guest| {
+        let name = guest.password_variable()?;
+        Some((name.to_owned(), env::any(name.as_ref())?.into_string().ok()?))
+    });
+    Surroundings { passwords: passwords.collect(), home: settings::home() }
+}
+
+/// A guest that was asked for by name.
+pub(crate) struct Named(Arc<Guest>);
+
+impl Named {
+    /// The guest that the options name, if they name one.
+    pub(crate) fn of(args: &GuestArgs) -> Result<Option<Self>, String> {
+        let Some(name) = &args.guest else { return Ok(None) };
+        let file = suite::find(args.config.as_deref())?;
+        let config = Config::load(&file, &suite::shown(&file)).map_err(|error| match error {
+            ConfigError::Wrong { found, .. } => found.to_string(),
+            other => other.to_string(),
+        })?;
+        let guest = config.guest(name).map_err(|found| format!("--guest: {found}"))?;
+        Ok(Some(Self(Arc::clone(guest))))
+    }
+
+    /// What becomes of its writes to the workspace, if it says so.
+    pub(crate) fn workspace_mode(&self) -> Option<WorkspaceMode> {
+        self.0.layer.workspace_mode
+    }
+
+    /// How much it may write.
+    pub(crate) fn bounds(&self) -> Bounds {
+        Bounds { output: self.0.layer.max_output, disk: self.0.layer.max_disk }
+    }
+
+    /// Its variables.
+    pub(crate) fn env(&self) -> Vec<Vec<u8>> {
+        self.0.layer.env.iter().map(|(name, value)| format!("{name}={value}").into_bytes()).collect()
+    }
+
+    /// Its directory for commands.
+    pub(crate) fn cwd(&self) -> Option<&str> {
+        self.0.layer.cwd.as_deref()
+    }
+
+    /// Its user for commands.
+    pub(crate) fn user(&self) -> Option<&str> {
+        self.0.layer.user.as_deref()
+    }
+}

@@ -1,0 +1,17 @@
+//! A guest as it is asked for. Each setting of a guest has its word, its default and its rules here, once: `belljar.toml` and the
+//! command line both make a [`GuestSpec`], and the machine is made from it.
+//!
+//! Nothing here looks at the host: whether a file is there is found out when the guest is made.
+
+mod login;
+pub mod rules;
+mod spec;
+pub mod values;
+mod words;
+
+pub use login::{Credentials, Login, Password, Secret};
+pub use spec::{
+    DEFAULT_MEMORY, DEFAULT_MOUNT_AT, DiskContent, DiskSpec, GuestSpec, Hardware, Source, Surroundings, Unresolved,
+    in_home,
+};
+pub use words::{Accel, Access, DiskBus, NicMode, OopsPolicy, Word, WorkspaceMode};

@@ -1,0 +1,184 @@
+//! Which settings go together.
+
+use crate::words::{Access, Word};
+
+/// A setting that says what a guest boots from, or depends on that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Key {
+    /// The disk image.
+    Image,
+    /// Its format.
+    ImageFormat,
+    /// What the image is plugged into.
+    BootBus,
+    /// The kernel.
+    Kernel,
+    /// The initramfs.
+    Initrd,
+    /// The root directory.
+    Rootfs,
+    /// The kernel's modules.
+    Modules,
+    /// Words for the kernel's command line.
+    Append,
+    /// How to get in.
+    Access,
+    /// The login on the serial console.
+    Login,
+}
+
+impl Key {
+    /// What it is called, in `belljar.toml` and on the command line.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Image => "image",
+            Self::ImageFormat => "image-format",
+            Self::BootBus => "boot-bus",
+            Self::Kernel => "kernel",
+            Self::Initrd => "initrd",
+            Self::Rootfs => "rootfs",
+            Self::Modules => "modules",
+            Self::Append => "append",
+            Self::Access => "access",
+            Self::Login => "login",
+        }
+    }
+}
+
+/// How settings are written where a person reads about them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notation {
+    /// As in `belljar.toml`.
+    Toml,
+    /// As on the command line.
+    Options,
+}
+
+impl Notation {
+    fn key(self, key: Key) -> String {
+        match self {
+            Self::Toml => format!("`{}`", key.word()),
+            Self::Options => format!("--{}", key.word()),
+        }
+    }
+
+    fn with_value(self, key: Key, value: &str) -> String {
+        match self {
+            Self::Toml => format!("{} = \"{value}\"", key.word()),
+            Self::Options => format!("--{} {value}", key.word()),
+        }
+    }
+}
+
+/// Settings that do not go together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conflict {
+    /// The setting that is in the way.
+    pub key: Key,
+    /// Of what, and why.
+    pub message: String,
+    /// What to do.
+    pub help: String,
+}
+
+/// All that is wrong with the settings that say what a guest boots from. `has` tells which are there.
+#[must_use]
+pub fn source(has: impl Fn(Key) -> bool, access: Option<Access>, notation: Notation) -> Vec<Conflict> {
+    let name = |key| notation.key(key);
+    let mut found = Vec::new();
+    let mut wrong = |key, message: String, help: String| {
+        if has(key) {
+            found.push(Conflict { key, message, help });
+        }
+    };
+    let (image, initrd) = (has(Key::Image), has(Key::Initrd));
+    if image {
+        for key in [Key::Kernel, Key::Initrd, Key::Rootfs, Key::Modules, Key::Append] {
+            let (key_name, image) = (name(key), name(Key::Image));
+            let message =
+                format!("{key_name} does not go with {image}: a disk image brings its own kernel and kernel line");
+            wrong(key, message, "leave one of the two out".into());
+        }
+    } else {
+        for key in [Key::ImageFormat, Key::BootBus] {
+            let (key_name, image) = (name(key), name(Key::Image));
+            wrong(
+                key,
+                format!("{key_name} says something about {image}, which is not given"),
+                format!("give {image} too"),
+            );
+        }
+        if !has(Key::Kernel) {
+            let message = format!("{} needs {}", name(Key::Initrd), name(Key::Kernel));
+            wrong(Key::Initrd, message, format!("such as {}", notation.with_value(Key::Kernel, "boot/vmlinuz")));
+        }
+        if initrd {
+            let message = format!("{} does not go with {}", name(Key::Rootfs), name(Key::Initrd));
+            wrong(Key::Rootfs, message, "a guest has one or the other".into());
+        }
+    }
+    let asked = |access: Access| notation.with_value(Key::Access, access.word());
+    match access {
+        Some(Access::Init) if image => {
+            let message = format!(
+                "{} does not go with {}: a disk image brings its own kernel line",
+                asked(Access::Init),
+                name(Key::Image)
+            );
+            wrong(Key::Access, message, "leave it out".into());
+        }
+        Some(Access::Console) if !image && !initrd => {
+            let message = format!("{} needs {} or {}", asked(Access::Console), name(Key::Image), name(Key::Initrd));
+            wrong(Key::Access, message, "in other guests Belljar's own init is the only way in".into());
+        }
+        _ => {}
+    }
+    if access == Some(Access::Init) || (!image && !initrd) {
+        let message = format!("{} has no effect in a guest that starts Belljar's own init", name(Key::Login));
+        wrong(Key::Login, message, "leave it out; `user` says who runs the tests".into());
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn conflicts(keys: &[Key], access: Option<Access>) -> Vec<Key> {
+        source(|key| keys.contains(&key), access, Notation::Toml).into_iter().map(|c| c.key).collect()
+    }
+
+    #[test]
+    fn what_does_not_go_together() {
+        use Key::{Append, BootBus, Image, ImageFormat, Initrd, Kernel, Login, Modules, Rootfs};
+        for fine in [
+            &[][..],
+            &[Image, ImageFormat, BootBus, Login],
+            &[Kernel, Initrd, Modules, Append, Login],
+            &[Kernel, Rootfs, Modules],
+            &[Append],
+        ] {
+            assert_eq!(conflicts(fine, None), [], "{fine:?}");
+        }
+        assert_eq!(
+            conflicts(&[Image, Kernel, Initrd, Rootfs, Modules, Append], None),
+            [Kernel, Initrd, Rootfs, Modules, Append]
+        );
+        assert_eq!(conflicts(&[ImageFormat, BootBus], None), [ImageFormat, BootBus]);
+        assert_eq!(conflicts(&[Initrd], None), [Initrd]);
+        assert_eq!(conflicts(&[Kernel, Initrd, Rootfs], None), [Rootfs]);
+        assert_eq!(conflicts(&[Image, Key::Access], Some(Access::Init)), [Key::Access]);
+        assert_eq!(conflicts(&[Kernel, Initrd, Key::Access], Some(Access::Init)), []);
+        assert_eq!(conflicts(&[Key::Access], Some(Access::Console)), [Key::Access]);
+        assert_eq!(conflicts(&[Login], None), [Login]);
+        assert_eq!(conflicts(&[Kernel, Initrd, Key::Access, Login], Some(Access::Init)), [Login]);
+    }
+
+    #[test]
+    fn each_place_has_its_own_notation() {
+        let said = |notation| source(|key| matches!(key, Key::Image | Key::Kernel), None, notation)[0].message.clone();
+        assert!(said(Notation::Toml).starts_with("`kernel` does not go with `image`"));
+        assert!(said(Notation::Options).starts_with("--kernel does not go with --image"));
+    }
+}

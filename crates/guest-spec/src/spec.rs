@@ -1,0 +1,278 @@
+//! The machine under test, as described.
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    fmt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::Serialize;
+use thiserror::Error;
+
+use crate::{
+    login::{Credentials, Login, Password, Secret},
+    words::{Accel, Access, DiskBus, NicMode, OopsPolicy},
+};
+
+/// Bytes of memory where nothing else is said.
+pub const DEFAULT_MEMORY: u64 = 1 << 30;
+/// Where the guest sees the workspace where nothing else is said.
+pub const DEFAULT_MOUNT_AT: &str = "/mnt/hostos";
+
+/// The machine under test, as described.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GuestSpec {
+    /// What it boots from.
+    pub source: Source,
+    /// What of it a test may want otherwise.
+    pub hardware: Hardware,
+    /// QEMU's machine type; none is Belljar's choice.
+    pub machine: Option<String>,
+    /// QEMU's CPU model; none is Belljar's choice.
+    pub cpu: Option<String>,
+    /// How its instructions run; none is what a probe shows to work.
+    pub accel: Option<Accel>,
+    /// Words added to the kernel's command line, where Belljar gives the kernel.
+    pub append: Vec<String>,
+    /// Passed to QEMU as they are, after all else.
+    pub qemu_args: Vec<OsString>,
+    /// How to log in on the serial console.
+    pub login: Option<Login>,
+    /// What a fault that the guest's kernel reports does.
+    pub oops: OopsPolicy,
+    /// Limit to the boot, from QEMU's start until a command can run; none is the default for the accelerator.
+    pub boot_timeout: Option<Duration>,
+    /// What of the host it must not see, beside what no guest sees. A path may begin with `~` until it is resolved, and its last
+    /// part may end in `*`.
+    pub hide: Vec<PathBuf>,
+    /// Where it sees the workspace: an absolute path in the guest.
+    pub mount_at: String,
+}
+
+/// What of a guest a test can change. Two tests with the same guest and hardware can run in clones of the same template.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Hardware {
+    /// Bytes of memory.
+    pub memory: u64,
+    /// Number of processors.
+    pub cpus: u32,
+    /// The network card.
+    pub nic: NicMode,
+    /// All extra disks, in order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DiskSpec>,
+}
+
+impl Default for Hardware {
+    fn default() -> Self {
+        Self { memory: DEFAULT_MEMORY, cpus: 1, nic: NicMode::default(), disks: Vec::new() }
+    }
+}
+
+/// What a guest boots from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case", tag = "source")]
+pub enum Source {
+    /// A disk image with a boot loader of its own.
+    Image {
+        /// The image.
+        path: PathBuf,
+        /// Its format where the user gave it; none asks `qemu-img`.
+        format: Option<String>,
+        /// How it is attached.
+        bus: DiskBus,
+        /// How to get in.
+        access: Access,
+    },
+    /// A kernel with somebody else's initramfs.
+    Initramfs {
+        /// The kernel.
+        kernel: PathBuf,
+        /// The initramfs.
+        initrd: PathBuf,
+        /// Directory of the kernel's modules, for those that the agent needs.
+        modules: Option<PathBuf>,
+        /// How to get in.
+        access: Access,
+    },
+    /// A root directory of the host under a kernel of the host.
+    RootDir {
+        /// The directory; none is `/`.
+        root: Option<PathBuf>,
+        /// The kernel; none is the newest installed one that can do it.
+        kernel: Option<PathBuf>,
+        /// Directory of the kernel's modules; none is that of the kernel's version.
+        modules: Option<PathBuf>,
+    },
+}
+
+impl Source {
+    /// This host's own userland.
+    #[must_use]
+    pub fn host() -> Self {
+        Self::RootDir { root: None, kernel: None, modules: None }
+    }
+}
+
+/// In a person's words.
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Image { path, .. } => write!(f, "{}", path.display()),
+            Self::Initramfs { kernel, initrd, .. } => write!(f, "{} with {}", kernel.display(), initrd.display()),
+            Self::RootDir { root: None, .. } => f.write_str("this host's userland"),
+            Self::RootDir { root: Some(dir), .. } => write!(f, "the root directory {}", dir.display()),
+        }
+    }
+}
+
+/// One extra disk. What is written to it is thrown away with the guest.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct DiskSpec {
+    /// What is on it at first.
+    #[serde(flatten)]
+    pub content: DiskContent,
+    /// Its serial number, by which the guest finds it (`/dev/disk/by-id/virtio-SERIAL`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub serial: Option<String>,
+    /// Where it is attached.
+    pub bus: DiskBus,
+}
+
+/// What is on a disk at first.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub enum DiskContent {
+    /// This many bytes of zeros.
+    #[serde(rename = "size")]
+    Empty(u64),
+    /// An image, which is not written to.
+    #[serde(rename = "file")]
+    Image(PathBuf),
+}
+
+/// What of the environment a guest's description depends on.
+#[derive(Clone, Debug, Default)]
+pub struct Surroundings {
+    /// The values of the variables that hold passwords, by name; see [`GuestSpec::password_variable`].
+    pub passwords: BTreeMap<String, String>,
+    /// The user's home directory.
+    pub home: Option<PathBuf>,
+}
+
+/// Why a description means nothing here.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Unresolved {
+    /// The environment lacks the password.
+    #[error(
+        "the password is to be in the environment variable {variable}, which is not set; set it, or change login.password-env in \
+         belljar.toml"
+    )]
+    Password {
+        /// The variable.
+        variable: String,
+    },
+    /// There is no home directory for a `~`.
+    #[error("{}: there is no home directory; set HOME, or write an absolute path", path.display())]
+    Home {
+        /// The path that begins with it.
+        path: PathBuf,
+    },
+}
+
+impl GuestSpec {
+    /// The guest that boots from `source` where nothing else is said of it.
+    #[must_use]
+    pub fn new(source: Source) -> Self {
+        Self {
+            source,
+            hardware: Hardware::default(),
+            machine: None,
+            cpu: None,
+            accel: None,
+            append: Vec::new(),
+            qemu_args: Vec::new(),
+            login: None,
+            oops: OopsPolicy::default(),
+            boot_timeout: None,
+            hide: Vec::new(),
+            mount_at: DEFAULT_MOUNT_AT.to_owned(),
+        }
+    }
+
+    /// The environment variable that holds the password.
+    #[must_use]
+    pub fn password_variable(&self) -> Option<&str> {
+        match &self.login.as_ref()?.password {
+            Password::Env(name) => Some(name),
+            Password::None | Password::Given(_) => None,
+        }
+    }
+
+    /// The description with what the environment says in its place.
+    ///
+    /// # Errors
+    /// See [`Unresolved`].
+    pub fn resolved(mut self, around: &Surroundings) -> Result<Self, Unresolved> {
+        if let Some(variable) = self.password_variable().map(str::to_owned)
+            && let Some(login) = &mut self.login
+        {
+            let Some(password) = around.passwords.get(&variable) else {
+                return Err(Unresolved::Password { variable });
+            };
+            login.password = Password::Given(Secret::new(password.clone()));
+        }
+        for path in &mut self.hide {
+            *path = in_home(path, around.home.as_deref())?;
+        }
+        Ok(self)
+    }
+
+    /// How to log in, if anything was said of it.
+    ///
+    /// # Errors
+    /// Where the password has not been looked up; see [`Self::resolved`].
+    pub fn credentials(&self) -> Result<Option<Credentials>, Unresolved> {
+        let Some(login) = &self.login else { return Ok(None) };
+        let variable = self.password_variable().unwrap_or_default();
+        login.credentials().map(Some).ok_or_else(|| Unresolved::Password { variable: variable.to_owned() })
+    }
+}
+
+/// A path with the user's home directory in the place of a `~` at its beginning.
+///
+/// # Errors
+/// If there is no home directory.
+pub fn in_home(path: &Path, home: Option<&Path>) -> Result<PathBuf, Unresolved> {
+    match (path.strip_prefix("~"), home) {
+        (Ok(rest), Some(home)) => Ok(home.join(rest)),
+        (Ok(_), None) => Err(Unresolved::Home { path: path.to_owned() }),
+        (Err(_), _) => Ok(path.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_environment_says_is_put_in_its_place() {
+        let login = Login { user: "root".into(), password: Password::Env("SECRET".into()) };
+        let spec = GuestSpec { login: Some(login), hide: vec!["~/keys".into()], ..GuestSpec::new(Source::host()) };
+        let mut around = Surroundings::default();
+        assert_eq!(spec.password_variable(), Some("SECRET"));
+        let unset = Err(Unresolved::Password { variable: "SECRET".into() });
+        assert_eq!(spec.clone().resolved(&around), unset);
+        assert_eq!(spec.credentials(), unset.map(|_| None));
+        around.passwords.insert("SECRET".into(), "hunter2".into());
+        assert!(matches!(spec.clone().resolved(&around), Err(Unresolved::Home { .. })));
+        around.home = Some("/home/u".into());
+        let spec = spec.resolved(&around).unwrap();
+        assert_eq!(spec.hide, [Path::new("/home/u/keys")]);
+        let password = spec.credentials().unwrap().unwrap().password;
+        assert_eq!(password, Some(Secret::new("hunter2")));
+    }
+}

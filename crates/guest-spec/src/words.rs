@@ -1,0 +1,154 @@
+//! The words that settings of a guest choose from.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// A setting that is one of a few words.
+pub trait Word: Copy + Eq + fmt::Display + 'static {
+    /// Every word with its meaning, in the order in which they are told.
+    const ALL: &'static [(&'static str, Self)];
+
+    /// The word for it.
+    #[must_use]
+    fn word(self) -> &'static str;
+
+    /// What a word means; nothing if it is none of them.
+    #[must_use]
+    fn of(word: &str) -> Option<Self> {
+        Self::ALL.iter().find(|(known, _)| *known == word).map(|(_, meaning)| *meaning)
+    }
+
+    /// All words.
+    fn words() -> impl Iterator<Item = &'static str> + Clone {
+        Self::ALL.iter().map(|(word, _)| *word)
+    }
+}
+
+/// Makes an enumeration that is written as one of a few words.
+macro_rules! words {
+    (
+        $(#[$meta:meta])*
+        $name:ident { $( $(#[$variant_meta:meta])* $variant:ident = $word:literal, )* }
+    ) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        pub enum $name { $( $(#[$variant_meta])* #[serde(rename = $word)] $variant, )* }
+
+        impl Word for $name {
+            const ALL: &'static [(&'static str, Self)] = &[ $( ($word, Self::$variant), )* ];
+
+            fn word(self) -> &'static str {
+                match self { $( Self::$variant => $word, )* }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.word())
+            }
+        }
+    };
+}
+
+words! {
+    /// How QEMU runs the guest's instructions.
+    Accel {
+        /// On the processor, through `/dev/kvm`.
+        Kvm = "kvm",
+        /// By translation: works everywhere, about ten times slower.
+        Tcg = "tcg",
+    }
+}
+
+words! {
+    /// How Belljar gets into a guest.
+    #[derive(Default)]
+    Access {
+        /// By what the guest offers.
+        #[default]
+        Auto = "auto",
+        /// By a shell on the serial line.
+        Console = "console",
+        /// By Belljar's own init, as the first process.
+        Init = "init",
+    }
+}
+
+words! {
+    /// What a disk is plugged into.
+    #[derive(Default)]
+    DiskBus {
+        /// virtio-blk: `vda`.
+        #[default]
+        Virtio = "virtio",
+        /// virtio-scsi: `sda`.
+        Scsi = "scsi",
+        /// SATA (AHCI): `sda`.
+        Sata = "sata",
+        /// The PIIX controller of the machine type `pc`; on q35, which has none, SATA.
+        Ide = "ide",
+        /// NVMe: `nvme0n1`.
+        Nvme = "nvme",
+    }
+}
+
+words! {
+    /// What a guest can reach through its network card.
+    #[derive(Default)]
+    NicMode {
+        /// There is no card.
+        None = "none",
+        /// DHCP answers, nothing else does: neither the host nor anything beyond it.
+        #[default]
+        Isolated = "isolated",
+        /// Outward connections with the rights of the user, the host's own services (10.0.2.2) included.
+        User = "user",
+    }
+}
+
+words! {
+    /// What a fault that the guest's kernel reports does to the run. A panic always ends it.
+    #[derive(Default)]
+    OopsPolicy {
+        /// The guest counts as crashed.
+        #[default]
+        Crash = "crash",
+        /// It is noted, and the run goes on.
+        Note = "note",
+    }
+}
+
+words! {
+    /// What becomes of the guest's writes to the workspace.
+    WorkspaceMode {
+        /// They are written to the host.
+        Rw = "rw",
+        /// They are refused.
+        Ro = "ro",
+        /// They stay in the guest.
+        Cow = "cow",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn go_both_ways<W: Word + fmt::Debug>() {
+        for (word, meaning) in W::ALL {
+            assert_eq!((W::of(word), meaning.word()), (Some(*meaning), *word));
+        }
+        assert_eq!(W::of("else"), None);
+    }
+
+    #[test]
+    fn words_go_both_ways() {
+        go_both_ways::<Accel>();
+        go_both_ways::<Access>();
+        go_both_ways::<DiskBus>();
+        go_both_ways::<NicMode>();
+        go_both_ways::<OopsPolicy>();
+        go_both_ways::<WorkspaceMode>();
+    }
+}

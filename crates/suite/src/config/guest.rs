@@ -1,0 +1,291 @@
+//! A guest in `belljar.toml`: its keys, what is wrong with them together, and the guest that they describe.
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
+
+use belljar_guest_spec::{
+    Accel, Access, DiskBus, DiskContent, DiskSpec, GuestSpec, Login, NicMode, OopsPolicy, Password, Secret, Source,
+    WorkspaceMode,
+    rules::{self, Key, Notation},
+};
+use toml::Spanned;
+
+use super::{
+    Guest,
+    check::{contradiction, times},
+    layers::{layer, plain, unsigned},
+    resolve::below,
+    typed::{Cpus, EnvText},
+};
+use crate::{
+    settings::Layer,
+    toml_tree::{
+        FilePath, GuestPath, List, Map, Memory, OneOrMany, Serial, Size, Table, Text, TimeLimit, User, VarName, Walk,
+        table,
+    },
+};
+
+table! {
+    /// A guest: the machine under test. Without image, kernel and rootfs it is this host's own userland.
+    GuestTable is "a guest" {
+        /// Boot this disk image (qcow2, raw, vmdk, vdi, vhdx, vpc), unmodified; nothing is written to it.
+        "image" image: FilePath = "(none)",
+        /// Take the image as being of this format.
+        "image-format" image_format: Text = "(what qemu-img says)",
+        /// How the image is attached.
+        "boot-bus" boot_bus: DiskBus = "\"virtio\"",
+        /// Boot this kernel: with initrd its user space, else with rootfs.
+        "kernel" kernel: FilePath = "(the newest installed one that can do it)",
+        /// The initramfs to boot the kernel with.
+        "initrd" initrd: FilePath = "(none)",
+        /// Use this directory as the guest's root, read-only under a writable layer.
+        "rootfs" rootfs: FilePath = "\"/\"",
+        /// The kernel's modules, such as /lib/modules/6.1.0-56-amd64.
+        "modules" modules: FilePath = "(found by the kernel's version)",
+        /// Words for the kernel's command line.
+        "append" append: OneOrMany<Text> = "[]",
+        /// How to get in: what the serial line offers, or Belljar's own init (only with kernel).
+        "access" access: Access = "\"auto\"",
+        /// Log in on the serial console as this user.
+        "login" login: LoginTable = "(root without a password, where a login is asked for)",
+        /// The guest's memory.
+        "memory" memory: Memory = "\"1GiB\"",
+        /// The guest's processors.
+        "cpus" cpus: Cpus = "1",
+        /// QEMU's machine type.
+        "machine" machine: Text = "(Belljar's choice)",
+        /// QEMU's CPU model.
+        "cpu" cpu: Text = "(Belljar's choice)",
+        /// KVM or emulation.
+        "accel" accel: Accel = "(KVM if a probe shows that it runs a guest)",
+        /// Extra disks, thrown away with the guest. Those of suites and headers come after them.
+        "disks" disks: List<DiskTable> = "[]",
+        /// Network: none, isolated (DHCP answers, nothing is reachable), user (the outside world by NAT).
+        "nic" nic: NicMode = "\"isolated\"",
+        /// What a fault that the guest's kernel reports does: the guest counts as crashed, or it is noted.
+        "oops" oops: OopsPolicy = "\"crash\"",
+        /// Give up on the boot after this time.
+        "boot-timeout" boot_timeout: TimeLimit = "(2m, 20m without KVM, sooner if nothing moves)",
+        /// What of the host the guest does not see in its root directory and workspace, beside keys and tokens in home directories,
+        /// processes and temporary files: paths, which may begin with `~`, and whose last part may end in `*`.
+        "hide" hide: List<FilePath> = "[]",
+        /// Passed to QEMU as they are, after all others.
+        "qemu-args" qemu_args: List<Text> = "[]",
+        /// Where the guest sees the workspace.
+        "mount-at" mount_at: GuestPath = "\"/mnt/hostos\"",
+        /// What becomes of the guest's writes to the workspace.
+        "workspace-mode" workspace_mode: WorkspaceMode = "\"cow\"",
+        /// Give up on a test after this time.
+        "timeout" timeout: TimeLimit = "\"10m\"",
+        /// Call a test slow after this time.
+        "slow-timeout" slow_timeout: TimeLimit = "\"1m\"",
+        /// Variables for tests, on top of those of lower places.
+        "env" env: Map<VarName, EnvText> = "{}",
+        /// Directory in the guest that tests run in.
+        "cwd" cwd: GuestPath = "(the workspace)",
+        /// User in the guest that tests run as.
+        "user" user: User = "(the user that Belljar got in as)",
+        /// Most that a test may leave in its output directory.
+        "max-output" max_output: Size = "(1GiB, or a quarter of what is free)",
+        /// Most that a test may write to the guest's disks.
+        "max-disk" max_disk: Size = "(half of what is free)",
+    }
+    not_yet {
+        "container": "unpack the container image (`podman export`) and name its directory in `rootfs`",
+    }
+}
+
+table! {
+    /// A login.
+    LoginTable is "a login" {
+        /// The user's name.
+        "user" user: User = "\"root\"",
+        /// The user's password.
+        "password" password: Secret = "(none)",
+        /// The environment variable that holds the password.
+        "password-env" password_env: VarName = "(none)",
+    }
+}
+
+table! {
+    /// An extra disk. What is written to it is thrown away.
+    DiskTable is "a disk" {
+        /// An empty disk of this size.
+        "size" size: Size = "(none)",
+        /// A disk with what is in this image, which is not written to.
+        "file" file: FilePath = "(none)",
+        /// The serial number by which the guest finds the disk: /dev/disk/by-id/virtio-SERIAL.
+        "serial" serial: Serial = "(none)",
+        /// How it is attached.
+        "bus" bus: DiskBus = "\"virtio\"",
+    }
+}
+
+/// Says what is wrong with keys that are right by themselves.
+pub(super) fn check(table: &GuestTable, walk: &mut Walk) {
+    check_source(table, walk);
+    if let Some(login) = &table.login {
+        let login = login.get_ref();
+        if let (Some(_), Some(env)) = (&login.password, &login.password_env) {
+            let message = "`password` and `password-env` are both given";
+            let help = "keep one of them; `password-env` keeps the password out of this file";
+            contradiction(walk, env.span(), message, help);
+        }
+    }
+    check_disks(table.disks.as_ref(), &BTreeSet::new(), walk);
+    times(table.timeout.as_ref(), table.slow_timeout.as_ref(), walk);
+}
+
+/// Whether the keys that say what a guest boots from go together.
+fn check_source(table: &GuestTable, walk: &mut Walk) {
+    let has = |key: &str| table.seen.contains(key);
+    if has("container") {
+        return;
+    }
+    let span = |key| match key {
+        Key::Image => table.image.as_ref().map(Spanned::span),
+        Key::ImageFormat => table.image_format.as_ref().map(Spanned::span),
+        Key::BootBus => table.boot_bus.as_ref().map(Spanned::span),
+        Key::Kernel => table.kernel.as_ref().map(Spanned::span),
+        Key::Initrd => table.initrd.as_ref().map(Spanned::span),
+        Key::Rootfs => table.rootfs.as_ref().map(Spanned::span),
+        Key::Modules => table.modules.as_ref().map(Spanned::span),
+        Key::Append => table.append.as_ref().map(Spanned::span),
+        Key::Access => table.access.as_ref().map(Spanned::span),
+        Key::Login => table.login.as_ref().map(Spanned::span),
+    };
+    let access = table.access.as_ref().map(|a| *a.get_ref());
+    for conflict in rules::source(|key| has(key.word()), access, Notation::Toml) {
+        // A value that is wrong by itself was spoken of already.
+        if let Some(span) = span(conflict.key) {
+            contradiction(walk, span, &conflict.message, &conflict.help);
+        }
+    }
+}
+
+/// Checks disks; gives back their serial numbers together with those that were there before.
+pub(super) fn check_disks<'a>(
+    list: Option<&'a Spanned<List<DiskTable>>>,
+    before: &BTreeSet<&'a str>,
+    walk: &mut Walk,
+) -> BTreeSet<&'a str> {
+    let mut serials = before.clone();
+    for disk in list.iter().flat_map(|l| &l.get_ref().0) {
+        let span = disk.span();
+        let disk = disk.get_ref();
+        match (disk.seen.contains("size"), disk.seen.contains("file")) {
+            (true, true) => {
+                let help = "`size` makes an empty disk, `file` one with what is in an image; keep one of them";
+                contradiction(walk, span, "a disk has both `size` and `file`", help);
+            }
+            (false, false) => walk.missing(span, DiskTable::NOUN, "size", "size = \"1GiB\", or file = \"disk.qcow2\""),
+            _ => {}
+        }
+        if let Some(serial) = &disk.serial
+            && !serials.insert(&serial.get_ref().0)
+        {
+            let message = format!("two disks of a guest have the serial number {:?}", serial.get_ref().0);
+            contradiction(walk, serial.span(), &message, "give each its own; the guest finds it by that");
+        }
+    }
+    serials
+}
+
+/// The guest that a table describes, with paths below `dir`.
+pub(super) fn resolve(name: &str, table: &GuestTable, dir: &Path) -> Guest {
+    let layer = layer_of(table);
+    let mut spec = GuestSpec::new(source(table, dir));
+    let disks = disks(&table.disks, dir).unwrap_or_default();
+    spec.hardware = Layer::merge([&layer]).settle(&disks).1;
+    spec.machine = plain(&table.machine);
+    spec.cpu = plain(&table.cpu);
+    spec.accel = table.accel.as_ref().map(|a| *a.get_ref());
+    spec.append = plain(&table.append).unwrap_or_default();
+    spec.qemu_args = plain(&table.qemu_args).unwrap_or_default().into_iter().map(Into::into).collect();
+    spec.login = table.login.as_ref().map(|l| login(l.get_ref()));
+    spec.oops = table.oops.as_ref().map(|o| *o.get_ref()).unwrap_or_default();
+    spec.boot_timeout = plain(&table.boot_timeout);
+    spec.hide = table.hide.iter().flat_map(|l| &l.get_ref().0).map(|p| of_host(dir, &p.get_ref().0)).collect();
+    spec.mount_at = plain(&table.mount_at).unwrap_or(spec.mount_at);
+    Guest { name: name.to_owned(), spec, layer }
+}
+
+/// A path of the host, of which a `~` at the beginning is for later.
+fn of_host(dir: &Path, path: &Path) -> PathBuf {
+    if path.starts_with("~") { path.to_owned() } else { dir.join(path) }
+}
+
+fn source(table: &GuestTable, dir: &Path) -> Source {
+    let access = table.access.as_ref().map(|a| *a.get_ref()).unwrap_or_default();
+    let modules = below(dir, &table.modules);
+    let kernel = below(dir, &table.kernel);
+    if let Some(path) = below(dir, &table.image) {
+        let bus = table.boot_bus.as_ref().map(|b| *b.get_ref()).unwrap_or_default();
+        return Source::Image { path, format: plain(&table.image_format), bus, access };
+    }
+    match (kernel, below(dir, &table.initrd)) {
+        (Some(kernel), Some(initrd)) => Source::Initramfs { kernel, initrd, modules, access },
+        (kernel, _) => Source::RootDir { root: below(dir, &table.rootfs), kernel, modules },
+    }
+}
+
+fn login(table: &LoginTable) -> Login {
+    let password = match (&table.password, &table.password_env) {
+        (_, Some(name)) => Password::Env(name.get_ref().0.clone()),
+        (Some(password), None) => Password::Given(password.get_ref().clone()),
+        (None, None) => Password::None,
+    };
+    Login { user: plain(&table.user).unwrap_or_else(|| "root".to_owned()), password }
+}
+
+/// Disks with their files below `dir`; those that are wrong are left out.
+pub(super) fn disks(list: &Option<Spanned<List<DiskTable>>>, dir: &Path) -> Option<Vec<DiskSpec>> {
+    let list = list.as_ref()?.get_ref();
+    let disk = |disk: &Spanned<DiskTable>| {
+        let disk = disk.get_ref();
+        let content = match (&disk.size, &disk.file) {
+            (Some(size), _) => DiskContent::Empty(size.get_ref().0),
+            (None, Some(file)) => DiskContent::Image(dir.join(&file.get_ref().0)),
+            (None, None) => return None,
+        };
+        Some(DiskSpec {
+            content,
+            serial: disk.serial.as_ref().map(|s| s.get_ref().0.clone()),
+            bus: disk.bus.as_ref().map_or(DiskBus::default(), |b| *b.get_ref()),
+        })
+    };
+    Some(list.0.iter().filter_map(disk).collect())
+}
+
+/// What a guest says of tests on it.
+fn layer_of(table: &GuestTable) -> Layer {
+    Layer {
+        memory: plain(&table.memory),
+        cpus: plain(&table.cpus).map(unsigned),
+        nic: plain(&table.nic),
+        ..layer!(table: timeout, slow_timeout, workspace_mode, cwd, user, max_output, max_disk)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use belljar_guest_spec::{DEFAULT_MEMORY, DEFAULT_MOUNT_AT, Hardware, values};
+
+    use super::*;
+
+    #[test]
+    fn the_defaults_that_are_told_are_those_that_hold() {
+        let told = |name: &str| {
+            let key = GuestTable::keys().into_iter().find(|key| key.name == name).unwrap();
+            key.default.trim_matches('"').to_owned()
+        };
+        let hardware = Hardware::default();
+        assert_eq!(values::memory(&told("memory")), Ok(DEFAULT_MEMORY));
+        assert_eq!((told("cpus"), told("nic")), (hardware.cpus.to_string(), hardware.nic.to_string()));
+        assert_eq!(told("mount-at"), DEFAULT_MOUNT_AT);
+        assert_eq!((told("access"), told("boot-bus")), (Access::default().to_string(), DiskBus::default().to_string()));
+        assert_eq!(told("oops"), OopsPolicy::default().to_string());
+    }
+}
