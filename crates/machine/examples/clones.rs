@@ -3,6 +3,8 @@
 //! `clones BELLJAR CACHE IMAGE USER:PASSWORD COUNT JOBS warm|cold|apart`: `warm` has each guest wait, warmed up, until it is asked for;
 //! `apart` has each say who it is and what it sees of the others.
 
+#![expect(clippy::disallowed_methods, reason = "it measures")]
+
 use std::{
     cell::RefCell,
     collections::HashSet,

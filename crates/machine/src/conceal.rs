@@ -4,6 +4,8 @@
 //! the user asked for something to be hidden. What a guest may *write* to must hold nothing of Belljar's own: the run's record, the cache, the
 //! state directory. Hiding does not help there, for what is hidden can still be renamed.
 
+#![expect(clippy::disallowed_methods, reason = "an age, for which nobody waits")]
+
 use std::{
     collections::BTreeSet,
     io,

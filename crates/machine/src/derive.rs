@@ -6,12 +6,10 @@
 //! The copy has a memory and disks of its own from the start, so that what comes of it needs the other template no more. It keeps the
 //! identity with which the guest booted, which its copies change as ever.
 
-use std::{
-    fs::File,
-    time::{Duration, Instant},
-};
+use std::{fs::File, time::Duration};
 
 use belljar_model::{Phase, Verdict};
+use tokio::time::Instant;
 
 use crate::{
     Lost,

@@ -108,7 +108,7 @@ impl Limits {
 /// A counter that moves only while the guest really computes: its clock ticks even when it idles.
 fn busy(mut cpu: impl FnMut() -> u64 + Send + 'static) -> impl FnMut() -> u64 + Send + 'static {
     let mut last = cpu();
-    let mut at = std::time::Instant::now();
+    let mut at = tokio::time::Instant::now();
     let mut moved = 0;
     move || {
         let elapsed = at.elapsed();
@@ -119,7 +119,7 @@ fn busy(mut cpu: impl FnMut() -> u64 + Send + 'static) -> impl FnMut() -> u64 + 
                 moved += 1;
             }
             last = now;
-            at = std::time::Instant::now();
+            at = tokio::time::Instant::now();
         }
         moved
     }

@@ -1,12 +1,10 @@
 //! From a guest that booted to a template.
 
-use std::{
-    fs::File,
-    time::{Duration, Instant},
-};
+use std::{fs::File, time::Duration};
 
 use belljar_model::{CrashKind, Phase};
 use belljar_proto::message::Quiesce;
+use tokio::time::Instant;
 
 use super::{
     Template, TemplateKey,

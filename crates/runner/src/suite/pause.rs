@@ -71,6 +71,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
+    #[expect(clippy::disallowed_methods, reason = "what the run's clock is held against")]
     async fn timers_do_not_run_while_the_process_stands_still() {
         let dir = tempfile::tempdir().unwrap();
         let log = crate::log::EventLog::create(&dir.path().join("events.jsonl"), Box::new(|_| ())).unwrap();

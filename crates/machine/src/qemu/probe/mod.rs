@@ -4,6 +4,8 @@
 //! an order of magnitude, or hang in a stock guest's first instructions. So a guest of a few instructions is run, with the
 //! stock firmware, and has to be done in less time than real KVM needs by far. The answer is remembered in the cache.
 
+#![expect(clippy::disallowed_methods, reason = "it blocks in a thread of its own, and measures what the host can do")]
+
 mod image;
 mod remember;
 

@@ -1,5 +1,7 @@
 //! A child process with a thread that tees what it writes, waits for it and reaps it.
 
+#![expect(clippy::disallowed_methods, reason = "a thread of its own, which polls with real time")]
+
 use std::fs::File;
 use std::io::{self, PipeReader, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
