@@ -204,7 +204,7 @@ pub(crate) fn share(
     } else {
         let dir = directory("--workspace", &args.workspace)?;
         let mount_at = match &args.mount_at {
-            Some(path) => values::guest_path(path).map_err(|why| format!("--mount-at: {path:?} is {why}"))?.to_owned(),
+            Some(path) => values::mount_at(path).map_err(|why| format!("--mount-at: {path:?} is {why}"))?.to_owned(),
             None => guest.mount_at.clone(),
         };
         let mode = args.workspace_mode.or_else(|| named?.workspace_mode()).unwrap_or(WORKSPACE_MODE);

@@ -67,6 +67,21 @@ pub fn guest_path(text: &str) -> Result<&str, String> {
     Ok(text)
 }
 
+/// Checks where the guest is to see the workspace.
+///
+/// # Errors
+/// As [`guest_path`], and for a place that the guest needs for itself.
+pub fn mount_at(text: &str) -> Result<&str, String> {
+    const NEEDED: &[&str] = &["proc", "sys", "dev", "run/belljar"];
+    let parts: Vec<&str> = guest_path(text)?.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
+    let path = parts.join("/");
+    let below = |place: &&str| path.strip_prefix(place).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    if path.is_empty() || path == "run" || NEEDED.iter().any(below) {
+        return Err("no place for the workspace: the guest needs what is there; take one such as /mnt/hostos".into());
+    }
+    Ok(text)
+}
+
 /// Checks the name of a user in the guest, or a number.
 ///
 /// # Errors
@@ -110,6 +125,12 @@ mod tests {
         for wrong in ["", "mnt", "/a/../b", "/a\0"] {
             assert!(guest_path(wrong).is_err(), "{wrong}");
         }
+        for wrong in ["/", "//", "/./", "/proc", "/sys/x", "/dev/", "/run", "/run/belljar/out", "mnt"] {
+            assert!(mount_at(wrong).is_err(), "{wrong}");
+        }
+        for fine in ["/mnt/hostos", "/run/x", "/devices", "/home/me/src"] {
+            assert_eq!(mount_at(fine), Ok(fine));
+        }
         for wrong in ["", "a b", "a:b", "a\n"] {
             assert!(user(wrong).is_err(), "{wrong}");
         }
@@ -118,7 +139,7 @@ mod tests {
     proptest! {
         #[test]
         fn nothing_panics(text in "\\PC{0,20}|[0-9. ]{0,24}[a-zA-Z]{0,3}") {
-            let _ = (size(&text), memory(&text), serial(&text), guest_path(&text), user(&text));
+            let _ = (size(&text), memory(&text), serial(&text), guest_path(&text), mount_at(&text), user(&text));
         }
     }
 }

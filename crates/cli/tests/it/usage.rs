@@ -33,6 +33,8 @@ fn values_that_are_wrong_in_themselves() {
         (&["--disk", "colour=red"], "colour"),
         (&["--disk", "serial=x"], "size=SIZE or file=IMAGE"),
         (&["--login", ":x"], "--login"),
+        (&["--mount-at", "/"], "no place for the workspace"),
+        (&["--mount-at", "/proc"], "such as /mnt/hostos"),
     ] {
         let outcome = lab.run(WELL).args(words).sh("true").go();
         assert!(matches!(outcome.status.code(), Some(2 | 125)), "{words:?}: {:?}", outcome.status);

@@ -22,8 +22,8 @@ use super::{
 use crate::{
     settings::Layer,
     toml_tree::{
-        FilePath, GuestPath, List, Map, Memory, OneOrMany, Serial, Size, Table, Text, TimeLimit, User, VarName, Walk,
-        table,
+        FilePath, GuestPath, List, Map, Memory, MountAt, OneOrMany, Serial, Size, Table, Text, TimeLimit, User,
+        VarName, Walk, table,
     },
 };
 
@@ -74,7 +74,7 @@ table! {
         /// Passed to QEMU as they are, after all others.
         "qemu-args" qemu_args: List<Text> = "[]",
         /// Where the guest sees the workspace.
-        "mount-at" mount_at: GuestPath = "\"/mnt/hostos\"",
+        "mount-at" mount_at: MountAt = "\"/mnt/hostos\"",
         /// What becomes of the guest's writes to the workspace.
         "workspace-mode" workspace_mode: WorkspaceMode = "\"cow\"",
         /// Give up on a test after this time.

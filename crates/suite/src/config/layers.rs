@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     settings::Layer,
-    toml_tree::{GuestPath, Int, List, Map, Memory, Name, OneOrMany, Size, Text, TimeLimit, User, VarName},
+    toml_tree::{GuestPath, Int, List, Map, Memory, MountAt, Name, OneOrMany, Size, Text, TimeLimit, User, VarName},
 };
 
 /// A typed value as it is meant.
@@ -42,7 +42,7 @@ macro_rules! plain_wrappers {
     } )* };
 }
 plain_wrappers!(
-    TimeLimit => std::time::Duration, Memory => u64, Size => u64, GuestPath => String, User => String, Name => String, Text => String,
+    TimeLimit => std::time::Duration, Memory => u64, Size => u64, GuestPath => String, MountAt => String, User => String, Name => String, Text => String,
     AnyText => String, Pattern => String, EnvText => String, VarName => String
 );
 

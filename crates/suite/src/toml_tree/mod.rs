@@ -16,7 +16,8 @@ use toml::{
 };
 
 pub use self::scalar::{
-    Delay, FilePath, GuestPath, Int, List, Map, Memory, Name, OneOrMany, Serial, Size, Text, TimeLimit, User, VarName,
+    Delay, FilePath, GuestPath, Int, List, Map, Memory, MountAt, Name, OneOrMany, Serial, Size, Text, TimeLimit, User,
+    VarName,
 };
 pub(crate) use self::{
     scalar::read_text,

@@ -204,6 +204,13 @@ text_value!(
     }, { "type": "string", "pattern": "^/" }
 );
 text_value!(
+    /// Where the guest sees the workspace.
+    MountAt(String), "an absolute path in the guest", |t| {
+        plain(t)?;
+        values::mount_at(t).map(str::to_owned)
+    }, { "type": "string", "pattern": "^/" }
+);
+text_value!(
     /// The serial number of a disk.
     Serial(String), "a serial number", |t| values::serial(t).map(str::to_owned), { "type": "string", "pattern": "^[!-~]{1,20}$" }
 );
