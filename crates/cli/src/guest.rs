@@ -18,7 +18,7 @@ use crate::{args::word, env, settings, specs, suite};
 pub(crate) struct GuestArgs {
     /// Take this guest of belljar.toml; options say what is to be different about it
     #[arg(short = 'g', long, value_name = "NAME",
-          conflicts_with_all = ["image", "kernel", "rootfs", "initrd", "modules", "boot_bus"])]
+          conflicts_with_all = ["image", "image_format", "kernel", "rootfs", "initrd", "modules", "boot_bus"])]
     pub(crate) guest: Option<String>,
 
     /// The configuration with the guest [default: belljar.toml here, or in the nearest directory above]
@@ -156,7 +156,7 @@ impl GuestArgs {
 /// The guest, and its name for a person: as `belljar.toml` has it if `named`, and in any case as the options say.
 pub(crate) fn guest(args: &GuestArgs, named: Option<&Named>) -> Result<(GuestSpec, String), String> {
     let (mut spec, name) = match named {
-        Some(named) => (named.0.spec.clone(), named.0.name.clone()),
+        Some(named) => (named.with_access(args)?, named.0.name.clone()),
         None => {
             let source = args.source();
             let name = source.to_string();
@@ -217,6 +217,20 @@ impl Named {
         })?;
         let guest = config.guest(name).map_err(|found| format!("--guest: {found}"))?;
         Ok(Some(Self(Arc::clone(guest))))
+    }
+
+    /// What it is, got into as the options say.
+    fn with_access(&self, args: &GuestArgs) -> Result<GuestSpec, String> {
+        let mut spec = self.0.spec.clone();
+        let of_options = |key| matches!(key, Key::Access | Key::Append) && args.has(key);
+        let has = |key| spec.source.has(key) || of_options(key);
+        if let Some(conflict) = rules::source(has, args.access, Notation::Options).first() {
+            return Err(format!("--guest {}: {}; {}", self.0.name, conflict.message, conflict.help));
+        }
+        if let Some(access) = args.access {
+            spec.source.set_access(access);
+        }
+        Ok(spec)
     }
 
     /// What becomes of its writes to the workspace, if it says so.

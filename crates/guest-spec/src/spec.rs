@@ -13,6 +13,7 @@ use thiserror::Error;
 
 use crate::{
     login::{Credentials, Login, Password, Secret},
+    rules::Key,
     words::{Accel, Access, DiskBus, NicMode, OopsPolicy},
 };
 
@@ -114,6 +115,25 @@ impl Source {
     #[must_use]
     pub fn host() -> Self {
         Self::RootDir { root: None, kernel: None, modules: None }
+    }
+
+    /// Whether it came of this setting.
+    #[must_use]
+    pub fn has(&self, key: Key) -> bool {
+        match (self, key) {
+            (Self::Image { .. }, Key::Image) | (Self::Initramfs { .. }, Key::Kernel | Key::Initrd) => true,
+            (Self::RootDir { kernel, .. }, Key::Kernel) => kernel.is_some(),
+            (Self::RootDir { root, .. }, Key::Rootfs) => root.is_some(),
+            _ => false,
+        }
+    }
+
+    /// Has the guest be got into in this way, where there is more than one.
+    pub fn set_access(&mut self, wanted: Access) {
+        match self {
+            Self::Image { access, .. } | Self::Initramfs { access, .. } => *access = wanted,
+            Self::RootDir { .. } => {}
+        }
     }
 }
 

@@ -48,7 +48,7 @@ mod tests {
 
     #[test]
     fn holes_stay_holes_and_data_stays_data() {
-        let dir = tempfile::tempdir_in(".").unwrap();
+        let dir = tempfile::tempdir().unwrap();
         let new =
             |name: &str| File::options().read(true).write(true).create_new(true).open(dir.path().join(name)).unwrap();
         let (from, to) = (new("from"), new("to"));

@@ -1,6 +1,6 @@
 //! The command line itself.
 
-use crate::harness::{Lab, WELL};
+use crate::harness::{Lab, SUITE, WELL};
 
 #[test]
 fn wrong_command_lines() {
@@ -154,4 +154,23 @@ fn the_doctor_looks_at_everything() {
         assert!(text.contains(word), "{word} is not in {text}");
     }
     assert!(!text.contains('\x1b'), "{text:?}");
+}
+
+#[test]
+fn options_change_a_guest_of_the_file_or_are_refused() {
+    let lab = Lab::new();
+    lab.suite(SUITE, &[("a", "exit 0")]);
+    let file = lab.path("workspace/belljar.toml");
+    let run = |words: &[&str]| {
+        let given = ["run", "--accel", "tcg", "-g", "g", "-c", file.to_str().expect("UTF-8")];
+        lab.belljar(given).args(words).script(WELL).command(["true"]).go()
+    };
+    run(&["--access", "init", "--memory", "128M", "--cpus", "2"]).code(0);
+    let seen = lab.seen();
+    assert!(seen.contains("\"128M\"") && seen.contains("\"-smp\",\"2\""), "{seen}");
+    run(&["--access", "console"]).code(125).complains("--guest g: --access console needs --image or --initrd");
+    // What it boots from is what the file says.
+    for words in [["--image-format", "raw"], ["--rootfs", "/"], ["--boot-bus", "ide"], ["--image", "x"]] {
+        assert_eq!(run(&words).status.code(), Some(2), "{words:?}");
+    }
 }

@@ -21,7 +21,7 @@ use super::{
     files, judge,
     lease::{self, Lease, Unfit, place},
     millis,
-    output::{Recorded, Recorder},
+    output::{OUTPUT, Recorded, Recorder},
     pool::Kind,
     setup::{self, Scene},
 };
@@ -31,8 +31,6 @@ use crate::{
     run_dir,
 };
 
-/// A test's output, in the directory of its try.
-pub(crate) const OUTPUT: &str = "output.log";
 /// JUnit files where a test does not say which.
 const ANY_JUNIT: &[&str] = &["*.xml", "**/*.xml"];
 /// JUnit files from the workspace, in the directory of the try.
@@ -490,6 +488,9 @@ fn tell(cx: &Cx, unit: &Unit, id: &AttemptId, evidence: Evidence) -> (Verdict, O
             path: Some(format!("{place}/{OUTPUT}")),
             tail: recorded.tail.clone(),
         }));
+        if let Some(message) = recorded.over_limit.clone() {
+            cx.tell.emit(EventKind::AttemptWarning(events::AttemptWarning { id: id.clone(), message }));
+        }
     }
     let bytes = fs::metadata(cx.run_dir.join(&console)).map_or(0, |m| m.len());
     if bytes > 0 {

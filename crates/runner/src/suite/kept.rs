@@ -41,7 +41,7 @@ use super::{
     lease::Unfit,
     setup::{self, Scene},
 };
-use crate::beneath;
+use crate::{beneath, sparse};
 
 /// Where the copies are, in the run's directory.
 const COPIES: &str = "setup";
@@ -153,8 +153,8 @@ fn copy_one(top: &OwnedFd, in_workspace: &Path, copy: &Path) -> io::Result<Optio
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
         return Err(io::Error::other("it is no regular file any more"));
     }
-    let mut goal = File::options().write(true).create_new(true).open(copy)?;
-    io::copy(&mut File::from(file), &mut goal)?;
+    let goal = File::options().write(true).create_new(true).open(copy)?;
+    sparse::copy(&File::from(file), &goal)?;
     goal.set_permissions(PermissionsExt::from_mode(stat.st_mode & 0o777))?;
     Ok(None)
 }
@@ -271,7 +271,9 @@ fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
         } else if kind.is_symlink() {
             std::os::unix::fs::symlink(fs::read_link(entry.path())?, goal)?;
         } else {
-            fs::copy(entry.path(), goal)?;
+            let (source, goal) = (File::open(entry.path())?, File::create_new(goal)?);
+            sparse::copy(&source, &goal)?;
+            goal.set_permissions(source.metadata()?.permissions())?;
         }
     }
     // The guest's users are not the host's.

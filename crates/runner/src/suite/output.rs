@@ -19,6 +19,8 @@ use belljar_model::test_run::{MAX_TAIL, Stream, keep_end};
 use belljar_suite::config::Format;
 use fs_err::File;
 
+/// A test's output, in the directory of its try.
+pub(crate) const OUTPUT: &str = "output.log";
 /// Most bytes of a test's output that are kept in its file.
 pub(crate) const MAX_FILE: u64 = 256 * 1024 * 1024;
 /// Bytes of which the tail is made: control sequences fall out of it.
@@ -53,6 +55,8 @@ pub(crate) struct Recorded {
     pub(crate) bytes: u64,
     /// Whether the file lacks some.
     pub(crate) truncated: bool,
+    /// Why the file lacks some, where a limit was reached.
+    pub(crate) over_limit: Option<String>,
     /// The end, fit to be shown.
     pub(crate) tail: String,
     /// What was read out of it, where something was to be.
@@ -116,6 +120,8 @@ impl Recorder {
             },
             bytes,
             truncated: bytes > self.limit || self.cut,
+            over_limit: (bytes > self.limit)
+                .then(|| format!("it wrote {bytes} bytes of output, of which {OUTPUT} has the first {}", self.limit)),
             tail: shown.to_owned(),
             results,
         }
@@ -246,7 +252,7 @@ mod tests {
         let recorded = recorder.finish();
         assert_eq!(recorded.stream, Some(Stream::Combined));
         assert_eq!(recorded.bytes, fs_err::metadata(&path).unwrap().len());
-        assert!(!recorded.truncated);
+        assert!(!recorded.truncated && recorded.over_limit.is_none());
         assert!(recorded.tail.len() <= MAX_TAIL);
         assert!(
             recorded.tail.starts_with("line ") && recorded.tail.ends_with("line 4999\nlast\n"),
@@ -266,6 +272,8 @@ mod tests {
         let recorded = recorder.finish();
         assert_eq!(fs_err::read(&path).unwrap(), b"0123456789");
         assert!(recorded.truncated);
+        let said = recorded.over_limit.as_deref();
+        assert_eq!(said, Some("it wrote 16 bytes of output, of which output.log has the first 10"));
         assert_eq!((recorded.bytes, recorded.tail.as_str()), (16, "0123456789abcdef"));
     }
 
