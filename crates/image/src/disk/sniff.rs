@@ -33,7 +33,7 @@ pub(super) fn refuse(path: &Path, head: &[u8]) -> Result<(), DiskError> {
     match head {
         [0x7f, b'E', b'L', b'F', ..] => something("an ELF program; a kernel is given with --kernel"),
         [b'0', b'7', b'0', b'7', b'0', ..] => something("a cpio archive; an initramfs is given with --initrd"),
-        [b'#', b'!', ..] => something("a script"),
+        [b'#', b'!', b'/' | b' ', ..] => something("a script"),
         _ if is_text(head) => {
             something("a text file; if it holds the plain contents of a disk, say so with --image-format raw")
         }

@@ -166,7 +166,7 @@ fn looks_like(head: &[u8]) -> &'static str {
         [b'Q', b'F', b'I', 0xfb, ..] => "a qcow2 disk image (use --image)",
         [b'0', b'7', b'0', b'7', ..] => "an initramfs (use --initrd)",
         [0x7f, b'E', b'L', b'F', ..] => "a program",
-        [b'#', b'!', ..] => "a script",
+        [b'#', b'!', b'/' | b' ', ..] => "a script",
         [b'M', b'Z', ..] => "an EFI program",
         _ if head.get(0x1fe..0x200) == Some(&[0x55, 0xaa]) => "a disk image with a boot sector (use --image)",
         _ if Packing::of(head) != Packing::None => "a packed file, maybe an initramfs (use --initrd)",

@@ -30,7 +30,7 @@ use crate::command::GuestCommand;
 use crate::console::Patience;
 use crate::enter::of_shell;
 use crate::guest::Io;
-use crate::session::agent::{ExecControl, OutputEnd, OutputSink};
+use crate::session::agent::{ExecControl, LATE_QUIET, OutputEnd, OutputSink};
 
 /// A directory that both sides see.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +53,8 @@ pub struct ConsoleSession {
     /// Whether the guest was made fit for commands.
     prepared: bool,
     notes: Vec<String>,
+    /// How long what a command left running may be silent before its output is given up.
+    late_quiet: Duration,
 }
 
 /// A command that has not been seen to end.
@@ -142,6 +144,7 @@ impl ConsoleSession {
             tools: None,
             prepared: false,
             notes: Vec::new(),
+            late_quiet: LATE_QUIET,
         }
     }
 

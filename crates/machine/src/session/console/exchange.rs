@@ -150,7 +150,7 @@ impl ConsoleSession {
         // From here on it is removed with whatever is running.
         let running =
             Running { guest_dir: guest_dir.clone(), host_dir: Some(exchange.host.join(&name)), started: false };
-        let keeper = script::keeper(&guest_dir, command, self.layer.as_deref());
+        let keeper = script::keeper(&guest_dir, command, self.layer.as_deref(), self.late_quiet);
         let running = self.running.insert(running);
         let mut place = Place::make(&exchange.host, &name).map_err(making)?;
         place.put("cmd", script::command(command).as_ref()).map_err(making)?;

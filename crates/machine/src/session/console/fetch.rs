@@ -86,7 +86,7 @@ impl ConsoleSession {
         let nonce = random_name()?;
         let dir = self.make_dir().await?;
         self.write_file(&dir, "cmd", &script::command(command)).await?;
-        let keeper = script::keeper(&dir, command, self.layer.as_deref());
+        let keeper = script::keeper(&dir, command, self.layer.as_deref(), self.late_quiet);
         self.write_file(&dir, "keep", &keeper).await?;
         let dir_word = script::word(&dir);
         self.line_run(format!(": >{dir_word}/0;: >{dir_word}/1;: >{dir_word}/2")).await?;

@@ -16,12 +16,14 @@
 //! A shell gives `128 + N` for a command that signal N killed, and for one that exited with that code; but it says "Killed" only of
 //! the first.
 
+use std::time::Duration;
+
 use belljar_model::Exit;
 
 use super::{End, Missing};
 use crate::access::quote;
 use crate::command::GuestCommand;
-use crate::session::agent::{LATE_MOST, LATE_QUIET, OutputEnd};
+use crate::session::agent::{LATE_MOST, OutputEnd};
 
 /// Longest `code` file that is read.
 pub(super) const CODE_MAX: usize = 256;
@@ -121,8 +123,8 @@ pub(super) fn foreground(
 }
 
 /// `keep`: waits for the command and tells how it ended, or why it was not started. Gets the nonce on its standard input. `layer` is
-/// given to the command's user.
-pub(super) fn keeper(dir: &str, command: &GuestCommand, layer: Option<&str>) -> Vec<u8> {
+/// given to the command's user. `late_quiet` is how long what the command left running may be silent before its output is given up.
+pub(super) fn keeper(dir: &str, command: &GuestCommand, layer: Option<&str>, late_quiet: Duration) -> Vec<u8> {
     let dir = word(dir);
     let user = command.user.as_deref();
     let (mut before, run) = run_as(user);
@@ -138,7 +140,7 @@ pub(super) fn keeper(dir: &str, command: &GuestCommand, layer: Option<&str>) -> 
     let user_missing = if user.is_none() { "" } else { "[ \"$k\" ]||id \"$u\" >/dev/null 2>&1||h=u\n" };
     // The command gets the signals that its group gets; the keeper outlives them. A group of its own is one whose number is its leader's: field five of `stat`. The name in field two is `sh`'s own.
     // A subshell, since a shell's own words about a command go where that command's errors go. (`su` says "Killed" itself, and not always.)
-    let (quiet, most) = (LATE_QUIET.as_secs(), LATE_MOST.as_secs());
+    let (quiet, most) = (late_quiet.as_secs(), LATE_MOST.as_secs());
     let how = if user.is_none() { "case $(cat $d/said) in *core*)h=c;;?*)h=s;;esac" } else { ":" };
     let before_directory = format!(
         "d={dir}\n\
