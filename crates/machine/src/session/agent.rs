@@ -300,6 +300,8 @@ impl AgentSession {
             {
                 Ok(())
             }
+            // Of the input of a command that has ended, or could not be started, meanwhile.
+            ToHost::StdinCredit { id, .. } | ToHost::StdinClosed(id) if (1..self.next_exec).contains(&id) => Ok(()),
             ToHost::Exited { id, .. } | ToHost::ExecFailed { id, .. } if self.is_stale(id) => {
                 self.running = self.running.filter(|&running| running != id);
                 self.abandoned.retain(|&abandoned| abandoned != id);

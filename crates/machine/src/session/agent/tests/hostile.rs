@@ -377,3 +377,40 @@ proptest! {
         prop_assert!(status.is_err());
     }
 }
+
+/// The agent may notice that nobody reads a command's input a moment after it said that the command could not be started.
+#[test]
+fn word_of_the_input_of_a_command_that_has_ended_is_no_fault() {
+    run(async {
+        let (ours, theirs) = tokio::io::duplex(1 << 16);
+        let mut guest = Guest::new(theirs);
+        let host = async {
+            let (mut session, ..) = AgentSession::connect(vec![(PortKind::Virtio, Box::new(ours))]).await.unwrap();
+            let mut sink = Kept::default();
+            let io = ExecIo { stdin: None, sink: &mut sink, control: None };
+            let failed = session.exec(sh("x"), io).await.unwrap_err();
+            assert!(matches!(failed, SessionError::ExecFailed { .. }), "{failed}");
+            session.ping().await
+        };
+        let script = async {
+            guest.begin().await;
+            let id = loop {
+                if let ToAgent::Exec(exec) = guest.hear_message().await {
+                    break exec.id;
+                }
+            };
+            guest.say(&ToHost::ExecFailed { id, what: "execve x".into(), errno: 2 }).await;
+            guest.say(&ToHost::StdinClosed(id)).await;
+            guest.say(&ToHost::StdinCredit { id, bytes: 1 }).await;
+            while let Some(frame) = guest.hear().await {
+                if let Ok(ToAgent::Ping(number)) = from_bytes(&frame.payload) {
+                    guest.say(&ToHost::Pong(number)).await;
+                    break;
+                }
+            }
+            guest
+        };
+        let (outcome, _guest) = tokio::join!(host, script);
+        outcome.unwrap();
+    });
+}
