@@ -53,7 +53,7 @@ pub fn copy(run: &Path, to: &Path) -> io::Result<Vec<String>> {
             } else if kind.is_dir() {
                 waiting.push((entry.path(), goal, depth + 1));
             } else if kind.is_file() {
-                match copy_file(&entry.path(), &goal) {
+                match sparse::copy_file(&entry.path(), &goal) {
                     Err(error) if error.kind() == io::ErrorKind::PermissionDenied => left_out.push(error.to_string()),
                     copied => drop(copied?),
                 }
@@ -61,15 +61,6 @@ pub fn copy(run: &Path, to: &Path) -> io::Result<Vec<String>> {
         }
     }
     Ok(left_out)
-}
-
-fn copy_file(from: &Path, to: &Path) -> io::Result<()> {
-    use fs_err::os::unix::fs::OpenOptionsExt;
-    const NO_WAIT: i32 = rustix::fs::OFlags::NONBLOCK.union(rustix::fs::OFlags::NOFOLLOW).bits().cast_signed();
-    let source = fs::OpenOptions::new().read(true).custom_flags(NO_WAIT).open(from)?;
-    let goal = fs::File::create(to)?;
-    sparse::copy(source.file(), goal.file())?;
-    goal.set_permissions(source.metadata()?.permissions())
 }
 
 /// Longest path of a directory, so that there is room for a name of the longest kind in it.

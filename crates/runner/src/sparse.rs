@@ -4,6 +4,7 @@
 use std::{
     fs::File,
     io::{self, Seek, SeekFrom},
+    path::Path,
 };
 
 use rustix::{
@@ -38,6 +39,19 @@ pub(crate) fn copy(from: &File, to: &File) -> io::Result<()> {
         at = end;
     }
     to.set_len(size)
+}
+
+/// Copies a regular file with its mode, through no link and without waiting for what is none.
+///
+/// # Errors
+/// As [`copy`].
+pub(crate) fn copy_file(from: &Path, to: &Path) -> io::Result<()> {
+    use fs_err::os::unix::fs::OpenOptionsExt;
+    const NO_WAIT: i32 = rustix::fs::OFlags::NONBLOCK.union(rustix::fs::OFlags::NOFOLLOW).bits().cast_signed();
+    let source = fs_err::OpenOptions::new().read(true).custom_flags(NO_WAIT).open(from)?;
+    let goal = fs_err::File::create(to)?;
+    copy(source.file(), goal.file())?;
+    goal.set_permissions(source.metadata()?.permissions())
 }
 
 #[cfg(test)]

@@ -271,9 +271,7 @@ fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
         } else if kind.is_symlink() {
             std::os::unix::fs::symlink(fs::read_link(entry.path())?, goal)?;
         } else {
-            let (source, goal) = (File::open(entry.path())?, File::create_new(goal)?);
-            sparse::copy(&source, &goal)?;
-            goal.set_permissions(source.metadata()?.permissions())?;
+            sparse::copy_file(&entry.path(), &goal)?;
         }
     }
     // The guest's users are not the host's.
