@@ -1,6 +1,5 @@
 //! The agent's loop: one thread, one poll, nothing that waits elsewhere.
 
-use std::ffi::OsString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -20,6 +19,7 @@ use crate::job::{Job, Kind};
 use crate::kmsg::KernelRecord;
 use crate::leftovers::{Baseline, Shares};
 use crate::link::{Incoming, Link, Lost};
+use crate::network::Cards;
 use crate::port::{self, Port};
 use crate::renew::{self, Carried};
 use crate::spawn::Refused;
@@ -78,7 +78,7 @@ pub(crate) struct Agent {
     /// The guest was frozen once: what mounting needs is there, so that it is quick.
     quiesced: bool,
     /// The network cards that the guest had when it was frozen.
-    cards: Vec<OsString>,
+    cards: Cards,
     /// Tag of the host directory that becomes the root with the first setup.
     root: Option<String>,
     leftovers: Vec<Leftover>,
@@ -143,7 +143,7 @@ impl Agent {
             mounts: Vec::new(),
             mounting: Vec::new(),
             quiesced: false,
-            cards: Vec::new(),
+            cards: Cards::default(),
             root: None,
             leftovers: Vec::new(),
             kernel,
@@ -636,14 +636,14 @@ impl Agent {
             // A process for it would cost an emulated guest more than the work.
             let faults = setup::mount_all(&wanted.mounts, &self.mounts);
             if ours && let Some(identity) = &wanted.identity {
-                identity::change_address(identity, &self.cards);
+                identity::change_address(identity, &self.cards.names);
             }
             self.mounting = wanted.mounts;
             self.mounted(faults);
             return;
         }
         if ours && let Some(identity) = &wanted.identity {
-            identity::change_address(identity, &self.cards);
+            identity::change_address(identity, &self.cards.names);
         }
         let mounting = wanted.mounts.clone();
         match setup::start(wanted, &self.mounts) {
@@ -679,7 +679,7 @@ impl Agent {
     }
 
     fn quiesce(&mut self, wanted: Quiesce) {
-        match setup::start_quiesce(wanted, &self.mounts) {
+        match setup::start_quiesce(wanted, &self.mounts, self.cards.addressed) {
             Ok(job) => self.jobs.push(job),
             Err(errno) => {
                 let why = format!("fork: {}", text::errno(errno));
@@ -728,7 +728,7 @@ impl Agent {
                 if self.quiesced {
                     self.mounts.clear();
                     self.shares = Shares::default();
-                    self.cards = identity::cards();
+                    self.cards = Cards::now();
                 }
                 self.tell_of_kernel();
                 self.link.queue(&ToHost::Quiesced(left));

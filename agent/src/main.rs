@@ -22,6 +22,7 @@ mod look;
 mod modules;
 mod mount_table;
 mod mounts;
+mod network;
 mod owner;
 mod port;
 mod refusal;

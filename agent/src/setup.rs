@@ -12,7 +12,7 @@ use rustix::mount::UnmountFlags;
 use rustix::time::{ClockId, Timespec};
 
 use crate::job::{Job, Kind};
-use crate::{modules, mounts, text};
+use crate::{modules, mounts, network, text};
 
 /// How long writing back may take before the host is told that it did not happen.
 const SYNC_LIMIT: Duration = Duration::from_secs(60);
@@ -37,8 +37,9 @@ pub(crate) fn mount_all(wanted: &[Mount], old: &[Mount]) -> Faults {
     (0_u32..).zip(wanted).filter_map(|(index, mount)| mounts::share(mount).err().map(|fault| (index, fault))).collect()
 }
 
-/// Unmounts everything of the host's, and has what later mounts need.
-pub(crate) fn start_quiesce(wanted: Quiesce, old: &[Mount]) -> Result<Job, Errno> {
+/// Unmounts everything of the host's, has what later mounts need, and waits for the network cards; `addressed` as for
+/// [`network::settle`].
+pub(crate) fn start_quiesce(wanted: Quiesce, old: &[Mount], addressed: bool) -> Result<Job, Errno> {
     Job::start(Kind::Quiesce, Some(SYNC_LIMIT), || {
         let mut left = Vec::new();
         let shares = old.iter().rev().map(|mount| (mount.path.as_str(), true));
@@ -57,6 +58,7 @@ pub(crate) fn start_quiesce(wanted: Quiesce, old: &[Mount]) -> Result<Job, Errno
         if wanted.overlay && lacks("overlay") {
             modules::load(&["overlay"]);
         }
+        network::settle(addressed);
         // What the guest still has to write, each of its copies would.
         rustix::fs::sync();
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();

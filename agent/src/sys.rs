@@ -222,6 +222,15 @@ pub(crate) fn mac(card: &[u8]) -> Result<[u8; 6], Errno> {
     Ok(mac)
 }
 
+/// Whether a network card has an IPv4 address (netdevice(7)).
+pub(crate) fn has_ipv4(card: &[u8]) -> Result<bool, Errno> {
+    match ask_card(libc::SIOCGIFADDR, &mut card_request(card)?) {
+        Ok(()) => Ok(true),
+        Err(Errno::ADDRNOTAVAIL) => Ok(false),
+        Err(errno) => Err(errno),
+    }
+}
+
 fn card_request(card: &[u8]) -> Result<libc::ifreq, Errno> {
     if card.len() >= libc::IFNAMSIZ {
         return Err(Errno::INVAL);
