@@ -1,6 +1,6 @@
 //! From QEMU's start to a guest in which a command can run.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{io, path::Path, sync::Arc, time::Duration};
 
 use belljar_guest_spec::WorkspaceMode;
 use belljar_model::{EventKind, Phase};
@@ -9,7 +9,7 @@ use fs_err::File;
 use tokio::sync::mpsc;
 
 use crate::{
-    Lost,
+    Cause, Lost,
     access::{self, AccessEvent, AccessOptions, Act, Shell},
     bounds::Gauge,
     console::{Console, ConsoleView, Patience},
@@ -46,14 +46,21 @@ pub(crate) struct Machine {
 }
 
 /// Why a machine did not even start.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug)]
 pub(crate) enum StartError {
     /// QEMU did not.
-    #[error(transparent)]
-    Spawn(#[from] SpawnError),
+    Spawn(SpawnError),
     /// Something that it needs is missing.
-    #[error("{0}")]
-    Files(String),
+    Files(Cause),
+}
+
+impl From<StartError> for Cause {
+    fn from(error: StartError) -> Self {
+        match error {
+            StartError::Spawn(error) => error.into(),
+            StartError::Files(cause) => cause,
+        }
+    }
 }
 
 impl Machine {
@@ -68,12 +75,10 @@ impl Machine {
         keep_command(plan, &config)?;
         let host = &plan.host;
         let log = File::options().create(true).write(true).append(again).truncate(!again).open(&host.console_log);
-        let log = log.map_err(|e| {
-            StartError::Files(format!("cannot log the console: {e}; the run's directory must be writable"))
-        })?;
+        let log = log.map_err(|e| StartError::Files(host_file("log the console", &e)))?;
         let workspace = plan.share.workspace.as_ref().filter(|w| w.mode == WorkspaceMode::Rw);
         let gauge = Gauge::new(plan.share.bounds, &plan.share.out, layers, &host.run_dir, workspace.map(|w| &*w.dir))
-            .map_err(|e| StartError::Files(format!("cannot look at what the guest is to write to: {e}")))?;
+            .map_err(|e| StartError::Files(host_file("look at what the guest is to write to", &e)))?;
         let request = SpawnRequest {
             program: &plan.qemu.path,
             config: &config,
@@ -83,7 +88,7 @@ impl Machine {
             log: &host.qemu_log,
             extra_fds: fds,
         };
-        let mut qemu = Qemu::spawn(request).await?;
+        let mut qemu = Qemu::spawn(request).await.map_err(StartError::Spawn)?;
         let channels = qemu.take_channels();
         let console = Console::new(channels.console, log);
         if let Some(view) = view {
@@ -153,7 +158,7 @@ pub(crate) enum Unbooted {
 impl Unbooted {
     pub(crate) fn lost(self) -> Lost {
         match self {
-            Self::Start(error) => Lost::host(error.to_string()),
+            Self::Start(error) => Cause::from(error).into(),
             Self::Lost(lost) => lost,
         }
     }
@@ -308,10 +313,13 @@ pub(crate) fn choices_of_copy(plan: &Plan, entered: &Entered) -> [EventKind; 2] 
 }
 
 fn keep_command(plan: &Plan, config: &MachineConfig) -> Result<(), StartError> {
-    let line = plan.command_of(config).map_err(|e| StartError::Files(e.to_string()))?;
-    fs_err::write(&plan.host.qemu_command, line + "\n").map_err(|e| {
-        StartError::Files(format!("cannot keep QEMU's command line: {e}; the run's directory must be writable"))
-    })
+    let line = plan.command_of(config).map_err(|e| StartError::Files(Cause::Description(e.to_string())))?;
+    fs_err::write(&plan.host.qemu_command, line + "\n")
+        .map_err(|e| StartError::Files(host_file("keep QEMU's command line", &e)))
+}
+
+fn host_file(attempt: &str, error: &io::Error) -> Cause {
+    Cause::host_file(attempt, error, "the run's directory must be writable")
 }
 
 /// Waits for the agent that is the first process.
@@ -454,7 +462,7 @@ async fn finish_setup(
         let Some(mount) = usize::try_from(index).ok().and_then(|i| mounts.get(i)) else { continue };
         let said = share::explain(mount, &fault);
         if spec.required() && mount.tag != share::MODULES_TAG {
-            return Err(Lost::host(said));
+            return Err(Cause::Mount(said).into());
         }
         let lost = if mount.tag == share::OUT_TAG { format!("\n{}", share::OUT_IS_LOST) } else { String::new() };
         tell(EventKind::Warning { message: said + &lost });

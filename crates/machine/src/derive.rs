@@ -6,13 +6,13 @@
 //! The copy has a memory and disks of its own from the start, so that what comes of it needs the other template no more. It keeps the
 //! identity with which the guest booted, which its copies change as ever.
 
-use std::{fs::File, time::Duration};
+use std::{fs::File, io, time::Duration};
 
 use belljar_model::{Phase, Verdict};
 use tokio::time::Instant;
 
 use crate::{
-    Lost,
+    Cause, Lost,
     boot::{Entered, Machine},
     guest::Observe,
     layer::Layer,
@@ -20,8 +20,8 @@ use crate::{
     plan::Plan,
     spec::ShareSpec,
     template::{
-        Freezing, Making, Rest, Template, TemplateKey, Unfrozen, Unthawed, blocking, explain, freeze, memory,
-        thaw_to_plug, thaw_to_set_up,
+        Freezing, Making, Rest, Template, TemplateKey, Unfrozen, Unthawed, blocking, freeze, memory, thaw_to_plug,
+        thaw_to_set_up,
     },
 };
 
@@ -60,8 +60,8 @@ pub(crate) async fn plug(
             return Ok(Derived::Got(Got::Nothing));
         }
         // Its boot may want the devices: a disk that its fstab(5) names, say.
-        Err(lost) if !lost.lasting && matches!(lost.verdict, Verdict::Crash(_) | Verdict::Timeout(_)) => {
-            let why = explain(&lost);
+        Err(lost) if !lost.lasting && matches!(lost.verdict(), Verdict::Crash(_) | Verdict::Timeout(_)) => {
+            let why = lost.to_string();
             warn(observe, format!("the guest does not come up without its devices, so that it boots with them: {why}"));
             return Ok(Derived::Boot(making));
         }
@@ -86,6 +86,12 @@ pub(crate) async fn plug(
             }
         }
     }
+}
+
+/// A second descriptor of the guest's memory could not be had.
+fn again(error: &io::Error) -> Lost {
+    Cause::host_file("keep hold of the guest's memory", error, "the host may be short of descriptors (ulimit -n)")
+        .into()
 }
 
 /// Why there is no template.
@@ -116,7 +122,7 @@ async fn plug_into(
         Ok(copied) => copied,
         Err((making, why)) => return refuse(making, format!("its template cannot be copied: {why}")),
     };
-    let kept = ram.try_clone().map_err(|e| Lost::host(e.to_string()))?;
+    let kept = ram.try_clone().map_err(|e| again(&e))?;
     let thawed = thaw_to_plug(plan, &base, &making, (ram, disks), parent.again, way.view, observe).await;
     let (machine, entered) = match thawed {
         Ok(guest) => guest,
@@ -179,7 +185,7 @@ pub(crate) async fn set_up(
         Ok(copied) => copied,
         Err((_, why)) => return refuse(format!("its template cannot be copied: {why}"), observe),
     };
-    let kept = ram.try_clone().map_err(|e| Lost::host(e.to_string()))?;
+    let kept = ram.try_clone().map_err(|e| again(&e))?;
     let frozen = base.session().clone();
     let mut guest = match thaw_to_set_up(&plan, base, ram, disks, parent.again, way.view, observe).await {
         Ok(guest) => guest,
@@ -220,7 +226,7 @@ async fn in_turn(
             Ok(Ok(template))
         }
         Err(Unfrozen::Lost(lost)) => Err(machine.give_up(lost, Phase::Session).await),
-        Err(Unfrozen::Spent(lost)) => Ok(Err((making, explain(&machine.give_up(lost, Phase::Session).await)))),
+        Err(Unfrozen::Spent(lost)) => Ok(Err((making, machine.give_up(lost, Phase::Session).await.to_string()))),
         Err(Unfrozen::GoesOn(why)) => {
             machine.qemu.kill().await;
             Ok(Err((making, why)))
@@ -241,17 +247,13 @@ struct Copied {
 }
 
 /// Copies memory and disks of a template, for a guest that may write to them.
-async fn copied(base: Template, making: Making, size: u64) -> Result<Result<Copied, (Making, std::io::Error)>, Lost> {
+async fn copied(base: Template, making: Making, size: u64) -> Result<Result<Copied, (Making, io::Error)>, Lost> {
     blocking(move || {
-        let copy = || -> std::io::Result<_> {
+        let copy = || -> io::Result<_> {
             let ram = memory(size)?;
             base.copy_ram(&ram, size)?;
             let disks = base.copy_disks(&making)?;
-            if base.is_unchanged() {
-                Ok((ram, disks))
-            } else {
-                Err(std::io::Error::other("it was written to meanwhile"))
-            }
+            if base.is_unchanged() { Ok((ram, disks)) } else { Err(io::Error::other("it was written to meanwhile")) }
         };
         match copy() {
             Ok((ram, disks)) => Ok(Copied { base, making, ram, disks }),

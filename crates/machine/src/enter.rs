@@ -2,14 +2,14 @@
 //!
 //! Few commands are typed, each answers with its exit code, and none is longer than a terminal's line.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, sync::Arc};
 
 use belljar_guest_spec::WorkspaceMode;
-use belljar_model::{CrashKind, EventKind, Fault, Phase, Verdict};
+use belljar_model::{CrashKind, EventKind, Phase};
 use belljar_proto::message::Identity;
 
 use crate::{
-    Lost,
+    Cause, Lost,
     access::{AccessError, AccessEvent, Shell, ShellError, ShellReply, quote},
     console::ExpectError,
     limits::Limits,
@@ -63,8 +63,8 @@ pub(crate) async fn mount_by_shell(
 ) -> Result<Result<Exchange, String>, Lost> {
     match mount(shell, share::OUT_TAG, share::OUT_PATH, "rw", limits).await {
         Ok(()) => {}
-        Err(Lost { verdict: Verdict::Error(Fault::Host { message }), .. }) if !spec.required() => {
-            return Ok(Err(message));
+        Err(Lost { cause: cause @ (Cause::NoShares(_) | Cause::Mount(_)), .. }) if !spec.required() => {
+            return Ok(Err(cause.to_string()));
         }
         Err(lost) => return Err(lost),
     }
@@ -86,10 +86,11 @@ pub(crate) async fn mount_by_shell(
                 );
                 let reply = run(shell, &line, limits).await?;
                 if reply.code != 0 {
-                    return Err(Lost::host(format!(
-                        "the guest could not lay a writable layer over the workspace: {}\nuse --workspace-mode ro or rw",
-                        crate::console::sanitize::sanitize_line(&reply.output)
-                    )));
+                    let said = crate::console::sanitize::sanitize_line(&reply.output);
+                    return Err(Cause::Mount(format!(
+                        "the guest could not lay a writable layer over the workspace: {said}\nuse --workspace-mode ro or rw"
+                    ))
+                    .into());
                 }
             }
         }
@@ -116,11 +117,12 @@ async fn mount(shell: &mut Shell, tag: &str, at: &str, mode: &str, limits: &Limi
     let known = run(shell, "grep -qw 9p /proc/filesystems && ls /sys/bus/virtio/drivers/9pnet_virtio", limits).await?;
     if known.code != 0 {
         let (what, advice) = (share::what(tag), share::NO_9P);
-        return Err(Lost::host(format!(
+        return Err(Cause::NoShares(format!(
             "the guest's kernel has no 9p file system over virtio, so it cannot be given {what} ({said}). {advice}"
-        )));
+        ))
+        .into());
     }
-    Err(Lost::host(format!("the guest could not mount the share {tag} at {at}: {said}")))
+    Err(Cause::Mount(format!("the guest could not mount the share {tag} at {at}: {said}")).into())
 }
 
 /// Has the guest let go of what was mounted on the way; gives what is mounted all the same.
@@ -192,22 +194,17 @@ pub(crate) fn lost_of_access(error: AccessError) -> Lost {
         AccessError::Shell(error) => of_shell(&error, Phase::Access),
         AccessError::Stuck { alarm, tail } => {
             let seen = format!("{} ({})", alarm.kind.title(), alarm.line);
-            Lost::crash(CrashKind::BootFailed, seen, Phase::Boot).with_message(alarm.kind.advice()).with_tail(tail)
+            Lost::crash(CrashKind::BootFailed, seen, Phase::Boot).with_advice(alarm.kind.advice()).with_tail(tail)
         }
         AccessError::Died { alarm, tail } => {
-            Lost::crash(CrashKind::Panic, alarm.line, Phase::Boot).with_message(alarm.kind.advice()).with_tail(tail)
+            Lost::crash(CrashKind::Panic, alarm.line, Phase::Boot).with_advice(alarm.kind.advice()).with_tail(tail)
         }
         AccessError::Refused { .. }
         | AccessError::PasswordWanted { .. }
         | AccessError::PasswordExpired { .. }
         | AccessError::LoginLoop { .. }
         | AccessError::NoShell { .. }
-        | AccessError::NotRoot { .. } => {
-            // The last lines are shown on their own.
-            let text = error.to_string();
-            let text = text.split("; the console").next().unwrap_or(&text).to_owned();
-            Lost::host(text).lasting()
-        }
+        | AccessError::NotRoot { .. } => Lost::from(Cause::Access(Arc::new(error))).lasting(),
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use belljar_model::{CrashKind, EventKind, Exit, Phase, Verdict};
+use belljar_model::{CrashKind, EventKind, Exit, Phase};
 use belljar_proto::{
     files::FileQuery,
     message::{Exec, Leftovers, Nonce, ShutdownHow, Status, Stdio, SyncFault},
@@ -23,7 +23,7 @@ use tokio::{
 };
 
 use crate::{
-    Lost,
+    Cause, Lost,
     boot::{Entered, Machine},
     command::GuestCommand,
     console::{Console, ConsoleView, LogFault},
@@ -316,9 +316,10 @@ impl Guest {
         };
         match ended {
             Ok(Status::Code(0)) => Ok(true),
-            Ok(status) => Err(Lost::host(format!(
+            Ok(status) => Err(Cause::Answer(format!(
                 "the agent could not say which files the test left: its process ended with {status:?}"
-            ))),
+            ))
+            .into()),
             Err(lost) => Err(self.explain(lost, Phase::Command).await),
         }
     }
@@ -371,13 +372,11 @@ impl Guest {
         let exceeded = end.and_then(|end| end.exceeded).map(|e| watch::of_exceeded(&e));
         // What was not recorded cannot be vouched for.
         let unlogged = match self.console.view().log_fault() {
-            Some(fault @ LogFault::Write(_)) => Some(Lost::host(format!("{fault}; free some space"))),
+            Some(fault @ LogFault::Write(_)) => Some(Cause::ConsoleLog(fault).into()),
             Some(LogFault::Limit(_)) | None => None,
         };
         // Nor can what ran on memory that somebody else wrote to.
-        let spoilt = self.template.as_ref().is_some_and(|t| !t.is_unchanged()).then(|| {
-            Lost::host("the guest's template was written to while it was in use, so that the guest may not have been what it was; run it again")
-        });
+        let spoilt = self.template.as_ref().is_some_and(|t| !t.is_unchanged()).then(|| Cause::TemplateChanged.into());
         match (doubt, exceeded, synced, unlogged.or(spoilt)) {
             (Some(lost), ..) => Err(lost.with_tail(self.console.tail(TAIL))),
             // That is why QEMU was killed, whatever the session noticed of it.
@@ -487,29 +486,19 @@ impl Guest {
         };
         match failed {
             None => Ok(()),
-            Some(SyncFault::Failed(what)) => Err(Lost::host(format!(
-                "what the guest wrote to the shares may not have reached the host: {what}; is the disk full?"
-            ))),
+            Some(SyncFault::Failed(what)) => Err(Cause::Unsynced(what).into()),
             Some(SyncFault::Suspended) => {
                 let message = "the guest was suspended, and its shares did not survive that: what was written to them before is here, and nothing \
                                that came after";
                 observe(EventKind::Warning { message: message.into() });
                 Ok(())
             }
-            Some(SyncFault::Gone(places)) => Err(Lost::host(format!(
-                "the command changed what is mounted in the guest, so that what it wrote there may not have reached the host: {}; unmount \
-                 only what the command has mounted itself",
-                places.join(", ")
-            ))
-            .lasting()),
+            Some(SyncFault::Gone(places)) => Err(Lost::from(Cause::Unmounted(places)).lasting()),
             // What is in the output directory is a result; a workspace may well be where somebody mounts an image.
-            Some(SyncFault::Covered(places)) if places.iter().any(|place| Path::new(place).starts_with(share::OUT_PATH)) => {
-                Err(Lost::host(format!(
-                    "the command has left something mounted in its output directory, so that what it wrote there has not reached the host: \
-                     {}; unmount it before the command ends, or mount it elsewhere",
-                    places.join(", ")
-                ))
-                .lasting())
+            Some(SyncFault::Covered(places))
+                if places.iter().any(|place| Path::new(place).starts_with(share::OUT_PATH)) =>
+            {
+                Err(Lost::from(Cause::OutCovered(places)).lasting())
             }
             Some(SyncFault::Covered(places)) => {
                 let message = format!(
@@ -541,7 +530,7 @@ impl Guest {
     async fn explain(&mut self, lost: Lost, phase: Phase) -> Lost {
         let lost = self.watch.explain(lost, phase).await;
         self.watch.last_words(&lost).await;
-        if lost.tail.is_empty() && matches!(lost.verdict, Verdict::Crash(_)) {
+        if lost.tail.is_empty() && lost.cause.crash_kind().is_some() {
             let tail = self.console.tail(TAIL);
             return lost.with_tail(tail);
         }
@@ -568,7 +557,7 @@ impl AsyncRead for TellsItsEnd<'_> {
 
 fn nonce() -> Result<Nonce, Lost> {
     let mut nonce = [0; 16];
-    getrandom::fill(&mut nonce).map_err(|e| Lost::host(format!("no random numbers from the system: {e}")))?;
+    getrandom::fill(&mut nonce).map_err(|e| Cause::NoRandom(e.to_string()))?;
     Ok(Nonce(nonce))
 }
 
@@ -622,15 +611,10 @@ async fn run_in(session: &mut Session, command: GuestCommand, io: &mut Io<'_>) -
 /// What a failure of the session says about the guest.
 pub(crate) fn of_session(error: SessionError, phase: Phase) -> Lost {
     match error {
-        SessionError::ExecFailed { errno, .. } => Lost::not_started(errno, error.to_string()),
-        SessionError::Sink(source) if source.kind() == io::ErrorKind::BrokenPipe => Lost {
-            verdict: Verdict::Error(belljar_model::Fault::OutputClosed),
-            message: None,
-            tail: Vec::new(),
-            lasting: false,
-        },
+        SessionError::ExecFailed { errno, .. } => Cause::NotStarted { errno, why: error.to_string() }.into(),
+        SessionError::Sink(source) if source.kind() == io::ErrorKind::BrokenPipe => Cause::OutputClosed.into(),
         SessionError::Sink(_) | SessionError::Stdin(_) | SessionError::Random(_) | SessionError::Version { .. } => {
-            Lost::host(error.to_string())
+            Cause::Session(error.to_string()).into()
         }
         SessionError::Closed { .. }
         | SessionError::Port { .. }

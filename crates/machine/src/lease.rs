@@ -12,7 +12,7 @@ use belljar_model::{EventKind, Phase};
 use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
-    Lost,
+    Cause, Lost,
     boot::{Booted, Unbooted},
     derive::{self, Derived},
     guest::{Guest, Observe, Views},
@@ -21,7 +21,7 @@ use crate::{
     qemu::args::Accel,
     template::{
         Blame, Claim, FailedCopy, Freezing, Making, Rest, Template, TemplateKey, TemplateStore, Unfrozen, Unthawed,
-        blocking, explain, freeze, memory, thaw,
+        blocking, freeze, memory, thaw,
     },
 };
 
@@ -157,7 +157,7 @@ pub(crate) enum Got {
 impl Way<'_> {
     /// Boots a guest that is not kept.
     async fn boot(&self, observe: Observe<'_>) -> Result<Guest, Lost> {
-        let launch = self.plan.launch().map_err(|e| Lost::host(e.to_string()))?;
+        let launch = self.plan.launch().map_err(|e| Cause::Description(e.to_string()))?;
         let booted = Booted::boot(self.plan, launch, self.view, observe).await.map_err(Unbooted::lost)?;
         booted.finish(self.plan, observe).await
     }
@@ -403,7 +403,7 @@ impl Way<'_> {
             Ok(booted) => booted,
             // A machine as it has to be for a template may be one that this QEMU cannot make.
             Err(Unbooted::Start(why)) => {
-                self.refuse(key, why.to_string(), observe);
+                self.refuse(key, Cause::from(why).to_string(), observe);
                 return Ok(Got::Nothing);
             }
             Err(Unbooted::Lost(lost)) => return Err(lost),
@@ -427,7 +427,7 @@ impl Way<'_> {
             Err(Unfrozen::Lost(lost)) => Err(booted.machine.give_up(lost, Phase::Session).await),
             Err(Unfrozen::Spent(lost)) => {
                 let lost = booted.machine.give_up(lost, Phase::Session).await;
-                self.refuse(key, explain(&lost), observe);
+                self.refuse(key, lost.to_string(), observe);
                 Ok(Got::Nothing)
             }
             Err(Unfrozen::GoesOn(why)) => {

@@ -33,4 +33,4 @@ pub mod tree;
 mod watch;
 
 pub use belljar_proto::message::{MountMode, WindowSize};
-pub use lost::{Lost, for_people};
+pub use lost::{Cause, Lost, QemuEnd, QemuStart, for_people};

@@ -1,71 +1,307 @@
 //! How a guest's story ends badly.
 
-use std::time::Duration;
+use std::{fmt, io, sync::Arc, time::Duration};
 
 use belljar_model::{
     Crash, CrashKind, Phase, Verdict,
-    verdict::{Exit, Fault},
+    verdict::{Exit, Fault, signal_name},
 };
 
-/// Why a guest did not do what was asked, ready to be the verdict. Never [`Verdict::Pass`].
+use crate::{
+    access::AccessError,
+    bounds::Exceeded,
+    console::LogFault,
+    qemu::process::{End, SpawnError},
+};
+
+/// Why a guest did not do what was asked. Its verdict is never [`Verdict::Pass`].
 #[derive(Clone, Debug)]
 pub struct Lost {
-    /// What to call it.
-    pub verdict: Verdict,
-    /// What was awaited or attempted, and what to do next, where the verdict does not say it.
-    pub message: Option<String>,
+    /// What went wrong.
+    pub cause: Cause,
+    /// What to do next, or what else is known, where the cause does not say it.
+    pub advice: Option<String>,
     /// The last lines of the console, where they help; without control characters.
     pub tail: Vec<String>,
     /// Whether another try would end the same way, such as after a password that was refused.
     pub lasting: bool,
 }
 
-impl Lost {
-    /// Our side, or the host's.
+/// What went wrong, in words for a person by its `Display`. What is decided by it is decided by the variant, never by the words.
+#[derive(Clone, Debug)]
+pub enum Cause {
+    /// The guest died.
+    Crash(Crash),
+    /// QEMU ended, and nothing is known of the guest that explains it.
+    QemuEnded {
+        /// How.
+        end: QemuEnd,
+        /// In which phase of the guest.
+        phase: Phase,
+    },
+    /// A deadline passed.
+    Timeout {
+        /// In which phase.
+        phase: Phase,
+        /// What had not come, and within which time.
+        awaited: Box<str>,
+        /// For how long the guest has been suspended by itself, if it is.
+        suspended: Option<Duration>,
+    },
+    /// The command never ran. As shells have it, its exit code is 127 where it is not there and 126 where it cannot be run.
+    NotStarted {
+        /// Linux error number of starting the program; 0 where it did not come to that, for the directory to start in was missing, say.
+        errno: i32,
+        /// What could not be done.
+        why: String,
+    },
+    /// A program that Belljar ran for its own ends did not do what it is for.
+    Failed {
+        /// How the program ended; never [`Exit::Code`] of 0.
+        exit: Exit,
+        /// What it was for, and what came of it.
+        why: String,
+    },
+    /// A program that Belljar ran for its own ends says that there is nothing to do here.
+    Skipped(String),
+    /// A person or a CI server ended the run by this signal.
+    Interrupted {
+        /// Linux signal number.
+        signal: i32,
+    },
+    /// Whoever read the command's output is gone.
+    OutputClosed,
+
+    /// The guest cannot be had as it is described: what is wrong with the description, or missing on this host.
+    Description(String),
+    /// QEMU could not be started.
+    QemuStart(QemuStart),
+    /// QEMU refused what it was told: its own words.
+    QemuRefused(String),
+    /// QEMU could not write what the guest wrote to a disk: its own words.
+    DiskWrite(String),
+    /// The guest wrote more than it may.
+    Exceeded(Exceeded),
+    /// The guest's template was written to while the guest ran on it.
+    TemplateChanged,
+    /// A file or directory of the host's could not be had.
+    HostFile {
+        /// What was attempted.
+        attempt: Box<str>,
+        /// What happened.
+        error: Box<str>,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// The system gives no random numbers.
+    NoRandom(String),
+    /// The console's log is not whole.
+    ConsoleLog(LogFault),
+
+    /// There was a console, and no way in.
+    Access(Arc<AccessError>),
+    /// The session with the agent failed by what is on this side of it.
+    Session(String),
+    /// The agent's answer is not whole: which.
+    Answer(String),
+    /// The guest has no file system for the shares.
+    NoShares(String),
+    /// A share could not be mounted in the guest.
+    Mount(String),
+    /// What was written to the shares may not have reached the host.
+    Unsynced(String),
+    /// The shares, by where they were, are not mounted any more.
+    Unmounted(Vec<String>),
+    /// Something is mounted below the output directory: where.
+    OutCovered(Vec<String>),
+    /// The guest's shell could not carry the command out.
+    Shell(String),
+    /// Standard input could not be read, or brought to the command.
+    Stdin(String),
+    /// The command's output was lost on the way, or could not be passed on.
+    Output(String),
+
+    /// A set-up failed: which, and how.
+    SetUp(String),
+    /// The guest cannot be shared by further tests: why.
+    NotRenewed(String),
+    /// The guest is not tried: why.
+    NotTried(String),
+    /// A defect of Belljar: what it came upon.
+    Defect(String),
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Crash(Crash { kind: CrashKind::BootFailed, seen, .. }) => f.write_str(seen),
+            Self::Crash(Crash { kind, seen, .. }) => write!(f, "{kind}: {seen}"),
+            Self::QemuEnded { end, .. } => write!(f, "{end}"),
+            Self::Timeout { awaited, suspended: None, .. } => f.write_str(awaited),
+            Self::Timeout { awaited, suspended: Some(slept), .. } => {
+                write!(f, "{awaited}; the guest suspended itself {} ago and has not woken", for_people(*slept))
+            }
+            Self::Interrupted { signal } => match signal_name(*signal) {
+                Some(name) => write!(f, "interrupted by {name}"),
+                None => write!(f, "interrupted by signal {signal}"),
+            },
+            Self::OutputClosed => f.write_str("nobody reads the output any more"),
+            Self::QemuStart(start) => write!(f, "{start}"),
+            Self::DiskWrite(why) => write!(
+                f,
+                "QEMU could not write what the guest wrote to a disk: {why}; make room where the run's directory is"
+            ),
+            Self::Exceeded(exceeded) => f.write_str(exceeded.message()),
+            Self::TemplateChanged => f.write_str(
+                "the guest's template was written to while it was in use, so that the guest may not have been what it was; run it again",
+            ),
+            Self::HostFile { attempt, error, advice } => write!(f, "cannot {attempt}: {error}; {advice}"),
+            Self::NoRandom(error) => write!(f, "no random numbers from the system: {error}"),
+            Self::ConsoleLog(fault) => write!(f, "{fault}; free some space"),
+            Self::Access(error) => write!(f, "{error}"),
+            Self::Unsynced(what) => {
+                write!(f, "what the guest wrote to the shares may not have reached the host: {what}; is the disk full?")
+            }
+            Self::Unmounted(places) => write!(
+                f,
+                "the command changed what is mounted in the guest, so that what it wrote there may not have reached the host: {}; unmount \
+                 only what the command has mounted itself",
+                places.join(", ")
+            ),
+            Self::OutCovered(places) => write!(
+                f,
+                "the command has left something mounted in its output directory, so that what it wrote there has not reached the host: \
+                 {}; unmount it before the command ends, or mount it elsewhere",
+                places.join(", ")
+            ),
+            Self::Defect(what) => write!(f, "{what}; please report it"),
+            Self::NotStarted { why: said, .. }
+            | Self::Failed { why: said, .. }
+            | Self::Skipped(said)
+            | Self::Description(said)
+            | Self::QemuRefused(said)
+            | Self::Session(said)
+            | Self::Answer(said)
+            | Self::NoShares(said)
+            | Self::Mount(said)
+            | Self::Shell(said)
+            | Self::Stdin(said)
+            | Self::Output(said)
+            | Self::SetUp(said)
+            | Self::NotRenewed(said)
+            | Self::NotTried(said) => f.write_str(said),
+        }
+    }
+}
+
+/// How QEMU ended.
+#[derive(Clone, Debug)]
+pub struct QemuEnd(pub(crate) Arc<End>);
+
+impl fmt::Display for QemuEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Why QEMU could not be started.
+#[derive(Clone, Debug)]
+pub struct QemuStart(pub(crate) Arc<SpawnError>);
+
+impl fmt::Display for QemuStart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl From<Cause> for Lost {
+    fn from(cause: Cause) -> Self {
+        Self { cause, advice: None, tail: Vec::new(), lasting: false }
+    }
+}
+
+impl From<SpawnError> for Cause {
+    fn from(error: SpawnError) -> Self {
+        Self::QemuStart(QemuStart(Arc::new(error)))
+    }
+}
+
+impl Cause {
+    /// A file or directory of the host's could not be had: what was attempted, what happened, and what to do.
     #[must_use]
-    pub fn host(message: impl Into<String>) -> Self {
-        Self {
-            verdict: Verdict::Error(Fault::Host { message: message.into() }),
-            message: None,
-            tail: Vec::new(),
-            lasting: false,
+    pub fn host_file(attempt: &str, error: &io::Error, advice: &'static str) -> Self {
+        Self::HostFile { attempt: attempt.into(), error: error.to_string().into(), advice }
+    }
+
+    /// The verdict on an attempt that ended by it.
+    #[must_use]
+    pub fn verdict(&self) -> Verdict {
+        const ENOENT: i32 = 2;
+        match self {
+            Self::Crash(crash) => Verdict::Crash(crash.clone()),
+            Self::QemuEnded { end, phase } => {
+                Verdict::Crash(Crash { kind: CrashKind::Qemu, seen: end.to_string(), phase: *phase })
+            }
+            Self::Timeout { phase, .. } => Verdict::Timeout(*phase),
+            Self::NotStarted { errno, .. } => Verdict::Fail(Exit::Code(if *errno == ENOENT { 127 } else { 126 })),
+            Self::Failed { exit, .. } => Verdict::Fail(*exit),
+            Self::Skipped(why) => Verdict::Skip(why.clone()),
+            Self::Interrupted { signal } => Verdict::Error(Fault::Interrupted { signal: *signal }),
+            Self::OutputClosed => Verdict::Error(Fault::OutputClosed),
+            _ => Verdict::Error(Fault::Host { message: self.to_string() }),
         }
     }
 
-    /// A person or a CI server.
+    /// How the guest died, if it did.
     #[must_use]
-    pub fn interrupted(signal: i32) -> Self {
-        Self { verdict: Verdict::Error(Fault::Interrupted { signal }), message: None, tail: Vec::new(), lasting: false }
+    pub fn crash_kind(&self) -> Option<CrashKind> {
+        match self {
+            Self::Crash(crash) => Some(crash.kind),
+            Self::QemuEnded { .. } => Some(CrashKind::Qemu),
+            _ => None,
+        }
     }
 
+    /// Whether the guest did what was asked of it, and only what ran in it did not.
+    #[must_use]
+    pub fn is_programs_own(&self) -> bool {
+        matches!(self, Self::NotStarted { .. } | Self::Failed { .. } | Self::Skipped(_))
+    }
+
+    /// Whether it is Belljar's or the host's: another try may go well.
+    #[must_use]
+    pub fn is_hosts(&self) -> bool {
+        matches!(self.verdict(), Verdict::Error(Fault::Host { .. }))
+    }
+}
+
+impl Lost {
     /// The guest died.
     #[must_use]
     pub fn crash(kind: CrashKind, seen: impl Into<String>, phase: Phase) -> Self {
-        Self {
-            verdict: Verdict::Crash(Crash { kind, seen: seen.into(), phase }),
-            message: None,
-            tail: Vec::new(),
-            lasting: false,
-        }
+        Cause::Crash(Crash { kind, seen: seen.into(), phase }).into()
     }
 
     /// A deadline passed.
     #[must_use]
-    pub fn timeout(phase: Phase, message: impl Into<String>) -> Self {
-        Self { verdict: Verdict::Timeout(phase), message: Some(message.into()), tail: Vec::new(), lasting: false }
+    pub fn timeout(phase: Phase, awaited: impl Into<String>) -> Self {
+        Cause::Timeout { phase, awaited: awaited.into().into(), suspended: None }.into()
     }
 
-    /// The command never ran; as shells have it, 127 where it is not there and 126 where it cannot be run. `errno` is the program's
-    /// own: what else is missing, such as the directory to start in, does not make it a command that is not there.
+    /// The verdict on the attempt.
     #[must_use]
-    pub fn not_started(errno: i32, message: impl Into<String>) -> Self {
-        const ENOENT: i32 = 2;
-        let code = if errno == ENOENT { 127 } else { 126 };
-        Self {
-            verdict: Verdict::Fail(Exit::Code(code)),
-            message: Some(message.into()),
-            tail: Vec::new(),
-            lasting: false,
+    pub fn verdict(&self) -> Verdict {
+        self.cause.verdict()
+    }
+
+    /// What there is to say that the verdict does not say.
+    #[must_use]
+    pub fn message(&self) -> Option<String> {
+        match &self.cause {
+            cause @ (Cause::Timeout { .. } | Cause::NotStarted { .. } | Cause::Failed { .. }) => {
+                Some(cause.to_string())
+            }
+            _ => self.advice.clone(),
         }
     }
 
@@ -85,9 +321,19 @@ impl Lost {
 
     /// With more to say.
     #[must_use]
-    pub fn with_message(mut self, message: impl Into<String>) -> Self {
-        self.message = Some(message.into());
+    pub fn with_advice(mut self, advice: impl Into<String>) -> Self {
+        self.advice = Some(advice.into());
         self
+    }
+}
+
+/// The cause, and what else is known.
+impl fmt::Display for Lost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.advice {
+            Some(advice) => write!(f, "{}: {advice}", self.cause),
+            None => self.cause.fmt(f),
+        }
     }
 }
 
@@ -118,8 +364,50 @@ mod tests {
     }
 
     #[test]
+    fn no_cause_is_a_pass() {
+        let crash = Crash { kind: CrashKind::Panic, seen: "Oops".into(), phase: Phase::Command };
+        let causes = [
+            (Cause::Crash(crash), 121, "the guest's kernel panicked: Oops"),
+            (Cause::Timeout { phase: Phase::Boot, awaited: "no login".into(), suspended: None }, 124, "no login"),
+            (
+                Cause::Timeout {
+                    phase: Phase::Command,
+                    awaited: "no end".into(),
+                    suspended: Some(Duration::from_secs(3)),
+                },
+                124,
+                "no end; the guest suspended itself 3 s ago and has not woken",
+            ),
+            (Cause::Failed { exit: Exit::Code(3), why: "no list".into() }, 3, "no list"),
+            (Cause::Skipped("not here".into()), 77, "not here"),
+            (Cause::Interrupted { signal: 2 }, 130, "interrupted by SIGINT"),
+            (Cause::OutputClosed, 141, "nobody reads the output any more"),
+            (Cause::Defect("no guest".into()), 125, "no guest; please report it"),
+            (
+                Cause::host_file("make a log", &io::Error::other("no room"), "free some space"),
+                125,
+                "cannot make a log: no room; free some space",
+            ),
+        ];
+        for (cause, code, said) in causes {
+            assert_eq!((cause.verdict().run_exit_code(), cause.to_string().as_str()), (code, said), "{cause:?}");
+        }
+    }
+
+    #[test]
+    fn what_the_verdict_says_is_not_said_again() {
+        let host = Lost::from(Cause::Unsynced("EIO".into()));
+        assert_eq!(host.message(), None);
+        assert_eq!(host.with_advice("run it again").message().as_deref(), Some("run it again"));
+        assert_eq!(Lost::timeout(Phase::Boot, "no login").message().as_deref(), Some("no login"));
+        let crash = Lost::crash(CrashKind::Oops, "BUG", Phase::Boot).with_advice("look at the log");
+        assert_eq!(crash.to_string(), "the guest's kernel reported a fault: BUG: look at the log");
+    }
+
+    #[test]
     fn a_command_that_is_not_there_fails_as_in_a_shell() {
-        assert_eq!(Lost::not_started(2, "x").verdict.run_exit_code(), 127);
-        assert_eq!(Lost::not_started(13, "x").verdict.run_exit_code(), 126);
+        let code = |errno| Cause::NotStarted { errno, why: "x".into() }.verdict().run_exit_code();
+        assert_eq!(code(2), 127);
+        assert_eq!(code(13), 126);
     }
 }

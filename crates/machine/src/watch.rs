@@ -18,11 +18,11 @@ use std::{
 };
 
 use belljar_guest_spec::OopsPolicy;
-use belljar_model::{CrashKind, EventKind, Phase, Verdict};
+use belljar_model::{CrashKind, EventKind, Phase};
 use tokio::time::Instant;
 
 use crate::{
-    Lost,
+    Cause, Lost, QemuEnd,
     bounds::Exceeded,
     console::{Alarm, AlarmKind, Alarms, Console, ConsoleView, Phase as AlarmPhase, Severity},
     guest::{AFTERMATH, Observe},
@@ -246,13 +246,8 @@ impl Watch {
     /// A better reason for a loss, if one is known by now or within a moment: the panic behind a reset, the power-off behind a
     /// closed port.
     pub(crate) async fn explain(&mut self, lost: Lost, phase: Phase) -> Lost {
-        let vague = match &lost.verdict {
-            Verdict::Crash(crash) => {
-                matches!(crash.kind, CrashKind::Silent | CrashKind::Qemu | CrashKind::Reboot | CrashKind::PowerOff)
-            }
-            _ => false,
-        };
-        if !vague {
+        use CrashKind::{PowerOff, Qemu, Reboot, Silent};
+        if !matches!(lost.cause.crash_kind(), Some(Silent | Qemu | Reboot | PowerOff)) {
             return lost;
         }
         let mut best = self.second_boot(phase).filter(|boot| rank(boot) > rank(&lost)).unwrap_or(lost);
@@ -291,8 +286,7 @@ impl Watch {
     /// Waits until a guest whose kernel failed has said what it has to say: its trace comes line by line, and a person
     /// will want it.
     pub(crate) async fn last_words(&mut self, lost: &Lost) {
-        let Verdict::Crash(crash) = &lost.verdict else { return };
-        if !matches!(crash.kind, CrashKind::Panic | CrashKind::Oops) {
+        if !matches!(lost.cause.crash_kind(), Some(CrashKind::Panic | CrashKind::Oops)) {
             return;
         }
         let mut last = self.view.last_line();
@@ -335,7 +329,7 @@ impl Watch {
         };
         let lost = Lost::crash(kind, seen, phase);
         let advice = alarm.kind.advice();
-        Some(if advice.is_empty() { lost } else { lost.with_message(advice) })
+        Some(if advice.is_empty() { lost } else { lost.with_advice(advice) })
     }
 }
 
@@ -354,13 +348,13 @@ async fn changed(changes: Option<tokio::sync::watch::Receiver<u64>>) {
 fn of_end(end: &End, phase: Phase) -> Lost {
     match &end.exceeded {
         Some(exceeded) => of_exceeded(exceeded),
-        None => Lost::crash(CrashKind::Qemu, end.to_string(), phase),
+        None => Cause::QemuEnded { end: QemuEnd(Arc::new(end.clone())), phase }.into(),
     }
 }
 
 /// A guest that wrote more than it may. It would do so again.
 pub(crate) fn of_exceeded(exceeded: &Exceeded) -> Lost {
-    Lost::host(exceeded.message()).lasting()
+    Lost::from(Cause::Exceeded(exceeded.clone())).lasting()
 }
 
 const FATAL: u8 = 3;
@@ -379,14 +373,11 @@ fn is_routine(kind: AlarmKind) -> bool {
 
 /// How much a loss explains.
 fn rank(lost: &Lost) -> u8 {
-    match &lost.verdict {
-        Verdict::Crash(crash) => match crash.kind {
-            CrashKind::Silent => 0,
-            CrashKind::Qemu => 1,
-            CrashKind::PowerOff | CrashKind::Reboot => 2,
-            CrashKind::Panic | CrashKind::Oops | CrashKind::BootFailed => FATAL,
-        },
-        _ => FATAL,
+    match lost.cause.crash_kind() {
+        Some(CrashKind::Silent) => 0,
+        Some(CrashKind::Qemu) => 1,
+        Some(CrashKind::PowerOff | CrashKind::Reboot) => 2,
+        Some(CrashKind::Panic | CrashKind::Oops | CrashKind::BootFailed) | None => FATAL,
     }
 }
 
@@ -416,9 +407,7 @@ fn of_event(event: &QmpEvent, phase: Phase) -> Option<Lost> {
         "STOP" => Some(Lost::crash(CrashKind::Qemu, "QEMU stopped the guest (no space left on the host?)", phase)),
         "BLOCK_IO_ERROR" => {
             let why = event.data.get("reason").and_then(|r| r.as_str()).unwrap_or("without a reason");
-            Some(Lost::host(format!(
-                "QEMU could not write what the guest wrote to a disk: {why}; make room where the run's directory is"
-            )))
+            Some(Cause::DiskWrite(why.to_owned()).into())
         }
         _ => None,
     }
@@ -444,10 +433,8 @@ mod tests {
     }
 
     fn kind(lost: Option<Lost>) -> Option<CrashKind> {
-        match lost?.verdict {
-            Verdict::Crash(crash) => Some(crash.kind),
-            other => panic!("{other:?}"),
-        }
+        let lost = lost?;
+        Some(lost.cause.crash_kind().unwrap_or_else(|| panic!("{lost:?}")))
     }
 
     #[test]

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use belljar_machine::{Lost, for_people};
-use belljar_model::{Phase, Verdict};
+use belljar_machine::{Cause, Lost, for_people};
+use belljar_model::Phase;
 use tokio::sync::watch;
 
 /// Why a run is to end early.
@@ -20,13 +20,10 @@ impl Why {
     #[must_use]
     pub fn lost(self, phase: Phase) -> Lost {
         match self {
-            Self::Signal(number) => Lost::interrupted(number),
-            Self::OutOfTime(limit) => Lost {
-                verdict: Verdict::Timeout(phase),
-                message: Some(format!("the run as a whole was given {} (global-timeout)", for_people(limit))),
-                tail: Vec::new(),
-                lasting: false,
-            },
+            Self::Signal(number) => Cause::Interrupted { signal: number }.into(),
+            Self::OutOfTime(limit) => {
+                Lost::timeout(phase, format!("the run as a whole was given {} (global-timeout)", for_people(limit)))
+            }
         }
     }
 }

@@ -9,13 +9,13 @@ use std::{
 };
 
 use belljar_machine::{
-    Lost,
+    Cause, Lost,
     command::GuestCommand,
     for_people,
     guest::{Guest, Io},
     session::agent::{LATE_BYTES, LATE_MOST, LATE_QUIET, OutputEnd, OutputSink, SinkFuture},
 };
-use belljar_model::{EventKind, Exit, Phase, Verdict};
+use belljar_model::{EventKind, Exit, Phase};
 
 use crate::cancel::Cancel;
 
@@ -124,16 +124,10 @@ pub(crate) async fn exec(
             why = cancel.wanted() => Err(why.lost(Phase::Command)),
             ended = limited => match ended {
                 Ok(ended) => ended,
-                Err(after) => Err(Lost {
-                    verdict: Verdict::Timeout(Phase::Command),
-                    message: Some(format!(
-                        "the command was given {} ({}) and had not ended",
-                        for_people(after),
-                        limit.name
-                    )),
-                    tail: Vec::new(),
-                    lasting: false,
-                }),
+                Err(after) => {
+                    let (given, name) = (for_people(after), limit.name);
+                    Err(Lost::timeout(Phase::Command, format!("the command was given {given} ({name}) and had not ended")))
+                }
             },
         }
     };
@@ -144,16 +138,12 @@ pub(crate) async fn exec(
         Ok(exit) => return Ok(exit),
         Err(lost) => lost,
     };
-    if matches!(lost.verdict, Verdict::Timeout(_)) {
-        if let Some(slept) = guest.suspended() {
-            let said = lost.message.unwrap_or_default();
-            lost.message =
-                Some(format!("{said}; the guest suspended itself {} ago and has not woken", for_people(slept)));
-        }
+    if let Cause::Timeout { suspended, .. } = &mut lost.cause {
+        *suspended = guest.suspended();
         // What the guest was at is what a person will ask first.
         lost.tail = guest.console_tail(TAIL);
     }
-    if !matches!(lost.verdict, Verdict::Crash(_) | Verdict::Fail(_)) {
+    if lost.cause.crash_kind().is_none() && !lost.cause.is_programs_own() {
         tokio::select! {
             biased;
             _ = cancel.urgent() => {}

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use belljar_guest_spec::GuestSpec;
 use belljar_machine::{
-    Lost,
+    Cause, Lost,
     command::GuestCommand,
     guest::{self, Guest, Views},
     host::HostContext,
@@ -80,7 +80,7 @@ pub async fn run(request: Request, io: RunIo<'_>, mut cancel: Cancel, log: &mut 
     let attempted = attempt(request, io, &mut cancel, log).await;
     let (verdict, message, tail) = match attempted {
         Ok(exit) => (Verdict::of_exit(exit), None, Vec::new()),
-        Err(lost) => (lost.verdict, lost.message, lost.tail),
+        Err(lost) => (lost.verdict(), lost.message(), lost.tail),
     };
     if !tail.is_empty() {
         let from = tail.len().saturating_sub(TAIL);
@@ -131,12 +131,12 @@ async fn attempt(request: Request, io: RunIo<'_>, cancel: &mut Cancel, log: &mut
         done = preparing => done,
     };
     let out = HeldOut::new(&out).map_err(|error| {
-        Lost::host(format!("cannot open the output directory {}: {error}; name another with --out", out.display()))
+        Cause::host_file(&format!("open the output directory {}", out.display()), &error, "name another with --out")
     })?;
     let plan = match prepared {
-        Ok(plan) => plan.map_err(|error| Lost::host(error.to_string()))?,
+        Ok(plan) => plan.map_err(|error| Cause::Description(error.to_string()))?,
         Err(panic) => {
-            return Err(Lost::host(format!("Belljar's own preparation broke off: {panic}; please report it")));
+            return Err(Cause::Defect(format!("Belljar's own preparation broke off: {panic}")).into());
         }
     };
     for choice in plan.choices() {
@@ -169,7 +169,7 @@ async fn attempt(request: Request, io: RunIo<'_>, cancel: &mut Cancel, log: &mut
     };
     // What the command did says more than what the guest did after it, unless that makes a pass doubtful.
     match (exit, closed) {
-        (Ok(exit), Ok(())) => out.moved().map_or(Ok(exit), |why| Err(Lost::host(why))),
+        (Ok(exit), Ok(())) => out.moved().map_or(Ok(exit), |why| Err(Cause::Unsynced(why).into())),
         (Ok(_), Err(lost)) => Err(lost),
         (Err(lost), _) => Err(lost),
     }

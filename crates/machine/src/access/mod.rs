@@ -146,10 +146,7 @@ pub enum AccessError {
     #[error("no shell on the serial console: {0}")]
     Send(#[from] SendError),
     /// The user or the password was turned down.
-    #[error(
-        "the guest refused the login of \"{user}\": check the user name and password given with --login{}",
-        show_tail(tail)
-    )]
+    #[error("the guest refused the login of \"{user}\": check the user name and password given with --login")]
     Refused {
         /// User name.
         user: String,
@@ -171,7 +168,7 @@ pub enum AccessError {
         user: String,
     },
     /// The login prompt kept coming back without any refusal.
-    #[error("the login prompt came back {tries} times after the name \"{user}\" was typed{}", show_tail(tail))]
+    #[error("the login prompt came back {tries} times after the name \"{user}\" was typed")]
     LoginLoop {
         /// User name.
         user: String,
@@ -181,7 +178,7 @@ pub enum AccessError {
         tail: Vec<String>,
     },
     /// Something that looks like a shell does not answer like one.
-    #[error("what is on the serial console does not answer as a shell (the line shows \"{line}\"){}", show_tail(tail))]
+    #[error("what is on the serial console does not answer as a shell (the line shows \"{line}\")")]
     NoShell {
         /// The open line.
         line: String,

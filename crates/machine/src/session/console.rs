@@ -22,15 +22,15 @@ mod tests;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use belljar_model::{CrashKind, Exit, Fault, Phase, Verdict};
+use belljar_model::{CrashKind, Exit, Phase};
 
-use crate::Lost;
 use crate::access::{Shell, ShellReply};
 use crate::command::GuestCommand;
 use crate::console::Patience;
 use crate::enter::of_shell;
 use crate::guest::Io;
 use crate::session::agent::{ExecControl, LATE_QUIET, OutputEnd, OutputSink};
+use crate::{Cause, Lost};
 
 /// A directory that both sides see.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -128,7 +128,7 @@ impl End {
                 format!("find user {:?} in the guest's /etc/passwd", command.user.as_deref().unwrap_or_default())
             }
         };
-        Err(Lost::not_started(0, format!("cannot start the command: {why}")))
+        Err(Cause::NotStarted { errno: 0, why: format!("cannot start the command: {why}") }.into())
     }
 }
 
@@ -300,10 +300,8 @@ fn tell_end(sink: &mut dyn OutputSink, end: End) {
 async fn pass_on(sink: &mut dyn OutputSink, error: bool, bytes: &[u8]) -> Result<(), Lost> {
     let passed = if error { sink.stderr(bytes).await } else { sink.stdout(bytes).await };
     passed.map_err(|e| match e.kind() {
-        std::io::ErrorKind::BrokenPipe => {
-            Lost { verdict: Verdict::Error(Fault::OutputClosed), message: None, tail: Vec::new(), lasting: false }
-        }
-        _ => Lost::host(format!("passing on the command's output failed: {e}")),
+        std::io::ErrorKind::BrokenPipe => Cause::OutputClosed.into(),
+        _ => Cause::Output(format!("passing on the command's output failed: {e}")).into(),
     })
 }
 
@@ -321,11 +319,11 @@ async fn next_control(io: &mut Option<tokio::sync::mpsc::Receiver<ExecControl>>)
 fn keeper_gone() -> Lost {
     let seen = "the shell that kept the command is gone, and left no exit code";
     Lost::crash(CrashKind::Silent, seen, Phase::Command)
-        .with_message("it may have been killed for want of memory; see the console log")
+        .with_advice("it may have been killed for want of memory; see the console log")
 }
 
 fn random_name() -> Result<String, Lost> {
     let mut random = [0; 12];
-    getrandom::fill(&mut random).map_err(|e| Lost::host(format!("no random numbers from the system: {e}")))?;
+    getrandom::fill(&mut random).map_err(|e| Cause::NoRandom(e.to_string()))?;
     Ok(random.iter().map(|b| format!("{b:02x}")).collect())
 }

@@ -13,7 +13,7 @@ use super::{
     store::{Facts, Making, RAM, STATE},
 };
 use crate::{
-    Lost,
+    Cause, Lost,
     boot::{Entered, Machine},
     enter,
     guest::{Observe, of_session},
@@ -127,7 +127,7 @@ pub(crate) async fn freeze(
             Ok(_) => Err(Unfrozen::GoesOn(why)),
             // What it died of will be known in a moment.
             Err(QmpError::Closed { .. }) => Err(Unfrozen::Spent(Lost::crash(CrashKind::Silent, why, Phase::Session))),
-            Err(error) => Err(Unfrozen::Spent(Lost::host(format!("{why}; nor does it go on: {error}")))),
+            Err(error) => Err(Unfrozen::Spent(Cause::QemuRefused(format!("{why}; nor does it go on: {error}")).into())),
         },
     }
 }

@@ -20,7 +20,7 @@ use std::{fs::File, io, os::fd::AsRawFd};
 use manifest::{Flaw, Manifest, Part};
 use rustix::fs::MemfdFlags;
 
-use crate::Lost;
+use crate::{Cause, Lost};
 
 pub use key::TemplateKey;
 pub use store::{BeingMade, Kept, TemplateStore};
@@ -30,7 +30,7 @@ pub(crate) use freeze::{Freezing, Rest, Unfrozen, freeze};
 pub(crate) use key::{KeyMaker, Unkeyable};
 pub(crate) use manifest::Frozen;
 pub(crate) use store::{Claim, Making};
-pub(crate) use thaw::{FailedCopy, Unthawed, explain, thaw, thaw_to_plug, thaw_to_set_up};
+pub(crate) use thaw::{FailedCopy, Unthawed, thaw, thaw_to_plug, thaw_to_set_up};
 
 /// A template, its parts open and as they were made. What happens to its directory from now on does not matter.
 #[derive(Debug)]
@@ -134,5 +134,5 @@ pub(crate) fn memory(size: u64) -> io::Result<File> {
 /// Does what waits for the file system where nothing else waits for it.
 pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Lost> {
     let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|e| Lost::host(format!("Belljar's own work on a template broke off: {e}; please report it")))
+    done.map_err(|e| Cause::Defect(format!("Belljar's own work on a template broke off: {e}")).into())
 }

@@ -2,18 +2,18 @@
 
 use std::fs::File;
 
-use belljar_model::{CrashKind, EventKind, Fault, Phase, Verdict};
+use belljar_model::{CrashKind, EventKind, Phase};
 use belljar_proto::message::Identity;
 
 use super::{
     Making, Template,
-    blame::{Blame, blame},
+    blame::{Blame, of_loss, of_start},
     blocking,
     freeze::capabilities,
     manifest::Frozen,
 };
 use crate::{
-    Lost, access,
+    Cause, Lost, access,
     boot::{self, Entered, Machine, Ports, StartError},
     console::Console,
     enter,
@@ -160,11 +160,10 @@ async fn resume(
 ) -> Result<(Machine, Entered), Unthawed> {
     let Resuming { plan, session, copied: (launch, state), changes, again } = resuming;
     let started = Machine::start(plan, launch, again, view).await;
-    let failed = |why: String| Unthawed::failed(blame(&why), why);
     let (mut machine, ports) = match started {
         Ok(started) => started,
-        Err(StartError::Files(why)) => return Err(Unthawed::Lost(Lost::host(why))),
-        Err(StartError::Spawn(error)) => return Err(failed(error.to_string())),
+        Err(StartError::Files(cause)) => return Err(Unthawed::Lost(cause.into())),
+        Err(StartError::Spawn(error)) => return Err(Unthawed::failed(of_start(&error), error.to_string())),
     };
     let limits = machine.limits;
     let resumed = machine
@@ -173,7 +172,7 @@ async fn resume(
             let refused = |e: QmpError| match e {
                 // What it died of will be known in a moment.
                 QmpError::Closed { .. } => Lost::crash(CrashKind::Silent, e.to_string(), Phase::Boot),
-                e => Lost::host(e.to_string()),
+                e => Cause::QemuRefused(e.to_string()).into(),
             };
             qemu.qmp().execute(capabilities()).await.map_err(refused)?;
             let greeting = greet(session, ports, console, &limits);
@@ -202,7 +201,7 @@ async fn resume(
         Ok(entered) => entered,
         Err(lost) => {
             let lost = machine.give_up(lost, Phase::Boot).await;
-            return Err(failed(explain(&lost)));
+            return Err(Unthawed::failed(of_loss(&lost.cause), lost.to_string()));
         }
     };
     plugged(machine, entered, &changes, observe).await
@@ -240,7 +239,7 @@ async fn plugged(
         }
         // The template is as good as before.
         Err(lost) => {
-            let why = explain(&machine.give_up(lost, Phase::Session).await);
+            let why = machine.give_up(lost, Phase::Session).await.to_string();
             Unplugged { kind: changes.kind(), why: format!("the guest was lost to it: {why}") }
         }
     };
@@ -259,7 +258,7 @@ async fn greet(frozen: &Frozen, ports: Ports, console: &Console, limits: &Limits
         }
     };
     let Some((kind, port)) = ports.into_iter().find(|(k, _)| *k == kind) else {
-        return Err(Lost::host("the machine lacks the port of its agent"));
+        return Err(Cause::Defect("the machine lacks the port of its agent".into()).into());
     };
     let session = AgentSession::resume(kind, port).await.map_err(|e| of_session(e, Phase::Session))?;
     Ok(Entered::Agent { session: Box::new(session), port: kind })
@@ -278,23 +277,11 @@ async fn loaded(events: &mut EventStream) -> bool {
     false
 }
 
-/// Why a machine was lost, in a few words.
-pub(crate) fn explain(lost: &Lost) -> String {
-    let said = match &lost.verdict {
-        Verdict::Crash(crash) => Some(&crash.seen),
-        Verdict::Error(Fault::Host { message }) => Some(message),
-        _ => None,
-    };
-    let parts: Vec<&str> = said.into_iter().chain(&lost.message).map(String::as_str).collect();
-    if parts.is_empty() { "for no known reason".into() } else { parts.join(": ") }
-}
-
 type Random = [u8; 32 + 16 + 3];
 
 fn random_bytes() -> Result<Random, Unthawed> {
     let mut random = [0; size_of::<Random>()];
-    getrandom::fill(&mut random)
-        .map_err(|e| Unthawed::Lost(Lost::host(format!("no random numbers from the system: {e}"))))?;
+    getrandom::fill(&mut random).map_err(|e| Unthawed::Lost(Cause::NoRandom(e.to_string()).into()))?;
     Ok(random)
 }
 

@@ -214,5 +214,5 @@ fn choice(chosen: &str, why: &str) -> EventKind {
 fn ending(alarm: &Alarm, phase: Phase) -> Lost {
     let kind = if alarm.kind == AlarmKind::Restart { CrashKind::Reboot } else { CrashKind::PowerOff };
     let said = "the guest said so, and does not answer any more, but its machine goes on";
-    Lost::crash(kind, alarm.line.clone(), phase).with_message(said)
+    Lost::crash(kind, alarm.line.clone(), phase).with_advice(said)
 }

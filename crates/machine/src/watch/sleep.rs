@@ -38,7 +38,7 @@ impl Sleep {
         let slept = crate::for_people(slept);
         let seen = format!("the guest suspended itself, and nothing has woken it for {slept}");
         let advice = "a guest wakes by itself only if it has set an alarm, as with rtcwake(8)";
-        Some(Lost::crash(CrashKind::Silent, seen, phase).with_message(advice))
+        Some(Lost::crash(CrashKind::Silent, seen, phase).with_advice(advice))
     }
 }
 

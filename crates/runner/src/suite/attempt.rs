@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use belljar_formats::{Results, libtest};
 use belljar_machine::{
-    Lost,
+    Cause, Lost,
     command::GuestCommand,
     guest::{Ending, Guest, Io},
     share,
@@ -19,7 +19,7 @@ use super::{
     Cx,
     collect::{self, Left, Seen},
     files, judge,
-    lease::{self, Lease, Unfit, place},
+    lease::{self, Lease, Unfit, not_made, place},
     millis,
     output::{OUTPUT, Recorded, Recorder},
     pool::Kind,
@@ -172,7 +172,7 @@ async fn shared(
     let dir = cx.run_dir.join(&home);
     let console = format!("{}/{}", place(instance), run_dir::CONSOLE);
     if let Err(error) = fs::create_dir_all(&dir) {
-        let end = Lost::host(format!("cannot make a directory for the test's files: {error}; free some space")).into();
+        let end = not_made("make a directory for the test's files", &error).into();
         return Evidence { end, recorded: None, place: home, console };
     }
     if lease.is_none() {
@@ -192,7 +192,7 @@ async fn shared(
         }
     }
     let Some(running) = lease.as_mut() else {
-        let end = Lost::host("there is no guest for the test; please report it").into();
+        let end = Lost::from(Cause::Defect("there is no guest for the test".into())).into();
         return Evidence { end, recorded: None, place: home, console };
     };
     running.tries += 1;
@@ -201,10 +201,10 @@ async fn shared(
     let mut recorder = Recorder::new(&dir.join(OUTPUT), unit.settings.format);
     let end = match fs::create_dir(&out).and_then(|()| crate::out_dir::open_to_all(&out)) {
         Ok(()) => perform(cx, unit, id, running, Some(own), &mut recorder, cancel).await,
-        Err(error) => Lost::host(format!("cannot make the output directory: {error}; free some space")).into(),
+        Err(error) => not_made("make the output directory", &error).into(),
     };
     let settled = match &end {
-        End::Lost(unfit) if !matches!(unfit.lost.verdict, Verdict::Fail(_)) => Ok(()),
+        End::Lost(unfit) if !unfit.lost.cause.is_programs_own() => Ok(()),
         _ => tokio::select! {
             biased;
             why = cancel.urgent() => Err(why.lost(Phase::Close)),
@@ -214,7 +214,7 @@ async fn shared(
     let end = after(end, settled);
     // Whatever else it was, the next test must not meet it.
     if let End::Lost(unfit) = &end
-        && !matches!(unfit.lost.verdict, Verdict::Fail(_))
+        && !unfit.lost.cause.is_programs_own()
         && let Some(broken) = lease.take()
     {
         broken.give_up(cx, &unfit.lost, cancel, &mut observe).await;
@@ -230,16 +230,11 @@ async fn renew(cx: &Cx, lease: &mut Option<Lease>, cancel: &mut Cancel) -> Vec<E
     let Some(running) = lease.as_mut() else { return told };
     let lost = match within(cancel, running.guest.renew(&mut |kind| told.push(kind))).await {
         Ok(None) => return told,
-        Ok(Some(why)) => Lost::host(why),
+        Ok(Some(why)) => Cause::NotRenewed(why).into(),
         Err(lost) => lost,
     };
-    let why = match (&lost.verdict, &lost.message) {
-        (Verdict::Crash(crash), _) => format!("{}: {}", crash.kind, crash.seen),
-        (Verdict::Error(Fault::Host { message }), _) | (_, Some(message)) => message.clone(),
-        (verdict, None) => format!("{verdict:?}"),
-    };
     told.push(EventKind::Warning {
-        message: format!("a new guest is taken, for the one that was shared is of no more use: {why}"),
+        message: format!("a new guest is taken, for the one that was shared is of no more use: {}", lost.cause),
     });
     if let Some(broken) = lease.take() {
         broken.give_up(cx, &lost, cancel, &mut |kind| told.push(kind)).await;
@@ -340,7 +335,7 @@ async fn perform(
     let ended = tokio::select! {
         biased;
         ended = exec(&mut lease.guest, command, io, limit, cancel, &mut observe) => ended,
-        () = slow => return Lost::host("a timer ended that has no end; please report it").into(),
+        () = slow => return Lost::from(Cause::Defect("a timer ended that has no end".into())).into(),
     };
     let exit = match ended {
         Ok(exit) => exit,
@@ -371,7 +366,7 @@ async fn gather(
     cancel: &mut Cancel,
     observe: &mut dyn FnMut(EventKind),
 ) -> Result<Gathered, Lost> {
-    let gone = || Lost::host("the agent that looked for files before the test does not look after it");
+    let gone = || Cause::Answer("the agent that looked for files before the test does not look after it".into());
     let keep = keep.join(FROM_WORKSPACE);
     let seen = collect::look(guest, workspace, cancel, observe).await?.ok_or_else(gone)?;
     let workspace = seen.since(before, guest, workspace, &keep, cancel, observe).await?;
@@ -463,10 +458,11 @@ fn tell(cx: &Cx, unit: &Unit, id: &AttemptId, evidence: Evidence) -> (Verdict, O
         }
         End::Skip(why) => (Verdict::Skip(why), None, None),
         End::Lost(Unfit { lost, retry: may_help }) => {
+            retry = may_help && lost.cause.is_hosts();
+            let (verdict, message) = (lost.verdict(), lost.message());
             lines = lost.tail;
-            retry = may_help && matches!(lost.verdict, Verdict::Error(Fault::Host { .. }));
-            let exit = if let Verdict::Fail(exit) = lost.verdict { Some(exit) } else { None };
-            (lost.verdict, lost.message, exit)
+            let exit = if let Verdict::Fail(exit) = verdict { Some(exit) } else { None };
+            (verdict, message, exit)
         }
     };
     // A pass that its own log cannot vouch for is none.

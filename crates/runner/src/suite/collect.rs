@@ -17,7 +17,7 @@ use belljar_formats::{
     junit::{self, MAX_DOCUMENT},
 };
 use belljar_machine::{
-    Lost, for_people,
+    Cause, Lost, for_people,
     guest::Guest,
     session::agent::{FileQuery, FileRecord, FileRecords, Found, FoundKind, OutputSink, Part, SinkFuture},
 };
@@ -108,7 +108,7 @@ async fn ask(
         ));
     };
     if answered? && !sink.records.is_whole() {
-        return Err(Lost::host("the agent's answer, which files the test left, is cut off"));
+        return Err(Cause::Answer("the agent's answer, which files the test left, is cut off".into()).into());
     }
     Ok(sink.records.is_whole())
 }
@@ -149,7 +149,8 @@ impl Seen {
             ask(guest, query, &mut sink, cancel, observe).await?;
             drop(sink);
             if reading.asked.next().is_some() {
-                return Err(Lost::host("the agent did not say of each file that the test left what is in it"));
+                let what = "the agent did not say of each file that the test left what is in it";
+                return Err(Cause::Answer(what.into()).into());
             }
         }
         Ok(left)

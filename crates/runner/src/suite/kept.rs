@@ -18,13 +18,13 @@ use std::{
 
 use belljar_guest_spec::WorkspaceMode;
 use belljar_machine::{
-    Lost,
+    Cause, Lost,
     guest::Guest,
     lease::{Layer, SetUp, SettingUp},
     spec::Workspace,
     tree,
 };
-use belljar_model::{EventKind, Fault, Verdict};
+use belljar_model::EventKind;
 use belljar_suite::{
     discover,
     plan::{Plan, Unit},
@@ -38,7 +38,7 @@ use rustix::{
 use super::{
     Cx,
     files::safe_name,
-    lease::Unfit,
+    lease::{Unfit, not_made},
     setup::{self, Scene},
 };
 use crate::{beneath, sparse};
@@ -179,7 +179,7 @@ impl<'a> Setting<'a> {
         let copies = match cx.kept.suites.get(&unit.suite.name) {
             None => return Ok(None),
             Some(Ok(copies)) => copies,
-            Some(Err(why)) => return Err(Unfit { lost: Lost::host(why.clone()), retry: false }),
+            Some(Err(why)) => return Err(Unfit { lost: Cause::SetUp(why.clone()).into(), retry: false }),
         };
         let mut hasher = blake3::Hasher::new_derive_key("belljar 1 set-up of a guest");
         hasher.update(copies.hash.as_bytes());
@@ -191,7 +191,7 @@ impl<'a> Setting<'a> {
             && *failed >= HOPELESS
         {
             let message = format!("{last}\nIt failed {failed} times in this run and was not tried again");
-            return Err(Unfit { lost: Lost::host(message), retry: false });
+            return Err(Unfit { lost: Cause::SetUp(message).into(), retry: false });
         }
         Ok(Some(Self { cx, unit, scene, copies, id, unfit: None }))
     }
@@ -231,8 +231,7 @@ impl Drop for Setting<'_> {
 impl SetUp for Setting<'_> {
     fn inputs(&mut self) -> Result<Workspace, Lost> {
         let dir = self.workspace();
-        copy_tree(&self.copies.dir, &dir)
-            .map_err(|e| Lost::host(format!("cannot copy what the set-up reads: {e}; free some space")))?;
+        copy_tree(&self.copies.dir, &dir).map_err(|e| not_made("copy what the set-up reads", &e))?;
         Ok(Workspace { dir, mode: WorkspaceMode::Rw, mount_at: self.unit.guest.spec.mount_at.clone() })
     }
 
@@ -242,13 +241,11 @@ impl SetUp for Setting<'_> {
             match setup::run(self.cx, self.unit, self.scene, guest, &mut cancel, observe).await {
                 Ok(()) => Ok(()),
                 Err(unfit) => {
-                    if !unfit.retry
-                        && let Verdict::Error(Fault::Host { message }) = &unfit.lost.verdict
-                    {
+                    if !unfit.retry && unfit.lost.cause.is_hosts() {
                         let mut failed = self.cx.kept.failed.borrow_mut();
                         let (count, last) = failed.entry(self.id).or_default();
                         *count += 1;
-                        last.clone_from(message);
+                        *last = unfit.lost.cause.to_string();
                     }
                     let lost = unfit.lost.clone();
                     self.unfit = Some(unfit);

@@ -1,9 +1,9 @@
 //! A guest for tests: booted, its set-up done, its directory where it is found again.
 
-use std::{path::PathBuf, rc::Rc, sync::Arc};
+use std::{io, path::PathBuf, rc::Rc, sync::Arc};
 
 use belljar_machine::{
-    Lost,
+    Cause, Lost,
     bounds::Bounds,
     guest::{Ending, Guest, Origin},
     host::HostContext,
@@ -12,7 +12,7 @@ use belljar_machine::{
     spec::{ShareSpec, Workspace},
     tree,
 };
-use belljar_model::{CrashKind, EventKind, Fault, Phase, Verdict, test_run as events};
+use belljar_model::{EventKind, Phase, test_run as events};
 use belljar_suite::plan::Unit;
 use fs_err as fs;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -128,7 +128,7 @@ async fn start(
     let dir = cx.run_dir.join(place(instance));
     let out = dir.join(run_dir::OUT);
     let made = fs::create_dir_all(&dir).and_then(|()| fs::create_dir(&out)).and_then(|()| open_to_all(&out));
-    made.map_err(|e| Lost::host(format!("cannot make a directory for the guest: {e}; free some space")))?;
+    made.map_err(|e| not_made("make a directory for the guest", &e))?;
     let bounds = Bounds { output: unit.settings.max_output, disk: unit.settings.max_disk };
     let workspace = Workspace {
         dir: cx.workspace.clone(),
@@ -170,7 +170,7 @@ async fn plan_of(cx: &Cx, unit: &Unit, share: &ShareSpec, place: &Place, cancel:
 }
 
 async fn prepare(cx: &Cx, unit: &Unit, share: &ShareSpec, place: &Place, cancel: &mut Cancel) -> Result<Plan, Lost> {
-    let spec = cx.specs[unit.machine].clone().map_err(|why| Lost::host(why).lasting())?;
+    let spec = cx.specs[unit.machine].clone().map_err(|why| Lost::from(Cause::Description(why)).lasting())?;
     let Place { console_log, qemu_log, qemu_command, .. } = place.clone();
     // Boot files that no cache can take go here: they are for all guests, and the first one's own directory moves when it ends.
     let run_dir = cx.run_dir.clone();
@@ -183,8 +183,8 @@ async fn prepare(cx: &Cx, unit: &Unit, share: &ShareSpec, place: &Place, cancel:
         done = preparing => done,
     };
     match prepared {
-        Ok(plan) => plan.map_err(|error| Lost::host(error.to_string()).lasting()),
-        Err(panic) => Err(Lost::host(format!("Belljar's own preparation broke off: {panic}; please report it"))),
+        Ok(plan) => plan.map_err(|error| Lost::from(Cause::Description(error.to_string())).lasting()),
+        Err(panic) => Err(Cause::Defect(format!("Belljar's own preparation broke off: {panic}")).into()),
     }
 }
 
@@ -210,7 +210,7 @@ impl Lease {
 
     /// Ends a guest that is of no use any more. If it died, that is what is told of its end.
     pub(crate) async fn give_up(self, cx: &Cx, lost: &Lost, cancel: &mut Cancel, observe: &mut dyn FnMut(EventKind)) {
-        let died = matches!(lost.verdict, Verdict::Crash(_)).then_some(lost);
+        let died = lost.cause.crash_kind().map(|_| lost);
         // Its end adds nothing to what is known.
         drop(self.end(cx, Ending::Hurry, died, cancel, observe).await);
     }
@@ -236,12 +236,13 @@ impl Lease {
     }
 }
 
+/// Something on the host's disk could not be made.
+pub(crate) fn not_made(attempt: &str, error: &io::Error) -> Lost {
+    Cause::host_file(attempt, error, "free some space").into()
+}
+
 fn ended(cx: &Cx, instance: u64, lost: Option<&Lost>) {
-    let message = lost.map(|lost| match (&lost.verdict, &lost.message) {
-        (Verdict::Crash(crash), _) => format!("{}: {}", crash.kind, crash.seen),
-        (_, Some(message)) | (Verdict::Error(Fault::Host { message }), None) => message.clone(),
-        (verdict, None) => format!("{verdict:?}"),
-    });
+    let message = lost.map(|lost| lost.cause.to_string());
     let message = message.map(|m| events::keep_start(&m, events::MAX_MESSAGE).to_owned());
     cx.tell.emit(EventKind::GuestEnded(events::GuestEnded { instance, message, peak_memory: None }));
 }
@@ -270,7 +271,7 @@ fn hopeless(cx: &Cx, machine: usize) -> Option<Unfit> {
             boots.failed, boots.last
         )
     };
-    Some(Unfit { lost: Lost::host(message), retry: false })
+    Some(Unfit { lost: Cause::NotTried(message).into(), retry: false })
 }
 
 fn remember(cx: &Cx, machine: usize, came: Result<Origin, &Lost>, chance: Option<OwnedSemaphorePermit>) {
@@ -283,13 +284,8 @@ fn remember(cx: &Cx, machine: usize, came: Result<Origin, &Lost>, chance: Option
             boots.cloned = origin == Origin::Clone;
             return;
         }
-        Err(lost) => match (&lost.verdict, &lost.message) {
-            (Verdict::Error(Fault::Interrupted { .. }), _) => return,
-            (Verdict::Error(Fault::Host { message }), _) | (_, Some(message)) => message.clone(),
-            (Verdict::Crash(crash), None) if crash.kind == CrashKind::BootFailed => crash.seen.clone(),
-            (Verdict::Crash(crash), None) => format!("{}: {}", crash.kind, crash.seen),
-            (verdict, None) => format!("{verdict:?}"),
-        },
+        Err(lost) if matches!(lost.cause, Cause::Interrupted { .. }) => return,
+        Err(lost) => lost.cause.to_string(),
     };
     boots.failed += 1;
     boots.lasting |= came.is_err_and(|lost| lost.lasting);

@@ -3,8 +3,8 @@
 use std::collections::{BTreeSet, HashMap};
 
 use belljar_formats::libtest;
-use belljar_machine::{Lost, command::GuestCommand, guest::Ending, guest::Io};
-use belljar_model::{EventKind, Exit, Fault, Verdict, test_run as events};
+use belljar_machine::{Cause, Lost, command::GuestCommand, guest::Ending, guest::Io};
+use belljar_model::{EventKind, Exit, Verdict, test_run as events};
 use belljar_suite::plan::{Case, Plan, Unit};
 use tokio::time::Instant;
 
@@ -39,7 +39,7 @@ pub(crate) async fn list(cx: &Cx, plan: &Plan) -> Listed {
             match one(cx, unit, &mut lease, &mut cancel).await {
                 Ok(cases) => drop(listed.cases.insert(unit.id.clone(), cases)),
                 Err(lost) => {
-                    if !matches!(lost.verdict, Verdict::Fail(_) | Verdict::Skip(_))
+                    if !lost.cause.is_programs_own()
                         && let Some(broken) = lease.take()
                     {
                         broken.give_up(cx, &lost, &mut cancel, &mut |_| ()).await;
@@ -61,7 +61,7 @@ async fn one(cx: &Cx, unit: &Unit, lease: &mut Option<Lease>, cancel: &mut Cance
         let booted = attempt::set_up(cx, unit, instance, 0, cancel, &mut |_| ()).await.map_err(|unfit| unfit.lost)?;
         *lease = Some(booted);
     }
-    let Some(lease) = lease.as_mut() else { return Err(Lost::host("there is no guest; please report it")) };
+    let Some(lease) = lease.as_mut() else { return Err(Cause::Defect("there is no guest".into()).into()) };
     let script = format!("the list of tests of {}", unit.in_workspace.display());
     let (guest, instance) = (unit.guest.name.clone(), Some(lease.instance));
     cx.tell.emit(EventKind::SetupStarted(events::SetupStarted {
@@ -73,7 +73,7 @@ async fn one(cx: &Cx, unit: &Unit, lease: &mut Option<Lease>, cancel: &mut Cance
     let listed = both(cx, unit, lease, cancel).await;
     let (verdict, message) = match &listed {
         Ok(_) => (Verdict::Pass, None),
-        Err(lost) => (lost.verdict.clone(), lost.message.clone()),
+        Err(lost) => (lost.verdict(), lost.message()),
     };
     cx.tell.emit(EventKind::SetupEnded(events::SetupEnded {
         script,
@@ -114,27 +114,22 @@ async fn names(
     let io = Io { stdin: None, sink: &mut answer, control: None };
     let limit = Limit { after: Some(unit.settings.timeout), name: "timeout" };
     let exit = exec(&mut lease.guest, command, io, limit, cancel, &mut |_| ()).await?;
-    let fail = |why: String| Lost {
-        verdict: Verdict::Fail(if exit == Exit::Code(0) { Exit::Code(1) } else { exit }),
-        message: Some(clean(why.as_bytes())),
-        tail: Vec::new(),
-        lasting: false,
+    let fail = |why: String| {
+        let exit = if exit == Exit::Code(0) { Exit::Code(1) } else { exit };
+        Lost::from(Cause::Failed { exit, why: clean(why.as_bytes()) })
     };
     let command = format!("{} {}", unit.guest_path(), libtest::LIST.join(" "));
     let last_of = |text: &[u8]| clean(text).lines().rev().map(str::trim).find(|l| !l.is_empty()).map(str::to_owned);
     if exit == Exit::Code(judge::SKIP) && !libtest::parse_list(&answer.stdout).is_ok_and(|names| !names.is_empty()) {
         let why = last_of(&answer.stderr).or_else(|| last_of(&answer.stdout)).unwrap_or_else(|| exit.to_string());
-        return Err(Lost { verdict: Verdict::Skip(why), message: None, ..fail(String::new()) });
+        return Err(Cause::Skipped(why).into());
     }
     if exit != Exit::Code(0) {
         let last = last_of(&answer.stderr).unwrap_or_default();
         return Err(fail(format!("could not list the tests: `{command}` ended with {exit}: {last}")));
     }
     if answer.cut {
-        return Err(Lost {
-            verdict: Verdict::Error(Fault::Host { message: "the list of tests is too long, or was cut off".into() }),
-            ..fail(String::new())
-        });
+        return Err(Cause::Answer("the list of tests is too long, or was cut off".into()).into());
     }
     libtest::parse_list(&answer.stdout).map_err(|why| {
         fail(format!("could not list the tests with `{command}`: {why}; is this a binary of Rust's test harness?"))

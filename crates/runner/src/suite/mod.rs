@@ -36,7 +36,7 @@ use std::{
 };
 
 use belljar_guest_spec::{GuestSpec, Surroundings};
-use belljar_machine::{Lost, host::HostContext, lease::Templates, plan::Plan as MachinePlan};
+use belljar_machine::{Cause, Lost, host::HostContext, lease::Templates, plan::Plan as MachinePlan};
 use belljar_model::{
     AttemptId, EventKind, RunId, UnitId, Verdict,
     test_run::{Counts, Host, Stopping, UnitEnded},
@@ -193,13 +193,14 @@ impl Cx {
     /// What stands in the way of a unit before any guest is started.
     fn cannot(&self, unit: &Unit) -> Option<Tried> {
         let lost = match (self.no_room.get(&unit.id), self.unlisted.get(&unit.id)) {
-            (Some(why), _) => Lost::host(why.clone()),
+            (Some(why), _) => Cause::NotTried(why.clone()).into(),
             (None, Some(lost)) => lost.clone(),
-            (None, None) if unit.to_be_listed => Lost::host("the tests in this binary are not known; please report it"),
+            (None, None) if unit.to_be_listed => Cause::Defect("the tests in this binary are not known".into()).into(),
             (None, None) => return None,
         };
-        let exit = if let Verdict::Fail(exit) = lost.verdict { Some(exit) } else { None };
-        Some(Tried { verdict: lost.verdict, message: lost.message, exit, millis: 0, dir: None, retry: false })
+        let (verdict, message) = (lost.verdict(), lost.message());
+        let exit = if let Verdict::Fail(exit) = verdict { Some(exit) } else { None };
+        Some(Tried { verdict, message, exit, millis: 0, dir: None, retry: false })
     }
 
     fn unit_ended(&self, ended: UnitEnded) {

@@ -12,7 +12,7 @@ use std::{
 };
 
 use belljar_guest_spec::Word;
-use belljar_machine::Lost;
+use belljar_machine::{Cause, Lost};
 use belljar_model::{EventKind, test_run as events};
 use belljar_suite::plan::{Plan, Unit};
 use tokio::{
@@ -228,8 +228,8 @@ impl Warm {
         let mut lease = match made {
             Ok(made) => made?,
             Err(panic) => {
-                let message = format!("Belljar's own work on a guest broke off: {panic}; please report it");
-                return Err(Lost::host(message).into());
+                let what = format!("Belljar's own work on a guest broke off: {panic}");
+                return Err(Lost::from(Cause::Defect(what)).into());
             }
         };
         // It may have died while it waited, and its clock is as old as it.

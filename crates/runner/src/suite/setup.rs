@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use belljar_machine::{
-    Lost,
+    Cause, Lost,
     command::GuestCommand,
     guest::{Guest, Io},
 };
-use belljar_model::{CrashKind, EventKind, Exit, Fault, Verdict, test_run as events};
+use belljar_model::{EventKind, Exit, Verdict, test_run as events};
 use belljar_suite::plan::Unit;
 use tokio::time::Instant;
 
@@ -76,7 +76,7 @@ pub(crate) async fn run(
         let recorded = recorder.finish();
         let (verdict, message) = match &ended {
             Ok(exit) => (Verdict::of_exit(*exit), None),
-            Err(lost) => (lost.verdict.clone(), lost.message.clone()),
+            Err(lost) => (lost.verdict(), lost.message()),
         };
         cx.tell.emit(EventKind::SetupEnded(events::SetupEnded {
             script: shown.clone(),
@@ -90,19 +90,15 @@ pub(crate) async fn run(
         }));
         let why = match ended {
             Ok(Exit::Code(0)) => continue,
-            Err(lost) if matches!(lost.verdict, Verdict::Error(Fault::Interrupted { .. })) => return Err(lost.into()),
+            Err(lost) if matches!(lost.cause, Cause::Interrupted { .. }) => return Err(lost.into()),
             Ok(exit) => exit.to_string(),
-            Err(lost) => match (lost.message, lost.verdict) {
-                (Some(message), _) | (None, Verdict::Error(Fault::Host { message })) => message,
-                (None, Verdict::Crash(crash)) => crash_words(crash.kind, &crash.seen),
-                (None, other) => format!("{other:?}"),
-            },
+            Err(lost) => lost.cause.to_string(),
         };
         let last = recorded.tail.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or_default();
         let said = if last.is_empty() { String::new() } else { format!("; it said: {last}") };
         let hint = if kept { KEPT_HINT } else { "" };
         let message = format!("the set-up script {shown} failed: {why}{said}{hint}");
-        return Err(Unfit { lost: Lost::host(message), retry: false });
+        return Err(Unfit { lost: Cause::SetUp(message).into(), retry: false });
     }
     Ok(())
 }
@@ -112,10 +108,6 @@ fn free_name(dir: &Path, number: usize) -> String {
     let again = (2..).map(|time| format!("setup-{number}-again-{time}.log"));
     let mut names = std::iter::once(format!("setup-{number}.log")).chain(again);
     names.find(|name| !dir.join(name).exists()).unwrap_or_default()
-}
-
-fn crash_words(kind: CrashKind, seen: &str) -> String {
-    format!("{kind}: {seen}")
 }
 
 /// Which of the commands that the unit requires is not in the guest.
@@ -141,10 +133,10 @@ pub(crate) async fn missing(
             let named = wanted.iter().find(|w| said.trim() == w.as_str());
             match named {
                 Some(name) => Ok(Some(name.clone())),
-                None => Err(Lost::host(format!(
-                    "could not find out whether the guest has {}: {exit}",
-                    wanted.iter().cloned().collect::<Vec<_>>().join(", ")
-                ))),
+                None => {
+                    let wanted = wanted.iter().cloned().collect::<Vec<_>>().join(", ");
+                    Err(Cause::Answer(format!("could not find out whether the guest has {wanted}: {exit}")).into())
+                }
             }
         }
     }

@@ -164,6 +164,11 @@ impl End {
     pub fn hint(&self) -> Option<String> {
         hints::hint(&self.said, self.status.signal())
     }
+
+    /// The last lines of what it wrote.
+    pub(crate) fn last_words(&self) -> String {
+        text::last_lines(&self.said, 4)
+    }
 }
 
 impl fmt::Display for End {
@@ -177,7 +182,7 @@ impl fmt::Display for End {
             write!(f, " (by Belljar)")?;
         }
         // The last words say most.
-        let last = text::last_lines(&self.said, 4);
+        let last = self.last_words();
         if last.is_empty() { Ok(()) } else { write!(f, ": {last}") }
     }
 }

@@ -12,10 +12,10 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::unix::pipe::Receiver;
 
 use super::{ConsoleSession, End, Exchange, Running, Signals, keeper_gone, pass_on, random_name, script, tell_end};
-use crate::Lost;
 use crate::command::GuestCommand;
 use crate::guest::Io;
 use crate::session::agent::OutputSink;
+use crate::{Cause, Lost};
 
 /// Files are looked at this often although no event came: events of a directory may be lost.
 const LOOK: Duration = Duration::from_millis(500);
@@ -101,7 +101,7 @@ fn create(dir: &OwnedFd, name: &str) -> io::Result<std::fs::File> {
 }
 
 fn reading(e: &io::Error) -> Lost {
-    Lost::host(format!("reading the command's output from the exchange directory failed: {e}"))
+    Cause::Output(format!("reading the command's output from the exchange directory failed: {e}")).into()
 }
 
 /// Wakes when something happens in a directory, or after [`LOOK`].
@@ -141,12 +141,8 @@ impl ConsoleSession {
         let nonce = random_name()?;
         let name = format!(".belljar-{}", random_name()?);
         let guest_dir = format!("{}/{name}", exchange.guest);
-        let making = |e: io::Error| {
-            Lost::host(format!(
-                "cannot make files for the command in {}: {e}; is the disk full?",
-                exchange.host.display()
-            ))
-        };
+        let attempt = format!("make files for the command in {}", exchange.host.display());
+        let making = |e: io::Error| Cause::host_file(&attempt, &e, "is the disk full?");
         // From here on it is removed with whatever is running.
         let running =
             Running { guest_dir: guest_dir.clone(), host_dir: Some(exchange.host.join(&name)), started: false };
@@ -162,7 +158,9 @@ impl ConsoleSession {
         let started = self.line_run(script::start(&guest_dir, &nonce)).await?;
         if started.code != 0 {
             self.running = None;
-            return Err(Lost::host(format!("the guest's shell could not start the command: {}", started.text())));
+            return Err(
+                Cause::Shell(format!("the guest's shell could not start the command: {}", started.text())).into()
+            );
         }
         let end = self.follow(&mut place, &mut watch, &guest_dir, &nonce, io).await?;
         self.running = None;
@@ -228,12 +226,12 @@ impl ConsoleSession {
                 return Ok(());
             }
             if tokio::time::Instant::now() >= deadline {
-                return Err(Lost::host(format!(
+                return Err(Lost::from(Cause::Output(format!(
                     "output of the command was lost between guest and host: {} of {} bytes of standard output and {} of {} of \
                      standard error came through the exchange directory",
                     have.0, want.0, have.1, want.1
-                ))
-                .with_message(format!("the command itself ended: {}", end.exit)));
+                )))
+                .with_advice(format!("the command itself ended: {}", end.exit)));
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -242,23 +240,23 @@ impl ConsoleSession {
 
 /// Writes all of standard input to a file.
 async fn spool(stdin: Option<&mut (dyn AsyncRead + Unpin + Send)>, dir: &OwnedFd) -> Result<(), Lost> {
-    let saving =
-        |e: &io::Error| Lost::host(format!("cannot keep standard input for the guest: {e}; is the disk full?"));
+    let saving = |e: &io::Error| Cause::host_file("keep standard input for the guest", e, "is the disk full?");
     let file = create(dir, "0").map_err(|e| saving(&e))?;
     let Some(stdin) = stdin else { return Ok(()) };
     let mut chunk = vec![0; CHUNK];
     let mut written = 0;
     loop {
-        let n = stdin.read(&mut chunk).await.map_err(|e| Lost::host(format!("reading standard input failed: {e}")))?;
+        let n =
+            stdin.read(&mut chunk).await.map_err(|e| Cause::Stdin(format!("reading standard input failed: {e}")))?;
         if n == 0 {
             return Ok(());
         }
         file.write_all_at(&chunk[..n], written).map_err(|e| saving(&e))?;
         written += n as u64;
         if written > STDIN_MAX {
-            return Err(Lost::host(
-                "more than 1 GiB of standard input for a command on the console; put it in a file in the workspace",
-            ));
+            let why =
+                "more than 1 GiB of standard input for a command on the console; put it in a file in the workspace";
+            return Err(Cause::Stdin(why.into()).into());
         }
     }
 }

@@ -9,10 +9,10 @@ use belljar_model::{Exit, Phase};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::{ConsoleSession, End, Running, Signals, keeper_gone, pass_on, random_name, script, tell_end};
-use crate::Lost;
 use crate::command::GuestCommand;
 use crate::enter::of_shell;
 use crate::guest::Io;
+use crate::{Cause, Lost};
 
 /// Size of the blocks that `dd` counts in.
 const BLOCK: u64 = 512;
@@ -98,7 +98,9 @@ impl ConsoleSession {
         let started = self.line_run(script::start(&dir, &nonce)).await?;
         if started.code != 0 {
             self.running = None;
-            return Err(Lost::host(format!("the guest's shell could not start the command: {}", started.text())));
+            return Err(
+                Cause::Shell(format!("the guest's shell could not start the command: {}", started.text())).into()
+            );
         }
         let end = self.fetch_all(&dir, &nonce, tools, io).await?;
         self.running = None;
@@ -111,10 +113,10 @@ impl ConsoleSession {
     async fn send_stdin(&mut self, stdin: &mut (dyn AsyncRead + Unpin + Send), file: &str) -> Result<(), Lost> {
         let mut bytes = Vec::new();
         let reading = stdin.take(STDIN_MAX + 1).read_to_end(&mut bytes).await;
-        reading.map_err(|e| Lost::host(format!("reading standard input failed: {e}")))?;
+        reading.map_err(|e| Cause::Stdin(format!("reading standard input failed: {e}")))?;
         let cannot = |why: &str| {
-            Lost::host(format!("standard input cannot be typed into this guest: {why}"))
-                .with_message("to run the command without, add --no-stdin; a guest with 9p takes any")
+            Lost::from(Cause::Stdin(format!("standard input cannot be typed into this guest: {why}")))
+                .with_advice("to run the command without, add --no-stdin; a guest with 9p takes any")
         };
         if bytes.len() as u64 > STDIN_MAX {
             return Err(cannot("it has more than 256 KiB, and there is no shared directory to put it"));
@@ -165,9 +167,8 @@ impl ConsoleSession {
                 if let Some((out, err)) = end.sizes.filter(|_| tools != Tools::Text)
                     && (have[0] < out || have[1] < err)
                 {
-                    return Err(Lost::host(
-                        "output of the command got lost in the guest: its files are shorter than they were",
-                    ));
+                    let why = "output of the command got lost in the guest: its files are shorter than they were";
+                    return Err(Cause::Output(why.into()).into());
                 }
                 return Ok(end);
             }
@@ -221,9 +222,10 @@ impl ConsoleSession {
             let taken = bytes.len() as u64;
             return Ok((bytes, taken));
         }
-        Err(Lost::host(format!(
+        Err(Cause::Output(format!(
             "the command's output could not be fetched over the console, tried {TRIES} times: {last}"
-        )))
+        ))
+        .into())
     }
 
     /// Finds out what the guest encodes with, by having it encode something.
@@ -251,7 +253,7 @@ impl ConsoleSession {
             .find_map(|l| l.trim().strip_prefix("dir="))
             .filter(|d| d.ends_with(&name) && d.len() < 64)
             .map(str::to_owned)
-            .ok_or_else(|| Lost::host(format!("the guest has no directory that can be written to: {text}")))
+            .ok_or_else(|| Cause::Shell(format!("the guest has no directory that can be written to: {text}")).into())
     }
 
     pub(super) async fn write_file(&mut self, dir: &str, name: &str, content: &[u8]) -> Result<(), Lost> {
@@ -262,7 +264,7 @@ impl ConsoleSession {
         if reply.code == 0 {
             return Ok(());
         }
-        Err(Lost::host(format!("the guest could not write the command to {path}: {}", reply.text())))
+        Err(Cause::Shell(format!("the guest could not write the command to {path}: {}", reply.text())).into())
     }
 }
 

@@ -6,12 +6,12 @@ use belljar_model::{Exit, Phase};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::{ConsoleSession, Running, next_control, pass_on, script};
-use crate::Lost;
 use crate::command::{GuestCommand, Terminal};
 use crate::console::{Patience, SendError};
 use crate::enter::of_shell;
 use crate::guest::Io;
 use crate::session::agent::ExecControl;
+use crate::{Cause, Lost};
 
 /// How long the last bytes may take to come after the end.
 const LAST_BYTES: Duration = Duration::from_secs(1);
@@ -75,7 +75,7 @@ impl ConsoleSession {
 async fn read(stdin: &mut Option<&mut (dyn AsyncRead + Unpin + Send)>, chunk: &mut [u8]) -> Result<usize, Lost> {
     let n = match stdin {
         Some(source) => {
-            source.read(chunk).await.map_err(|e| Lost::host(format!("reading standard input failed: {e}")))?
+            source.read(chunk).await.map_err(|e| Cause::Stdin(format!("reading standard input failed: {e}")))?
         }
         None => 0,
     };

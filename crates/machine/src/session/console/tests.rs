@@ -107,8 +107,8 @@ async fn streams_codes_and_places_are_exact() {
                 c.user = user.map(str::to_owned);
                 let (result, kept) = run(&mut g, c, b"").await;
                 let lost = result.expect_err(cwd);
-                assert_eq!(lost.verdict.run_exit_code(), 126, "{lost:?}");
-                assert!(lost.message.as_deref().is_some_and(|m| m.contains(says)), "{argv:?} {exchange} {lost:?}");
+                assert_eq!(lost.verdict().run_exit_code(), 126, "{lost:?}");
+                assert!(lost.message().as_deref().is_some_and(|m| m.contains(says)), "{argv:?} {exchange} {lost:?}");
                 assert_eq!((&*kept.out, &*kept.err), (&b""[..], &b""[..]), "{argv:?} {exchange}");
             }
 
