@@ -194,7 +194,7 @@ fn free_space(cache: &Path) -> Finding {
 }
 
 fn look_at(image: &Path) -> Vec<Finding> {
-    let found = match disk::inspect(&settings::qemu_img(), image, None) {
+    let found = match disk::inspect(&settings::qemu_img(), image, None, disk::Use::Boot) {
         Err(error) => return vec![Finding::bad("image", error.to_string())],
         Ok(found) => found,
     };

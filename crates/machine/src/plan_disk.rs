@@ -8,7 +8,7 @@ use std::{
 };
 
 use belljar_guest_spec::{DiskBus, DiskContent, DiskSpec, Word};
-use belljar_image::disk::{self, DiskError, DiskImage, Format, Layer, UnknownFormat};
+use belljar_image::disk::{self, DiskError, DiskImage, Format, Layer, UnknownFormat, Use};
 
 use crate::{
     qemu::args::{Backing, Disk, DiskSource, FIRST_EXTRA_FD, FdSet, MachineConfig},
@@ -63,14 +63,14 @@ impl PlannedDisk {
         bus: DiskBus,
     ) -> Result<Self, PlanDiskError> {
         let format = format.map(str::parse).transpose()?;
-        let content = Content::Image(disk::inspect(qemu_img, image, format)?);
+        let content = Content::Image(disk::inspect(qemu_img, image, format, Use::Boot)?);
         Ok(Self { content, bus, serial: None, boot_index: Some(0) })
     }
 
     /// Another disk.
     pub(crate) fn extra(qemu_img: &Path, spec: &DiskSpec) -> Result<Self, PlanDiskError> {
         let content = match &spec.content {
-            DiskContent::Image(path) => Content::Image(disk::inspect(qemu_img, path, None)?),
+            DiskContent::Image(path) => Content::Image(disk::inspect(qemu_img, path, None, Use::Data)?),
             DiskContent::Empty(size) => Content::Empty(*size),
         };
         Ok(Self { content, bus: spec.bus, serial: spec.serial.clone(), boot_index: None })

@@ -187,6 +187,20 @@ test_disks() {
     cmp image before || fail 'a disk image was written to'
 }
 
+test_a_disk_may_hold_an_archive() {
+    echo 'from the archive' >note
+    tar -cf data.tar note
+    local before; before=$(sha256sum <data.tar)
+    bj --disk "file=$dir/data.tar" -- sh -ec 'cd /tmp && tar -xf /dev/vda && cat note && echo gone >/dev/vda'
+    want_code 0
+    want_out 'from the archive'
+    [ "$(sha256sum <data.tar)" = "$before" ] || fail 'the archive has changed'
+    gzip data.tar
+    bj --disk "file=$dir/data.tar.gz" -- true
+    want_code 125
+    want_err 'packed with gzip; unpack it first'
+}
+
 test_timeout() {
     bj --timeout 2s -- sh -c 'echo started; sleep 1000'
     want_code 124

@@ -12,12 +12,21 @@ use crate::bounded;
 /// Longest chain of backing files.
 const MAX_LAYERS: usize = 32;
 
+/// What a disk is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// The guest boots from it, so that it has to be the image of a system.
+    Boot,
+    /// The guest finds it as one more disk, which may hold anything: a tar archive, a CD's image, a line of text.
+    Data,
+}
+
 /// Looks at an image and everything that it is based on. `forced` is the format as the user gave it; without it
 /// `qemu-img` finds out.
 ///
 /// # Errors
 /// One of many: see [`DiskError`].
-pub fn inspect(qemu_img: &Path, file: &Path, forced: Option<Format>) -> Result<DiskImage, DiskError> {
+pub fn inspect(qemu_img: &Path, file: &Path, forced: Option<Format>, wanted: Use) -> Result<DiskImage, DiskError> {
     let absolute = std::path::absolute(file).map_err(|source| DiskError::Read { path: file.to_owned(), source })?;
     let mut layers: Vec<Layer> = Vec::new();
     let mut virtual_size = 0;
@@ -26,7 +35,7 @@ pub fn inspect(qemu_img: &Path, file: &Path, forced: Option<Format>) -> Result<D
         if layers.len() == MAX_LAYERS {
             return Err(DiskError::ChainTooLong { path: absolute, max: MAX_LAYERS });
         }
-        let found = look(qemu_img, &path, format).map_err(|cause| match layers.last() {
+        let found = look(qemu_img, &path, format, wanted).map_err(|cause| match layers.last() {
             None => cause,
             Some(_) => DiskError::Backing { path: absolute.clone(), cause: Box::new(cause) },
         })?;
@@ -45,15 +54,17 @@ struct Found {
     backing: Option<(PathBuf, Format)>,
 }
 
-fn look(qemu_img: &Path, path: &Path, given: Option<Format>) -> Result<Found, DiskError> {
+fn look(qemu_img: &Path, path: &Path, given: Option<Format>, wanted: Use) -> Result<Found, DiskError> {
     if path.to_str().is_none() {
         return Err(DiskError::NotUtf8 { path: path.to_owned() });
     }
     let (file, size) = open(path)?;
     let read = |source| DiskError::Read { path: path.to_owned(), source };
     let head = bounded::head(&file, sniff::HEAD.max(vmdk::HEAD)).map_err(read)?;
-    if given.is_none() {
-        sniff::refuse(path, &head)?;
+    match (given, wanted) {
+        (None, Use::Boot) => sniff::refuse(path, &head)?,
+        (None, Use::Data) => sniff::refuse_compressed(path, &head)?,
+        (Some(_), _) => {}
     }
     if given.is_none_or(|f| f == Format::Vmdk) {
         vmdk::check_extents(path, &head)?;

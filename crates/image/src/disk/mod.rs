@@ -20,7 +20,7 @@ use crate::bounded;
 
 pub use error::DiskError;
 pub use format::{Format, UnknownFormat};
-pub use inspect::inspect;
+pub use inspect::{Use, inspect};
 pub use overlay::{Overlay, create_empty, create_layer, create_overlay, empty_in, overlay_in};
 
 /// A disk image that was looked at and may be booted from or attached.

@@ -19,17 +19,7 @@ pub(super) fn refuse(path: &Path, head: &[u8]) -> Result<(), DiskError> {
     if head.get(0x8001..0x8006) == Some(b"CD001") {
         return Err(DiskError::Iso { path: path.to_owned(), hybrid: boot_sector });
     }
-    if let Some((packing, suffix, unpack)) = packing(head) {
-        let has_suffix = path.extension().is_some_and(|e| e.eq_ignore_ascii_case(suffix));
-        let quoted = quoted(path);
-        let command = if has_suffix || unpack.contains("zip") && !unpack.contains("gzip") || unpack.contains("tar") {
-            format!("{unpack} {quoted}")
-        } else {
-            // The tools insist on their suffix unless they read standard input.
-            format!("{} < {quoted} > disk.img", unpack.replace("-dk", "-dc"))
-        };
-        return Err(DiskError::Packed { path: path.to_owned(), packing, command });
-    }
+    refuse_packed(path, packing(head).or_else(|| archive(head)))?;
     match head {
         [0x7f, b'E', b'L', b'F', ..] => something("an ELF program; a kernel is given with --kernel"),
         [b'0', b'7', b'0', b'7', b'0', ..] => something("a cpio archive; an initramfs is given with --initrd"),
@@ -42,8 +32,34 @@ pub(super) fn refuse(path: &Path, head: &[u8]) -> Result<(), DiskError> {
     }
 }
 
+/// Finds what is compressed, and no guest could read as a disk.
+pub(super) fn refuse_compressed(path: &Path, head: &[u8]) -> Result<(), DiskError> {
+    refuse_packed(path, packing(head))
+}
+
+fn refuse_packed(path: &Path, packed: Option<Packed>) -> Result<(), DiskError> {
+    if let Some((packing, suffix, unpack)) = packed {
+        let has_suffix = path.extension().is_some_and(|e| e.eq_ignore_ascii_case(suffix));
+        let quoted = quoted(path);
+        let command = if has_suffix || unpack.contains("zip") && !unpack.contains("gzip") || unpack.contains("tar") {
+            format!("{unpack} {quoted}")
+        } else {
+            // The tools insist on their suffix unless they read standard input.
+            format!("{} < {quoted} > disk.img", unpack.replace("-dk", "-dc"))
+        };
+        return Err(DiskError::Packed { path: path.to_owned(), packing, command });
+    }
+    Ok(())
+}
+
 /// Name, usual suffix, and the command that unpacks beside the original.
-fn packing(head: &[u8]) -> Option<(&'static str, &'static str, &'static str)> {
+type Packed = (&'static str, &'static str, &'static str);
+
+fn archive(head: &[u8]) -> Option<Packed> {
+    (head.get(257..262) == Some(b"ustar")).then_some(("tar", "tar", "tar -xf"))
+}
+
+fn packing(head: &[u8]) -> Option<Packed> {
     match Packing::of(head) {
         Packing::Gzip => return Some(("gzip", "gz", "gzip -dk")),
         Packing::Xz => return Some(("xz", "xz", "xz -dk")),
@@ -57,7 +73,6 @@ fn packing(head: &[u8]) -> Option<(&'static str, &'static str, &'static str)> {
         [0x04, 0x22, 0x4d, 0x18, ..] => Some(("lz4", "lz4", "lz4 -dk")),
         [b'P', b'K', 3, 4, ..] => Some(("zip", "zip", "unzip")),
         [b'7', b'z', 0xbc, 0xaf, 0x27, 0x1c, ..] => Some(("7-Zip", "7z", "7z x")),
-        _ if head.get(257..262) == Some(b"ustar") => Some(("tar", "tar", "tar -xf")),
         _ => None,
     }
 }
@@ -95,6 +110,17 @@ mod tests {
         assert!(text.contains("ISO 9660") && text.contains("--kernel") && !text.contains("--image-format"), "{text}");
         iso[0x1fe..0x200].copy_from_slice(&[0x55, 0xaa]);
         assert!(say("/x/debian.iso", &iso).contains("--image-format raw"));
+    }
+
+    #[test]
+    fn a_disk_of_data_may_hold_what_no_guest_boots_from() {
+        let mut tar = vec![0; 512];
+        tar[257..262].copy_from_slice(b"ustar");
+        let text = b"root:x:0:0:root:/root:/bin/bash\n".repeat(40);
+        for head in [&tar[..], &text, b"#!/bin/sh\n", b"070701", b"\x7fELF"] {
+            assert!(refuse(Path::new("x"), head).is_err() && refuse_compressed(Path::new("x"), head).is_ok());
+        }
+        assert!(refuse_compressed(Path::new("disk.qcow2.xz"), b"\xfd7zXZ\0").is_err());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-use belljar_image::disk::{DiskError, DiskImage, Format, create_empty, create_overlay, inspect};
+use belljar_image::disk::{DiskError, DiskImage, Format, Use, create_empty, create_overlay, inspect};
 use serde_json::{Value, json};
 
 const QEMU_IMG: &str = "/usr/bin/qemu-img";
@@ -46,7 +46,7 @@ impl Images {
     }
 
     fn inspect(&self, name: &str) -> Result<DiskImage, DiskError> {
-        inspect(Path::new(QEMU_IMG), &self.path(name), None)
+        inspect(Path::new(QEMU_IMG), &self.path(name), None, Use::Boot)
     }
 }
 
@@ -256,9 +256,9 @@ fn contents_that_a_guest_could_have_written_do_not_count() {
         fs::copy(images.path("disk.qcow2"), images.path(name)).unwrap();
         let error = images.inspect(name).unwrap_err();
         assert!(matches!(error, DiskError::Disputed { .. }), "{name}: {error}");
-        let raw = inspect(Path::new(QEMU_IMG), &images.path(name), Some(Format::Raw)).unwrap();
+        let raw = inspect(Path::new(QEMU_IMG), &images.path(name), Some(Format::Raw), Use::Boot).unwrap();
         assert_eq!((raw.format(), raw.layers().len(), raw.probed), (Format::Raw, 1, false));
-        let qcow2 = inspect(Path::new(QEMU_IMG), &images.path(name), Some(Format::Qcow2)).unwrap();
+        let qcow2 = inspect(Path::new(QEMU_IMG), &images.path(name), Some(Format::Qcow2), Use::Boot).unwrap();
         assert_eq!(qcow2.layers().len(), 2);
     }
     // Without a backing file there is nothing to be had: qcow2 images are often called .img.
@@ -273,16 +273,20 @@ fn what_cannot_be_an_image_says_why() {
     assert!(matches!(images.inspect("empty"), Err(DiskError::Empty { .. })));
     assert!(matches!(images.inspect("gone"), Err(DiskError::NotFound { .. })));
     assert!(matches!(images.inspect("."), Err(DiskError::NotAFile { what: "a directory", .. })));
-    assert!(matches!(inspect(Path::new(QEMU_IMG), Path::new("/dev/null"), None), Err(DiskError::NotAFile { .. })));
+    assert!(matches!(
+        inspect(Path::new(QEMU_IMG), Path::new("/dev/null"), None, Use::Boot),
+        Err(DiskError::NotAFile { .. })
+    ));
 
     fs::write(images.path("text.qcow2"), "hello").unwrap();
     let error = images.inspect("text.qcow2").unwrap_err();
     assert!(matches!(error, DiskError::NotAsNamed { named: Format::Qcow2, .. }), "{error}");
-    let raw = inspect(Path::new(QEMU_IMG), &images.path("text.qcow2"), Some(Format::Raw)).unwrap();
+    let raw = inspect(Path::new(QEMU_IMG), &images.path("text.qcow2"), Some(Format::Raw), Use::Boot).unwrap();
     assert_eq!(raw.format(), Format::Raw);
 
     images.raw("disk.raw");
-    let forced = |name: &str, format| inspect(Path::new(QEMU_IMG), &images.path(name), Some(format)).unwrap_err();
+    let forced =
+        |name: &str, format| inspect(Path::new(QEMU_IMG), &images.path(name), Some(format), Use::Boot).unwrap_err();
     for format in [Format::Qcow2, Format::Vmdk, Format::Vdi, Format::Vhdx, Format::Vpc, Format::Qed] {
         let error = forced("disk.raw", format);
         assert!(matches!(error, DiskError::NotInFormat { .. } | DiskError::Broken { .. }), "{error}");
