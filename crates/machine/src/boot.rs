@@ -14,7 +14,7 @@ use crate::{
     bounds::Gauge,
     console::{Console, ConsoleView, Patience},
     enter,
-    guest::{Guest, Observe, Session, TAIL, Views, of_session},
+    guest::{Guest, Observe, TAIL, Views},
     limits::Limits,
     plan::{AgentPlace, Entry, Launch, Plan},
     qemu::{
@@ -23,7 +23,8 @@ use crate::{
     },
     replaced::ReplacedFiles,
     session::{
-        agent::{AgentSession, BoxedPort, Liveness, PortKind, Reports},
+        Session,
+        agent::{AgentSession, BoxedPort, Liveness, PortKind, Reports, of_session},
         console::ConsoleSession,
     },
     share,
@@ -244,7 +245,7 @@ pub(crate) async fn finish(
         .attend(Phase::Session, observe, async |_, _, tell| match entered {
             Entered::Agent { session, .. } => {
                 let session = finish_setup(*session, plan, identity, &limits, limit, tell).await?;
-                Ok(Session::Agent(Box::new(session)))
+                Ok(Box::new(session) as Box<dyn Session>)
             }
             Entered::Shell(mut shell) => {
                 if let Some(identity) = &identity {
@@ -258,14 +259,15 @@ pub(crate) async fn finish(
                     }
                 };
                 let session = ConsoleSession::new(*shell, exchange, limits.factor());
-                Ok(Session::Console(Box::new(session.with_layer(share.layer().map(str::to_owned)))))
+                let session = session.with_layer(share.layer().map(str::to_owned));
+                Ok(Box::new(session) as Box<dyn Session>)
             }
         })
         .await;
     match ready {
         Ok(session) => {
             machine.watch.entered(session.reports());
-            if let Some(choice) = share_choice(&plan.share, &session) {
+            if let Some(choice) = share_choice(&plan.share, &*session) {
                 observe(choice);
             }
             machine.watch.shared(ReplacedFiles::new(machine.qemu.pid(), share.written().map(Path::to_owned).collect()));
@@ -276,13 +278,9 @@ pub(crate) async fn finish(
 }
 
 /// How the host's directories got into the guest; none if none did.
-fn share_choice(share: &crate::spec::ShareSpec, session: &Session) -> Option<EventKind> {
+fn share_choice(share: &crate::spec::ShareSpec, session: &dyn Session) -> Option<EventKind> {
     let workspace = share.workspace.as_ref().map(|w| format!("the workspace at {} ({})", w.mount_at, w.mode));
-    let by = match session {
-        Session::Agent(_) => "the agent",
-        Session::Console(session) if session.has_exchange() => "the shell on the console",
-        Session::Console(_) => return None,
-    };
+    let by = session.mounted_by()?;
     let mounted = workspace.into_iter().chain([format!("the output directory at {}", share::OUT_PATH)]);
     let mounted = mounted.collect::<Vec<_>>().join(" and ");
     Some(EventKind::Choice { what: "share".into(), chosen: "9p".into(), why: format!("{by} mounted {mounted}") })

@@ -10,14 +10,13 @@ use belljar_proto::message::{DeviceSign, WantedDevice};
 
 use crate::{
     Lost,
-    guest::of_session,
     limits::Limits,
     plan_template::{CARD_KIND, CardChange},
     qemu::{
         args::{CARD, MachineConfig, NETDEV, Plugged},
         qmp::{DeviceAdd, DeviceDel, EventStream, NetdevAdd, NetdevDel, Qmp, QmpCommand, QmpError},
     },
-    session::agent::AgentSession,
+    session::agent::{AgentSession, of_session},
 };
 
 /// What is to change in a machine that runs.

@@ -7,6 +7,7 @@
 mod connect;
 mod error;
 mod exec;
+mod guest;
 mod io;
 mod link;
 mod renew;
@@ -26,6 +27,7 @@ pub use belljar_proto::files::{FileQuery, FileRecord, FileRecords, Found, FoundK
 pub use belljar_proto::message::{LATE_BYTES, LATE_MOST, LATE_QUIET, OutputEnd};
 pub use connect::{BoxedPort, Port, PortKind};
 pub use error::SessionError;
+pub(crate) use guest::of_session;
 pub use io::{ExecControl, ExecIo, OutputSink, SinkFuture};
 pub(crate) use reports::Reports;
 

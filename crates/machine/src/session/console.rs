@@ -14,6 +14,7 @@
 
 mod exchange;
 mod fetch;
+mod guest;
 mod script;
 mod terminal;
 #[cfg(test)]

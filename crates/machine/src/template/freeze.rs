@@ -16,7 +16,7 @@ use crate::{
     Cause, Lost,
     boot::{Entered, Machine},
     enter,
-    guest::{Observe, of_session},
+    guest::Observe,
     plan::Plan,
     qemu::{
         process::Qemu,
@@ -24,7 +24,7 @@ use crate::{
             Cont, EventStream, Migrate, MigrateSetCapabilities, MigrationCapability, Qmp, QmpError, QueryMigrate, Stop,
         },
     },
-    session::agent::PortKind,
+    session::agent::{PortKind, of_session},
     share,
     spec::ShareSpec,
 };

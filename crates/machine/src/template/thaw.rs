@@ -17,13 +17,13 @@ use crate::{
     boot::{self, Entered, Machine, Ports, StartError},
     console::Console,
     enter,
-    guest::{Guest, Observe, Views, of_session},
+    guest::{Guest, Observe, Views},
     limits::Limits,
     plan::{Launch, Plan},
     plan_template::{CardChange, QEMU_MAC},
     plug::{self, Changes, PlugError, Unplugged},
     qemu::qmp::{Cont, EventStream, MigrateIncoming, QmpError},
-    session::agent::{AgentSession, PortKind},
+    session::agent::{AgentSession, PortKind, of_session},
 };
 
 /// Why there is no guest.
