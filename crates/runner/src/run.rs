@@ -6,22 +6,16 @@ use belljar_guest_spec::GuestSpec;
 use belljar_machine::{
     Cause, Lost,
     command::GuestCommand,
-    guest::{self, Guest, Views},
+    guest::{self, Ending, Views},
     host::HostContext,
-    lease::{self, Lease, Templates},
-    plan,
+    lease::{Lease, Templates},
     session::agent::{ExecControl, OutputSink},
     spec::ShareSpec,
 };
 use belljar_model::{EventKind, Exit, Phase, RunId, Verdict, event::SCHEMA, verdict::Fault};
-use tokio::{io::AsyncRead, sync::mpsc, time::Instant};
+use tokio::{io::AsyncRead, sync::mpsc};
 
-use crate::{
-    cancel::Cancel,
-    exec::{Limit, exec},
-    log::EventLog,
-    out_dir::HeldOut,
-};
+use crate::{attempt, cancel::Cancel, exec::Limit, log::EventLog, out_dir::HeldOut};
 
 /// Lines of the console that are shown where a run ended badly.
 const TAIL: usize = 15;
@@ -77,7 +71,7 @@ pub async fn run(request: Request, io: RunIo<'_>, mut cancel: Cancel, log: &mut 
             .map(|a| String::from_utf8_lossy(a).into_owned())
             .collect(),
     });
-    let attempted = attempt(request, io, &mut cancel, log).await;
+    let attempted = attempt_once(request, io, &mut cancel, log).await;
     let (verdict, message, tail) = match attempted {
         Ok(exit) => (Verdict::of_exit(exit), None, Vec::new()),
         Err(lost) => (lost.verdict(), lost.message(), lost.tail),
@@ -120,75 +114,34 @@ fn unlogged(verdict: Verdict, message: Option<String>, error: &std::io::Error) -
     }
 }
 
-async fn attempt(request: Request, io: RunIo<'_>, cancel: &mut Cancel, log: &mut EventLog) -> Result<Exit, Lost> {
-    log.emit(EventKind::Phase { phase: Phase::Prepare });
-    let Request { guest, share, host, templates, command, timeout: limit, power_off, .. } = request;
+async fn attempt_once(request: Request, io: RunIo<'_>, cancel: &mut Cancel, log: &mut EventLog) -> Result<Exit, Lost> {
+    let Request { guest, share, host, templates, command, timeout, power_off, .. } = request;
+    let mut observe = |kind| log.emit(kind);
+    observe(EventKind::Phase { phase: Phase::Prepare });
     let out = share.out.clone();
-    let preparing = tokio::task::spawn_blocking(move || plan::prepare(&guest, &share, host));
-    let prepared = tokio::select! {
-        biased;
-        why = cancel.wanted() => return Err(why.lost(Phase::Prepare)),
-        done = preparing => done,
-    };
+    let plan = attempt::prepare(guest, share, host, cancel).await;
     let out = HeldOut::new(&out).map_err(|error| {
         Cause::host_file(&format!("open the output directory {}", out.display()), &error, "name another with --out")
     })?;
-    let plan = match prepared {
-        Ok(plan) => plan.map_err(|error| Cause::Description(error.to_string()))?,
-        Err(panic) => {
-            return Err(Cause::Defect(format!("Belljar's own preparation broke off: {panic}")).into());
-        }
-    };
-    for choice in plan.choices() {
-        log.emit(choice.clone());
-    }
-
-    let mut observe = |kind| log.emit(kind);
-    let wanted = Lease { view: io.console, ..Lease::new(plan, &templates) };
-    let mut guest = tokio::select! {
-        biased;
-        why = cancel.wanted() => return Err(why.lost(Phase::Boot)),
-        leased = lease::lease(wanted, &mut observe) => leased?,
-    };
+    let wanted = Lease { view: io.console, ..Lease::new(plan?, &templates) };
+    let mut guest = attempt::lease(wanted, cancel, &mut observe).await?;
     let streams = guest::Io { stdin: io.stdin, sink: io.sink, control: io.control };
+    let limit = Limit { after: timeout, name: "--timeout" };
     let exit = match command {
-        Some(command) => command_in(&mut guest, command, streams, limit, cancel, log).await,
+        Some(command) => attempt::command(&mut guest, command, streams, limit, cancel, &mut observe).await,
         None => Ok(Exit::Code(0)),
     };
-    log.emit(EventKind::Phase { phase: Phase::Close });
+    observe(EventKind::Phase { phase: Phase::Close });
     let how = match &exit {
-        Ok(_) if power_off => guest::Ending::PowerOff,
-        Ok(_) => guest::Ending::Kill,
-        Err(_) => guest::Ending::Hurry,
+        Ok(_) if power_off => Ending::PowerOff,
+        Ok(_) => Ending::Kill,
+        Err(_) => Ending::Hurry,
     };
-    let mut observe = |kind| log.emit(kind);
-    let closed = tokio::select! {
-        biased;
-        why = cancel.urgent() => Err(why.lost(Phase::Close)),
-        closed = guest.close(how, &mut observe) => closed,
-    };
+    let closed = attempt::close(guest, how, cancel, &mut observe).await;
     // What the command did says more than what the guest did after it, unless that makes a pass doubtful.
     match (exit, closed) {
         (Ok(exit), Ok(())) => out.moved().map_or(Ok(exit), |why| Err(Cause::Unsynced(why).into())),
         (Ok(_), Err(lost)) => Err(lost),
         (Err(lost), _) => Err(lost),
     }
-}
-
-/// Runs the command and logs its end.
-async fn command_in(
-    guest: &mut Guest,
-    command: GuestCommand,
-    io: guest::Io<'_>,
-    limit: Option<Duration>,
-    cancel: &mut Cancel,
-    log: &mut EventLog,
-) -> Result<Exit, Lost> {
-    log.emit(EventKind::Phase { phase: Phase::Command });
-    let started = Instant::now();
-    let limit = Limit { after: limit, name: "--timeout" };
-    let exit = exec(guest, command, io, limit, cancel, &mut |kind| log.emit(kind)).await?;
-    let millis = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-    log.emit(EventKind::CommandEnded { exit, millis });
-    Ok(exit)
 }

@@ -24,6 +24,11 @@ pub const QEMU_LOG: &str = "qemu.log";
 pub const QEMU_COMMAND: &str = "qemu.cmd";
 /// The output directory.
 pub const OUT: &str = "out";
+/// Where the files of a guest are while it runs, relative to the run's directory.
+pub(crate) fn of_guest(instance: u64) -> String {
+    format!("guests/{instance}")
+}
+
 /// Locked while the run goes on, so that nobody clears it away.
 const LOCK: &str = "lock";
 

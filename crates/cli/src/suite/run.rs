@@ -20,7 +20,7 @@ use belljar_runner::{
     cancel,
     log::EventLog,
     run_dir::{self, RunDir},
-    suite::{Cases, Reins, Request, RunLimits, StandStill, resources::Memory},
+    suite::{Cases, Request, RunControl, RunLimits, StandStill, resources::Memory},
 };
 use belljar_suite::filter::{Field, Filter, Matcher};
 use indicatif::ProgressDrawTarget;
@@ -135,8 +135,8 @@ fn go(request: Request, args: &TestArgs, chosen: &Chosen, run_dir: &RunDir) -> R
         hear_signals(Rc::clone(&canceller)).map_err(|e| format!("cannot listen for signals: {e}"))?;
         let (stops, stand_still) = mpsc::unbounded_channel();
         hear_ctrl_z(stops).map_err(|e| format!("cannot listen for signals: {e}"))?;
-        let reins = Reins { canceller, cancel, stand_still };
-        let ended = belljar_runner::suite::run(request, log, reins).await;
+        let control = RunControl { canceller, cancel, stand_still };
+        let ended = belljar_runner::suite::run(request, log, control).await;
         if let Some(reporter) = teller.borrow_mut().take() {
             drop(reporter.finish());
         }

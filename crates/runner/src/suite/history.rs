@@ -33,7 +33,7 @@ pub fn file_name(config: &Path) -> String {
     let project = config.parent().and_then(Path::file_name).map(|n| n.to_string_lossy().into_owned());
     let project: String =
         project.unwrap_or_default().chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
-    format!("{project:.60}-{:016x}.json", super::hash(config.as_os_str().as_encoded_bytes()))
+    format!("{project:.60}-{:016x}.json", crate::names::hash(config.as_os_str().as_encoded_bytes()))
 }
 
 /// What is remembered of the runs of one `belljar.toml`.

@@ -4,7 +4,7 @@ use belljar_guest_spec::Surroundings;
 use belljar_machine::plan::Lookup;
 use belljar_suite::plan::{Machine, Plan};
 
-use super::resources::{Memory, no_room_for};
+use crate::schedule::resources::{Memory, no_room_for};
 
 /// What keeps each of the plan's machines from running, as far as a look at the host tells, with how to mend it.
 #[must_use]

@@ -11,7 +11,6 @@ use std::{
     time::Duration,
 };
 
-use belljar_guest_spec::Word;
 use belljar_machine::{Cause, Lost};
 use belljar_model::{EventKind, test_run as events};
 use belljar_suite::plan::{Plan, Unit};
@@ -21,33 +20,14 @@ use tokio::{
     time::Instant,
 };
 
-use super::{
-    Cx, attempt,
-    lease::{Lease, Unfit},
-};
-
-/// Guests of one kind stand for each other.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Kind {
-    machine: usize,
-    mode: &'static str,
-    /// The suite, if it has set-up scripts, and the variables that they have.
-    set_up: Option<(String, Vec<Vec<u8>>)>,
-}
-
-impl Kind {
-    pub(crate) fn of(cx: &Cx, unit: &Unit) -> Self {
-        let set_up = || (unit.suite.name.clone(), cx.environment(unit, None));
-        let set_up = cx.setup.contains_key(&unit.suite.name).then(set_up);
-        Self { machine: unit.machine, mode: unit.settings.workspace_mode.word(), set_up }
-    }
-}
+use super::{Kind, LeasedGuest, Machines, Unfit};
+use crate::{cancel::Cancel, event_writer::EventWriter};
 
 /// A guest that is being made, or waits.
 pub(crate) struct Warm {
     pub(crate) instance: u64,
     slot: u32,
-    guest: JoinHandle<Result<Lease, Unfit>>,
+    guest: JoinHandle<Result<LeasedGuest, Unfit>>,
     told: Rc<RefCell<Vec<EventKind>>>,
     /// A test has it, or is about to.
     wanted: Rc<Cell<bool>>,
@@ -81,29 +61,44 @@ impl Pace {
 }
 
 /// The guests made ahead.
-#[derive(Default)]
 pub(crate) struct Pool {
+    machines: Rc<Machines>,
+    log: EventWriter,
+    cancel: Cancel,
     warm: RefCell<BTreeMap<Kind, VecDeque<Warm>>>,
     /// Those that a unit will have, by its id.
-    kept: RefCell<HashMap<String, Warm>>,
+    reserved: RefCell<HashMap<String, Warm>>,
     /// Told when one was taken.
     taken: Notify,
     pub(crate) pace: Rc<Pace>,
 }
 
 impl Pool {
+    /// An empty one, which `machines` will fill.
+    pub(crate) fn new(machines: Rc<Machines>, log: EventWriter, cancel: Cancel) -> Self {
+        Self {
+            machines,
+            log,
+            cancel,
+            warm: RefCell::default(),
+            reserved: RefCell::default(),
+            taken: Notify::new(),
+            pace: Rc::default(),
+        }
+    }
+
     /// Keeps the one that was begun first for a unit that is about to run.
-    pub(crate) fn keep_for(&self, unit: &Unit, kind: &Kind) {
-        if let Some(warm) = self.first(kind) {
-            self.kept.borrow_mut().insert(unit.id.clone(), warm);
+    pub(crate) fn reserve_for(&self, unit: &Unit) {
+        if let Some(warm) = self.first(&self.machines.kind_for(unit)) {
+            self.reserved.borrow_mut().insert(unit.id.clone(), warm);
         }
     }
 
     /// Takes the one that is kept for this unit, or else the one that was begun first.
-    pub(crate) fn take(&self, unit: &Unit, kind: &Kind) -> Option<Warm> {
-        let kept = self.kept.borrow_mut().remove(&unit.id);
-        kept.or_else(|| {
-            let warm = self.first(kind)?;
+    pub(crate) fn take(&self, unit: &Unit) -> Option<Warm> {
+        let reserved = self.reserved.borrow_mut().remove(&unit.id);
+        reserved.or_else(|| {
+            let warm = self.first(&self.machines.kind_for(unit))?;
             self.taken.notify_one();
             Some(warm)
         })
@@ -127,50 +122,50 @@ impl Pool {
 
     /// Makes what the units that wait will need, as far as `room` for further guests reaches. `first_slot` is the first place
     /// that no test has.
-    pub(crate) fn fill(&self, cx: &Rc<Cx>, plan: &Rc<Plan>, waiting: &[usize], room: usize, first_slot: u32) {
+    pub(crate) fn fill(&self, plan: &Rc<Plan>, waiting: &[usize], room: usize, first_slot: u32) {
         let mut wanted: BTreeMap<Kind, (usize, usize)> = BTreeMap::new();
         for unit in waiting {
-            let kind = Kind::of(cx, &plan.units[*unit]);
+            let kind = self.machines.kind_for(&plan.units[*unit]);
             wanted.entry(kind).or_insert((0, *unit)).0 += 1;
         }
         let mut room = room;
         for (kind, (count, unit)) in wanted {
             let there = self.warm.borrow().get(&kind).map_or(0, VecDeque::len);
             for _ in there..count {
-                if room == 0 || !cx.is_cloned(kind.machine) {
+                if room == 0 || !self.machines.is_cloned(kind.machine) {
                     break;
                 }
                 room -= 1;
-                let warm = self.begin(cx, plan, unit, first_slot);
+                let warm = self.begin(plan, unit, first_slot);
                 self.warm.borrow_mut().entry(kind.clone()).or_default().push_back(warm);
             }
         }
     }
 
-    fn begin(&self, cx: &Rc<Cx>, plan: &Rc<Plan>, unit: usize, first_slot: u32) -> Warm {
+    fn begin(&self, plan: &Rc<Plan>, unit: usize, first_slot: u32) -> Warm {
         let taken: Vec<u32> =
-            self.warm.borrow().values().flatten().chain(self.kept.borrow().values()).map(|w| w.slot).collect();
+            self.warm.borrow().values().flatten().chain(self.reserved.borrow().values()).map(|w| w.slot).collect();
         let slot = (first_slot..).find(|s| !taken.contains(s)).unwrap_or(first_slot);
-        let instance = cx.next_instance();
+        let instance = self.machines.next_instance();
         let told = Rc::new(RefCell::new(Vec::new()));
-        let (cx, plan, telling) = (Rc::clone(cx), Rc::clone(plan), Rc::clone(&told));
+        let (machines, plan, telling) = (Rc::clone(&self.machines), Rc::clone(plan), Rc::clone(&told));
+        let mut cancel = self.cancel.clone();
         let wanted = Rc::new(Cell::new(false));
         let (is_wanted, pace) = (Rc::clone(&wanted), Rc::clone(&self.pace));
         let guest = tokio::task::spawn_local(async move {
             let unit = &plan.units[unit];
-            let mut cancel = cx.cancel.clone();
             let mut observe = |kind| telling.borrow_mut().push(kind);
             let since = Instant::now();
-            let mut lease = attempt::set_up(&cx, unit, instance, slot, &mut cancel, &mut observe).await?;
+            let mut leased = machines.set_up(unit, instance, slot, &mut cancel, &mut observe).await?;
             Pace::note(&pace.made, since.elapsed());
             if is_wanted.get() {
                 // What warms it up would only keep the test waiting, which does the same.
-                return Ok(lease);
+                return Ok(leased);
             }
-            match lease.guest.warm_up(&mut observe).await {
-                Ok(()) => Ok(lease),
+            match leased.guest.warm_up(&mut observe).await {
+                Ok(()) => Ok(leased),
                 Err(lost) => {
-                    lease.lost(&cx, &lost);
+                    leased.lost(&lost);
                     Err(lost.into())
                 }
             }
@@ -179,26 +174,26 @@ impl Pool {
     }
 
     /// Kills what nobody will take.
-    pub(crate) async fn clear(&self, cx: &Cx) {
+    pub(crate) async fn clear(&self) {
         let warm = std::mem::take(&mut *self.warm.borrow_mut());
-        Self::drop_all(cx, warm.into_values().flatten()).await;
+        self.drop_all(warm.into_values().flatten()).await;
     }
 
     /// Kills what nobody took, at the end of the run.
-    pub(crate) async fn close(&self, cx: &Cx) {
-        self.clear(cx).await;
-        let kept = std::mem::take(&mut *self.kept.borrow_mut());
-        Self::drop_all(cx, kept.into_values()).await;
+    pub(crate) async fn close(&self) {
+        self.clear().await;
+        let reserved = std::mem::take(&mut *self.reserved.borrow_mut());
+        self.drop_all(reserved.into_values()).await;
     }
 
-    async fn drop_all(cx: &Cx, warm: impl Iterator<Item = Warm>) {
+    async fn drop_all(&self, warm: impl Iterator<Item = Warm>) {
         for warm in warm {
             warm.guest.abort();
             // A guest that did not come up has told its own end.
             if let Ok(Err(_)) = warm.guest.await {
                 continue;
             }
-            cx.tell.emit(EventKind::GuestEnded(events::GuestEnded {
+            self.log.emit(EventKind::GuestEnded(events::GuestEnded {
                 instance: warm.instance,
                 message: Some("not needed any more".to_owned()),
                 peak_memory: None,
@@ -218,14 +213,14 @@ impl Drop for Abort {
 
 impl Warm {
     /// Waits until it is ready. What it had to say is said to `observe`.
-    pub(crate) async fn ready(self, cx: &Cx, observe: &mut dyn FnMut(EventKind)) -> Result<Lease, Unfit> {
+    pub(crate) async fn ready(self, observe: &mut dyn FnMut(EventKind)) -> Result<LeasedGuest, Unfit> {
         let abort = Abort(self.guest.abort_handle());
         let made = self.guest.await;
         drop(abort);
         for kind in self.told.borrow_mut().drain(..) {
             observe(kind);
         }
-        let mut lease = match made {
+        let mut leased = match made {
             Ok(made) => made?,
             Err(panic) => {
                 let what = format!("Belljar's own work on a guest broke off: {panic}");
@@ -233,10 +228,10 @@ impl Warm {
             }
         };
         // It may have died while it waited, and its clock is as old as it.
-        match lease.guest.check(observe).await {
-            Ok(()) => Ok(lease),
+        match leased.guest.check(observe).await {
+            Ok(()) => Ok(leased),
             Err(lost) => {
-                lease.lost(cx, &lost);
+                leased.lost(&lost);
                 Err(lost.into())
             }
         }

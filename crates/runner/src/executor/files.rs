@@ -16,10 +16,8 @@ use rustix::{
     io::Errno,
 };
 
-use super::{
-    collect::{Left, junit_of},
-    output::clean,
-};
+use super::junit::{Left, junit_of};
+use crate::output::clean;
 
 /// Most entries that are looked at, and deepest directory.
 const MAX_ENTRIES: usize = 100_000;
@@ -193,34 +191,6 @@ fn read(dir: &Path, path: &Path) -> io::Result<Vec<u8>> {
     Ok(document)
 }
 
-/// A unit's id as one file name.
-pub(crate) fn safe_name(id: &str) -> String {
-    const LONGEST: usize = 120;
-    let plain = |c: char| c.is_ascii_alphanumeric() || "._@+-:".contains(c);
-    let safe: String = id
-        .chars()
-        .map(|c| {
-            if c == '/' {
-                '.'
-            } else if plain(c) {
-                c
-            } else {
-                '_'
-            }
-        })
-        .collect();
-    let suite = id.split('/').next().unwrap_or_default();
-    let changed = safe.len() > LONGEST
-        || suite.contains('.')
-        || id.chars().any(|c| c != '/' && !plain(c))
-        || id.matches('/').count() > 1;
-    if !changed {
-        return safe;
-    }
-    // Two ids must not come to the same name.
-    format!("{}-{:016x}", belljar_model::test_run::keep_start(&safe, LONGEST), super::hash(id.as_bytes()))
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;
@@ -304,18 +274,5 @@ mod tests {
         let left = left(dir.path());
         assert_eq!((left.files.len(), left.more), (MAX_FILES, 7));
         assert_eq!(left.files[0], LeftFile { path: "00000".into(), bytes: 1 });
-    }
-
-    #[test]
-    fn names_of_files_are_plain_and_apart() {
-        assert_eq!(safe_name("storage/ext4.sh@debian"), "storage.ext4.sh@debian");
-        let odd = safe_name("s/a b@g");
-        assert!(odd.starts_with("s.a_b@g-"), "{odd}");
-        assert_ne!(odd, safe_name("s/a_b@g"));
-        assert_ne!(odd, safe_name("s/a\u{e9}b@g"));
-        assert_ne!(safe_name("s/a.b@g"), safe_name("s/a/b@g"));
-        assert_ne!(safe_name("s.a/b@g"), safe_name("s/a.b@g"));
-        assert!(safe_name(&format!("s/{}@g", "x".repeat(5000))).len() < 200);
-        assert!(!safe_name("../../etc@g").contains('/'));
     }
 }

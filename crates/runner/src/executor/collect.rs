@@ -12,10 +12,7 @@ use std::{
     time::Duration,
 };
 
-use belljar_formats::{
-    Results,
-    junit::{self, MAX_DOCUMENT},
-};
+use belljar_formats::{Results, junit::MAX_DOCUMENT};
 use belljar_machine::{
     Cause, Lost, for_people,
     guest::Guest,
@@ -25,8 +22,11 @@ use belljar_model::{EventKind, Phase};
 use belljar_suite::glob::Pattern;
 use fs_err as fs;
 
-use super::{files, output::clean};
-use crate::cancel::Cancel;
+use super::{
+    files,
+    junit::{Left, junit_of},
+};
+use crate::{cancel::Cancel, names::safe_name, output::clean};
 
 /// Limit to one question; the agent gives up its look earlier and says so.
 const LIMIT: Duration = Duration::from_secs(180);
@@ -43,15 +43,6 @@ pub(crate) struct Seen {
     found: HashMap<Vec<u8>, Found>,
     cut: Option<String>,
     clock_set: bool,
-}
-
-/// What a test left.
-#[derive(Debug, Default)]
-pub(crate) struct Left {
-    /// What is in the files.
-    pub(crate) results: Results,
-    /// Their paths, relative to where they were found.
-    pub(crate) paths: Vec<PathBuf>,
 }
 
 /// Where is looked.
@@ -291,18 +282,9 @@ impl Reading<'_> {
 
     fn keep(&self, shown: &str, document: &[u8]) -> std::io::Result<()> {
         fs::create_dir_all(self.keep)?;
-        let path = self.keep.join(files::safe_name(shown));
+        let path = self.keep.join(safe_name(shown));
         fs::File::options().write(true).create_new(true).open(path)?.write_all(document)
     }
-}
-
-/// Reads a document; what is wrong with it names it.
-pub(crate) fn junit_of(document: &[u8], name: &str) -> Results {
-    let mut results = super::output::clean_results(junit::parse_junit(document));
-    for problem in &mut results.problems {
-        *problem = format!("{name}: {problem}");
-    }
-    results
 }
 
 /// Takes an answer of the agent's.

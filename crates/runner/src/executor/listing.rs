@@ -1,23 +1,30 @@
 //! The tests in libtest binaries, found out where they will run: in the guest.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use belljar_formats::libtest;
-use belljar_machine::{Cause, Lost, command::GuestCommand, guest::Ending, guest::Io};
+use belljar_machine::{
+    Cause, Lost,
+    command::GuestCommand,
+    guest::{Ending, Guest, Io},
+};
 use belljar_model::{EventKind, Exit, Verdict, test_run as events};
 use belljar_suite::plan::{Case, Plan, Unit};
 use tokio::time::Instant;
 
-use super::{
-    Cases, Cx, attempt, judge,
-    lease::Lease,
-    millis,
+use super::judge;
+use crate::{
+    attempt::millis,
+    cancel::Cancel,
+    environment::environment,
+    event_writer::EventWriter,
+    exec::{Limit, exec},
+    machines::{LeasedGuest, Machines},
     output::{Answer, clean},
 };
-use crate::{
-    cancel::Cancel,
-    exec::{Limit, exec},
-};
+
+/// What libtest binaries hold, by the id of the unit that stands for the binary.
+pub type Cases = BTreeMap<String, Vec<Case>>;
 
 /// What was found.
 #[derive(Debug, Default)]
@@ -27,60 +34,61 @@ pub(crate) struct Listed {
 }
 
 /// Lists each binary on each of its guests; those of one machine in one guest, one after another.
-pub(crate) async fn list(cx: &Cx, plan: &Plan) -> Listed {
+pub(crate) async fn list(machines: &Machines, plan: &Plan, log: &EventWriter, mut cancel: Cancel) -> Listed {
     let mut listed = Listed::default();
-    let mut cancel = cx.cancel.clone();
     for machine in 0..plan.machines.len() {
-        let mut lease: Option<Lease> = None;
+        let mut lease: Option<LeasedGuest> = None;
         for unit in plan.units.iter().filter(|u| u.to_be_listed && u.machine == machine) {
             if cancel.is_wanted().is_some() {
                 break;
             }
-            match one(cx, unit, &mut lease, &mut cancel).await {
+            match one(machines, log, unit, &mut lease, &mut cancel).await {
                 Ok(cases) => drop(listed.cases.insert(unit.id.clone(), cases)),
                 Err(lost) => {
                     if !lost.cause.is_programs_own()
                         && let Some(broken) = lease.take()
                     {
-                        broken.give_up(cx, &lost, &mut cancel, &mut |_| ()).await;
+                        broken.give_up(&lost, &mut cancel, &mut |_| ()).await;
                     }
                     listed.unlisted.insert(unit.id.clone(), lost);
                 }
             }
         }
         if let Some(lease) = lease {
-            drop(lease.close(cx, Ending::Kill, &mut cancel, &mut |_| ()).await);
+            drop(lease.close(Ending::Kill, &mut cancel, &mut |_| ()).await);
         }
     }
     listed
 }
 
-async fn one(cx: &Cx, unit: &Unit, lease: &mut Option<Lease>, cancel: &mut Cancel) -> Result<Vec<Case>, Lost> {
+async fn one(
+    machines: &Machines,
+    log: &EventWriter,
+    unit: &Unit,
+    lease: &mut Option<LeasedGuest>,
+    cancel: &mut Cancel,
+) -> Result<Vec<Case>, Lost> {
     if lease.is_none() {
-        let instance = cx.next_instance();
-        let booted = attempt::set_up(cx, unit, instance, 0, cancel, &mut |_| ()).await.map_err(|unfit| unfit.lost)?;
+        let instance = machines.next_instance();
+        let booted = machines.set_up(unit, instance, 0, cancel, &mut |_| ()).await.map_err(|unfit| unfit.lost)?;
         *lease = Some(booted);
     }
     let Some(lease) = lease.as_mut() else { return Err(Cause::Defect("there is no guest".into()).into()) };
     let script = format!("the list of tests of {}", unit.in_workspace.display());
     let (guest, instance) = (unit.guest.name.clone(), Some(lease.instance));
-    cx.tell.emit(EventKind::SetupStarted(events::SetupStarted {
-        script: script.clone(),
-        guest: guest.clone(),
-        instance,
-    }));
+    log.emit(EventKind::SetupStarted(events::SetupStarted { script: script.clone(), guest: guest.clone(), instance }));
     let started = Instant::now();
-    let listed = both(cx, unit, lease, cancel).await;
+    let listed = both(unit, &mut lease.guest, cancel).await;
     let (verdict, message) = match &listed {
         Ok(_) => (Verdict::Pass, None),
         Err(lost) => (lost.verdict(), lost.message()),
     };
-    cx.tell.emit(EventKind::SetupEnded(events::SetupEnded {
+    log.emit(EventKind::SetupEnded(events::SetupEnded {
         script,
         guest,
         instance,
         verdict,
-        millis: millis(started.elapsed()),
+        millis: millis(started),
         message,
         path: None,
         tail: String::new(),
@@ -89,23 +97,17 @@ async fn one(cx: &Cx, unit: &Unit, lease: &mut Option<Lease>, cancel: &mut Cance
 }
 
 /// All tests, and which of them are marked as ignored.
-async fn both(cx: &Cx, unit: &Unit, lease: &mut Lease, cancel: &mut Cancel) -> Result<Vec<Case>, Lost> {
-    let all = names(cx, unit, lease, &[], cancel).await?;
-    let ignored: BTreeSet<String> = names(cx, unit, lease, &["--ignored"], cancel).await?.into_iter().collect();
+async fn both(unit: &Unit, guest: &mut Guest, cancel: &mut Cancel) -> Result<Vec<Case>, Lost> {
+    let all = names(unit, guest, &[], cancel).await?;
+    let ignored: BTreeSet<String> = names(unit, guest, &["--ignored"], cancel).await?.into_iter().collect();
     Ok(all.into_iter().map(|name| Case { ignored: ignored.contains(&name), name }).collect())
 }
 
-async fn names(
-    cx: &Cx,
-    unit: &Unit,
-    lease: &mut Lease,
-    more: &[&str],
-    cancel: &mut Cancel,
-) -> Result<Vec<String>, Lost> {
+async fn names(unit: &Unit, guest: &mut Guest, more: &[&str], cancel: &mut Cancel) -> Result<Vec<String>, Lost> {
     let words = libtest::LIST.iter().chain(more).map(|w| w.as_bytes().to_vec());
     let command = GuestCommand {
         argv: std::iter::once(unit.guest_path().into_bytes()).chain(words).collect(),
-        env: cx.environment(unit, None),
+        env: environment(unit, None),
         cwd: Some(unit.guest.spec.mount_at.clone().into_bytes()),
         user: unit.settings.user.clone(),
         terminal: None,
@@ -113,7 +115,7 @@ async fn names(
     let mut answer = Answer::default();
     let io = Io { stdin: None, sink: &mut answer, control: None };
     let limit = Limit { after: Some(unit.settings.timeout), name: "timeout" };
-    let exit = exec(&mut lease.guest, command, io, limit, cancel, &mut |_| ()).await?;
+    let exit = exec(guest, command, io, limit, cancel, &mut |_| ()).await?;
     let fail = |why: String| {
         let exit = if exit == Exit::Code(0) { Exit::Code(1) } else { exit };
         Lost::from(Cause::Failed { exit, why: clean(why.as_bytes()) })

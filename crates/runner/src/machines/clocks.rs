@@ -13,7 +13,7 @@ use std::{
 use belljar_machine::guest::GuestClock;
 use belljar_model::EventKind;
 
-use super::tell::Tell;
+use crate::event_writer::EventWriter;
 
 /// How long a guest may take to stop; one that does not is left to itself.
 const STOP_LIMIT: Duration = Duration::from_secs(2);
@@ -23,16 +23,16 @@ const STOP_LIMIT: Duration = Duration::from_secs(2);
 pub(crate) struct Clocks(Rc<RefCell<BTreeMap<u64, GuestClock>>>);
 
 /// Takes a guest's clock out again when dropped.
-pub(crate) struct Wound {
+pub(crate) struct ClockGuard {
     clocks: Weak<RefCell<BTreeMap<u64, GuestClock>>>,
     instance: u64,
 }
 
 impl Clocks {
     /// Puts a guest's clock in for as long as the result lives.
-    pub(crate) fn wind(&self, instance: u64, clock: GuestClock) -> Wound {
+    pub(crate) fn add(&self, instance: u64, clock: GuestClock) -> ClockGuard {
         self.0.borrow_mut().insert(instance, clock);
-        Wound { clocks: Rc::downgrade(&self.0), instance }
+        ClockGuard { clocks: Rc::downgrade(&self.0), instance }
     }
 
     fn all(&self) -> Vec<GuestClock> {
@@ -40,25 +40,25 @@ impl Clocks {
     }
 
     /// Stops all guests and the timers, calls `stop`, which is to return when the run goes on, and lets them go on.
-    pub(crate) async fn stand_still(&self, tell: &Tell, stop: impl FnOnce()) {
+    pub(crate) async fn stand_still(&self, log: &EventWriter, stop: impl FnOnce()) {
         let clocks = self.all();
         for clock in &clocks {
             // Of a guest that does not answer somebody else will hear.
             drop(tokio::time::timeout(STOP_LIMIT, clock.stop()).await);
         }
-        tell.emit(EventKind::Paused);
+        log.emit(EventKind::Paused);
         // Nothing is awaited between these two: paused, tokio's clock would jump ahead instead of waiting.
         tokio::time::pause();
         stop();
         tokio::time::resume();
-        tell.emit(EventKind::Resumed);
+        log.emit(EventKind::Resumed);
         for clock in &clocks {
             drop(tokio::time::timeout(STOP_LIMIT, clock.go_on()).await);
         }
     }
 }
 
-impl Drop for Wound {
+impl Drop for ClockGuard {
     fn drop(&mut self) {
         if let Some(clocks) = self.clocks.upgrade() {
             clocks.borrow_mut().remove(&self.instance);
@@ -78,7 +78,7 @@ mod tests {
         let before = tokio::time::Instant::now();
         let real = std::time::Instant::now();
         let stopped = Duration::from_millis(300);
-        Clocks::default().stand_still(&Tell::new(log), || std::thread::sleep(stopped)).await;
+        Clocks::default().stand_still(&EventWriter::new(log), || std::thread::sleep(stopped)).await;
         assert!(before.elapsed() + stopped <= real.elapsed() + Duration::from_millis(1), "{:?}", before.elapsed());
         let text = fs_err::read_to_string(dir.path().join("events.jsonl")).unwrap();
         assert!(text.contains("\"paused\"") && text.contains("\"resumed\""), "{text}");

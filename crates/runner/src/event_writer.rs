@@ -8,23 +8,25 @@ use crate::log::EventLog;
 
 /// Writes to the run's event log. Clones write to the same.
 #[derive(Clone)]
-pub(crate) struct Tell(Rc<RefCell<Told>>);
+pub(crate) struct EventWriter(Rc<RefCell<Written>>);
 
-struct Told {
+struct Written {
     log: EventLog,
     failure: Option<String>,
 }
 
-impl Tell {
+impl EventWriter {
+    /// Writes to this log from now on.
     pub(crate) fn new(log: EventLog) -> Self {
-        Self(Rc::new(RefCell::new(Told { log, failure: None })))
+        Self(Rc::new(RefCell::new(Written { log, failure: None })))
     }
 
+    /// Writes one event.
     pub(crate) fn emit(&self, kind: EventKind) {
-        let mut told = self.0.borrow_mut();
-        told.log.emit(kind);
-        if let Some(error) = told.log.take_failure() {
-            told.failure.get_or_insert_with(|| error.to_string());
+        let mut written = self.0.borrow_mut();
+        written.log.emit(kind);
+        if let Some(error) = written.log.take_failure() {
+            written.failure.get_or_insert_with(|| error.to_string());
         }
     }
 

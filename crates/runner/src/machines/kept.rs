@@ -36,12 +36,10 @@ use rustix::{
 };
 
 use super::{
-    Cx,
-    files::safe_name,
-    lease::{Unfit, not_made},
-    setup::{self, Scene},
+    setup::{Scene, SetUpScripts},
+    unfit::{Unfit, not_made},
 };
-use crate::{beneath, sparse};
+use crate::{beneath, cancel::Cancel, environment::environment, names::safe_name, sparse};
 
 /// Where the copies are, in the run's directory.
 const COPIES: &str = "setup";
@@ -49,6 +47,8 @@ const COPIES: &str = "setup";
 const WORKSPACE: &str = "setup-workspace";
 /// A set-up that failed so often is not tried again in this run.
 const HOPELESS: u32 = 3;
+/// What may be behind the failure of a set-up that is kept.
+const HINT: &str = "\nwith `setup-once` it sees no more of the workspace than itself and `setup-inputs`";
 
 /// The kept set-ups of a run, by the suite's name.
 #[derive(Debug, Default)]
@@ -92,6 +92,37 @@ impl KeptSetUps {
     /// Whether the set-up of the unit's suite is one.
     pub(crate) fn is_kept(&self, unit: &Unit) -> bool {
         self.suites.contains_key(&unit.suite.name)
+    }
+
+    /// The set-up of the unit's suite, if it is kept.
+    ///
+    /// # Errors
+    /// If it cannot be had in this run.
+    pub(crate) fn setting<'a>(
+        &'a self,
+        scripts: &'a SetUpScripts,
+        unit: &'a Unit,
+        scene: Scene<'a>,
+        cancel: Cancel,
+    ) -> Result<Option<Setting<'a>>, Unfit> {
+        let copies = match self.suites.get(&unit.suite.name) {
+            None => return Ok(None),
+            Some(Ok(copies)) => copies,
+            Some(Err(why)) => return Err(Unfit { lost: Cause::SetUp(why.clone()).into(), retry: false }),
+        };
+        let mut hasher = blake3::Hasher::new_derive_key("belljar 1 set-up of a guest");
+        hasher.update(copies.hash.as_bytes());
+        for word in std::iter::once(unit.guest.spec.mount_at.clone().into_bytes()).chain(environment(unit, None)) {
+            hasher.update(&(word.len() as u64).to_le_bytes()).update(&word);
+        }
+        let id = *hasher.finalize().as_bytes();
+        if let Some((failed, last)) = self.failed.borrow().get(&id)
+            && *failed >= HOPELESS
+        {
+            let message = format!("{last}\nIt failed {failed} times in this run and was not tried again");
+            return Err(Unfit { lost: Cause::SetUp(message).into(), retry: false });
+        }
+        Ok(Some(Setting { kept: self, scripts, cancel, unit, scene, copies, id, unfit: None }))
     }
 
     /// Removes the copies.
@@ -161,7 +192,9 @@ fn copy_one(top: &OwnedFd, in_workspace: &Path, copy: &Path) -> io::Result<Optio
 
 /// A set-up for one guest.
 pub(crate) struct Setting<'a> {
-    cx: &'a Cx,
+    kept: &'a KeptSetUps,
+    scripts: &'a SetUpScripts,
+    cancel: Cancel,
     unit: &'a Unit,
     scene: Scene<'a>,
     copies: &'a Copies,
@@ -170,32 +203,7 @@ pub(crate) struct Setting<'a> {
     unfit: Option<Unfit>,
 }
 
-impl<'a> Setting<'a> {
-    /// The set-up of the unit's suite, if it is kept.
-    ///
-    /// # Errors
-    /// If it cannot be had in this run.
-    pub(crate) fn of(cx: &'a Cx, unit: &'a Unit, scene: Scene<'a>) -> Result<Option<Self>, Unfit> {
-        let copies = match cx.kept.suites.get(&unit.suite.name) {
-            None => return Ok(None),
-            Some(Ok(copies)) => copies,
-            Some(Err(why)) => return Err(Unfit { lost: Cause::SetUp(why.clone()).into(), retry: false }),
-        };
-        let mut hasher = blake3::Hasher::new_derive_key("belljar 1 set-up of a guest");
-        hasher.update(copies.hash.as_bytes());
-        for word in std::iter::once(unit.guest.spec.mount_at.clone().into_bytes()).chain(cx.environment(unit, None)) {
-            hasher.update(&(word.len() as u64).to_le_bytes()).update(&word);
-        }
-        let id = *hasher.finalize().as_bytes();
-        if let Some((failed, last)) = cx.kept.failed.borrow().get(&id)
-            && *failed >= HOPELESS
-        {
-            let message = format!("{last}\nIt failed {failed} times in this run and was not tried again");
-            return Err(Unfit { lost: Cause::SetUp(message).into(), retry: false });
-        }
-        Ok(Some(Self { cx, unit, scene, copies, id, unfit: None }))
-    }
-
+impl Setting<'_> {
     /// For the lease of the guest.
     pub(crate) fn layer(&mut self) -> Layer<'_> {
         let suite = &self.unit.suite;
@@ -237,12 +245,12 @@ impl SetUp for Setting<'_> {
 
     fn run<'s>(&'s mut self, guest: &'s mut Guest, observe: &'s mut dyn FnMut(EventKind)) -> SettingUp<'s> {
         Box::pin(async move {
-            let mut cancel = self.cx.cancel.clone();
-            match setup::run(self.cx, self.unit, self.scene, guest, &mut cancel, observe).await {
+            let Self { scripts, unit, scene, cancel, .. } = self;
+            match scripts.run(unit, *scene, guest, HINT, cancel, observe).await {
                 Ok(()) => Ok(()),
                 Err(unfit) => {
                     if !unfit.retry && unfit.lost.cause.is_hosts() {
-                        let mut failed = self.cx.kept.failed.borrow_mut();
+                        let mut failed = self.kept.failed.borrow_mut();
                         let (count, last) = failed.entry(self.id).or_default();
                         *count += 1;
                         *last = unfit.lost.cause.to_string();
