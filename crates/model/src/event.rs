@@ -1,8 +1,15 @@
 //! The event log: one JSON object a line, the only truth about a run.
 //!
 //! ```text
-//! {"seq":0,"at":"2026-11-22T23:06:38.123Z","kind":"run-started","schema":1,"run":"2026…", …}
+//! {"seq":0,"at":"2026-11-22T23:06:38.123Z","kind":"run-started","schema":2,"run":"2026…", …}
 //! {"seq":1,"at":"…","kind":"choice","what":"accelerator","chosen":"tcg","why":"…"}
+//! ```
+//!
+//! What a guest says while it is made and used has the same kinds whoever uses it. In a run of `belljar test` such a line names the try
+//! that it is about:
+//!
+//! ```text
+//! {"seq":9,"at":"…","kind":"phase","phase":"boot","unit":"storage/mkfs.sh@debian","repeat":1,"attempt":1,"instance":3}
 //! ```
 //!
 //! The log is written before anything is told to a person. A reader ignores kinds and fields that it does not know;
@@ -15,18 +22,22 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     run_id::RunId,
-    test_run,
+    test_run::{self, AttemptId},
     verdict::{Exit, Verdict},
 };
 
 /// Version of the schema of this module.
-pub const SCHEMA: u32 = 1;
+///
+/// In version 1 what a guest said during a try had kinds of its own (`attempt-phase`, `attempt-choice`, `attempt-warning`, `attempt-alarm`,
+/// `attempt-console`), with the same fields. They are read as what they are called now.
+pub const SCHEMA: u32 = 2;
 
 /// No line of an event log is longer; longer texts are cut before they are logged.
 pub const MAX_LINE: usize = 64 * 1024;
 
 /// One line of the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Line")]
 pub struct Event {
     /// Counts from 0 without gaps.
     pub seq: u64,
@@ -35,6 +46,67 @@ pub struct Event {
     /// What.
     #[serde(flatten)]
     pub kind: EventKind,
+    /// During which try a guest said it; only with a kind that [`EventKind::is_of_guest`], and never in a run of `belljar run`.
+    #[serde(flatten)]
+    pub scope: Option<Scope>,
+}
+
+/// The try that a guest is made or used for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct Scope {
+    /// The try.
+    #[serde(flatten)]
+    pub attempt: AttemptId,
+    /// The machine (see [`test_run::GuestStarted`]), as soon as that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub instance: Option<u64>,
+}
+
+/// An [`Event`] as it stands in the log.
+#[derive(Deserialize)]
+struct Line {
+    seq: u64,
+    at: Timestamp,
+    #[serde(flatten)]
+    kind: EventKind,
+    // Of several flattened fields the last one may take what it reads away: many kinds have these fields for themselves.
+    #[serde(flatten)]
+    scope: ScopeFields,
+}
+
+/// Whatever these fields hold: in a kind that is not known they may be anything.
+#[derive(Deserialize)]
+struct ScopeFields {
+    unit: Option<serde_json::Value>,
+    repeat: Option<serde_json::Value>,
+    attempt: Option<serde_json::Value>,
+    instance: Option<serde_json::Value>,
+}
+
+impl ScopeFields {
+    fn read(self) -> Result<Option<Scope>, serde_json::Error> {
+        let Self { unit, repeat, attempt, instance } = self;
+        if unit.is_none() && repeat.is_none() && attempt.is_none() {
+            return Ok(None);
+        }
+        let whole = |field: Option<serde_json::Value>| field.unwrap_or_default();
+        let attempt = AttemptId {
+            unit: serde_json::from_value(whole(unit))?,
+            repeat: serde_json::from_value(whole(repeat))?,
+            attempt: serde_json::from_value(whole(attempt))?,
+        };
+        Ok(Some(Scope { attempt, instance: serde_json::from_value(whole(instance))? }))
+    }
+}
+
+impl TryFrom<Line> for Event {
+    type Error = serde_json::Error;
+
+    fn try_from(line: Line) -> Result<Self, serde_json::Error> {
+        let Line { seq, at, kind, scope } = line;
+        let scope = if kind.is_of_guest() { scope.read()? } else { None };
+        Ok(Self { seq, at, kind, scope })
+    }
 }
 
 /// Whether a [`EventKind::Choice`] of this kind means that somebody has to wait, so that it is told without being asked for.
@@ -61,6 +133,7 @@ pub enum EventKind {
         command: Vec<String>,
     },
     /// Belljar chose something that the user had not fixed.
+    #[serde(alias = "attempt-choice")]
     Choice {
         /// Such as `accelerator`, `kernel`, `access`, `session`, `share`.
         what: String,
@@ -70,22 +143,25 @@ pub enum EventKind {
         why: String,
     },
     /// A phase began (and the one before ended).
+    #[serde(alias = "attempt-phase")]
     Phase {
-        /// Which.
+        /// The one that began.
         phase: Phase,
     },
     /// Something worth knowing that stops nothing.
+    #[serde(alias = "attempt-warning")]
     Warning {
-        /// What.
+        /// In a person's words.
         message: String,
     },
     /// Something on the console that a person should see, such as a kernel's fault.
+    #[serde(alias = "attempt-alarm")]
     Alarm {
         /// What kind, such as `kernel panic`.
         name: String,
         /// The line, without control characters.
         line: String,
-        /// Whether the run ends for it.
+        /// Whether the run, or the try, ends for it.
         fatal: bool,
     },
     /// The command runs in the guest.
@@ -95,12 +171,13 @@ pub enum EventKind {
     },
     /// The guest wrote a record, with this attempt's nonce, of how the command ended.
     CommandEnded {
-        /// How.
+        /// Its exit code, or the signal that ended it.
         exit: Exit,
         /// Wall-clock time from the start of the command, in milliseconds.
         millis: u64,
     },
     /// The last lines of the console, where they help to understand what follows.
+    #[serde(alias = "attempt-console")]
     ConsoleTail {
         /// Without control characters.
         lines: Vec<String>,
@@ -124,22 +201,12 @@ pub enum EventKind {
     UnitSkipped(test_run::UnitSkipped),
     /// A try begins.
     AttemptStarted(test_run::AttemptStarted),
-    /// A try is in a new phase.
-    AttemptPhase(test_run::AttemptPhase),
-    /// Belljar chose something for a try.
-    AttemptChoice(test_run::AttemptChoice),
-    /// Something worth knowing of a try.
-    AttemptWarning(test_run::AttemptWarning),
-    /// Something on the console during a try.
-    AttemptAlarm(test_run::AttemptAlarm),
     /// A try takes long.
     UnitSlow(test_run::UnitSlow),
     /// What a try wrote.
     Output(test_run::Output),
     /// A case inside a test.
     Subresult(test_run::AttemptSubresult),
-    /// The console's last lines of a try.
-    AttemptConsole(test_run::AttemptConsole),
     /// What a try left in its output directory.
     AttemptFiles(test_run::AttemptFiles),
     /// A try is over.
@@ -167,6 +234,23 @@ pub enum EventKind {
     /// A kind that this version does not know, kept as it came. Readers ignore it.
     #[serde(untagged)]
     Unknown(BTreeMap<String, serde_json::Value>),
+}
+
+impl EventKind {
+    /// Whether it tells of a guest that is made or used, so that in a run of `belljar test` it has a [`Scope`].
+    #[must_use]
+    pub fn is_of_guest(&self) -> bool {
+        matches!(
+            self,
+            Self::Phase { .. }
+                | Self::Choice { .. }
+                | Self::Warning { .. }
+                | Self::Alarm { .. }
+                | Self::CommandStarted { .. }
+                | Self::CommandEnded { .. }
+                | Self::ConsoleTail { .. }
+        )
+    }
 }
 
 /// Where a run stands.
@@ -206,7 +290,7 @@ mod tests {
     use crate::verdict::{Crash, CrashKind, Fault};
 
     fn line(kind: EventKind) -> String {
-        let event = Event { seq: 3, at: "2026-01-02T03:04:05.678Z".parse().unwrap(), kind };
+        let event = Event { seq: 3, at: "2026-01-02T03:04:05.678Z".parse().unwrap(), kind, scope: None };
         let text = serde_json::to_string(&event).unwrap();
         assert_eq!(serde_json::from_str::<Event>(&text).unwrap(), event);
         text
@@ -239,5 +323,30 @@ mod tests {
             exit_code: 130,
             message: None,
         });
+    }
+    #[test]
+    fn a_guest_says_the_same_in_a_run_and_in_a_try() {
+        let at = "2026-01-02T03:04:05.678Z".parse().unwrap();
+        let attempt = AttemptId { unit: "s/t@g".into(), repeat: 1, attempt: 2 };
+        for instance in [None, Some(3)] {
+            let scope = Some(Scope { attempt: attempt.clone(), instance });
+            let event = Event { seq: 3, at, kind: EventKind::Phase { phase: Phase::Boot }, scope };
+            let text = serde_json::to_string(&event).unwrap();
+            assert!(text.contains(r#""kind":"phase","phase":"boot","unit":"s/t@g","repeat":1,"attempt":2"#), "{text}");
+            assert_eq!(serde_json::from_str::<Event>(&text).unwrap(), event);
+        }
+    }
+
+    #[test]
+    fn the_names_of_a_try_belong_together() {
+        let read = |fields: &str| {
+            let text = format!(r#"{{"seq":3,"at":"2026-01-02T03:04:05Z","kind":"warning","message":"x",{fields}}}"#);
+            serde_json::from_str::<Event>(&text).map(|e| e.scope.is_some())
+        };
+        assert!(read(r#""unit":"a","repeat":1,"attempt":1"#).unwrap());
+        assert!(!read(r#""mood":"fine""#).unwrap());
+        for part in [r#""unit":"a""#, r#""unit":"a","repeat":1"#, r#""repeat":1,"attempt":1"#, r#""attempt":-1"#] {
+            assert!(read(part).is_err(), "{part}");
+        }
     }
 }

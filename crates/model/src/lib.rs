@@ -14,7 +14,7 @@ pub mod test_run;
 mod test_run_schema;
 pub mod verdict;
 
-pub use event::{Event, EventKind, Phase};
+pub use event::{Event, EventKind, Phase, Scope};
 pub use log::read_log;
 pub use run_id::RunId;
 pub use summary::RunSummary;

@@ -19,14 +19,9 @@ pub const KINDS: &[&str] = &[
     "unit-planned",
     "unit-skipped",
     "attempt-started",
-    "attempt-phase",
-    "attempt-choice",
-    "attempt-warning",
-    "attempt-alarm",
     "unit-slow",
     "output",
     "subresult",
-    "attempt-console",
     "attempt-files",
     "attempt-ended",
     "unit-ended",
@@ -40,6 +35,10 @@ pub const KINDS: &[&str] = &[
     "stopping",
     "test-run-ended",
 ];
+
+/// Kinds of earlier versions, which are read as others.
+const EARLIER_KINDS: &[&str] =
+    &["attempt-phase", "attempt-choice", "attempt-warning", "attempt-alarm", "attempt-console"];
 
 /// What was wrong with a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -138,7 +137,9 @@ fn parse(text: &[u8]) -> Result<Event, String> {
     if let EventKind::Unknown(fields) = &event.kind {
         match fields.get("kind").and_then(|k| k.as_str()) {
             // A kind of ours whose fields are not ours must not pass for a stranger.
-            Some(kind) if KINDS.contains(&kind) => return Err(format!("a field of `{kind}` is missing or unknown")),
+            Some(kind) if KINDS.contains(&kind) || EARLIER_KINDS.contains(&kind) => {
+                return Err(format!("a field of `{kind}` is missing or unknown"));
+            }
             Some(_) => {}
             None => return Err("it has no kind".to_owned()),
         }
@@ -206,6 +207,36 @@ mod tests {
         assert!(matches!(&damage(format!("{verdict}\n").as_bytes())[..], [(1, Damage::Unreadable(_))]));
         let none = r#"{"seq":1,"at":"2026-01-02T03:04:05Z"}"#;
         assert_eq!(damage(format!("{none}\n").as_bytes()).len(), 1);
+    }
+
+    /// Lines of a log of schema 1.
+    #[test]
+    fn what_a_guest_said_in_a_try_of_an_earlier_version_is_read_as_now() {
+        let of = |kind: &str, rest: &str| {
+            let text = format!(
+                r#"{{"seq":1,"at":"2026-01-02T03:04:05Z","kind":"{kind}","unit":"s/t@g","repeat":1,"attempt":2,{rest}}}"#
+            );
+            let Some(Line::Event(event)) = lines(text.as_bytes()).pop() else { panic!("no event in {text}") };
+            event
+        };
+        for (before, now, rest) in [
+            ("attempt-phase", "phase", r#""phase":"boot","instance":3"#),
+            ("attempt-phase", "phase", r#""phase":"boot""#),
+            ("attempt-choice", "choice", r#""what":"share","chosen":"9p","why":"it is there""#),
+            ("attempt-warning", "warning", r#""message":"slow disk""#),
+            ("attempt-alarm", "alarm", r#""name":"oops","line":"BUG: x","fatal":true"#),
+            ("attempt-console", "console-tail", r#""lines":["login:"]"#),
+        ] {
+            let event = of(before, rest);
+            assert_eq!(event, of(now, rest));
+            assert!(!matches!(event.kind, EventKind::Unknown(_)), "{before}");
+            let scope = event.scope.expect(before);
+            assert_eq!((scope.attempt.unit.as_str(), scope.attempt.attempt), ("s/t@g", 2));
+            assert_eq!(scope.instance, rest.contains("instance").then_some(3));
+            assert!(KINDS.contains(&now) && EARLIER_KINDS.contains(&before));
+        }
+        let less = r#"{"seq":1,"at":"2026-01-02T03:04:05Z","kind":"attempt-phase","unit":"a","repeat":1,"attempt":1}"#;
+        assert!(matches!(&damage(format!("{less}\n").as_bytes())[..], [(1, Damage::Unreadable(_))]));
     }
 
     proptest! {

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use jiff::Timestamp;
 
 use crate::{
-    event::{Event, EventKind, SCHEMA},
+    event::{Event, EventKind, SCHEMA, Scope},
     exit_code,
     summary::{Limits, RunSummary},
     test_run::{TestRunEnded, TestRunStarted, UnitId},
@@ -65,8 +65,8 @@ pub fn merge(shards: Vec<Shard>) -> Result<Vec<Event>, MergeError> {
     let at = shards.iter().flat_map(|s| &s.events).map(|e| e.at).min().unwrap_or(Timestamp::UNIX_EPOCH);
 
     let mut merged = Merged::default();
-    merged.push(at, EventKind::TestRunStarted(joined_start(&starts)));
-    let mut rest: Vec<(Timestamp, usize, usize, EventKind)> = Vec::new();
+    merged.push(at, None, EventKind::TestRunStarted(joined_start(&starts)));
+    let mut rest: Vec<(Timestamp, usize, usize, Option<Scope>, EventKind)> = Vec::new();
     let planned: HashSet<UnitId> = shards
         .iter()
         .flat_map(|s| &s.events)
@@ -82,30 +82,30 @@ pub fn merge(shards: Vec<Shard>) -> Result<Vec<Event>, MergeError> {
             adapt(&mut event.kind, &shard.prefix, first_slot);
             match event.kind {
                 EventKind::TestRunStarted(_) | EventKind::TestRunEnded(_) => {}
-                EventKind::UnitPlanned(_) => merged.push(event.at, event.kind),
+                EventKind::UnitPlanned(_) => merged.push(event.at, None, event.kind),
                 EventKind::UnitSkipped(ref e) => {
                     // What no host can run is skipped in every shard.
                     if !planned.contains(&e.unit.unit) && skipped.insert(e.unit.unit.clone()) {
-                        merged.push(event.at, event.kind);
+                        merged.push(event.at, None, event.kind);
                     }
                 }
                 kind => {
                     latest = latest.max(event.at);
-                    rest.push((latest, number, place, kind));
+                    rest.push((latest, number, place, event.scope, kind));
                 }
             }
         }
         first_slot = next_slot;
     }
-    rest.sort_by_key(|(at, number, place, _)| (*at, *number, *place));
-    for (at, number, _, mut kind) in rest {
-        merged.renumber(&mut kind, number);
-        merged.push(at, kind);
+    rest.sort_by_key(|(at, number, place, _, _)| (*at, *number, *place));
+    for (at, number, _, mut scope, mut kind) in rest {
+        merged.renumber(scope.as_mut(), &mut kind, number);
+        merged.push(at, scope, kind);
     }
     if let Some(ends) = ends.into_iter().collect::<Option<Vec<_>>>() {
         let at = merged.events.iter().map(|e| e.at).max().unwrap_or(at);
         let end = joined_end(&ends, &merged.events);
-        merged.push(at, EventKind::TestRunEnded(end));
+        merged.push(at, None, EventKind::TestRunEnded(end));
     }
     Ok(merged.events)
 }
@@ -117,23 +117,22 @@ struct Merged {
 }
 
 impl Merged {
-    fn push(&mut self, at: Timestamp, kind: EventKind) {
-        self.events.push(Event { seq: self.events.len() as u64, at, kind });
+    fn push(&mut self, at: Timestamp, scope: Option<Scope>, kind: EventKind) {
+        self.events.push(Event { seq: self.events.len() as u64, at, kind, scope });
     }
 
     /// Machines are numbered within a run; two shards use the same numbers.
-    fn renumber(&mut self, kind: &mut EventKind, shard: usize) {
-        let instance = match kind {
+    fn renumber(&mut self, scope: Option<&mut Scope>, kind: &mut EventKind, shard: usize) {
+        let of_kind = match kind {
             EventKind::GuestStarted(e) => Some(&mut e.instance),
             EventKind::GuestReady(e) => Some(&mut e.instance),
             EventKind::GuestEnded(e) => Some(&mut e.instance),
             EventKind::AttemptStarted(e) => e.instance.as_mut(),
-            EventKind::AttemptPhase(e) => e.instance.as_mut(),
             EventKind::SetupStarted(e) => e.instance.as_mut(),
             EventKind::SetupEnded(e) => e.instance.as_mut(),
             _ => None,
         };
-        if let Some(instance) = instance {
+        if let Some(instance) = of_kind.or(scope.and_then(|s| s.instance.as_mut())) {
             let next = self.instances.len() as u64;
             *instance = *self.instances.entry((shard, *instance)).or_insert(next);
         }
@@ -209,7 +208,7 @@ fn adapt(kind: &mut EventKind, prefix: &str, first_slot: u32) {
 }
 
 fn joined_start(starts: &[TestRunStarted]) -> TestRunStarted {
-    let mut start = starts[0].clone();
+    let mut start = TestRunStarted { schema: SCHEMA, ..starts[0].clone() };
     let names: BTreeSet<&str> = starts.iter().map(|s| s.host.name.as_str()).collect();
     start.host.name = names.into_iter().collect::<Vec<_>>().join(", ");
     start.jobs = starts.iter().map(|s| s.jobs).sum();

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use jiff::Timestamp;
 
 use crate::{
-    event::{Event, EventKind, Phase},
+    event::{Event, EventKind, Phase, Scope},
     test_run::{
         AttemptEnded, AttemptFiles, AttemptId, Counts, GuestStarted, Output, SetupEnded, SetupStarted, Stopping,
         SubVerdict, Subresult, TestRunEnded, TestRunStarted, Unit, UnitEnded, UnitId, keep_end, keep_start,
@@ -317,18 +317,23 @@ impl RunSummary {
             EventKind::UnitPlanned(unit) => self.plan(unit, UnitState::Planned),
             EventKind::UnitSkipped(e) => self.plan(&e.unit, UnitState::Skipped(e.reason.clone())),
             EventKind::AttemptStarted(e) => self.start_attempt(&e.id, e.instance, event.at),
-            EventKind::AttemptPhase(e) => self.with(&e.id, |a, _| {
+            EventKind::Phase { phase } => self.with_scope(event.scope.as_ref(), |a, scope, _| {
                 if a.phases.len() < 32 {
-                    a.phases.push((e.phase, event.at));
+                    a.phases.push((*phase, event.at));
                 }
-                a.instance = e.instance.or(a.instance);
+                a.instance = scope.instance.or(a.instance);
             }),
-            EventKind::AttemptChoice(e) => {
-                self.note(&e.id, Note::Choice { what: e.what.clone(), chosen: e.chosen.clone(), why: e.why.clone() })
+            EventKind::Choice { what, chosen, why } => self.note(
+                event.scope.as_ref(),
+                Note::Choice { what: what.clone(), chosen: chosen.clone(), why: why.clone() },
+            ),
+            EventKind::Warning { message } => self.note(event.scope.as_ref(), Note::Warning(message.clone())),
+            EventKind::Alarm { name, line, fatal } => {
+                self.note(event.scope.as_ref(), Note::Alarm { name: name.clone(), line: line.clone(), fatal: *fatal })
             }
-            EventKind::AttemptWarning(e) => self.note(&e.id, Note::Warning(e.message.clone())),
-            EventKind::AttemptAlarm(e) => {
-                self.note(&e.id, Note::Alarm { name: e.name.clone(), line: e.line.clone(), fatal: e.fatal })
+            // The end of the try says more.
+            EventKind::CommandStarted { .. } | EventKind::CommandEnded { .. } => {
+                self.with_scope(event.scope.as_ref(), |_, _, _| ())
             }
             EventKind::UnitSlow(e) => self.with(&e.id, |a, _| a.slow = Some(e.millis)),
             EventKind::Output(e) => self.with(&e.id, |a, limits| {
@@ -338,9 +343,9 @@ impl RunSummary {
                 a.outputs.sort_by_key(|o| o.stream);
             }),
             EventKind::Subresult(e) => self.with(&e.id, |a, limits| a.add_subresult(&e.subresult, limits)),
-            EventKind::AttemptConsole(e) => self.with(&e.id, |a, limits| {
+            EventKind::ConsoleTail { lines } => self.with_scope(event.scope.as_ref(), |a, _, limits| {
                 let mut left = limits.console;
-                let fitting = e.lines.iter().rev().take_while(|l| {
+                let fitting = lines.iter().rev().take_while(|l| {
                     let fits = l.len() < left;
                     left = left.saturating_sub(l.len() + 1);
                     fits
@@ -389,23 +394,12 @@ impl RunSummary {
                 self.ended = Some(e.clone());
                 true
             }
-            EventKind::Choice { what, chosen, why } => {
-                self.run_note(Note::Choice { what: what.clone(), chosen: chosen.clone(), why: why.clone() })
-            }
-            EventKind::Warning { message } => self.run_note(Note::Warning(message.clone())),
-            EventKind::Alarm { name, line, fatal } => {
-                self.run_note(Note::Alarm { name: name.clone(), line: line.clone(), fatal: *fatal })
-            }
             EventKind::Unknown(_) => {
                 self.unknown += 1;
                 true
             }
-            EventKind::RunStarted { .. }
-            | EventKind::Phase { .. }
-            | EventKind::CommandStarted { .. }
-            | EventKind::CommandEnded { .. }
-            | EventKind::ConsoleTail { .. }
-            | EventKind::RunEnded { .. } => false,
+            // Of `belljar run`.
+            EventKind::RunStarted { .. } | EventKind::RunEnded { .. } => false,
         };
         self.stray += u64::from(!fits);
     }
@@ -465,8 +459,15 @@ impl RunSummary {
         true
     }
 
-    fn note(&mut self, id: &AttemptId, note: Note) -> bool {
-        self.with(id, |attempt, limits| {
+    /// What only a guest says that is made or used for a try fits nothing without one.
+    fn with_scope(&mut self, scope: Option<&Scope>, change: impl FnOnce(&mut AttemptSummary, &Scope, &Limits)) -> bool {
+        scope.is_some_and(|scope| self.with(&scope.attempt, |attempt, limits| change(attempt, scope, limits)))
+    }
+
+    /// Of a try, or of the run as a whole.
+    fn note(&mut self, scope: Option<&Scope>, note: Note) -> bool {
+        let Some(scope) = scope else { return self.run_note(note) };
+        self.with(&scope.attempt, |attempt, limits| {
             // A fatal alarm explains the end; it always has a place.
             if attempt.notes.len() < limits.notes || matches!(note, Note::Alarm { fatal: true, .. }) {
                 attempt.notes.truncate(limits.notes);
@@ -590,7 +591,7 @@ mod tests {
     use super::*;
     use crate::{
         Exit,
-        test_run::{AttemptStarted, AttemptSubresult, AttemptWarning, Stream},
+        test_run::{AttemptStarted, AttemptSubresult, Stream},
     };
 
     struct Log(RunSummary, u64);
@@ -611,9 +612,13 @@ mod tests {
         }
 
         fn push(&mut self, kind: EventKind) {
+            self.push_of(None, kind);
+        }
+
+        fn push_of(&mut self, scope: Option<Scope>, kind: EventKind) {
             self.1 += 1;
             let at = Timestamp::from_millisecond(i64::try_from(self.1).unwrap()).unwrap();
-            self.0.apply(&Event { seq: self.1, at, kind });
+            self.0.apply(&Event { seq: self.1, at, kind, scope });
         }
 
         fn start(&mut self, repeat: u32, attempt: u32) -> AttemptId {
@@ -706,10 +711,34 @@ mod tests {
         let mut log = Log::new(Limits { notes: 3, ..Limits::default() });
         let id = log.start(1, 1);
         for _ in 0..10 {
-            log.push(EventKind::AttemptWarning(AttemptWarning { id: id.clone(), message: "x".into() }));
+            let scope = Scope { attempt: id.clone(), instance: None };
+            log.push_of(Some(scope), EventKind::Warning { message: "x".into() });
         }
         assert_eq!(log.unit().attempts[0].notes.len(), 3);
         assert_eq!(log.unit().attempts[0].notes_dropped, 7);
+    }
+
+    #[test]
+    fn what_a_guest_says_is_of_its_try_or_of_the_run() {
+        let mut log = Log::new(Limits::default());
+        let id = log.start(1, 1);
+        let warning = EventKind::Warning { message: "x".into() };
+        log.push(warning.clone());
+        assert_eq!((log.0.notes.len(), log.unit().attempts[0].notes.len()), (1, 0));
+        let of = |attempt: &AttemptId| Some(Scope { attempt: attempt.clone(), instance: Some(7) });
+        log.push_of(of(&id), warning);
+        log.push_of(of(&id), EventKind::Phase { phase: Phase::Boot });
+        log.push_of(of(&id), EventKind::CommandStarted { pid: Some(3) });
+        log.push_of(of(&id), EventKind::CommandEnded { exit: Exit::Code(0), millis: 1 });
+        log.push_of(of(&id), EventKind::ConsoleTail { lines: vec!["last".into()] });
+        let attempt = &log.unit().attempts[0];
+        assert_eq!((log.0.notes.len(), attempt.notes.len(), attempt.phases.len()), (1, 1, 1));
+        assert_eq!((attempt.instance, attempt.console.len(), log.0.stray), (Some(7), 1, 0));
+        // Without a try, or with one that nobody knows, it fits nothing.
+        log.push(EventKind::Phase { phase: Phase::Boot });
+        log.push(EventKind::CommandStarted { pid: None });
+        log.push_of(of(&AttemptId { attempt: 9, ..id }), EventKind::Phase { phase: Phase::Boot });
+        assert_eq!(log.0.stray, 3);
     }
 
     #[test]

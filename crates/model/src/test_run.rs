@@ -6,8 +6,9 @@
 //! guest-started guest-ready guest-ended  one span for each machine
 //! setup-started setup-ended
 //! attempt-started
-//!   attempt-phase, attempt-choice, attempt-warning, attempt-alarm, unit-slow
-//!   output, subresult, attempt-console, attempt-files
+//!   phase, choice, warning, alarm        with the try's names: see Scope
+//!   command-started command-ended
+//!   unit-slow, output, subresult, console-tail, attempt-files
 //! attempt-ended                          retry_in says whether there is another one
 //! unit-ended                             the unit's final verdict
 //! paused resumed stopping
@@ -23,7 +24,6 @@ use std::{borrow::Borrow, fmt};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    event::Phase,
     exit_code,
     run_id::RunId,
     verdict::{Exit, Verdict},
@@ -170,19 +170,6 @@ pub struct AttemptStarted {
     pub slot: Option<u32>,
 }
 
-/// A phase of a try began (and the one before ended).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AttemptPhase {
-    /// Of which.
-    #[serde(flatten)]
-    pub id: AttemptId,
-    /// Which phase.
-    pub phase: Phase,
-    /// In which machine, as soon as that is known.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub instance: Option<u64>,
-}
-
 /// Where an output came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -307,54 +294,6 @@ pub struct UnitSlow {
     pub id: AttemptId,
     /// How long it has run by now, in milliseconds.
     pub millis: u64,
-}
-
-/// Belljar chose something for a try that the user had not fixed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AttemptChoice {
-    /// Which try.
-    #[serde(flatten)]
-    pub id: AttemptId,
-    /// Such as `accelerator`, `access`, `session`, `share`.
-    pub what: String,
-    /// What was taken.
-    pub chosen: String,
-    /// Why this.
-    pub why: String,
-}
-
-/// Something worth knowing of a try that stops nothing.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AttemptWarning {
-    /// Which try.
-    #[serde(flatten)]
-    pub id: AttemptId,
-    /// What.
-    pub message: String,
-}
-
-/// Something on the console during a try that a person should see.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AttemptAlarm {
-    /// Which try.
-    #[serde(flatten)]
-    pub id: AttemptId,
-    /// What kind, such as `kernel panic`.
-    pub name: String,
-    /// The line.
-    pub line: String,
-    /// Whether the try ends for it.
-    pub fatal: bool,
-}
-
-/// The last lines of the console of a try, where they help.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AttemptConsole {
-    /// Which try.
-    #[serde(flatten)]
-    pub id: AttemptId,
-    /// Without control characters.
-    pub lines: Vec<String>,
 }
 
 /// One file left for the host.

@@ -1,7 +1,8 @@
-//! The published form of every event of `belljar test`.
+//! The published form of every event that `belljar test` has.
 
 use crate::{
-    AttemptId, Crash, CrashKind, Event, EventKind, Exit, Phase, RunId, UnitId, Verdict, log::KINDS, test_run::*,
+    AttemptId, Crash, CrashKind, Event, EventKind, Exit, Phase, RunId, Scope, UnitId, Verdict, event::SCHEMA,
+    log::KINDS, test_run::*,
 };
 
 fn every_kind() -> Vec<EventKind> {
@@ -18,7 +19,7 @@ fn every_kind() -> Vec<EventKind> {
     let crash = Crash { kind: CrashKind::Oops, seen: "BUG: x".into(), phase: Phase::Command };
     vec![
         EventKind::TestRunStarted(TestRunStarted {
-            schema: 1,
+            schema: SCHEMA,
             run: RunId::new("2026-01-02T03:04:05Z".parse().unwrap(), 1),
             version: "0.1.0".into(),
             host: Host {
@@ -37,20 +38,12 @@ fn every_kind() -> Vec<EventKind> {
         EventKind::UnitPlanned(planned.clone()),
         EventKind::UnitSkipped(UnitSkipped { unit: planned, reason: "no image".into() }),
         EventKind::AttemptStarted(AttemptStarted { id: id.clone(), instance: Some(3), slot: Some(0) }),
-        EventKind::AttemptPhase(AttemptPhase { id: id.clone(), phase: Phase::Boot, instance: None }),
-        EventKind::AttemptChoice(AttemptChoice {
-            id: id.clone(),
-            what: "share".into(),
-            chosen: "9p".into(),
-            why: "it is there".into(),
-        }),
-        EventKind::AttemptWarning(AttemptWarning { id: id.clone(), message: "slow disk".into() }),
-        EventKind::AttemptAlarm(AttemptAlarm {
-            id: id.clone(),
-            name: "oops".into(),
-            line: "BUG: x".into(),
-            fatal: true,
-        }),
+        EventKind::Phase { phase: Phase::Boot },
+        EventKind::Choice { what: "share".into(), chosen: "9p".into(), why: "it is there".into() },
+        EventKind::Warning { message: "slow disk".into() },
+        EventKind::Alarm { name: "oops".into(), line: "BUG: x".into(), fatal: true },
+        EventKind::CommandStarted { pid: Some(7) },
+        EventKind::CommandEnded { exit: Exit::Code(0), millis: 11 },
         EventKind::UnitSlow(UnitSlow { id: id.clone(), millis: 60_000 }),
         EventKind::Output(Output {
             id: id.clone(),
@@ -69,7 +62,7 @@ fn every_kind() -> Vec<EventKind> {
                 millis: Some(3),
             },
         }),
-        EventKind::AttemptConsole(AttemptConsole { id: id.clone(), lines: vec!["login:".into()] }),
+        EventKind::ConsoleTail { lines: vec!["login:".into()] },
         EventKind::AttemptFiles(AttemptFiles {
             id: id.clone(),
             dir: "units/1/out".into(),
@@ -122,8 +115,10 @@ fn every_kind() -> Vec<EventKind> {
 #[test]
 fn the_schema_is_as_published() {
     let mut text = String::new();
+    let attempt = AttemptId { unit: UnitId::new("storage", "mkfs.sh", "debian"), repeat: 1, attempt: 2 };
     for (seq, kind) in (0..).zip(every_kind()) {
-        let event = Event { seq, at: "2026-01-02T03:04:05.678Z".parse().unwrap(), kind };
+        let scope = kind.is_of_guest().then(|| Scope { attempt: attempt.clone(), instance: Some(3) });
+        let event = Event { seq, at: "2026-01-02T03:04:05.678Z".parse().unwrap(), kind, scope };
         let line = serde_json::to_string(&event).unwrap();
         assert_eq!(serde_json::from_str::<Event>(&line).unwrap(), event, "{line}");
         text.push_str(&line);
@@ -138,8 +133,8 @@ fn the_reader_knows_every_kind() {
     for kind in every_kind() {
         assert!(KINDS.contains(&name(&kind).as_str()), "{}", name(&kind));
     }
-    // Nine are those of `belljar run`.
-    assert_eq!(KINDS.len(), every_kind().len() + 9);
+    // Two are those of `belljar run` alone: its begin and its end.
+    assert_eq!(KINDS.len(), every_kind().len() + 2);
 }
 
 /// The longest texts that the bounds allow, all of them characters that JSON doubles or makes six of.
@@ -150,6 +145,6 @@ fn a_bounded_event_fits_a_line() {
     let tail = "\u{1}".repeat(MAX_TAIL);
     let output =
         Output { id, stream: Stream::Combined, bytes: u64::MAX, truncated: true, path: Some("p".repeat(4096)), tail };
-    let event = Event { seq: u64::MAX, at: jiff::Timestamp::MAX, kind: EventKind::Output(output) };
+    let event = Event { seq: u64::MAX, at: jiff::Timestamp::MAX, kind: EventKind::Output(output), scope: None };
     assert!(serde_json::to_vec(&event).unwrap().len() < crate::event::MAX_LINE);
 }

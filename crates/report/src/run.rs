@@ -280,7 +280,7 @@ mod tests {
         let mut reporter = RunReporter::new(&mut out, style, "/state/runs/x");
         for (seq, kind) in (0_u64..).zip(kinds) {
             let at = start + Duration::from_millis(1500 * seq);
-            reporter.on_event(&Event { seq, at, kind }).unwrap();
+            reporter.on_event(&Event { seq, at, kind, scope: None }).unwrap();
         }
         drop(reporter);
         String::from_utf8(out).unwrap()
@@ -361,7 +361,7 @@ mod tests {
             let mut out = Vec::new();
             let mut reporter = RunReporter::new(&mut out, Style { level, live: false, color: false }, "");
             let kind = EventKind::Phase { phase: Phase::Prepare };
-            reporter.on_event(&Event { seq: 0, at: Timestamp::UNIX_EPOCH, kind }).unwrap();
+            reporter.on_event(&Event { seq: 0, at: Timestamp::UNIX_EPOCH, kind, scope: None }).unwrap();
             reporter.on_delay(Phase::Boot).unwrap();
             reporter.on_delay(Phase::Prepare).unwrap();
             drop(reporter);

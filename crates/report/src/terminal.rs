@@ -328,26 +328,28 @@ impl<W: Write> TestReporter<W> {
                 }
                 self.refresh();
             }
-            EventKind::AttemptPhase(e) => {
-                if let Some(live) = &mut self.live {
-                    live.say(&e.id, &e.phase.to_string());
+            EventKind::Phase { phase } => {
+                if let (Some(live), Some(scope)) = (&mut self.live, &event.scope) {
+                    live.say(&scope.attempt, &phase.to_string());
                 }
             }
-            EventKind::AttemptChoice(e) if level >= Level::Verbose => {
-                let said = format!("{}: {}: {} ({})", e.id.unit, e.what, e.chosen, e.why);
-                self.note("choice", &said)?;
+            EventKind::Choice { what, chosen, why } if level >= Level::Verbose => {
+                self.note("choice", &of_unit(event, &format!("{what}: {chosen} ({why})")))?;
             }
             // Once: all that need it wait for the same.
-            EventKind::AttemptChoice(e)
-                if level == Level::Normal && takes_long(&e.what, &e.chosen) && self.told.insert(e.why.clone()) =>
+            EventKind::Choice { what, chosen, why }
+                if level == Level::Normal
+                    && event.scope.is_some()
+                    && takes_long(what, chosen)
+                    && self.told.insert(why.clone()) =>
             {
-                self.note(&e.what, &format!("{}: {}", e.chosen, e.why))?;
+                self.note(what, &format!("{chosen}: {why}"))?;
             }
-            EventKind::AttemptWarning(e) if level >= Level::Normal => {
-                self.note("note", &format!("{}: {}", e.id.unit, e.message))?;
+            EventKind::Warning { message } if level >= Level::Normal => {
+                self.note("note", &of_unit(event, message))?;
             }
-            EventKind::AttemptAlarm(e) if level >= Level::Normal => {
-                self.note("alarm", &format!("{}: {}: {}", e.id.unit, e.name, e.line))?;
+            EventKind::Alarm { name, line, .. } if level >= Level::Normal && event.scope.is_some() => {
+                self.note("alarm", &of_unit(event, &format!("{name}: {line}")))?;
             }
             EventKind::UnitSlow(e) if level >= Level::Normal => {
                 let line = format!("[> {:>7}s] {}", seconds(e.millis), e.id.unit);
@@ -358,10 +360,6 @@ impl<W: Write> TestReporter<W> {
             EventKind::SetupStarted(e) if level >= Level::Verbose => {
                 self.note("set-up", &format!("`{}` on {}", e.script, e.guest))?;
             }
-            EventKind::Choice { what, chosen, why } if level >= Level::Verbose => {
-                self.note("choice", &format!("{what}: {chosen} ({why})"))?;
-            }
-            EventKind::Warning { message } if level >= Level::Normal => self.note("note", message)?,
             EventKind::Paused => {
                 if let Some(live) = &mut self.live {
                     live.hide();
@@ -453,6 +451,14 @@ impl Live {
         }
         self.total.finish_and_clear();
         let _ = self.all.clear();
+    }
+}
+
+/// Names the unit that it was said of, if it was one.
+fn of_unit(event: &Event, said: &str) -> String {
+    match &event.scope {
+        Some(scope) => format!("{}: {said}", scope.attempt.unit),
+        None => said.to_owned(),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{cell::RefCell, rc::Rc};
 
-use belljar_model::{AttemptId, EventKind, test_run as events};
+use belljar_model::{EventKind, Scope};
 
 use crate::log::EventLog;
 
@@ -21,10 +21,19 @@ impl EventWriter {
         Self(Rc::new(RefCell::new(Written { log, failure: None })))
     }
 
-    /// Writes one event.
+    /// Writes one event of the run as a whole.
     pub(crate) fn emit(&self, kind: EventKind) {
+        self.write(None, kind);
+    }
+
+    /// Writes what a guest said while it was made or used for a try.
+    pub(crate) fn of_attempt(&self, scope: &Scope, kind: EventKind) {
+        self.write(Some(scope.clone()), kind);
+    }
+
+    fn write(&self, scope: Option<Scope>, kind: EventKind) {
         let mut written = self.0.borrow_mut();
-        written.log.emit(kind);
+        written.log.emit_in(scope, kind);
         if let Some(error) = written.log.take_failure() {
             written.failure.get_or_insert_with(|| error.to_string());
         }
@@ -42,24 +51,5 @@ impl EventWriter {
     /// Why the log is no longer whole, if it is not.
     pub(crate) fn failure(&self) -> Option<String> {
         self.0.borrow().failure.clone()
-    }
-
-    /// What a guest says while it is used for this try; nothing of what is told elsewhere.
-    pub(crate) fn of_attempt(&self, id: &AttemptId, instance: u64, kind: EventKind) {
-        let id = id.clone();
-        let kind = match kind {
-            EventKind::Phase { phase } => {
-                EventKind::AttemptPhase(events::AttemptPhase { id, phase, instance: Some(instance) })
-            }
-            EventKind::Choice { what, chosen, why } => {
-                EventKind::AttemptChoice(events::AttemptChoice { id, what, chosen, why })
-            }
-            EventKind::Warning { message } => EventKind::AttemptWarning(events::AttemptWarning { id, message }),
-            EventKind::Alarm { name, line, fatal } => {
-                EventKind::AttemptAlarm(events::AttemptAlarm { id, name, line, fatal })
-            }
-            _ => return,
-        };
-        self.emit(kind);
     }
 }

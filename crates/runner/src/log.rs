@@ -2,7 +2,7 @@
 
 use std::{io::Write, path::Path};
 
-use belljar_model::{Event, EventKind, event::MAX_LINE};
+use belljar_model::{Event, EventKind, Scope, event::MAX_LINE};
 use fs_err::File;
 use jiff::Timestamp;
 
@@ -32,7 +32,12 @@ impl EventLog {
     /// Logs one event. A log that cannot be written to any more does not stop the observer; see
     /// [`EventLog::take_failure`].
     pub fn emit(&mut self, kind: EventKind) {
-        let event = self.event(kind);
+        self.emit_in(None, kind);
+    }
+
+    /// The same, of what a guest said while it was made or used for a try.
+    pub fn emit_in(&mut self, scope: Option<Scope>, kind: EventKind) {
+        let event = self.event(scope, kind);
         if let Err(error) = self.write(&event) {
             self.broken.get_or_insert(error);
         }
@@ -46,7 +51,7 @@ impl EventLog {
         kind: EventKind,
         unlogged: impl FnOnce(EventKind, &std::io::Error) -> EventKind,
     ) -> EventKind {
-        let mut event = self.event(kind);
+        let mut event = self.event(None, kind);
         if let Err(error) = self.write(&event).and_then(|()| self.sync()) {
             event.kind = unlogged(event.kind, &error);
         }
@@ -59,8 +64,8 @@ impl EventLog {
         self.broken.take()
     }
 
-    fn event(&mut self, kind: EventKind) -> Event {
-        let event = Event { seq: self.next, at: Timestamp::now(), kind };
+    fn event(&mut self, scope: Option<Scope>, kind: EventKind) -> Event {
+        let event = Event { seq: self.next, at: Timestamp::now(), kind, scope };
         self.next += 1;
         event
     }

@@ -152,7 +152,7 @@ mod tests {
         });
         let log = runs.join(run.as_str()).join(run_dir::EVENTS);
         fs_err::create_dir(log.parent().unwrap()).unwrap();
-        fs_err::write(&log, serde_json::to_string(&Event { seq: 0, at, kind }).unwrap() + "\n").unwrap();
+        fs_err::write(&log, serde_json::to_string(&Event { seq: 0, at, kind, scope: None }).unwrap() + "\n").unwrap();
         log
     }
 

@@ -130,7 +130,7 @@ fn a_guest_in_which_something_is_left_is_not_used_again() {
         lab.suite(&format!("{guest}\n{config}"), &[("1-before", "exit 0"), ("2-after", "exit 0")]);
         let outcome = lab.test([""; 0]).go();
         outcome.code(0);
-        let told = outcome.told("attempt-warning", "");
+        let told = outcome.told("warning", "");
         let said = |w: &serde_json::Value| {
             let text = w["message"].as_str().unwrap_or_default();
             text.contains("a new guest is taken") && text.contains(why)

@@ -26,7 +26,7 @@ fn output_that_is_cut_off_is_no_result() {
         let outcome = lab.test(["-j4"]).go();
         outcome.verdicts_are(&[("tap", tap), ("kselftest", tap), ("skip", skip), ("exit", "pass")]);
         for told in ["tap", "exit"] {
-            let warnings = outcome.told("attempt-warning", told);
+            let warnings = outcome.told("warning", told);
             let heard = said.is_some_and(|said| warnings.iter().any(|w| w["message"].to_string().contains(said)));
             assert_eq!(heard, said.is_some(), "{late} {told}: {warnings:?}");
         }

@@ -68,6 +68,26 @@ fn what_is_inside_tests_is_in_every_report() {
     let text = lab.belljar(["report"]).go().text();
     let end = |text: &str| text.split_once("────").map(|(_, end)| end.to_owned());
     assert_eq!(end(&text), end(&said));
+    // So they are of a log of schema 1, where what a guest said during a try had kinds of its own.
+    let log = lab.runs()[0].join("events.jsonl");
+    let mut earlier = String::new();
+    for line in fs::read_to_string(&log).expect("log").lines() {
+        let mut event: Value = serde_json::from_str(line).expect("an event");
+        match event["kind"].as_str().expect("a kind") {
+            "test-run-started" => event["schema"] = 1.into(),
+            "command-started" | "command-ended" => continue,
+            "console-tail" => event["kind"] = "attempt-console".into(),
+            kind @ ("phase" | "choice" | "warning" | "alarm") => event["kind"] = format!("attempt-{kind}").into(),
+            _ => {}
+        }
+        earlier.push_str(&format!("{event}\n"));
+    }
+    assert!(earlier.contains("\"attempt-phase\"") && earlier.contains("\"attempt-choice\""), "{earlier}");
+    fs::write(&log, earlier).expect("log");
+    for (format, report) in [("junit", "r.xml"), ("tap", "r.tap"), ("html", "r.html")] {
+        let again = lab.belljar(["report", "--format", format]).go();
+        assert!(again.code(0).text() == read(report), "{format} of schema 1");
+    }
 }
 
 #[test]

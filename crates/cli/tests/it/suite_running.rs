@@ -136,7 +136,7 @@ fn a_guest_that_cannot_be_kept_is_tried_once_and_told_once() {
         let outcome = lab.test([jobs]).env("BELLJAR_TEMPLATES", "on").env(variable, value).go();
         outcome.code(0);
         assert_eq!(outcome.verdicts().values().filter(|v| *v == "pass").count(), 8, "{:?}", outcome.verdicts());
-        let warned = outcome.told("attempt-warning", "");
+        let warned = outcome.told("warning", "");
         assert_eq!(warned.len(), 1, "{jobs}: {warned:?}");
         assert!(warned[0]["message"].to_string().contains(why), "{warned:?}");
         let starts = lab.seen().lines().filter(|l| l.contains("\"-initrd\"")).count();

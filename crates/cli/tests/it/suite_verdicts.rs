@@ -34,6 +34,12 @@ fn of_the_tests_own() {
     ]);
     let said = outcome.text();
     assert!(said.contains("exit code 3") && said.contains("SIGKILL"), "{said}");
+    // The command that a try is for begins and ends in the log, as in `belljar run`; Belljar's own questions do not.
+    for (test, times) in [("pass", 1), ("fail", 1), ("has-it", 1), ("requires", 0)] {
+        let of = |kind: &str| outcome.told(kind, test).len();
+        assert_eq!((of("command-started"), of("command-ended")), (times, times), "{test}");
+    }
+    assert_eq!(outcome.told("command-ended", "fail")[0]["exit"]["code"], 3);
 }
 
 /// A test that cannot run here has nothing to say in its format.

@@ -58,7 +58,7 @@ struct Writer {
 impl Writer {
     fn push(&mut self, kind: EventKind) {
         self.at += Duration::from_millis(7);
-        self.events.push(Event { seq: self.events.len() as u64, at: self.at, kind });
+        self.events.push(Event { seq: self.events.len() as u64, at: self.at, kind, scope: None });
     }
 }
 

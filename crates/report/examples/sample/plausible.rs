@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use belljar_model::{
-    AttemptId, Crash, CrashKind, Event, EventKind, Exit, Fault, Phase, RunId, UnitId, Verdict, test_run::*,
+    AttemptId, Crash, CrashKind, Event, EventKind, Exit, Fault, Phase, RunId, Scope, UnitId, Verdict, event::SCHEMA,
+    test_run::*,
 };
 use jiff::Timestamp;
 
@@ -32,6 +33,9 @@ const TESTS: &[(&str, &str)] = &[
 ];
 const GUESTS: &[&str] = &["debian-12", "fedora-42", "alpine"];
 
+/// Milliseconds, and what was told then.
+type Told = (u64, Option<Scope>, EventKind);
+
 struct Writer {
     events: Vec<Event>,
     at: Timestamp,
@@ -39,8 +43,12 @@ struct Writer {
 
 impl Writer {
     fn push(&mut self, after: u64, kind: EventKind) {
+        self.push_of(after, None, kind);
+    }
+
+    fn push_of(&mut self, after: u64, scope: Option<Scope>, kind: EventKind) {
         self.at += Duration::from_millis(after);
-        self.events.push(Event { seq: self.events.len() as u64, at: self.at, kind });
+        self.events.push(Event { seq: self.events.len() as u64, at: self.at, kind, scope });
     }
 }
 
@@ -51,7 +59,7 @@ pub(crate) fn log(count: usize, hostile: bool) -> Vec<Event> {
     w.push(
         0,
         EventKind::TestRunStarted(TestRunStarted {
-            schema: 1,
+            schema: SCHEMA,
             run: RunId::new(w.at, 0x1a2b_3c4d),
             version: "0.1.0".into(),
             host: Host {
@@ -97,19 +105,19 @@ pub(crate) fn log(count: usize, hostile: bool) -> Vec<Event> {
     // Four at once: what each does is laid out beforehand, then put in order of time.
     let start = w.at;
     let mut free = [0_u64; 4];
-    let mut later: Vec<(u64, EventKind)> = Vec::new();
+    let mut later: Vec<Told> = Vec::new();
     let mut counts = Counts { units: count as u64, skip: (count - units.len()) as u64, ..Counts::default() };
     for (n, unit) in &units {
         let slot = (0..4).min_by_key(|s| free[*s]).unwrap();
         let (kinds, took, verdict, flaky) = one(*n, unit, u32::try_from(slot).unwrap(), &odd);
-        later.extend(kinds.into_iter().map(|(t, k)| (free[slot] + t, k)));
+        later.extend(kinds.into_iter().map(|(t, scope, k)| (free[slot] + t, scope, k)));
         free[slot] += took;
         counts.add(&verdict, flaky);
     }
-    later.sort_by_key(|(t, _)| *t);
-    for (t, kind) in later {
+    later.sort_by_key(|(t, _, _)| *t);
+    for (t, scope, kind) in later {
         w.at = start + Duration::from_millis(t);
-        w.push(0, kind);
+        w.push_of(0, scope, kind);
     }
     let end =
         TestRunEnded { counts, exit_code: counts.exit_code(), millis: *free.iter().max().unwrap(), message: None };
@@ -138,7 +146,7 @@ fn verdict(n: usize, odd: &dyn Fn(&str) -> String) -> (Verdict, Option<String>) 
 }
 
 /// What one unit does: its events by milliseconds from its start, how long it took, its end.
-fn one(n: usize, unit: &Unit, slot: u32, odd: &dyn Fn(&str) -> String) -> (Vec<(u64, EventKind)>, u64, Verdict, bool) {
+fn one(n: usize, unit: &Unit, slot: u32, odd: &dyn Fn(&str) -> String) -> (Vec<Told>, u64, Verdict, bool) {
     let mut kinds = Vec::new();
     let flaky = n % 17 == 5;
     let mut at = 0;
@@ -155,26 +163,20 @@ fn one(n: usize, unit: &Unit, slot: u32, odd: &dyn Fn(&str) -> String) -> (Vec<(
         let boot = 90 + (n as u64 * 37) % 400;
         let run = 200 + (n as u64 * 7919) % 2600 * (1 + u64::from(n.is_multiple_of(13)) * 4);
         let from = at;
-        let mut push = |t: u64, k: EventKind| kinds.push((t, k));
+        let scope = Scope { attempt: id.clone(), instance: Some(instance) };
+        let mut push = |t: u64, k: EventKind| kinds.push((t, k.is_of_guest().then(|| scope.clone()), k));
         push(from, EventKind::AttemptStarted(AttemptStarted { id: id.clone(), instance: None, slot: Some(slot) }));
         let started = GuestStarted { instance, guest: unit.guest.clone(), slot };
         push(from, EventKind::GuestStarted(started));
-        push(
-            from,
-            EventKind::AttemptPhase(AttemptPhase { id: id.clone(), phase: Phase::Boot, instance: Some(instance) }),
-        );
-        let chosen = AttemptChoice {
-            id: id.clone(),
+        push(from, EventKind::Phase { phase: Phase::Boot });
+        let chosen = EventKind::Choice {
             what: "share".into(),
             chosen: if unit.guest == "fedora-42" { "disk".into() } else { "9p".into() },
             why: "what the guest's kernel has".into(),
         };
-        push(from + 20, EventKind::AttemptChoice(chosen));
+        push(from + 20, chosen);
         push(from + boot, EventKind::GuestReady(GuestReady { instance, how: "clone".into() }));
-        push(
-            from + boot,
-            EventKind::AttemptPhase(AttemptPhase { id: id.clone(), phase: Phase::Command, instance: None }),
-        );
+        push(from + boot, EventKind::Phase { phase: Phase::Command });
         at = from + boot + run;
         if run > 8000 {
             push(from + boot + 5000, EventKind::UnitSlow(UnitSlow { id: id.clone(), millis: 5000 }));
@@ -243,21 +245,13 @@ fn one(n: usize, unit: &Unit, slot: u32, odd: &dyn Fn(&str) -> String) -> (Vec<(
         }
         if matches!(end, Verdict::Crash(_) | Verdict::Timeout(_)) {
             let line = odd("[   12.345678] BUG: kernel NULL pointer dereference, address: 0000000000000018");
-            push(
-                at,
-                EventKind::AttemptAlarm(AttemptAlarm {
-                    id: id.clone(),
-                    name: "kernel oops".into(),
-                    line: line.clone(),
-                    fatal: true,
-                }),
-            );
+            push(at, EventKind::Alarm { name: "kernel oops".into(), line: line.clone(), fatal: true });
             let lines = vec![
                 "[   12.001122] EXT4-fs (vdb): mounted filesystem".into(),
                 line,
                 "[   12.345999] Call Trace:".into(),
             ];
-            push(at, EventKind::AttemptConsole(AttemptConsole { id: id.clone(), lines }));
+            push(at, EventKind::ConsoleTail { lines });
         }
         if n.is_multiple_of(3) {
             let files = vec![
@@ -300,6 +294,6 @@ fn one(n: usize, unit: &Unit, slot: u32, odd: &dyn Fn(&str) -> String) -> (Vec<(
     }
     let ended =
         UnitEnded { unit: unit.unit.clone(), verdict: last.clone(), flaky, attempts: tries, millis: at - 30, message };
-    kinds.push((at - 30, EventKind::UnitEnded(ended)));
+    kinds.push((at - 30, None, EventKind::UnitEnded(ended)));
     (kinds, at, last, flaky)
 }

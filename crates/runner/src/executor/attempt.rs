@@ -9,7 +9,7 @@ use belljar_machine::{
     guest::{Ending, Io},
     share,
 };
-use belljar_model::{AttemptId, EventKind, Exit, Fault, Phase, Verdict, test_run as events};
+use belljar_model::{AttemptId, EventKind, Exit, Fault, Phase, Scope, Verdict, test_run as events};
 use belljar_suite::plan::Unit;
 use events::{MAX_MESSAGE, Stream, keep_start};
 use fs_err as fs;
@@ -111,7 +111,8 @@ impl Attempts {
         let warm = self.pool.take(unit);
         let instance = warm.as_ref().map_or_else(|| self.machines.next_instance(), |w| w.instance);
         self.begin(id, instance, slot);
-        let mut observe = |kind| self.log.of_attempt(id, instance, kind);
+        let scope = Scope { attempt: id.clone(), instance: Some(instance) };
+        let mut observe = |kind| self.log.of_attempt(&scope, kind);
         let leased = match warm {
             Some(warm) => tokio::select! {
                 biased;
@@ -161,7 +162,8 @@ impl Attempts {
         let told = renew(lease, cancel).await;
         let instance = lease.as_ref().map_or_else(|| self.machines.next_instance(), |l| l.instance);
         self.begin(id, instance, slot);
-        let mut observe = |kind| self.log.of_attempt(id, instance, kind);
+        let scope = Scope { attempt: id.clone(), instance: Some(instance) };
+        let mut observe = |kind| self.log.of_attempt(&scope, kind);
         told.into_iter().for_each(&mut observe);
         let home = attempt_place(id);
         let dir = self.run_dir.join(&home);
@@ -230,7 +232,8 @@ impl Attempts {
         cancel: &mut Cancel,
     ) -> End {
         let instance = lease.instance;
-        let mut observe = |kind| self.log.of_attempt(id, instance, kind);
+        let scope = Scope { attempt: id.clone(), instance: Some(instance) };
+        let mut observe = |kind| self.log.of_attempt(&scope, kind);
         match requires::missing(unit, &mut lease.guest, cancel, &mut observe).await {
             Ok(None) => {}
             Ok(Some(command)) => return End::Skip(format!("the guest has no `{command}`")),
@@ -294,6 +297,7 @@ impl Attempts {
     /// Judges, and tells everything but the end.
     fn tell(&self, unit: &Unit, id: &AttemptId, evidence: Evidence) -> (Verdict, Option<String>, Option<Exit>, bool) {
         let Evidence { end, recorded, place, console } = evidence;
+        let scope = Scope { attempt: id.clone(), instance: None };
         let dir: PathBuf = self.run_dir.join(&place);
         let out = dir.join(run_dir::OUT);
         let tail = recorded.as_ref().map(|r| r.tail.as_str()).unwrap_or_default();
@@ -337,7 +341,7 @@ impl Attempts {
                 tail: recorded.tail.clone(),
             }));
             if let Some(message) = recorded.over_limit.clone() {
-                self.log.emit(EventKind::AttemptWarning(events::AttemptWarning { id: id.clone(), message }));
+                self.log.of_attempt(&scope, EventKind::Warning { message });
             }
         }
         let bytes = fs::metadata(self.run_dir.join(&console)).map_or(0, |m| m.len());
@@ -357,7 +361,7 @@ impl Attempts {
             self.log.emit(EventKind::Subresult(told));
         }
         if !lines.is_empty() {
-            self.log.emit(EventKind::AttemptConsole(events::AttemptConsole { id: id.clone(), lines }));
+            self.log.of_attempt(&scope, EventKind::ConsoleTail { lines });
         }
         let left = files::left(&out);
         if !left.files.is_empty() {

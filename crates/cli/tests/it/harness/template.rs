@@ -2,8 +2,6 @@
 
 use std::{fs, path::PathBuf};
 
-use serde_json::Value;
-
 use super::{Belljar, Lab, Live, Outcome};
 
 impl Lab {
@@ -63,15 +61,13 @@ impl Live<'_> {
 impl Outcome<'_> {
     /// What was chosen of templates, in order.
     pub(crate) fn chosen(&self, what: &str) -> Vec<String> {
-        let is_choice = |e: &Value| e["kind"] == "choice" || e["kind"] == "attempt-choice";
-        let choices = self.events().into_iter().filter(|e| is_choice(e) && e["what"] == what);
+        let choices = self.events().into_iter().filter(|e| e["kind"] == "choice" && e["what"] == what);
         choices.map(|e| e["chosen"].as_str().unwrap_or_default().to_owned()).collect()
     }
 
     /// What was warned of.
     pub(crate) fn warnings(&self) -> Vec<String> {
-        let is_warning = |e: &Value| e["kind"] == "warning" || e["kind"] == "attempt-warning";
-        let warnings = self.events().into_iter().filter(is_warning);
+        let warnings = self.events().into_iter().filter(|e| e["kind"] == "warning");
         warnings.map(|e| e["message"].as_str().unwrap_or_default().to_owned()).collect()
     }
 
