@@ -2,8 +2,6 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
-
 /// A setting that is one of a few words.
 pub trait Word: Copy + Eq + fmt::Display + 'static {
     /// Every word with its meaning, in the order in which they are told.
@@ -25,17 +23,18 @@ pub trait Word: Copy + Eq + fmt::Display + 'static {
     }
 }
 
-/// Makes an enumeration that is written as one of a few words.
+/// Makes an enumeration that is written as one of a few words; whoever uses it has `serde` with its derives.
+#[macro_export]
 macro_rules! words {
     (
         $(#[$meta:meta])*
         $name:ident { $( $(#[$variant_meta:meta])* $variant:ident = $word:literal, )* }
     ) => {
         $(#[$meta])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
         pub enum $name { $( $(#[$variant_meta])* #[serde(rename = $word)] $variant, )* }
 
-        impl Word for $name {
+        impl $crate::Word for $name {
             const ALL: &'static [(&'static str, Self)] = &[ $( ($word, Self::$variant), )* ];
 
             fn word(self) -> &'static str {
@@ -43,9 +42,9 @@ macro_rules! words {
             }
         }
 
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(self.word())
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str($crate::Word::word(*self))
             }
         }
     };

@@ -1,12 +1,12 @@
 //! The words that some keys choose from.
 
-use belljar_guest_spec::{Accel, Access, DiskBus, NicMode, OopsPolicy, WorkspaceMode};
+use belljar_guest_spec::{Accel, Access, DiskBus, NicMode, OopsPolicy, WorkspaceMode, words};
 
-use crate::toml_tree::{choice, word_value};
+use crate::toml_tree::word_value;
 
-word_value!(Accel, Access, DiskBus, NicMode, OopsPolicy, WorkspaceMode);
+word_value!(Accel, Access, Backoff, DiskBus, Format, Isolation, NicMode, OopsPolicy, WorkspaceMode);
 
-choice! {
+words! {
     /// Who shares a guest.
     Isolation {
         /// Each test has a fresh guest.
@@ -16,7 +16,7 @@ choice! {
     }
 }
 
-choice! {
+words! {
     /// How a test tells its results.
     Format {
         /// The exit code: 0 passes, 77 skips, all else fails.
@@ -32,7 +32,7 @@ choice! {
     }
 }
 
-choice! {
+words! {
     /// How the pause before a retry grows.
     Backoff {
         /// It does not.

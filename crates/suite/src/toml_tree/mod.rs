@@ -21,7 +21,7 @@ pub use self::scalar::{
 };
 pub(crate) use self::{
     scalar::read_text,
-    table::{choice, table, word_value},
+    table::{table, word_value},
 };
 use crate::diagnostic::{Diagnostic, Diagnostics, Place, SourceText, enumerate, suggest};
 

@@ -72,56 +72,7 @@ macro_rules! table {
     };
 }
 
-/// Makes an enumeration that is written as one of a few words.
-macro_rules! choice {
-    (
-        $(#[$meta:meta])*
-        $name:ident { $( $(#[$variant_meta:meta])* $variant:ident = $word:literal, )* }
-    ) => {
-        $(#[$meta])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
-        pub enum $name { $( $(#[$variant_meta])* #[serde(rename = $word)] $variant, )* }
-
-        impl $name {
-            /// Every word with its meaning.
-            pub const ALL: &'static [(&'static str, Self)] = &[ $( ($word, Self::$variant), )* ];
-        }
-
-        impl std::fmt::Display for $name {
-            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str(match self { $( Self::$variant => $word, )* })
-            }
-        }
-
-        impl std::str::FromStr for $name {
-            type Err = String;
-
-            fn from_str(text: &str) -> Result<Self, String> {
-                let words = Self::ALL.iter().map(|(word, _)| *word);
-                match Self::ALL.iter().find(|(word, _)| *word == text) {
-                    Some((_, value)) => Ok(*value),
-                    None => Err($crate::toml_tree::no_such_word(text, words)),
-                }
-            }
-        }
-
-        impl $crate::toml_tree::Value for $name {
-            fn expected() -> String {
-                $crate::toml_tree::one_of(Self::ALL.iter().map(|(word, _)| *word))
-            }
-
-            fn schema() -> serde_json::Value {
-                serde_json::json!({ "enum": [ $($word),* ] })
-            }
-
-            fn read(value: &toml::Spanned<toml::de::DeValue<'_>>, walk: &mut $crate::toml_tree::Walk) -> Option<Self> {
-                $crate::toml_tree::read_text(value, walk, &Self::expected(), |text| text.parse())
-            }
-        }
-    };
-}
-
-/// Makes values of what a setting of a guest chooses from.
+/// Makes values of enumerations that are written as one of a few words.
 macro_rules! word_value {
     ($($name:ident),*) => { $(
         impl $crate::toml_tree::Value for $name {
@@ -144,4 +95,4 @@ macro_rules! word_value {
     )* };
 }
 
-pub(crate) use {choice, table, word_value};
+pub(crate) use {table, word_value};
