@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use belljar_proto::frame::FrameError;
 use belljar_proto::message::{
-    Announce, AskFiles, Exec, Leftovers, MODULES_TAG, Mount, Quiesce, Setup, ShutdownHow, SyncFault, ToAgent, ToHost,
-    VERSION,
+    Announce, AskFiles, Exec, Leftovers, MODULES_SHARE, Mount, Quiesce, Setup, ShutdownHow, Source, SyncFault, ToAgent,
+    ToHost, VERSION,
 };
 use rustix::io::Errno;
 use rustix::process::{WaitOptions, getpid};
@@ -79,8 +79,8 @@ pub(crate) struct Agent {
     quiesced: bool,
     /// The network cards that the guest had when it was frozen.
     cards: Cards,
-    /// Tag of the host directory that becomes the root with the first setup.
-    root: Option<String>,
+    /// The host directory that becomes the root with the first setup.
+    root: Option<Source>,
     leftovers: Vec<Leftover>,
     /// The kernel's record, read as long as there is a session.
     kernel: KernelRecord,
@@ -159,8 +159,8 @@ impl Agent {
     }
 
     /// Whose root is entered with the first setup.
-    pub(crate) fn with_root_at_setup(mut self, tag: String) -> Self {
-        self.root = Some(tag);
+    pub(crate) fn with_root_at_setup(mut self, source: Source) -> Self {
+        self.root = Some(source);
         self
     }
 
@@ -623,14 +623,17 @@ impl Agent {
                 identity::assume(identity);
             }
         }
-        if let Some(tag) = self.root.take()
-            && let Err(why) = root::enter(&tag)
+        if let Some(source) = self.root.take()
+            && let Err(why) = root::enter(&source)
         {
             self.link.queue(&ToHost::Fatal(why));
             return;
         }
         if ours && let Some(identity) = &wanted.identity {
             identity::write(identity);
+        }
+        for why in setup::make_directories(&wanted.directories) {
+            self.link.queue(&ToHost::Log(why));
         }
         if self.quiesced {
             // A process for it would cost an emulated guest more than the work.
@@ -690,7 +693,7 @@ impl Agent {
 
     fn exec(&mut self, exec: &Exec) {
         // The kernel's modules are the system's, whoever looks at them.
-        let shares = self.mounts.iter().filter(|mount| mount.tag != MODULES_TAG).cloned().collect();
+        let shares = self.mounts.iter().filter(|mount| mount.name != MODULES_SHARE).cloned().collect();
         match Command::start(exec, &self.env, shares) {
             Ok(command) => self.commands.push(command),
             Err(Refused { what, errno }) => {

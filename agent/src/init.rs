@@ -56,13 +56,13 @@ fn start() -> Result<Agent, Fatal> {
         }
     }
     let root = match config.root {
-        InitRoot::NinePOverlay { tag } => {
+        InitRoot::Share(source) => {
             // Read, and in memory for nothing from here on.
             for module in &config.modules {
                 let _ = rustix::fs::unlink(module.as_str());
             }
             root::prepare().map_err(Fatal)?;
-            Some(tag)
+            Some(source)
         }
         InitRoot::Initramfs => None,
     };
@@ -78,7 +78,7 @@ fn start() -> Result<Agent, Fatal> {
     })?;
     let agent = Agent::new(port, Vec::new()).map_err(|errno| Fatal::step("signalfd", errno))?;
     Ok(match root {
-        Some(tag) => agent.with_root_at_setup(tag),
+        Some(source) => agent.with_root_at_setup(source),
         None => agent,
     })
 }

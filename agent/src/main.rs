@@ -30,6 +30,7 @@ mod renew;
 mod root;
 mod serve;
 mod setup;
+mod share;
 mod shutdown;
 mod spawn;
 mod sys;

@@ -1,22 +1,14 @@
-//! Mounting: 9p, overlays, and places to mount on.
+//! Mounting: overlays, and places to mount on.
 
 use std::ffi::CString;
 use std::fs;
 use std::path::Path;
 
-use belljar_proto::message::{Mount, MountFault, MountMode};
 use rustix::fs::{CWD, Mode};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::mount::MountFlags;
 
-use crate::{modules, text};
-
-/// Where the parts of a copy-on-write share are.
-const PARTS: &str = "/run/belljar";
-/// Message size, in bytes. The kernel makes buffers of this size for each directory that is read, and before 6.1 for each message:
-/// with 512000 a walk over many small files took a third more of an emulated processor, and large files gained nothing;
-/// with 32768 large files took twice as long.
-const MSIZE: u32 = 65_536;
+use crate::text;
 
 /// What makes an overlay behave like one file system. `redirect_dir` (Linux 4.10): without it the rename of a directory that was
 /// there before is `EXDEV`. `metacopy` (4.19): a new owner or mode does not copy the file, so that [`crate::owner`] can give a large
@@ -27,29 +19,6 @@ const OVERLAY_OPTIONS: &str = ",redirect_dir=on,metacopy=on";
 pub(crate) fn mount(source: &str, target: &str, kind: &str, flags: MountFlags, data: &str) -> Result<(), Errno> {
     let data = CString::new(data).map_err(|_| Errno::INVAL)?;
     rustix::mount::mount(source, target, kind, flags, data.as_c_str())
-}
-
-/// How a 9p mount is to see the host's changes.
-#[derive(Clone, Copy)]
-pub(crate) enum Cache {
-    /// Keeps what it has read: for what nobody else changes.
-    Loose,
-    /// Asks the host each time; keeps pages only for files mapped into memory, without which writing through such a mapping fails.
-    Mmap,
-}
-
-/// Mounts a 9p share, without trying to load anything.
-///
-/// `access=any`: one attachment serves all the guest's users, who are then judged by the guest's kernel from the files'
-/// owners and modes. With the default each user attaches anew, which costs a walk from the root per path and user
-/// and changes nothing, as QEMU does not know the guest's users.
-pub(crate) fn ninep(tag: &str, target: &str, flags: MountFlags, cache: Cache) -> Result<(), Errno> {
-    let cache = match cache {
-        Cache::Loose => "loose",
-        Cache::Mmap => "mmap",
-    };
-    let options = format!("trans=virtio,version=9p2000.L,msize={MSIZE},cache={cache},access=any");
-    mount(tag, target, "9p", flags, &options)
 }
 
 /// Puts a writable layer in memory over `lower`. `scratch` gets a file system of its own, which is to be in memory and
@@ -123,72 +92,6 @@ fn existing_parent(path: &str) -> String {
         .skip(1)
         .find(|parent| parent.is_dir())
         .map_or_else(|| "/".into(), |parent| parent.to_string_lossy().into_owned())
-}
-
-/// Mounts one share as the host asked.
-pub(crate) fn share(wanted: &Mount) -> Result<(), MountFault> {
-    let failed = |detail| MountFault::Failed { detail };
-    let (tag, path) = (&*wanted.tag, &*wanted.path);
-    if !path.starts_with('/') || path.split('/').any(|name| name == "..") {
-        return Err(failed(format!("{path:?} is not an absolute path")));
-    }
-    make_directory(path).map_err(failed)?;
-    match wanted.mode {
-        MountMode::ReadWrite => ninep_with_modules(tag, path, MountFlags::empty(), Cache::Mmap),
-        MountMode::ReadOnly => ninep_with_modules(tag, path, MountFlags::RDONLY, Cache::Loose),
-        MountMode::CopyOnWrite => {
-            let (lower, scratch) = (format!("{PARTS}/lower/{tag}"), format!("{PARTS}/cow/{tag}"));
-            for directory in [&lower, &scratch] {
-                make_directory(directory).map_err(failed)?;
-            }
-            ninep_with_modules(tag, &lower, MountFlags::RDONLY, Cache::Loose)?;
-            match overlay(&lower, &scratch, path) {
-                Ok(()) => Ok(()),
-                Err((what, Errno::NODEV)) if what.starts_with("mount overlay") => {
-                    let _ = rustix::mount::unmount(scratch.as_str(), UnmountFlags::DETACH);
-                    let tried = modules::load(&["overlay"]);
-                    overlay(&lower, &scratch, path).map_err(|(what, errno)| MountFault::NoOverlay {
-                        detail: join(&format!("{what}: {}", text::errno(errno)), &tried),
-                    })
-                }
-                Err((what, errno)) => Err(failed(format!("{what}: {}", text::errno(errno)))),
-            }
-        }
-    }
-}
-
-fn ninep_with_modules(tag: &str, target: &str, flags: MountFlags, cache: Cache) -> Result<(), MountFault> {
-    let first = match ninep(tag, target, flags, cache) {
-        Ok(()) => return Ok(()),
-        Err(errno) => errno,
-    };
-    // ENODEV: no such file system. EINVAL: it has no virtio transport. ENOENT: no device of this tag, perhaps for want of the
-    // bus's driver.
-    let (errno, tried) = if matches!(first, Errno::NODEV | Errno::INVAL | Errno::NOENT) {
-        let tried = modules::load(&["virtio_pci", "9pnet_virtio", "9p"]);
-        match ninep(tag, target, flags, cache) {
-            Ok(()) => return Ok(()),
-            Err(errno) => (errno, tried),
-        }
-    } else {
-        (first, String::new())
-    };
-    let detail = format!("mount 9p {tag} on {target}: {}", text::errno(errno));
-    let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
-    let has_9p = known.split_whitespace().any(|word| word == "9p");
-    let has_transport = fs::exists("/sys/bus/virtio/drivers/9pnet_virtio").unwrap_or(false);
-    Err(match errno {
-        Errno::NODEV => MountFault::No9p { detail: join(&detail, &tried) },
-        Errno::INVAL | Errno::NOENT if !has_9p || !has_transport => {
-            MountFault::No9p { detail: join(&format!("{detail}; no virtio transport"), &tried) }
-        }
-        Errno::NOENT => MountFault::Failed { detail: format!("{detail}: the machine has no share of this tag") },
-        _ => MountFault::Failed { detail },
-    })
-}
-
-fn join(detail: &str, tried: &str) -> String {
-    if tried.is_empty() { detail.to_owned() } else { format!("{detail}; {tried}") }
 }
 
 /// Makes pseudo-terminals available in a system that has not cared for them.

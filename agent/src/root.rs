@@ -1,12 +1,12 @@
 //! The root of a guest that has one of the host's directories for it: entered when the host says so and not at the boot, for a
 //! guest can be frozen only as long as nothing of the host's is mounted.
 
+use belljar_proto::message::Source;
 use rustix::fs::Mode;
 use rustix::io::Errno;
-use rustix::mount::MountFlags;
 
-use crate::mounts::{self, Cache};
-use crate::text;
+use crate::share::{self, Use};
+use crate::{mounts, text};
 
 /// File systems of the initramfs that go over into the root, with all that is mounted below them.
 const GO_OVER: &[&str] = &["/proc", "/sys", "/dev", "/run", "/tmp"];
@@ -19,11 +19,11 @@ pub(crate) fn prepare() -> Result<(), String> {
     Ok(())
 }
 
-/// Goes over to the host directory of this tag, read-only, under a layer in memory.
-pub(crate) fn enter(tag: &str) -> Result<(), String> {
+/// Goes over to a host directory, read-only, under a layer in memory.
+pub(crate) fn enter(source: &Source) -> Result<(), String> {
     let step = |what: &str, errno: Errno| format!("{what}: {}", text::errno(errno));
-    mounts::ninep(tag, "/belljar/lower", MountFlags::RDONLY, Cache::Loose)
-        .map_err(|errno| step(&format!("mount 9p root {tag}"), errno))?;
+    share::attach(source, "/belljar/lower", Use::Reading)
+        .map_err(|errno| step(&format!("mount the {} root", share::file_system(source)), errno))?;
     mounts::overlay("/belljar/lower", "/belljar/layer", "/belljar/root").map_err(|(what, errno)| step(&what, errno))?;
     for path in GO_OVER {
         let target = format!("/belljar/root{path}");

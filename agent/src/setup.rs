@@ -12,7 +12,7 @@ use rustix::mount::UnmountFlags;
 use rustix::time::{ClockId, Timespec};
 
 use crate::job::{Job, Kind};
-use crate::{modules, mounts, network, text};
+use crate::{modules, mounts, network, share, text};
 
 /// How long writing back may take before the host is told that it did not happen.
 const SYNC_LIMIT: Duration = Duration::from_secs(60);
@@ -34,7 +34,17 @@ pub(crate) fn mount_all(wanted: &[Mount], old: &[Mount]) -> Faults {
     for mount in old.iter().rev() {
         let _ = rustix::mount::unmount(mount.path.as_str(), UnmountFlags::DETACH);
     }
-    (0_u32..).zip(wanted).filter_map(|(index, mount)| mounts::share(mount).err().map(|fault| (index, fault))).collect()
+    (0_u32..).zip(wanted).filter_map(|(index, mount)| share::mount(mount).err().map(|fault| (index, fault))).collect()
+}
+
+/// Makes directories that everybody may write to; gives why some could not be made.
+pub(crate) fn make_directories(wanted: &[String]) -> Vec<String> {
+    let make = |path: &String| {
+        mounts::make_directory(path)?;
+        rustix::fs::chmod(path.as_str(), Mode::from_raw_mode(0o1777))
+            .map_err(|errno| format!("chmod {path}: {}", text::errno(errno)))
+    };
+    wanted.iter().filter_map(|path| make(path).err()).collect()
 }
 
 /// Unmounts everything of the host's, has what later mounts need, and waits for the network cards; `addressed` as for
@@ -50,23 +60,14 @@ pub(crate) fn start_quiesce(wanted: Quiesce, old: &[Mount], addressed: bool) -> 
                 let _ = rustix::mount::unmount(path, UnmountFlags::DETACH);
             }
         }
-        let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
-        let lacks = |name: &str| known.split_whitespace().all(|word| word != name);
-        if lacks("9p") {
-            modules::load(&["9pnet_virtio", "9p"]);
-        }
-        if wanted.overlay && lacks("overlay") {
+        share::load(&wanted.shares);
+        if wanted.overlay && !share::is_known("overlay") {
             modules::load(&["overlay"]);
         }
         network::settle(addressed);
         // What the guest still has to write, each of its copies would.
         rustix::fs::sync();
-        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-        left.extend(mounts.lines().filter_map(|line| {
-            let mut words = line.split(' ').skip(1);
-            let (at, kind) = (words.next()?, words.next()?);
-            matches!(kind, "9p" | "virtiofs").then(|| at.to_owned())
-        }));
+        left.extend(share::mounted());
         left.truncate(MAX_LEFT);
         to_bytes(&left).unwrap_or_default()
     })

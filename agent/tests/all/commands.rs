@@ -288,12 +288,17 @@ fn a_terminal_is_hung_up_at_the_end() {
 
 #[test]
 fn setup_and_sync_answer() {
-    use belljar_proto::message::{Mount, MountFault, MountMode, Setup};
+    use belljar_proto::message::{Mount, MountFault, MountMode, Setup, Source};
     let mut peer = Peer::greeted();
     peer.send(&ToAgent::Setup(Setup::default()));
     assert_eq!(peer.message(), ToHost::SetupDone(vec![]));
     peer.send(&ToAgent::Setup(Setup {
-        mounts: vec![Mount { tag: "x".into(), path: "relative".into(), mode: MountMode::ReadWrite }],
+        mounts: vec![Mount {
+            name: "x".into(),
+            source: Source::NineP { tag: "x".into() },
+            path: "relative".into(),
+            mode: MountMode::ReadWrite,
+        }],
         ..Setup::default()
     }));
     let ToHost::SetupDone(faults) = peer.message() else { panic!("no answer") };

@@ -3,7 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use belljar_proto::message::InitRoot;
+use belljar_proto::frame::to_bytes;
+use belljar_proto::message::{InitRoot, Source};
 
 use crate::cache::{self, Cache, CacheError};
 use crate::initramfs::{self, InitramfsError, InitramfsSpec};
@@ -129,7 +130,7 @@ pub fn root_over_9p(
     root_tag: &str,
     cache: &Cache,
 ) -> Result<BootFiles, BootError> {
-    let root = InitRoot::NinePOverlay { tag: root_tag.to_owned() };
+    let root = InitRoot::Share(Source::NineP { tag: root_tag.to_owned() });
     prepare(kernel, spec, root, None, cache)
 }
 
@@ -233,13 +234,13 @@ fn choose_modules(
 ) -> Result<(Vec<Module>, Vec<String>), BootError> {
     let Some(index) = spec.modules else {
         let rely = match root {
-            InitRoot::NinePOverlay { .. } => "no modules: all that is needed has to be built into the kernel",
+            InitRoot::Share(_) => "no modules: all that is needed has to be built into the kernel",
             InitRoot::Initramfs => "no modules added: the initramfs has to have what it needs",
         };
         return Ok((Vec::new(), vec![rely.to_owned()]));
     };
     let of_root = match root {
-        InitRoot::NinePOverlay { .. } => Feature::HOST_USERLAND,
+        InitRoot::Share(_) => Feature::HOST_USERLAND,
         InitRoot::Initramfs => &[],
     };
     let required: Vec<_> = of_root.iter().chain(spec.required).copied().collect();
@@ -250,7 +251,7 @@ fn choose_modules(
     let port = [Feature::VirtioPci, Feature::VirtioConsole].into_iter().filter(|f| !required.contains(f));
     let wanted = port.chain(spec.wanted.iter().copied());
     let (have, lack): (Vec<_>, Vec<_>) = wanted.partition(|&f| index.feature(f) != Presence::Absent);
-    let names = required.iter().chain(&have).flat_map(|f| f.modules()).copied();
+    let names = required.iter().chain(&have).flat_map(Feature::modules).copied();
     let resolved = index.resolve(names)?;
     if let Some(missing) = resolved.missing.into_iter().next() {
         return Err(BootError::MissingModule { missing, modules: index.dir().to_owned() });
@@ -282,6 +283,14 @@ fn read_modules(kernel: &Kernel, spec: &InitSpec<'_>, modules: &[Module]) -> Res
     Ok(read)
 }
 
+/// A root as part of a name.
+fn root_name(root: &InitRoot) -> Vec<u8> {
+    match root {
+        InitRoot::Share(source) => to_bytes(source).unwrap_or_default(),
+        InitRoot::Initramfs => Vec::new(),
+    }
+}
+
 /// All that decides an initramfs's content.
 fn key(spec: &InitSpec<'_>, root: &InitRoot, modules: &[Module], foreign: Option<&Path>) -> Result<String, BootError> {
     let mut hasher = blake3::Hasher::new();
@@ -291,10 +300,7 @@ fn key(spec: &InitSpec<'_>, root: &InitRoot, modules: &[Module], foreign: Option
         hasher.update(bytes);
     };
     put(spec.agent);
-    put(match root {
-        InitRoot::NinePOverlay { tag } => tag.as_bytes(),
-        InitRoot::Initramfs => b"",
-    });
+    put(&root_name(root));
     let mut fingerprint = |path: &Path| {
         cache::fingerprint(path, &mut hasher).map_err(|source| BootError::Stat { path: path.to_owned(), source })
     };

@@ -251,10 +251,20 @@ pub(crate) async fn finish(
                 if let Some(identity) = &identity {
                     enter::assume(&mut shell, identity, &limits).await?;
                 }
-                let exchange = match enter::mount_by_shell(&mut shell, share, &limits).await? {
-                    Ok(exchange) => Some(exchange),
-                    Err(why) => {
-                        tell(EventKind::Warning { message: format!("{why}\n{}", share::OUT_IS_LOST) });
+                let exchange = match plan.exchange() {
+                    Some(kind) => match enter::mount_by_shell(&mut shell, share, kind, &limits).await? {
+                        Ok(exchange) => Some(exchange),
+                        Err(Cause::NoShares(why)) => {
+                            tell(no_share(&why));
+                            None
+                        }
+                        Err(why) => {
+                            tell(EventKind::Warning { message: format!("{why}\n{}", share::OUT_IS_LOST) });
+                            None
+                        }
+                    },
+                    None => {
+                        tell(no_share(&enter::make_out_dir(&mut shell, &limits).await?));
                         None
                     }
                 };
@@ -267,7 +277,7 @@ pub(crate) async fn finish(
     match ready {
         Ok(session) => {
             machine.watch.entered(session.reports());
-            if let Some(choice) = share_choice(&plan.share, &*session) {
+            if let Some(choice) = share_choice(plan, &*session) {
                 observe(choice);
             }
             machine.watch.shared(ReplacedFiles::new(machine.qemu.pid(), share.written().map(Path::to_owned).collect()));
@@ -278,12 +288,18 @@ pub(crate) async fn finish(
 }
 
 /// How the host's directories got into the guest; none if none did.
-fn share_choice(share: &crate::spec::ShareSpec, session: &dyn Session) -> Option<EventKind> {
-    let workspace = share.workspace.as_ref().map(|w| format!("the workspace at {} ({})", w.mount_at, w.mode));
+fn share_choice(plan: &Plan, session: &dyn Session) -> Option<EventKind> {
+    let workspace = plan.share.workspace.as_ref().map(|w| format!("the workspace at {} ({})", w.mount_at, w.mode));
     let by = session.mounted_by()?;
+    let Some(kind) = plan.exchange() else { return Some(no_share("none was asked for")) };
     let mounted = workspace.into_iter().chain([format!("the output directory at {}", share::OUT_PATH)]);
     let mounted = mounted.collect::<Vec<_>>().join(" and ");
-    Some(EventKind::Choice { what: "share".into(), chosen: "9p".into(), why: format!("{by} mounted {mounted}") })
+    Some(EventKind::Choice { what: "share".into(), chosen: kind.name.into(), why: format!("{by} mounted {mounted}") })
+}
+
+/// That nothing of the host's is in the guest, which nobody asked for.
+fn no_share(why: &str) -> EventKind {
+    EventKind::Choice { what: "share".into(), chosen: "none".into(), why: format!("{why}; {}", share::OUT_IS_LOST) }
 }
 
 /// How a copy was got into, and how it is talked to: as its template.
@@ -398,7 +414,7 @@ async fn by_console(
     .await
     .map_err(enter::lost_of_access)?;
     tell(EventKind::Phase { phase: Phase::Session });
-    match enter::start_agent(&mut shell, place, limits).await? {
+    match enter::start_agent(&mut shell, place, plan.kind, limits).await? {
         enter::AgentStart::Started => {
             // The console is the kernel's again: its faults have to be seen.
             shell.restore_messages(&mut limits.line()).await.map_err(|e| enter::of_shell(&e, Phase::Session))?;
@@ -444,8 +460,10 @@ async fn finish_setup(
 ) -> Result<AgentSession, Lost> {
     session.set_liveness(Liveness { silent_after: limits.silence() });
     let spec = &plan.share;
-    let mounts = share::mounts(spec);
-    let setup = Setup { mounts: mounts.clone(), clock_ns: now_ns(), system: plan.system.clone(), identity };
+    let mounts = plan.mounts();
+    let directories = if mounts.is_empty() { vec![share::OUT_PATH.to_owned()] } else { Vec::new() };
+    let setup =
+        Setup { mounts: mounts.clone(), directories, clock_ns: now_ns(), system: plan.system.clone(), identity };
     let faults = match tokio::time::timeout(limit, session.setup(setup)).await {
         Ok(answered) => answered.map_err(|e| of_session(e, Phase::Session))?,
         Err(_) => {
@@ -457,12 +475,13 @@ async fn finish_setup(
         tell(EventKind::Warning { message: format!("the agent says: {line}") });
     }
     for (index, fault) in faults {
-        let Some(mount) = usize::try_from(index).ok().and_then(|i| mounts.get(i)) else { continue };
-        let said = share::explain(mount, &fault);
-        if spec.required() && mount.tag != share::MODULES_TAG {
+        let mount = usize::try_from(index).ok().and_then(|i| mounts.get(i));
+        let Some((mount, kind)) = mount.zip(plan.kind) else { continue };
+        let said = share::explain(mount, kind, &fault);
+        if spec.required() && mount.name != share::MODULES_TAG {
             return Err(Cause::Mount(said).into());
         }
-        let lost = if mount.tag == share::OUT_TAG { format!("\n{}", share::OUT_IS_LOST) } else { String::new() };
+        let lost = if mount.name == share::OUT_TAG { format!("\n{}", share::OUT_IS_LOST) } else { String::new() };
         tell(EventKind::Warning { message: said + &lost });
     }
     Ok(session)

@@ -6,7 +6,7 @@ use std::{fmt::Write as _, sync::Arc};
 
 use belljar_guest_spec::WorkspaceMode;
 use belljar_model::{CrashKind, EventKind, Phase};
-use belljar_proto::message::Identity;
+use belljar_proto::message::{Identity, Mount};
 
 use crate::{
     Cause, Lost,
@@ -15,12 +15,9 @@ use crate::{
     limits::Limits,
     plan::AgentPlace,
     session::console::Exchange,
-    share,
+    share::{self, Kind},
     spec::ShareSpec,
 };
-
-/// Options of a 9p mount that every kernel since 2.6.38 knows.
-const OPTIONS_9P: &str = "trans=virtio,version=9p2000.L";
 
 /// What came of starting the agent.
 #[derive(Debug)]
@@ -35,16 +32,24 @@ pub(crate) enum AgentStart {
 }
 
 /// Has the shell start the agent.
-pub(crate) async fn start_agent(shell: &mut Shell, place: AgentPlace, limits: &Limits) -> Result<AgentStart, Lost> {
-    if place == AgentPlace::ControlShare {
-        mount(shell, share::CONTROL_TAG, share::CONTROL_PATH, "ro", limits).await?;
+pub(crate) async fn start_agent(
+    shell: &mut Shell,
+    place: AgentPlace,
+    kind: Option<&Kind>,
+    limits: &Limits,
+) -> Result<AgentStart, Lost> {
+    if let (AgentPlace::ControlShare, Some(kind)) = (place, kind) {
+        mount(shell, kind, share::CONTROL_TAG, share::CONTROL_PATH, "ro", limits).await?;
     }
     let Some(mut agent) = place.path() else {
         return Ok(AgentStart::CannotRun { why: "the kernel is for another processor than the agent".into() });
     };
-    if place == AgentPlace::Initramfs && run(shell, &format!("test -x {agent}"), limits).await?.code != 0 {
+    if place == AgentPlace::Initramfs
+        && run(shell, &format!("test -x {agent}"), limits).await?.code != 0
+        && let Some(kind) = kind
+    {
         // The initramfs has given way to another root since.
-        mount(shell, share::CONTROL_TAG, share::CONTROL_PATH, "ro", limits).await?;
+        mount(shell, kind, share::CONTROL_TAG, share::CONTROL_PATH, "ro", limits).await?;
         agent = format!("{}/{}", share::CONTROL_PATH, share::AGENT_FILE);
     }
     let reply = run(shell, &format!("{agent} serve </dev/null"), limits).await?;
@@ -59,24 +64,25 @@ pub(crate) async fn start_agent(shell: &mut Shell, place: AgentPlace, limits: &L
 pub(crate) async fn mount_by_shell(
     shell: &mut Shell,
     spec: &ShareSpec,
+    kind: &Kind,
     limits: &Limits,
-) -> Result<Result<Exchange, String>, Lost> {
-    match mount(shell, share::OUT_TAG, share::OUT_PATH, "rw", limits).await {
+) -> Result<Result<Exchange, Cause>, Lost> {
+    match mount(shell, kind, share::OUT_TAG, share::OUT_PATH, "rw", limits).await {
         Ok(()) => {}
         Err(Lost { cause: cause @ (Cause::NoShares(_) | Cause::Mount(_)), .. }) if !spec.required() => {
-            return Ok(Err(cause.to_string()));
+            return Ok(Err(cause));
         }
         Err(lost) => return Err(lost),
     }
     if let Some(workspace) = &spec.workspace {
         let at = &workspace.mount_at;
         match workspace.mode {
-            WorkspaceMode::Rw => mount(shell, share::WORKSPACE_TAG, at, "rw", limits).await?,
-            WorkspaceMode::Ro => mount(shell, share::WORKSPACE_TAG, at, "ro", limits).await?,
+            WorkspaceMode::Rw => mount(shell, kind, share::WORKSPACE_TAG, at, "rw", limits).await?,
+            WorkspaceMode::Ro => mount(shell, kind, share::WORKSPACE_TAG, at, "ro", limits).await?,
             WorkspaceMode::Cow => {
                 const LOWER: &str = "/run/belljar/lower";
                 const LAYER: &str = "/run/belljar/layer";
-                mount(shell, share::WORKSPACE_TAG, LOWER, "ro", limits).await?;
+                mount(shell, kind, share::WORKSPACE_TAG, LOWER, "ro", limits).await?;
                 let q = shell_word(at);
                 let line = format!(
                     "o=lowerdir={LOWER},upperdir={LAYER}/u,workdir={LAYER}/w;mkdir -p {LAYER} {q} && \
@@ -98,27 +104,43 @@ pub(crate) async fn mount_by_shell(
     Ok(Ok(Exchange { host: spec.out.clone(), guest: share::OUT_PATH.into() }))
 }
 
-async fn mount(shell: &mut Shell, tag: &str, at: &str, mode: &str, limits: &Limits) -> Result<(), Lost> {
+/// Makes the directory of `$BELLJAR_OUT` in a guest that shares none; gives what there is to say of it.
+pub(crate) async fn make_out_dir(shell: &mut Shell, limits: &Limits) -> Result<String, Lost> {
+    let line = format!("{} && chmod 1777 {}", make_dir(share::OUT_PATH), share::OUT_PATH);
+    let reply = run(shell, &line, limits).await?;
+    let said = crate::console::sanitize::sanitize_line(&reply.output);
+    Ok(if reply.code == 0 {
+        "none was asked for".to_owned()
+    } else {
+        format!("none was asked for, and the guest has no place for {}: {said}", share::OUT_PATH)
+    })
+}
+
+/// The command that makes a directory. A root that cannot be written to still has room in memory.
+fn make_dir(at: &str) -> String {
     let q = shell_word(at);
-    let mount = format!("mount -t 9p -o {OPTIONS_9P},{mode} {tag} {q}");
-    // A root that cannot be written to still has room in memory.
-    let make = if at.starts_with("/run/") {
+    if at.starts_with("/run/") {
         format!("{{ mkdir -p {q} 2>/dev/null || {{ mount -t tmpfs tmpfs /run && mkdir -p {q}; }}; }}")
     } else {
         format!("mkdir -p {q}")
-    };
-    // The modules are loaded by hand first: not every guest loads a file system's transport by itself.
-    let line = format!("{make} && {{ {mount} 2>/dev/null || {{ modprobe 9pnet_virtio; modprobe 9p; {mount}; }}; }}");
+    }
+}
+
+async fn mount(shell: &mut Shell, kind: &Kind, tag: &str, at: &str, mode: &str, limits: &Limits) -> Result<(), Lost> {
+    let mount = (kind.mount_by_shell)(tag, &shell_word(at), mode);
+    let (make, load) = (make_dir(at), kind.load_by_shell);
+    let line = format!("{make} && {{ {mount} 2>/dev/null || {{ {load}; {mount}; }}; }}");
     let reply = run(shell, &line, limits).await?;
     if reply.code == 0 {
         return Ok(());
     }
     let said = crate::console::sanitize::sanitize_line(&reply.output);
-    let known = run(shell, "grep -qw 9p /proc/filesystems && ls /sys/bus/virtio/drivers/9pnet_virtio", limits).await?;
+    let known = run(shell, kind.known_to_shell, limits).await?;
     if known.code != 0 {
-        let (what, advice) = (share::what(tag), share::NO_9P);
+        let Kind { what: lacking, advice, .. } = kind;
+        let what = share::what(tag);
         return Err(Cause::NoShares(format!(
-            "the guest's kernel has no 9p file system over virtio, so it cannot be given {what} ({said}). {advice}"
+            "the guest's kernel has no {lacking}, so it cannot be given {what} ({said}). {advice}"
         ))
         .into());
     }
@@ -126,12 +148,14 @@ async fn mount(shell: &mut Shell, tag: &str, at: &str, mode: &str, limits: &Limi
 }
 
 /// Has the guest let go of what was mounted on the way; gives what is mounted all the same.
-pub(crate) async fn quiesce(shell: &mut Shell, share: &ShareSpec, limits: &Limits) -> Result<Vec<String>, Lost> {
-    let mounts = share::mounts(share);
+pub(crate) async fn quiesce(shell: &mut Shell, mounts: &[Mount], limits: &Limits) -> Result<Vec<String>, Lost> {
     let paths = mounts.iter().rev().map(|mount| mount.path.as_str()).chain([share::CONTROL_PATH]);
     let umount: String = paths.map(|path| format!("umount {} 2>/dev/null;", shell_word(path))).collect();
     run(shell, &format!("{umount} sync || busybox sync"), limits).await?;
-    let reply = run(shell, "while read -r d p t x;do [ $t != 9p ]||echo \"<$p>\";done </proc/mounts", limits).await?;
+    let ours: Vec<&str> = share::KINDS.iter().map(|kind| kind.file_system).collect();
+    let ours = ours.join("|");
+    let line = format!("while read -r d p t x;do case $t in {ours})echo \"<$p>\";;esac;done </proc/mounts");
+    let reply = run(shell, &line, limits).await?;
     if reply.code != 0 {
         // Without /proc it can have mounted nothing, for lack of a shell that knows what to mount.
         return Ok(Vec::new());

@@ -19,7 +19,7 @@ use belljar_image::{
     rootdir::{self, OwnModules},
 };
 use belljar_model::EventKind;
-use belljar_proto::message::{INIT_AGENT_PATH, System};
+use belljar_proto::message::{INIT_AGENT_PATH, Mount, Source as ShareSource, System};
 
 use crate::{
     conceal::{ConcealError, Concealment},
@@ -31,7 +31,7 @@ use crate::{
         args::{self, Layout, MachineConfig, Nic, Share, has_room},
         probe::{self, AccelChoice, QemuInfo},
     },
-    share,
+    share::{self, Kind},
     spec::{KernelModules, ShareSpec, Workspace},
 };
 
@@ -94,6 +94,8 @@ pub struct Plan {
     pub(crate) entry: Entry,
     pub(crate) login: Option<Credentials>,
     pub(crate) share: ShareSpec,
+    /// What carries host directories into it; none if it sees none.
+    pub(crate) kind: Option<&'static Kind>,
     pub(crate) qemu: QemuInfo,
     pub(crate) host: HostContext,
     pub(crate) oops: OopsPolicy,
@@ -148,14 +150,8 @@ pub enum PlanError {
     #[error(transparent)]
     Qemu(#[from] probe::ProbeError),
     /// QEMU cannot share directories.
-    #[error(
-        "{} was built without 9p (virtio-9p-pci), by which the guest gets its directories; install your distribution's \
-         full QEMU, or name another with --qemu", path.display()
-    )]
-    No9p {
-        /// Which QEMU.
-        path: PathBuf,
-    },
+    #[error("{0}")]
+    NoShare(String),
     /// The accelerator that was asked for cannot be had.
     #[error(transparent)]
     Accel(#[from] probe::AccelError),
@@ -202,9 +198,10 @@ pub enum PlanError {
 pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext) -> Result<Plan, PlanError> {
     let mut choices = Choices::default();
     let qemu = probe::find_qemu(host.qemu.as_deref(), host.path.as_deref(), &host.cache_dir)?;
-    if !qemu.has_9p {
-        return Err(PlanError::No9p { path: qemu.path });
-    }
+    let kind = sees_host(spec, share).then(|| share::choose(&qemu)).transpose().map_err(PlanError::NoShare)?;
+    let carried = |tag: &str, path: PathBuf, read_only| {
+        kind.map(|kind| Share { tag: tag.to_owned(), device: kind.device, path, read_only })
+    };
     choices.add("qemu", format!("{} ({})", qemu.path.display(), qemu.version), qemu.why.clone());
     let accel = probe::choose_accel(host.accel.or(spec.accel), &qemu, &host.shim, &host.cache_dir)?;
     choices.accelerator(&accel);
@@ -217,7 +214,7 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext) -> Result
     let (kernel, entry) = match &spec.source {
         Source::Image { path, format, bus, access: _ } => {
             disks.push(PlannedDisk::boot(&host.qemu_img, path, format.as_deref(), *bus)?);
-            shares.push(control_share(&host.run_dir));
+            shares.extend(carried(share::CONTROL_TAG, host.run_dir.join(CONTROL_DIR), true));
             (None, Entry::Console { agent: AgentPlace::ControlShare })
         }
         Source::RootDir { root, kernel, modules } => {
@@ -228,20 +225,17 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext) -> Result
             of_kernel = modules.as_ref().and_then(|index| modules_for_root(root, &kernel, index, asked, &mut choices));
             let spec = InitSpec { wanted: WANTED, ..init_spec(agent, modules.as_ref()) };
             let files = boot::root_over_9p(&kernel, &spec, share::ROOT_TAG, &cache)?;
-            shares.push(Share { tag: share::ROOT_TAG.into(), path: root.to_owned(), read_only: true });
-            shares.extend(of_kernel.as_ref().map(|KernelModules { dir, .. }| Share {
-                tag: share::MODULES_TAG.into(),
-                path: dir.clone(),
-                read_only: true,
-            }));
+            shares.extend(carried(share::ROOT_TAG, root.to_owned(), true));
+            shares
+                .extend(of_kernel.as_ref().and_then(|modules| carried(share::MODULES_TAG, modules.dir.clone(), true)));
             (Some(files), Entry::Init)
         }
         Source::Initramfs { kernel, initrd, modules, access } => {
             let take_over = *access == Access::Init;
             let kernel = Kernel::open(kernel)?;
             let modules = modules.as_deref().map(ModuleIndex::load).transpose()?;
-            let shares_wanted = [Feature::NineP, Feature::Overlay];
-            let wanted: Vec<_> = shares_wanted.into_iter().chain(WANTED.iter().copied()).collect();
+            let for_shares = kind.iter().flat_map(|kind| kind.features).copied().chain([Feature::Overlay]);
+            let wanted: Vec<_> = for_shares.chain(WANTED.iter().copied()).collect();
             let spec = InitSpec { wanted: &wanted, ..init_spec(agent, modules.as_ref()) };
             // Without our own program in it, another processor's kernel is as good as any.
             let runs = take_over || kernel.arch.is_none_or(|arch| arch == Arch::X86_64);
@@ -249,7 +243,7 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext) -> Result
             let agent = if runs { AgentPlace::Initramfs } else { AgentPlace::Nowhere };
             if agent == AgentPlace::Initramfs && !take_over {
                 // For an initramfs that gives way to another root, and takes its files with it.
-                shares.push(control_share(&host.run_dir));
+                shares.extend(carried(share::CONTROL_TAG, host.run_dir.join(CONTROL_DIR), true));
             }
             let entry = if take_over { Entry::Init } else { Entry::Console { agent } };
             (Some(files), entry)
@@ -258,7 +252,9 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext) -> Result
     if let Some(files) = &kernel {
         choices.boot_files(files);
     }
-    shares.extend(spec_shares(share, &host.run_dir));
+    if has_exchange(&entry, share, &shares) {
+        shares.extend(kind.into_iter().flat_map(|kind| spec_shares(share, kind, &host.run_dir)));
+    }
     for disk in &spec.hardware.disks {
         disks.push(PlannedDisk::extra(&host.qemu_img, disk)?);
     }
@@ -316,6 +312,7 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext) -> Result
         entry,
         login: spec.credentials()?,
         share: ShareSpec { modules: of_kernel, ..share.clone() },
+        kind,
         qemu,
         host,
         oops: spec.oops,
@@ -346,8 +343,7 @@ pub struct Lookup<'a> {
 pub fn obstacles(spec: &GuestSpec, lookup: Lookup<'_>) -> Vec<String> {
     let mut found: Vec<PlanError> = Vec::new();
     match probe::find_qemu(lookup.qemu, lookup.path, lookup.cache_dir) {
-        Ok(qemu) if !qemu.has_9p => found.push(PlanError::No9p { path: qemu.path }),
-        Ok(_) => {}
+        Ok(qemu) => found.extend(share::choose(&qemu).err().map(PlanError::NoShare)),
         Err(error) => found.push(error.into()),
     }
     let boots = || -> Result<(), PlanError> {
@@ -408,7 +404,7 @@ impl Plan {
         let Place { run_dir, console_log, qemu_log, qemu_command } = place;
         let mut plan = self.clone();
         for control in plan.config.shares.iter_mut().filter(|s| s.tag == share::CONTROL_TAG) {
-            *control = control_share(&run_dir);
+            control.path = run_dir.join(CONTROL_DIR);
         }
         plan.host = HostContext { run_dir, console_log, qemu_log, qemu_command, ..plan.host };
         plan.with_share(share)
@@ -417,11 +413,28 @@ impl Plan {
     /// The same guest with other directories of the host.
     pub(crate) fn with_share(&self, share: ShareSpec) -> Self {
         let mut plan = self.clone();
-        plan.config.shares.retain(|s| s.tag != share::OUT_TAG && s.tag != share::WORKSPACE_TAG);
-        plan.config.shares.extend(spec_shares(&share, &plan.host.run_dir));
+        if let Some(kind) = self.exchange().or(self.kind.filter(|_| share.required())) {
+            plan.config.shares.retain(|s| s.tag != share::OUT_TAG && s.tag != share::WORKSPACE_TAG);
+            plan.config.shares.extend(spec_shares(&share, kind, &plan.host.run_dir));
+        }
         // They are the guest's, whatever else it sees of the host.
         plan.share = ShareSpec { modules: plan.share.modules.take(), ..share };
         plan
+    }
+
+    /// What carries the output directory and the workspace; none if the guest has neither.
+    pub(crate) fn exchange(&self) -> Option<&'static Kind> {
+        self.kind.filter(|_| self.config.shares.iter().any(|s| s.tag == share::OUT_TAG))
+    }
+
+    /// What the guest is to mount, in order.
+    pub(crate) fn mounts(&self) -> Vec<Mount> {
+        self.exchange().map(|kind| share::mounts(&self.share, kind)).unwrap_or_default()
+    }
+
+    /// What copies of the guest will mount, a share of each kind.
+    pub(crate) fn sources(&self) -> Vec<ShareSource> {
+        self.exchange().map(|kind| (kind.source)(share::OUT_TAG)).into_iter().collect()
     }
 
     /// Whether all of the guest is its own, so that what is set up in it stays true.
@@ -433,6 +446,9 @@ impl Plan {
             return Err(
                 "the guest's root is a directory of the host's, which may change under what was set up over it",
             );
+        }
+        if self.exchange().is_none() {
+            return Err("the guest sees nothing of the host, so that its set-up has nothing to read");
         }
         if self.frozen < self.disks.len() {
             return Err("the guest has an NVMe disk, with which QEMU cannot freeze it");
@@ -539,7 +555,7 @@ const WANTED: &[Feature] = &[
     Feature::VirtioBlk,
     Feature::VirtioScsi,
     Feature::Nvme,
-    Feature::Ext4,
+    Feature::FileSystem("ext4"),
 ];
 
 /// Where devices are. They are left to QEMU where a machine is not of the type whose slots are known, or the user's own arguments may take
@@ -650,8 +666,24 @@ pub(crate) fn next_fd(fds: &[(i32, OwnedFd)]) -> i32 {
     fds.iter().map(|(fd, _)| fd + 1).max().unwrap_or(args::FIRST_EXTRA_FD)
 }
 
-fn control_share(run_dir: &Path) -> Share {
-    Share { tag: share::CONTROL_TAG.into(), path: run_dir.join(CONTROL_DIR), read_only: true }
+/// Whether the guest sees anything of the host: what was asked for, its root, or what brings the agent in.
+fn sees_host(spec: &GuestSpec, share: &ShareSpec) -> bool {
+    match spec.source {
+        Source::Image { .. } | Source::RootDir { .. } => true,
+        Source::Initramfs { access, .. } => access != Access::Init || share.required(),
+    }
+}
+
+/// Whether the guest has an output directory of the host's, and the device of a workspace. If nobody asked for them, it has
+/// them where it needs a share all the same, or where files in one are how to talk to it.
+fn has_exchange(entry: &Entry, share: &ShareSpec, others: &[Share]) -> bool {
+    let by_itself = match entry {
+        // Its agent came with the boot, and the share is for when it is gone.
+        Entry::Console { agent: AgentPlace::Initramfs } => false,
+        Entry::Console { agent: AgentPlace::Nowhere } => true,
+        Entry::Console { agent: AgentPlace::ControlShare } | Entry::Init => !others.is_empty(),
+    };
+    by_itself || share.required()
 }
 
 /// Puts the agent where the guest can fetch it from.
@@ -663,15 +695,16 @@ fn put_agent(agent: &[u8], run_dir: &Path) -> std::io::Result<()> {
     fs_err::set_permissions(&file, Permissions::from_mode(0o755))
 }
 
-/// The shares of every guest. The workspace's device is there even if there is no workspace: then an empty directory is behind it.
-fn spec_shares(share: &ShareSpec, run_dir: &Path) -> [Share; 2] {
+/// The shares of every guest that has any to write to. The workspace's device is there even if there is no workspace: then an empty directory is behind it.
+fn spec_shares(share: &ShareSpec, kind: &Kind, run_dir: &Path) -> [Share; 2] {
+    let device = kind.device;
     let (path, read_only) = match &share.workspace {
         Some(Workspace { dir, mode, .. }) => (dir.clone(), *mode != WorkspaceMode::Rw),
         None => (run_dir.join(PLACEHOLDER), true),
     };
     [
-        Share { tag: share::OUT_TAG.into(), path: share.out.clone(), read_only: false },
-        Share { tag: share::WORKSPACE_TAG.into(), path, read_only },
+        Share { tag: share::OUT_TAG.into(), device, path: share.out.clone(), read_only: false },
+        Share { tag: share::WORKSPACE_TAG.into(), device, path, read_only },
     ]
 }
 

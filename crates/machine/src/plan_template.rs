@@ -121,6 +121,9 @@ impl Plan {
             return Err(Unkeyable::Impossible(why.into()));
         }
         names_no_file(&config.machine)?;
+        if let Some(Err(why)) = self.kind.map(|kind| kind.frozen) {
+            return Err(Unkeyable::Impossible(why.into()));
+        }
         let mut key = KeyMaker::new();
         let program = self.qemu.path.canonicalize().unwrap_or_else(|_| self.qemu.path.clone());
         key.add_file("qemu", &program)?;

@@ -12,7 +12,7 @@ pub const PORT_NAME: &str = "belljar.agent";
 
 /// Version of everything in this crate. Host and agent come from one build, so it only guards
 /// against a stale agent, such as one resumed from an old template.
-pub const VERSION: u16 = 4;
+pub const VERSION: u16 = 5;
 
 /// Number the host gives to one command; never used twice in a session.
 pub type ExecId = u32;
@@ -91,6 +91,9 @@ pub enum ShutdownHow {
 pub struct Setup {
     /// In the order in which they are to be mounted.
     pub mounts: Vec<Mount>,
+    /// Directories of the guest's own, made if missing, that each of its users may write to: where a command looks for a share that
+    /// this guest does not have.
+    pub directories: Vec<String>,
     /// The host's wall clock, nanoseconds since the Unix epoch; 0 leaves the guest's clock alone.
     pub clock_ns: u64,
     /// For a guest that Belljar initialises: what it is to be like, which may differ between the copies of one frozen guest.
@@ -138,6 +141,8 @@ impl core::fmt::Debug for Identity {
 pub struct Quiesce {
     /// What is to be unmounted beside the shares of the last [`Setup`].
     pub unmount: Vec<String>,
+    /// What copies will mount: one share of each kind.
+    pub shares: Vec<Source>,
     /// Copies will want an overlay file system.
     pub overlay: bool,
 }
@@ -177,25 +182,37 @@ pub enum MountMode {
     CopyOnWrite,
 }
 
-/// One 9p share.
+/// One host directory in the guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mount {
-    /// The 9p tag.
-    pub tag: String,
+    /// Its name, which no other share of the guest has; whatever carries it.
+    pub name: String,
+    /// What carries it.
+    pub source: Source,
     /// Absolute path in the guest; made if missing.
     pub path: String,
     /// See [`MountMode`].
     pub mode: MountMode,
 }
 
-/// Tag of the kernel's modules, for a guest whose root has none. They are the system's and not the workspace's.
-pub const MODULES_TAG: &str = "belljar-mod";
+/// What carries a share into the guest, by the kind of share.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Source {
+    /// A 9p device of the machine.
+    NineP {
+        /// Its mount tag.
+        tag: String,
+    },
+}
+
+/// Name of the share that holds the kernel's modules, for a guest whose root has none. They are the system's and not the workspace's.
+pub const MODULES_SHARE: &str = "belljar-mod";
 
 /// Why a mount could not be made: what the person reads depends on it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MountFault {
-    /// The guest's kernel has no 9p file system, or no virtio transport for it, even after modules were tried.
-    No9p {
+    /// The guest's kernel lacks the file system of this kind of share, or what carries it, even after modules were tried.
+    NoFileSystem {
         /// What was tried and what it said.
         detail: String,
     },
@@ -448,11 +465,8 @@ pub struct InitConfig {
 /// Where the root file system of an agent-initialised guest comes from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum InitRoot {
-    /// A host directory over 9p, read-only, under a writable layer in memory.
-    NinePOverlay {
-        /// 9p tag of the directory.
-        tag: String,
-    },
+    /// A host directory, read-only, under a writable layer in memory.
+    Share(Source),
     /// The initramfs itself stays the root.
     Initramfs,
 }

@@ -432,9 +432,9 @@ impl Agent {
         let mut tags = Vec::new();
         for (index, mount) in (0_u32..).zip(mounts) {
             let detail = "mount 9p: said by the script".to_owned();
-            let share = self.shared.guest.shares.iter().find(|(tag, _)| *tag == mount.tag);
+            let share = self.shared.guest.shares.iter().find(|(tag, _)| *tag == mount.name);
             match self.manners.setup.as_str() {
-                "no9p" => faults.push((index, MountFault::No9p { detail })),
+                "no9p" => faults.push((index, MountFault::NoFileSystem { detail })),
                 "no-overlay" => faults.push((index, MountFault::NoOverlay { detail })),
                 "failed" => faults.push((index, MountFault::Failed { detail })),
                 _ => match share {
@@ -443,7 +443,7 @@ impl Agent {
                         known.push((mount.path.clone().into_bytes(), dir.clone()));
                     }
                     None => {
-                        let detail = format!("mount 9p {}: no such share in the machine", mount.tag);
+                        let detail = format!("mount 9p {}: no such share in the machine", mount.name);
                         faults.push((index, MountFault::Failed { detail }));
                     }
                 },

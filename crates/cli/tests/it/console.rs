@@ -228,17 +228,40 @@ fn a_kernel_without_9p_on_the_console() {
     outcome.code(125).complains("9p").complains("agent").complains("--workspace none");
 }
 
-#[test]
-fn an_initramfs_with_a_shell() {
-    let lab = Lab::new();
-    // A cpio archive of nothing.
+/// The words for a guest whose initramfs is a cpio archive of nothing.
+fn initramfs(lab: &Lab) -> [String; 4] {
     let mut cpio = b"07070100000000000000000000000000000000000000010000000000000000000000000000000000000000000000000000000b00000000TRAILER!!!\0".to_vec();
     cpio.resize(512, 0);
     std::fs::write(lab.path("initrd"), cpio).expect("initrd");
-    let (kernel, initrd) = (lab.path("vmlinux"), lab.path("initrd"));
-    let guest = ["--kernel".as_ref(), kernel.as_os_str(), "--initrd".as_ref(), initrd.as_os_str()];
+    let (kernel, initrd) = (lab.path("vmlinux").display().to_string(), lab.path("initrd").display().to_string());
+    ["--kernel".into(), kernel, "--initrd".into(), initrd]
+}
+
+#[test]
+fn a_guest_that_wants_no_share_needs_no_9p() {
+    let lab = Lab::new();
+    let guest = initramfs(&lab);
+    let run = || {
+        let script = "[serial]\ndrain\n[agent]\nagent setup=no9p\n";
+        lab.belljar(["run", "--accel", "tcg", "-v", "-w", "none", "--access", "init"]).script(script).args(&guest)
+    };
+    let has_9p = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).contains("virtio-9p");
+    let outcome = run().sh("echo in; exit 7").go();
+    outcome.code(7).says("in\n").complains("share: none").complains("$BELLJAR_OUT stays in the guest");
+    assert!(!outcome.stderr.contains("9p"), "{}", outcome.stderr);
+    assert!(!has_9p(outcome.kept("qemu.cmd")), "no device that nobody needs");
+    let out = lab.path("results");
+    let outcome = run().args(["--out".as_ref(), out.as_os_str()]).sh("true").go();
+    outcome.code(125).complains("no 9p file system");
+    assert!(has_9p(outcome.kept("qemu.cmd")), "the output directory was asked for");
+}
+
+#[test]
+fn an_initramfs_with_a_shell() {
+    let lab = Lab::new();
+    let guest = initramfs(&lab);
     let script = serial("send \"~ # \"\nshell program=\"/bin/busybox ash\" prompt=\"~ # \"");
-    lab.run_bare(&script).args(guest).in_playground().sh("echo in; exit 7").go().code(7).says("in\n");
+    lab.run_bare(&script).args(&guest).in_playground().sh("echo in; exit 7").go().code(7).says("in\n");
     let script = "[serial]\ndrain\n[agent]\nagent\n";
-    lab.run_bare(script).args(guest).args(["--access", "init"]).sh("echo in; exit 7").go().code(7).says("in\n");
+    lab.run_bare(script).args(&guest).args(["--access", "init"]).sh("echo in; exit 7").go().code(7).says("in\n");
 }

@@ -148,12 +148,13 @@ mod tests {
     use super::cpio::tests::{Entry, read};
     use super::*;
     use crate::decompress::tests::{gzip, pack_with};
+    use belljar_proto::message::Source;
     use std::io::Seek;
 
     fn spec<'a>(modules: &'a [(String, Vec<u8>)], alone: bool) -> InitramfsSpec<'a> {
         InitramfsSpec {
             agent: b"\x7fELF agent",
-            root: InitRoot::NinePOverlay { tag: "belljar-root".into() },
+            root: InitRoot::Share(Source::NineP { tag: "belljar-root".into() }),
             modules,
             alone,
         }

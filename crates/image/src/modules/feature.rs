@@ -34,10 +34,8 @@ pub enum Feature {
     AfPacket,
     /// Random numbers from the host.
     VirtioRng,
-    /// The ext2, ext3 and ext4 file systems.
-    Ext4,
-    /// The virtiofs file system.
-    Virtiofs,
+    /// A file system whose module has its name; that of ext4 is also for ext2 and ext3.
+    FileSystem(&'static str),
     /// Sockets between host and guest.
     Vsock,
 }
@@ -55,8 +53,8 @@ impl Feature {
         Feature::VirtioNet,
         Feature::AfPacket,
         Feature::VirtioRng,
-        Feature::Ext4,
-        Feature::Virtiofs,
+        Feature::FileSystem("ext4"),
+        Feature::FileSystem("virtiofs"),
         Feature::Vsock,
     ];
 
@@ -66,7 +64,7 @@ impl Feature {
 
     /// The modules that give it, by the names that `modules.builtin` and `modules.dep` know.
     #[must_use]
-    pub fn modules(self) -> &'static [&'static str] {
+    pub fn modules(&self) -> &[&'static str] {
         match self {
             Feature::VirtioPci => &["virtio_pci"],
             Feature::VirtioConsole => &["virtio_console"],
@@ -78,8 +76,7 @@ impl Feature {
             Feature::VirtioNet => &["virtio_net"],
             Feature::AfPacket => &["af_packet"],
             Feature::VirtioRng => &["virtio_rng"],
-            Feature::Ext4 => &["ext4"],
-            Feature::Virtiofs => &["virtiofs"],
+            Feature::FileSystem(name) => std::slice::from_ref(name),
             Feature::Vsock => &["vmw_vsock_virtio_transport"],
         }
     }
@@ -88,6 +85,7 @@ impl Feature {
 impl std::fmt::Display for Feature {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
+            Feature::FileSystem(name) => return write!(f, "{name} file system"),
             Feature::VirtioPci => "virtio over PCI",
             Feature::VirtioConsole => "virtio console",
             Feature::NineP => "9p over virtio",
@@ -98,8 +96,6 @@ impl std::fmt::Display for Feature {
             Feature::VirtioNet => "virtio network",
             Feature::AfPacket => "packet socket",
             Feature::VirtioRng => "virtio random numbers",
-            Feature::Ext4 => "ext4 file system",
-            Feature::Virtiofs => "virtiofs file system",
             Feature::Vsock => "vsock over virtio",
         })
     }

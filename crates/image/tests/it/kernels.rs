@@ -55,7 +55,8 @@ fn without_an_index_the_same_modules_are_found() {
     let _ = std::fs::copy(indexed.dir().join("modules.builtin"), bare.join("modules.builtin"));
     let walked = ModuleIndex::load(&bare).unwrap();
     let names = |index: &ModuleIndex| {
-        let wanted = Feature::ALL.iter().filter(|f| indexed.feature(**f) != Presence::Absent).flat_map(|f| f.modules());
+        let wanted =
+            Feature::ALL.iter().filter(|f| indexed.feature(**f) != Presence::Absent).flat_map(Feature::modules);
         let resolved = index.resolve(wanted.copied()).unwrap();
         assert_eq!(resolved.missing, [""; 0]);
         let mut names: Vec<_> = resolved.insert.into_iter().map(|m| m.name).collect();

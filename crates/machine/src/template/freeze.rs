@@ -26,7 +26,6 @@ use crate::{
     },
     session::agent::{PortKind, of_session},
     share,
-    spec::ShareSpec,
 };
 
 /// For so long a guest must have nothing to do to count as having come to rest.
@@ -98,7 +97,7 @@ pub(crate) async fn freeze(
         boot_millis: u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX),
         session,
     };
-    quiesce(machine, entered, &plan.share, rest, observe).await?;
+    quiesce(machine, entered, plan, rest, observe).await?;
     if let Some(lost) = machine.watch.doubt(Phase::Session, observe).await {
         return Err(Unfrozen::Lost(lost));
     }
@@ -136,12 +135,13 @@ pub(crate) async fn freeze(
 async fn quiesce(
     machine: &mut Machine,
     entered: &mut Entered,
-    share: &ShareSpec,
+    plan: &Plan,
     resting: Duration,
     observe: Observe<'_>,
 ) -> Result<(), Unfrozen> {
     // Whatever this guest's own workspace is like: that of a copy may be another.
-    let wanted = Quiesce { unmount: vec![share::CONTROL_PATH.into()], overlay: true };
+    let (mounts, shares) = (plan.mounts(), plan.sources());
+    let wanted = Quiesce { unmount: vec![share::CONTROL_PATH.into()], overlay: !shares.is_empty(), shares };
     let limits = machine.limits;
     let limit = limits.sync();
     let left = machine
@@ -151,7 +151,7 @@ async fn quiesce(
                     Entered::Agent { session, .. } => {
                         session.quiesce(wanted).await.map_err(|e| of_session(e, Phase::Session))
                     }
-                    Entered::Shell(shell) => enter::quiesce(shell, share, &limits).await,
+                    Entered::Shell(shell) => enter::quiesce(shell, &mounts, &limits).await,
                 }
             };
             let left = match tokio::time::timeout(limit, letting_go).await {

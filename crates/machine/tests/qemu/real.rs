@@ -20,6 +20,7 @@ use belljar_machine::qemu::args::{
 };
 use belljar_machine::qemu::process::{Qemu, SpawnError, SpawnRequest};
 use belljar_machine::qemu::qmp::{HumanMonitorCommand, QueryCpusFast, QueryStatus, QueryVersion, SystemPowerdown};
+use belljar_machine::share::ninep::push_device;
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
 
@@ -151,8 +152,8 @@ async fn every_device_is_accepted() {
             disks,
             fd_sets: vec![FdSet { fd: FIRST_EXTRA_FD, set: 1 }],
             shares: vec![
-                Share { tag: "a,b".to_owned(), path: shared, read_only: false },
-                Share { tag: "t".repeat(31), path: "/".into(), read_only: true },
+                Share { tag: "a,b".to_owned(), device: push_device, path: shared, read_only: false },
+                Share { tag: "t".repeat(31), device: push_device, path: "/".into(), read_only: true },
             ],
             smbios: vec!["a=b, c".to_owned()],
             vmgenid: true,
@@ -201,7 +202,12 @@ async fn what_a_guest_leaves_is_plain_files_of_the_caller() {
     let bench = Bench::new();
     let shared = bench.path("shared");
     fs::create_dir(&shared).unwrap();
-    let share = |tag: &str, path: &Path, read_only| Share { tag: tag.to_owned(), path: path.to_owned(), read_only };
+    let share = |tag: &str, path: &Path, read_only| Share {
+        tag: tag.to_owned(),
+        device: push_device,
+        path: path.to_owned(),
+        read_only,
+    };
     let config = MachineConfig {
         nic: Nic { mode: NicMode::None, ..Nic::default() },
         shares: vec![share("w", &shared, false), share("r", Path::new("/"), true)],

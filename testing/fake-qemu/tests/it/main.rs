@@ -518,7 +518,8 @@ fn what_cannot_be_frozen_is_refused() {
     let mut host = Host::new(&mut machine.agent);
     host.greet();
     let mount = belljar_proto::message::Mount {
-        tag: "tag".into(),
+        name: "tag".into(),
+        source: belljar_proto::message::Source::NineP { tag: "tag".into() },
         path: "/mnt/x".into(),
         mode: belljar_proto::message::MountMode::ReadWrite,
     };

@@ -7,7 +7,7 @@ use belljar_proto::message::PORT_NAME;
 
 use super::disk::{push, push_disks};
 use super::keyval::{Device, KeyVal};
-use super::{Accel, ArgsError, Chardev, MAX_TAG_LEN, MachineConfig, NicMode, Ram, default_cpu};
+use super::{Accel, ArgsError, Chardev, MachineConfig, NicMode, Ram, default_cpu};
 
 /// QEMU's seccomp filter at its tightest: no obsolete system calls, no change of user, no child
 /// processes, no change of scheduling.
@@ -238,30 +238,10 @@ impl MachineConfig {
             if share.tag.is_empty() {
                 return Err(ArgsError::Empty { what: "a share's tag" });
             }
-            if share.tag.len() > MAX_TAG_LEN {
-                return Err(ArgsError::TooLong {
-                    what: "the share's tag",
-                    value: share.tag.clone(),
-                    len: share.tag.len(),
-                    max: MAX_TAG_LEN,
-                });
-            }
             if shares[..i].iter().any(|other| other.tag == share.tag) {
                 return Err(ArgsError::DuplicateTag { tag: share.tag.clone() });
             }
-            let id = format!("share{i}");
-            let mut back = KeyVal::new("local")
-                .set("id", &id)
-                .set("path", &share.path)
-                .set("security_model", "none")
-                // Inode numbers stay unique where the directory holds mount points.
-                .set("multidevs", "remap");
-            if share.read_only {
-                back = back.set("readonly", "on");
-            }
-            push(out, "-fsdev", back);
-            let device = Device::new("virtio-9p-pci").text("fsdev", &id).text("mount_tag", &share.tag);
-            push(out, "-device", device.at(self.share_slot(i)).key_val());
+            (share.device)(share, &format!("share{i}"), self.share_slot(i), out)?;
         }
         Ok(())
     }

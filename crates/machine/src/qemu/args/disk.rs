@@ -286,7 +286,7 @@ fn node_options(disk: &Disk, node: &str) -> KeyVal {
     options
 }
 
-pub(super) fn push(out: &mut Vec<OsString>, option: &str, value: KeyVal) {
+pub(crate) fn push(out: &mut Vec<OsString>, option: &str, value: KeyVal) {
     out.push(option.into());
     out.push(value.finish());
 }

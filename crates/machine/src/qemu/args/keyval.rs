@@ -6,16 +6,16 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 /// One option value under construction, such as `virtio-blk-pci,drive=disk0`.
 #[derive(Clone, Debug, Default)]
-pub(super) struct KeyVal(Vec<u8>);
+pub(crate) struct KeyVal(Vec<u8>);
 
 impl KeyVal {
     /// Starts with a first word that has no key, such as a device's name.
-    pub(super) fn new(first: impl AsRef<OsStr>) -> Self {
+    pub(crate) fn new(first: impl AsRef<OsStr>) -> Self {
         Self(Vec::new()).word(first)
     }
 
     /// Starts with nothing.
-    pub(super) fn empty() -> Self {
+    pub(crate) fn empty() -> Self {
         Self(Vec::new())
     }
 
@@ -27,7 +27,7 @@ impl KeyVal {
 
     /// Adds `key=value`.
     #[must_use]
-    pub(super) fn set(mut self, key: &str, value: impl AsRef<OsStr>) -> Self {
+    pub(crate) fn set(mut self, key: &str, value: impl AsRef<OsStr>) -> Self {
         if !self.0.is_empty() {
             self.0.push(b',');
         }
@@ -38,7 +38,7 @@ impl KeyVal {
     }
 
     /// The finished argument.
-    pub(super) fn finish(self) -> OsString {
+    pub(crate) fn finish(self) -> OsString {
         OsString::from_vec(self.0)
     }
 }
@@ -57,18 +57,18 @@ enum Property {
 }
 
 impl Device {
-    pub(super) fn new(driver: &str) -> Self {
+    pub(crate) fn new(driver: &str) -> Self {
         Self { driver: driver.to_owned(), properties: Vec::new() }
     }
 
     #[must_use]
-    pub(super) fn text(mut self, key: &'static str, value: impl Into<String>) -> Self {
+    pub(crate) fn text(mut self, key: &'static str, value: impl Into<String>) -> Self {
         self.properties.push((key, Property::Text(value.into())));
         self
     }
 
     #[must_use]
-    pub(super) fn some_text(self, key: &'static str, value: Option<impl Into<String>>) -> Self {
+    pub(crate) fn some_text(self, key: &'static str, value: Option<impl Into<String>>) -> Self {
         match value {
             Some(value) => self.text(key, value),
             None => self,
@@ -76,14 +76,14 @@ impl Device {
     }
 
     #[must_use]
-    pub(super) fn number(mut self, key: &'static str, value: u32) -> Self {
+    pub(crate) fn number(mut self, key: &'static str, value: u32) -> Self {
         self.properties.push((key, Property::Number(value)));
         self
     }
 
     /// Where it is plugged in, unless that is left to QEMU.
     #[must_use]
-    pub(super) fn at(self, slot: Option<Slot>) -> Self {
+    pub(crate) fn at(self, slot: Option<Slot>) -> Self {
         match slot {
             Some(slot) => self.text("bus", PCI_BUS).text("addr", slot.address()),
             None => self,
@@ -91,7 +91,7 @@ impl Device {
     }
 
     /// For `-device`.
-    pub(super) fn key_val(&self) -> KeyVal {
+    pub(crate) fn key_val(&self) -> KeyVal {
         self.properties.iter().fold(KeyVal::new(&self.driver), |all, (key, value)| match value {
             Property::Text(text) => all.set(key, text),
             Property::Number(number) => all.set(key, number.to_string()),

@@ -23,13 +23,12 @@ use thiserror::Error;
 
 pub(crate) use self::build::AGENT_PORT_ID;
 pub use self::build::{CARD, NETDEV, SANDBOX};
+pub(crate) use self::disk::push;
 pub use self::disk::{Backing, Disk, DiskSource, Plugged};
 pub use self::keyval::Device;
+pub(crate) use self::keyval::KeyVal;
 pub use self::shell::to_shell;
 pub use self::slots::{Layout, Slot, has_room};
-
-/// The most bytes a 9p mount tag can have (QEMU's `MAX_TAG_LEN` counts the final NUL).
-pub const MAX_TAG_LEN: usize = 31;
 
 /// The first descriptor number free for anything but channels, see [`Channels::inherited`].
 pub const FIRST_EXTRA_FD: i32 = 7;
@@ -67,7 +66,7 @@ pub struct MachineConfig {
     pub disks: Vec<Disk>,
     /// The network card.
     pub nic: Nic,
-    /// Host directories served over 9p.
+    /// Host directories.
     pub shares: Vec<Share>,
     /// Descriptors that disks refer to as [`DiskSource::FdSet`].
     pub fd_sets: Vec<FdSet>,
@@ -212,12 +211,16 @@ impl Default for Nic {
     }
 }
 
-/// A host directory for the guest. It is served with QEMU's own rights
-/// (`security_model=none`): [`super::sandbox`] sees to it that plain files come of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Puts a share's device on the command line: of the share, a name for what is behind the device, and its slot.
+pub type PushDevice = fn(&Share, &str, Option<Slot>, &mut Vec<OsString>) -> Result<(), ArgsError>;
+
+/// A host directory for the guest.
+#[derive(Clone, Debug)]
 pub struct Share {
-    /// The name the guest mounts by, at most [`MAX_TAG_LEN`] bytes.
+    /// The name the guest mounts by.
     pub tag: String,
+    /// What carries it: that of a [`crate::share`].
+    pub device: PushDevice,
     /// The directory.
     pub path: PathBuf,
     /// Whether writes are refused by the host.

@@ -7,6 +7,7 @@ use std::process::Command;
 use proptest::prelude::*;
 
 use super::*;
+use crate::share::ninep::push_device;
 
 /// One option a line, quoted as for a shell.
 fn lines(config: &MachineConfig) -> String {
@@ -61,7 +62,12 @@ fn stock_image() {
             Disk { read_only: true, throw_away: false, ..Disk::new(DiskSource::Path("/run/x/seed.img".into()), "raw") },
         ],
         fd_sets: vec![FdSet { fd: FIRST_EXTRA_FD, set: 1 }, FdSet { fd: FIRST_EXTRA_FD + 1, set: 1 }],
-        shares: vec![Share { tag: "hostos".to_owned(), path: "/home/u/my project".into(), read_only: false }],
+        shares: vec![Share {
+            tag: "hostos".to_owned(),
+            device: push_device,
+            path: "/home/u/my project".into(),
+            read_only: false,
+        }],
         smbios: vec!["io.systemd.credential:x=1,2".to_owned()],
         vmgenid: true,
         vga: Some("VGA".to_owned()),
@@ -81,7 +87,7 @@ fn own_kernel_for_pasting() {
             append: "console=ttyS0 quiet panic=-1".to_owned(),
         }),
         nic: Nic { mode: NicMode::None, ..Nic::default() },
-        shares: vec![Share { tag: "belljar-root".to_owned(), path: "/".into(), read_only: true }],
+        shares: vec![Share { tag: "belljar-root".to_owned(), device: push_device, path: "/".into(), read_only: true }],
         pvpanic: false,
         rng: false,
         sandbox: false,
@@ -117,7 +123,7 @@ fn every_bus_on_both_machines() {
 fn odd_names_stay_one_value() {
     let path = OsString::from_vec(b"/a,readonly=on,b \n\xff'=\x1b[2J".to_vec());
     let config = MachineConfig {
-        shares: vec![Share { tag: "t,x".to_owned(), path: path.clone().into(), read_only: false }],
+        shares: vec![Share { tag: "t,x".to_owned(), device: push_device, path: path.clone().into(), read_only: false }],
         ..MachineConfig::default()
     };
     let args = config.to_args().unwrap();
@@ -137,7 +143,7 @@ fn refusals_name_the_culprit() {
         read_only,
         ..Disk::new(DiskSource::FdSet(1), "raw")
     };
-    let share = |tag: &str| Share { tag: tag.to_owned(), path: "/".into(), read_only: true };
+    let share = |tag: &str| Share { tag: tag.to_owned(), device: push_device, path: "/".into(), read_only: true };
     let base = MachineConfig::default;
     let cases = [
         MachineConfig { name: "a\0b".to_owned(), ..base() },

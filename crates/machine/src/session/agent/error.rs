@@ -129,7 +129,7 @@ fn is_bidi(c: char) -> bool {
 
 pub(super) fn clean_fault(fault: MountFault) -> MountFault {
     match fault {
-        MountFault::No9p { detail } => MountFault::No9p { detail: clean(&detail) },
+        MountFault::NoFileSystem { detail } => MountFault::NoFileSystem { detail: clean(&detail) },
         MountFault::NoOverlay { detail } => MountFault::NoOverlay { detail: clean(&detail) },
         MountFault::Failed { detail } => MountFault::Failed { detail: clean(&detail) },
     }

@@ -218,7 +218,8 @@ fn setup_names_the_mount_that_failed() {
     run(async {
         let (mut session, _agent) = session().await;
         let mount = |path: &str| belljar_proto::message::Mount {
-            tag: "tag".into(),
+            name: "tag".into(),
+            source: belljar_proto::message::Source::NineP { tag: "tag".into() },
             path: path.into(),
             mode: MountMode::ReadOnly,
         };

@@ -1,0 +1,162 @@
+//! The host directories that a guest sees: which there are, and what is mounted where.
+//!
+//! What one kind of share does differently is in a file of its own, which is a line in [`KINDS`].
+
+pub mod ninep;
+
+use belljar_guest_spec::WorkspaceMode;
+use belljar_image::modules::Feature;
+use belljar_proto::message::{MODULES_SHARE, Mount, MountFault, MountMode, Source};
+
+use crate::{
+    qemu::{args::PushDevice, probe::QemuInfo},
+    spec::ShareSpec,
+};
+
+/// A kind of share: what carries a directory of the host's into a guest.
+#[derive(Debug)]
+pub(crate) struct Kind {
+    /// Its name, for the event log.
+    pub(crate) name: &'static str,
+    /// The type of its mounts in the guest's `/proc/mounts`.
+    pub(crate) file_system: &'static str,
+    /// What the guest's kernel must have, for a person.
+    pub(crate) what: &'static str,
+    /// What to do about a guest whose kernel does not have it.
+    pub(crate) advice: &'static str,
+    /// The same, for an initramfs that Belljar adds modules to.
+    pub(crate) features: &'static [Feature],
+    /// How the agent mounts the share of this tag.
+    pub(crate) source: fn(tag: &str) -> Source,
+    /// How a shell mounts it: the command, of the tag, the path as a word of the shell, and `ro` or `rw`.
+    pub(crate) mount_by_shell: fn(tag: &str, at: &str, mode: &str) -> String,
+    /// How a shell loads what mounting needs. Not every guest does that by itself.
+    pub(crate) load_by_shell: &'static str,
+    /// How a shell finds out whether the kernel has it.
+    pub(crate) known_to_shell: &'static str,
+    /// Its device on QEMU's command line.
+    pub(crate) device: PushDevice,
+    /// Why this QEMU cannot serve it, with how to mend that.
+    pub(crate) obstacle: fn(&QemuInfo) -> Option<String>,
+    /// Whether a guest that has one can be frozen while it is not mounted, so that copies mount their own; if not, why.
+    pub(crate) frozen: Result<(), &'static str>,
+}
+
+/// Every kind, the first choice first.
+pub(crate) const KINDS: &[&Kind] = &[&ninep::NINE_P];
+
+/// The kind of a guest's shares: the first that QEMU can serve.
+///
+/// # Errors
+/// Why there is none.
+pub(crate) fn choose(qemu: &QemuInfo) -> Result<&'static Kind, String> {
+    let mut obstacles = Vec::new();
+    for kind in KINDS {
+        match (kind.obstacle)(qemu) {
+            None => return Ok(kind),
+            Some(why) => obstacles.push(why),
+        }
+    }
+    Err(obstacles.join("; "))
+}
+
+/// Tag of the workspace, as the tool had it that Belljar replaces.
+pub const WORKSPACE_TAG: &str = "hostos";
+/// Tag of the output directory.
+pub const OUT_TAG: &str = "belljar-out";
+/// Tag of the read-only directory that holds the agent, for guests whose initramfs is not ours.
+pub const CONTROL_TAG: &str = "belljar-ctl";
+/// Tag of the kernel's modules, for a root that has none.
+pub const MODULES_TAG: &str = MODULES_SHARE;
+/// Tag of the root directory of a guest that has one of the host's.
+pub const ROOT_TAG: &str = "belljar-root";
+
+/// Where the guest sees the output directory; the value of `$BELLJAR_OUT`.
+pub const OUT_PATH: &str = "/run/belljar/out";
+/// Where the guest sees the control directory.
+pub const CONTROL_PATH: &str = "/run/belljar/ctl";
+/// Name of the agent in the control directory.
+pub const AGENT_FILE: &str = "agent";
+
+/// What the agent is to mount, in order.
+pub(crate) fn mounts(spec: &ShareSpec, kind: &Kind) -> Vec<Mount> {
+    let mount =
+        |tag: &str, path: &str, mode| Mount { name: tag.into(), source: (kind.source)(tag), path: path.into(), mode };
+    let mut mounts = vec![mount(OUT_TAG, OUT_PATH, MountMode::ReadWrite)];
+    if let Some(workspace) = &spec.workspace {
+        let mode = match workspace.mode {
+            WorkspaceMode::Rw => MountMode::ReadWrite,
+            WorkspaceMode::Ro => MountMode::ReadOnly,
+            WorkspaceMode::Cow => MountMode::CopyOnWrite,
+        };
+        mounts.push(mount(WORKSPACE_TAG, &workspace.mount_at, mode));
+    }
+    if let Some(modules) = &spec.modules {
+        // So that a guest can install some of its own and run depmod.
+        let mode = MountMode::CopyOnWrite;
+        mounts.push(mount(MODULES_TAG, &format!("/lib/modules/{}", modules.release), mode));
+    }
+    mounts
+}
+
+/// What a guest is told of that has no output directory although nobody asked for one.
+pub(crate) const OUT_IS_LOST: &str = "what the command writes to $BELLJAR_OUT stays in the guest and ends with it";
+
+/// What a person calls a share.
+pub(crate) fn what(tag: &str) -> &str {
+    match tag {
+        WORKSPACE_TAG => "the workspace",
+        OUT_TAG => "the output directory",
+        MODULES_TAG => "its modules",
+        CONTROL_TAG => "the directory that holds its agent",
+        other => other,
+    }
+}
+
+/// A person's words for a share that could not be mounted.
+pub(crate) fn explain(mount: &Mount, kind: &Kind, fault: &MountFault) -> String {
+    let what = what(&mount.name);
+    match fault {
+        MountFault::NoFileSystem { detail } => {
+            let Kind { what: lacking, advice, .. } = kind;
+            format!("the guest's kernel cannot mount {what}: it has no {lacking} ({detail}). {advice}")
+        }
+        MountFault::NoOverlay { detail } if mount.name == MODULES_TAG => {
+            format!("the guest's kernel has no overlayfs, by which it gets its modules ({detail})")
+        }
+        MountFault::NoOverlay { detail } => format!(
+            "the guest's kernel has no overlayfs, which the workspace mode cow needs ({detail}); use \
+             --workspace-mode ro or rw"
+        ),
+        MountFault::Failed { detail } => format!("the guest could not mount {what} at {}: {detail}", mount.path),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::{KernelModules, Workspace};
+
+    #[test]
+    fn the_output_directory_is_always_there() {
+        let bounds = crate::bounds::Bounds::default();
+        let none = ShareSpec { workspace: None, out: "/o".into(), out_wanted: false, bounds, modules: None };
+        assert!(!none.required());
+        assert!(ShareSpec { out_wanted: true, ..none.clone() }.required());
+        let kind = &ninep::NINE_P;
+        assert_eq!(mounts(&none, kind).len(), 1);
+        let both = ShareSpec {
+            workspace: Some(Workspace { dir: "/w".into(), mode: WorkspaceMode::Cow, mount_at: "/mnt/hostos".into() }),
+            ..none
+        };
+        let mounts = mounts(&both, kind);
+        assert_eq!(mounts[1].name, "hostos");
+        assert_eq!(mounts[1].mode, MountMode::CopyOnWrite);
+        let said = explain(&mounts[1], kind, &MountFault::NoFileSystem { detail: "modprobe 9p: not found".into() });
+        assert!(said.contains("--workspace none") && said.contains("modprobe 9p: not found"), "{said}");
+
+        let modules = KernelModules { dir: "/lib/modules/6.1".into(), release: "6.1".into() };
+        let with_modules = super::mounts(&ShareSpec { modules: Some(modules), ..both }, kind);
+        assert_eq!((with_modules[2].path.as_str(), with_modules[2].mode), ("/lib/modules/6.1", MountMode::CopyOnWrite));
+    }
+}

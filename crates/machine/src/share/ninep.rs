@@ -1,0 +1,69 @@
+//! Shares over 9p: QEMU serves the directory, and a device of the machine carries it.
+
+use std::ffi::OsString;
+
+use belljar_image::modules::Feature;
+use belljar_proto::message::Source;
+
+use super::Kind;
+use crate::qemu::{
+    args::{ArgsError, Device, KeyVal, Share, Slot, push},
+    probe::QemuInfo,
+};
+
+/// The most bytes a mount tag can have (QEMU's `MAX_TAG_LEN` counts the final NUL).
+pub const MAX_TAG_LEN: usize = 31;
+
+pub(crate) const NINE_P: Kind = Kind {
+    name: "9p",
+    file_system: "9p",
+    what: "9p file system over virtio",
+    advice: "Debian's cloud kernel and the RHEL family have none; use a kernel that has the modules 9p and 9pnet_virtio, or do without \
+             shares: --workspace none, and no --out",
+    features: &[Feature::NineP],
+    source: |tag| Source::NineP { tag: tag.to_owned() },
+    // These options every kernel since 2.6.38 knows.
+    mount_by_shell: |tag, at, mode| format!("mount -t 9p -o trans=virtio,version=9p2000.L,{mode} {tag} {at}"),
+    load_by_shell: "modprobe 9pnet_virtio; modprobe 9p",
+    known_to_shell: "grep -qw 9p /proc/filesystems && ls /sys/bus/virtio/drivers/9pnet_virtio",
+    device: push_device,
+    obstacle,
+    // A mounted one is state in QEMU that cannot be saved; the device alone can, and each copy mounts its own directory by it.
+    frozen: Ok(()),
+};
+
+/// A directory for the guest, by a 9p device. It is served with QEMU's own rights (`security_model=none`): [`crate::qemu::sandbox`] sees
+/// to it that plain files come of it.
+pub fn push_device(share: &Share, id: &str, slot: Option<Slot>, out: &mut Vec<OsString>) -> Result<(), ArgsError> {
+    if share.tag.len() > MAX_TAG_LEN {
+        return Err(ArgsError::TooLong {
+            what: "the share's tag",
+            value: share.tag.clone(),
+            len: share.tag.len(),
+            max: MAX_TAG_LEN,
+        });
+    }
+    let mut back = KeyVal::new("local")
+        .set("id", id)
+        .set("path", &share.path)
+        .set("security_model", "none")
+        // Inode numbers stay unique where the directory holds mount points.
+        .set("multidevs", "remap");
+    if share.read_only {
+        back = back.set("readonly", "on");
+    }
+    push(out, "-fsdev", back);
+    let device = Device::new("virtio-9p-pci").text("fsdev", id).text("mount_tag", &share.tag);
+    push(out, "-device", device.at(slot).key_val());
+    Ok(())
+}
+
+fn obstacle(qemu: &QemuInfo) -> Option<String> {
+    (!qemu.has_9p).then(|| {
+        format!(
+            "{} was built without 9p (virtio-9p-pci), by which the guest gets its directories; install your distribution's full QEMU, or \
+             name another with --qemu",
+            qemu.path.display()
+        )
+    })
+}
