@@ -128,6 +128,15 @@ impl Source {
         }
     }
 
+    /// How to get in, where there is more than one way.
+    #[must_use]
+    pub fn access(&self) -> Access {
+        match self {
+            Self::Image { access, .. } | Self::Initramfs { access, .. } => *access,
+            Self::RootDir { .. } => Access::Auto,
+        }
+    }
+
     /// Has the guest be got into in this way, where there is more than one.
     pub fn set_access(&mut self, wanted: Access) {
         match self {

@@ -16,7 +16,7 @@ use crate::{
     enter,
     guest::{Guest, Observe, TAIL, Views},
     limits::Limits,
-    plan::{AgentPlace, Entry, Launch, Plan},
+    plan::{Launch, Plan},
     qemu::{
         args::MachineConfig,
         process::{Qemu, SpawnError, SpawnRequest},
@@ -209,11 +209,8 @@ impl Booted {
         let limits = machine.limits;
         let mut patience = limits.boot(machine.qemu.cpu_clock());
         let entered = machine
-            .attend(Phase::Boot, observe, async |_, console, tell| match &plan.entry {
-                Entry::Init => by_init(ports, console, &mut patience, tell).await,
-                Entry::Console { agent } => {
-                    by_console(*agent, plan, ports, console, &mut patience, &limits, tell).await
-                }
+            .attend(Phase::Boot, observe, async |_, console, tell| {
+                get_in(plan, ports, console, &mut patience, &limits, tell).await
             })
             .await;
         match entered {
@@ -304,9 +301,9 @@ fn no_share(why: &str) -> EventKind {
 
 /// How a copy was got into, and how it is talked to: as its template.
 pub(crate) fn choices_of_copy(plan: &Plan, entered: &Entered) -> [EventKind; 2] {
-    let access = match plan.entry {
-        Entry::Init => ("Belljar's init", "it was the first process of its template, and goes on"),
-        Entry::Console { .. } => {
+    let access = match plan.agent_by_itself() {
+        Some((rung, of_it)) => (rung.name, of_it.in_copy),
+        None => {
             ("the template's", "its template was got into on the serial console when it booted, and is not asked again")
         }
     };
@@ -336,32 +333,6 @@ fn host_file(attempt: &str, error: &io::Error) -> Cause {
     Cause::host_file(attempt, error, "the run's directory must be writable")
 }
 
-/// Waits for the agent that is the first process.
-async fn by_init(
-    ports: Ports,
-    console: &mut Console,
-    patience: &mut Patience,
-    tell: Tell<'_>,
-) -> Result<Entered, Lost> {
-    let view = console.view();
-    tokio::select! {
-        biased;
-        connected = AgentSession::connect(ports) => {
-            let (session, announce, port) = connected.map_err(|e| of_session(e, Phase::Boot))?;
-            tell(EventKind::Choice {
-                what: "access".into(),
-                chosen: "Belljar's init".into(),
-                why: "it is the guest's first process".into(),
-            });
-            Ok(agent(session, &announce, port, tell))
-        }
-        overdue = run_out(patience, &view) => Err(Lost::timeout(
-            Phase::Boot,
-            format!("the agent, which is the guest's first process, did not announce itself on its port: {overdue}"),
-        )),
-    }
-}
-
 fn agent(session: AgentSession, announce: &Announce, port: PortKind, tell: Tell<'_>) -> Entered {
     tell(EventKind::Choice {
         what: "session".into(),
@@ -388,9 +359,8 @@ async fn run_out(patience: &mut Patience, view: &ConsoleView) -> crate::console:
     }
 }
 
-/// Gets a shell on the serial line, and from there the agent if it can run.
-async fn by_console(
-    place: AgentPlace,
+/// Gets in by the plan's rungs: the agent comes by itself, or there is a shell on the serial line, and from there the agent if it can run.
+async fn get_in(
     plan: &Plan,
     ports: Ports,
     console: &mut Console,
@@ -398,27 +368,25 @@ async fn by_console(
     limits: &Limits,
     tell: Tell<'_>,
 ) -> Result<Entered, Lost> {
-    let options = AccessOptions { credentials: plan.login.clone(), ..AccessOptions::default() };
-    let mut booted = false;
-    let mut shell = access::climb(console, &options, patience, &mut |event| {
-        // Something that can be typed at ends the boot.
-        if matches!(event, AccessEvent::Did { act: Act::TypeUser | Act::Probe, .. })
-            && !std::mem::replace(&mut booted, true)
-        {
-            tell(EventKind::Phase { phase: Phase::Access });
+    let by_itself = plan.agent_by_itself();
+    let mut connecting = std::pin::pin!(AgentSession::connect(ports));
+    let mut shell = tokio::select! {
+        biased;
+        connected = &mut connecting, if by_itself.is_some() => {
+            let (session, announce, port) = connected.map_err(|e| of_session(e, Phase::Boot))?;
+            if let Some((rung, of_it)) = by_itself {
+                let why = format!("it {}", of_it.which);
+                tell(EventKind::Choice { what: "access".into(), chosen: rung.name.into(), why });
+            }
+            return Ok(agent(session, &announce, port, tell));
         }
-        if let Some(kind) = enter::event_of(&event) {
-            tell(kind);
-        }
-    })
-    .await
-    .map_err(enter::lost_of_access)?;
+        shell = shell_on_console(plan, console, patience, tell) => shell?,
+    };
     tell(EventKind::Phase { phase: Phase::Session });
-    match enter::start_agent(&mut shell, place, plan.kind, limits).await? {
+    match enter::start_agent(&mut shell, plan.agent, plan.kind, limits).await? {
         enter::AgentStart::Started => {
             // The console is the kernel's again: its faults have to be seen.
             shell.restore_messages(&mut limits.line()).await.map_err(|e| enter::of_shell(&e, Phase::Session))?;
-            let connecting = AgentSession::connect(ports);
             match tokio::time::timeout(limits.agent_start(), connecting).await {
                 Ok(connected) => {
                     let (session, announce, port) = connected.map_err(|e| of_session(e, Phase::Session))?;
@@ -438,6 +406,38 @@ async fn by_console(
             Ok(Entered::Shell(Box::new(shell)))
         }
     }
+}
+
+/// Climbs to a shell on the serial line; where no rung leads there, waits as long as there is patience.
+async fn shell_on_console(
+    plan: &Plan,
+    console: &mut Console,
+    patience: &mut Patience,
+    tell: Tell<'_>,
+) -> Result<Shell, Lost> {
+    if let Some((_, of_it)) = plan.agent_by_itself().filter(|_| plan.rungs.iter().all(|rung| rung.rules.is_empty())) {
+        let overdue = run_out(patience, &console.view()).await;
+        return Err(Lost::timeout(
+            Phase::Boot,
+            format!("the agent, which {}, did not announce itself on its port: {overdue}", of_it.which),
+        ));
+    }
+    let (rungs, credentials) = (plan.rungs.clone(), plan.login.clone());
+    let options = AccessOptions { rungs, credentials, ..AccessOptions::default() };
+    let mut booted = false;
+    access::climb(console, &options, patience, &mut |event| {
+        // Something that can be typed at ends the boot.
+        if matches!(event, AccessEvent::Did { act: Act::TypeUser | Act::Probe, .. })
+            && !std::mem::replace(&mut booted, true)
+        {
+            tell(EventKind::Phase { phase: Phase::Access });
+        }
+        if let Some(kind) = enter::event_of(&event) {
+            tell(kind);
+        }
+    })
+    .await
+    .map_err(enter::lost_of_access)
 }
 
 /// Nanoseconds since the epoch.

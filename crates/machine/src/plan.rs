@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use belljar_guest_spec::{Accel, Access, Credentials, GuestSpec, OopsPolicy, Source, Unresolved, Word, WorkspaceMode};
+use belljar_guest_spec::{Accel, Credentials, GuestSpec, OopsPolicy, Source, Unresolved, Word, WorkspaceMode};
 use belljar_image::{
     boot::{self, BootFiles, InitSpec},
     cache::Cache,
@@ -22,6 +22,7 @@ use belljar_model::EventKind;
 use belljar_proto::message::{INIT_AGENT_PATH, Mount, Source as ShareSource, System};
 
 use crate::{
+    access::rungs::{self, Rung},
     conceal::{ConcealError, Concealment},
     host::HostContext,
     limits::Limits,
@@ -44,19 +45,7 @@ pub const CONTROL_DIR: &str = "ctl";
 /// The directory in the run's directory that is shared where there is no workspace: nothing is in it.
 const PLACEHOLDER: &str = "ctl/no-workspace";
 
-/// How Belljar gets a session in the guest.
-#[derive(Clone, Debug)]
-pub(crate) enum Entry {
-    /// The agent is the first process and announces itself.
-    Init,
-    /// Through the serial console.
-    Console {
-        /// Where the agent is in the guest.
-        agent: AgentPlace,
-    },
-}
-
-/// Where a guest that is entered through its console finds the agent.
+/// Where the guest finds the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AgentPlace {
     /// In the control share, which has to be mounted first.
@@ -91,7 +80,9 @@ pub struct Plan {
     pub(crate) frozen: usize,
     /// What a guest is told to be like, where Belljar initialises it.
     pub(crate) system: Option<System>,
-    pub(crate) entry: Entry,
+    /// The ways in that are tried, in this order.
+    pub(crate) rungs: Vec<&'static Rung>,
+    pub(crate) agent: AgentPlace,
     pub(crate) login: Option<Credentials>,
     pub(crate) share: ShareSpec,
     /// What carries host directories into it; none if it sees none.
@@ -198,7 +189,9 @@ pub enum PlanError {
 pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext) -> Result<Plan, PlanError> {
     let mut choices = Choices::default();
     let qemu = probe::find_qemu(host.qemu.as_deref(), host.path.as_deref(), &host.cache_dir)?;
-    let kind = sees_host(spec, share).then(|| share::choose(&qemu)).transpose().map_err(PlanError::NoShare)?;
+    let rungs = rungs::choose(&spec.source);
+    let is_init = rungs.iter().any(|rung| rung.is_init);
+    let kind = sees_host(spec, is_init, share).then(|| share::choose(&qemu)).transpose().map_err(PlanError::NoShare)?;
     let carried = |tag: &str, path: PathBuf, read_only| {
         kind.map(|kind| Share { tag: tag.to_owned(), device: kind.device, path, read_only })
     };
@@ -211,11 +204,11 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext) -> Result
     let mut shares = Vec::new();
     let mut disks = Vec::new();
     let mut of_kernel = None;
-    let (kernel, entry) = match &spec.source {
+    let (kernel, place) = match &spec.source {
         Source::Image { path, format, bus, access: _ } => {
             disks.push(PlannedDisk::boot(&host.qemu_img, path, format.as_deref(), *bus)?);
             shares.extend(carried(share::CONTROL_TAG, host.run_dir.join(CONTROL_DIR), true));
-            (None, Entry::Console { agent: AgentPlace::ControlShare })
+            (None, AgentPlace::ControlShare)
         }
         Source::RootDir { root, kernel, modules } => {
             let root = root.as_deref().unwrap_or(Path::new(HOST_ROOT));
@@ -228,31 +221,29 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext) -> Result
             shares.extend(carried(share::ROOT_TAG, root.to_owned(), true));
             shares
                 .extend(of_kernel.as_ref().and_then(|modules| carried(share::MODULES_TAG, modules.dir.clone(), true)));
-            (Some(files), Entry::Init)
+            (Some(files), AgentPlace::Initramfs)
         }
-        Source::Initramfs { kernel, initrd, modules, access } => {
-            let take_over = *access == Access::Init;
+        Source::Initramfs { kernel, initrd, modules, access: _ } => {
             let kernel = Kernel::open(kernel)?;
             let modules = modules.as_deref().map(ModuleIndex::load).transpose()?;
             let for_shares = kind.iter().flat_map(|kind| kind.features).copied().chain([Feature::Overlay]);
             let wanted: Vec<_> = for_shares.chain(WANTED.iter().copied()).collect();
             let spec = InitSpec { wanted: &wanted, ..init_spec(agent, modules.as_ref()) };
             // Without our own program in it, another processor's kernel is as good as any.
-            let runs = take_over || kernel.arch.is_none_or(|arch| arch == Arch::X86_64);
+            let runs = is_init || kernel.arch.is_none_or(|arch| arch == Arch::X86_64);
             let files = boot::foreign_initramfs(&kernel, initrd, runs.then_some(&spec), &cache)?;
             let agent = if runs { AgentPlace::Initramfs } else { AgentPlace::Nowhere };
-            if agent == AgentPlace::Initramfs && !take_over {
+            if agent == AgentPlace::Initramfs && !is_init {
                 // For an initramfs that gives way to another root, and takes its files with it.
                 shares.extend(carried(share::CONTROL_TAG, host.run_dir.join(CONTROL_DIR), true));
             }
-            let entry = if take_over { Entry::Init } else { Entry::Console { agent } };
-            (Some(files), entry)
+            (Some(files), agent)
         }
     };
     if let Some(files) = &kernel {
         choices.boot_files(files);
     }
-    if has_exchange(&entry, share, &shares) {
+    if has_exchange(place, is_init, share, &shares) {
         shares.extend(kind.into_iter().flat_map(|kind| spec_shares(share, kind, &host.run_dir)));
     }
     for disk in &spec.hardware.disks {
@@ -275,10 +266,7 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext) -> Result
     if let Some(machine) = &spec.machine {
         config.machine.clone_from(machine);
     }
-    if let Some(kernel) = &mut config.kernel {
-        let routed_by_firmware = config.accel == Accel::Tcg && config.machine == MachineConfig::default().machine;
-        kernel.append = kernel_line(&entry, routed_by_firmware, &spec.append);
-    }
+    attach(&mut config, &rungs, &spec.append);
     if matches!(spec.source, Source::Image { .. }) && !config.machine.contains("graphics=") {
         // SeaBIOS then speaks on the serial line (`etc/sercon-port`, hw/i386/pc.c), and so do boot loaders that know only the
         // firmware's console: an image that does not boot says so.
@@ -308,8 +296,9 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext) -> Result
         disks,
         fixed,
         frozen,
-        system: matches!(entry, Entry::Init).then_some(system),
-        entry,
+        system: is_init.then_some(system),
+        rungs,
+        agent: place,
         login: spec.credentials()?,
         share: ShareSpec { modules: of_kernel, ..share.clone() },
         kind,
@@ -420,6 +409,16 @@ impl Plan {
         // They are the guest's, whatever else it sees of the host.
         plan.share = ShareSpec { modules: plan.share.modules.take(), ..share };
         plan
+    }
+
+    /// Whether Belljar's program is the guest's first process.
+    pub(crate) fn is_init(&self) -> bool {
+        self.rungs.iter().any(|rung| rung.is_init)
+    }
+
+    /// The rung by which the agent comes of its own accord, and what is said of it.
+    pub(crate) fn agent_by_itself(&self) -> Option<(&'static Rung, rungs::Agent)> {
+        self.rungs.iter().find_map(|rung| Some((*rung, rung.agent?)))
     }
 
     /// What carries the output directory and the workspace; none if the guest has neither.
@@ -623,28 +622,17 @@ fn modules_for_root(
     (own == OwnModules::None || asked).then_some(KernelModules { dir, release })
 }
 
-/// The kernel's command line. A quiet boot is a quick one: each character on an emulated serial line costs. A panic is to end
-/// the guest at once; but in somebody else's initramfs `panic=` also turns off the emergency shell (Debian's, Alpine's),
-/// which may be the only shell there is. There the console's alarm ends the guest.
-///
-/// `routed_by_firmware` is for a machine whose PCI interrupts the firmware has routed as well as ACPI would. To have each device
-/// ask ACPI costs a guest without KVM a fifth of its boot, for the interpreter is slow, and virtio does not even use the answer.
-/// It is a machine without KVM, whose timer ticks late on a busy host: the kernel's test of the timer's interrupt then ends in a panic
-/// ("IO-APIC + timer doesn't work"). `no_timer_check` leaves the test out (the kernel's `kernel-parameters.rst`), as kernels do under KVM.
-fn kernel_line(entry: &Entry, routed_by_firmware: bool, append: &[String]) -> String {
-    let mut words = match entry {
-        Entry::Init => vec!["console=ttyS0", "panic=-1", "quiet", "loglevel=4", "random.trust_cpu=on"],
-        Entry::Console { .. } => vec!["console=ttyS0"],
-    };
-    let agent = format!("rdinit={INIT_AGENT_PATH}");
-    if matches!(entry, Entry::Init) {
-        if routed_by_firmware {
-            words.extend(["acpi=noirq", "no_timer_check"]);
-        }
-        words.push(&agent);
+/// Attaches what the rungs need to the machine, and puts the kernel's command line together.
+fn attach(config: &mut MachineConfig, rungs: &[&Rung], append: &[String]) {
+    if let Some(kernel) = &mut config.kernel {
+        kernel.add("console=ttyS0");
     }
-    words.extend(append.iter().map(String::as_str));
-    words.join(" ")
+    for rung in rungs {
+        (rung.attach)(config);
+    }
+    if let Some(kernel) = &mut config.kernel {
+        append.iter().for_each(|words| kernel.add(words));
+    }
 }
 
 fn title(source: &Source) -> String {
@@ -667,21 +655,20 @@ pub(crate) fn next_fd(fds: &[(i32, OwnedFd)]) -> i32 {
 }
 
 /// Whether the guest sees anything of the host: what was asked for, its root, or what brings the agent in.
-fn sees_host(spec: &GuestSpec, share: &ShareSpec) -> bool {
+fn sees_host(spec: &GuestSpec, is_init: bool, share: &ShareSpec) -> bool {
     match spec.source {
         Source::Image { .. } | Source::RootDir { .. } => true,
-        Source::Initramfs { access, .. } => access != Access::Init || share.required(),
+        Source::Initramfs { .. } => !is_init || share.required(),
     }
 }
 
 /// Whether the guest has an output directory of the host's, and the device of a workspace. If nobody asked for them, it has
 /// them where it needs a share all the same, or where files in one are how to talk to it.
-fn has_exchange(entry: &Entry, share: &ShareSpec, others: &[Share]) -> bool {
-    let by_itself = match entry {
-        // Its agent came with the boot, and the share is for when it is gone.
-        Entry::Console { agent: AgentPlace::Initramfs } => false,
-        Entry::Console { agent: AgentPlace::Nowhere } => true,
-        Entry::Console { agent: AgentPlace::ControlShare } | Entry::Init => !others.is_empty(),
+fn has_exchange(agent: AgentPlace, is_init: bool, share: &ShareSpec, others: &[Share]) -> bool {
+    let by_itself = match agent {
+        AgentPlace::ControlShare | AgentPlace::Nowhere => true,
+        // Where it is not the first process, the other share is for when the initramfs is gone.
+        AgentPlace::Initramfs => is_init && !others.is_empty(),
     };
     by_itself || share.required()
 }
@@ -744,13 +731,23 @@ impl Choices {
 
 #[cfg(test)]
 mod tests {
+    use belljar_guest_spec::Access;
+
     use super::*;
 
     #[test]
     fn somebody_elses_initramfs_keeps_its_emergency_shell() {
-        let entry = Entry::Console { agent: AgentPlace::ControlShare };
-        assert_eq!(kernel_line(&entry, true, &["rdinit=/bin/sh".to_owned()]), "console=ttyS0 rdinit=/bin/sh");
-        assert!(kernel_line(&Entry::Init, true, &[]).contains(" panic=-1 "));
-        assert!(!kernel_line(&Entry::Init, false, &[]).contains("no_timer_check"));
+        let line = |source: &Source, accel, append: &[String]| {
+            let kernel = args::Kernel { image: "k".into(), initrd: None, append: String::new() };
+            let mut config = MachineConfig { kernel: Some(kernel), accel, ..MachineConfig::default() };
+            attach(&mut config, &rungs::choose(source), append);
+            config.kernel.unwrap().append
+        };
+        let access = Access::Auto;
+        let theirs = Source::Initramfs { kernel: "k".into(), initrd: "i".into(), modules: None, access };
+        assert_eq!(line(&theirs, Accel::Tcg, &["rdinit=/bin/sh".to_owned()]), "console=ttyS0 rdinit=/bin/sh");
+        assert!(line(&Source::host(), Accel::Tcg, &[]).contains(" panic=-1 "));
+        assert!(line(&Source::host(), Accel::Tcg, &[]).contains("no_timer_check"));
+        assert!(!line(&Source::host(), Accel::Kvm, &[]).contains("no_timer_check"));
     }
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::{
-    plan::{AgentPlace, CopyError, Entry, Launch, Plan, PlanError, layers, make_placeholder, next_fd},
+    plan::{AgentPlace, CopyError, Launch, Plan, PlanError, layers, make_placeholder, next_fd},
     plan_disk::{self, PlanDiskError},
     qemu::args::{Accel, Layout, MachineConfig, NicMode, Ram},
     share,
@@ -76,10 +76,10 @@ impl Plan {
 
     /// What becomes of the base's network card. One that nobody has used is on whatever network the machine says.
     pub(crate) fn card_change(&self) -> CardChange {
-        match (self.config.layout, self.config.nic.mode, &self.entry) {
-            (Layout::Auto, ..) | (_, NicMode::Isolated, _) | (_, NicMode::User, Entry::Init) => CardChange::None,
+        match (self.config.layout, self.config.nic.mode, self.is_init()) {
+            (Layout::Auto, ..) | (_, NicMode::Isolated, _) | (_, NicMode::User, true) => CardChange::None,
             (_, NicMode::None, _) => CardChange::Remove,
-            (_, NicMode::User, Entry::Console { .. }) => CardChange::Replace,
+            (_, NicMode::User, false) => CardChange::Replace,
         }
     }
 
@@ -158,7 +158,10 @@ impl Plan {
         for arg in args {
             key.add("argument", arg.as_encoded_bytes());
         }
-        key.add("entry", entry_name(&self.entry));
+        for rung in &self.rungs {
+            key.add("rung", rung.name.as_bytes());
+        }
+        key.add("agent's place", place_name(self.agent));
         if let Some(login) = &self.login {
             key.add("user", login.user.as_bytes());
             key.add("password", login.password.as_ref().map_or("", |p| p.expose()).as_bytes());
@@ -267,12 +270,11 @@ impl Plan {
 /// The kind of the network card, beside those of disks.
 pub(crate) const CARD_KIND: &str = "network card";
 
-fn entry_name(entry: &Entry) -> &'static [u8] {
-    match entry {
-        Entry::Init => b"init",
-        Entry::Console { agent: AgentPlace::ControlShare } => b"console, agent in a share",
-        Entry::Console { agent: AgentPlace::Initramfs } => b"console, agent in the initramfs",
-        Entry::Console { agent: AgentPlace::Nowhere } => b"console, no agent",
+fn place_name(agent: AgentPlace) -> &'static [u8] {
+    match agent {
+        AgentPlace::ControlShare => b"a share",
+        AgentPlace::Initramfs => b"the initramfs",
+        AgentPlace::Nowhere => b"nowhere",
     }
 }
 

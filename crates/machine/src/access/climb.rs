@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::shell::Launch;
 use super::sight::{self, Sight};
-use super::{AccessError, AccessEvent, AccessOptions, Act, Credentials, LADDER, Shell, answer};
+use super::{AccessError, AccessEvent, AccessOptions, Act, Credentials, Rung, Shell, answer};
 use crate::console::{AlarmKind, Alarms, Console, Marker, Patience, Pattern, Severity, Wake};
 
 /// How long a line that looks like a prompt is at rest before it is believed: it may be the start of a longer one.
@@ -82,7 +82,8 @@ pub async fn climb(
         name_arrived: true,
         question: None,
         question_is_password: false,
-        logged_in: false,
+        typed_by: None,
+        logged_in: None,
         logins: 0,
         enters: 0,
         entered: None,
@@ -106,7 +107,10 @@ struct Climber<'a> {
     question: Option<String>,
     /// The question was answered with Enter, and the login prompt came again.
     question_is_password: bool,
-    logged_in: bool,
+    /// The rung whose rule had the user's name typed.
+    typed_by: Option<&'static Rung>,
+    /// The same, when something came of it.
+    logged_in: Option<&'static Rung>,
     logins: u32,
     /// Enters since anything else happened.
     enters: u32,
@@ -164,14 +168,18 @@ impl Climber<'_> {
             }
             settled_at = Some(seen);
             self.heed_stuck(seen)?;
-            let rules = LADDER.iter().flat_map(|r| r.rules);
-            let Some((_, act)) = rules.into_iter().find(|(s, _)| *s == sight) else { continue };
+            let rules = |rung: &&'static Rung| rung.rules.iter().zip(std::iter::repeat(*rung));
+            let fitting = self.options.rungs.iter().flat_map(rules).find(|((s, _), _)| *s == sight);
+            let Some(((_, act), rung)) = fitting else { continue };
             // Enter would choose something there.
             let menu = self.menu.as_ref().is_some_and(|m| seen - m.at < 4096) || self.console.is_full_screen();
             if menu && *act == Act::Enter {
                 continue;
             }
             observer(AccessEvent::Did { sight, line: line.trim().to_owned(), act: *act });
+            if *act == Act::TypeUser {
+                self.typed_by = Some(rung);
+            }
             let found = self.act(sight, *act, &line, patience).await?;
             self.last_act = Instant::now();
             if let Some((by, launch)) = found {
@@ -180,8 +188,8 @@ impl Climber<'_> {
                 if self.options.root && shell.root() == Some(false) {
                     self.become_root(&mut shell, patience, observer).await?;
                 }
-                let rung = if self.logged_in { "login" } else { "shell" };
-                observer(AccessEvent::Held { rung, root: shell.root() });
+                let rung = self.logged_in.unwrap_or(rung);
+                observer(AccessEvent::Held { rung: rung.name, root: shell.root() });
                 return Ok(shell);
             }
         }
@@ -299,7 +307,7 @@ impl Climber<'_> {
             // ask for a name, give them more time.
             Sight::Blank => {
                 let name_expected =
-                    self.options.credentials.is_some() && self.stage == Stage::Watching && !self.logged_in;
+                    self.options.credentials.is_some() && self.stage == Stage::Watching && self.logged_in.is_none();
                 echoed && self.enters >= if name_expected { 2 * BLIND_AFTER } else { BLIND_AFTER }
             }
             _ => false,
@@ -376,7 +384,7 @@ impl Climber<'_> {
             if said.expired && self.stage == Stage::PasswordTyped {
                 return Err(AccessError::PasswordExpired { user: self.credentials.user.clone() });
             }
-            self.logged_in = true;
+            self.logged_in = self.typed_by;
             self.stage = Stage::Watching;
         }
         let tag = answer::new_tag().map_err(super::ShellError::from)?;

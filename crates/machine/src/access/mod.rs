@@ -1,11 +1,13 @@
 //! How Belljar gets a shell in a guest that nobody prepared.
 //!
-//! The ladder is data: each [`Rung`] says what to do at which [`Sight`]. One executor, [`climb()`], looks at the open line
-//! of the console whenever it is at rest, and does what the first fitting rule says. It types a newline to find out what
-//! is there, and shell text only at what looks like a shell: at a login prompt it would be a failed login.
+//! The ladder is data: each [`Rung`] is one value in a file of its own ([`rungs`]). It says what the machine gets before the boot, and
+//! what to do at which [`Sight`]. One executor, [`climb()`], looks at the open line of the console whenever it is at rest, and does what the
+//! first fitting rule says. It types a newline to find out what is there, and shell text only at what looks like a shell: at a login prompt
+//! it would be a failed login.
 
 mod answer;
 mod climb;
+pub mod rungs;
 mod shell;
 mod sight;
 
@@ -15,6 +17,7 @@ use crate::console::{Alarm, Console, ExpectError, Patience, SendError, show_tail
 
 pub use belljar_guest_spec::{Credentials, Secret};
 pub use climb::climb;
+pub use rungs::{LADDER, Rung};
 pub use shell::{Shell, ShellError, ShellReply};
 pub use sight::Sight;
 
@@ -40,46 +43,11 @@ pub enum Act {
     Emergency,
 }
 
-/// One way in.
-#[derive(Clone, Copy, Debug)]
-pub struct Rung {
-    /// Its name in logs: "held: login".
-    pub name: &'static str,
-    /// What it needs.
-    pub about: &'static str,
-    /// What to do at which sight.
-    pub rules: &'static [(Sight, Act)],
-}
-
-/// The rungs on the console, in the order in which their rules are tried.
-pub const LADDER: &[Rung] = &[
-    Rung {
-        name: "login",
-        about: "a login prompt, and a user that is known or root without a password",
-        rules: &[
-            (Sight::Login, Act::TypeUser),
-            (Sight::Password, Act::TypePassword),
-            (Sight::NewPassword, Act::Expired),
-            (Sight::Question, Act::TryQuestion),
-        ],
-    },
-    Rung {
-        name: "shell",
-        about: "a shell that is already on the line, found by asking",
-        rules: &[
-            (Sight::Activate, Act::Enter),
-            (Sight::Prompt, Act::Probe),
-            (Sight::Covered, Act::Enter),
-            (Sight::Text, Act::Enter),
-            (Sight::Blank, Act::Enter),
-            (Sight::Maintenance, Act::Emergency),
-        ],
-    },
-];
-
 /// What to get in with, and how.
 #[derive(Clone, Debug)]
 pub struct AccessOptions {
+    /// The ways that are tried, in this order.
+    pub rungs: Vec<&'static Rung>,
     /// Who logs in at a login prompt; `None` tries root without a password.
     pub credentials: Option<Credentials>,
     /// How long the line is silent before it is asked what it is, longer in slow guests. A prompt that looks like one
@@ -96,6 +64,7 @@ pub struct AccessOptions {
 impl Default for AccessOptions {
     fn default() -> Self {
         AccessOptions {
+            rungs: LADDER.to_vec(),
             credentials: None,
             rest: Duration::from_secs(2),
             root: true,

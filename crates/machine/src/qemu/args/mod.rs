@@ -30,6 +30,9 @@ pub(crate) use self::keyval::KeyVal;
 pub use self::shell::to_shell;
 pub use self::slots::{Layout, Slot, has_room};
 
+/// The machine type where none is asked for.
+pub const DEFAULT_MACHINE: &str = "pc";
+
 /// The first descriptor number free for anything but channels, see [`Channels::inherited`].
 pub const FIRST_EXTRA_FD: i32 = 7;
 
@@ -88,7 +91,7 @@ impl Default for MachineConfig {
     fn default() -> Self {
         Self {
             name: "belljar".to_owned(),
-            machine: "pc".to_owned(),
+            machine: DEFAULT_MACHINE.to_owned(),
             accel: Accel::Tcg,
             cpu: None,
             memory: DEFAULT_MEMORY,
@@ -187,6 +190,16 @@ pub struct Kernel {
     pub initrd: Option<PathBuf>,
     /// The kernel's command line.
     pub append: String,
+}
+
+impl Kernel {
+    /// Adds words to its command line.
+    pub(crate) fn add(&mut self, words: &str) {
+        if !self.append.is_empty() {
+            self.append.push(' ');
+        }
+        self.append.push_str(words);
+    }
 }
 
 /// The network card and what is behind it.

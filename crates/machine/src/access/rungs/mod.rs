@@ -1,0 +1,97 @@
+//! The ways into a guest, one file each.
+//!
+//! A rung is data: which guests it is for, what it attaches to the machine before the boot, and what is done at which sight of the
+//! console. [`LADDER`] has them in the order in which their rules are tried.
+
+mod init;
+mod login;
+mod shell;
+
+use belljar_guest_spec::{Access, Source};
+
+use super::{Act, Sight};
+use crate::qemu::args::MachineConfig;
+
+/// One way in.
+#[derive(Debug)]
+pub struct Rung {
+    /// What is reported as having held: "access: login".
+    pub name: &'static str,
+    /// The word by which a user asks for it; others may have the same.
+    pub word: Access,
+    /// Whether it is for a guest of this source.
+    pub suits: fn(&Source) -> Suits,
+    /// What the machine gets before the boot, beside what every machine has. The words of the user's own `append` come after it.
+    pub attach: fn(&mut MachineConfig),
+    /// What to do at which sight; nothing if the console is left alone.
+    pub rules: &'static [(Sight, Act)],
+    /// What is said of the agent that comes by it of its own accord; none where it leads to a shell, which then starts the agent.
+    pub agent: Option<Agent>,
+    /// Whether by it Belljar's program is the guest's first process, so that Belljar says what the guest is like.
+    pub is_init: bool,
+}
+
+/// What is said of an agent that comes of its own accord.
+#[derive(Clone, Copy, Debug)]
+pub struct Agent {
+    /// Which one it is: "the agent, which …".
+    pub which: &'static str,
+    /// How the copy of a template was got into.
+    pub in_copy: &'static str,
+}
+
+/// Whether a rung is for a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Suits {
+    /// It is not.
+    No,
+    /// If it was asked for.
+    IfAsked,
+    /// It is.
+    Yes,
+}
+
+/// Every rung, in the order in which their rules are tried.
+pub const LADDER: &[&Rung] = &[&init::INIT, &login::LOGIN, &shell::SHELL];
+
+/// The rungs for a guest: those that were asked for, else those that suit it.
+#[must_use]
+pub fn choose(source: &Source) -> Vec<&'static Rung> {
+    let asked = source.access();
+    let fits = |rung: &&&Rung| match (rung.suits)(source) {
+        Suits::No => false,
+        Suits::IfAsked => asked == rung.word,
+        Suits::Yes => asked == Access::Auto || asked == rung.word,
+    };
+    LADDER.iter().filter(fits).copied().collect()
+}
+
+/// For a rung that needs nothing of the machine but the serial line.
+fn nothing(_: &mut MachineConfig) {}
+
+/// A guest that boots by itself, to a console that may be typed at.
+fn boots_by_itself(source: &Source) -> Suits {
+    match source {
+        Source::Image { .. } | Source::Initramfs { .. } => Suits::Yes,
+        Source::RootDir { .. } => Suits::No,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_guest_has_its_rungs() {
+        let names = |source: &Source| choose(source).iter().map(|rung| rung.name).collect::<Vec<_>>();
+        let initramfs = |access| Source::Initramfs { kernel: "k".into(), initrd: "i".into(), modules: None, access };
+        let image =
+            |access| Source::Image { path: "d".into(), format: None, bus: belljar_guest_spec::DiskBus::Virtio, access };
+        assert_eq!(names(&Source::host()), ["Belljar's init"]);
+        for access in [Access::Auto, Access::Console] {
+            assert_eq!(names(&initramfs(access)), ["login", "shell"]);
+            assert_eq!(names(&image(access)), ["login", "shell"]);
+        }
+        assert_eq!(names(&initramfs(Access::Init)), ["Belljar's init"]);
+    }
+}
