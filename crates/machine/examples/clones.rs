@@ -20,7 +20,7 @@ use belljar_machine::{
     command::GuestCommand,
     guest::{Ending, Io, Origin},
     host::HostContext,
-    lease::{self, Lease, Templates, Use},
+    lease::{self, LeaseRequest, Templates, Use},
     plan::{self, Place},
     qemu::sandbox::Shim,
     session::agent::{OutputSink, SinkFuture},
@@ -186,7 +186,7 @@ async fn one(
             running = Some(asked.elapsed());
         }
     };
-    let leased = lease::lease(Lease::new(plan, templates), &mut observe).await;
+    let leased = lease::lease(LeaseRequest::new(plan, templates), &mut observe).await;
     let Ok(mut guest) = leased else {
         times.borrow_mut().wrong += 1;
         return;

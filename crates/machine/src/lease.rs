@@ -81,7 +81,7 @@ impl Templates {
 }
 
 /// A guest that is wanted.
-pub struct Lease<'a> {
+pub struct LeaseRequest<'a> {
     /// Which.
     pub plan: Plan,
     /// Where its template may be.
@@ -92,7 +92,7 @@ pub struct Lease<'a> {
     pub view: Option<Views>,
 }
 
-impl<'a> Lease<'a> {
+impl<'a> LeaseRequest<'a> {
     /// The guest of this plan, with nothing set up in it, shown to nobody.
     #[must_use]
     pub fn new(plan: Plan, templates: &'a Templates) -> Self {
@@ -106,8 +106,8 @@ impl<'a> Lease<'a> {
 ///
 /// # Errors
 /// A [`Lost`] that says what was awaited and what was seen.
-pub async fn lease(wanted: Lease<'_>, observe: Observe<'_>) -> Result<Guest, Lost> {
-    let Lease { plan, templates, mut layer, view } = wanted;
+pub async fn lease(wanted: LeaseRequest<'_>, observe: Observe<'_>) -> Result<Guest, Lost> {
+    let LeaseRequest { plan, templates, mut layer, view } = wanted;
     observe(EventKind::Phase { phase: Phase::Boot });
     let way = Way { plan: &plan, templates, view: view.as_ref() };
     if let Some(layer) = &mut layer {

@@ -43,7 +43,7 @@ pub struct Event {
     pub seq: u64,
     /// When, on the host's clock.
     pub at: Timestamp,
-    /// What.
+    /// What happened.
     #[serde(flatten)]
     pub kind: EventKind,
     /// During which try a guest said it; only with a kind that [`EventKind::is_of_guest`], and never in a run of `belljar run`.

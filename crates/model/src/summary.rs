@@ -100,7 +100,7 @@ pub enum UnitState {
 /// One test on one guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnitSummary {
-    /// Which.
+    /// The test and its guest.
     pub unit: Unit,
     /// Where it stands.
     pub state: UnitState,
@@ -222,7 +222,7 @@ pub enum Note {
 pub struct GuestSpan {
     /// How it started.
     pub started: GuestStarted,
-    /// When.
+    /// When it started.
     pub from: Timestamp,
     /// When it was ready.
     pub ready: Option<Timestamp>,
@@ -241,7 +241,7 @@ pub struct GuestSpan {
 pub struct SetupSummary {
     /// How it started.
     pub started: SetupStarted,
-    /// When.
+    /// When it started.
     pub from: Timestamp,
     /// How it ended.
     pub ended: Option<SetupEnded>,

@@ -113,7 +113,7 @@ pub struct TestRunStarted {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Host {
-    /// Its name.
+    /// Its host name.
     pub name: String,
     /// Its kernel, such as `Linux 6.12.5`.
     pub kernel: String,
@@ -149,17 +149,17 @@ pub struct Unit {
 /// A unit will not run, as was known before anything ran.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnitSkipped {
-    /// Which.
+    /// The test and its guest.
     #[serde(flatten)]
     pub unit: Unit,
-    /// Why.
+    /// In a person's words, such as that the guest's image is not there.
     pub reason: String,
 }
 
 /// A try begins. Logged before anything is done for it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AttemptStarted {
-    /// Which.
+    /// The try that begins.
     #[serde(flatten)]
     pub id: AttemptId,
     /// In which machine (see [`GuestStarted`]), where that is known already.
@@ -198,7 +198,7 @@ impl fmt::Display for Stream {
 /// What a try wrote to one stream, when it had ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Output {
-    /// Which try.
+    /// The try that wrote it.
     #[serde(flatten)]
     pub id: AttemptId,
     /// Which stream.
@@ -278,10 +278,10 @@ pub struct Subresult {
 /// A case inside a test of a try.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AttemptSubresult {
-    /// Of which try.
+    /// The try that it is a part of.
     #[serde(flatten)]
     pub id: AttemptId,
-    /// What.
+    /// The case's name and what became of it.
     #[serde(flatten)]
     pub subresult: Subresult,
 }
@@ -289,7 +289,7 @@ pub struct AttemptSubresult {
 /// A try takes longer than `slow-timeout`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnitSlow {
-    /// Which.
+    /// The try that is slow.
     #[serde(flatten)]
     pub id: AttemptId,
     /// How long it has run by now, in milliseconds.
@@ -308,7 +308,7 @@ pub struct LeftFile {
 /// What a try left in its output directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AttemptFiles {
-    /// Which try.
+    /// The try that left them.
     #[serde(flatten)]
     pub id: AttemptId,
     /// The output directory.
@@ -323,7 +323,7 @@ pub struct AttemptFiles {
 /// A try is over.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AttemptEnded {
-    /// Which.
+    /// The try that is over.
     #[serde(flatten)]
     pub id: AttemptId,
     /// What became of it. Where the results inside the test say that it failed although it exited with 0, this is
@@ -349,7 +349,7 @@ pub struct AttemptEnded {
 /// A unit is over.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnitEnded {
-    /// Which.
+    /// The unit that is over.
     pub unit: UnitId,
     /// The last word on it.
     #[serde(flatten)]
@@ -380,7 +380,7 @@ pub struct GuestStarted {
 /// A machine is ready for commands.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestReady {
-    /// Which.
+    /// The machine, as numbered by [`GuestStarted`].
     pub instance: u64,
     /// How it came to be, such as `boot` or `clone`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -390,7 +390,7 @@ pub struct GuestReady {
 /// A machine is no more.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestEnded {
-    /// Which.
+    /// The machine, as numbered by [`GuestStarted`].
     pub instance: u64,
     /// Why, if not because it was done with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -403,7 +403,7 @@ pub struct GuestEnded {
 /// A set-up script begins on a guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SetupStarted {
-    /// Its name.
+    /// The script, relative to the workspace; or, in words, what else was asked of the guest before its tests.
     pub script: String,
     /// On which guest.
     pub guest: String,
@@ -415,7 +415,7 @@ pub struct SetupStarted {
 /// A set-up script is over.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SetupEnded {
-    /// Its name.
+    /// As in [`SetupStarted`].
     pub script: String,
     /// On which guest.
     pub guest: String,

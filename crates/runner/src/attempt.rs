@@ -46,7 +46,7 @@ pub(crate) async fn prepare(
 /// # Errors
 /// If it is lost on the way, or the run is to end.
 pub(crate) async fn lease(
-    wanted: machines::Lease<'_>,
+    wanted: machines::LeaseRequest<'_>,
     cancel: &mut Cancel,
     observe: &mut dyn FnMut(EventKind),
 ) -> Result<Guest, Lost> {

@@ -8,7 +8,7 @@ use belljar_machine::{
     command::GuestCommand,
     guest::{self, Ending, Views},
     host::HostContext,
-    lease::{Lease, Templates},
+    lease::{LeaseRequest, Templates},
     session::agent::{ExecControl, OutputSink},
     spec::ShareSpec,
 };
@@ -123,7 +123,7 @@ async fn attempt_once(request: Request, io: RunIo<'_>, cancel: &mut Cancel, log:
     let out = HeldOut::new(&out).map_err(|error| {
         Cause::host_file(&format!("open the output directory {}", out.display()), &error, "name another with --out")
     })?;
-    let wanted = Lease { view: io.console, ..Lease::new(plan?, &templates) };
+    let wanted = LeaseRequest { view: io.console, ..LeaseRequest::new(plan?, &templates) };
     let mut guest = attempt::lease(wanted, cancel, &mut observe).await?;
     let streams = guest::Io { stdin: io.stdin, sink: io.sink, control: io.control };
     let limit = Limit { after: timeout, name: "--timeout" };

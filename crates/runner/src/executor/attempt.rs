@@ -26,14 +26,14 @@ use crate::{
     environment::environment,
     event_writer::EventWriter,
     exec::Limit,
-    machines::{LeasedGuest, Machines, Unfit, not_made, pool::Pool},
+    machines::{GuestError, LeasedGuest, Machines, not_made, pool::Pool},
     names::safe_name,
     output::{OUTPUT, Recorded, Recorder},
     run_dir::{self, of_guest},
 };
 
-/// In which guest.
-pub(crate) enum Place<'a> {
+/// Which guest a try has.
+pub(crate) enum GuestUse<'a> {
     /// In one of its own.
     Own,
     /// In the one that there is, or in a new one that is then there for those who follow.
@@ -58,7 +58,7 @@ enum End {
     /// With the JUnit files that the agent has found.
     Exit(Exit, Option<Gathered>),
     Skip(String),
-    Lost(Unfit),
+    Lost(GuestError),
 }
 
 impl From<Lost> for End {
@@ -89,12 +89,12 @@ pub(crate) struct Attempts {
 
 impl Attempts {
     /// Tries once. All events but the last, which says whether there is another try, are told.
-    pub(crate) async fn attempt(&self, unit: &Unit, id: &AttemptId, slot: u32, place: Place<'_>) -> AttemptOutcome {
+    pub(crate) async fn attempt(&self, unit: &Unit, id: &AttemptId, slot: u32, guest: GuestUse<'_>) -> AttemptOutcome {
         let started = Instant::now();
         let mut cancel = self.cancel.clone();
-        let evidence = match place {
-            Place::Own => self.alone(unit, id, slot, &mut cancel).await,
-            Place::Shared(lease) => self.shared(unit, id, slot, lease, &mut cancel).await,
+        let evidence = match guest {
+            GuestUse::Own => self.alone(unit, id, slot, &mut cancel).await,
+            GuestUse::Shared(lease) => self.shared(unit, id, slot, lease, &mut cancel).await,
         };
         let dir = Some(evidence.place.clone());
         let (verdict, message, exit, retry) = self.tell(unit, id, evidence);
@@ -122,16 +122,16 @@ impl Attempts {
             None => self.machines.set_up(unit, instance, slot, cancel, &mut observe).await,
         };
         let (end, recorded) = match leased {
-            Err(unfit) => (End::Lost(unfit), None),
+            Err(error) => (End::Lost(error), None),
             Ok(mut lease) => {
                 let since = Instant::now();
                 let mut recorder = Recorder::new(&lease.dir.join(OUTPUT), unit.settings.format);
                 let end = self.perform(unit, id, &mut lease, None, &mut recorder, cancel).await;
                 observe(EventKind::Phase { phase: Phase::Close });
                 let end = match end {
-                    End::Lost(unfit) => {
-                        lease.give_up(&unfit.lost, cancel, &mut observe).await;
-                        End::Lost(unfit)
+                    End::Lost(error) => {
+                        lease.give_up(&error.lost, cancel, &mut observe).await;
+                        End::Lost(error)
                     }
                     end => after(end, lease.close(Ending::Kill, cancel, &mut observe).await),
                 };
@@ -181,11 +181,11 @@ impl Attempts {
                         Err(lost.into())
                     }
                 },
-                Err(unfit) => Err(unfit),
+                Err(error) => Err(error),
             };
             match fresh {
                 Ok(fresh) => *lease = Some(fresh),
-                Err(unfit) => return Evidence { end: End::Lost(unfit), recorded: None, place: home, console },
+                Err(error) => return Evidence { end: End::Lost(error), recorded: None, place: home, console },
             }
         }
         let Some(running) = lease.as_mut() else {
@@ -201,7 +201,7 @@ impl Attempts {
             Err(error) => not_made("make the output directory", &error).into(),
         };
         let settled = match &end {
-            End::Lost(unfit) if !unfit.lost.cause.is_programs_own() => Ok(()),
+            End::Lost(error) if !error.lost.cause.is_programs_own() => Ok(()),
             _ => tokio::select! {
                 biased;
                 why = cancel.urgent() => Err(why.lost(Phase::Close)),
@@ -210,11 +210,11 @@ impl Attempts {
         };
         let end = after(end, settled);
         // Whatever else it was, the next test must not meet it.
-        if let End::Lost(unfit) = &end
-            && !unfit.lost.cause.is_programs_own()
+        if let End::Lost(error) = &end
+            && !error.lost.cause.is_programs_own()
             && let Some(broken) = lease.take()
         {
-            broken.give_up(&unfit.lost, cancel, &mut observe).await;
+            broken.give_up(&error.lost, cancel, &mut observe).await;
         }
         // Nothing that matters is lost if it cannot be moved: it stays with the guest's files.
         drop(files::keep(&out, &dir.join(run_dir::OUT)));
@@ -240,7 +240,8 @@ impl Attempts {
             Err(lost) => return lost.into(),
         }
         let patterns = junit_patterns(unit);
-        let workspace = collect::Place { root: &unit.guest.spec.mount_at, name: "the workspace", patterns: &patterns };
+        let workspace =
+            collect::SearchRoot { root: &unit.guest.spec.mount_at, name: "the workspace", patterns: &patterns };
         let before = if patterns.is_empty() {
             None
         } else {
@@ -285,7 +286,7 @@ impl Attempts {
             None => lease.dir.join(run_dir::OUT),
             Some(number) => lease.dir.join(run_dir::OUT).join(number.to_string()),
         };
-        let there = collect::Place { root: &out, name: files::OUT_NAME, patterns: &patterns };
+        let there = collect::SearchRoot { root: &out, name: files::OUT_NAME, patterns: &patterns };
         match gather(&mut lease.guest, workspace, &before, there, &out_here, &recorder.place(), cancel, &mut observe)
             .await
         {
@@ -312,7 +313,7 @@ impl Attempts {
                 (verdict, message, Some(exit))
             }
             End::Skip(why) => (Verdict::Skip(why), None, None),
-            End::Lost(Unfit { lost, retry: may_help }) => {
+            End::Lost(GuestError { lost, retry: may_help }) => {
                 retry = may_help && lost.cause.is_hosts();
                 let (verdict, message) = (lost.verdict(), lost.message());
                 lines = lost.tail;

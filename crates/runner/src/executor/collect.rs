@@ -45,9 +45,9 @@ pub(crate) struct Seen {
     clock_set: bool,
 }
 
-/// Where is looked.
+/// A directory of the guest that is looked through.
 #[derive(Clone, Copy)]
-pub(crate) struct Place<'a> {
+pub(crate) struct SearchRoot<'a> {
     /// In the guest.
     pub(crate) root: &'a str,
     /// What a person calls it.
@@ -62,7 +62,7 @@ pub(crate) struct Place<'a> {
 /// If the guest is lost, or gives no answer.
 pub(crate) async fn look(
     guest: &mut Guest,
-    place: Place<'_>,
+    place: SearchRoot<'_>,
     cancel: &mut Cancel,
     observe: &mut dyn FnMut(EventKind),
 ) -> Result<Option<Seen>, Lost> {
@@ -113,7 +113,7 @@ impl Seen {
         self,
         before: &Self,
         guest: &mut Guest,
-        place: Place<'_>,
+        place: SearchRoot<'_>,
         keep: &Path,
         cancel: &mut Cancel,
         observe: &mut dyn FnMut(EventKind),
@@ -154,7 +154,7 @@ impl Seen {
         self.found.retain(|path, _| !path.is_empty() && !known.contains(path.as_slice()));
     }
 
-    fn compare(self, before: &Self, place: Place<'_>) -> Compared {
+    fn compare(self, before: &Self, place: SearchRoot<'_>) -> Compared {
         let name = place.name;
         let mut problems = Vec::new();
         for cut in before.cut.iter().chain(&self.cut) {
@@ -414,7 +414,7 @@ mod tests {
 
     fn compared(before: &Seen, now: Seen) -> Compared {
         let patterns = patterns(&["**/*.xml"]);
-        now.compare(before, Place { root: "/w", name: "the workspace", patterns: &patterns })
+        now.compare(before, SearchRoot { root: "/w", name: "the workspace", patterns: &patterns })
     }
 
     #[test]

@@ -36,9 +36,9 @@ pub(crate) struct Gathered {
 #[expect(clippy::too_many_arguments, reason = "two places, each of which has two sides")]
 pub(crate) async fn gather(
     guest: &mut Guest,
-    workspace: collect::Place<'_>,
+    workspace: collect::SearchRoot<'_>,
     before: &Seen,
-    out: collect::Place<'_>,
+    out: collect::SearchRoot<'_>,
     out_here: &Path,
     keep: &Path,
     cancel: &mut Cancel,

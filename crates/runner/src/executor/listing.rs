@@ -70,7 +70,7 @@ async fn one(
 ) -> Result<Vec<Case>, Lost> {
     if lease.is_none() {
         let instance = machines.next_instance();
-        let booted = machines.set_up(unit, instance, 0, cancel, &mut |_| ()).await.map_err(|unfit| unfit.lost)?;
+        let booted = machines.set_up(unit, instance, 0, cancel, &mut |_| ()).await.map_err(|error| error.lost)?;
         *lease = Some(booted);
     }
     let Some(lease) = lease.as_mut() else { return Err(Cause::Defect("there is no guest".into()).into()) };

@@ -8,7 +8,7 @@ use belljar_suite::plan::Unit;
 use events::{MAX_MESSAGE, keep_start};
 use tokio::time::Instant;
 
-use super::attempt::{AttemptOutcome, Attempts, Place};
+use super::attempt::{AttemptOutcome, Attempts, GuestUse};
 use crate::{attempt::millis, machines::LeasedGuest};
 
 /// The pause before a try after an error that is not the test's; it doubles.
@@ -92,9 +92,9 @@ impl Units {
         loop {
             attempt += 1;
             let id = AttemptId { unit: name.clone(), repeat, attempt };
-            let place = match shared.as_deref_mut() {
-                None => Place::Own,
-                Some(lease) => Place::Shared(lease),
+            let guest = match shared.as_deref_mut() {
+                None => GuestUse::Own,
+                Some(lease) => GuestUse::Shared(lease),
             };
             let tried = match self.cannot(unit) {
                 Some(tried) => {
@@ -105,7 +105,7 @@ impl Units {
                     }));
                     tried
                 }
-                None => self.attempts.attempt(unit, &id, slot, place).await,
+                None => self.attempts.attempt(unit, &id, slot, guest).await,
             };
             let mut pause = again.after(&tried, unit, self.error_retries);
             if self.attempts.cancel.is_wanted().is_some() {

@@ -36,8 +36,8 @@ use rustix::{
 };
 
 use super::{
+    error::{GuestError, not_made},
     setup::{Scene, SetUpScripts},
-    unfit::{Unfit, not_made},
 };
 use crate::{beneath, cancel::Cancel, environment::environment, names::safe_name, sparse};
 
@@ -104,11 +104,11 @@ impl KeptSetUps {
         unit: &'a Unit,
         scene: Scene<'a>,
         cancel: Cancel,
-    ) -> Result<Option<Setting<'a>>, Unfit> {
+    ) -> Result<Option<Setting<'a>>, GuestError> {
         let copies = match self.suites.get(&unit.suite.name) {
             None => return Ok(None),
             Some(Ok(copies)) => copies,
-            Some(Err(why)) => return Err(Unfit { lost: Cause::SetUp(why.clone()).into(), retry: false }),
+            Some(Err(why)) => return Err(GuestError { lost: Cause::SetUp(why.clone()).into(), retry: false }),
         };
         let mut hasher = blake3::Hasher::new_derive_key("belljar 1 set-up of a guest");
         hasher.update(copies.hash.as_bytes());
@@ -120,9 +120,9 @@ impl KeptSetUps {
             && *failed >= HOPELESS
         {
             let message = format!("{last}\nIt failed {failed} times in this run and was not tried again");
-            return Err(Unfit { lost: Cause::SetUp(message).into(), retry: false });
+            return Err(GuestError { lost: Cause::SetUp(message).into(), retry: false });
         }
-        Ok(Some(Setting { kept: self, scripts, cancel, unit, scene, copies, id, unfit: None }))
+        Ok(Some(Setting { kept: self, scripts, cancel, unit, scene, copies, id, error: None }))
     }
 
     /// Removes the copies.
@@ -200,7 +200,7 @@ pub(crate) struct Setting<'a> {
     copies: &'a Copies,
     id: [u8; 32],
     /// Why it failed.
-    unfit: Option<Unfit>,
+    error: Option<GuestError>,
 }
 
 impl Setting<'_> {
@@ -217,8 +217,8 @@ impl Setting<'_> {
     }
 
     /// What is to be told if no guest came of it.
-    pub(crate) fn unfit(mut self, lost: Lost) -> Unfit {
-        self.unfit.take().unwrap_or_else(|| lost.into())
+    pub(crate) fn into_error(mut self, lost: Lost) -> GuestError {
+        self.error.take().unwrap_or_else(|| lost.into())
     }
 
     fn workspace(&self) -> PathBuf {
@@ -248,15 +248,15 @@ impl SetUp for Setting<'_> {
             let Self { scripts, unit, scene, cancel, .. } = self;
             match scripts.run(unit, *scene, guest, HINT, cancel, observe).await {
                 Ok(()) => Ok(()),
-                Err(unfit) => {
-                    if !unfit.retry && unfit.lost.cause.is_hosts() {
+                Err(error) => {
+                    if !error.retry && error.lost.cause.is_hosts() {
                         let mut failed = self.kept.failed.borrow_mut();
                         let (count, last) = failed.entry(self.id).or_default();
                         *count += 1;
-                        *last = unfit.lost.cause.to_string();
+                        *last = error.lost.cause.to_string();
                     }
-                    let lost = unfit.lost.clone();
-                    self.unfit = Some(unfit);
+                    let lost = error.lost.clone();
+                    self.error = Some(error);
                     Err(lost)
                 }
             }

@@ -9,12 +9,12 @@
 
 mod boots;
 pub(crate) mod clocks;
+mod error;
 mod guest;
 mod kept;
 mod plans;
 pub(crate) mod pool;
 mod setup;
-mod unfit;
 
 use std::{cell::Cell, path::PathBuf, rc::Rc};
 
@@ -35,10 +35,10 @@ use fs_err as fs;
 
 use self::{boots::BootRecord, clocks::Clocks, guest::tell_end, kept::Setting, plans::MachinePlans, setup::Scene};
 pub(crate) use self::{
+    error::{GuestError, not_made},
     guest::LeasedGuest,
     kept::KeptSetUps,
     setup::SetUpScripts,
-    unfit::{Unfit, not_made},
 };
 use crate::{
     attempt, cancel::Cancel, environment::environment, event_writer::EventWriter, out_dir::open_to_all, run_dir,
@@ -158,7 +158,7 @@ impl Machines {
         slot: u32,
         cancel: &mut Cancel,
         observe: &mut dyn FnMut(EventKind),
-    ) -> Result<LeasedGuest, Unfit> {
+    ) -> Result<LeasedGuest, GuestError> {
         let mut leased = self.boot(unit, instance, slot, cancel, observe).await?;
         if self.kept.is_kept(unit) {
             return Ok(leased);
@@ -166,9 +166,9 @@ impl Machines {
         let scene = Scene { instance, dir: &leased.dir };
         match self.scripts.run(unit, scene, &mut leased.guest, "", cancel, observe).await {
             Ok(()) => Ok(leased),
-            Err(unfit) => {
-                leased.give_up(&unfit.lost, cancel, observe).await;
-                Err(unfit)
+            Err(error) => {
+                leased.give_up(&error.lost, cancel, observe).await;
+                Err(error)
             }
         }
     }
@@ -181,17 +181,17 @@ impl Machines {
         slot: u32,
         cancel: &mut Cancel,
         observe: &mut dyn FnMut(EventKind),
-    ) -> Result<LeasedGuest, Unfit> {
+    ) -> Result<LeasedGuest, GuestError> {
         let permit = self.boots.permit(unit.machine, cancel).await;
         self.log.emit(EventKind::GuestStarted(events::GuestStarted { instance, guest: unit.guest.name.clone(), slot }));
         let booted = match self.boots.hopeless(unit.machine) {
-            Some(why) => Err(Unfit { lost: Cause::NotTried(why).into(), retry: false }),
+            Some(why) => Err(GuestError { lost: Cause::NotTried(why).into(), retry: false }),
             None => {
                 let booted = self.start(unit, instance, cancel, observe).await;
                 match &booted {
                     Ok(leased) => self.boots.note(unit.machine, Ok(leased.guest.origin()), permit),
-                    Err(unfit) if unfit.retry || unfit.lost.lasting => {
-                        self.boots.note(unit.machine, Err(&unfit.lost), permit);
+                    Err(error) if error.retry || error.lost.lasting => {
+                        self.boots.note(unit.machine, Err(&error.lost), permit);
                     }
                     // It came up, and its set-up failed.
                     Err(_) => {}
@@ -207,7 +207,7 @@ impl Machines {
                 };
                 self.log.emit(EventKind::GuestReady(events::GuestReady { instance, how: how.to_owned() }));
             }
-            Err(unfit) => tell_end(&self.log, instance, Some(&unfit.lost)),
+            Err(error) => tell_end(&self.log, instance, Some(&error.lost)),
         }
         booted
     }
@@ -218,7 +218,7 @@ impl Machines {
         instance: u64,
         cancel: &mut Cancel,
         observe: &mut dyn FnMut(EventKind),
-    ) -> Result<LeasedGuest, Unfit> {
+    ) -> Result<LeasedGuest, GuestError> {
         observe(EventKind::Phase { phase: Phase::Prepare });
         let dir = self.run_dir.join(run_dir::of_guest(instance));
         let out = dir.join(run_dir::OUT);
@@ -241,10 +241,10 @@ impl Machines {
         let scene = Scene { instance, dir: &dir };
         let mut setting = self.kept.setting(&self.scripts, unit, scene, self.cancel.clone())?;
         let layer = setting.as_mut().map(Setting::layer);
-        let wanted = machines::Lease { layer, ..machines::Lease::new(plan, &self.templates) };
+        let wanted = machines::LeaseRequest { layer, ..machines::LeaseRequest::new(plan, &self.templates) };
         let guest = match (attempt::lease(wanted, cancel, observe).await, setting) {
             (Ok(guest), _) => guest,
-            (Err(lost), Some(setting)) => return Err(setting.unfit(lost)),
+            (Err(lost), Some(setting)) => return Err(setting.into_error(lost)),
             (Err(lost), None) => return Err(lost.into()),
         };
         let clock = self.clocks.add(instance, guest.clock());

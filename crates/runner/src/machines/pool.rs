@@ -20,14 +20,14 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Kind, LeasedGuest, Machines, Unfit};
+use super::{GuestError, Kind, LeasedGuest, Machines};
 use crate::{cancel::Cancel, event_writer::EventWriter};
 
 /// A guest that is being made, or waits.
 pub(crate) struct Warm {
     pub(crate) instance: u64,
     slot: u32,
-    guest: JoinHandle<Result<LeasedGuest, Unfit>>,
+    guest: JoinHandle<Result<LeasedGuest, GuestError>>,
     told: Rc<RefCell<Vec<EventKind>>>,
     /// A test has it, or is about to.
     wanted: Rc<Cell<bool>>,
@@ -213,7 +213,7 @@ impl Drop for Abort {
 
 impl Warm {
     /// Waits until it is ready. What it had to say is said to `observe`.
-    pub(crate) async fn ready(self, observe: &mut dyn FnMut(EventKind)) -> Result<LeasedGuest, Unfit> {
+    pub(crate) async fn ready(self, observe: &mut dyn FnMut(EventKind)) -> Result<LeasedGuest, GuestError> {
         let abort = Abort(self.guest.abort_handle());
         let made = self.guest.await;
         drop(abort);

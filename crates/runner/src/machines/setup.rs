@@ -11,7 +11,7 @@ use belljar_model::{EventKind, Exit, Verdict, test_run as events};
 use belljar_suite::{discover::SetUp, plan::Unit};
 use tokio::time::Instant;
 
-use super::unfit::Unfit;
+use super::error::GuestError;
 use crate::{
     attempt::millis,
     cancel::Cancel,
@@ -60,7 +60,7 @@ impl SetUpScripts {
         hint: &str,
         cancel: &mut Cancel,
         observe: &mut dyn FnMut(EventKind),
-    ) -> Result<(), Unfit> {
+    ) -> Result<(), GuestError> {
         for (number, script) in self.suites.get(&unit.suite.name).into_iter().flat_map(|s| &s.scripts).enumerate() {
             let shown = script.in_workspace.display().to_string();
             let (guest, instance) = (unit.guest.name.clone(), Some(scene.instance));
@@ -107,7 +107,7 @@ impl SetUpScripts {
             let last = recorded.tail.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or_default();
             let said = if last.is_empty() { String::new() } else { format!("; it said: {last}") };
             let message = format!("the set-up script {shown} failed: {why}{said}{hint}");
-            return Err(Unfit { lost: Cause::SetUp(message).into(), retry: false });
+            return Err(GuestError { lost: Cause::SetUp(message).into(), retry: false });
         }
         Ok(())
     }

@@ -6,13 +6,13 @@ use belljar_machine::{Cause, Lost};
 
 /// Why there is no guest, or why it is of no use.
 #[derive(Debug)]
-pub(crate) struct Unfit {
+pub(crate) struct GuestError {
     pub(crate) lost: Lost,
     /// Whether another try may help.
     pub(crate) retry: bool,
 }
 
-impl From<Lost> for Unfit {
+impl From<Lost> for GuestError {
     fn from(lost: Lost) -> Self {
         Self { retry: !lost.lasting, lost }
     }
