@@ -31,7 +31,7 @@ use tokio::{
 
 use self::{
     queue::{Budget, Job, Queue},
-    resources::{Memory, OVERHEAD},
+    resources::{Memory, taken_by},
 };
 use crate::{
     cancel::{Cancel, Canceller, Why},
@@ -255,11 +255,10 @@ impl Dispatcher {
         let ahead = pool.pace.ahead(queue.running(), processors);
         let next = queue.upcoming(ahead).filter(|cell| !plan.cells[*cell].shared);
         let units: Vec<usize> = next.filter_map(|cell| plan.cells[cell].units.clone().next()).collect();
-        let Some(memory) = units.iter().map(|u| plan.machines[plan.units[*u].machine].hardware.memory).max() else {
+        let Some(each) = units.iter().map(|u| taken_by(&plan.machines[plan.units[*u].machine])).max() else {
             return;
         };
-        let each = memory.saturating_add(OVERHEAD).max(1);
-        let free = usize::try_from(queue.free_memory() / each).unwrap_or(usize::MAX);
+        let free = usize::try_from(queue.free_memory() / each.max(1)).unwrap_or(usize::MAX);
         let first_slot = limits.jobs.unwrap_or(u32::MAX).min(limits.max_cpus);
         pool.fill(plan, &units, free.saturating_sub(pool.len()), first_slot);
     }
@@ -289,11 +288,11 @@ fn queue(plan: &Plan, limits: &RunLimits) -> Queue {
     let groups: BTreeMap<&str, usize> = limits.groups.keys().enumerate().map(|(n, name)| (name.as_str(), n)).collect();
     let jobs = plan.cells.iter().enumerate().map(|(cell, units)| {
         let units = &plan.units[units.units.clone()];
-        let hardware = units.iter().filter_map(|u| plan.machines.get(u.machine)).map(|m| &m.hardware);
+        let machines = units.iter().filter_map(|u| plan.machines.get(u.machine));
         Job {
             cell,
-            memory: hardware.clone().map(|h| h.memory.saturating_add(OVERHEAD)).max().unwrap_or(0),
-            cpus: hardware.map(|h| h.cpus).max().unwrap_or(1),
+            memory: machines.clone().map(taken_by).max().unwrap_or(0),
+            cpus: machines.map(|m| m.hardware.cpus).max().unwrap_or(1),
             group: units.iter().find_map(|u| u.settings.group.as_deref()).and_then(|g| groups.get(g).copied()),
             exclusive: units.iter().any(|u| u.settings.exclusive),
         }

@@ -2,10 +2,17 @@
 
 use std::path::{Path, PathBuf};
 
+use belljar_suite::plan::Machine;
+
 /// What QEMU needs beside the guest's memory.
-pub(crate) const OVERHEAD: u64 = 160 << 20;
+const OVERHEAD: u64 = 160 << 20;
 /// What is left to the host.
 const RESERVE: u64 = 512 << 20;
+
+/// Bytes that a guest takes from the host.
+pub(crate) fn taken_by(machine: &Machine) -> u64 {
+    machine.hardware.memory.saturating_add(OVERHEAD)
+}
 
 /// Why there is no room for a guest of `memory` bytes, if there is none, even with nothing else running: what all guests together may
 /// have is `max_memory`, or else all that the host has.
