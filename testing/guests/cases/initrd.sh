@@ -23,6 +23,15 @@ test_busybox_signal_and_out() {
     [ "$(cat results/file)" = left ]
 }
 
+# fixtures: busybox-initrd
+test_what_shares_nothing_loads_no_9p() {
+    initrd busybox-initrd -v --access init --workspace none -- \
+        sh -c 'grep -w 9p /proc/filesystems; ls -d "$BELLJAR_OUT"; >"$BELLJAR_OUT/file" && exit 7'
+    want_code 7
+    want_out /run/belljar/out
+    want_err 'share: none'
+}
+
 # fixtures: installer-amd64
 test_installer() {
     initrd installer-amd64 --append rdinit=/bin/sh --workspace none -- sh -c 'echo out; echo err >&2; uname -r; exit 7'
