@@ -40,7 +40,7 @@ const FOR_MOUNTS: &[&str] = &["/mnt", "/media", "/run", "/tmp", "/srv", "/var/tm
 /// One mount.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Mounted {
-    /// Where.
+    /// Where it is mounted.
     pub(crate) at: String,
     /// Number of its file system.
     device: String,

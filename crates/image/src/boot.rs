@@ -49,7 +49,7 @@ pub enum BootError {
     /// The kernel is for a processor that the agent is not built for.
     #[error("the kernel {} is for {arch}: Belljar's own init runs on x86-64 only", kernel.display())]
     Arch {
-        /// Which.
+        /// The kernel.
         kernel: PathBuf,
         /// What it is for.
         arch: Arch,
@@ -60,7 +60,7 @@ pub enum BootError {
         kernel.display(), list(features), modules.display()
     )]
     Lacks {
-        /// Which.
+        /// The kernel.
         kernel: PathBuf,
         /// Its modules.
         modules: PathBuf,
@@ -96,7 +96,7 @@ pub enum BootError {
     /// A file's times and size could not be read.
     #[error("cannot look at {}: {source}", path.display())]
     Stat {
-        /// Which.
+        /// The file.
         path: PathBuf,
         /// What the system said.
         source: io::Error,

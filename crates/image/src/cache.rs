@@ -42,7 +42,7 @@ pub struct Cache {
 pub struct CacheError {
     /// What was to be written.
     pub what: String,
-    /// Where.
+    /// The file.
     pub path: PathBuf,
     /// Why not.
     pub source: io::Error,

@@ -82,7 +82,7 @@ impl Templates {
 
 /// A guest that is wanted.
 pub struct LeaseRequest<'a> {
-    /// Which.
+    /// What it is to be, prepared.
     pub plan: Plan,
     /// Where its template may be.
     pub templates: &'a Templates,

@@ -34,7 +34,7 @@ pub enum Cause {
     Crash(Crash),
     /// QEMU ended, and nothing is known of the guest that explains it.
     QemuEnded {
-        /// How.
+        /// Its exit code or signal, and its last words.
         end: QemuEnd,
         /// In which phase of the guest.
         phase: Phase,

@@ -239,7 +239,7 @@ pub enum DiskError {
     /// A throw-away layer could not be written.
     #[error("cannot make a disk layer in {}: {source}{}", dir.display(), full(source))]
     Layer {
-        /// Where.
+        /// The directory.
         dir: PathBuf,
         /// What the system said.
         source: io::Error,

@@ -44,7 +44,7 @@ pub enum InitramfsError {
     /// The user's initramfs cannot be read.
     #[error("cannot read the initramfs {}: {source}", path.display())]
     Read {
-        /// Which.
+        /// The file.
         path: PathBuf,
         /// What the system said.
         source: io::Error,
@@ -52,7 +52,7 @@ pub enum InitramfsError {
     /// The user's file is no initramfs.
     #[error("{} is not an initramfs: it looks like {looks_like}", path.display())]
     NotAnInitramfs {
-        /// Which.
+        /// The file.
         path: PathBuf,
         /// What it looks like.
         looks_like: &'static str,

@@ -52,7 +52,7 @@ pub enum ModulesError {
     /// A file that was expected cannot be read.
     #[error("cannot read {}: {source}", path.display())]
     Read {
-        /// Which.
+        /// The file.
         path: PathBuf,
         /// What the system said, or the decoder.
         source: io::Error,
@@ -60,7 +60,7 @@ pub enum ModulesError {
     /// Packed in a way that nothing here can read.
     #[error("cannot unpack the module {}: there is no decoder for {packing}", path.display())]
     Packing {
-        /// Which.
+        /// The file.
         path: PathBuf,
         /// How it is packed.
         packing: &'static str,
@@ -68,7 +68,7 @@ pub enum ModulesError {
     /// The file is no module.
     #[error("{} is not a kernel module: it is no ELF file when unpacked", path.display())]
     NotAModule {
-        /// Which.
+        /// The file.
         path: PathBuf,
     },
 }

@@ -28,7 +28,7 @@ pub enum VmlinuxError {
     /// The kernel's file could not be read again.
     #[error("cannot read the kernel {}: {source}", path.display())]
     Read {
-        /// Which.
+        /// The file.
         path: PathBuf,
         /// What the system said.
         source: io::Error,

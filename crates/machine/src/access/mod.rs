@@ -165,7 +165,7 @@ pub enum AccessError {
     /// The guest waits for a person somewhere else.
     #[error("the guest did not boot to a shell: {}. {}{}", alarm, alarm.kind.advice(), show_tail(tail))]
     Stuck {
-        /// Where.
+        /// What the console showed.
         alarm: Alarm,
         /// The last lines of the console.
         tail: Vec<String>,
@@ -173,7 +173,7 @@ pub enum AccessError {
     /// The guest's kernel died.
     #[error("the guest died before there was a shell: {}. {}{}", alarm, alarm.kind.advice(), show_tail(tail))]
     Died {
-        /// How.
+        /// What the console showed.
         alarm: Alarm,
         /// The last lines of the console.
         tail: Vec<String>,

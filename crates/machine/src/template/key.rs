@@ -41,7 +41,7 @@ pub(crate) enum Unkeyable {
     /// A file of its source cannot be looked at.
     #[error("{} cannot be looked at: {source}", path.display())]
     File {
-        /// Which.
+        /// The file.
         path: PathBuf,
         /// Why not.
         source: io::Error,

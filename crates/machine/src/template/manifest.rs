@@ -79,7 +79,7 @@ pub(crate) enum Flaw {
     /// A part cannot be read.
     #[error("{part} cannot be read: {source}")]
     Read {
-        /// Which.
+        /// The name of its file.
         part: String,
         /// Why not.
         source: io::Error,
@@ -90,7 +90,7 @@ pub(crate) enum Flaw {
     /// A part is not as it was.
     #[error("{part} is not as it was made: {what}")]
     Changed {
-        /// Which.
+        /// The name of its file.
         part: String,
         /// How it is known.
         what: String,

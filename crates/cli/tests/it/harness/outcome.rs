@@ -10,7 +10,7 @@ use super::Lab;
 #[derive(Debug)]
 pub(crate) struct Outcome<'a> {
     pub(super) lab: &'a Lab,
-    /// How.
+    /// Its exit code or signal.
     pub(crate) status: ExitStatus,
     /// All of it.
     pub(crate) stdout: Vec<u8>,

@@ -144,7 +144,7 @@ pub enum ProbeError {
 pub struct AccelChoice {
     /// The accelerator.
     pub accel: Accel,
-    /// Why.
+    /// What speaks for it, for a person.
     pub why: String,
     /// Where it is not KVM although it might be: what to do.
     pub mend: Option<String>,

@@ -94,9 +94,9 @@ pub enum SpawnError {
         "cannot {what} for QEMU: {source}; the host may be short of memory, processes or descriptors (ulimit -n, -u)"
     )]
     Resources {
-        /// What.
+        /// The step that failed.
         what: &'static str,
-        /// Why.
+        /// What the system said.
         source: io::Error,
     },
     /// Two descriptors want the same number.
@@ -110,7 +110,7 @@ pub enum SpawnError {
     Start {
         /// Which program.
         program: PathBuf,
-        /// Why.
+        /// What the system said.
         source: io::Error,
     },
     /// It ended before it was up: wrong arguments, or something missing.
@@ -118,7 +118,7 @@ pub enum SpawnError {
     Exited {
         /// Which program.
         program: PathBuf,
-        /// How.
+        /// Its exit code or signal, and its last words.
         end: End,
         /// What to do about it.
         hint: Option<String>,

@@ -73,7 +73,7 @@ pub enum QmpError {
     Encode {
         /// The command.
         command: String,
-        /// Why.
+        /// What the encoder said.
         source: Arc<serde_json::Error>,
     },
     /// What came is not QMP.

@@ -50,7 +50,7 @@ struct Mount {
     device: String,
     /// What of the file system is mounted.
     root: PathBuf,
-    /// Where.
+    /// Where it is mounted.
     at: PathBuf,
     kind: String,
 }

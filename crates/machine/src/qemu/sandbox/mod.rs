@@ -100,7 +100,7 @@ pub enum ShimError {
     Prepare {
         /// Which step.
         what: &'static str,
-        /// Why.
+        /// What the system said.
         source: io::Error,
     },
     /// The system-call filter could not be installed.
@@ -117,7 +117,7 @@ pub enum ShimError {
     Exec {
         /// Which one.
         program: PathBuf,
-        /// Why.
+        /// What the system said.
         source: io::Error,
     },
 }
