@@ -149,6 +149,13 @@ impl Machine {
         self.state().marks.iter().cloned().collect()
     }
 
+    /// As [`mark`](Self::mark), but what happens often is noted the first time.
+    pub(crate) fn mark_once(&self, name: &str) {
+        if !self.state().marks.contains(name) {
+            self.mark(name);
+        }
+    }
+
     /// Notes that something happened, for `wait` in another track.
     pub(crate) fn mark(&self, name: &str) {
         self.journal.note("mark", name);

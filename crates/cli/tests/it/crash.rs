@@ -17,7 +17,7 @@ const COMMAND: &str = "echo begun; mark oops; exec sleep 60";
 #[test]
 fn a_panic_under_a_command() {
     let lab = Lab::new();
-    let panic = "send \"[   12.345678] Kernel panic - not syncing: Fatal exception in interrupt\\r\\n[   12.345679] ---[ end Kernel panic - not syncing: Fatal exception in interrupt ]---\\r\\n\"\npanicked";
+    let panic = "wait output 80000\nsend \"[   12.345678] Kernel panic - not syncing: Fatal exception in interrupt\\r\\n[   12.345679] ---[ end Kernel panic - not syncing: Fatal exception in interrupt ]---\\r\\n\"\npanicked";
     let outcome = lab.run(&dying(panic)).sh(COMMAND).go();
     outcome.code(121).says("begun\n");
     assert_eq!(outcome.verdict(), "crash/panic");

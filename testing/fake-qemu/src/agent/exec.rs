@@ -333,6 +333,7 @@ fn read_some(shared: &Shared, id: u32, kind: Kind, file: &mut File, chunk: &mut 
         Ok(0) => Some(0),
         Ok(count) => {
             shared.port.output(kind, id, &chunk[..count]);
+            shared.machine.mark_once("output");
             Some(count)
         }
         Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => None,
