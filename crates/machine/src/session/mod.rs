@@ -1,4 +1,4 @@
-//! The conversation with a running guest: [`Session`] is what a guest needs of one, [`agent`] and [`console`] are the two there are.
+//! The conversation with a running guest: `Session` is what a guest needs of one, [`agent`] and [`console`] are the two there are.
 
 pub mod agent;
 pub mod console;

@@ -1,6 +1,6 @@
 //! The host directories that a guest sees: which there are, and what is mounted where.
 //!
-//! What one kind of share does differently is in a file of its own, which is a line in [`KINDS`].
+//! What one kind of share does differently is in a file of its own, which is a line in `KINDS`.
 
 pub mod ninep;
 

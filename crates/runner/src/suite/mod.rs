@@ -5,7 +5,7 @@
 //!       └─ Dispatcher ── Executor ── Pool ── Machines
 //! ```
 //!
-//! All of it runs on one thread. The dispatcher ([`crate::schedule`]) alone starts and ends things; each cell (a unit alone, or those that
+//! All of it runs on one thread. The dispatcher (`crate::schedule`) alone starts and ends things; each cell (a unit alone, or those that
 //! share a guest) is a task of the executor's, which gets its guests from the machines. What each of them sees goes to the one event log.
 
 pub mod history;
