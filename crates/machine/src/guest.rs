@@ -193,7 +193,6 @@ impl Guest {
     /// # Errors
     /// A [`Lost`] for everything that is not the command's own end.
     pub async fn exec(&mut self, command: GuestCommand, io: Io<'_>, observe: Observe<'_>) -> Result<Exit, Lost> {
-        observe(EventKind::CommandStarted { pid: None });
         let waits = self.session.wants_whole_stdin() && command.terminal.is_none();
         let read = Arc::new(AtomicBool::new(!waits || io.stdin.is_none()));
         let Io { stdin, sink, control } = io;

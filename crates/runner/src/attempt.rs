@@ -60,7 +60,8 @@ pub(crate) async fn lease(
     }
 }
 
-/// Runs the command that the attempt is for.
+/// Runs the command that the attempt is for, and tells of its begin and its end. What runs beside it (a set-up script, a question of
+/// Belljar's own) goes through [`exec`] alone.
 ///
 /// # Errors
 /// A [`Lost`] for everything that is not the command's own end.
@@ -73,6 +74,7 @@ pub(crate) async fn command(
     observe: &mut dyn FnMut(EventKind),
 ) -> Result<Exit, Lost> {
     observe(EventKind::Phase { phase: Phase::Command });
+    observe(EventKind::CommandStarted { pid: None });
     let started = Instant::now();
     let exit = exec(guest, command, io, limit, cancel, observe).await?;
     observe(EventKind::CommandEnded { exit, millis: millis(started) });

@@ -85,27 +85,6 @@ pub(crate) struct Limit {
     pub(crate) name: &'static str,
 }
 
-/// Runs a command beside the one that the guest is there for: a set-up script, a question of Belljar's own. Its caller tells of it in its
-/// own way, so that [`EventKind::CommandStarted`] is of the other alone.
-///
-/// # Errors
-/// As [`exec`].
-pub(crate) async fn exec_beside(
-    guest: &mut Guest,
-    command: GuestCommand,
-    io: Io<'_>,
-    limit: Limit,
-    cancel: &mut Cancel,
-    observe: &mut dyn FnMut(EventKind),
-) -> Result<Exit, Lost> {
-    let mut observe = |kind| {
-        if !matches!(kind, EventKind::CommandStarted { .. }) {
-            observe(kind);
-        }
-    };
-    exec(guest, command, io, limit, cancel, &mut observe).await
-}
-
 /// Runs `command` to its end. What it leaves running when it is given up is killed.
 ///
 /// # Errors

@@ -18,7 +18,7 @@ use crate::{
     cancel::Cancel,
     environment::environment,
     event_writer::EventWriter,
-    exec::{Limit, exec_beside},
+    exec::{Limit, exec},
     machines::{LeasedGuest, Machines},
     output::{Answer, clean},
 };
@@ -115,7 +115,7 @@ async fn names(unit: &Unit, guest: &mut Guest, more: &[&str], cancel: &mut Cance
     let mut answer = Answer::default();
     let io = Io { stdin: None, sink: &mut answer, control: None };
     let limit = Limit { after: Some(unit.settings.timeout), name: "timeout" };
-    let exit = exec_beside(guest, command, io, limit, cancel, &mut |_| ()).await?;
+    let exit = exec(guest, command, io, limit, cancel, &mut |_| ()).await?;
     let fail = |why: String| {
         let exit = if exit == Exit::Code(0) { Exit::Code(1) } else { exit };
         Lost::from(Cause::Failed { exit, why: clean(why.as_bytes()) })

@@ -10,7 +10,7 @@ use belljar_suite::plan::Unit;
 
 use crate::{
     cancel::Cancel,
-    exec::{Limit, exec_beside},
+    exec::{Limit, exec},
     output::Answer,
 };
 
@@ -68,6 +68,6 @@ async fn ask<'a>(
     };
     let mut answer = Answer::default();
     let io = Io { stdin: None, sink: &mut answer, control: None };
-    let exit = exec_beside(guest, command, io, OWN_LIMIT, cancel, observe).await?;
+    let exit = exec(guest, command, io, OWN_LIMIT, cancel, observe).await?;
     Ok((exit, answer))
 }

@@ -17,7 +17,7 @@ use crate::{
     cancel::Cancel,
     environment::environment,
     event_writer::EventWriter,
-    exec::{Limit, exec_beside},
+    exec::{Limit, exec},
     output::Recorder,
     run_dir::of_guest,
 };
@@ -82,7 +82,7 @@ impl SetUpScripts {
             };
             let limit = Limit { after: Some(unit.suite.setup_timeout), name: "setup-timeout" };
             let io = Io { stdin: None, sink: &mut recorder, control: None };
-            let ended = exec_beside(running, command, io, limit, cancel, observe).await;
+            let ended = exec(running, command, io, limit, cancel, observe).await;
             let recorded = recorder.finish();
             let (verdict, message) = match &ended {
                 Ok(exit) => (Verdict::of_exit(*exit), None),
