@@ -6,6 +6,22 @@
 /// The program: an ELF file, to be written to an initramfs or a share.
 pub static AGENT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/belljar-agent"));
 
+/// An agent.
+#[derive(Clone, Copy, Debug)]
+pub struct Agent {
+    /// The program, see [`AGENT`].
+    pub program: &'static [u8],
+    /// What tells it from others, see [`fingerprint`].
+    pub fingerprint: &'static str,
+}
+
+/// The agent for guests with this processor, named as `uname -m` does; none if there is none for it here.
+#[must_use]
+pub fn agent_for(processor: &str) -> Option<Agent> {
+    // It is built for the processor that its host is built for.
+    (processor == std::env::consts::ARCH).then(|| Agent { program: AGENT, fingerprint: fingerprint() })
+}
+
 /// Tells one agent from another: part of the key of everything cached that has the agent in it. Hexadecimal digits.
 #[must_use]
 pub fn fingerprint() -> &'static str {

@@ -9,8 +9,9 @@ use std::{
 use belljar_image::{
     disk,
     kernel::{self, Discovery},
+    processor::Processor,
 };
-use belljar_machine::qemu::{args::Accel, probe};
+use belljar_machine::qemu::{args::Accel, platform, probe};
 use belljar_model::exit_code;
 use bytesize::ByteSize;
 
@@ -72,14 +73,15 @@ fn host(args: &DoctorArgs, cache: &Path) -> Vec<Finding> {
     // With --fresh nothing that was remembered is read.
     let fresh = args.fresh.then(tempdir).flatten();
     let memory = fresh.as_deref().unwrap_or(cache);
-    match probe::find_qemu(args.qemu.as_deref(), env::get("PATH").as_deref(), memory) {
+    let platform = platform::default();
+    match probe::find_qemu(platform, args.qemu.as_deref(), env::get("PATH").as_deref(), memory) {
         Err(error) => findings.push(Finding::bad("QEMU", error.to_string())),
         Ok(qemu) => {
             findings.push(Finding::good("QEMU", format!("{} ({})", qemu.path.display(), qemu.version)));
             if !qemu.has_9p {
                 findings.push(Finding::bad(
                     "9p",
-                    "this QEMU was built without 9p (virtio-9p-pci); mend: install your distribution's full QEMU",
+                    "this QEMU was built without 9p (virtio-9p); mend: install your distribution's full QEMU",
                 ));
             }
             if !qemu.has_sandbox {
@@ -89,7 +91,7 @@ fn host(args: &DoctorArgs, cache: &Path) -> Vec<Finding> {
                     "it works, with one wall less between the guest and this host",
                 ));
             }
-            match probe::choose_accel(None, &qemu, &settings::shim(), memory) {
+            match probe::choose_accel(platform, None, &qemu, &settings::shim(), memory) {
                 Ok(choice) if choice.accel == Accel::Kvm => findings.push(Finding::good("KVM", choice.why)),
                 Ok(choice) => findings.push(Finding::note(
                     "KVM",
@@ -111,7 +113,8 @@ fn host(args: &DoctorArgs, cache: &Path) -> Vec<Finding> {
             "disk images and --disk file= need it: install qemu-utils (Debian) or qemu-img (Fedora)",
         ),
     });
-    findings.extend(kernels(&kernel::discover(&[PathBuf::from("/")])));
+    let found = kernel::discover(&[PathBuf::from("/")], &platform::processors());
+    findings.extend(kernels(&found, &platform.processor));
     findings.push(free_memory());
     findings.push(free_space(cache));
     findings
@@ -136,14 +139,14 @@ fn forget(fresh: &Path, cache: &Path) {
     drop(fs_err::remove_dir_all(fresh));
 }
 
-fn kernels(found: &Discovery) -> Vec<Finding> {
-    match found.choose() {
+fn kernels(found: &Discovery, processor: &Processor) -> Vec<Finding> {
+    match found.choose(processor) {
         Err(error) => vec![Finding::bad("kernel", error.to_string())],
         Ok(chosen) => {
             let release = chosen.kernel.release.as_ref().map_or("of unknown release", |r| r.as_str());
             let mut findings =
                 vec![Finding::good("kernel", format!("{} ({release}), with 9p", chosen.kernel.path.display()))];
-            for passed in found.passed_over(chosen) {
+            for passed in found.passed_over(chosen, processor) {
                 findings.push(Finding::note(
                     "kernel",
                     format!("{}: {}", passed.path.display(), passed.why),

@@ -10,6 +10,7 @@ use crate::cache::{self, Cache, CacheError};
 use crate::initramfs::{self, InitramfsError, InitramfsSpec};
 use crate::kernel::{Arch, Kernel};
 use crate::modules::{self, Feature, Module, ModuleIndex, ModulesError, Presence};
+use crate::processor::Processor;
 use crate::vmlinux::{self, Bootable, VmlinuxError};
 
 /// Part of the name in the cache: change it with the layout of an initramfs.
@@ -33,7 +34,9 @@ pub struct BootFiles {
 /// What the initramfs is to hold, whoever's it is.
 #[derive(Debug)]
 pub struct InitSpec<'a> {
-    /// The agent's program, static.
+    /// What the guest runs on.
+    pub processor: &'a Processor,
+    /// The agent's program, static, for that processor.
     pub agent: &'a [u8],
     /// The kernel's modules; none if it has none, or needs none.
     pub modules: Option<&'a ModuleIndex>,
@@ -47,16 +50,18 @@ pub struct InitSpec<'a> {
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
     /// The kernel is for a processor that the agent is not built for.
-    #[error("the kernel {} is for {arch}: Belljar's own init runs on x86-64 only", kernel.display())]
+    #[error("the kernel {} is for {arch}: Belljar's own init runs on {wanted} only", kernel.display())]
     Arch {
         /// The kernel.
         kernel: PathBuf,
         /// What it is for.
         arch: Arch,
+        /// What the agent is for.
+        wanted: Arch,
     },
     /// The kernel lacks something.
     #[error(
-        "the kernel {} has no {} (looked in {}); mend: give another with --kernel, on Debian the one of linux-image-amd64",
+        "the kernel {} has no {} (looked in {}); mend: give another with --kernel, on Debian the one of {package}",
         kernel.display(), list(features), modules.display()
     )]
     Lacks {
@@ -66,6 +71,8 @@ pub enum BootError {
         modules: PathBuf,
         /// What it lacks.
         features: Vec<Feature>,
+        /// The package of Debian's that would do.
+        package: &'static str,
     },
     /// A module that another needs is not there.
     #[error(
@@ -191,8 +198,9 @@ fn prepare(
     foreign: Option<&Path>,
     cache: &Cache,
 ) -> Result<BootFiles, BootError> {
-    if let Some(arch) = kernel.arch.filter(|&a| a != Arch::X86_64) {
-        return Err(BootError::Arch { kernel: kernel.path.clone(), arch });
+    let wanted = spec.processor.arch;
+    if let Some(arch) = kernel.arch.filter(|&arch| arch != wanted) {
+        return Err(BootError::Arch { kernel: kernel.path.clone(), arch, wanted });
     }
     let (modules, chosen) = choose_modules(kernel, spec, &root)?;
     let mut files = kernel_alone(kernel, cache)?;
@@ -246,7 +254,8 @@ fn choose_modules(
     let required: Vec<_> = of_root.iter().chain(spec.required).copied().collect();
     let features: Vec<_> = required.iter().copied().filter(|&f| index.feature(f) == Presence::Absent).collect();
     if !features.is_empty() {
-        return Err(BootError::Lacks { kernel: kernel.path.clone(), modules: index.dir().to_owned(), features });
+        let (kernel, modules) = (kernel.path.clone(), index.dir().to_owned());
+        return Err(BootError::Lacks { kernel, modules, features, package: spec.processor.kernel_package });
     }
     let port = [Feature::VirtioPci, Feature::VirtioConsole].into_iter().filter(|f| !required.contains(f));
     let wanted = port.chain(spec.wanted.iter().copied());

@@ -8,6 +8,7 @@
 //! - [`modules`]: a kernel's modules, in the order in which they must be inserted.
 //! - [`vmlinux`]: the kernel proper out of a bzImage, which boots faster.
 //! - [`initramfs`]: an initramfs of our own, or an addition to somebody else's.
+//! - [`processor`]: what a guest's processor runs.
 //! - [`rootdir`]: a host directory that is to be a guest's root.
 //! - [`boot`]: the last four put together.
 //! - [`cache`]: files that the next run can use again.
@@ -19,6 +20,7 @@ pub mod disk;
 pub mod initramfs;
 pub mod kernel;
 pub mod modules;
+pub mod processor;
 pub mod rootdir;
 pub mod stamp;
 pub mod vmlinux;

@@ -8,14 +8,12 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use crate::bounded::le;
 use crate::kernel::Arch;
+use crate::processor::{self, Processor};
 
 /// Programs that a root file system has; the first found says what processor it is for.
 const PROGRAMS: &[&str] = &["bin/sh", "usr/bin/sh", "bin/busybox", "usr/bin/env", "bin/true", "sbin/init"];
 /// Directories of which a root without any of those still has one.
 const DIRECTORIES: &[&str] = &["usr/bin", "bin", "sbin", "usr/local/bin"];
-
-/// What guests run on.
-const GUEST: Arch = Arch::X86_64;
 
 /// A directory that will do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,16 +77,16 @@ pub enum RootDirError {
         /// What it is for.
         found: Arch,
         /// What would do.
-        wanted: Arch,
+        wanted: String,
     },
 }
 
-/// Looks at a directory that is to be the root of an x86-64 guest. Symbolic links in it are followed as the guest will
-/// follow them, and never out of it.
+/// Looks at a directory that is to be the root of a guest with one of `processors`. Symbolic links in it are followed as the guest
+/// will follow them, and never out of it.
 ///
 /// # Errors
-/// When the directory cannot be read, holds no system, or one for another architecture.
-pub fn check(path: &Path) -> Result<RootDir, RootDirError> {
+/// When the directory cannot be read, holds no system, or one that none of the processors runs.
+pub fn check(path: &Path, processors: &[&Processor]) -> Result<RootDir, RootDirError> {
     let failed = |source: io::Error| match source.kind() {
         io::ErrorKind::NotFound => RootDirError::NotFound { path: path.to_owned() },
         io::ErrorKind::NotADirectory => RootDirError::NotADirectory { path: path.to_owned() },
@@ -111,8 +109,10 @@ pub fn check(path: &Path) -> Result<RootDir, RootDirError> {
         return Err(RootDirError::NotARoot { path: path.clone(), inside: root_inside(path) });
     }
     let known = there.iter().find_map(|&program| Some((program, elf_arch(&root, program)?)));
-    if let Some((program, found)) = known.filter(|&(_, found)| !runs_on(found, GUEST)) {
-        return Err(RootDirError::Arch { path: path.clone(), program, found, wanted: GUEST });
+    let runs = |arch| processors.iter().any(|processor| processor.runs(arch));
+    if let Some((program, found)) = known.filter(|&(_, found)| !runs(found)) {
+        let wanted = processor::list(processors);
+        return Err(RootDirError::Arch { path: path.clone(), program, found, wanted });
     }
     let shell = there.iter().any(|p| p.ends_with("/sh"));
     Ok(RootDir { path: path.clone(), shell, arch: known.map(|(_, arch)| arch) })
@@ -142,11 +142,6 @@ pub fn own_modules(root: &Path, release: &str, dir: &Path) -> OwnModules {
     let id = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
     let ids = open(&root, &own, OFlags::PATH).and_then(|f| rustix::fs::fstat(f).ok()).zip(rustix::fs::stat(dir).ok());
     if ids.is_some_and(|(own, asked)| id(own) == id(asked)) { OwnModules::Same } else { OwnModules::Other }
-}
-
-/// A 64-bit x86 kernel runs 32-bit programs too.
-fn runs_on(program: Arch, kernel: Arch) -> bool {
-    program == kernel || (program, kernel) == (Arch::X86, Arch::X86_64)
 }
 
 /// Opens a path below `root` with its absolute links taken from `root`, as a chroot would.
@@ -200,12 +195,12 @@ mod tests {
     }
 
     fn text(dir: &Path) -> String {
-        check(dir).map_or_else(|e| e.to_string(), |r| format!("{r:?}"))
+        check(dir, &[&processor::X86_64]).map_or_else(|e| e.to_string(), |r| format!("{r:?}"))
     }
 
     #[test]
     fn this_hosts_own_root_will_do() {
-        let root = check(Path::new("/")).unwrap();
+        let root = check(Path::new("/"), &[&processor::X86_64]).unwrap();
         assert_eq!((root.shell, root.arch), (true, Some(Arch::X86_64)));
     }
 
@@ -221,7 +216,7 @@ mod tests {
         assert!(error.contains("aarch64") && error.contains("bin/sh"), "{error}");
 
         fs::write(dir.path().join("usr/bin/dash"), elf(3)).unwrap();
-        assert_eq!(check(dir.path()).unwrap().arch, Some(Arch::X86));
+        assert_eq!(check(dir.path(), &[&processor::X86_64]).unwrap().arch, Some(Arch::X86));
     }
 
     #[test]
@@ -246,7 +241,7 @@ mod tests {
     fn a_root_without_a_shell_is_one() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("usr/bin")).unwrap();
-        let root = check(dir.path()).unwrap();
+        let root = check(dir.path(), &[&processor::X86_64]).unwrap();
         assert_eq!((root.shell, root.arch), (false, None));
     }
 

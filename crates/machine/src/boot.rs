@@ -437,7 +437,7 @@ async fn shell_on_console(
         }
     })
     .await
-    .map_err(enter::lost_of_access)
+    .map_err(|error| enter::lost_of_access(error, plan.platform()))
 }
 
 /// Nanoseconds since the epoch.

@@ -14,6 +14,7 @@ use crate::{
     console::ExpectError,
     limits::Limits,
     plan::AgentPlace,
+    qemu::platform::Platform,
     session::console::Exchange,
     share::{self, Kind},
     spec::ShareSpec,
@@ -211,8 +212,16 @@ pub(crate) fn event_of(event: &AccessEvent) -> Option<EventKind> {
 }
 
 /// What a failure to get in says about the guest.
-pub(crate) fn lost_of_access(error: AccessError) -> Lost {
+pub(crate) fn lost_of_access(error: AccessError, platform: &Platform) -> Lost {
     match error {
+        AccessError::Expect(ExpectError::Overdue { what, overdue, tail }) if tail.is_empty() => {
+            let console = platform.console;
+            let said = format!(
+                "{what} did not come on the serial console: {overdue}\nThe console has shown nothing. The guest must have its console \
+                 there: console={console} on its kernel's line, and a getty for a login"
+            );
+            Lost::timeout(Phase::Access, said)
+        }
         AccessError::Expect(error) => of_expect(&error, Phase::Access),
         AccessError::Send(error) => Lost::crash(CrashKind::Silent, error.to_string(), Phase::Access),
         AccessError::Shell(error) => of_shell(&error, Phase::Access),
@@ -242,13 +251,7 @@ pub(crate) fn of_shell(error: &ShellError, phase: Phase) -> Lost {
 fn of_expect(error: &ExpectError, phase: Phase) -> Lost {
     match error {
         ExpectError::Overdue { what, overdue, tail } => {
-            let mut said = format!("{what} did not come on the serial console: {overdue}");
-            if tail.is_empty() {
-                said.push_str(
-                    "\nThe console has shown nothing. The guest must have its console there: console=ttyS0 on its kernel's \
-                     line, and a getty for a login",
-                );
-            }
+            let said = format!("{what} did not come on the serial console: {overdue}");
             Lost::timeout(phase, said).with_tail(tail.clone())
         }
         ExpectError::Closed { what, tail } => {

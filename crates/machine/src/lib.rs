@@ -21,6 +21,7 @@ mod limits;
 mod lost;
 pub mod plan;
 mod plan_disk;
+mod plan_source;
 mod plan_template;
 mod plug;
 pub mod qemu;

@@ -4,6 +4,7 @@
 
 use std::{
     ffi::OsString,
+    fmt::Write as _,
     fs::{File, Permissions},
     os::{fd::OwnedFd, unix::fs::PermissionsExt},
     path::{Path, PathBuf},
@@ -14,9 +15,9 @@ use belljar_guest_spec::{Accel, Credentials, GuestSpec, OopsPolicy, Source, Unre
 use belljar_image::{
     boot::{self, BootFiles, InitSpec},
     cache::Cache,
-    kernel::{self, Arch, Kernel, KernelError, NoKernel},
+    kernel::{KernelError, NoKernel},
     modules::{Feature, ModuleIndex},
-    rootdir::{self, OwnModules},
+    rootdir,
 };
 use belljar_model::EventKind;
 use belljar_proto::message::{INIT_AGENT_PATH, Mount, Source as ShareSource, System};
@@ -27,17 +28,17 @@ use crate::{
     host::HostContext,
     limits::Limits,
     plan_disk::{self, PlannedDisk, Plugging},
+    plan_source::{Found, kernel_for_root, modules_for_root},
     plan_template::QEMU_MAC,
     qemu::{
-        args::{self, Layout, MachineConfig, Nic, Share, has_room},
+        args::{self, MachineConfig, Nic, Share, Slots},
+        platform::{self, Platform},
         probe::{self, AccelChoice, QemuInfo},
     },
     share::{self, Kind},
-    spec::{KernelModules, ShareSpec, Workspace},
+    spec::{ShareSpec, Workspace},
 };
 
-/// Where kernels and modules of the host are looked for.
-const HOST_ROOT: &str = "/";
 /// The host name of guests that Belljar initialises itself.
 const HOSTNAME: &str = "belljar";
 /// The directory in the run's directory from which a guest fetches the agent.
@@ -161,6 +162,12 @@ pub enum PlanError {
     /// The root directory is none.
     #[error(transparent)]
     Root(#[from] rootdir::RootDirError),
+    /// Belljar's program is to be the guest's first process, and there is none for its processor.
+    #[error("this belljar has no agent for {}, which a guest that it initialises itself needs; give an image, or a kernel with an initramfs", platform.processor.arch)]
+    NoAgent {
+        /// What the guest runs on.
+        platform: &'static Platform,
+    },
     /// A disk cannot be used.
     #[error(transparent)]
     Disk(#[from] plan_disk::PlanDiskError),
@@ -188,7 +195,9 @@ pub enum PlanError {
 /// See [`PlanError`]; nothing half-done is left.
 pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext) -> Result<Plan, PlanError> {
     let mut choices = Choices::default();
-    let qemu = probe::find_qemu(host.qemu.as_deref(), host.path.as_deref(), &host.cache_dir)?;
+    let found = Found::look_at(&spec.source);
+    let platform = found.as_ref().map_or_else(|_| platform::default(), Found::platform);
+    let qemu = probe::find_qemu(platform, host.qemu.as_deref(), host.path.as_deref(), &host.cache_dir)?;
     let rungs = rungs::choose(&spec.source);
     let is_init = rungs.iter().any(|rung| rung.is_init);
     let kind = sees_host(spec, is_init, share).then(|| share::choose(&qemu)).transpose().map_err(PlanError::NoShare)?;
@@ -196,43 +205,45 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext) -> Result
         kind.map(|kind| Share { tag: tag.to_owned(), device: kind.device, path, read_only })
     };
     choices.add("qemu", format!("{} ({})", qemu.path.display(), qemu.version), qemu.why.clone());
-    let accel = probe::choose_accel(host.accel.or(spec.accel), &qemu, &host.shim, &host.cache_dir)?;
+    let accel = probe::choose_accel(platform, host.accel.or(spec.accel), &qemu, &host.shim, &host.cache_dir)?;
     choices.accelerator(&accel);
 
     let cache = Cache::new(&host.cache_dir, &host.run_dir);
-    let agent = belljar_agent_binary::AGENT;
+    let agent = platform.agent().map(|agent| agent.program);
     let mut shares = Vec::new();
     let mut disks = Vec::new();
     let mut of_kernel = None;
-    let (kernel, place) = match &spec.source {
-        Source::Image { path, format, bus, access: _ } => {
-            disks.push(PlannedDisk::boot(&host.qemu_img, path, format.as_deref(), *bus)?);
+    let (kernel, place) = match found? {
+        Found::Image { path, format, bus } => {
+            disks.push(PlannedDisk::boot(&host.qemu_img, path, format, bus)?);
             shares.extend(carried(share::CONTROL_TAG, host.run_dir.join(CONTROL_DIR), true));
-            (None, AgentPlace::ControlShare)
+            (None, agent.map_or(AgentPlace::Nowhere, |_| AgentPlace::ControlShare))
         }
-        Source::RootDir { root, kernel, modules } => {
-            let root = root.as_deref().unwrap_or(Path::new(HOST_ROOT));
-            rootdir::check(root)?;
+        Found::Root { root, arch: _, kernel, modules } => {
+            let agent = agent.ok_or(PlanError::NoAgent { platform })?;
             let asked = modules.is_some();
-            let (kernel, modules) = kernel_for_root(kernel.as_deref(), modules.as_deref(), &mut choices)?;
+            let (kernel, modules) = kernel_for_root(kernel, modules, &platform.processor, &mut choices)?;
             of_kernel = modules.as_ref().and_then(|index| modules_for_root(root, &kernel, index, asked, &mut choices));
-            let spec = InitSpec { wanted: WANTED, ..init_spec(agent, modules.as_ref()) };
+            let spec = InitSpec { wanted: WANTED, ..init_spec(platform, agent, modules.as_ref()) };
             let files = boot::root_over_9p(&kernel, &spec, share::ROOT_TAG, &cache)?;
             shares.extend(carried(share::ROOT_TAG, root.to_owned(), true));
             shares
                 .extend(of_kernel.as_ref().and_then(|modules| carried(share::MODULES_TAG, modules.dir.clone(), true)));
             (Some(files), AgentPlace::Initramfs)
         }
-        Source::Initramfs { kernel, initrd, modules, access: _ } => {
-            let kernel = Kernel::open(kernel)?;
-            let modules = modules.as_deref().map(ModuleIndex::load).transpose()?;
+        Found::Initramfs { kernel, initrd, modules } => {
+            let modules = modules.map(ModuleIndex::load).transpose()?;
             let for_shares = kind.iter().flat_map(|kind| kind.features).copied().chain([Feature::Overlay]);
             let wanted: Vec<_> = for_shares.chain(WANTED.iter().copied()).collect();
-            let spec = InitSpec { wanted: &wanted, ..init_spec(agent, modules.as_ref()) };
-            // Without our own program in it, another processor's kernel is as good as any.
-            let runs = is_init || kernel.arch.is_none_or(|arch| arch == Arch::X86_64);
-            let files = boot::foreign_initramfs(&kernel, initrd, runs.then_some(&spec), &cache)?;
-            let agent = if runs { AgentPlace::Initramfs } else { AgentPlace::Nowhere };
+            // Without our own program in it, a kernel that cannot run that is as good as any.
+            let runs = is_init || kernel.arch.is_none_or(|arch| arch == platform.processor.arch);
+            let agent = agent.filter(|_| runs);
+            if is_init && agent.is_none() {
+                return Err(PlanError::NoAgent { platform });
+            }
+            let spec = agent.map(|agent| InitSpec { wanted: &wanted, ..init_spec(platform, agent, modules.as_ref()) });
+            let files = boot::foreign_initramfs(&kernel, initrd, spec.as_ref(), &cache)?;
+            let agent = agent.map_or(AgentPlace::Nowhere, |_| AgentPlace::Initramfs);
             if agent == AgentPlace::Initramfs && !is_init {
                 // For an initramfs that gives way to another root, and takes its files with it.
                 shares.extend(carried(share::CONTROL_TAG, host.run_dir.join(CONTROL_DIR), true));
@@ -252,6 +263,8 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext) -> Result
 
     let mut config = MachineConfig {
         name: "belljar".into(),
+        platform,
+        machine: spec.machine.clone().unwrap_or_else(|| platform.default_machine().name.to_owned()),
         accel: accel.accel,
         cpu: spec.cpu.clone(),
         memory: spec.hardware.memory,
@@ -263,28 +276,26 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext) -> Result
         extra: spec.qemu_args.clone(),
         ..MachineConfig::default()
     };
-    if let Some(machine) = &spec.machine {
-        config.machine.clone_from(machine);
-    }
     attach(&mut config, &rungs, &spec.append);
-    if matches!(spec.source, Source::Image { .. }) && !config.machine.contains("graphics=") {
-        // SeaBIOS then speaks on the serial line (`etc/sercon-port`, hw/i386/pc.c), and so do boot loaders that know only the
-        // firmware's console: an image that does not boot says so.
-        config.machine.push_str(",graphics=off");
+    if let (Source::Image { .. }, Some((property, value))) = (&spec.source, platform.talkative)
+        && !config.machine.contains(&format!("{property}="))
+    {
+        // An image that does not boot says so.
+        let _ = write!(config.machine, ",{property}={value}");
     }
-    config.layout = layout(spec, &config.machine, &disks);
+    config.slots = slots(spec, &config, &disks);
     let (mut fixed, mut frozen) = (disks.len(), disks.len());
-    if config.layout == Layout::Pc {
+    if config.slots.is_some() {
         config.nic.mac = Some(QEMU_MAC.map(|byte| format!("{byte:02x}")).join(":"));
         disks.sort_by_key(PlannedDisk::plugging);
         fixed = disks.iter().filter(|disk| disk.plugging() == Plugging::Never).count();
         frozen = disks.iter().filter(|disk| disk.plugging() != Plugging::Late).count();
     }
     for disk in disks[..fixed].iter().filter(|disk| disk.is_further()) {
-        let why = match (&spec.source, config.layout) {
+        let why = match (&spec.source, config.slots) {
             (Source::Initramfs { .. }, _) => "somebody else's initramfs may look for it while it boots".to_owned(),
-            (_, Layout::Pc) => format!("a disk on {} cannot be plugged into a machine that runs", disk.kind()),
-            (_, Layout::Auto) => "where devices are in this machine is not known before it runs".to_owned(),
+            (_, Some(_)) => format!("a disk on {} cannot be plugged into a machine that runs", disk.kind()),
+            (_, None) => "where devices are in this machine is not known before it runs".to_owned(),
         };
         choices.add("disk", "there from the boot on", why);
     }
@@ -330,32 +341,32 @@ pub struct Lookup<'a> {
 /// All that keeps this guest from being started, as far as a look at the host tells, with how to mend it. Makes nothing.
 #[must_use]
 pub fn obstacles(spec: &GuestSpec, lookup: Lookup<'_>) -> Vec<String> {
-    let mut found: Vec<PlanError> = Vec::new();
-    match probe::find_qemu(lookup.qemu, lookup.path, lookup.cache_dir) {
-        Ok(qemu) => found.extend(share::choose(&qemu).err().map(PlanError::NoShare)),
-        Err(error) => found.push(error.into()),
+    let mut obstacles: Vec<PlanError> = Vec::new();
+    let found = Found::look_at(&spec.source);
+    let platform = found.as_ref().map_or_else(|_| platform::default(), Found::platform);
+    match probe::find_qemu(platform, lookup.qemu, lookup.path, lookup.cache_dir) {
+        Ok(qemu) => obstacles.extend(share::choose(&qemu).err().map(PlanError::NoShare)),
+        Err(error) => obstacles.push(error.into()),
     }
     let boots = || -> Result<(), PlanError> {
-        match &spec.source {
-            Source::Image { path, format, bus, access: _ } => {
-                PlannedDisk::boot(lookup.qemu_img, path, format.as_deref(), *bus)?;
+        match found? {
+            Found::Image { path, format, bus } => {
+                PlannedDisk::boot(lookup.qemu_img, path, format, bus)?;
             }
-            Source::RootDir { root, kernel, modules } => {
-                rootdir::check(root.as_deref().unwrap_or(Path::new(HOST_ROOT)))?;
-                kernel_for_root(kernel.as_deref(), modules.as_deref(), &mut Choices::default())?;
+            Found::Root { root: _, arch: _, kernel, modules } => {
+                kernel_for_root(kernel, modules, &platform.processor, &mut Choices::default())?;
             }
-            Source::Initramfs { kernel, initrd, modules, access: _ } => {
-                Kernel::open(kernel)?;
+            Found::Initramfs { kernel: _, initrd, modules } => {
                 belljar_image::initramfs::check_foreign(initrd).map_err(boot::BootError::from)?;
-                modules.as_deref().map(ModuleIndex::load).transpose()?;
+                modules.map(ModuleIndex::load).transpose()?;
             }
         }
         Ok(())
     };
-    found.extend(boots().err());
+    obstacles.extend(boots().err());
     let disks = spec.hardware.disks.iter().filter_map(|disk| PlannedDisk::extra(lookup.qemu_img, disk).err());
-    found.extend(disks.map(PlanError::from));
-    found.iter().map(ToString::to_string).collect()
+    obstacles.extend(disks.map(PlanError::from));
+    obstacles.iter().map(ToString::to_string).collect()
 }
 
 impl Plan {
@@ -467,6 +478,11 @@ impl Plan {
         Ok(Launch { config, fds, layers })
     }
 
+    /// What the guest runs on.
+    pub(crate) fn platform(&self) -> &'static Platform {
+        self.config.platform
+    }
+
     /// Bytes of the guest's memory.
     pub(crate) fn ram_size(&self) -> u64 {
         self.config.ram_size()
@@ -490,9 +506,10 @@ impl Plan {
     /// Puts what a boot needs where the guest finds it.
     pub(crate) fn put_agent(&self, config: &MachineConfig) -> Result<(), PlanError> {
         make_placeholder(config).map_err(|source| PlanError::Control { source })?;
-        if config.shares.iter().any(|s| s.tag == share::CONTROL_TAG) {
-            put_agent(belljar_agent_binary::AGENT, &self.host.run_dir)
-                .map_err(|source| PlanError::Control { source })?;
+        if let Some(agent) = self.platform().agent()
+            && config.shares.iter().any(|s| s.tag == share::CONTROL_TAG)
+        {
+            put_agent(agent.program, &self.host.run_dir).map_err(|source| PlanError::Control { source })?;
         }
         Ok(())
     }
@@ -541,8 +558,8 @@ impl Plan {
     }
 }
 
-fn init_spec<'a>(agent: &'a [u8], modules: Option<&'a ModuleIndex>) -> InitSpec<'a> {
-    InitSpec { agent, modules, required: &[], wanted: &[] }
+fn init_spec<'a>(platform: &'static Platform, agent: &'static [u8], modules: Option<&'a ModuleIndex>) -> InitSpec<'a> {
+    InitSpec { processor: &platform.processor, agent, modules, required: &[], wanted: &[] }
 }
 
 /// What the devices that a guest may have want of the kernel. It is the same for all guests, whatever they have: devices are plugged into
@@ -557,75 +574,20 @@ const WANTED: &[Feature] = &[
     Feature::FileSystem("ext4"),
 ];
 
-/// Where devices are. They are left to QEMU where a machine is not of the type whose slots are known, or the user's own arguments may take
+/// Where devices are. They are left to QEMU where a machine is not of a type whose slots are known, or the user's own arguments may take
 /// some of them. They are, too, where a kernel is given with somebody else's initramfs: its root may be one of the disks, so that it has to boot
 /// with all of them.
-fn layout(spec: &GuestSpec, machine: &str, disks: &[PlannedDisk]) -> Layout {
-    let kind = machine.split(',').next().unwrap_or_default();
-    let is_pc = kind == "pc" || kind.starts_with("pc-i440fx-");
+fn slots(spec: &GuestSpec, config: &MachineConfig, disks: &[PlannedDisk]) -> Option<&'static Slots> {
     let further = disks.iter().filter(|disk| disk.is_on_pci() && disk.plugging() != Plugging::Never).count();
     let boots_alone = !matches!(spec.source, Source::Initramfs { .. });
-    if is_pc && boots_alone && spec.qemu_args.is_empty() && has_room(further) { Layout::Pc } else { Layout::Auto }
-}
-
-fn kernel_for_root(
-    kernel: Option<&Path>,
-    modules: Option<&Path>,
-    choices: &mut Choices,
-) -> Result<(Kernel, Option<ModuleIndex>), PlanError> {
-    let roots = [PathBuf::from(HOST_ROOT)];
-    if let Some(path) = kernel {
-        let kernel = Kernel::open(path)?;
-        let dir = modules.map(Path::to_owned).or_else(|| kernel.find_modules(&roots));
-        let index = dir.as_deref().map(ModuleIndex::load).transpose()?;
-        return Ok((kernel, index));
-    }
-    let found = kernel::discover(&roots);
-    let chosen = found.choose()?;
-    let passed: Vec<String> = found.passed_over(chosen).map(|l| format!("{}: {}", l.path.display(), l.why)).collect();
-    let why = if passed.is_empty() {
-        "the newest installed kernel that has what is needed".to_owned()
-    } else {
-        format!("the newest installed kernel that has what is needed; passed over {}", passed.join("; "))
-    };
-    choices.add("kernel", chosen.kernel.path.display().to_string(), why);
-    let index = match modules {
-        Some(dir) => Some(ModuleIndex::load(dir)?),
-        None => chosen.modules.clone(),
-    };
-    Ok((chosen.kernel.clone(), index))
-}
-
-/// The kernel's modules, where the root does not have them; if they were `asked` for, also where it has others.
-fn modules_for_root(
-    root: &Path,
-    kernel: &Kernel,
-    index: &ModuleIndex,
-    asked: bool,
-    choices: &mut Choices,
-) -> Option<KernelModules> {
-    let dir = index.dir().canonicalize().unwrap_or_else(|_| index.dir().to_owned());
-    let Some(release) = kernel.release.as_ref().map(|r| r.as_str().to_owned()) else {
-        let why =
-            "the kernel's file does not say its release, so that it is not known where modprobe will look for them";
-        choices.add("modules in the guest", "those of the root, if any", why);
-        return None;
-    };
-    let own = rootdir::own_modules(root, &release, &dir);
-    let (chosen, why) = match own {
-        OwnModules::Same => return None,
-        OwnModules::Other if !asked => ("the root's own".to_owned(), "the root has some for the kernel's release"),
-        OwnModules::Other => (dir.display().to_string(), "they were asked for, over those that the root has"),
-        OwnModules::None => (dir.display().to_string(), "the root has none for the kernel's release"),
-    };
-    choices.add("modules in the guest", chosen, why);
-    (own == OwnModules::None || asked).then_some(KernelModules { dir, release })
+    let may_be_given = boots_alone && spec.qemu_args.is_empty();
+    config.machine_type().slots.filter(|slots| may_be_given && slots.has_room(further))
 }
 
 /// Attaches what the rungs need to the machine, and puts the kernel's command line together.
 fn attach(config: &mut MachineConfig, rungs: &[&Rung], append: &[String]) {
     if let Some(kernel) = &mut config.kernel {
-        kernel.add("console=ttyS0");
+        kernel.add(&format!("console={}", config.platform.console));
     }
     for rung in rungs {
         (rung.attach)(config);
@@ -706,10 +668,10 @@ pub(crate) fn make_placeholder(config: &MachineConfig) -> std::io::Result<()> {
 
 /// Choices on their way into the event log.
 #[derive(Default)]
-struct Choices(Vec<EventKind>);
+pub(crate) struct Choices(Vec<EventKind>);
 
 impl Choices {
-    fn add(&mut self, what: &str, chosen: impl Into<String>, why: impl Into<String>) {
+    pub(crate) fn add(&mut self, what: &str, chosen: impl Into<String>, why: impl Into<String>) {
         self.0.push(EventKind::Choice { what: what.into(), chosen: chosen.into(), why: why.into() });
     }
 

@@ -4,50 +4,21 @@ use std::{
     fs::File,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    sync::OnceLock,
 };
 
 use crate::{
     plan::{AgentPlace, CopyError, Launch, Plan, PlanError, layers, make_placeholder, next_fd},
     plan_disk::{self, PlanDiskError},
-    qemu::args::{Accel, Layout, MachineConfig, NicMode, Ram},
+    qemu::{
+        args::{Accel, MachineConfig, NicMode, Ram},
+        platform::Platform,
+    },
     share,
     template::{KeyMaker, Making, Template, TemplateKey, Unkeyable},
 };
 
 /// The hardware address that QEMU gives to the first network card.
 pub(crate) const QEMU_MAC: [u8; 6] = [0x52, 0x54, 0x00, 0x12, 0x34, 0x56];
-
-/// Properties of `-machine` that name no file (QEMU's `-machine pc,help`). Of others it is not known.
-const OF_MACHINE: &[&str] = &[
-    "acpi",
-    "dump-guest-core",
-    "fd-bootchk",
-    "graphics",
-    "hmat",
-    "hpet",
-    "i8042",
-    "kernel-irqchip",
-    "kernel_irqchip",
-    "max-fw-size",
-    "max-ram-below-4g",
-    "mem-merge",
-    "nvdimm",
-    "pit",
-    "sata",
-    "smbios-entry-point-type",
-    "smbus",
-    "smm",
-    "suppress-vmdesc",
-    "usb",
-    "vmport",
-];
-
-/// Directories in which distributions keep what QEMU loads into a machine, beside its own.
-const FIRMWARE_DIRS: &[&str] = &["/usr/share/qemu", "/usr/share/seabios", "/usr/share/qemu-kvm"];
-/// What QEMU loads into a machine that boots from a disk or a kernel.
-const FIRMWARE: &[&str] =
-    &["bios-256k.bin", "bios.bin", "bios-microvm.bin", "kvmvapic.bin", "linuxboot_dma.bin", "linuxboot.bin", "pvh.bin"];
 
 /// How a guest's network card differs from that of its base.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +35,7 @@ impl Plan {
     /// The guest of which this one can be made by plugging devices in and out; `None` if it is that guest itself.
     pub(crate) fn base(&self) -> Option<Self> {
         let differs =
-            self.config.layout == Layout::Pc && (self.frozen > self.fixed || self.card_change() != CardChange::None);
+            self.config.slots.is_some() && (self.frozen > self.fixed || self.card_change() != CardChange::None);
         differs.then(|| {
             let mut base = self.clone();
             base.disks.truncate(base.fixed);
@@ -76,8 +47,8 @@ impl Plan {
 
     /// What becomes of the base's network card. One that nobody has used is on whatever network the machine says.
     pub(crate) fn card_change(&self) -> CardChange {
-        match (self.config.layout, self.config.nic.mode, self.is_init()) {
-            (Layout::Auto, ..) | (_, NicMode::Isolated, _) | (_, NicMode::User, true) => CardChange::None,
+        match (self.config.slots, self.config.nic.mode, self.is_init()) {
+            (None, ..) | (_, NicMode::Isolated, _) | (_, NicMode::User, true) => CardChange::None,
             (_, NicMode::None, _) => CardChange::Remove,
             (_, NicMode::User, false) => CardChange::Replace,
         }
@@ -120,7 +91,7 @@ impl Plan {
             let why = "arguments that are passed to QEMU as they are may name what cannot be copied";
             return Err(Unkeyable::Impossible(why.into()));
         }
-        names_no_file(&config.machine)?;
+        names_no_file(&config)?;
         if let Some(Err(why)) = self.kind.map(|kind| kind.frozen) {
             return Err(Unkeyable::Impossible(why.into()));
         }
@@ -128,10 +99,10 @@ impl Plan {
         let program = self.qemu.path.canonicalize().unwrap_or_else(|_| self.qemu.path.clone());
         key.add_file("qemu", &program)?;
         key.add("qemu version", self.qemu.version.to_string().as_bytes());
-        for file in firmware(&program) {
+        for file in firmware(self.platform(), &program) {
             key.add_file("firmware", &file)?;
         }
-        key.add("agent", agent_hash().as_bytes());
+        key.add("agent", self.platform().agent().map_or("none", |agent| agent.fingerprint).as_bytes());
         if self.accel() == Accel::Kvm {
             key.add("host", host_identity().as_bytes());
         }
@@ -151,7 +122,7 @@ impl Plan {
             share.path = PathBuf::from("/");
             share.read_only = false;
         }
-        if self.card_change() == CardChange::None && config.layout == Layout::Pc {
+        if self.card_change() == CardChange::None && config.slots.is_some() {
             config.nic.mode = NicMode::Isolated;
         }
         let args = config.to_args().map_err(|e| Unkeyable::Impossible(e.to_string()))?;
@@ -279,10 +250,10 @@ fn place_name(agent: AgentPlace) -> &'static [u8] {
 }
 
 /// Whether nothing in the machine's description may lead to a file, whose changes nobody would notice.
-fn names_no_file(machine: &str) -> Result<(), Unkeyable> {
-    for (at, property) in machine.split(',').enumerate() {
+fn names_no_file(config: &MachineConfig) -> Result<(), Unkeyable> {
+    for (at, property) in config.machine.split(',').enumerate() {
         let name = property.split('=').next().unwrap_or_default();
-        let is_known = if at == 0 { name.len() == property.len() } else { OF_MACHINE.contains(&name) };
+        let is_known = if at == 0 { name.len() == property.len() } else { config.platform.properties.contains(&name) };
         if !is_known {
             let what = format!("the machine's property {name} may name a file, whose changes would not be noticed");
             return Err(Unkeyable::Impossible(what));
@@ -292,16 +263,11 @@ fn names_no_file(machine: &str) -> Result<(), Unkeyable> {
 }
 
 /// The firmware that there is for this QEMU.
-fn firmware(qemu: &Path) -> Vec<PathBuf> {
+fn firmware(platform: &Platform, qemu: &Path) -> Vec<PathBuf> {
     let own = qemu.parent().and_then(Path::parent).map(|prefix| prefix.join("share/qemu"));
-    let dirs: Vec<PathBuf> = own.into_iter().chain(FIRMWARE_DIRS.iter().map(PathBuf::from)).collect();
-    let files = FIRMWARE.iter().flat_map(|name| dirs.iter().map(move |dir| dir.join(name)));
+    let dirs: Vec<PathBuf> = own.into_iter().chain(platform.firmware_dirs.iter().map(PathBuf::from)).collect();
+    let files = platform.firmware.iter().flat_map(|name| dirs.iter().map(move |dir| dir.join(name)));
     files.filter(|file| file.exists()).collect()
-}
-
-fn agent_hash() -> &'static blake3::Hash {
-    static HASH: OnceLock<blake3::Hash> = OnceLock::new();
-    HASH.get_or_init(|| blake3::hash(belljar_agent_binary::AGENT))
 }
 
 /// What a guest sees of the host's processor and kernel under KVM.
@@ -320,11 +286,13 @@ mod tests {
 
     #[test]
     fn a_machine_that_may_name_a_file_has_no_template() {
+        let names =
+            |machine: &str| names_no_file(&MachineConfig { machine: machine.to_owned(), ..MachineConfig::default() });
         for good in ["pc", "pc,graphics=off", "pc-i440fx-7.2,usb=on,vmport=off", "q35"] {
-            assert!(names_no_file(good).is_ok(), "{good}");
+            assert!(names(good).is_ok(), "{good}");
         }
         for bad in ["pc,firmware=/x", "pc,firmware=on", "pc,pflash0=x", "q35,dtb=x", "type=pc", "pc,usb=on,something"] {
-            assert!(matches!(names_no_file(bad), Err(Unkeyable::Impossible(_))), "{bad}");
+            assert!(matches!(names(bad), Err(Unkeyable::Impossible(_))), "{bad}");
         }
     }
 }

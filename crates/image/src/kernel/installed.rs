@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Arch, Kernel, KernelError};
 use crate::modules::{Feature, ModuleIndex, ModulesError, Presence};
+use crate::processor::Processor;
 
 /// A kernel found where distributions put them, with its modules.
 #[derive(Debug)]
@@ -27,11 +28,11 @@ impl InstalledKernel {
         Some(features.iter().map(|&f| (f, modules.feature(f))).collect())
     }
 
-    /// Why this kernel cannot boot this host's userland over 9p; none if it can.
+    /// Why this kernel cannot boot this host's userland over 9p on such a processor; none if it can.
     #[must_use]
-    pub fn unfit_for_host_userland(&self) -> Option<Why> {
-        if self.kernel.arch != Some(Arch::X86_64) {
-            return Some(Why::Arch(self.kernel.arch));
+    pub fn unfit_for_host_userland(&self, processor: &Processor) -> Option<Why> {
+        if self.kernel.arch != Some(processor.arch) {
+            return Some(Why::Arch { found: self.kernel.arch, wanted: processor.arch });
         }
         let Some(capabilities) = self.capabilities(Feature::HOST_USERLAND) else {
             return Some(Why::NoModules(self.modules_error.as_ref().map(ToString::to_string)));
@@ -58,8 +59,13 @@ pub struct Discovery {
 pub enum Why {
     /// Not readable, or no kernel; the text is [`KernelError`]'s.
     Refused(String),
-    /// Not for x86-64.
-    Arch(Option<Arch>),
+    /// For another processor.
+    Arch {
+        /// What it is for, where its file says so.
+        found: Option<Arch>,
+        /// What would do.
+        wanted: Arch,
+    },
     /// `/lib/modules/RELEASE` is missing, or cannot be read for this reason.
     NoModules(Option<String>),
     /// It lacks what a guest with its root on 9p needs.
@@ -70,8 +76,8 @@ impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Why::Refused(text) => f.write_str(text),
-            Why::Arch(Some(arch)) => write!(f, "it is for {arch}"),
-            Why::Arch(None) => f.write_str("it does not say that it is for x86-64"),
+            Why::Arch { found: Some(arch), .. } => write!(f, "it is for {arch}"),
+            Why::Arch { found: None, wanted } => write!(f, "it does not say that it is for {wanted}"),
             Why::NoModules(Some(text)) => f.write_str(text),
             Why::NoModules(None) => f.write_str("its module directory (/lib/modules/RELEASE) is not there"),
             Why::Lacks(features) => {
@@ -101,6 +107,8 @@ pub struct NoKernel {
     pub looked_at: Vec<LookedAt>,
     /// Where kernels were looked for.
     pub places: Vec<PathBuf>,
+    /// The package of Debian's that would do.
+    pub package: &'static str,
 }
 
 impl std::error::Error for NoKernel {}
@@ -115,19 +123,23 @@ impl fmt::Display for NoKernel {
         for LookedAt { path, why } in &self.looked_at {
             write!(f, "; {}: {why}", path.display())?;
         }
-        f.write_str("; mend: install a distribution's generic kernel (on Debian: apt-get install linux-image-amd64), or give one with --kernel")
+        write!(
+            f,
+            "; mend: install a distribution's generic kernel (on Debian: apt-get install {}), or give one with --kernel",
+            self.package
+        )
     }
 }
 
 impl Discovery {
-    /// The newest kernel that can boot this host's userland with its root on 9p.
+    /// The newest kernel that can boot this host's userland on such a processor, with its root on 9p.
     ///
     /// # Errors
     /// [`NoKernel`] says of each kernel found why it will not do.
-    pub fn choose(&self) -> Result<&InstalledKernel, NoKernel> {
+    pub fn choose(&self, processor: &Processor) -> Result<&InstalledKernel, NoKernel> {
         let mut looked_at = Vec::new();
         for installed in &self.kernels {
-            match installed.unfit_for_host_userland() {
+            match installed.unfit_for_host_userland(processor) {
                 None => return Ok(installed),
                 Some(why) => looked_at.push(LookedAt { path: installed.kernel.path.clone(), why }),
             }
@@ -135,22 +147,26 @@ impl Discovery {
         for (path, error) in &self.refused {
             looked_at.push(LookedAt { path: path.clone(), why: Why::Refused(error.to_string()) });
         }
-        Err(NoKernel { looked_at, places: self.places.clone() })
+        Err(NoKernel { looked_at, places: self.places.clone(), package: processor.kernel_package })
     }
 
     /// The kernels that [`Discovery::choose`] passed over for being unfit although newer than `chosen`.
-    pub fn passed_over<'a>(&'a self, chosen: &'a InstalledKernel) -> impl Iterator<Item = LookedAt> + 'a {
+    pub fn passed_over<'a>(
+        &'a self,
+        chosen: &'a InstalledKernel,
+        processor: &'a Processor,
+    ) -> impl Iterator<Item = LookedAt> + 'a {
         self.kernels
             .iter()
             .take_while(|k| k.kernel.path != chosen.kernel.path)
-            .filter_map(|k| Some(LookedAt { path: k.kernel.path.clone(), why: k.unfit_for_host_userland()? }))
+            .filter_map(|k| Some(LookedAt { path: k.kernel.path.clone(), why: k.unfit_for_host_userland(processor)? }))
     }
 }
 
 /// Looks below each of `roots` (such as `/`) for kernels: `boot/vmlinuz*`, `lib/modules/*/vmlinuz`,
-/// `usr/lib/modules/*/vmlinuz`. A kernel found twice counts once.
+/// `usr/lib/modules/*/vmlinuz`. A kernel found twice counts once; one that runs on none of `processors` is refused.
 #[must_use]
-pub fn discover(roots: &[PathBuf]) -> Discovery {
+pub fn discover(roots: &[PathBuf], processors: &[&Processor]) -> Discovery {
     let mut found = Discovery::default();
     let mut seen = Vec::new();
     for root in roots {
@@ -163,7 +179,7 @@ pub fn discover(roots: &[PathBuf]) -> Discovery {
                     continue;
                 }
                 seen.push(identity);
-                match Kernel::open(&path) {
+                match Kernel::open(&path, processors) {
                     Ok(kernel) => found.kernels.push(with_modules(kernel, &path, roots)),
                     Err(error) => found.refused.push((path, error)),
                 }
@@ -213,6 +229,7 @@ fn candidates(root: &Path) -> Vec<(PathBuf, Vec<PathBuf>)> {
 mod tests {
     use super::super::fake_bzimage;
     use super::*;
+    use crate::processor::X86_64;
     use std::fs;
 
     const ALL: &[&str] = &["virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay"];
@@ -237,11 +254,11 @@ mod tests {
         install(dir.path(), "6.9.0", ALL);
         install(dir.path(), "6.10.0", ALL);
         install(dir.path(), "6.12.0-cloud", &ALL[..2]);
-        let found = discover(&[dir.path().into()]);
+        let found = discover(&[dir.path().into()], &[&X86_64]);
         assert_eq!(releases(&found), ["6.12.0-cloud", "6.10.0", "6.9.0"]);
-        let chosen = found.choose().unwrap();
+        let chosen = found.choose(&X86_64).unwrap();
         assert_eq!(chosen.kernel.release.as_ref().unwrap().as_str(), "6.10.0");
-        let passed: Vec<_> = found.passed_over(chosen).collect();
+        let passed: Vec<_> = found.passed_over(chosen, &X86_64).collect();
         assert_eq!(passed.len(), 1);
         assert_eq!(passed[0].why.to_string(), "it has no 9p over virtio, no overlay file system");
     }
@@ -253,7 +270,7 @@ mod tests {
         fs::copy(dir.path().join("boot/vmlinuz-6.9.0"), dir.path().join("lib/modules/6.9.0/vmlinuz")).unwrap();
         std::os::unix::fs::symlink("vmlinuz-6.9.0", dir.path().join("boot/vmlinuz")).unwrap();
         std::os::unix::fs::symlink("lib", dir.path().join("usr")).unwrap();
-        let found = discover(&[dir.path().into()]);
+        let found = discover(&[dir.path().into()], &[&X86_64]);
         assert_eq!(releases(&found), ["6.9.0"]);
     }
 
@@ -262,7 +279,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         install(dir.path(), "6.9.0", ALL);
         fs::rename(dir.path().join("boot/vmlinuz-6.9.0"), dir.path().join("boot/vmlinuz-99")).unwrap();
-        assert_eq!(releases(&discover(&[dir.path().into()])), ["6.9.0"]);
+        assert_eq!(releases(&discover(&[dir.path().into()], &[&X86_64])), ["6.9.0"]);
     }
 
     #[test]
@@ -272,7 +289,7 @@ mod tests {
         install(dir.path(), "6.8.0", ALL);
         fs::remove_dir_all(dir.path().join("lib/modules/6.8.0")).unwrap();
         fs::write(dir.path().join("boot/vmlinuz-broken"), "").unwrap();
-        let error = discover(&[dir.path().into()]).choose().unwrap_err();
+        let error = discover(&[dir.path().into()], &[&X86_64]).choose(&X86_64).unwrap_err();
         assert_eq!(error.looked_at.len(), 3);
         assert_eq!(error.looked_at[0].why, Why::Lacks(Feature::HOST_USERLAND.to_vec()));
         assert_eq!(error.looked_at[1].why, Why::NoModules(None));
@@ -280,7 +297,7 @@ mod tests {
         let text = error.to_string();
         assert!(text.contains("linux-image-amd64") && text.contains("--kernel"), "{text}");
 
-        let nothing = discover(&["/nonexistent".into()]).choose().unwrap_err().to_string();
+        let nothing = discover(&["/nonexistent".into()], &[&X86_64]).choose(&X86_64).unwrap_err().to_string();
         assert!(nothing.contains("/nonexistent/boot"), "{nothing}");
     }
 }

@@ -15,6 +15,7 @@ pub use version::Release;
 pub(crate) use header::fake_bzimage;
 
 use crate::bounded;
+use crate::processor::{self, Processor};
 
 /// No kernel is larger, debug sections included.
 pub(crate) const MAX_KERNEL: u64 = 2 << 30;
@@ -73,22 +74,24 @@ pub enum KernelError {
         /// What it looks like.
         looks_like: &'static str,
     },
-    /// A kernel that this machine's guests cannot run.
-    #[error("{} is a kernel for {arch}; only x86-64 guests can be run", path.display())]
+    /// A kernel that no guest can run.
+    #[error("{} is a kernel for {arch}; only {guests} guests can be run", path.display())]
     Unsupported {
         /// The file asked for.
         path: PathBuf,
         /// What it is for.
         arch: String,
+        /// What guests can be.
+        guests: String,
     },
 }
 
 impl Kernel {
-    /// Looks at a kernel file.
+    /// Looks at a kernel file that is to run on one of `processors`.
     ///
     /// # Errors
-    /// When the file cannot be read, is no kernel, or is one for another architecture than x86.
-    pub fn open(path: &Path) -> Result<Self, KernelError> {
+    /// When the file cannot be read, is no kernel, or is one that none of the processors runs.
+    pub fn open(path: &Path, processors: &[&Processor]) -> Result<Self, KernelError> {
         let failed = |source: io::Error| match source.kind() {
             io::ErrorKind::NotFound => KernelError::NotFound { path: path.to_owned() },
             io::ErrorKind::PermissionDenied => KernelError::Forbidden { path: path.to_owned() },
@@ -110,11 +113,13 @@ impl Kernel {
                 return Err(not("another ELF program: it has no text \"Linux version\" in it"));
             }
         }
-        let unsupported = |arch: String| KernelError::Unsupported { path: path.clone(), arch };
-        match header.arch {
-            Some(Arch::X86_64 | Arch::X86) => {}
+        let unsupported =
+            |arch: String| KernelError::Unsupported { path: path.clone(), arch, guests: processor::list(processors) };
+        // Only x86 has bzImages; old ones do not say more.
+        let arch = header.arch.or((header.format == Format::BzImage).then_some(Arch::X86));
+        match arch {
+            Some(arch) if processors.iter().any(|processor| processor.runs(arch)) => {}
             Some(other) => return Err(unsupported(other.to_string())),
-            None if header.format == Format::BzImage => {}
             None => return Err(unsupported("another architecture, packed as an EFI program".into())),
         }
         Ok(Kernel {
@@ -182,7 +187,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("k");
         std::fs::write(&path, bytes).unwrap();
-        Kernel::open(&path).unwrap_err().to_string()
+        Kernel::open(&path, &[&processor::X86_64]).unwrap_err().to_string()
     }
 
     #[test]
@@ -191,7 +196,7 @@ mod tests {
         let file = dir.path().join("vmlinuz-6.1");
         std::fs::write(&file, fake_bzimage("6.1.0-56-amd64", b"x")).unwrap();
         std::os::unix::fs::symlink("vmlinuz-6.1", dir.path().join("vmlinuz")).unwrap();
-        let kernel = Kernel::open(&dir.path().join("vmlinuz")).unwrap();
+        let kernel = Kernel::open(&dir.path().join("vmlinuz"), &[&processor::X86_64]).unwrap();
         assert_eq!(kernel.path, file.canonicalize().unwrap());
         assert_eq!(kernel.release, Some(Release::new("6.1.0-56-amd64")));
         assert_eq!(
@@ -211,7 +216,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("vmlinux");
         std::fs::write(&path, &elf).unwrap();
-        let kernel = Kernel::open(&path).unwrap();
+        let kernel = Kernel::open(&path, &[&processor::X86_64]).unwrap();
         assert_eq!((kernel.format, kernel.release), (Format::Vmlinux, Some(Release::new("6.1-fake"))));
     }
 
@@ -224,7 +229,7 @@ mod tests {
         arm[56..60].copy_from_slice(b"ARM\x64");
         assert!(refusal(&arm).contains("aarch64"));
         assert!(refusal(&std::fs::read("/proc/self/exe").unwrap()).contains("a program"));
-        assert!(matches!(Kernel::open(Path::new("/")), Err(KernelError::NotAFile { .. })));
-        assert!(matches!(Kernel::open(Path::new("/nonexistent/k")), Err(KernelError::NotFound { .. })));
+        assert!(matches!(Kernel::open(Path::new("/"), &[]), Err(KernelError::NotAFile { .. })));
+        assert!(matches!(Kernel::open(Path::new("/nonexistent/k"), &[]), Err(KernelError::NotFound { .. })));
     }
 }

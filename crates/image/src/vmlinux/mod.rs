@@ -192,6 +192,7 @@ mod tests {
     use super::*;
     use crate::decompress::tests::{gzip, pack_with};
     use crate::kernel::fake_bzimage;
+    use crate::processor::X86_64;
 
     struct Fixture {
         dir: tempfile::TempDir,
@@ -210,7 +211,7 @@ mod tests {
         fn bootable(&self, payload: &[u8]) -> Bootable {
             let path = self.dir.path().join("vmlinuz");
             std::fs::write(&path, fake_bzimage("6.1.0-56-amd64", payload)).unwrap();
-            bootable(&Kernel::open(&path).unwrap(), &self.cache).unwrap()
+            bootable(&Kernel::open(&path, &[&X86_64]).unwrap(), &self.cache).unwrap()
         }
 
         fn cached(&self) -> usize {
@@ -246,7 +247,7 @@ mod tests {
         let fixture = Fixture::new();
         let payload = gzip(&fake_vmlinux(true));
         assert!(matches!(fixture.bootable(&payload), Bootable::Pvh { hit: Some(false), .. }));
-        let kernel = Kernel::open(&fixture.dir.path().join("vmlinuz")).unwrap();
+        let kernel = Kernel::open(&fixture.dir.path().join("vmlinuz"), &[&X86_64]).unwrap();
         assert!(matches!(bootable(&kernel, &fixture.cache).unwrap(), Bootable::Pvh { hit: Some(true), .. }));
         assert!(matches!(fixture.bootable(&gzip(&fake_vmlinux(true))), Bootable::Pvh { hit: Some(false), .. }));
         assert_eq!(fixture.cached(), 4, "two, each with its seal");

@@ -3,8 +3,12 @@
 
 use belljar_image::boot::{BootFiles, InitSpec, root_over_9p};
 use belljar_image::cache::Cache;
-use belljar_image::kernel::{Kernel, discover};
+use belljar_image::kernel::{Arch, Kernel, discover};
 use belljar_image::modules::{Feature, ModuleIndex, Presence};
+use belljar_image::processor::Processor;
+
+const X86_64: Processor =
+    Processor { name: "x86_64", arch: Arch::X86_64, also_runs: &[Arch::X86], kernel_package: "linux-image-amd64" };
 
 fn cache(dir: &tempfile::TempDir) -> Cache {
     let run = dir.path().join("run");
@@ -14,6 +18,7 @@ fn cache(dir: &tempfile::TempDir) -> Cache {
 
 fn boot(kernel: &Kernel, modules: &ModuleIndex, cache: &Cache) -> BootFiles {
     let spec = InitSpec {
+        processor: &X86_64,
         agent: b"\x7fELF",
         modules: Some(modules),
         required: &[],
@@ -25,8 +30,8 @@ fn boot(kernel: &Kernel, modules: &ModuleIndex, cache: &Cache) -> BootFiles {
 #[test]
 #[ignore = "needs a generic kernel installed in /boot"]
 fn the_newest_installed_kernel_boots_by_pvh_with_its_modules() {
-    let found = discover(&["/".into()]);
-    let chosen = found.choose().unwrap();
+    let found = discover(&["/".into()], &[&X86_64]);
+    let chosen = found.choose(&X86_64).unwrap();
     let modules = chosen.modules.as_ref().unwrap();
     assert_ne!(modules.feature(Feature::NineP), Presence::Absent);
     let dir = tempfile::tempdir().unwrap();
@@ -34,7 +39,7 @@ fn the_newest_installed_kernel_boots_by_pvh_with_its_modules() {
     let first = boot(&chosen.kernel, modules, &cache);
     assert!(first.pvh, "{:?}", first.choices);
     // The kernel taken out says the same release as the one it was in.
-    assert_eq!(Kernel::open(&first.kernel).unwrap().release, chosen.kernel.release);
+    assert_eq!(Kernel::open(&first.kernel, &[&X86_64]).unwrap().release, chosen.kernel.release);
     let second = boot(&chosen.kernel, modules, &cache);
     assert_eq!((&first.kernel, &first.initrd), (&second.kernel, &second.initrd));
     assert!(second.choices.iter().any(|c| c.contains("earlier run")), "{:?}", second.choices);
@@ -43,8 +48,8 @@ fn the_newest_installed_kernel_boots_by_pvh_with_its_modules() {
 #[test]
 #[ignore = "needs a generic kernel installed in /boot with modules.dep"]
 fn without_an_index_the_same_modules_are_found() {
-    let found = discover(&["/".into()]);
-    let indexed = found.choose().unwrap().modules.as_ref().unwrap();
+    let found = discover(&["/".into()], &[&X86_64]);
+    let indexed = found.choose(&X86_64).unwrap().modules.as_ref().unwrap();
     let dir = tempfile::tempdir().unwrap();
     let bare = dir.path().join("bare");
     std::fs::create_dir(&bare).unwrap();

@@ -2,12 +2,14 @@
 //! one that is installed can do.
 //!
 //! - [`args`]: a [`MachineConfig`](args::MachineConfig) becomes a command line; pure.
+//! - [`platform`]: what differs between processors, in one table.
 //! - [`qmp`]: the control channel, over a socket that QEMU inherits.
 //! - [`process`]: starting, watching, measuring and killing.
 //! - [`sandbox`]: what the process gives up before it becomes QEMU.
 //! - [`probe`]: which QEMU, what it has, and whether KVM really runs a guest.
 
 pub mod args;
+pub mod platform;
 pub mod probe;
 pub mod process;
 pub mod qmp;

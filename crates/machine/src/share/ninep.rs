@@ -7,10 +7,12 @@ use belljar_proto::message::Source;
 
 use super::Kind;
 use crate::qemu::{
-    args::{ArgsError, Device, KeyVal, Share, Slot, push},
+    args::{ArgsError, Device, KeyVal, Seat, Share, push},
     probe::QemuInfo,
 };
 
+/// The device that serves it.
+pub(crate) const DEVICE: &str = "virtio-9p";
 /// The most bytes a mount tag can have (QEMU's `MAX_TAG_LEN` counts the final NUL).
 pub const MAX_TAG_LEN: usize = 31;
 
@@ -34,7 +36,7 @@ pub(crate) const NINE_P: Kind = Kind {
 
 /// A directory for the guest, by a 9p device. It is served with QEMU's own rights (`security_model=none`): [`crate::qemu::sandbox`] sees
 /// to it that plain files come of it.
-pub fn push_device(share: &Share, id: &str, slot: Option<Slot>, out: &mut Vec<OsString>) -> Result<(), ArgsError> {
+pub fn push_device(share: &Share, id: &str, seat: Seat, out: &mut Vec<OsString>) -> Result<(), ArgsError> {
     if share.tag.len() > MAX_TAG_LEN {
         return Err(ArgsError::TooLong {
             what: "the share's tag",
@@ -53,15 +55,15 @@ pub fn push_device(share: &Share, id: &str, slot: Option<Slot>, out: &mut Vec<Os
         back = back.set("readonly", "on");
     }
     push(out, "-fsdev", back);
-    let device = Device::new("virtio-9p-pci").text("fsdev", id).text("mount_tag", &share.tag);
-    push(out, "-device", device.at(slot).key_val());
+    let device = Device::new(&seat.transport.device(DEVICE)).text("fsdev", id).text("mount_tag", &share.tag);
+    push(out, "-device", device.at(seat.slot).key_val());
     Ok(())
 }
 
 fn obstacle(qemu: &QemuInfo) -> Option<String> {
     (!qemu.has_9p).then(|| {
         format!(
-            "{} was built without 9p (virtio-9p-pci), by which the guest gets its directories; install your distribution's full QEMU, or \
+            "{} was built without 9p ({DEVICE}), by which the guest gets its directories; install your distribution's full QEMU, or \
              name another with --qemu",
             qemu.path.display()
         )

@@ -18,6 +18,7 @@ use belljar_image::vmlinux::{Bootable, bootable};
 use belljar_machine::qemu::args::{
     Disk, DiskBus, DiskSource, FIRST_EXTRA_FD, FdSet, Kernel, MachineConfig, Nic, NicMode, Share,
 };
+use belljar_machine::qemu::platform;
 use belljar_machine::qemu::process::{Qemu, SpawnError, SpawnRequest};
 use belljar_machine::qemu::qmp::{HumanMonitorCommand, QueryCpusFast, QueryStatus, QueryVersion, SystemPowerdown};
 use belljar_machine::share::ninep::push_device;
@@ -60,8 +61,8 @@ impl Bench {
 
     /// Boots the newest suitable kernel with a script as its first process; gives what it printed after `BEGIN`.
     async fn run(&self, config: MachineConfig, modules: &[&str], script: &str) -> String {
-        let found = discover(&["/".into()]);
-        let installed = found.choose().unwrap();
+        let found = discover(&["/".into()], &platform::processors());
+        let installed = found.choose(&platform::default().processor).unwrap();
         let cache = Cache::new(self.path("cache"), self.dir.path());
         let image = match bootable(&installed.kernel, &cache).unwrap() {
             Bootable::Pvh { path, .. } | Bootable::AsIs { path, .. } => path,

@@ -7,7 +7,12 @@ use std::{
 };
 
 use belljar_guest_spec::Surroundings;
-use belljar_machine::{Cause, host::HostContext, lease::Templates, qemu::probe};
+use belljar_machine::{
+    Cause,
+    host::HostContext,
+    lease::Templates,
+    qemu::{platform, probe},
+};
 use belljar_model::{
     EventKind, RunId, UnitId,
     event::SCHEMA,
@@ -157,9 +162,11 @@ fn unlogged(error: &str) -> String {
 async fn accelerator(request: &Request) -> Result<String, String> {
     let host = request.host.clone();
     let probing = tokio::task::spawn_blocking(move || {
-        let qemu =
-            probe::find_qemu(host.qemu.as_deref(), host.path.as_deref(), &host.cache_dir).map_err(|e| e.to_string())?;
-        let accel = probe::choose_accel(host.accel, &qemu, &host.shim, &host.cache_dir).map_err(|e| e.to_string())?;
+        let platform = platform::default();
+        let qemu = probe::find_qemu(platform, host.qemu.as_deref(), host.path.as_deref(), &host.cache_dir)
+            .map_err(|e| e.to_string())?;
+        let accel = probe::choose_accel(platform, host.accel, &qemu, &host.shim, &host.cache_dir);
+        let accel = accel.map_err(|e| e.to_string())?;
         Ok(accel.accel.to_string())
     });
     probing.await.map_err(|panic| format!("looking for QEMU broke off: {panic}; please report it"))?

@@ -7,7 +7,7 @@ use belljar_proto::message::PORT_NAME;
 
 use super::disk::{push, push_disks};
 use super::keyval::{Device, KeyVal};
-use super::{Accel, ArgsError, Chardev, MachineConfig, NicMode, Ram, default_cpu};
+use super::{Accel, ArgsError, Chardev, MachineConfig, NicMode, Ram};
 
 /// QEMU's seccomp filter at its tightest: no obsolete system calls, no change of user, no child
 /// processes, no change of scheduling.
@@ -68,8 +68,9 @@ impl MachineConfig {
 
     /// What there is in every machine.
     fn push_frame(&self, out: &mut Vec<OsString>) -> Result<(), ArgsError> {
-        for (what, value) in [("the machine type", &self.machine), ("the network card's model", &self.nic.model)] {
-            if value.is_empty() {
+        let model = self.nic.model.as_ref();
+        for (what, value) in [("the machine type", Some(&self.machine)), ("the network card's model", model)] {
+            if value.is_some_and(String::is_empty) {
                 return Err(ArgsError::Empty { what });
             }
         }
@@ -112,7 +113,7 @@ impl MachineConfig {
             Accel::Tcg => KeyVal::new("tcg").set("thread", "multi"),
         };
         push(out, "-accel", accel);
-        let cpu = self.cpu.as_deref().unwrap_or_else(|| default_cpu(self.accel));
+        let cpu = self.cpu.as_deref().unwrap_or_else(|| (self.platform.cpu)(self.accel));
         out.extend(["-cpu".into(), cpu.into()]);
         out.extend(["-smp".into(), self.cpus.to_string().into()]);
         out.extend(["-m".into(), format!("{}M", self.ram_size() >> 20).into()]);
@@ -120,10 +121,11 @@ impl MachineConfig {
     }
 
     fn push_channels(&self, out: &mut Vec<OsString>) -> Result<(), ArgsError> {
-        let channels = &self.channels;
+        let mut channels = self.channels;
         if channels.serial1.is_some() && channels.console.is_none() {
             return Err(ArgsError::SecondSerialAlone);
         }
+        channels.serial1 = channels.serial1.filter(|_| self.platform.second_serial.is_some());
         let mut chardev = |id: &str, end: Chardev| {
             let value = match end {
                 Chardev::Fd(fd) => KeyVal::new("socket").set("id", id).set("fd", fd.to_string()),
@@ -159,9 +161,8 @@ impl MachineConfig {
         }
         if channels.agent.is_some() {
             // The guest's driver sets up a pair of queues for each possible port, and 31 are the default.
-            let ports =
-                Device::new("virtio-serial-pci").text("id", "ports").number("max_ports", 2).at(self.ports_slot());
-            push(out, "-device", ports.key_val());
+            let ports = self.virtio("virtio-serial").text("id", "ports").number("max_ports", 2);
+            push(out, "-device", ports.at(self.ports_slot()).key_val());
             let port = KeyVal::new("virtserialport")
                 .set("bus", "ports.0")
                 .set("nr", "1")
@@ -204,8 +205,10 @@ impl MachineConfig {
         if self.nic.mode == NicMode::None {
             return None;
         }
-        let rom = CARDS_WITH_ROM.contains(&self.nic.model.as_str()).then_some("");
-        let card = Device::new(&self.nic.model)
+        let of_virtio = || self.machine_type().transport.device("virtio-net");
+        let model = self.nic.model.clone().unwrap_or_else(of_virtio);
+        let rom = CARDS_WITH_ROM.contains(&model.as_str()).then_some("");
+        let card = Device::new(&model)
             .text("id", CARD)
             .text("netdev", NETDEV)
             .some_text("mac", self.nic.mac.clone())
@@ -216,13 +219,14 @@ impl MachineConfig {
     fn push_rest(&self, out: &mut Vec<OsString>) {
         if self.rng {
             push(out, "-object", KeyVal::new("rng-builtin").set("id", "rng0"));
-            push(out, "-device", Device::new("virtio-rng-pci").text("rng", "rng0").at(self.rng_slot()).key_val());
+            let device = self.virtio("virtio-rng").text("rng", "rng0").at(self.rng_slot());
+            push(out, "-device", device.key_val());
         }
-        if self.pvpanic {
-            push(out, "-device", KeyVal::new("pvpanic"));
+        if let Some(device) = self.platform.panic_device.filter(|_| self.pvpanic) {
+            push(out, "-device", KeyVal::new(device));
         }
-        if self.vmgenid {
-            push(out, "-device", KeyVal::new("vmgenid").set("guid", "auto"));
+        if let Some(device) = self.platform.generation_device.filter(|_| self.vmgenid) {
+            push(out, "-device", KeyVal::new(device).set("guid", "auto"));
         }
         if let Some(vga) = &self.vga {
             push(out, "-device", KeyVal::new(vga));
@@ -241,7 +245,7 @@ impl MachineConfig {
             if shares[..i].iter().any(|other| other.tag == share.tag) {
                 return Err(ArgsError::DuplicateTag { tag: share.tag.clone() });
             }
-            (share.device)(share, &format!("share{i}"), self.share_slot(i), out)?;
+            (share.device)(share, &format!("share{i}"), self.share_seat(i), out)?;
         }
         Ok(())
     }

@@ -12,6 +12,7 @@ use belljar_proto::message::DeviceSign;
 use super::keyval::{Device, KeyVal};
 use super::slots::Slot;
 use super::{ArgsError, MachineConfig};
+use crate::qemu::platform::Ide;
 
 /// One disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,23 +86,29 @@ pub struct Backing {
     pub backing: Option<Box<Self>>,
 }
 
-/// Disks that fit on IDE: two channels of two.
-const IDE_MAX: usize = 4;
+/// Disks of an IDE channel.
+const DISKS_OF_CHANNEL: usize = 2;
 /// Ports of an AHCI controller.
 const SATA_MAX: usize = 6;
 
 /// Appends the options for all disks of a machine.
 pub(super) fn push_disks(config: &MachineConfig, out: &mut Vec<OsString>) -> Result<(), ArgsError> {
-    let q35 = is_q35(config);
+    let ide = config.machine_type().ide;
     let place = |bus| place_on(config, bus);
     let count = |bus| config.disks.iter().filter(|d| place(d.bus) == bus).count();
-    for (bus, max) in [(DiskBus::Ide, IDE_MAX), (DiskBus::Sata, SATA_MAX)] {
+    let ide_max = match ide {
+        Ide::Channels(channels) => channels * DISKS_OF_CHANNEL,
+        Ide::Ahci(_) => SATA_MAX,
+    };
+    for (bus, max) in [(DiskBus::Ide, ide_max), (DiskBus::Sata, SATA_MAX)] {
         if count(bus) > max {
             return Err(ArgsError::TooManyDisks { bus, count: count(bus), max, machine: config.machine.clone() });
         }
     }
     for bus in [DiskBus::Scsi, DiskBus::Sata] {
-        if config.disks.iter().any(|d| d.attached && place(d.bus) == bus) && !(q35 && bus == DiskBus::Sata) {
+        if config.disks.iter().any(|d| d.attached && place(d.bus) == bus)
+            && !(bus == DiskBus::Sata && matches!(ide, Ide::Ahci(_)))
+        {
             push(out, "-device", controller(config, bus).key_val());
         }
     }
@@ -119,23 +126,21 @@ fn node(at: usize) -> String {
     format!("disk{at}")
 }
 
-/// q35 has an AHCI controller of its own where pc has IDE, under the same name.
-fn is_q35(config: &MachineConfig) -> bool {
-    config.machine.starts_with("q35") || config.machine.starts_with("pc-q35")
-}
-
 /// Where a disk that is to be on this bus is in this machine.
 fn place_on(config: &MachineConfig, bus: DiskBus) -> DiskBus {
-    if is_q35(config) && bus == DiskBus::Ide { DiskBus::Sata } else { bus }
+    match (bus, config.machine_type().ide) {
+        (DiskBus::Ide, Ide::Ahci(_)) => DiskBus::Sata,
+        (bus, _) => bus,
+    }
 }
 
 /// What disks of this bus are plugged into.
 fn controller(config: &MachineConfig, bus: DiskBus) -> Device {
-    let device = match bus {
-        DiskBus::Sata => Device::new("ich9-ahci").text("id", "sata0"),
-        _ => Device::new("virtio-scsi-pci").text("id", "scsi0"),
-    };
-    device.at(config.controller_slot(bus))
+    let slot = config.controller_slot(bus);
+    match bus {
+        DiskBus::Sata => Device::new("ich9-ahci").text("id", "sata0").at(slot),
+        _ => config.virtio("virtio-scsi").text("id", "scsi0").at(slot),
+    }
 }
 
 /// The device of one of the disks.
@@ -145,7 +150,7 @@ fn device(config: &MachineConfig, at: usize) -> Device {
     let before = config.disks[..at].iter().filter(|d| place_on(config, d.bus) == bus).count();
     let number = u32::try_from(before).unwrap_or(u32::MAX);
     let device = match bus {
-        DiskBus::Virtio => Device::new("virtio-blk-pci").at(config.disk_slot(at)),
+        DiskBus::Virtio => config.virtio("virtio-blk").at(config.disk_slot(at)),
         DiskBus::Scsi => Device::new("scsi-hd")
             .text("bus", "scsi0.0")
             .number("channel", 0)
@@ -153,7 +158,10 @@ fn device(config: &MachineConfig, at: usize) -> Device {
             .number("lun", 0),
         DiskBus::Ide => Device::new("ide-hd").text("bus", format!("ide.{}", number / 2)).number("unit", number % 2),
         DiskBus::Sata => {
-            let controller = if is_q35(config) { "ide" } else { "sata0" };
+            let controller = match config.machine_type().ide {
+                Ide::Ahci(own) => own,
+                Ide::Channels(_) => "sata0",
+            };
             Device::new("ide-hd").text("bus", format!("{controller}.{number}"))
         }
         DiskBus::Nvme => Device::new("nvme").at(config.disk_slot(at)),

@@ -1,6 +1,6 @@
 //! QEMU's `key=value,key=value` syntax, in which a comma in a value is written twice.
 
-use super::slots::{PCI_BUS, Slot};
+use super::slots::Slot;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
@@ -85,7 +85,7 @@ impl Device {
     #[must_use]
     pub(crate) fn at(self, slot: Option<Slot>) -> Self {
         match slot {
-            Some(slot) => self.text("bus", PCI_BUS).text("addr", slot.address()),
+            Some(slot) => self.text("bus", slot.bus()).text("addr", slot.address()),
             None => self,
         }
     }

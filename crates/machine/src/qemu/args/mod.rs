@@ -28,10 +28,8 @@ pub use self::disk::{Backing, Disk, DiskSource, Plugged};
 pub use self::keyval::Device;
 pub(crate) use self::keyval::KeyVal;
 pub use self::shell::to_shell;
-pub use self::slots::{Layout, Slot, has_room};
-
-/// The machine type where none is asked for.
-pub const DEFAULT_MACHINE: &str = "pc";
+pub use self::slots::{Seat, Slot, Slots};
+use super::platform::{self, MachineType, Platform};
 
 /// The first descriptor number free for anything but channels, see [`Channels::inherited`].
 pub const FIRST_EXTRA_FD: i32 = 7;
@@ -43,11 +41,13 @@ pub const FIRST_EXTRA_FD: i32 = 7;
 pub struct MachineConfig {
     /// Shown in the host's process list; any text.
     pub name: String,
+    /// What it runs on.
+    pub platform: &'static Platform,
     /// `-machine`, as QEMU takes it (`pc`, `q35`, `pc-i440fx-7.2,usb=on`): not escaped.
     pub machine: String,
     /// How instructions run.
     pub accel: Accel,
-    /// `-cpu`, as QEMU takes it; `None` takes [`default_cpu`].
+    /// `-cpu`, as QEMU takes it; `None` takes the platform's.
     pub cpu: Option<String>,
     /// Guest memory in bytes; rounded up to a whole MiB.
     pub memory: u64,
@@ -59,8 +59,8 @@ pub struct MachineConfig {
     pub cpus: u32,
     /// QEMU's own seccomp filter; only `false` where QEMU was built without it.
     pub sandbox: bool,
-    /// Who decides where on the PCI bus devices are.
-    pub layout: Layout,
+    /// Where devices are; `None` leaves that to QEMU, for each machine anew.
+    pub slots: Option<&'static Slots>,
     /// Where the lines to the guest and the control channel end.
     pub channels: Channels,
     /// Boots this kernel; `None` boots by firmware.
@@ -89,9 +89,11 @@ pub struct MachineConfig {
 
 impl Default for MachineConfig {
     fn default() -> Self {
+        let platform = platform::default();
         Self {
             name: "belljar".to_owned(),
-            machine: DEFAULT_MACHINE.to_owned(),
+            platform,
+            machine: platform.default_machine().name.to_owned(),
             accel: Accel::Tcg,
             cpu: None,
             memory: DEFAULT_MEMORY,
@@ -99,7 +101,7 @@ impl Default for MachineConfig {
             incoming: false,
             cpus: 1,
             sandbox: true,
-            layout: Layout::Auto,
+            slots: None,
             channels: Channels::inherited(),
             kernel: None,
             disks: Vec::new(),
@@ -129,6 +131,12 @@ pub enum Ram {
 }
 
 impl MachineConfig {
+    /// The type of the machine.
+    #[must_use]
+    pub fn machine_type(&self) -> &'static MachineType {
+        self.platform.machine_type(&self.machine)
+    }
+
     /// The memory's size as QEMU has it, in bytes.
     #[must_use]
     pub fn ram_size(&self) -> u64 {
@@ -150,11 +158,11 @@ pub enum Chardev {
 /// The lines between host and machine. `None` leaves the device out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Channels {
-    /// First serial port, `ttyS0`.
+    /// First serial port.
     pub console: Option<Chardev>,
     /// The virtio port [`belljar_proto::message::PORT_NAME`].
     pub agent: Option<Chardev>,
-    /// Second serial port, `ttyS1`. Needs `console`: QEMU numbers ports in order.
+    /// Second serial port, where the platform has one. Needs `console`: QEMU numbers ports in order.
     pub serial1: Option<Chardev>,
     /// The control channel.
     pub qmp: Option<Chardev>,
@@ -207,25 +215,20 @@ impl Kernel {
 pub struct Nic {
     /// What the guest can reach.
     pub mode: NicMode,
-    /// QEMU's device; [`Nic::DEFAULT_MODEL`] by default.
-    pub model: String,
+    /// QEMU's device. `None` takes the one on virtio, for which every Linux of the last fifteen years has a driver.
+    pub model: Option<String>,
     /// The hardware address, as QEMU takes it; `None` leaves it to QEMU.
     pub mac: Option<String>,
 }
 
-impl Nic {
-    /// The device that every Linux of the last fifteen years has a driver for.
-    pub const DEFAULT_MODEL: &str = "virtio-net-pci";
-}
-
 impl Default for Nic {
     fn default() -> Self {
-        Self { mode: NicMode::Isolated, model: Self::DEFAULT_MODEL.to_owned(), mac: None }
+        Self { mode: NicMode::Isolated, model: None, mac: None }
     }
 }
 
-/// Puts a share's device on the command line: of the share, a name for what is behind the device, and its slot.
-pub type PushDevice = fn(&Share, &str, Option<Slot>, &mut Vec<OsString>) -> Result<(), ArgsError>;
+/// Puts a share's device on the command line: of the share, a name for what is behind the device, and where the device is.
+pub type PushDevice = fn(&Share, &str, Seat, &mut Vec<OsString>) -> Result<(), ArgsError>;
 
 /// A host directory for the guest.
 #[derive(Clone, Debug)]
@@ -306,21 +309,4 @@ pub enum ArgsError {
     /// QEMU numbers serial ports in order.
     #[error("the second serial port needs the first one (the console)")]
     SecondSerialAlone,
-}
-
-/// The processor model for an accelerator when none is asked for: under KVM the host's own, under
-/// translation the one described here.
-///
-/// Under translation `max` has every feature that a distribution can ask of a processor (the
-/// x86-64-v2 and v3 levels, without which the C library of newer ones refuses to start), and three
-/// that cost: with five page-table levels each walk is longer, and where a processor announces fast
-/// string moves (`erms`, `fsrm`), kernel and C library use `rep movsb` and `rep stosb`, which
-/// QEMU 7.2 runs byte by byte. Measured on QEMU 7.2: the first `modprobe` in Alpine 3.23 took 25 s
-/// with `max` and 10 s without the three; zeroing 200 MiB in Debian 12 took 0.37 s and 0.10 s.
-#[must_use]
-pub fn default_cpu(accel: Accel) -> &'static str {
-    match accel {
-        Accel::Kvm => "host,migratable=on",
-        Accel::Tcg => "max,-la57,-erms,-fsrm",
-    }
 }

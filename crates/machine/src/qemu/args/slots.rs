@@ -1,95 +1,116 @@
 //! Where on the PCI bus each device is.
 //!
-//! Left to itself QEMU gives slots in the order of the command line, so that one disk more moves all that comes after it. With [`Layout::Pc`]
+//! Left to itself QEMU gives slots in the order of the command line, so that one disk more moves all that comes after it. With [`Slots`]
 //! each device has its slot whatever else there is: a device that is plugged into a running machine is where it would have been from
 //! the boot on, and a machine without it is the same otherwise.
-//!
-//! ```text
-//! 00 host bridge   01 ISA, IDE   02 agent's port   03 the disk that is booted from, or its controller   04 network card
-//! 05 to 07 shares  08 random numbers  09 AHCI  0a to 0e further shares  0f SCSI  10 to 1f further virtio and NVMe disks, in order
-//! ```
-//!
-//! These are the slots that QEMU itself gives to a machine with one disk.
 
-use super::{Disk, DiskBus, MachineConfig};
+use super::{Device, Disk, DiskBus, MachineConfig};
+use crate::qemu::platform::Transport;
 
-/// The bus of a `pc` machine.
-pub(super) const PCI_BUS: &str = "pci.0";
+/// Where each device is in machines of one type.
+#[derive(Debug)]
+pub struct Slots {
+    /// QEMU's name of the bus.
+    pub bus: &'static str,
+    /// Of the device that has the agent's port.
+    pub agent_port: u8,
+    /// Of the disk that is booted from, or of its controller.
+    pub boot_disk: u8,
+    /// Of the network card.
+    pub card: u8,
+    /// Of shares, in this order.
+    pub shares: &'static [u8],
+    /// Of the source of randomness.
+    pub rng: u8,
+    /// Of a controller for SATA disks that are not booted from.
+    pub ahci: u8,
+    /// The same for SCSI disks.
+    pub scsi: u8,
+    /// The first of those of further virtio and NVMe disks, in order.
+    pub first_disk: u8,
+    /// The last of those.
+    pub last_disk: u8,
+}
 
-const PORTS: u8 = 0x02;
-const BOOT_DISK: u8 = 0x03;
-const NIC: u8 = 0x04;
-const SHARES: u8 = 0x05;
-const RNG: u8 = 0x08;
-const AHCI: u8 = 0x09;
-const FURTHER_SHARES: u8 = 0x0a;
-const SCSI: u8 = 0x0f;
-const DISKS: u8 = 0x10;
-const LAST: u8 = 0x1f;
-
-/// Who decides where devices are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Layout {
-    /// QEMU, for each machine anew.
-    #[default]
-    Auto,
-    /// The table of this module, for a machine of type `pc`.
-    Pc,
+impl Slots {
+    /// Whether this many further virtio and NVMe disks have slots.
+    #[must_use]
+    pub fn has_room(&self, disks: usize) -> bool {
+        disks <= usize::from(self.last_disk - self.first_disk) + 1
+    }
 }
 
 /// A slot of the PCI bus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Slot(u8);
+pub struct Slot {
+    bus: &'static str,
+    number: u8,
+}
 
 impl Slot {
+    /// QEMU's name of the bus.
+    pub(super) fn bus(self) -> &'static str {
+        self.bus
+    }
+
     /// As QEMU takes it.
     pub(super) fn address(self) -> String {
-        format!("{:#04x}", self.0)
+        format!("{:#04x}", self.number)
     }
 
     /// The device's name in the guest's `/sys/bus/pci/devices`.
     #[must_use]
     pub fn in_guest(self) -> String {
-        format!("0000:00:{:02x}.0", self.0)
+        format!("0000:00:{:02x}.0", self.number)
     }
 }
 
-/// Whether this many further virtio and NVMe disks have slots.
-#[must_use]
-pub fn has_room(disks: usize) -> bool {
-    disks <= usize::from(LAST - DISKS) + 1
+/// How a virtio device is connected, and where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seat {
+    /// How.
+    pub transport: Transport,
+    /// Where, unless that is left to QEMU.
+    pub slot: Option<Slot>,
 }
 
 impl MachineConfig {
-    fn slot(&self, number: u8) -> Option<Slot> {
-        (self.layout == Layout::Pc).then_some(Slot(number))
+    /// The virtio device of this name, such as `virtio-blk`.
+    pub(super) fn virtio(&self, name: &str) -> Device {
+        Device::new(&self.machine_type().transport.device(name))
+    }
+
+    fn slot(&self, number: impl FnOnce(&Slots) -> Option<u8>) -> Option<Slot> {
+        let slots = self.slots?;
+        Some(Slot { bus: slots.bus, number: number(slots)? })
     }
 
     pub(super) fn ports_slot(&self) -> Option<Slot> {
-        self.slot(PORTS)
+        self.slot(|slots| Some(slots.agent_port))
     }
 
     /// Of the network card.
     #[must_use]
     pub fn nic_slot(&self) -> Option<Slot> {
-        self.slot(NIC)
+        self.slot(|slots| Some(slots.card))
     }
 
-    pub(super) fn share_slot(&self, at: usize) -> Option<Slot> {
-        self.slot((SHARES..RNG).chain(FURTHER_SHARES..SCSI).nth(at)?)
+    pub(super) fn share_seat(&self, at: usize) -> Seat {
+        let slot = self.slot(|slots| slots.shares.get(at).copied());
+        Seat { transport: self.machine_type().transport, slot }
     }
 
     pub(super) fn rng_slot(&self) -> Option<Slot> {
-        self.slot(RNG)
+        self.slot(|slots| Some(slots.rng))
     }
 
     /// Of the controller that all disks of this bus share.
     pub(super) fn controller_slot(&self, bus: DiskBus) -> Option<Slot> {
         let boots = self.disks.iter().any(|disk| disk.bus == bus && disk.boot_index.is_some());
         match bus {
-            DiskBus::Scsi | DiskBus::Sata if boots => self.slot(BOOT_DISK),
-            DiskBus::Scsi => self.slot(SCSI),
-            DiskBus::Sata => self.slot(AHCI),
+            DiskBus::Scsi | DiskBus::Sata if boots => self.slot(|slots| Some(slots.boot_disk)),
+            DiskBus::Scsi => self.slot(|slots| Some(slots.scsi)),
+            DiskBus::Sata => self.slot(|slots| Some(slots.ahci)),
             DiskBus::Virtio | DiskBus::Ide | DiskBus::Nvme => None,
         }
     }
@@ -99,10 +120,12 @@ impl MachineConfig {
         let own = |disk: &Disk| matches!(disk.bus, DiskBus::Virtio | DiskBus::Nvme);
         let disk = self.disks.get(at).filter(|disk| own(disk))?;
         if disk.boot_index.is_some() {
-            return self.slot(BOOT_DISK);
+            return self.slot(|slots| Some(slots.boot_disk));
         }
         let before = self.disks[..at].iter().filter(|d| own(d) && d.boot_index.is_none()).count();
-        let number = u8::try_from(before).ok()?.checked_add(DISKS).filter(|number| *number <= LAST)?;
-        self.slot(number)
+        self.slot(|slots| {
+            let number = u8::try_from(before).ok()?.checked_add(slots.first_disk)?;
+            (number <= slots.last_disk).then_some(number)
+        })
     }
 }

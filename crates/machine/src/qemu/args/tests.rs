@@ -105,7 +105,7 @@ fn every_bus_on_both_machines() {
         .map(|bus| Disk { bus, ..Disk::new(DiskSource::Path("/d".into()), "raw") })
         .collect::<Vec<_>>();
     let mut config = MachineConfig {
-        nic: Nic { mode: NicMode::User, model: "e1000".to_owned(), mac: Some("52:54:00:00:00:01".to_owned()) },
+        nic: Nic { mode: NicMode::User, model: Some("e1000".to_owned()), mac: Some("52:54:00:00:00:01".to_owned()) },
         disks,
         ..MachineConfig::default()
     };

@@ -6,7 +6,6 @@
 
 #![expect(clippy::disallowed_methods, reason = "it blocks in a thread of its own, and measures what the host can do")]
 
-mod image;
 mod remember;
 
 use std::{
@@ -32,19 +31,19 @@ use serde::{Deserialize, Serialize};
 
 use belljar_guest_spec::Word;
 
-use super::{args::Accel, process::stat, sandbox::Shim};
+use super::{
+    args::Accel,
+    platform::{Platform, ProbeGuest},
+    process::stat,
+    sandbox::Shim,
+};
+use crate::share::ninep;
 use remember::Memory;
 
-/// The programs that are QEMU for x86-64, in the order in which they are tried.
-const NAMES: &[&str] = &["qemu-system-x86_64", "qemu-kvm"];
-/// Where distributions keep one that is not for people's `PATH`.
-const PLACES: &[&str] = &["/usr/libexec/qemu-kvm", "/usr/lib/qemu/qemu-system-x86_64"];
 /// The oldest major and minor version that Belljar works with.
 pub const OLDEST: (u32, u32) = (7, 2);
 /// How long a question to QEMU may take; it answers in a twentieth of a second.
 const ASK_LIMIT: Duration = Duration::from_secs(20);
-/// The device that serves 9p.
-const NINE_P: &str = "virtio-9p-pci";
 /// How long the probe's guest may compute under KVM. Real KVM needs less than a third of a second, firmware included.
 /// Processor time counts, so that a busy host is not taken for one without KVM.
 const KVM_LIMIT: Duration = Duration::from_secs(1);
@@ -106,11 +105,13 @@ impl Version {
 pub enum ProbeError {
     /// None is there.
     #[error(
-        "there is no QEMU for x86-64: looked for {} in PATH{}\ninstall qemu-system-x86 (Debian), qemu-kvm (Fedora, RHEL) \
-         or name one with --qemu",
-        NAMES.join(", "), PLACES.iter().map(|p| format!(", {p}")).collect::<String>()
+        "there is no QEMU for {}: looked for {} in PATH{}\ninstall {} or name one with --qemu", platform.processor.arch,
+        platform.programs.join(", "), platform.places.iter().map(|p| format!(", {p}")).collect::<String>(), platform.packages
     )]
-    None,
+    None {
+        /// What it is to make machines of.
+        platform: &'static Platform,
+    },
     /// It could not be started, or did not answer.
     #[error("cannot ask {} for its {what}: {source}\nname another with --qemu", path.display())]
     Ask {
@@ -165,31 +166,36 @@ pub enum AccelError {
     },
 }
 
-/// Finds QEMU, `named` or in `path` (the value of `PATH`), and what it has.
+/// Finds QEMU for a platform, `named` or in `path` (the value of `PATH`), and what it has.
 ///
 /// # Errors
 /// See [`ProbeError`].
-pub fn find_qemu(named: Option<&Path>, path: Option<&OsStr>, cache: &Path) -> Result<QemuInfo, ProbeError> {
+pub fn find_qemu(
+    platform: &'static Platform,
+    named: Option<&Path>,
+    path: Option<&OsStr>,
+    cache: &Path,
+) -> Result<QemuInfo, ProbeError> {
     let (program, why) = match named {
         Some(named) => (look_up(named, path).unwrap_or_else(|| named.to_owned()), "named by the user".to_owned()),
-        None => first_found(path).ok_or(ProbeError::None)?,
+        None => first_found(platform, path).ok_or(ProbeError::None { platform })?,
     };
     let memory = Memory::new(cache);
-    let key = identity(&program);
+    let key = identity(&program).map(|program| format!("{}\0{program}", platform.processor.name));
     if let Some(known) = key.as_deref().and_then(|k| memory.recall::<QemuInfo>("qemu", k)) {
         return Ok(QemuInfo { why, path: program, ..known });
     }
-    let info = interview(program, why)?;
+    let info = interview(platform, program, why)?;
     if let Some(key) = key {
         memory.keep("qemu", &key, &info);
     }
     Ok(info)
 }
 
-fn first_found(path: Option<&OsStr>) -> Option<(PathBuf, String)> {
-    let in_path = NAMES.iter().find_map(|name| look_up(Path::new(name), path)).map(|p| (p, "the first in PATH".into()));
-    in_path.or_else(|| {
-        let place = PLACES.iter().map(Path::new).find(|p| is_program(p))?;
+fn first_found(platform: &Platform, path: Option<&OsStr>) -> Option<(PathBuf, String)> {
+    let in_path = platform.programs.iter().find_map(|name| look_up(Path::new(name), path));
+    in_path.map(|p| (p, "the first in PATH".into())).or_else(|| {
+        let place = platform.places.iter().map(Path::new).find(|p| is_program(p))?;
         Some((place.to_owned(), "where the distribution keeps it".into()))
     })
 }
@@ -213,7 +219,7 @@ fn identity(program: &Path) -> Option<String> {
     Some(format!("{}\0{}\0{}\0{}\0{}.{}", real.display(), m.dev(), m.ino(), m.size(), m.mtime(), m.mtime_nsec()))
 }
 
-fn interview(path: PathBuf, why: String) -> Result<QemuInfo, ProbeError> {
+fn interview(platform: &Platform, path: PathBuf, why: String) -> Result<QemuInfo, ProbeError> {
     let ask = |what, args: &[&str]| {
         answer(&path, args).map_err(|source| ProbeError::Ask { path: path.clone(), what, source })
     };
@@ -224,10 +230,11 @@ fn interview(path: PathBuf, why: String) -> Result<QemuInfo, ProbeError> {
         return Err(ProbeError::Old { path, version });
     }
     let (listed, devices) = ask("devices", &["-device", "help"])?;
-    let has_9p = devices.contains(NINE_P)
+    let nine_p = platform.default_machine().transport.device(ninep::DEVICE);
+    let has_9p = devices.contains(&nine_p)
         // Making the list loads every module, and ends in an abort where another build's are in the way. Of one device
         // it speaks without them; of one that it has not, only on standard error.
-        || (!listed.success() && ask("9p device", &["-device", &format!("{NINE_P},help")])?.1.contains(NINE_P));
+        || (!listed.success() && ask("9p device", &["-device", &format!("{nine_p},help")])?.1.contains(&nine_p));
     let (sandboxed, _) = ask("sandbox", &["-sandbox", super::args::SANDBOX, "-machine", "help"])?;
     Ok(QemuInfo { why, version, has_sandbox: sandboxed.success(), has_9p, path })
 }
@@ -297,11 +304,12 @@ fn finish(child: &mut std::process::Child, ended: bool) -> io::Result<Option<Exi
     Ok(ended.then_some(status))
 }
 
-/// Chooses the accelerator, by trying.
+/// Chooses the accelerator for a platform, by trying.
 ///
 /// # Errors
 /// Only where KVM was asked for and cannot be had.
 pub fn choose_accel(
+    platform: &Platform,
     requested: Option<Accel>,
     qemu: &QemuInfo,
     shim: &Shim,
@@ -311,7 +319,7 @@ pub fn choose_accel(
         let why = "asked for".into();
         return Ok(AccelChoice { accel: Accel::Tcg, why, mend: None, remembered: false });
     }
-    let (answer, remembered) = kvm(requested, qemu, shim, cache);
+    let (answer, remembered) = kvm(platform, requested, qemu, shim, cache);
     match (answer, requested) {
         (Answer::Yes { millis }, _) => {
             let why = format!("a guest of a few instructions ran on it in {millis} ms");
@@ -336,7 +344,11 @@ struct Dated {
     at: SystemTime,
 }
 
-fn kvm(requested: Option<Accel>, qemu: &QemuInfo, shim: &Shim, cache: &Path) -> (Answer, bool) {
+fn kvm(platform: &Platform, requested: Option<Accel>, qemu: &QemuInfo, shim: &Shim, cache: &Path) -> (Answer, bool) {
+    let guest = match guest_for_kvm(platform) {
+        Ok(guest) => guest,
+        Err(no) => return (no, false),
+    };
     // Rights may change at any moment, and asking costs nothing.
     if let Some(no) = cannot_open() {
         return (no, false);
@@ -350,7 +362,7 @@ fn kvm(requested: Option<Accel>, qemu: &QemuInfo, shim: &Shim, cache: &Path) -> 
             return (known.answer, true);
         }
     }
-    let answer = match try_guest(Accel::Kvm, qemu, shim, KVM_LIMIT) {
+    let answer = match try_guest(guest, Accel::Kvm, qemu, shim, KVM_LIMIT) {
         Ok(took) => Answer::Yes { millis: u64::try_from(took.as_millis()).unwrap_or(u64::MAX) },
         Err(why) => Answer::No {
             why: format!("{KVM} opens, but {why}"),
@@ -363,6 +375,24 @@ fn kvm(requested: Option<Accel>, qemu: &QemuInfo, shim: &Shim, cache: &Path) -> 
         memory.keep("kvm", &key, &Dated { answer: answer.clone(), at: SystemTime::now() });
     }
     (answer, false)
+}
+
+/// What KVM is tried with, where it can be of use at all.
+fn guest_for_kvm(platform: &Platform) -> Result<&ProbeGuest, Answer> {
+    let arch = platform.processor.arch;
+    if !platform.is_hosts() {
+        return Err(Answer::No {
+            why: format!(
+                "KVM runs guests of the host's own processor only ({}), and this one is {arch}",
+                std::env::consts::ARCH
+            ),
+            mend: format!("run it on a host whose processor is {arch}"),
+        });
+    }
+    platform.probe.as_ref().ok_or_else(|| Answer::No {
+        why: format!("Belljar has no guest for {arch} by which it could be tried whether KVM works"),
+        mend: "nothing helps but one that is made for it; please report that you want it".into(),
+    })
 }
 
 /// The cheap reasons.
@@ -395,17 +425,23 @@ fn kvm_identity(qemu: &Path) -> Option<String> {
 }
 
 /// Runs the guest of a few instructions; gives how long it took, or why it did not.
-fn try_guest(accel: Accel, qemu: &QemuInfo, shim: &Shim, limit: Duration) -> Result<Duration, String> {
+fn try_guest(
+    guest: &ProbeGuest,
+    accel: Accel,
+    qemu: &QemuInfo,
+    shim: &Shim,
+    limit: Duration,
+) -> Result<Duration, String> {
     /// The number under which QEMU finds the disk.
     const DISK_FD: i32 = 3;
     let cannot = |what: &str, error: io::Error| format!("{what}: {error}");
     let mut disk = tempfile::tempfile().map_err(|e| cannot("no place for the probe's disk", e))?;
-    disk.write_all(&image::disk()).map_err(|e| cannot("the probe's disk could not be written", e))?;
+    disk.write_all(&(guest.disk)()).map_err(|e| cannot("the probe's disk could not be written", e))?;
     // QEMU takes a descriptor of a set only if it was opened for just what is wanted of it.
     let disk = std::fs::File::open(format!("/proc/self/fd/{}", disk.as_raw_fd()))
         .map_err(|e| cannot("the probe's disk could not be opened", e))?;
     let mut command = shim.command(&qemu.path);
-    command.args(words(accel, qemu.has_sandbox, DISK_FD));
+    command.args(words(guest, accel, qemu.has_sandbox, DISK_FD));
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mapping = FdMapping { parent_fd: disk.into(), child_fd: DISK_FD };
     command.fd_mappings(vec![mapping]).map_err(|e| format!("the probe's disk could not be handed over: {e}"))?;
@@ -417,7 +453,7 @@ fn try_guest(accel: Accel, qemu: &QemuInfo, shim: &Shim, limit: Duration) -> Res
             "a guest of a few instructions was not done after {:.1} s, which takes a tenth of that where KVM works",
             started.elapsed().as_secs_f64()
         )),
-        Some(status) if status.code() == Some(image::EXIT_CODE) => Ok(started.elapsed()),
+        Some(status) if status.code() == Some(guest.exit_code) => Ok(started.elapsed()),
         Some(status) => {
             let mut said = String::new();
             if let Some(stderr) = child.stderr.take() {
@@ -430,9 +466,11 @@ fn try_guest(accel: Accel, qemu: &QemuInfo, shim: &Shim, limit: Duration) -> Res
     }
 }
 
-fn words(accel: Accel, sandbox: bool, fd: i32) -> Vec<OsString> {
+fn words(guest: &ProbeGuest, accel: Accel, sandbox: bool, fd: i32) -> Vec<OsString> {
     let mut words: Vec<String> =
-        ["-nodefaults", "-no-user-config", "-display", "none", "-machine", "pc", "-m", "32"].map(String::from).to_vec();
+        ["-nodefaults", "-no-user-config", "-display", "none", "-machine", guest.machine, "-m", "32"]
+            .map(String::from)
+            .to_vec();
     if sandbox {
         words.extend(["-sandbox".into(), super::args::SANDBOX.into()]);
     }
@@ -444,8 +482,7 @@ fn words(accel: Accel, sandbox: bool, fd: i32) -> Vec<OsString> {
          file.locking=off"
             .into(),
     ]);
-    words.extend(["-device".into(), "virtio-blk-pci,drive=disk,bootindex=0".into()]);
-    words.extend(["-device".into(), format!("isa-debug-exit,iobase={:#x},iosize=1", image::EXIT_PORT)]);
+    words.extend(guest.devices.iter().flat_map(|device| ["-device", device]).map(String::from));
     words.into_iter().map(OsString::from).collect()
 }
 

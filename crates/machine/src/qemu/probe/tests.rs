@@ -1,6 +1,9 @@
 //! The parts that need no QEMU; the probe's guest itself is run in `testing/guests` and by `belljar doctor`.
 
+use belljar_image::processor::Processor;
+
 use super::*;
+use crate::qemu::platform;
 
 #[test]
 fn versions() {
@@ -16,11 +19,11 @@ fn versions() {
 #[test]
 fn a_program_that_is_no_qemu_is_found_out() {
     let dir = tempfile::tempdir().unwrap();
-    let error = find_qemu(Some(Path::new("/bin/true")), None, dir.path()).unwrap_err();
+    let error = find_qemu(platform::default(), Some(Path::new("/bin/true")), None, dir.path()).unwrap_err();
     assert!(matches!(error, ProbeError::NotQemu { .. }), "{error}");
-    let error = find_qemu(Some(Path::new("/nonexistent/qemu")), None, dir.path()).unwrap_err();
+    let error = find_qemu(platform::default(), Some(Path::new("/nonexistent/qemu")), None, dir.path()).unwrap_err();
     assert!(matches!(error, ProbeError::Ask { .. }), "{error}");
-    let error = find_qemu(None, Some(OsStr::new("/nonexistent")), dir.path());
+    let error = find_qemu(platform::default(), None, Some(OsStr::new("/nonexistent")), dir.path());
     // A distribution's own place may well have one.
     if let Err(error) = error {
         assert!(error.to_string().contains("--qemu"), "{error}");
@@ -28,10 +31,16 @@ fn a_program_that_is_no_qemu_is_found_out() {
 }
 
 #[test]
-fn the_probes_disk_is_a_boot_sector() {
-    let disk = image::disk();
-    assert_eq!(&disk[510..512], &[0x55, 0xaa]);
-    assert_eq!(disk.len() % 512, 0);
+fn kvm_is_not_tried_for_another_processor() {
+    let hosts = platform::default();
+    assert!(guest_for_kvm(hosts).is_ok());
+    let processor = Processor { name: "z80", ..hosts.processor };
+    let refused = |platform: &Platform| match guest_for_kvm(platform) {
+        Err(Answer::No { why, .. }) => why,
+        other => panic!("{other:?}"),
+    };
+    assert!(refused(&Platform { processor, ..hosts.clone() }).contains("the host's own"));
+    assert!(refused(&Platform { probe: None, ..hosts.clone() }).contains("no guest"));
 }
 
 /// The probe's guest is right: where instructions run, it ends as it should.
@@ -39,10 +48,11 @@ fn the_probes_disk_is_a_boot_sector() {
 #[ignore = "starts QEMU"]
 fn the_probes_guest_runs_under_translation() {
     let cache = tempfile::tempdir().unwrap();
-    let qemu = find_qemu(None, std::env::var_os("PATH").as_deref(), cache.path()).unwrap();
+    let qemu = find_qemu(platform::default(), None, std::env::var_os("PATH").as_deref(), cache.path()).unwrap();
     // In the shell `$0` is the first word after the script, so that what is left is the program.
     let shim = Shim { program: "/bin/sh".into(), args: ["-c", "shift 2; exec \"$@\""].map(OsString::from).to_vec() };
-    try_guest(Accel::Tcg, &qemu, &shim, Duration::from_secs(60)).unwrap();
+    let guest = platform::default().probe.as_ref().unwrap();
+    try_guest(guest, Accel::Tcg, &qemu, &shim, Duration::from_secs(60)).unwrap();
 }
 
 /// A guest that does nothing but compute is given up after its processor time, one that does not even compute by the

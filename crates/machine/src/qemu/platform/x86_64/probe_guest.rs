@@ -25,10 +25,15 @@
 //! gdtr: .word . - gdt - 1; .long gdt
 //! ```
 
-/// The port of the `isa-debug-exit` device that the guest writes to.
-pub(super) const EXIT_PORT: u16 = 0x501;
-/// QEMU exits with `(value << 1) | 1` (hw/misc/debugexit.c); the guest writes 0x2a.
-pub(super) const EXIT_CODE: i32 = (0x2a << 1) | 1;
+use crate::qemu::platform::ProbeGuest;
+
+pub(super) const GUEST: ProbeGuest = ProbeGuest {
+    machine: "pc",
+    disk,
+    devices: &["virtio-blk-pci,drive=disk,bootindex=0", "isa-debug-exit,iobase=0x501,iosize=1"],
+    // QEMU exits with `(value << 1) | 1` (hw/misc/debugexit.c); the guest writes 0x2a to the port.
+    exit_code: (0x2a << 1) | 1,
+};
 
 /// SeaBIOS does not read a disk of one sector only.
 const DISK_SIZE: usize = 1 << 20;
@@ -47,10 +52,20 @@ const CODE: &[u8] = &[
 ];
 
 /// The whole disk.
-pub(super) fn disk() -> Vec<u8> {
+fn disk() -> Vec<u8> {
     let mut disk = vec![0; DISK_SIZE];
     disk[..CODE.len()].copy_from_slice(CODE);
     // The mark by which a BIOS knows a boot sector.
     disk[510..512].copy_from_slice(&[0x55, 0xaa]);
     disk
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_disk_is_a_boot_sector() {
+        let disk = super::disk();
+        assert_eq!(&disk[510..512], &[0x55, 0xaa]);
+        assert_eq!(disk.len() % 512, 0);
+    }
 }

@@ -1,0 +1,113 @@
+//! What a guest boots from, looked at: what processor it is for, and the kernel of a root directory.
+
+use std::path::{Path, PathBuf};
+
+use belljar_guest_spec::{DiskBus, Source};
+use belljar_image::{
+    kernel::{self, Arch, Kernel},
+    modules::ModuleIndex,
+    processor::Processor,
+    rootdir::{self, OwnModules},
+};
+
+use crate::{
+    plan::{Choices, PlanError},
+    qemu::platform::{self, Platform},
+    spec::KernelModules,
+};
+
+/// Where kernels and modules of the host are looked for.
+const HOST_ROOT: &str = "/";
+
+/// A guest's source that was looked at, as far as that tells what processor the guest has.
+pub(crate) enum Found<'a> {
+    Image { path: &'a Path, format: Option<&'a str>, bus: DiskBus },
+    Root { root: &'a Path, arch: Option<Arch>, kernel: Option<&'a Path>, modules: Option<&'a Path> },
+    Initramfs { kernel: Kernel, initrd: &'a Path, modules: Option<&'a Path> },
+}
+
+impl<'a> Found<'a> {
+    pub(crate) fn look_at(source: &'a Source) -> Result<Self, PlanError> {
+        let processors = platform::processors();
+        Ok(match source {
+            Source::Image { path, format, bus, access: _ } => {
+                Self::Image { path, format: format.as_deref(), bus: *bus }
+            }
+            Source::RootDir { root, kernel, modules } => {
+                let root = root.as_deref().unwrap_or(Path::new(HOST_ROOT));
+                let arch = rootdir::check(root, &processors)?.arch;
+                Self::Root { root, arch, kernel: kernel.as_deref(), modules: modules.as_deref() }
+            }
+            Source::Initramfs { kernel, initrd, modules, access: _ } => {
+                Self::Initramfs { kernel: Kernel::open(kernel, &processors)?, initrd, modules: modules.as_deref() }
+            }
+        })
+    }
+
+    /// What the guest runs on.
+    pub(crate) fn platform(&self) -> &'static Platform {
+        let arch = match self {
+            Self::Image { .. } => None,
+            Self::Root { arch, .. } => *arch,
+            Self::Initramfs { kernel, .. } => kernel.arch,
+        };
+        arch.and_then(platform::of).unwrap_or_else(platform::default)
+    }
+}
+
+/// The kernel for a root directory: the one that was named, or the newest that is installed and will do; and its modules.
+pub(crate) fn kernel_for_root(
+    kernel: Option<&Path>,
+    modules: Option<&Path>,
+    processor: &Processor,
+    choices: &mut Choices,
+) -> Result<(Kernel, Option<ModuleIndex>), PlanError> {
+    let roots = [PathBuf::from(HOST_ROOT)];
+    if let Some(path) = kernel {
+        let kernel = Kernel::open(path, &platform::processors())?;
+        let dir = modules.map(Path::to_owned).or_else(|| kernel.find_modules(&roots));
+        let index = dir.as_deref().map(ModuleIndex::load).transpose()?;
+        return Ok((kernel, index));
+    }
+    let found = kernel::discover(&roots, &platform::processors());
+    let chosen = found.choose(processor)?;
+    let passed = found.passed_over(chosen, processor);
+    let passed: Vec<String> = passed.map(|l| format!("{}: {}", l.path.display(), l.why)).collect();
+    let why = if passed.is_empty() {
+        "the newest installed kernel that has what is needed".to_owned()
+    } else {
+        format!("the newest installed kernel that has what is needed; passed over {}", passed.join("; "))
+    };
+    choices.add("kernel", chosen.kernel.path.display().to_string(), why);
+    let index = match modules {
+        Some(dir) => Some(ModuleIndex::load(dir)?),
+        None => chosen.modules.clone(),
+    };
+    Ok((chosen.kernel.clone(), index))
+}
+
+/// The kernel's modules, where the root does not have them; if they were `asked` for, also where it has others.
+pub(crate) fn modules_for_root(
+    root: &Path,
+    kernel: &Kernel,
+    index: &ModuleIndex,
+    asked: bool,
+    choices: &mut Choices,
+) -> Option<KernelModules> {
+    let dir = index.dir().canonicalize().unwrap_or_else(|_| index.dir().to_owned());
+    let Some(release) = kernel.release.as_ref().map(|r| r.as_str().to_owned()) else {
+        let why =
+            "the kernel's file does not say its release, so that it is not known where modprobe will look for them";
+        choices.add("modules in the guest", "those of the root, if any", why);
+        return None;
+    };
+    let own = rootdir::own_modules(root, &release, &dir);
+    let (chosen, why) = match own {
+        OwnModules::Same => return None,
+        OwnModules::Other if !asked => ("the root's own".to_owned(), "the root has some for the kernel's release"),
+        OwnModules::Other => (dir.display().to_string(), "they were asked for, over those that the root has"),
+        OwnModules::None => (dir.display().to_string(), "the root has none for the kernel's release"),
+    };
+    choices.add("modules in the guest", chosen, why);
+    (own == OwnModules::None || asked).then_some(KernelModules { dir, release })
+}
