@@ -107,7 +107,9 @@ fn read_all(sender: &mpsc::Sender<io::Result<Vec<u8>>>) {
 
 /// Whether this is our controlling terminal, and belongs to another job at the moment.
 pub(crate) fn is_in_background(terminal: impl AsFd) -> bool {
-    rustix::termios::tcgetpgrp(terminal).is_ok_and(|group| group != rustix::process::getpgrp())
+    // Of a group outside of our PID namespace the system says 0, which rustix does not expect.
+    let own = || std::fs::read_to_string("/proc/self/stat").ok()?.rsplit_once(')')?.1.split(' ').nth(3)?.parse().ok();
+    rustix::termios::tcgetpgrp(terminal).is_ok_and(|group| own().is_none_or(|own: i32| own != group.as_raw_pid()))
 }
 
 /// Comes back when standard input's terminal is ours to use.

@@ -186,6 +186,21 @@ fn it_runs_without_privileges_core_files_or_our_process_group() {
     assert_eq!(last.next(), Some("0"), "no core files");
 }
 
+/// As under `unshare --pid --fork`, or in a container that somebody entered: whoever leads the group has no number there.
+#[test]
+fn a_process_group_that_is_outside_of_its_pid_namespace_is_left_as_any_other() {
+    let shim = shim();
+    let script =
+        format!("'{}' --parent $$ -- sh -c 'cut -d\" \" -f1,5 /proc/$$/stat'; exit $?", shim.program.display());
+    let output = Command::new("unshare")
+        .args(["--map-root-user", "--pid", "--fork", "--mount-proc", "sh", "-c", &script])
+        .output()
+        .unwrap();
+    let said = text(&output);
+    let ids: Vec<_> = said.trim().split(' ').collect();
+    assert!(output.status.success() && ids.len() == 2 && ids[0] == ids[1], "it leads its process group: {said}");
+}
+
 #[test]
 fn failures_are_told() {
     let output = shim().command(Path::new("/no/such/qemu")).output().unwrap();

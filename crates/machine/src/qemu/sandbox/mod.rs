@@ -37,8 +37,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use command_fds::{CommandFdExt, FdMapping};
+use rustix::io::Errno;
 use rustix::process::{
-    Pid, Resource, Rlimit, Signal, getpgrp, getpid, getppid, set_parent_process_death_signal, setpgid, setrlimit,
+    Pid, Resource, Rlimit, Signal, getpid, getppid, set_parent_process_death_signal, setpgid, setrlimit,
 };
 use thiserror::Error;
 
@@ -155,8 +156,10 @@ pub fn shim_main(args: impl IntoIterator<Item = OsString>) -> Result<Infallible,
         command.stdin(Stdio::null());
     }
 
-    if getpgrp() != getpid() {
-        setpgid(None, None).map_err(|e| prepare("make a process group", e))?;
+    match setpgid(None, None) {
+        // Who leads a session leads a group already.
+        Ok(()) | Err(Errno::PERM) => {}
+        Err(error) => return Err(prepare("make a process group", error)),
     }
     let nothing = Rlimit { current: Some(0), maximum: Some(0) };
     setrlimit(Resource::Core, nothing).map_err(|e| prepare("forbid core files", e))?;
@@ -172,7 +175,7 @@ pub fn shim_main(args: impl IntoIterator<Item = OsString>) -> Result<Infallible,
     Err(ShimError::Exec { program: order.program, source })
 }
 
-fn prepare(what: &'static str, error: rustix::io::Errno) -> ShimError {
+fn prepare(what: &'static str, error: Errno) -> ShimError {
     ShimError::Prepare { what, source: error.into() }
 }
 
