@@ -22,7 +22,8 @@ use crate::{
     qemu::{
         args::{FdSet, MachineConfig},
         sandbox::{
-            hidden::{self, Shared},
+            hidden::{self, Seen, Shared},
+            mounts::MountTable,
             namespace::{self, ViewError},
         },
     },
@@ -47,24 +48,63 @@ pub(crate) struct Concealment {
 #[derive(Debug)]
 struct Hidden {
     named: Vec<PathBuf>,
-    there: Mutex<Option<(Instant, BTreeSet<PathBuf>)>>,
+    found: Mutex<Option<Found>>,
+}
+
+/// What a look at the host has found.
+#[derive(Debug)]
+struct Found {
+    since: Instant,
+    mounts: MountTable,
+    hidden: Arc<BTreeSet<PathBuf>>,
+    own: Arc<[Seen]>,
+}
+
+/// What matters for one guest.
+struct Places {
+    /// What is not to be seen, wherever it is mounted.
+    hidden: Arc<BTreeSet<PathBuf>>,
+    /// What only Belljar writes to, as far as it is the same for each guest.
+    own: Arc<[Seen]>,
+    /// The guest's own directory.
+    dir: Seen,
 }
 
 /// For so long what was there is not looked for again: a suite starts a guest in less time than that takes.
 const LOOK: Duration = Duration::from_secs(5);
 
 impl Hidden {
-    fn there(&self) -> BTreeSet<PathBuf> {
-        let mut there = self.there.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*there {
-            Some((since, paths)) if since.elapsed() < LOOK => paths.clone(),
-            _ => {
-                let paths: BTreeSet<PathBuf> = self.named.iter().flat_map(|path| hidden::expand(path)).collect();
-                *there = Some((Instant::now(), paths.clone()));
-                paths
-            }
+    fn find(&self, host: &HostContext) -> io::Result<Places> {
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = found.take().filter(|known| known.since.elapsed() < LOOK);
+        if let Some(before) = &mut known
+            && before.mounts.renew()?
+        {
+            known = None;
         }
+        let known = match known {
+            Some(known) => known,
+            None => {
+                let mounts = MountTable::read()?;
+                let mut hidden = mounts.seen(&self.named.iter().flat_map(|path| hidden::expand(path)).collect());
+                hidden.extend(mounts.kernel());
+                let own: Vec<_> = own_places(host).map(|path| see(path, &mounts)).collect();
+                Found { since: Instant::now(), mounts, hidden: Arc::new(hidden), own: own.into() }
+            }
+        };
+        let known = found.insert(known);
+        let dir = see(&host.run_dir, &known.mounts);
+        Ok(Places { hidden: Arc::clone(&known.hidden), own: Arc::clone(&known.own), dir })
     }
+}
+
+/// At which paths this is seen.
+fn see(path: &Path, mounts: &MountTable) -> Seen {
+    Seen { named: path.to_owned(), at: mounts.seen(&hidden::expand(path).into_iter().collect()) }
+}
+
+fn see_all(paths: &[PathBuf], mounts: &MountTable) -> Vec<Seen> {
+    paths.iter().map(|path| see(path, mounts)).collect()
 }
 
 /// Why a guest cannot have its shares.
@@ -136,7 +176,9 @@ impl Concealment {
         let shares = shares(config);
         look_at(hide, &shares, tell)?;
         let secrets = hidden::defaults(homes(host).iter().map(PathBuf::as_path));
-        if let Some((secret, share)) = hidden::within(&writable(&shares), &secrets)? {
+        let real = hidden::existing(&shares)?;
+        let mounts = MountTable::read()?;
+        if let Some((secret, share)) = hidden::within(&writable(&real), &see_all(&secrets, &mounts)) {
             tell(EventKind::Warning {
                 message: format!(
                     "{} lies in {}, which the guest may write to, and so may read under another name; share the workspace read-only or \
@@ -146,9 +188,13 @@ impl Concealment {
                 ),
             });
         }
-        let all = secrets.into_iter().chain(own_places(host)).chain(hide.iter().cloned());
+        let all = secrets
+            .into_iter()
+            .chain(own_places(host).map(Path::to_owned))
+            .chain([host.run_dir.clone()])
+            .chain(hide.iter().cloned());
         let mut concealment = Self {
-            hidden: Arc::new(Hidden { named: all.collect(), there: Mutex::default() }),
+            hidden: Arc::new(Hidden { named: all.collect(), found: Mutex::default() }),
             hide: hide.into(),
             possible: true,
         };
@@ -158,7 +204,7 @@ impl Concealment {
             Err(other) => return Err(other),
         };
         concealment.possible = false;
-        if hidden::within(&shares, hide)?.is_some() {
+        if hidden::within(&real, &see_all(hide, &mounts)).is_some() {
             return Err(ConcealError::Hide { why });
         }
         tell(EventKind::Warning {
@@ -181,7 +227,7 @@ impl Concealment {
     ) -> Result<(), ConcealError> {
         let shares = shares(config);
         if !self.possible {
-            return self.check(&shares, host);
+            return self.check(&hidden::existing(&shares)?, &self.hidden.find(host)?, host);
         }
         let Some((views, which)) = self.open(&shares, host)? else { return Ok(()) };
         let mut add = |fd: OwnedFd| {
@@ -207,21 +253,26 @@ impl Concealment {
         shares: &[Shared],
         host: &HostContext,
     ) -> Result<Option<(namespace::Views, Vec<PathBuf>)>, ConcealError> {
-        self.check(shares, host)?;
-        let Some(order) = hidden::order(shares, &self.hidden.there())? else { return Ok(None) };
+        let shares = hidden::existing(shares)?;
+        let places = self.hidden.find(host)?;
+        self.check(&shares, &places, host)?;
+        let Some(order) = hidden::order(&shares, &places.hidden) else { return Ok(None) };
         Ok(Some((namespace::open(&host.shim, &order)?, order.shares)))
     }
-}
 
-impl Concealment {
     /// Sees that the guest can write to nothing that must stay out of its reach.
-    fn check(&self, shares: &[Shared], host: &HostContext) -> Result<(), ConcealError> {
+    fn check(&self, shares: &[Shared], places: &Places, host: &HostContext) -> Result<(), ConcealError> {
         let writable = writable(shares);
-        let within = |paths: &[PathBuf]| hidden::within(&writable, paths);
-        if let Some((own, share)) = within(&own_places(host))? {
+        if writable.is_empty() {
+            return Ok(());
+        }
+        if let Some((own, share)) = hidden::within(&writable, places.own.iter().chain([&places.dir])) {
             return Err(ConcealError::WithinReach { mend: mend(&own, host), own, share });
         }
-        match within(&self.hide)? {
+        if self.hide.is_empty() {
+            return Ok(());
+        }
+        match hidden::within(&writable, &see_all(&self.hide, &MountTable::read()?)) {
             Some((path, share)) => Err(ConcealError::HideWritable { path, share }),
             None => Ok(()),
         }
@@ -256,11 +307,9 @@ fn writable(shares: &[Shared]) -> Vec<Shared> {
     shares.iter().filter(|s| s.writable).cloned().collect()
 }
 
-/// What only Belljar writes to.
-fn own_places(host: &HostContext) -> Vec<PathBuf> {
-    let all: BTreeSet<&Path> =
-        host.own.iter().map(PathBuf::as_path).chain([host.cache_dir.as_path(), host.run_dir.as_path()]).collect();
-    all.into_iter().map(Path::to_owned).collect()
+/// What only Belljar writes to, beside each guest's directory.
+fn own_places(host: &HostContext) -> impl Iterator<Item = &Path> {
+    host.own.iter().map(PathBuf::as_path).chain([host.cache_dir.as_path()])
 }
 
 fn mend(own: &Path, host: &HostContext) -> String {

@@ -130,6 +130,13 @@ impl Watch {
         *next = Instant::now() + replaced::LOOK;
     }
 
+    /// The same, unless that was done a moment ago: it has a cost.
+    pub(crate) fn look_at_shares_again(&mut self, observe: Observe<'_>) {
+        if self.replaced.as_ref().is_some_and(|(_, next)| *next <= Instant::now()) {
+            self.look_at_shares(observe);
+        }
+    }
+
     /// Where stops that are wanted are announced.
     pub(crate) fn stops(&self) -> &WantedStops {
         &self.stops

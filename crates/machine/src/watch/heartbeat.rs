@@ -10,6 +10,8 @@ use crate::session::agent::{PortKind, Reports};
 
 /// How often a silent agent is asked.
 const EVERY: Duration = Duration::from_secs(5);
+/// When it is looked at first.
+const FIRST: Duration = Duration::from_secs(1);
 /// Part of the time that an idle guest computes at most. One that is halted computes nothing.
 const IDLE: u32 = 10;
 
@@ -18,7 +20,8 @@ pub(super) struct Heartbeat {
     /// Time for which QEMU ran, or wanted to.
     wanted: Box<dyn FnMut() -> Duration + Send>,
     next: Instant,
-    last: Duration,
+    /// None from a new beginning to the first look: it takes longer than a short test does.
+    last: Option<Duration>,
     last_at: Instant,
     heard: u64,
     /// Looks at which nothing was heard and the guest was idle, one after the other.
@@ -44,15 +47,14 @@ impl Heartbeat {
     pub(super) fn new(wanted: impl FnMut() -> Duration + Send + 'static) -> Self {
         let now = Instant::now();
         let wanted = Box::new(wanted);
-        Self { wanted, next: now + EVERY, last: Duration::ZERO, last_at: now, heard: 0, silent: 0 }
+        Self { wanted, next: now + FIRST, last: None, last_at: now, heard: 0, silent: 0 }
     }
 
     /// Begins anew.
     pub(super) fn reset(&mut self) {
         self.silent = 0;
-        self.next = Instant::now() + EVERY;
-        self.last_at = Instant::now();
-        self.last = (self.wanted)();
+        self.next = Instant::now() + FIRST;
+        self.last = None;
     }
 
     /// When to look again.
@@ -66,10 +68,14 @@ impl Heartbeat {
         if now < self.next {
             return None;
         }
-        self.next = now + EVERY;
         let (wanted, elapsed) = ((self.wanted)(), now - self.last_at);
-        let idle = wanted.saturating_sub(self.last) * IDLE < elapsed;
-        (self.last, self.last_at) = (wanted, now);
+        self.last_at = now;
+        let Some(last) = self.last.replace(wanted) else {
+            self.next = now + (EVERY - FIRST);
+            return None;
+        };
+        self.next = now + EVERY;
+        let idle = wanted.saturating_sub(last) * IDLE < elapsed;
         let heard = reports.heard();
         let quiet = heard == self.heard && !reports.is_held();
         self.heard = heard;

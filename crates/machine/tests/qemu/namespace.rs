@@ -6,6 +6,7 @@ use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 
 use belljar_machine::qemu::sandbox::hidden::{self, Shared};
+use belljar_machine::qemu::sandbox::mounts::MountTable;
 use belljar_machine::qemu::sandbox::namespace::{self, Views};
 
 use super::shim;
@@ -13,8 +14,10 @@ use super::shim;
 /// Opens shares without what is hidden; gives their paths in this process.
 fn open(shares: &[&Path], hidden: &[PathBuf]) -> (Views, Vec<PathBuf>) {
     let shares: Vec<Shared> = shares.iter().map(|p| Shared { path: p.to_path_buf(), writable: false }).collect();
-    let hidden = hidden.iter().flat_map(|path| hidden::expand(path)).collect();
-    let order = hidden::order(&shares, &hidden).unwrap().expect("something is hidden");
+    let mounts = MountTable::read().unwrap();
+    let mut hidden = mounts.seen(&hidden.iter().flat_map(|path| hidden::expand(path)).collect());
+    hidden.extend(mounts.kernel());
+    let order = hidden::order(&hidden::existing(&shares).unwrap(), &hidden).expect("something is hidden");
     let views = namespace::open(&shim(), &order).expect("this host permits a mount namespace: see `unshare -rm true`");
     let paths = views.dirs.iter().map(|fd| format!("/proc/self/fd/{}", fd.as_raw_fd()).into()).collect();
     (views, paths)

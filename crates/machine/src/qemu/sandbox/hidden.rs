@@ -6,54 +6,13 @@
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::namespace::Order;
 
 /// The host's own state, no part of which is a user's file: its processes, devices, sockets, and what others left for the moment.
 pub const HOST_STATE: &[&str] = &["/proc", "/sys", "/dev", "/run", "/var/run", "/tmp", "/var/tmp"];
-
-/// File systems that are windows into the host's kernel, wherever they are mounted.
-const KERNEL: &[&str] = &[
-    "autofs",
-    "binder",
-    "binfmt_misc",
-    "bpf",
-    "cgroup",
-    "cgroup2",
-    "configfs",
-    "debugfs",
-    "devpts",
-    "devtmpfs",
-    "efivarfs",
-    "fusectl",
-    "hugetlbfs",
-    "mqueue",
-    "nfsd",
-    "nsfs",
-    "proc",
-    "pstore",
-    "resctrl",
-    "rpc_pipefs",
-    "securityfs",
-    "selinuxfs",
-    "smackfs",
-    "sysfs",
-    "tracefs",
-];
-
-/// One mount of this process's namespace.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Mount {
-    /// Of its file system.
-    device: String,
-    /// What of the file system is mounted.
-    root: PathBuf,
-    /// Where it is mounted.
-    at: PathBuf,
-    kind: String,
-}
 
 /// A directory that a guest gets.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,63 +24,18 @@ pub struct Shared {
 }
 
 /// What has to be covered so that none of `hidden` is seen in `shares`, and those of them in which something is; or nothing if
-/// nothing has to be. What a share itself lies in, or is, stays as it is: it was asked for by name. Hidden paths are those that
-/// [`expand`] gives.
-///
-/// # Errors
-/// When the list of mounts cannot be read, or a share cannot be found.
-pub fn order(shares: &[Shared], hidden: &BTreeSet<PathBuf>) -> std::io::Result<Option<Order>> {
-    let shares = existing(shares)?;
-    let mounts = parse(&fs::read("/proc/self/mountinfo")?);
-    Ok(decide(&shares, hidden, &mounts))
-}
-
-/// The first of these paths that lies in a share, or is it, and that share; by whatever mount it is seen there.
-///
-/// # Errors
-/// When the list of mounts cannot be read, or a share cannot be found.
-pub fn within(shares: &[Shared], paths: &[PathBuf]) -> std::io::Result<Option<(PathBuf, PathBuf)>> {
-    if shares.is_empty() || paths.is_empty() {
-        return Ok(None);
-    }
-    let mounts = parse(&fs::read("/proc/self/mountinfo")?);
-    for share in existing(shares)? {
-        let real = share.path.clone();
-        let inside = |path: &&PathBuf| {
-            let seen = expand(path)
-                .into_iter()
-                .flat_map(|p| elsewhere(&p, &mounts).into_iter().chain([p]).collect::<Vec<_>>());
-            seen.into_iter().any(|p| p.starts_with(&real))
-        };
-        if let Some(path) = paths.iter().find(inside) {
-            return Ok(Some((path.clone(), share.path.clone())));
-        }
-    }
-    Ok(None)
-}
-
-/// Their real paths. One that is not there is not made by anybody but QEMU's user, who gets an error from it.
-fn existing(shares: &[Shared]) -> std::io::Result<Vec<Shared>> {
-    let real = |share: &Shared| match fs::canonicalize(&share.path) {
-        Ok(path) => Some(Ok(Shared { path, writable: share.writable })),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-        Err(error) => Some(Err(error)),
-    };
-    shares.iter().filter_map(real).collect()
-}
-
-fn decide(shares: &[Shared], hidden: &BTreeSet<PathBuf>, mounts: &[Mount]) -> Option<Order> {
-    let mut all = hidden.clone();
-    all.extend(hidden.iter().flat_map(|path| elsewhere(path, mounts)));
-    all.extend(mounts.iter().filter(|m| KERNEL.contains(&&*m.kind)).map(|m| m.at.clone()));
+/// nothing has to be. What a share itself lies in, or is, stays as it is: it was asked for by name. The shares are those that
+/// [`existing`] gives, and hidden is what [`MountTable::seen`] does.
+#[must_use]
+pub fn order(shares: &[Shared], hidden: &BTreeSet<PathBuf>) -> Option<Order> {
     let below = |path: &Path, share: &Shared| path != share.path && path.starts_with(&share.path);
-    all.retain(|path| shares.iter().any(|share| below(path, share)));
+    let all: BTreeSet<&PathBuf> = hidden.iter().filter(|path| shares.iter().any(|share| below(path, share))).collect();
     // What lies in something that is covered is gone with it, unless a share begins in between.
-    let lost = |path: &PathBuf| {
+    let lost = |path: &Path| {
         let reached = |outer: &Path| shares.iter().any(|s| below(path, s) && s.path.starts_with(outer));
-        path.ancestors().skip(1).any(|outer| all.contains(outer) && !reached(outer))
+        path.ancestors().skip(1).any(|outer| hidden.contains(outer) && !reached(outer))
     };
-    let mut covers: Vec<PathBuf> = all.iter().filter(|path| !lost(path)).cloned().collect();
+    let mut covers: Vec<PathBuf> = all.into_iter().filter(|path| !lost(path)).cloned().collect();
     if covers.is_empty() {
         return None;
     }
@@ -129,6 +43,37 @@ fn decide(shares: &[Shared], hidden: &BTreeSet<PathBuf>, mounts: &[Mount]) -> Op
     let affected = shares.iter().filter(|share| covers.iter().any(|cover| below(cover, share)));
     let shares = affected.map(|s| s.path.clone()).collect();
     Some(Order { shares, covers })
+}
+
+/// A path as it was named, and the real paths at which its files are seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// As it was named; its last part may end in `*`.
+    pub named: PathBuf,
+    /// By whatever mount.
+    pub at: BTreeSet<PathBuf>,
+}
+
+/// The first of these that lies in one of the shares that [`existing`] gives, or is it, and that share.
+#[must_use]
+pub fn within<'a>(shares: &[Shared], paths: impl IntoIterator<Item = &'a Seen>) -> Option<(PathBuf, PathBuf)> {
+    paths.into_iter().find_map(|path| {
+        let holds = |share: &&Shared| path.at.iter().any(|at| at.starts_with(&share.path));
+        Some((path.named.clone(), shares.iter().find(holds)?.path.clone()))
+    })
+}
+
+/// Shares by their real paths. One that is not there is not made by anybody but QEMU's user, who gets an error from it.
+///
+/// # Errors
+/// When one cannot be looked at.
+pub fn existing(shares: &[Shared]) -> std::io::Result<Vec<Shared>> {
+    let real = |share: &Shared| match fs::canonicalize(&share.path) {
+        Ok(path) => Some(Ok(Shared { path, writable: share.writable })),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) => Some(Err(error)),
+    };
+    shares.iter().filter_map(real).collect()
 }
 
 /// The real paths of what a path means, whose last part may end in `*`; none where there is nothing.
@@ -141,63 +86,6 @@ pub fn expand(path: &Path) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(parent) else { return Vec::new() };
     let entries = entries.filter_map(Result::ok).filter(|e| e.file_name().as_bytes().starts_with(start));
     entries.filter_map(|e| fs::canonicalize(e.path()).ok()).collect()
-}
-
-/// Where else the same files are seen, through other mounts of the same file system.
-fn elsewhere(path: &Path, mounts: &[Mount]) -> Vec<PathBuf> {
-    // Of mounts over one another the last one is seen.
-    let holds = |m: &&Mount| path.starts_with(&m.at);
-    let Some(depth) = mounts.iter().filter(holds).map(|m| m.at.components().count()).max() else { return Vec::new() };
-    let Some(own) = mounts.iter().filter(holds).rfind(|m| m.at.components().count() == depth) else {
-        return Vec::new();
-    };
-    let Ok(inside) = path.strip_prefix(&own.at) else { return Vec::new() };
-    let real = join(&own.root, inside);
-    let others = mounts.iter().filter(|m| m.device == own.device && m.at != own.at);
-    let seen = |m: &Mount| match real.strip_prefix(&m.root) {
-        Ok(rest) => Some(join(&m.at, rest)),
-        // A part of what is hidden.
-        Err(_) => m.root.starts_with(&real).then(|| m.at.clone()),
-    };
-    others.filter_map(seen).collect()
-}
-
-/// As [`Path::join`], without a slash at the end.
-fn join(path: &Path, rest: &Path) -> PathBuf {
-    if rest.as_os_str().is_empty() { path.to_owned() } else { path.join(rest) }
-}
-
-/// Reads `mountinfo` (proc(5)).
-fn parse(text: &[u8]) -> Vec<Mount> {
-    let line = |line: &[u8]| {
-        let mut words = line.split(|b| *b == b' ').filter(|w| !w.is_empty());
-        let text = |word: &[u8]| String::from_utf8_lossy(word).into_owned();
-        let device = text(words.nth(2)?);
-        let (root, at) = (unescape(words.next()?), unescape(words.next()?));
-        words.find(|word| *word == b"-")?;
-        Some(Mount { device, root, at, kind: text(words.next()?) })
-    };
-    text.split(|b| *b == b'\n').filter_map(line).collect()
-}
-
-/// Undoes `\040` and its like.
-fn unescape(word: &[u8]) -> PathBuf {
-    let mut bytes = Vec::new();
-    let mut rest = word;
-    while let Some((&first, more)) = rest.split_first() {
-        let octal = more.get(..3).filter(|_| first == b'\\').and_then(|d| std::str::from_utf8(d).ok());
-        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = &more[3..];
-            }
-            None => {
-                bytes.push(first);
-                rest = more;
-            }
-        }
-    }
-    PathBuf::from(std::ffi::OsString::from_vec(bytes))
 }
 
 /// What is hidden in a user's home directory where nothing else is said: keys, passwords and tokens of programs, and what
@@ -344,6 +232,7 @@ pub fn homes(passwd: &[u8]) -> BTreeSet<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::mounts::MountTable;
     use super::*;
 
     const MOUNTS: &str = "22 27 0:21 / /proc rw,relatime - proc proc rw
@@ -358,8 +247,10 @@ mod tests {
     fn order(shares: &[(&str, bool)], hidden: &[&str]) -> Option<(Vec<String>, Vec<String>)> {
         let shares: Vec<Shared> =
             shares.iter().map(|(path, writable)| Shared { path: path.into(), writable: *writable }).collect();
-        let hidden = hidden.iter().map(PathBuf::from).collect();
-        let order = decide(&shares, &hidden, &parse(MOUNTS.as_bytes()))?;
+        let mounts = MountTable::of(MOUNTS);
+        let mut hidden = mounts.seen(&hidden.iter().map(PathBuf::from).collect());
+        hidden.extend(mounts.kernel());
+        let order = super::order(&shares, &hidden)?;
         let text = |paths: Vec<PathBuf>| paths.into_iter().map(|p| p.display().to_string()).collect();
         Some((text(order.shares), text(order.covers)))
     }

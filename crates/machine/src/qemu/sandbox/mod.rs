@@ -26,6 +26,7 @@ mod caps;
 mod descriptors;
 mod filter;
 pub mod hidden;
+pub mod mounts;
 pub mod namespace;
 
 use std::convert::Infallible;
