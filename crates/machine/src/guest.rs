@@ -227,7 +227,7 @@ impl Guest {
         for message in self.session.take_notes() {
             observe(EventKind::Warning { message });
         }
-        self.machine.watch.look_at_shares(observe);
+        self.machine.watch.look_at_shares_if_due(observe);
         match ended {
             Ok(exit) => Ok(exit),
             Err(lost) => Err(self.explain(lost, Phase::Command).await),
@@ -276,7 +276,7 @@ impl Guest {
             Err(lost) if how != Ending::Hurry => Err(self.explain(lost, Phase::Close).await),
             synced => synced,
         };
-        self.machine.watch.look_at_shares_again(observe);
+        self.machine.watch.look_at_shares(observe);
         let doubt = match (how, &synced) {
             (Ending::Kill | Ending::PowerOff, Ok(())) => self.machine.watch.doubt(Phase::Command, observe).await,
             _ => self.machine.watch.fault_now(Phase::Command),

@@ -130,8 +130,8 @@ impl Watch {
         *next = Instant::now() + replaced::LOOK;
     }
 
-    /// The same, unless that was done a moment ago: it has a cost.
-    pub(crate) fn look_at_shares_again(&mut self, observe: Observe<'_>) {
+    /// The same, unless that was done a moment ago. In a guest that many short commands share it would be most of their cost.
+    pub(crate) fn look_at_shares_if_due(&mut self, observe: Observe<'_>) {
         if self.replaced.as_ref().is_some_and(|(_, next)| *next <= Instant::now()) {
             self.look_at_shares(observe);
         }
