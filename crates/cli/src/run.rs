@@ -11,9 +11,9 @@ use std::{
 
 use belljar_machine::{
     WindowSize,
+    backend::PrepareRequest,
     command::{GuestCommand, Terminal},
     console::ConsoleView,
-    plan,
     session::agent::ExecControl,
 };
 use belljar_model::Verdict;
@@ -27,6 +27,7 @@ use belljar_runner::{
 };
 use tokio::{
     io::AsyncRead,
+    runtime::Runtime,
     signal::unix::{SignalKind, signal},
     sync::mpsc,
     task::{JoinHandle, LocalSet},
@@ -99,7 +100,7 @@ impl Prepared {
         let named = named.as_ref();
         let (spec, guest_name) = guest::guest(guest_args, named)?;
         let run_dir = settings::run_dir(host, settings::exposed(share, named))?;
-        let context = settings::host(host, None, &run_dir)?;
+        let backends = settings::backends(host.qemu.as_deref(), None, template::settings(host)?)?;
         let user = exec.user.clone().or_else(|| named?.user().map(str::to_owned));
         let out_is_ours = share.out.is_none();
         let share = settings::share(share, &spec, named, &run_dir, host.dry_run)?;
@@ -124,8 +125,8 @@ impl Prepared {
             guest: spec,
             guest_name,
             share,
-            host: context,
-            templates: template::settings(host)?,
+            dir: run_dir.path().to_owned(),
+            backends,
             command: Some(command),
             timeout: None,
             power_off: false,
@@ -133,12 +134,17 @@ impl Prepared {
         Ok(Self { request, run_dir })
     }
 
-    /// Prints the QEMU command and leaves nothing behind but the cache.
+    /// Prints how the guest is started by hand, and leaves nothing behind but the cache.
     pub(crate) fn show(self) -> Result<u8, String> {
         let Self { request, run_dir } = self;
-        let plan = plan::prepare(&request.guest, &request.share, request.host).map_err(|e| e.to_string());
-        let shown = plan.and_then(|plan| Ok((plan.command_line().map_err(|e| e.to_string())?, plan.needs_run_dir())));
-        let kept = matches!(shown, Ok((_, true)));
+        let Request { guest: spec, share, dir, backends, .. } = request;
+        let look = async {
+            let prepared =
+                backends.of(&spec.source)?.prepare(PrepareRequest { spec: spec.clone(), share, dir }).await?;
+            prepared.by_hand()
+        };
+        let shown = runtime()?.block_on(look).map_err(|lost| lost.to_string());
+        let kept = shown.as_ref().is_ok_and(|by_hand| by_hand.needs_dir);
         if kept {
             let dir = run_dir.path().display();
             complain_note(&format!(
@@ -148,19 +154,18 @@ impl Prepared {
             // Nothing ran, so there are no logs to keep.
             drop(fs_err::remove_dir_all(run_dir.path()));
         }
-        write_out((shown?.0 + "\n").as_bytes())
+        write_out((shown?.commands + "\n").as_bytes())
     }
 
     /// Boots, runs, reports; gives the exit code.
     pub(crate) fn go(self, host: &HostArgs, stdin: Stdin) -> Result<u8, String> {
-        if let Some(why) = no_room_for(self.request.guest.hardware.memory, None, Memory::of_host()) {
+        let Request { guest, backends, .. } = &self.request;
+        let backend = backends.of(&guest.source).map_err(|lost| lost.to_string())?;
+        if let Some(why) = no_room_for(&backend.footprint(&guest.hardware), None, Memory::of_host()) {
             drop(fs_err::remove_dir_all(self.run_dir.path()));
             return Err(why);
         }
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|e| format!("cannot start: {e}"))?;
+        let runtime = runtime()?;
         let style = settings::style(host);
         let verdict = LocalSet::new().block_on(&runtime, self.run(style, stdin))?;
         // A thread that waits for standard input cannot be called back.
@@ -242,6 +247,11 @@ impl Prepared {
             Ok(()) => Ok(verdict),
         }
     }
+}
+
+/// On which everything runs, on one thread.
+pub(crate) fn runtime() -> Result<Runtime, String> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| format!("cannot start: {e}"))
 }
 
 /// Ctrl-C and its like: once for an orderly end, twice for an end at once.

@@ -11,8 +11,10 @@ use std::{
 
 use belljar_guest_spec::{Accel, GuestSpec, WorkspaceMode, values};
 use belljar_machine::{
+    backend::Backends,
     bounds::Bounds,
     host::HostContext,
+    lease::Templates,
     qemu::sandbox::Shim,
     spec::{ShareSpec, Workspace},
 };
@@ -132,12 +134,11 @@ pub(crate) fn exposed<'a>(args: &'a ShareArgs, named: Option<&Named>) -> Option<
     (writable && args.workspace != Path::new("none")).then_some(&*args.workspace)
 }
 
-/// What the host side of a run stands on.
-pub(crate) fn host(args: &HostArgs, accel: Option<Accel>, run_dir: &RunDir) -> Result<HostContext, String> {
-    Ok(HostContext {
-        run_dir: run_dir.path().to_owned(),
+/// What gives guests.
+pub(crate) fn backends(qemu: Option<&Path>, accel: Option<Accel>, templates: Templates) -> Result<Backends, String> {
+    let host = HostContext {
         cache_dir: cache_dir()?,
-        qemu: args.qemu.clone(),
+        qemu: qemu.map(Path::to_owned),
         path: env::get("PATH"),
         qemu_img: qemu_img(),
         own: vec![state_dir()?],
@@ -146,10 +147,8 @@ pub(crate) fn host(args: &HostArgs, accel: Option<Accel>, run_dir: &RunDir) -> R
         qemu_env: qemu_env(),
         shim: shim(),
         accel,
-        console_log: run_dir.file(run_dir::CONSOLE),
-        qemu_log: run_dir.file(run_dir::QEMU_LOG),
-        qemu_command: run_dir.file(run_dir::QEMU_COMMAND),
-    })
+    };
+    Ok(Backends::all(host, templates))
 }
 
 /// The user's home directory.

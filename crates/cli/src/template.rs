@@ -31,6 +31,11 @@ pub(crate) fn settings(args: &HostArgs) -> Result<Templates, String> {
     Ok(Templates::new(store()?, using))
 }
 
+/// For whoever starts no guest.
+pub(crate) fn unused() -> Result<Templates, String> {
+    Ok(Templates::new(TemplateStore::new(cache_dir()?.join("templates"), u64::MAX), Use::Never))
+}
+
 /// Removes what makers of templates that were killed left behind.
 pub(crate) fn sweep() {
     // Whoever needs the directory says what is wrong with it.
@@ -120,7 +125,7 @@ fn of_what(one: &Kept) -> String {
 fn make(args: &TemplateMakeArgs) -> Result<u8, String> {
     let exec = ExecArgs { env: Vec::new(), cwd: None, user: None };
     let mut prepared = Prepared::new(&args.guest, &args.share, &exec, &args.host, Vec::new(), false)?;
-    if prepared.request.templates.using() == Use::Never {
+    if settings(&args.host)?.using() == Use::Never {
         return Err(format!("templates are switched off (--no-template, {}=off)", env::TEMPLATES));
     }
     prepared.request.command = None;

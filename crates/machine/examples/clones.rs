@@ -20,8 +20,8 @@ use belljar_machine::{
     command::GuestCommand,
     guest::{Ending, Io, Origin},
     host::HostContext,
-    lease::{self, LeaseRequest, Templates, Use},
-    plan::{self, Place},
+    lease::{self, Templates, Use},
+    plan,
     qemu::sandbox::Shim,
     session::agent::{OutputSink, SinkFuture},
     spec::ShareSpec,
@@ -96,10 +96,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let scratch = tempfile::tempdir()?;
     let image = Source::Image { path: image.into(), format: None, bus: DiskBus::default(), access: Access::default() };
     let spec = GuestSpec { login: Some(Login::parse(login)?), ..GuestSpec::new(image) };
-    let (share, place) = place_of(scratch.path(), 0)?;
-    let Place { run_dir, console_log, qemu_log, qemu_command } = place;
+    let (share, dir) = place_of(scratch.path(), 0)?;
     let host = HostContext {
-        run_dir,
         cache_dir: cache.into(),
         qemu: None,
         path: std::env::var_os("PATH"),
@@ -110,11 +108,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         qemu_env: Vec::new(),
         shim: Shim { program: belljar.into(), args: vec!["__exec".into()] },
         accel: Some(Accel::Tcg),
-        console_log,
-        qemu_log,
-        qemu_command,
     };
-    let plan = plan::prepare(&spec, &share, host)?;
+    let plan = plan::prepare(&spec, &share, host, dir)?;
     let templates = Templates::new(TemplateStore::new(Path::new(cache).join("templates"), u64::MAX), Use::Make);
     let times = Rc::new(RefCell::new(Times::default()));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -175,9 +170,8 @@ async fn one(
     mode: Mode,
     times: &Rc<RefCell<Times>>,
 ) {
-    let Ok((share, place)) = place_of(dir, number) else { return };
-    let run_dir = place.run_dir.clone();
-    let plan = plan.at(share, place);
+    let Ok((share, dir)) = place_of(dir, number) else { return };
+    let plan = plan.at(share, dir.clone());
     let code = u8::try_from(number % 256).unwrap_or(0);
     let asked = Instant::now();
     let mut running = None;
@@ -186,7 +180,7 @@ async fn one(
             running = Some(asked.elapsed());
         }
     };
-    let leased = lease::lease(LeaseRequest::new(plan, templates), &mut observe).await;
+    let leased = lease::lease(&plan, templates, None, None, &mut observe).await;
     let Ok(mut guest) = leased else {
         times.borrow_mut().wrong += 1;
         return;
@@ -221,7 +215,7 @@ async fn one(
     let cold = guest.origin() == Origin::Cold;
     good &= matches!(exit, Ok(Exit::Code(c)) if c == code);
     good &= guest.close(Ending::Kill, &mut nobody).await.is_ok();
-    drop(std::fs::remove_dir_all(run_dir));
+    drop(std::fs::remove_dir_all(dir));
     let mut times = times.borrow_mut();
     if mode == Mode::Apart {
         let said = String::from_utf8_lossy(&sink.said);
@@ -244,17 +238,12 @@ async fn one(
     times.cold += usize::from(cold);
 }
 
-fn place_of(dir: &Path, number: u32) -> std::io::Result<(ShareSpec, Place)> {
-    let run_dir: PathBuf = dir.join(number.to_string());
-    let out = run_dir.join("out");
+/// The output directory of a guest, and the guest's own directory.
+fn place_of(dir: &Path, number: u32) -> std::io::Result<(ShareSpec, PathBuf)> {
+    let own = dir.join(number.to_string());
+    let out = own.join("out");
     std::fs::create_dir_all(&out)?;
-    let place = Place {
-        console_log: run_dir.join("console.log"),
-        qemu_log: run_dir.join("qemu.log"),
-        qemu_command: run_dir.join("qemu.cmd"),
-        run_dir,
-    };
-    Ok((ShareSpec { workspace: None, out, out_wanted: false, bounds: Bounds::default(), modules: None }, place))
+    Ok((ShareSpec { workspace: None, out, out_wanted: false, bounds: Bounds::default(), modules: None }, own))
 }
 
 /// MiB that only this process has.

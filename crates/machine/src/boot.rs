@@ -14,7 +14,7 @@ use crate::{
     bounds::Gauge,
     console::{Console, ConsoleView, Patience},
     enter,
-    guest::{Guest, Observe, TAIL, Views},
+    guest::{Observe, Views},
     limits::Limits,
     plan::{Launch, Plan},
     qemu::{
@@ -22,6 +22,7 @@ use crate::{
         process::{Qemu, SpawnError, SpawnRequest},
     },
     replaced::ReplacedFiles,
+    running::{CONSOLE_LOG, QEMU_COMMAND, QEMU_LOG, QemuGuest, TAIL},
     session::{
         Session,
         agent::{AgentSession, BoxedPort, Liveness, PortKind, Reports, of_session},
@@ -75,10 +76,11 @@ impl Machine {
         let Launch { config, fds, layers } = launch;
         keep_command(plan, &config)?;
         let host = &plan.host;
-        let log = File::options().create(true).write(true).append(again).truncate(!again).open(&host.console_log);
+        let log =
+            File::options().create(true).write(true).append(again).truncate(!again).open(plan.dir.join(CONSOLE_LOG));
         let log = log.map_err(|e| StartError::Files(host_file("log the console", &e)))?;
         let workspace = plan.share.workspace.as_ref().filter(|w| w.mode == WorkspaceMode::Rw);
-        let gauge = Gauge::new(plan.share.bounds, &plan.share.out, layers, &host.run_dir, workspace.map(|w| &*w.dir))
+        let gauge = Gauge::new(plan.share.bounds, &plan.share.out, layers, &plan.dir, workspace.map(|w| &*w.dir))
             .map_err(|e| StartError::Files(host_file("look at what the guest is to write to", &e)))?;
         let request = SpawnRequest {
             program: &plan.qemu.path,
@@ -86,7 +88,7 @@ impl Machine {
             shim: &host.shim,
             env: &host.qemu_env,
             gauge: Some(gauge),
-            log: &host.qemu_log,
+            log: &plan.dir.join(QEMU_LOG),
             extra_fds: fds,
         };
         let mut qemu = Qemu::spawn(request).await.map_err(StartError::Spawn)?;
@@ -220,7 +222,7 @@ impl Booted {
     }
 
     /// Mounts the shares: then commands can run.
-    pub(crate) async fn finish(self, plan: &Plan, observe: Observe<'_>) -> Result<Guest, Lost> {
+    pub(crate) async fn finish(self, plan: &Plan, observe: Observe<'_>) -> Result<QemuGuest, Lost> {
         let Self { machine, entered, patience } = self;
         let limit = machine.limits.setup(&patience);
         finish(machine, entered, plan, None, limit, observe).await
@@ -235,7 +237,7 @@ pub(crate) async fn finish(
     identity: Option<Identity>,
     limit: Duration,
     observe: Observe<'_>,
-) -> Result<Guest, Lost> {
+) -> Result<QemuGuest, Lost> {
     let limits = machine.limits;
     let share = &plan.share;
     let ready = machine
@@ -278,7 +280,7 @@ pub(crate) async fn finish(
                 observe(choice);
             }
             machine.watch.shared(ReplacedFiles::new(machine.qemu.pid(), share.written().map(Path::to_owned).collect()));
-            Ok(Guest::new(machine, session))
+            Ok(QemuGuest::new(machine, session))
         }
         Err(lost) => Err(machine.give_up(lost, Phase::Boot).await),
     }
@@ -325,7 +327,7 @@ pub(crate) fn choices_of_copy(plan: &Plan, entered: &Entered) -> [EventKind; 2] 
 
 fn keep_command(plan: &Plan, config: &MachineConfig) -> Result<(), StartError> {
     let line = plan.command_of(config).map_err(|e| StartError::Files(Cause::Description(e.to_string())))?;
-    fs_err::write(&plan.host.qemu_command, line + "\n")
+    fs_err::write(plan.dir.join(QEMU_COMMAND), line + "\n")
         .map_err(|e| StartError::Files(host_file("keep QEMU's command line", &e)))
 }
 

@@ -74,7 +74,7 @@ struct Places {
 const LOOK: Duration = Duration::from_secs(5);
 
 impl Hidden {
-    fn find(&self, host: &HostContext) -> io::Result<Places> {
+    fn find(&self, host: &HostContext, dir: &Path) -> io::Result<Places> {
         let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
         let mut known = found.take().filter(|known| known.since.elapsed() < LOOK);
         if let Some(before) = &mut known
@@ -93,7 +93,7 @@ impl Hidden {
             }
         };
         let known = found.insert(known);
-        let dir = see(&host.run_dir, &known.mounts);
+        let dir = see(dir, &known.mounts);
         Ok(Places { hidden: Arc::clone(&known.hidden), own: Arc::clone(&known.own), dir })
     }
 }
@@ -166,11 +166,12 @@ const MEND: &str = "permit user namespaces (sysctl kernel.apparmor_restrict_unpr
                     its runtime must permit unshare(2) and mount(2))";
 
 impl Concealment {
-    /// Decides what is hidden, tries whether it can be, and tells if not.
+    /// Decides what is hidden, tries whether it can be, and tells if not. `dir` is where this run writes.
     pub(crate) fn new(
         hide: &[PathBuf],
         config: &MachineConfig,
         host: &HostContext,
+        dir: &Path,
         tell: &mut dyn FnMut(EventKind),
     ) -> Result<Self, ConcealError> {
         let shares = shares(config);
@@ -191,14 +192,14 @@ impl Concealment {
         let all = secrets
             .into_iter()
             .chain(own_places(host).map(Path::to_owned))
-            .chain([host.run_dir.clone()])
+            .chain([dir.to_owned()])
             .chain(hide.iter().cloned());
         let mut concealment = Self {
             hidden: Arc::new(Hidden { named: all.collect(), found: Mutex::default() }),
             hide: hide.into(),
             possible: true,
         };
-        let why = match concealment.open(&shares, host) {
+        let why = match concealment.open(&shares, host, dir) {
             Ok(_) => return Ok(concealment),
             Err(ConcealError::View(why)) => why,
             Err(other) => return Err(other),
@@ -224,12 +225,13 @@ impl Concealment {
         fds: &mut Vec<(i32, OwnedFd)>,
         mut next: i32,
         host: &HostContext,
+        dir: &Path,
     ) -> Result<(), ConcealError> {
         let shares = shares(config);
         if !self.possible {
-            return self.check(&hidden::existing(&shares)?, &self.hidden.find(host)?, host);
+            return self.check(&hidden::existing(&shares)?, &self.hidden.find(host, dir)?, host);
         }
-        let Some((views, which)) = self.open(&shares, host)? else { return Ok(()) };
+        let Some((views, which)) = self.open(&shares, host, dir)? else { return Ok(()) };
         let mut add = |fd: OwnedFd| {
             let number = next;
             next += 1;
@@ -252,9 +254,10 @@ impl Concealment {
         &self,
         shares: &[Shared],
         host: &HostContext,
+        dir: &Path,
     ) -> Result<Option<(namespace::Views, Vec<PathBuf>)>, ConcealError> {
         let shares = hidden::existing(shares)?;
-        let places = self.hidden.find(host)?;
+        let places = self.hidden.find(host, dir)?;
         self.check(&shares, &places, host)?;
         let Some(order) = hidden::order(&shares, &places.hidden) else { return Ok(None) };
         Ok(Some((namespace::open(&host.shim, &order)?, order.shares)))

@@ -13,9 +13,9 @@ use tokio::time::Instant;
 
 use crate::{
     Cause, Lost,
+    backend::Layer,
     boot::{Entered, Machine},
     guest::Observe,
-    layer::Layer,
     lease::{Got, SETTING_UP, TEMPLATE, Way, has_room, told, warn},
     plan::Plan,
     spec::ShareSpec,

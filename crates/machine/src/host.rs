@@ -7,8 +7,6 @@ use crate::qemu::{args::Accel, sandbox::Shim};
 /// Paths and programs, all decided by whoever read the environment and the command line.
 #[derive(Clone, Debug)]
 pub struct HostContext {
-    /// The run's directory; it exists.
-    pub run_dir: PathBuf,
     /// Where kernels, initramfs, agents and answers of probes are kept; made when needed.
     pub cache_dir: PathBuf,
     /// QEMU where the user named one.
@@ -29,10 +27,4 @@ pub struct HostContext {
     pub shim: Shim,
     /// The accelerator where the user named one for all guests.
     pub accel: Option<Accel>,
-    /// Where the serial console is logged.
-    pub console_log: PathBuf,
-    /// Where QEMU's own messages go.
-    pub qemu_log: PathBuf,
-    /// Where the command that started QEMU is kept.
-    pub qemu_command: PathBuf,
 }

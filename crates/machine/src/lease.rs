@@ -13,19 +13,19 @@ use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
     Cause, Lost,
+    backend::Layer,
     boot::{Booted, Unbooted},
     derive::{self, Derived},
-    guest::{Guest, Observe, Views},
+    guest::{Observe, Views},
     plan::Plan,
     plug::Unplugged,
     qemu::args::Accel,
+    running::QemuGuest,
     template::{
         Blame, Claim, FailedCopy, Freezing, Making, Rest, Template, TemplateKey, TemplateStore, Unfrozen, Unthawed,
         blocking, freeze, memory, thaw,
     },
 };
-
-pub use crate::layer::{Layer, SetUp, SettingUp};
 
 /// How often a template is looked for: once, again after it was waited for or found bad, and once more.
 const TRIES: usize = 3;
@@ -80,36 +80,22 @@ impl Templates {
     }
 }
 
-/// A guest that is wanted.
-pub struct LeaseRequest<'a> {
-    /// What it is to be, prepared.
-    pub plan: Plan,
-    /// Where its template may be.
-    pub templates: &'a Templates,
-    /// Set-up that is part of the guest: kept with its template where that can be, else run in the guest each time.
-    pub layer: Option<Layer<'a>>,
-    /// Gets the console of each QEMU that is started on the way.
-    pub view: Option<Views>,
-}
-
-impl<'a> LeaseRequest<'a> {
-    /// The guest of this plan, with nothing set up in it, shown to nobody.
-    #[must_use]
-    pub fn new(plan: Plan, templates: &'a Templates) -> Self {
-        Self { plan, templates, layer: None, view: None }
-    }
-}
-
-/// Gives a guest with a session, its shares mounted: a clone where there can be one, else one that boots.
+/// Gives a guest with a session, its shares mounted: a clone where there can be one, else one that boots. The set-up in `layer` is kept with
+/// its template where that can be, else run in the guest each time; `view` gets the console of each QEMU that is started on the way.
 ///
 /// Dropping the future kills what was started and removes what was half-made.
 ///
 /// # Errors
 /// A [`Lost`] that says what was awaited and what was seen.
-pub async fn lease(wanted: LeaseRequest<'_>, observe: Observe<'_>) -> Result<Guest, Lost> {
-    let LeaseRequest { plan, templates, mut layer, view } = wanted;
+pub async fn lease(
+    plan: &Plan,
+    templates: &Templates,
+    mut layer: Option<Layer<'_>>,
+    view: Option<&Views>,
+    observe: Observe<'_>,
+) -> Result<QemuGuest, Lost> {
     observe(EventKind::Phase { phase: Phase::Boot });
-    let way = Way { plan: &plan, templates, view: view.as_ref() };
+    let way = Way { plan, templates, view };
     if let Some(layer) = &mut layer {
         match plan.fixed() {
             Ok(()) => {
@@ -149,21 +135,21 @@ pub(crate) enum Got {
     /// It is there. `fresh`: it was made just now, by a guest whose logs are to be added to.
     Template { template: Box<Template>, fresh: bool },
     /// The guest that was to become one goes on as it is.
-    Guest(Box<Guest>),
+    Guest(Box<QemuGuest>),
     /// There is none, and there will be none.
     Nothing,
 }
 
 impl Way<'_> {
     /// Boots a guest that is not kept.
-    async fn boot(&self, observe: Observe<'_>) -> Result<Guest, Lost> {
+    async fn boot(&self, observe: Observe<'_>) -> Result<QemuGuest, Lost> {
         let launch = self.plan.launch().map_err(|e| Cause::Description(e.to_string()))?;
         let booted = Booted::boot(self.plan, launch, self.view, observe).await.map_err(Unbooted::lost)?;
         booted.finish(self.plan, observe).await
     }
 
     /// A clone, or the guest that was to become a template and could not. `None`: one has to boot.
-    async fn copy(&self, mut layer: Option<&mut Layer<'_>>, observe: Observe<'_>) -> Result<Option<Guest>, Lost> {
+    async fn copy(&self, mut layer: Option<&mut Layer<'_>>, observe: Observe<'_>) -> Result<Option<QemuGuest>, Lost> {
         let what = if layer.is_some() { SETTING_UP } else { TEMPLATE };
         let Some(key) = self.key(layer.as_deref(), observe).await? else { return Ok(None) };
         let mut failed_before = false;

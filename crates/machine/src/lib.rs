@@ -1,9 +1,10 @@
 //! A guest as a process: QEMU, console, access, share, session.
 //!
-//! [`plan::prepare`] resolves what was asked for, [`lease::lease`] gives a guest with a session, and [`guest::Guest`] runs
-//! commands in it.
+//! [`backend`] is what whoever runs tests goes through, and [`guest::Guest`] what it gets there. Of a machine in QEMU [`plan::prepare`] resolves
+//! what was asked for, [`lease::lease`] gives a guest with a session, and [`running::QemuGuest`] runs commands in it.
 
 pub mod access;
+pub mod backend;
 mod boot;
 pub mod bounds;
 pub mod command;
@@ -15,7 +16,6 @@ mod enter;
 pub mod fuzz;
 pub mod guest;
 pub mod host;
-mod layer;
 pub mod lease;
 mod limits;
 mod lost;
@@ -26,6 +26,7 @@ mod plan_template;
 mod plug;
 pub mod qemu;
 mod replaced;
+pub mod running;
 pub mod session;
 pub mod share;
 pub mod spec;

@@ -305,6 +305,14 @@ impl Lost {
         }
     }
 
+    /// Whether another try may go well: the fault is Belljar's or the host's, and need not be the same again. A set-up that failed is a
+    /// test's author's to mend, and what was not tried was tried often enough.
+    #[must_use]
+    pub fn is_worth_another_try(&self) -> bool {
+        let settled = matches!(self.cause, Cause::SetUp(_) | Cause::NotTried(_));
+        !self.lasting && !settled && self.cause.is_hosts()
+    }
+
     /// The same, and another try would not help.
     #[must_use]
     pub fn lasting(mut self) -> Self {
@@ -402,6 +410,17 @@ mod tests {
         assert_eq!(Lost::timeout(Phase::Boot, "no login").message().as_deref(), Some("no login"));
         let crash = Lost::crash(CrashKind::Oops, "BUG", Phase::Boot).with_advice("look at the log");
         assert_eq!(crash.to_string(), "the guest's kernel reported a fault: BUG: look at the log");
+    }
+
+    #[test]
+    fn what_may_pass_is_tried_again() {
+        let may = |cause: Cause| Lost::from(cause).is_worth_another_try();
+        assert!(may(Cause::Unsynced("EIO".into())));
+        assert!(!Lost::from(Cause::Unsynced("EIO".into())).lasting().is_worth_another_try());
+        assert!(!may(Cause::SetUp("it failed".into())));
+        assert!(!may(Cause::NotTried("it never came up".into())));
+        assert!(!may(Cause::Interrupted { signal: 2 }));
+        assert!(!Lost::timeout(Phase::Boot, "no login").is_worth_another_try(), "the test's own retries are for that");
     }
 
     #[test]

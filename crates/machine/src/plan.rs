@@ -90,25 +90,14 @@ pub struct Plan {
     pub(crate) kind: Option<&'static Kind>,
     pub(crate) qemu: QemuInfo,
     pub(crate) host: HostContext,
+    /// The guest's directory; it exists.
+    pub(crate) dir: PathBuf,
     pub(crate) oops: OopsPolicy,
     pub(crate) boot_timeout: Option<Duration>,
     concealment: Concealment,
     choices: Vec<EventKind>,
     /// The guest in a person's words.
     pub(crate) title: String,
-}
-
-/// Where the files of one attempt go.
-#[derive(Clone, Debug)]
-pub struct Place {
-    /// Its directory; it exists.
-    pub run_dir: PathBuf,
-    /// Where the serial console is logged.
-    pub console_log: PathBuf,
-    /// Where QEMU's own messages go.
-    pub qemu_log: PathBuf,
-    /// Where the command that started QEMU is kept.
-    pub qemu_command: PathBuf,
 }
 
 /// Why there is no machine for a copy.
@@ -189,11 +178,11 @@ pub enum PlanError {
 }
 
 /// Looks at everything and makes what has to be made. Blocks for as long as it takes: the first time a second or so, later
-/// milliseconds.
+/// milliseconds. What no cache can take goes into `dir`, which exists; the guest's own files go there too, unless it is moved ([`Plan::at`]).
 ///
 /// # Errors
 /// See [`PlanError`]; nothing half-done is left.
-pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext) -> Result<Plan, PlanError> {
+pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext, dir: PathBuf) -> Result<Plan, PlanError> {
     let mut choices = Choices::default();
     let found = Found::look_at(&spec.source);
     let platform = found.as_ref().map_or_else(|_| platform::default(), Found::platform);
@@ -208,7 +197,7 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext) -> Result
     let accel = probe::choose_accel(platform, host.accel.or(spec.accel), &qemu, &host.shim, &host.cache_dir)?;
     choices.accelerator(&accel);
 
-    let cache = Cache::new(&host.cache_dir, &host.run_dir);
+    let cache = Cache::new(&host.cache_dir, &dir);
     let agent = platform.agent().map(|agent| agent.program);
     let mut shares = Vec::new();
     let mut disks = Vec::new();
@@ -216,7 +205,7 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext) -> Result
     let (kernel, place) = match found? {
         Found::Image { path, format, bus } => {
             disks.push(PlannedDisk::boot(&host.qemu_img, path, format, bus)?);
-            shares.extend(carried(share::CONTROL_TAG, host.run_dir.join(CONTROL_DIR), true));
+            shares.extend(carried(share::CONTROL_TAG, dir.join(CONTROL_DIR), true));
             (None, agent.map_or(AgentPlace::Nowhere, |_| AgentPlace::ControlShare))
         }
         Found::Root { root, arch: _, kernel, modules } => {
@@ -246,7 +235,7 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext) -> Result
             let agent = agent.map_or(AgentPlace::Nowhere, |_| AgentPlace::Initramfs);
             if agent == AgentPlace::Initramfs && !is_init {
                 // For an initramfs that gives way to another root, and takes its files with it.
-                shares.extend(carried(share::CONTROL_TAG, host.run_dir.join(CONTROL_DIR), true));
+                shares.extend(carried(share::CONTROL_TAG, dir.join(CONTROL_DIR), true));
             }
             (Some(files), agent)
         }
@@ -255,7 +244,7 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext) -> Result
         choices.boot_files(files);
     }
     if has_exchange(place, is_init, share, &shares) {
-        shares.extend(kind.into_iter().flat_map(|kind| spec_shares(share, kind, &host.run_dir)));
+        shares.extend(kind.into_iter().flat_map(|kind| spec_shares(share, kind, &dir)));
     }
     for disk in &spec.hardware.disks {
         disks.push(PlannedDisk::extra(&host.qemu_img, disk)?);
@@ -300,7 +289,7 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext) -> Result
         choices.add("disk", "there from the boot on", why);
     }
     let system = System { hostname: HOSTNAME.to_owned(), env: host.guest_env.clone() };
-    let concealment = Concealment::new(&spec.hide, &config, &host, &mut |kind| choices.0.push(kind))?;
+    let concealment = Concealment::new(&spec.hide, &config, &host, &dir, &mut |kind| choices.0.push(kind))?;
     let plan = Plan {
         concealment,
         config,
@@ -315,6 +304,7 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext) -> Result
         kind,
         qemu,
         host,
+        dir,
         oops: spec.oops,
         boot_timeout: spec.boot_timeout,
         choices: choices.0,
@@ -325,33 +315,20 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext) -> Result
     Ok(plan)
 }
 
-/// Where the programs and caches are that a look at a guest needs.
-#[derive(Clone, Copy, Debug)]
-pub struct Lookup<'a> {
-    /// QEMU, if it was named.
-    pub qemu: Option<&'a Path>,
-    /// `PATH`.
-    pub path: Option<&'a std::ffi::OsStr>,
-    /// `qemu-img`.
-    pub qemu_img: &'a Path,
-    /// Where answers are kept.
-    pub cache_dir: &'a Path,
-}
-
 /// All that keeps this guest from being started, as far as a look at the host tells, with how to mend it. Makes nothing.
 #[must_use]
-pub fn obstacles(spec: &GuestSpec, lookup: Lookup<'_>) -> Vec<String> {
+pub(crate) fn obstacles(spec: &GuestSpec, host: &HostContext) -> Vec<String> {
     let mut obstacles: Vec<PlanError> = Vec::new();
     let found = Found::look_at(&spec.source);
     let platform = found.as_ref().map_or_else(|_| platform::default(), Found::platform);
-    match probe::find_qemu(platform, lookup.qemu, lookup.path, lookup.cache_dir) {
+    match probe::find_qemu(platform, host.qemu.as_deref(), host.path.as_deref(), &host.cache_dir) {
         Ok(qemu) => obstacles.extend(share::choose(&qemu).err().map(PlanError::NoShare)),
         Err(error) => obstacles.push(error.into()),
     }
     let boots = || -> Result<(), PlanError> {
         match found? {
             Found::Image { path, format, bus } => {
-                PlannedDisk::boot(lookup.qemu_img, path, format, bus)?;
+                PlannedDisk::boot(&host.qemu_img, path, format, bus)?;
             }
             Found::Root { root: _, arch: _, kernel, modules } => {
                 kernel_for_root(kernel, modules, &platform.processor, &mut Choices::default())?;
@@ -364,7 +341,7 @@ pub fn obstacles(spec: &GuestSpec, lookup: Lookup<'_>) -> Vec<String> {
         Ok(())
     };
     obstacles.extend(boots().err());
-    let disks = spec.hardware.disks.iter().filter_map(|disk| PlannedDisk::extra(lookup.qemu_img, disk).err());
+    let disks = spec.hardware.disks.iter().filter_map(|disk| PlannedDisk::extra(&host.qemu_img, disk).err());
     obstacles.extend(disks.map(PlanError::from));
     obstacles.iter().map(ToString::to_string).collect()
 }
@@ -398,15 +375,14 @@ impl Plan {
         Ok(text)
     }
 
-    /// The same guest for another attempt: with other directories of the host, and files elsewhere.
+    /// The same guest for another attempt: with other directories of the host, and its own files in `dir`, which exists.
     #[must_use]
-    pub fn at(&self, share: ShareSpec, place: Place) -> Self {
-        let Place { run_dir, console_log, qemu_log, qemu_command } = place;
+    pub fn at(&self, share: ShareSpec, dir: PathBuf) -> Self {
         let mut plan = self.clone();
         for control in plan.config.shares.iter_mut().filter(|s| s.tag == share::CONTROL_TAG) {
-            control.path = run_dir.join(CONTROL_DIR);
+            control.path = dir.join(CONTROL_DIR);
         }
-        plan.host = HostContext { run_dir, console_log, qemu_log, qemu_command, ..plan.host };
+        plan.dir = dir;
         plan.with_share(share)
     }
 
@@ -415,7 +391,7 @@ impl Plan {
         let mut plan = self.clone();
         if let Some(kind) = self.exchange().or(self.kind.filter(|_| share.required())) {
             plan.config.shares.retain(|s| s.tag != share::OUT_TAG && s.tag != share::WORKSPACE_TAG);
-            plan.config.shares.extend(spec_shares(&share, kind, &plan.host.run_dir));
+            plan.config.shares.extend(spec_shares(&share, kind, &plan.dir));
         }
         // They are the guest's, whatever else it sees of the host.
         plan.share = ShareSpec { modules: plan.share.modules.take(), ..share };
@@ -469,7 +445,7 @@ impl Plan {
     /// Makes what a boot needs: layers that take what the guest writes, and the agent where the guest can fetch it.
     pub(crate) fn launch(&self) -> Result<Launch, PlanError> {
         let mut config = self.config.clone();
-        let run_dir = &self.host.run_dir;
+        let run_dir = &self.dir;
         let mut fds =
             plan_disk::open(&self.disks, run_dir, true, &mut config).map_err(plan_disk::PlanDiskError::from)?;
         self.put_agent(&config)?;
@@ -500,7 +476,7 @@ impl Plan {
         fds: &mut Vec<(i32, OwnedFd)>,
     ) -> Result<(), ConcealError> {
         let next = next_fd(fds);
-        self.concealment.apply(config, fds, next, &self.host)
+        self.concealment.apply(config, fds, next, &self.host, &self.dir)
     }
 
     /// Puts what a boot needs where the guest finds it.
@@ -509,7 +485,7 @@ impl Plan {
         if let Some(agent) = self.platform().agent()
             && config.shares.iter().any(|s| s.tag == share::CONTROL_TAG)
         {
-            put_agent(agent.program, &self.host.run_dir).map_err(|source| PlanError::Control { source })?;
+            put_agent(agent.program, &self.dir).map_err(|source| PlanError::Control { source })?;
         }
         Ok(())
     }
@@ -527,7 +503,7 @@ impl Plan {
         }
         let mut directories = Vec::new();
         for share in &mut config.shares {
-            if share.path.starts_with(&self.host.run_dir) {
+            if share.path.starts_with(&self.dir) {
                 // That directory goes with the run.
                 share.path = PathBuf::from(&share.tag);
             } else if share.tag != share::OUT_TAG {
@@ -548,7 +524,7 @@ impl Plan {
     pub fn needs_run_dir(&self) -> bool {
         let kernel = self.config.kernel.as_ref();
         let files = kernel.into_iter().flat_map(|k| [Some(&k.image), k.initrd.as_ref()]).flatten();
-        files.into_iter().any(|file| file.starts_with(&self.host.run_dir))
+        files.into_iter().any(|file| file.starts_with(&self.dir))
     }
 
     fn words(&self, config: &MachineConfig) -> Result<Vec<OsString>, PlanError> {

@@ -173,7 +173,7 @@ impl Plan {
     pub(crate) fn launch_copy(&self, template: &Template) -> Result<(Launch, i32), CopyError> {
         let mut config = self.config_to_go_on()?;
         let (frozen, late) = self.disks.split_at(self.frozen);
-        let dir = &self.host.run_dir;
+        let dir = &self.dir;
         let mut fds = plan_disk::open_over_template(frozen, template.disks()?, dir, &mut config)?;
         fds.extend(plan_disk::open(late, dir, false, &mut config)?);
         self.go_on(config, fds, template, Ram::Private, template.ram()?)

@@ -25,13 +25,14 @@ use crate::{
     Cause, Lost, QemuEnd,
     bounds::Exceeded,
     console::{Alarm, AlarmKind, Alarms, Console, ConsoleView, Phase as AlarmPhase, Severity},
-    guest::{AFTERMATH, Observe},
+    guest::Observe,
     qemu::{
         args::AGENT_PORT_ID,
         process::{End, ExitWatch, Qemu},
         qmp::{EventStream, QmpEvent},
     },
     replaced::{self, ReplacedFiles},
+    running::AFTERMATH,
     session::agent::Reports,
 };
 use doubt::Suspect;

@@ -1,15 +1,11 @@
-//! The steps of an attempt, the same for `belljar run` and `belljar test`: the plan is made, a guest leased, the command run, the guest
+//! The steps of an attempt, the same for `belljar run` and `belljar test`: a guest is prepared and leased, the command run, the guest
 //! closed. Each ends early where the run is to end.
 
-use belljar_guest_spec::GuestSpec;
 use belljar_machine::{
-    Cause, Lost,
+    Lost,
+    backend::{Backends, LeaseRequest, PrepareRequest, PreparedGuest},
     command::GuestCommand,
     guest::{Ending, Guest, Io},
-    host::HostContext,
-    lease as machines,
-    plan::{self, Plan},
-    spec::ShareSpec,
 };
 use belljar_model::{EventKind, Exit, Phase};
 use tokio::time::Instant;
@@ -19,44 +15,40 @@ use crate::{
     exec::{Limit, exec},
 };
 
-/// Makes the plan of a guest: looks at what it is made of, and writes what it boots from.
+/// Looks at what a guest is made of, and makes what it starts from.
 ///
 /// # Errors
 /// If there can be no such guest on this host, or the run is to end.
 pub(crate) async fn prepare(
-    guest: GuestSpec,
-    share: ShareSpec,
-    host: HostContext,
+    backends: &Backends,
+    request: PrepareRequest,
     cancel: &mut Cancel,
-) -> Result<Plan, Lost> {
-    let preparing = tokio::task::spawn_blocking(move || plan::prepare(&guest, &share, host));
-    let prepared = tokio::select! {
+) -> Result<Box<dyn PreparedGuest>, Lost> {
+    let backend = backends.of(&request.spec.source)?;
+    tokio::select! {
         biased;
-        why = cancel.wanted() => return Err(why.lost(Phase::Prepare)),
-        done = preparing => done,
-    };
-    match prepared {
-        Ok(plan) => plan.map_err(|error| Lost::from(Cause::Description(error.to_string())).lasting()),
-        Err(panic) => Err(Cause::Defect(format!("Belljar's own preparation broke off: {panic}")).into()),
+        why = cancel.wanted() => Err(why.lost(Phase::Prepare)),
+        prepared = backend.prepare(request) => prepared,
     }
 }
 
-/// Gives a guest in which commands can run. What the plan chose is told first.
+/// Gives a guest in which commands can run. What was chosen when it was prepared is told first.
 ///
 /// # Errors
 /// If it is lost on the way, or the run is to end.
 pub(crate) async fn lease(
-    wanted: machines::LeaseRequest<'_>,
+    prepared: &dyn PreparedGuest,
+    request: LeaseRequest<'_>,
     cancel: &mut Cancel,
     observe: &mut dyn FnMut(EventKind),
-) -> Result<Guest, Lost> {
-    for choice in wanted.plan.choices() {
+) -> Result<Box<dyn Guest>, Lost> {
+    for choice in prepared.choices() {
         observe(choice.clone());
     }
     tokio::select! {
         biased;
         why = cancel.wanted() => Err(why.lost(Phase::Boot)),
-        leased = machines::lease(wanted, observe) => leased,
+        leased = prepared.lease(request, observe) => leased,
     }
 }
 
@@ -66,7 +58,7 @@ pub(crate) async fn lease(
 /// # Errors
 /// A [`Lost`] for everything that is not the command's own end.
 pub(crate) async fn command(
-    guest: &mut Guest,
+    guest: &mut dyn Guest,
     command: GuestCommand,
     io: Io<'_>,
     limit: Limit,
@@ -86,7 +78,7 @@ pub(crate) async fn command(
 /// # Errors
 /// As [`Guest::close`]; and if the run is to end at once.
 pub(crate) async fn close(
-    guest: Guest,
+    guest: Box<dyn Guest>,
     how: Ending,
     cancel: &mut Cancel,
     observe: &mut dyn FnMut(EventKind),

@@ -19,7 +19,7 @@ use belljar_model::{EventKind, Exit, Phase};
 
 use crate::cancel::Cancel;
 
-/// Lines of the console that are shown where a command was given up.
+/// Lines of what the guest said last that are shown where a command was given up.
 const TAIL: usize = 15;
 
 /// How long the agent may listen to what an ended command left behind, and say so.
@@ -90,7 +90,7 @@ pub(crate) struct Limit {
 /// # Errors
 /// A [`Lost`] for everything that is not the command's own end.
 pub(crate) async fn exec(
-    guest: &mut Guest,
+    guest: &mut dyn Guest,
     command: GuestCommand,
     io: Io<'_>,
     limit: Limit,
@@ -141,7 +141,7 @@ pub(crate) async fn exec(
     if let Cause::Timeout { suspended, .. } = &mut lost.cause {
         *suspended = guest.suspended();
         // What the guest was at is what a person will ask first.
-        lost.tail = guest.console_tail(TAIL);
+        lost.tail = guest.last_lines(TAIL);
     }
     if lost.cause.crash_kind().is_none() && !lost.cause.is_programs_own() {
         tokio::select! {

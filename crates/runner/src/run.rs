@@ -1,14 +1,13 @@
 //! One command in one fresh guest.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use belljar_guest_spec::GuestSpec;
 use belljar_machine::{
     Cause, Lost,
+    backend::{Backends, LeaseRequest, PrepareRequest},
     command::GuestCommand,
     guest::{self, Ending, Views},
-    host::HostContext,
-    lease::{LeaseRequest, Templates},
     session::agent::{ExecControl, OutputSink},
     spec::ShareSpec,
 };
@@ -33,10 +32,10 @@ pub struct Request {
     pub guest_name: String,
     /// What it sees of the host.
     pub share: ShareSpec,
-    /// What the host side stands on.
-    pub host: HostContext,
-    /// Where the guest's template may be.
-    pub templates: Templates,
+    /// The run's directory; it exists.
+    pub dir: PathBuf,
+    /// What gives the guest.
+    pub backends: Backends,
     /// The command; none for a guest that is only to have been there, so that its template is made.
     pub command: Option<GuestCommand>,
     /// Limit to the command alone.
@@ -115,20 +114,21 @@ fn unlogged(verdict: Verdict, message: Option<String>, error: &std::io::Error) -
 }
 
 async fn attempt_once(request: Request, io: RunIo<'_>, cancel: &mut Cancel, log: &mut EventLog) -> Result<Exit, Lost> {
-    let Request { guest, share, host, templates, command, timeout, power_off, .. } = request;
+    let Request { guest, share, dir, backends, command, timeout, power_off, .. } = request;
     let mut observe = |kind| log.emit(kind);
     observe(EventKind::Phase { phase: Phase::Prepare });
     let out = share.out.clone();
-    let plan = attempt::prepare(guest, share, host, cancel).await;
+    let wanted = PrepareRequest { spec: guest, share: share.clone(), dir: dir.clone() };
+    let prepared = attempt::prepare(&backends, wanted, cancel).await;
     let out = HeldOut::new(&out).map_err(|error| {
         Cause::host_file(&format!("open the output directory {}", out.display()), &error, "name another with --out")
     })?;
-    let wanted = LeaseRequest { view: io.console, ..LeaseRequest::new(plan?, &templates) };
-    let mut guest = attempt::lease(wanted, cancel, &mut observe).await?;
+    let wanted = LeaseRequest { view: io.console, ..LeaseRequest::new(share, dir) };
+    let mut guest = attempt::lease(&*prepared?, wanted, cancel, &mut observe).await?;
     let streams = guest::Io { stdin: io.stdin, sink: io.sink, control: io.control };
     let limit = Limit { after: timeout, name: "--timeout" };
     let exit = match command {
-        Some(command) => attempt::command(&mut guest, command, streams, limit, cancel, &mut observe).await,
+        Some(command) => attempt::command(&mut *guest, command, streams, limit, cancel, &mut observe).await,
         None => Ok(Exit::Code(0)),
     };
     observe(EventKind::Phase { phase: Phase::Close });

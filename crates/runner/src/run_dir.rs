@@ -16,12 +16,6 @@ use crate::beneath;
 
 /// The event log.
 pub const EVENTS: &str = "events.jsonl";
-/// Everything that came over the serial console, as it came.
-pub const CONSOLE: &str = "console.log";
-/// What QEMU itself said.
-pub const QEMU_LOG: &str = "qemu.log";
-/// The command that started QEMU.
-pub const QEMU_COMMAND: &str = "qemu.cmd";
 /// The output directory.
 pub const OUT: &str = "out";
 /// Where the files of a guest are while it runs, relative to the run's directory.

@@ -3,19 +3,17 @@
 use std::path::Path;
 
 use belljar_guest_spec::Surroundings;
-use belljar_machine::plan::Lookup;
 use belljar_model::exit_code;
 use belljar_runner::suite::{self, Cases};
 use belljar_suite::plan::Plan;
 
 use super::{Refused, args::ListArgs, chosen::Chosen};
-use crate::{complain_note, env, guest, settings, write_out};
+use crate::{complain_note, guest, settings, template, write_out};
 
 /// What keeps the plan's machines from running here.
 pub(super) fn obstacles(plan: &Plan, chosen: &Chosen, qemu: Option<&Path>) -> Result<Vec<Vec<String>>, Refused> {
-    let (path, qemu_img, cache_dir) = (env::get("PATH"), settings::qemu_img(), settings::cache_dir()?);
-    let lookup = Lookup { qemu, path: path.as_deref(), qemu_img: &qemu_img, cache_dir: &cache_dir };
-    Ok(suite::obstacles(plan, chosen.profile.max_memory, &surroundings(plan), lookup))
+    let backends = settings::backends(qemu, None, template::unused()?)?;
+    Ok(suite::obstacles(plan, chosen.profile.max_memory, &surroundings(plan), &backends))
 }
 
 /// What of the environment the plan's guests depend on.

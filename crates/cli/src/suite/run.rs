@@ -38,7 +38,12 @@ use super::{
     list::{obstacles, surroundings},
     report::{check_target, write_file},
 };
-use crate::{complain, complain_note, env, input::is_in_background, run::hear_signals, settings, template, write_out};
+use crate::{
+    complain, complain_note, env,
+    input::is_in_background,
+    run::{hear_signals, runtime},
+    settings, template, write_out,
+};
 
 /// A report, and where it goes, or why it cannot.
 type WantedReport = (Format, Result<ReportPlace, String>);
@@ -74,7 +79,7 @@ pub(crate) fn test(args: TestArgs) -> Result<u8, Refused> {
     let templates = template::settings(&args.host)?;
     let mut reports = reports(&args, &chosen)?;
     let mut run_dir = settings::run_dir(&args.host, exposed)?;
-    let host = settings::host(&args.host, args.accel, &run_dir)?;
+    let backends = settings::backends(args.host.qemu.as_deref(), args.accel, templates)?;
     // The next run learns from this one even if it is cut off.
     chosen.history.begin(run_dir.path());
     remember(&chosen);
@@ -89,8 +94,7 @@ pub(crate) fn test(args: TestArgs) -> Result<u8, Refused> {
         setup: chosen.discovery.setup.clone(),
         workspace: fs_err::canonicalize(&chosen.config.workspace).map_err(|e| format!("the workspace: {e}"))?,
         around,
-        host,
-        templates,
+        backends,
         run_dir: run_dir.path().to_owned(),
         limits,
     };
@@ -115,8 +119,7 @@ pub(crate) fn test(args: TestArgs) -> Result<u8, Refused> {
 }
 
 fn go(request: Request, args: &TestArgs, chosen: &Chosen, run_dir: &RunDir) -> Result<u8, Refused> {
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| format!("cannot start: {e}"))?;
+    let runtime = runtime()?;
     let ended = LocalSet::new().block_on(&runtime, async {
         let teller: Teller = Rc::new(RefCell::new(Some(Box::new(reporter(args, chosen, run_dir)))));
         let observer = {

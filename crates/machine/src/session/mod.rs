@@ -3,7 +3,7 @@
 pub mod agent;
 pub mod console;
 
-use std::{fmt, pin::Pin, sync::Arc};
+use std::{fmt, sync::Arc};
 
 use belljar_model::Exit;
 use belljar_proto::{
@@ -12,18 +12,14 @@ use belljar_proto::{
 };
 
 use crate::{
-    Lost,
     boot::Entered,
     command::GuestCommand,
-    guest::Io,
+    guest::{Answer, Io},
     session::agent::{OutputSink, Reports},
     template::Frozen,
 };
 
-/// An answer of the guest's, for which somebody else sets the limit.
-pub(crate) type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, Lost>> + 'a>>;
-
-/// What a guest needs of the conversation with it, whatever it goes through. Dropping an answer leaves what was asked for under way.
+/// What a guest needs of the conversation with it, whatever it goes through. Somebody else sets the limits. Dropping an answer leaves what was asked for under way.
 pub(crate) trait Session: fmt::Debug {
     /// Who mounted the shares, for a person; none where nobody did.
     fn mounted_by(&self) -> Option<&'static str>;

@@ -17,12 +17,13 @@ use crate::{
     boot::{self, Entered, Machine, Ports, StartError},
     console::Console,
     enter,
-    guest::{Guest, Observe, Views},
+    guest::{Observe, Views},
     limits::Limits,
     plan::{Launch, Plan},
     plan_template::{CardChange, QEMU_MAC},
     plug::{self, Changes, PlugError, Unplugged},
     qemu::qmp::{Cont, EventStream, MigrateIncoming, QmpError},
+    running::QemuGuest,
     session::agent::{AgentSession, PortKind, of_session},
 };
 
@@ -68,7 +69,7 @@ pub(crate) async fn thaw(
     again: bool,
     view: Option<&Views>,
     observe: Observe<'_>,
-) -> Result<Guest, Unthawed> {
+) -> Result<QemuGuest, Unthawed> {
     let owned = plan.clone();
     let launching = blocking(move || (owned.launch_copy(&template), template)).await;
     let (copied, template) = launching.map_err(Unthawed::Lost)?;
@@ -97,7 +98,7 @@ pub(crate) async fn thaw_to_set_up(
     again: bool,
     view: Option<&Views>,
     observe: Observe<'_>,
-) -> Result<Guest, Unthawed> {
+) -> Result<QemuGuest, Unthawed> {
     let copied = plan.launch_on_top(&template, ram, disks).map_err(|e| Unthawed::failed(Blame::Host, e.to_string()))?;
     let identity = random_bytes().map(|random| Identity { seed: identity(&random).seed, ..unchanged() })?;
     let resuming = Resuming { plan, session: template.session(), copied, changes: Changes::default(), again };
@@ -134,7 +135,7 @@ async fn finish(
     identity: Identity,
     template: Template,
     observe: Observe<'_>,
-) -> Result<Guest, Unthawed> {
+) -> Result<QemuGuest, Unthawed> {
     machine.watch.entered(entered.reports());
     boot::choices_of_copy(plan, &entered).into_iter().for_each(&mut *observe);
     let limit = machine.limits.setup_of_copy();

@@ -26,7 +26,7 @@ use crate::{
     environment::environment,
     event_writer::EventWriter,
     exec::Limit,
-    machines::{GuestError, LeasedGuest, Machines, not_made, pool::Pool},
+    machines::{LeasedGuest, Machines, not_made, pool::Pool},
     names::safe_name,
     output::{OUTPUT, Recorded, Recorder},
     run_dir::{self, of_guest},
@@ -58,12 +58,12 @@ enum End {
     /// With the JUnit files that the agent has found.
     Exit(Exit, Option<Gathered>),
     Skip(String),
-    Lost(GuestError),
+    Lost(Lost),
 }
 
 impl From<Lost> for End {
     fn from(lost: Lost) -> Self {
-        Self::Lost(lost.into())
+        Self::Lost(lost)
     }
 }
 
@@ -73,8 +73,8 @@ struct Evidence {
     recorded: Option<Recorded>,
     /// Its directory, relative to the run's.
     place: String,
-    /// The console's log, relative to the run's directory.
-    console: String,
+    /// The console's log, relative to the run's directory, where the guest has one.
+    console: Option<String>,
 }
 
 /// Carries out single tries.
@@ -106,6 +106,11 @@ impl Attempts {
         self.log.emit(EventKind::AttemptStarted(events::AttemptStarted { id, instance, slot }));
     }
 
+    /// The console's log of a unit's guest whose files are in `home`.
+    fn console_in(&self, home: &str, unit: &Unit) -> Option<String> {
+        Some(format!("{home}/{}", self.machines.files_of(unit).console?))
+    }
+
     /// In a guest of its own, whose directory becomes that of the try.
     async fn alone(&self, unit: &Unit, id: &AttemptId, slot: u32, cancel: &mut Cancel) -> Evidence {
         let warm = self.pool.take(unit);
@@ -116,22 +121,22 @@ impl Attempts {
         let leased = match warm {
             Some(warm) => tokio::select! {
                 biased;
-                why = cancel.urgent() => Err(why.lost(Phase::Boot).into()),
+                why = cancel.urgent() => Err(why.lost(Phase::Boot)),
                 ready = warm.ready(&mut observe) => ready,
             },
             None => self.machines.set_up(unit, instance, slot, cancel, &mut observe).await,
         };
         let (end, recorded) = match leased {
-            Err(error) => (End::Lost(error), None),
+            Err(lost) => (End::Lost(lost), None),
             Ok(mut lease) => {
                 let since = Instant::now();
                 let mut recorder = Recorder::new(&lease.dir.join(OUTPUT), unit.settings.format);
                 let end = self.perform(unit, id, &mut lease, None, &mut recorder, cancel).await;
                 observe(EventKind::Phase { phase: Phase::Close });
                 let end = match end {
-                    End::Lost(error) => {
-                        lease.give_up(&error.lost, cancel, &mut observe).await;
-                        End::Lost(error)
+                    End::Lost(lost) => {
+                        lease.give_up(&lost, cancel, &mut observe).await;
+                        End::Lost(lost)
                     }
                     end => after(end, lease.close(Ending::Kill, cancel, &mut observe).await),
                 };
@@ -147,7 +152,7 @@ impl Attempts {
         if fs::create_dir_all(parent).and_then(|()| fs::rename(self.run_dir.join(&home), &moved)).is_ok() {
             home = goal;
         }
-        Evidence { end, recorded, console: format!("{home}/{}", run_dir::CONSOLE), place: home }
+        Evidence { end, recorded, console: self.console_in(&home, unit), place: home }
     }
 
     /// In a guest that others use before and after it.
@@ -167,7 +172,7 @@ impl Attempts {
         told.into_iter().for_each(&mut observe);
         let home = attempt_place(id);
         let dir = self.run_dir.join(&home);
-        let console = format!("{}/{}", of_guest(instance), run_dir::CONSOLE);
+        let console = self.console_in(&of_guest(instance), unit);
         if let Err(error) = fs::create_dir_all(&dir) {
             let end = not_made("make a directory for the test's files", &error).into();
             return Evidence { end, recorded: None, place: home, console };
@@ -178,14 +183,14 @@ impl Attempts {
                     Ok(()) => Ok(fresh),
                     Err(lost) => {
                         fresh.give_up(&lost, cancel, &mut observe).await;
-                        Err(lost.into())
+                        Err(lost)
                     }
                 },
-                Err(error) => Err(error),
+                Err(lost) => Err(lost),
             };
             match fresh {
                 Ok(fresh) => *lease = Some(fresh),
-                Err(error) => return Evidence { end: End::Lost(error), recorded: None, place: home, console },
+                Err(lost) => return Evidence { end: End::Lost(lost), recorded: None, place: home, console },
             }
         }
         let Some(running) = lease.as_mut() else {
@@ -201,7 +206,7 @@ impl Attempts {
             Err(error) => not_made("make the output directory", &error).into(),
         };
         let settled = match &end {
-            End::Lost(error) if !error.lost.cause.is_programs_own() => Ok(()),
+            End::Lost(lost) if !lost.cause.is_programs_own() => Ok(()),
             _ => tokio::select! {
                 biased;
                 why = cancel.urgent() => Err(why.lost(Phase::Close)),
@@ -210,11 +215,11 @@ impl Attempts {
         };
         let end = after(end, settled);
         // Whatever else it was, the next test must not meet it.
-        if let End::Lost(error) = &end
-            && !error.lost.cause.is_programs_own()
+        if let End::Lost(lost) = &end
+            && !lost.cause.is_programs_own()
             && let Some(broken) = lease.take()
         {
-            broken.give_up(&error.lost, cancel, &mut observe).await;
+            broken.give_up(lost, cancel, &mut observe).await;
         }
         // Nothing that matters is lost if it cannot be moved: it stays with the guest's files.
         drop(files::keep(&out, &dir.join(run_dir::OUT)));
@@ -234,7 +239,7 @@ impl Attempts {
         let instance = lease.instance;
         let scope = Scope { attempt: id.clone(), instance: Some(instance) };
         let mut observe = |kind| self.log.of_attempt(&scope, kind);
-        match requires::missing(unit, &mut lease.guest, cancel, &mut observe).await {
+        match requires::missing(unit, &mut *lease.guest, cancel, &mut observe).await {
             Ok(None) => {}
             Ok(Some(command)) => return End::Skip(format!("the guest has no `{command}`")),
             Err(lost) => return lost.into(),
@@ -245,7 +250,7 @@ impl Attempts {
         let before = if patterns.is_empty() {
             None
         } else {
-            match collect::look(&mut lease.guest, workspace, cancel, &mut observe).await {
+            match collect::look(&mut *lease.guest, workspace, cancel, &mut observe).await {
                 Ok(None) => {
                     observe(EventKind::Warning { message: NO_AGENT.into() });
                     None
@@ -274,7 +279,7 @@ impl Attempts {
         let io = Io { stdin: None, sink: recorder, control: None };
         let ended = tokio::select! {
             biased;
-            ended = attempt::command(&mut lease.guest, command, io, limit, cancel, &mut observe) => ended,
+            ended = attempt::command(&mut *lease.guest, command, io, limit, cancel, &mut observe) => ended,
             () = slow => return Lost::from(Cause::Defect("a timer ended that has no end".into())).into(),
         };
         let exit = match ended {
@@ -287,7 +292,7 @@ impl Attempts {
             Some(number) => lease.dir.join(run_dir::OUT).join(number.to_string()),
         };
         let there = collect::SearchRoot { root: &out, name: files::OUT_NAME, patterns: &patterns };
-        match gather(&mut lease.guest, workspace, &before, there, &out_here, &recorder.place(), cancel, &mut observe)
+        match gather(&mut *lease.guest, workspace, &before, there, &out_here, &recorder.place(), cancel, &mut observe)
             .await
         {
             Ok(gathered) => End::Exit(exit, Some(gathered)),
@@ -313,8 +318,8 @@ impl Attempts {
                 (verdict, message, Some(exit))
             }
             End::Skip(why) => (Verdict::Skip(why), None, None),
-            End::Lost(GuestError { lost, retry: may_help }) => {
-                retry = may_help && lost.cause.is_hosts();
+            End::Lost(lost) => {
+                retry = lost.is_worth_another_try();
                 let (verdict, message) = (lost.verdict(), lost.message());
                 lines = lost.tail;
                 let exit = if let Verdict::Fail(exit) = verdict { Some(exit) } else { None };
@@ -345,8 +350,9 @@ impl Attempts {
                 self.log.of_attempt(&scope, EventKind::Warning { message });
             }
         }
-        let bytes = fs::metadata(self.run_dir.join(&console)).map_or(0, |m| m.len());
-        if bytes > 0 {
+        let said = |path: &String| fs::metadata(self.run_dir.join(path)).map_or(0, |m| m.len());
+        if let Some((console, bytes)) = console.map(|path| (path.clone(), said(&path))).filter(|(_, bytes)| *bytes > 0)
+        {
             self.log.emit(EventKind::Output(events::Output {
                 id: id.clone(),
                 stream: Stream::Console,

@@ -61,7 +61,7 @@ pub(crate) struct SearchRoot<'a> {
 /// # Errors
 /// If the guest is lost, or gives no answer.
 pub(crate) async fn look(
-    guest: &mut Guest,
+    guest: &mut dyn Guest,
     place: SearchRoot<'_>,
     cancel: &mut Cancel,
     observe: &mut dyn FnMut(EventKind),
@@ -79,7 +79,7 @@ pub(crate) async fn look(
 }
 
 async fn ask(
-    guest: &mut Guest,
+    guest: &mut dyn Guest,
     query: FileQuery,
     sink: &mut Answer<impl FnMut(FileRecord) + Send>,
     cancel: &mut Cancel,
@@ -112,7 +112,7 @@ impl Seen {
     pub(crate) async fn since(
         self,
         before: &Self,
-        guest: &mut Guest,
+        guest: &mut dyn Guest,
         place: SearchRoot<'_>,
         keep: &Path,
         cancel: &mut Cancel,

@@ -35,7 +35,7 @@ pub(crate) struct Gathered {
 /// Has the agent look for JUnit files where the host cannot: in the workspace, and behind the links in the output directory.
 #[expect(clippy::too_many_arguments, reason = "two places, each of which has two sides")]
 pub(crate) async fn gather(
-    guest: &mut Guest,
+    guest: &mut dyn Guest,
     workspace: collect::SearchRoot<'_>,
     before: &Seen,
     out: collect::SearchRoot<'_>,

@@ -42,6 +42,10 @@ pub(crate) async fn list(machines: &Machines, plan: &Plan, log: &EventWriter, mu
             if cancel.is_wanted().is_some() {
                 break;
             }
+            if let Some(why) = machines.lacks(&plan.machines[machine]) {
+                listed.unlisted.insert(unit.id.clone(), Cause::Skipped(why).into());
+                continue;
+            }
             match one(machines, log, unit, &mut lease, &mut cancel).await {
                 Ok(cases) => drop(listed.cases.insert(unit.id.clone(), cases)),
                 Err(lost) => {
@@ -70,7 +74,7 @@ async fn one(
 ) -> Result<Vec<Case>, Lost> {
     if lease.is_none() {
         let instance = machines.next_instance();
-        let booted = machines.set_up(unit, instance, 0, cancel, &mut |_| ()).await.map_err(|error| error.lost)?;
+        let booted = machines.set_up(unit, instance, 0, cancel, &mut |_| ()).await?;
         *lease = Some(booted);
     }
     let Some(lease) = lease.as_mut() else { return Err(Cause::Defect("there is no guest".into()).into()) };
@@ -78,7 +82,7 @@ async fn one(
     let (guest, instance) = (unit.guest.name.clone(), Some(lease.instance));
     log.emit(EventKind::SetupStarted(events::SetupStarted { script: script.clone(), guest: guest.clone(), instance }));
     let started = Instant::now();
-    let listed = both(unit, &mut lease.guest, cancel).await;
+    let listed = both(unit, &mut *lease.guest, cancel).await;
     let (verdict, message) = match &listed {
         Ok(_) => (Verdict::Pass, None),
         Err(lost) => (lost.verdict(), lost.message()),
@@ -97,13 +101,13 @@ async fn one(
 }
 
 /// All tests, and which of them are marked as ignored.
-async fn both(unit: &Unit, guest: &mut Guest, cancel: &mut Cancel) -> Result<Vec<Case>, Lost> {
+async fn both(unit: &Unit, guest: &mut dyn Guest, cancel: &mut Cancel) -> Result<Vec<Case>, Lost> {
     let all = names(unit, guest, &[], cancel).await?;
     let ignored: BTreeSet<String> = names(unit, guest, &["--ignored"], cancel).await?.into_iter().collect();
     Ok(all.into_iter().map(|name| Case { ignored: ignored.contains(&name), name }).collect())
 }
 
-async fn names(unit: &Unit, guest: &mut Guest, more: &[&str], cancel: &mut Cancel) -> Result<Vec<String>, Lost> {
+async fn names(unit: &Unit, guest: &mut dyn Guest, more: &[&str], cancel: &mut Cancel) -> Result<Vec<String>, Lost> {
     let words = libtest::LIST.iter().chain(more).map(|w| w.as_bytes().to_vec());
     let command = GuestCommand {
         argv: std::iter::once(unit.guest_path().into_bytes()).chain(words).collect(),

@@ -26,7 +26,7 @@ const MISSING: &str = "PATH=$PATH:/usr/sbin:/sbin:/usr/local/sbin; for c; do com
 /// If that could not be found out.
 pub(crate) async fn missing(
     unit: &Unit,
-    guest: &mut Guest,
+    guest: &mut dyn Guest,
     cancel: &mut Cancel,
     observe: &mut dyn FnMut(EventKind),
 ) -> Result<Option<String>, Lost> {
@@ -54,7 +54,7 @@ pub(crate) async fn missing(
 
 /// Runs a command of Belljar's own in the guest.
 async fn ask<'a>(
-    guest: &mut Guest,
+    guest: &mut dyn Guest,
     words: impl IntoIterator<Item = &'a str>,
     cancel: &mut Cancel,
     observe: &mut dyn FnMut(EventKind),

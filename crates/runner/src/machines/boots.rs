@@ -17,7 +17,8 @@ pub(crate) struct BootRecord(Vec<RefCell<Boots>>);
 #[derive(Debug)]
 struct Boots {
     worked: bool,
-    cloned: bool,
+    /// The last one was made fast.
+    quick: bool,
     failed: u32,
     /// Another try would end the same way.
     lasting: bool,
@@ -29,7 +30,7 @@ struct Boots {
 impl Default for Boots {
     fn default() -> Self {
         let left = Arc::new(Semaphore::new(HOPELESS as usize));
-        Self { worked: false, cloned: false, failed: 0, lasting: false, last: String::new(), left }
+        Self { worked: false, quick: false, failed: 0, lasting: false, last: String::new(), left }
     }
 }
 
@@ -42,9 +43,9 @@ impl BootRecord {
         Self((0..machines).map(|_| RefCell::default()).collect())
     }
 
-    /// Whether the last guest of this machine was a clone.
-    pub(crate) fn is_cloned(&self, machine: usize) -> bool {
-        self.0.get(machine).is_some_and(|boots| boots.borrow().cloned)
+    /// Whether the last guest of this machine was made fast.
+    pub(crate) fn is_quick(&self, machine: usize) -> bool {
+        self.0.get(machine).is_some_and(|boots| boots.borrow().quick)
     }
 
     /// Waits for a permit to boot a guest that has not come up yet in this run: there are as many as it may be tried, so that one that
@@ -86,7 +87,7 @@ impl BootRecord {
             Ok(origin) => {
                 boots.worked = true;
                 boots.left.close();
-                boots.cloned = origin == Origin::Clone;
+                boots.quick = origin.is_quick();
                 return;
             }
             Err(lost) if matches!(lost.cause, Cause::Interrupted { .. }) => return,

@@ -20,22 +20,22 @@ const STOP_LIMIT: Duration = Duration::from_secs(2);
 
 /// The guests that have to stand still when the run does.
 #[derive(Clone, Default)]
-pub(crate) struct Clocks(Rc<RefCell<BTreeMap<u64, GuestClock>>>);
+pub(crate) struct Clocks(Rc<RefCell<BTreeMap<u64, Rc<dyn GuestClock>>>>);
 
 /// Takes a guest's clock out again when dropped.
 pub(crate) struct ClockGuard {
-    clocks: Weak<RefCell<BTreeMap<u64, GuestClock>>>,
+    clocks: Weak<RefCell<BTreeMap<u64, Rc<dyn GuestClock>>>>,
     instance: u64,
 }
 
 impl Clocks {
     /// Puts a guest's clock in for as long as the result lives.
-    pub(crate) fn add(&self, instance: u64, clock: GuestClock) -> ClockGuard {
+    pub(crate) fn add(&self, instance: u64, clock: Rc<dyn GuestClock>) -> ClockGuard {
         self.0.borrow_mut().insert(instance, clock);
         ClockGuard { clocks: Rc::downgrade(&self.0), instance }
     }
 
-    fn all(&self) -> Vec<GuestClock> {
+    fn all(&self) -> Vec<Rc<dyn GuestClock>> {
         self.0.borrow().values().cloned().collect()
     }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use belljar_machine::{
     Lost,
     guest::{Ending, Guest},
-    plan, tree,
+    tree,
 };
 use belljar_model::{EventKind, test_run as events};
 
@@ -14,12 +14,14 @@ use crate::{attempt, cancel::Cancel, event_writer::EventWriter};
 
 /// A running guest.
 pub(crate) struct LeasedGuest {
-    pub(crate) guest: Guest,
+    pub(crate) guest: Box<dyn Guest>,
     pub(crate) instance: u64,
     /// Its directory in the run's.
     pub(crate) dir: PathBuf,
     /// How many tries it has seen.
     pub(crate) tries: u32,
+    /// What of it goes when it has ended, by the names in its directory.
+    pub(super) scratch: &'static [&'static str],
     pub(super) log: EventWriter,
     pub(super) clock: ClockGuard,
 }
@@ -33,7 +35,7 @@ impl LeasedGuest {
     /// Ends the guest.
     ///
     /// # Errors
-    /// As [`Guest::close`].
+    /// As the guest's own [`close`](Guest::close).
     pub(crate) async fn close(
         self,
         how: Ending,
@@ -59,8 +61,9 @@ impl LeasedGuest {
     ) -> Result<(), Lost> {
         let closed = attempt::close(self.guest, how, cancel, observe).await;
         drop(self.clock);
-        // What the guest fetched the agent from is the same for all.
-        drop(tree::remove(&self.dir.join(plan::CONTROL_DIR)));
+        for name in self.scratch {
+            drop(tree::remove(&self.dir.join(name)));
+        }
         tell_end(&self.log, self.instance, died.or(closed.as_ref().err()));
         closed
     }

@@ -19,8 +19,8 @@ use std::{
 use belljar_guest_spec::WorkspaceMode;
 use belljar_machine::{
     Cause, Lost,
-    guest::Guest,
-    lease::{Layer, SetUp, SettingUp},
+    backend::{Layer, SetUp},
+    guest::{Answer, Guest},
     spec::Workspace,
     tree,
 };
@@ -36,7 +36,7 @@ use rustix::{
 };
 
 use super::{
-    error::{GuestError, not_made},
+    not_made,
     setup::{Scene, SetUpScripts},
 };
 use crate::{beneath, cancel::Cancel, environment::environment, names::safe_name, sparse};
@@ -104,11 +104,11 @@ impl KeptSetUps {
         unit: &'a Unit,
         scene: Scene<'a>,
         cancel: Cancel,
-    ) -> Result<Option<Setting<'a>>, GuestError> {
+    ) -> Result<Option<Setting<'a>>, Lost> {
         let copies = match self.suites.get(&unit.suite.name) {
             None => return Ok(None),
             Some(Ok(copies)) => copies,
-            Some(Err(why)) => return Err(GuestError { lost: Cause::SetUp(why.clone()).into(), retry: false }),
+            Some(Err(why)) => return Err(Cause::SetUp(why.clone()).into()),
         };
         let mut hasher = blake3::Hasher::new_derive_key("belljar 1 set-up of a guest");
         hasher.update(copies.hash.as_bytes());
@@ -120,9 +120,9 @@ impl KeptSetUps {
             && *failed >= HOPELESS
         {
             let message = format!("{last}\nIt failed {failed} times in this run and was not tried again");
-            return Err(GuestError { lost: Cause::SetUp(message).into(), retry: false });
+            return Err(Cause::SetUp(message).into());
         }
-        Ok(Some(Setting { kept: self, scripts, cancel, unit, scene, copies, id, error: None }))
+        Ok(Some(Setting { kept: self, scripts, cancel, unit, scene, copies, id }))
     }
 
     /// Removes the copies.
@@ -199,8 +199,6 @@ pub(crate) struct Setting<'a> {
     scene: Scene<'a>,
     copies: &'a Copies,
     id: [u8; 32],
-    /// Why it failed.
-    error: Option<GuestError>,
 }
 
 impl Setting<'_> {
@@ -214,11 +212,6 @@ impl Setting<'_> {
             limit: suite.setup_timeout.saturating_mul(scripts),
             set_up: self,
         }
-    }
-
-    /// What is to be told if no guest came of it.
-    pub(crate) fn into_error(mut self, lost: Lost) -> GuestError {
-        self.error.take().unwrap_or_else(|| lost.into())
     }
 
     fn workspace(&self) -> PathBuf {
@@ -243,23 +236,17 @@ impl SetUp for Setting<'_> {
         Ok(Workspace { dir, mode: WorkspaceMode::Rw, mount_at: self.unit.guest.spec.mount_at.clone() })
     }
 
-    fn run<'s>(&'s mut self, guest: &'s mut Guest, observe: &'s mut dyn FnMut(EventKind)) -> SettingUp<'s> {
+    fn run<'s>(&'s mut self, guest: &'s mut dyn Guest, observe: &'s mut dyn FnMut(EventKind)) -> Answer<'s, ()> {
         Box::pin(async move {
             let Self { scripts, unit, scene, cancel, .. } = self;
-            match scripts.run(unit, *scene, guest, HINT, cancel, observe).await {
-                Ok(()) => Ok(()),
-                Err(error) => {
-                    if !error.retry && error.lost.cause.is_hosts() {
-                        let mut failed = self.kept.failed.borrow_mut();
-                        let (count, last) = failed.entry(self.id).or_default();
-                        *count += 1;
-                        *last = error.lost.cause.to_string();
-                    }
-                    let lost = error.lost.clone();
-                    self.error = Some(error);
-                    Err(lost)
-                }
+            let ran = scripts.run(unit, *scene, guest, HINT, cancel, observe).await;
+            if let Err(Lost { cause: cause @ Cause::SetUp(_), .. }) = &ran {
+                let mut failed = self.kept.failed.borrow_mut();
+                let (count, last) = failed.entry(self.id).or_default();
+                *count += 1;
+                *last = cause.to_string();
             }
+            ran
         })
     }
 }

@@ -1,7 +1,7 @@
-//! What gives machines: the plan of each, guests that boot or are copies of templates, their set-up, and those made ahead.
+//! What gives machines: each prepared once, guests leased of the backend, their set-up, and those made ahead.
 //!
 //! ```text
-//! pool ── Machines ──┬── plans    each made once
+//! pool ── Machines ──┬── prepared each once
 //!                    ├── boots    which come up at all
 //!                    ├── kept ─── setup
 //!                    └── clocks   what stands still with the run
@@ -9,37 +9,29 @@
 
 mod boots;
 pub(crate) mod clocks;
-mod error;
 mod guest;
 mod kept;
-mod plans;
 pub(crate) mod pool;
+mod prepared;
 mod setup;
 
-use std::{cell::Cell, path::PathBuf, rc::Rc};
+use std::{cell::Cell, io, path::PathBuf, rc::Rc};
 
 use belljar_guest_spec::{GuestSpec, Word};
 use belljar_machine::{
-    Cause,
+    Cause, Lost,
+    backend::{Backends, GuestFiles, LeaseRequest},
     bounds::Bounds,
-    guest::Origin,
-    host::HostContext,
-    lease as machines,
-    lease::Templates,
-    plan::Place,
     spec::{ShareSpec, Workspace},
 };
 use belljar_model::{EventKind, Phase, test_run as events};
-use belljar_suite::plan::Unit;
+use belljar_suite::plan::{Machine, Unit};
 use fs_err as fs;
 
-use self::{boots::BootRecord, clocks::Clocks, guest::tell_end, kept::Setting, plans::MachinePlans, setup::Scene};
-pub(crate) use self::{
-    error::{GuestError, not_made},
-    guest::LeasedGuest,
-    kept::KeptSetUps,
-    setup::SetUpScripts,
+use self::{
+    boots::BootRecord, clocks::Clocks, guest::tell_end, kept::Setting, prepared::PreparedMachines, setup::Scene,
 };
+pub(crate) use self::{guest::LeasedGuest, kept::KeptSetUps, setup::SetUpScripts};
 use crate::{
     attempt, cancel::Cancel, environment::environment, event_writer::EventWriter, out_dir::open_to_all, run_dir,
 };
@@ -50,13 +42,13 @@ pub(crate) struct Machines {
     cancel: Cancel,
     run_dir: PathBuf,
     workspace: PathBuf,
-    templates: Templates,
+    backends: Backends,
     clocks: Clocks,
     scripts: Rc<SetUpScripts>,
     kept: Rc<KeptSetUps>,
     /// The next number of a machine.
     instances: Rc<Cell<u64>>,
-    plans: MachinePlans,
+    prepared: PreparedMachines,
     boots: BootRecord,
 }
 
@@ -64,12 +56,11 @@ pub(crate) struct Machines {
 pub(crate) struct MachineContext {
     pub(crate) log: EventWriter,
     pub(crate) cancel: Cancel,
-    pub(crate) host: HostContext,
+    pub(crate) backends: Backends,
     /// The run's directory.
     pub(crate) run_dir: PathBuf,
     /// The host directory that guests see.
     pub(crate) workspace: PathBuf,
-    pub(crate) templates: Templates,
     pub(crate) clocks: Clocks,
     pub(crate) kept: KeptSetUps,
 }
@@ -90,39 +81,39 @@ impl Machines {
         scripts: SetUpScripts,
         specs: impl IntoIterator<Item = Result<GuestSpec, String>>,
     ) -> Self {
-        let MachineContext { log, cancel, host, run_dir, workspace, templates, clocks, kept } = context;
-        let plans = MachinePlans::new(host, run_dir.clone(), specs);
-        let boots = BootRecord::new(plans.len());
+        let MachineContext { log, cancel, backends, run_dir, workspace, clocks, kept } = context;
+        let prepared = PreparedMachines::new(backends.clone(), run_dir.clone(), specs);
+        let boots = BootRecord::new(prepared.len());
         Self {
             log,
             cancel,
             run_dir,
             workspace,
-            templates,
+            backends,
             clocks,
             scripts: Rc::new(scripts),
             kept: Rc::new(kept),
             instances: Rc::default(),
-            plans,
+            prepared,
             boots,
         }
     }
 
     /// Those of another plan of the same run.
     pub(crate) fn of_plan(&self, specs: impl IntoIterator<Item = Result<GuestSpec, String>>) -> Self {
-        let plans = self.plans.of(specs);
+        let prepared = self.prepared.of(specs);
         Self {
             log: self.log.clone(),
             cancel: self.cancel.clone(),
             run_dir: self.run_dir.clone(),
             workspace: self.workspace.clone(),
-            templates: self.templates.clone(),
+            backends: self.backends.clone(),
             clocks: self.clocks.clone(),
             scripts: Rc::clone(&self.scripts),
             kept: Rc::clone(&self.kept),
             instances: Rc::clone(&self.instances),
-            boots: BootRecord::new(plans.len()),
-            plans,
+            boots: BootRecord::new(prepared.len()),
+            prepared,
         }
     }
 
@@ -138,9 +129,19 @@ impl Machines {
         instance
     }
 
-    /// Whether the last guest of this machine was a clone.
-    fn is_cloned(&self, machine: usize) -> bool {
-        self.boots.is_cloned(machine)
+    /// Whether the last guest of this machine was made fast.
+    fn is_quick(&self, machine: usize) -> bool {
+        self.boots.is_quick(machine)
+    }
+
+    /// The files that are kept of a unit's guest.
+    pub(crate) fn files_of(&self, unit: &Unit) -> GuestFiles {
+        self.backends.of(&unit.guest.spec.source).map(|backend| backend.files()).unwrap_or_default()
+    }
+
+    /// What tests on this machine want that its guests never have; none if there is no such thing.
+    pub(crate) fn lacks(&self, machine: &Machine) -> Option<String> {
+        self.backends.of(&machine.guest.spec.source).ok()?.lacks(&machine.hardware)
     }
 
     /// Which guests a unit can do with.
@@ -158,17 +159,17 @@ impl Machines {
         slot: u32,
         cancel: &mut Cancel,
         observe: &mut dyn FnMut(EventKind),
-    ) -> Result<LeasedGuest, GuestError> {
+    ) -> Result<LeasedGuest, Lost> {
         let mut leased = self.boot(unit, instance, slot, cancel, observe).await?;
         if self.kept.is_kept(unit) {
             return Ok(leased);
         }
         let scene = Scene { instance, dir: &leased.dir };
-        match self.scripts.run(unit, scene, &mut leased.guest, "", cancel, observe).await {
+        match self.scripts.run(unit, scene, &mut *leased.guest, "", cancel, observe).await {
             Ok(()) => Ok(leased),
-            Err(error) => {
-                leased.give_up(&error.lost, cancel, observe).await;
-                Err(error)
+            Err(lost) => {
+                leased.give_up(&lost, cancel, observe).await;
+                Err(lost)
             }
         }
     }
@@ -181,33 +182,28 @@ impl Machines {
         slot: u32,
         cancel: &mut Cancel,
         observe: &mut dyn FnMut(EventKind),
-    ) -> Result<LeasedGuest, GuestError> {
+    ) -> Result<LeasedGuest, Lost> {
         let permit = self.boots.permit(unit.machine, cancel).await;
         self.log.emit(EventKind::GuestStarted(events::GuestStarted { instance, guest: unit.guest.name.clone(), slot }));
         let booted = match self.boots.hopeless(unit.machine) {
-            Some(why) => Err(GuestError { lost: Cause::NotTried(why).into(), retry: false }),
+            Some(why) => Err(Cause::NotTried(why).into()),
             None => {
                 let booted = self.start(unit, instance, cancel, observe).await;
                 match &booted {
                     Ok(leased) => self.boots.note(unit.machine, Ok(leased.guest.origin()), permit),
-                    Err(error) if error.retry || error.lost.lasting => {
-                        self.boots.note(unit.machine, Err(&error.lost), permit);
-                    }
                     // It came up, and its set-up failed.
-                    Err(_) => {}
+                    Err(Lost { cause: Cause::SetUp(_), .. }) => {}
+                    Err(lost) => self.boots.note(unit.machine, Err(lost), permit),
                 }
                 booted
             }
         };
         match &booted {
             Ok(leased) => {
-                let how = match leased.guest.origin() {
-                    Origin::Cold => "boot",
-                    Origin::Clone => "clone",
-                };
-                self.log.emit(EventKind::GuestReady(events::GuestReady { instance, how: how.to_owned() }));
+                let how = leased.guest.origin().word().to_owned();
+                self.log.emit(EventKind::GuestReady(events::GuestReady { instance, how }));
             }
-            Err(error) => tell_end(&self.log, instance, Some(&error.lost)),
+            Err(lost) => tell_end(&self.log, instance, Some(lost)),
         }
         booted
     }
@@ -218,7 +214,7 @@ impl Machines {
         instance: u64,
         cancel: &mut Cancel,
         observe: &mut dyn FnMut(EventKind),
-    ) -> Result<LeasedGuest, GuestError> {
+    ) -> Result<LeasedGuest, Lost> {
         observe(EventKind::Phase { phase: Phase::Prepare });
         let dir = self.run_dir.join(run_dir::of_guest(instance));
         let out = dir.join(run_dir::OUT);
@@ -231,23 +227,20 @@ impl Machines {
             mount_at: unit.guest.spec.mount_at.clone(),
         };
         let share = ShareSpec { workspace: Some(workspace), out, out_wanted: true, bounds, modules: None };
-        let place = Place {
-            console_log: dir.join(run_dir::CONSOLE),
-            qemu_log: dir.join(run_dir::QEMU_LOG),
-            qemu_command: dir.join(run_dir::QEMU_COMMAND),
-            run_dir: dir.clone(),
-        };
-        let plan = self.plans.get(unit.machine, share, place, cancel).await?;
+        let prepared = self.prepared.get(unit.machine, &share, cancel).await?;
         let scene = Scene { instance, dir: &dir };
         let mut setting = self.kept.setting(&self.scripts, unit, scene, self.cancel.clone())?;
         let layer = setting.as_mut().map(Setting::layer);
-        let wanted = machines::LeaseRequest { layer, ..machines::LeaseRequest::new(plan, &self.templates) };
-        let guest = match (attempt::lease(wanted, cancel, observe).await, setting) {
-            (Ok(guest), _) => guest,
-            (Err(lost), Some(setting)) => return Err(setting.into_error(lost)),
-            (Err(lost), None) => return Err(lost.into()),
-        };
+        let wanted = LeaseRequest { layer, ..LeaseRequest::new(share, dir.clone()) };
+        let guest = attempt::lease(prepared, wanted, cancel, observe).await?;
+        drop(setting);
         let clock = self.clocks.add(instance, guest.clock());
-        Ok(LeasedGuest { guest, instance, dir, tries: 0, log: self.log.clone(), clock })
+        let scratch = self.files_of(unit).scratch;
+        Ok(LeasedGuest { guest, instance, dir, tries: 0, scratch, log: self.log.clone(), clock })
     }
+}
+
+/// Something on the host's disk could not be made.
+pub(crate) fn not_made(attempt: &str, error: &io::Error) -> Lost {
+    Cause::host_file(attempt, error, "free some space").into()
 }

@@ -1,6 +1,6 @@
 //! Guests made ahead: a test that starts finds its guest up, with the shares mounted.
 //!
-//! Only clones are made ahead (a boot that runs beside the tests would slow them down), only as many as tests that wait for
+//! Only guests that are made fast, such as clones, are made ahead (a boot that runs beside the tests would slow them down), only as many as tests that wait for
 //! one, and only within the memory that is left: one for each test that runs, and more where tests end sooner than a clone is made, as far
 //! as there are processors ([`Pace`]). One that a test waits for already is not warmed up first. What is not needed any more is killed.
 
@@ -20,14 +20,14 @@ use tokio::{
     time::Instant,
 };
 
-use super::{GuestError, Kind, LeasedGuest, Machines};
+use super::{Kind, LeasedGuest, Machines};
 use crate::{cancel::Cancel, event_writer::EventWriter};
 
 /// A guest that is being made, or waits.
 pub(crate) struct Warm {
     pub(crate) instance: u64,
     slot: u32,
-    guest: JoinHandle<Result<LeasedGuest, GuestError>>,
+    guest: JoinHandle<Result<LeasedGuest, Lost>>,
     told: Rc<RefCell<Vec<EventKind>>>,
     /// A test has it, or is about to.
     wanted: Rc<Cell<bool>>,
@@ -132,7 +132,7 @@ impl Pool {
         for (kind, (count, unit)) in wanted {
             let there = self.warm.borrow().get(&kind).map_or(0, VecDeque::len);
             for _ in there..count {
-                if room == 0 || !self.machines.is_cloned(kind.machine) {
+                if room == 0 || !self.machines.is_quick(kind.machine) {
                     break;
                 }
                 room -= 1;
@@ -166,7 +166,7 @@ impl Pool {
                 Ok(()) => Ok(leased),
                 Err(lost) => {
                     leased.lost(&lost);
-                    Err(lost.into())
+                    Err(lost)
                 }
             }
         });
@@ -213,7 +213,7 @@ impl Drop for Abort {
 
 impl Warm {
     /// Waits until it is ready. What it had to say is said to `observe`.
-    pub(crate) async fn ready(self, observe: &mut dyn FnMut(EventKind)) -> Result<LeasedGuest, GuestError> {
+    pub(crate) async fn ready(self, observe: &mut dyn FnMut(EventKind)) -> Result<LeasedGuest, Lost> {
         let abort = Abort(self.guest.abort_handle());
         let made = self.guest.await;
         drop(abort);
@@ -224,7 +224,7 @@ impl Warm {
             Ok(made) => made?,
             Err(panic) => {
                 let what = format!("Belljar's own work on a guest broke off: {panic}");
-                return Err(Lost::from(Cause::Defect(what)).into());
+                return Err(Cause::Defect(what).into());
             }
         };
         // It may have died while it waited, and its clock is as old as it.
@@ -232,7 +232,7 @@ impl Warm {
             Ok(()) => Ok(leased),
             Err(lost) => {
                 leased.lost(&lost);
-                Err(lost.into())
+                Err(lost)
             }
         }
     }

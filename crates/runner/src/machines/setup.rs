@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::Path};
 
 use belljar_machine::{
-    Cause,
+    Cause, Lost,
     command::GuestCommand,
     guest::{Guest, Io},
 };
@@ -11,7 +11,6 @@ use belljar_model::{EventKind, Exit, Verdict, test_run as events};
 use belljar_suite::{discover::SetUp, plan::Unit};
 use tokio::time::Instant;
 
-use super::error::GuestError;
 use crate::{
     attempt::millis,
     cancel::Cancel,
@@ -56,11 +55,11 @@ impl SetUpScripts {
         &self,
         unit: &Unit,
         scene: Scene<'_>,
-        running: &mut Guest,
+        running: &mut dyn Guest,
         hint: &str,
         cancel: &mut Cancel,
         observe: &mut dyn FnMut(EventKind),
-    ) -> Result<(), GuestError> {
+    ) -> Result<(), Lost> {
         for (number, script) in self.suites.get(&unit.suite.name).into_iter().flat_map(|s| &s.scripts).enumerate() {
             let shown = script.in_workspace.display().to_string();
             let (guest, instance) = (unit.guest.name.clone(), Some(scene.instance));
@@ -100,14 +99,14 @@ impl SetUpScripts {
             }));
             let why = match ended {
                 Ok(Exit::Code(0)) => continue,
-                Err(lost) if matches!(lost.cause, Cause::Interrupted { .. }) => return Err(lost.into()),
+                Err(lost) if matches!(lost.cause, Cause::Interrupted { .. }) => return Err(lost),
                 Ok(exit) => exit.to_string(),
                 Err(lost) => lost.cause.to_string(),
             };
             let last = recorded.tail.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or_default();
             let said = if last.is_empty() { String::new() } else { format!("; it said: {last}") };
             let message = format!("the set-up script {shown} failed: {why}{said}{hint}");
-            return Err(GuestError { lost: Cause::SetUp(message).into(), retry: false });
+            return Err(Cause::SetUp(message).into());
         }
         Ok(())
     }

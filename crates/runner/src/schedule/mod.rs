@@ -17,6 +17,7 @@ use std::{
     time::Duration,
 };
 
+use belljar_machine::backend::Footprint;
 use belljar_model::{
     EventKind, UnitId, Verdict,
     test_run::{Counts, Stopping, UnitEnded},
@@ -31,7 +32,7 @@ use tokio::{
 
 use self::{
     queue::{Budget, Job, Queue},
-    resources::{Memory, taken_by},
+    resources::Memory,
 };
 use crate::{
     cancel::{Cancel, Canceller, Why},
@@ -78,6 +79,8 @@ pub struct RunControl {
 pub(crate) struct Dispatcher {
     log: EventWriter,
     plan: Rc<Plan>,
+    /// What guests of each of the plan's machines take.
+    footprints: Vec<Footprint>,
     limits: RunLimits,
     clocks: Clocks,
     pool: Rc<Pool>,
@@ -94,6 +97,8 @@ pub(crate) struct Dispatcher {
 /// What a dispatcher works with.
 pub(crate) struct DispatcherContext {
     pub(crate) log: EventWriter,
+    /// What guests of each of the plan's machines take.
+    pub(crate) footprints: Vec<Footprint>,
     pub(crate) clocks: Clocks,
     pub(crate) pool: Rc<Pool>,
     pub(crate) executor: Rc<Executor>,
@@ -104,13 +109,14 @@ pub(crate) struct DispatcherContext {
 impl Dispatcher {
     /// One for all cells of a plan.
     pub(crate) fn new(plan: Rc<Plan>, limits: RunLimits, context: DispatcherContext) -> Self {
-        let DispatcherContext { log, clocks, pool, executor, messages } = context;
+        let DispatcherContext { log, footprints, clocks, pool, executor, messages } = context;
         let skipped = plan.skipped.iter().filter(|s| s.reason.is_verdict()).count() as u64;
         let counts = Counts { units: plan.units.len() as u64 + skipped, skip: skipped, ..Counts::default() };
-        let queue = queue(&plan, &limits);
+        let queue = queue(&plan, &footprints, &limits);
         Self {
             log,
             plan,
+            footprints,
             limits,
             clocks,
             pool,
@@ -250,12 +256,12 @@ impl Dispatcher {
 
     /// Has guests made for the tests that come next.
     fn make_ahead(&self) {
-        let Self { plan, queue, limits, pool, .. } = self;
+        let Self { plan, footprints, queue, limits, pool, .. } = self;
         let processors = usize::try_from(limits.max_cpus).unwrap_or(usize::MAX);
         let ahead = pool.pace.ahead(queue.running(), processors);
         let next = queue.upcoming(ahead).filter(|cell| !plan.cells[*cell].shared);
         let units: Vec<usize> = next.filter_map(|cell| plan.cells[cell].units.clone().next()).collect();
-        let Some(each) = units.iter().map(|u| taken_by(&plan.machines[plan.units[*u].machine])).max() else {
+        let Some(each) = units.iter().map(|u| footprints[plan.units[*u].machine].total_memory()).max() else {
             return;
         };
         let free = usize::try_from(queue.free_memory() / each.max(1)).unwrap_or(usize::MAX);
@@ -284,15 +290,15 @@ impl Dispatcher {
     }
 }
 
-fn queue(plan: &Plan, limits: &RunLimits) -> Queue {
+fn queue(plan: &Plan, footprints: &[Footprint], limits: &RunLimits) -> Queue {
     let groups: BTreeMap<&str, usize> = limits.groups.keys().enumerate().map(|(n, name)| (name.as_str(), n)).collect();
     let jobs = plan.cells.iter().enumerate().map(|(cell, units)| {
         let units = &plan.units[units.units.clone()];
-        let machines = units.iter().filter_map(|u| plan.machines.get(u.machine));
+        let guests = units.iter().filter_map(|u| footprints.get(u.machine));
         Job {
             cell,
-            memory: machines.clone().map(taken_by).max().unwrap_or(0),
-            cpus: machines.map(|m| m.hardware.cpus).max().unwrap_or(1),
+            memory: guests.clone().map(Footprint::total_memory).max().unwrap_or(0),
+            cpus: guests.map(|g| g.cpus).max().unwrap_or(1),
             group: units.iter().find_map(|u| u.settings.group.as_deref()).and_then(|g| groups.get(g).copied()),
             exclusive: units.iter().any(|u| u.settings.exclusive),
         }

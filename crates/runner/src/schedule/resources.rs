@@ -2,22 +2,25 @@
 
 use std::path::{Path, PathBuf};
 
-use belljar_suite::plan::Machine;
+use belljar_machine::backend::{Backends, Footprint};
+use belljar_suite::plan::Plan;
 
-/// What QEMU needs beside the guest's memory.
-const OVERHEAD: u64 = 160 << 20;
 /// What is left to the host.
 const RESERVE: u64 = 512 << 20;
 
-/// Bytes that a guest takes from the host.
-pub(crate) fn taken_by(machine: &Machine) -> u64 {
-    machine.hardware.memory.saturating_add(OVERHEAD)
+/// What guests of each of the plan's machines take. Those that nothing gives take nothing: there will be none.
+pub(crate) fn footprints(plan: &Plan, backends: &Backends) -> Vec<Footprint> {
+    let given = plan.machines.iter().map(|machine| {
+        let backend = backends.of(&machine.guest.spec.source);
+        backend.map(|backend| backend.footprint(&machine.hardware)).unwrap_or_default()
+    });
+    given.collect()
 }
 
-/// Why there is no room for a guest of `memory` bytes, if there is none, even with nothing else running: what all guests together may
-/// have is `max_memory`, or else all that the host has.
+/// Why there is no room for such a guest, if there is none, even with nothing else running: what all guests together may have is
+/// `max_memory`, or else all that the host has.
 #[must_use]
-pub fn no_room_for(memory: u64, max_memory: Option<u64>, host: Memory) -> Option<String> {
+pub fn no_room_for(guest: &Footprint, max_memory: Option<u64>, host: Memory) -> Option<String> {
     let (limit, what) = match max_memory {
         Some(limit) => (limit, "max-memory allows"),
         // A host that does not say what it has is trusted to have enough.
@@ -25,11 +28,14 @@ pub fn no_room_for(memory: u64, max_memory: Option<u64>, host: Memory) -> Option
         None => (host.total, "this host has"),
     };
     let mib = |bytes: u64| bytes >> 20;
-    (memory.saturating_add(OVERHEAD) > limit).then(|| {
+    (guest.total_memory() > limit).then(|| {
+        let beside = match guest.overhead {
+            0 => String::new(),
+            overhead => format!(" and {} {} MiB", guest.program, mib(overhead)),
+        };
         format!(
-            "the guest wants {} MiB of memory and QEMU {} MiB, and {what} {} MiB for all guests together; give the guest less",
-            mib(memory),
-            mib(OVERHEAD),
+            "the guest wants {} MiB of memory{beside}, and {what} {} MiB for all guests together; give the guest less",
+            mib(guest.memory),
             mib(limit)
         )
     })

@@ -8,10 +8,8 @@ use std::{
 
 use belljar_guest_spec::Surroundings;
 use belljar_machine::{
-    Cause,
-    host::HostContext,
-    lease::Templates,
-    qemu::{platform, probe},
+    Cause, Lost,
+    backend::{Backend, Backends},
 };
 use belljar_model::{
     EventKind, RunId, UnitId,
@@ -34,7 +32,7 @@ use crate::{
     machines::{KeptSetUps, MachineContext, Machines, SetUpScripts, clocks::Clocks, pool::Pool},
     schedule::{
         Dispatcher, DispatcherContext, RunControl, RunLimits,
-        resources::{Memory, no_room_for},
+        resources::{Memory, footprints, no_room_for},
         signal_words,
     },
 };
@@ -57,10 +55,8 @@ pub struct Request {
     pub workspace: PathBuf,
     /// What of the environment guests depend on.
     pub around: Surroundings,
-    /// What the host side stands on; the paths of single guests are set for each.
-    pub host: HostContext,
-    /// Where templates of guests may be.
-    pub templates: Templates,
+    /// What gives guests.
+    pub backends: Backends,
     /// The run's directory.
     pub run_dir: PathBuf,
     /// How much at the same time, and for how long.
@@ -83,12 +79,12 @@ pub struct Ended {
 /// Must run within a [`tokio::task::LocalSet`].
 ///
 /// # Errors
-/// If not even the first guest could be started: no QEMU, no accelerator as it was asked for.
+/// If what gives the plan's guests cannot give any on this host.
 pub async fn run(request: Request, log: EventLog, mut control: RunControl) -> Result<Ended, String> {
     let started = Instant::now();
     let log = EventWriter::new(log);
-    let accelerator = accelerator(&request).await?;
     let first = (request.plan)(&Cases::new());
+    let accelerator = probe(&first, &request.backends).await.map_err(|lost| lost.to_string())?;
     log.emit(EventKind::TestRunStarted(TestRunStarted {
         schema: SCHEMA,
         run: request.run.clone(),
@@ -112,8 +108,15 @@ pub async fn run(request: Request, log: EventLog, mut control: RunControl) -> Re
         machines = machines.of_plan(plan.machines.iter().map(|m| m.spec(&request.around)));
     }
     tell_plan(&log, &plan);
-    let no_room = no_room(&plan, &request.limits, Memory::of_host());
-    barred.extend(no_room.into_iter().map(|(unit, why)| (unit, Cause::NotTried(why).into())));
+    let footprints = footprints(&plan, &request.backends);
+    for unit in &plan.units {
+        let no_room = || no_room_for(&footprints[unit.machine], request.limits.max_memory, Memory::of_host());
+        let why = match machines.lacks(&plan.machines[unit.machine]) {
+            Some(why) => Some(Cause::Skipped(why)),
+            None => no_room().map(Cause::NotTried),
+        };
+        barred.extend(why.map(|why| (unit.id.clone(), why.into())));
+    }
     let machines = Rc::new(machines);
     let pool = Rc::new(Pool::new(Rc::clone(&machines), log.clone(), control.cancel.clone()));
     let units = Units {
@@ -130,7 +133,7 @@ pub async fn run(request: Request, log: EventLog, mut control: RunControl) -> Re
     };
     let (to_dispatcher, messages) = mpsc::unbounded_channel();
     let executor = Rc::new(Executor::new(units, to_dispatcher));
-    let context = DispatcherContext { log: log.clone(), clocks, pool, executor, messages };
+    let context = DispatcherContext { log: log.clone(), footprints, clocks, pool, executor, messages };
     let dispatcher = Dispatcher::new(Rc::new(plan), request.limits.clone(), context);
     let (counts, early) = dispatcher.run(&mut control).await;
     machines.clear();
@@ -158,18 +161,19 @@ fn unlogged(error: &str) -> String {
     format!("the event log could not be written: {error}; free some space")
 }
 
-/// The accelerator that guests have unless they say otherwise, which also finds out whether there is a QEMU at all.
-async fn accelerator(request: &Request) -> Result<String, String> {
-    let host = request.host.clone();
-    let probing = tokio::task::spawn_blocking(move || {
-        let platform = platform::default();
-        let qemu = probe::find_qemu(platform, host.qemu.as_deref(), host.path.as_deref(), &host.cache_dir)
-            .map_err(|e| e.to_string())?;
-        let accel = probe::choose_accel(platform, host.accel, &qemu, &host.shim, &host.cache_dir);
-        let accel = accel.map_err(|e| e.to_string())?;
-        Ok(accel.accel.to_string())
-    });
-    probing.await.map_err(|panic| format!("looking for QEMU broke off: {panic}; please report it"))?
+/// Finds out whether there can be guests: whatever gives those of the plan is asked, and nothing else. Gives the accelerator that they have
+/// unless they say otherwise; an empty one where none has any.
+async fn probe(plan: &Plan, backends: &Backends) -> Result<String, Lost> {
+    let mut asked: Vec<&Rc<dyn Backend>> = Vec::new();
+    let mut accelerators = Vec::new();
+    for machine in &plan.machines {
+        let backend = backends.of(&machine.guest.spec.source)?;
+        if !asked.iter().any(|other| Rc::ptr_eq(other, backend)) {
+            accelerators.extend(backend.probe().await?);
+            asked.push(backend);
+        }
+    }
+    Ok(accelerators.join(", "))
 }
 
 /// Waits for `work`, standing still meanwhile whenever somebody wants it.
@@ -194,22 +198,14 @@ fn machines(request: &Request, plan: &Plan, log: &EventWriter, control: &RunCont
     let context = MachineContext {
         log: log.clone(),
         cancel: control.cancel.clone(),
-        host: request.host.clone(),
+        backends: request.backends.clone(),
         run_dir: request.run_dir.clone(),
         workspace: request.workspace.clone(),
-        templates: request.templates.clone(),
         clocks: clocks.clone(),
         kept: KeptSetUps::new(&request.run_dir, &request.workspace, &request.setup, plan),
     };
     let scripts = SetUpScripts::new(log.clone(), request.setup.clone());
     Machines::new(context, scripts, plan.machines.iter().map(|m| m.spec(&request.around)))
-}
-
-/// Units whose guest is larger than all there is.
-fn no_room(plan: &Plan, limits: &RunLimits, host: Memory) -> HashMap<String, String> {
-    let too_large = |memory: u64| no_room_for(memory, limits.max_memory, host);
-    let units = plan.units.iter();
-    units.filter_map(|u| Some((u.id.clone(), too_large(plan.machines.get(u.machine)?.hardware.memory)?))).collect()
 }
 
 /// Tells which units there are.

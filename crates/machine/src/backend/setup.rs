@@ -1,10 +1,10 @@
-//! Set-up that is part of a guest: it runs once where its outcome can be kept ([`crate::derive`]), else in every guest.
+//! Set-up that is part of a guest: it runs once where its outcome can be kept, else in every guest.
 
-use std::{pin::Pin, time::Duration};
+use std::time::Duration;
 
 use crate::{
     Lost,
-    guest::{Guest, Observe},
+    guest::{Answer, Guest, Observe},
     spec::Workspace,
 };
 
@@ -12,16 +12,13 @@ use crate::{
 pub struct Layer<'a> {
     /// Hash of all that decides what the set-up does: its scripts, what they read, their environment.
     pub id: [u8; 32],
-    /// For a person who lists templates, such as `set-up of storage`.
+    /// For a person who lists what is kept, such as `set-up of storage`.
     pub title: String,
     /// How long it may take, so that others wait for it that long.
     pub limit: Duration,
     /// Does it.
     pub set_up: &'a mut dyn SetUp,
 }
-
-/// What comes of a set-up.
-pub type SettingUp<'a> = Pin<Box<dyn Future<Output = Result<(), Lost>> + 'a>>;
 
 /// Sets a guest up.
 pub trait SetUp {
@@ -33,5 +30,5 @@ pub trait SetUp {
     fn inputs(&mut self) -> Result<Workspace, Lost>;
 
     /// Does it. With the shares mounted: those of [`SetUp::inputs`], if that was asked for, else the guest's own.
-    fn run<'a>(&'a mut self, guest: &'a mut Guest, observe: Observe<'a>) -> SettingUp<'a>;
+    fn run<'a>(&'a mut self, guest: &'a mut dyn Guest, observe: Observe<'a>) -> Answer<'a, ()>;
 }

@@ -1,0 +1,117 @@
+//! Guests that are machines in QEMU.
+
+use std::sync::Arc;
+
+use belljar_guest_spec::{GuestSpec, Hardware, Source};
+use belljar_model::EventKind;
+
+use super::{Backend, ByHand, Footprint, GuestFiles, LeaseRequest, PrepareRequest, PreparedGuest};
+use crate::{
+    Cause, Lost,
+    guest::{Answer, Guest, Observe},
+    host::HostContext,
+    lease::{self, Templates},
+    plan::{self, CONTROL_DIR, Plan},
+    qemu::{platform, probe},
+    running::CONSOLE_LOG,
+};
+
+/// Bytes of memory that QEMU needs beside the guest's.
+const OVERHEAD: u64 = 160 << 20;
+
+/// Gives machines in QEMU: those that boot, and copies of templates.
+#[derive(Clone, Debug)]
+pub struct QemuBackend {
+    host: Arc<HostContext>,
+    templates: Templates,
+}
+
+impl QemuBackend {
+    /// One that goes by `host`, and keeps its templates there.
+    #[must_use]
+    pub fn new(host: HostContext, templates: Templates) -> Self {
+        Self { host: Arc::new(host), templates }
+    }
+}
+
+/// The plan of a machine.
+#[derive(Debug)]
+struct PreparedMachine {
+    plan: Plan,
+    templates: Templates,
+}
+
+impl Backend for QemuBackend {
+    fn gives(&self, source: &Source) -> bool {
+        match source {
+            Source::Image { .. } | Source::Initramfs { .. } | Source::RootDir { .. } => true,
+        }
+    }
+
+    fn footprint(&self, hardware: &Hardware) -> Footprint {
+        Footprint { memory: hardware.memory, overhead: OVERHEAD, program: "QEMU", cpus: hardware.cpus }
+    }
+
+    fn lacks(&self, _: &Hardware) -> Option<String> {
+        // A machine can have all that can be asked for.
+        None
+    }
+
+    fn files(&self) -> GuestFiles {
+        // What the guest fetched the agent from is the same for all.
+        GuestFiles { console: Some(CONSOLE_LOG), scratch: &[CONTROL_DIR] }
+    }
+
+    fn probe(&self) -> Answer<'_, Option<String>> {
+        let host = Arc::clone(&self.host);
+        let look = move || -> Result<String, Lost> {
+            let cannot = |why: String| Lost::from(Cause::Description(why)).lasting();
+            let platform = platform::default();
+            let qemu = probe::find_qemu(platform, host.qemu.as_deref(), host.path.as_deref(), &host.cache_dir);
+            let qemu = qemu.map_err(|e| cannot(e.to_string()))?;
+            let accel = probe::choose_accel(platform, host.accel, &qemu, &host.shim, &host.cache_dir);
+            Ok(accel.map_err(|e| cannot(e.to_string()))?.accel.to_string())
+        };
+        Box::pin(async { blocking(look, "look for QEMU").await?.map(Some) })
+    }
+
+    fn obstacles(&self, spec: &GuestSpec) -> Vec<String> {
+        plan::obstacles(spec, &self.host)
+    }
+
+    fn prepare(&self, request: PrepareRequest) -> Answer<'_, Box<dyn PreparedGuest>> {
+        let host = (*self.host).clone();
+        let PrepareRequest { spec, share, dir } = request;
+        Box::pin(async move {
+            let plan = blocking(move || plan::prepare(&spec, &share, host, dir), "preparation").await?;
+            let plan = plan.map_err(|error| Lost::from(Cause::Description(error.to_string())).lasting())?;
+            Ok(Box::new(PreparedMachine { plan, templates: self.templates.clone() }) as Box<dyn PreparedGuest>)
+        })
+    }
+}
+
+impl PreparedGuest for PreparedMachine {
+    fn choices(&self) -> &[EventKind] {
+        self.plan.choices()
+    }
+
+    fn by_hand(&self) -> Result<ByHand, Lost> {
+        let commands = self.plan.command_line().map_err(|e| Cause::Description(e.to_string()))?;
+        Ok(ByHand { commands, needs_dir: self.plan.needs_run_dir() })
+    }
+
+    fn lease<'a, 'l: 'a>(&'a self, request: LeaseRequest<'l>, observe: Observe<'a>) -> Answer<'a, Box<dyn Guest>> {
+        let LeaseRequest { share, dir, layer, view } = request;
+        Box::pin(async move {
+            let plan = self.plan.at(share, dir);
+            let guest = lease::lease(&plan, &self.templates, layer, view.as_ref(), observe).await?;
+            Ok(Box::new(guest) as Box<dyn Guest>)
+        })
+    }
+}
+
+/// Does something that blocks.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static, what: &str) -> Result<T, Lost> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|panic| Cause::Defect(format!("Belljar's own {what} broke off: {panic}")).into())
+}

@@ -1,0 +1,449 @@
+//! A guest that runs in QEMU: a session in which commands run, until its end.
+
+use std::{
+    io,
+    path::Path,
+    pin::Pin,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use belljar_model::{EventKind, Exit, Phase};
+use belljar_proto::{files::FileQuery, message::SyncFault};
+use tokio::io::{AsyncRead, ReadBuf};
+
+use crate::{
+    Cause, Lost,
+    boot::{Entered, Machine},
+    command::GuestCommand,
+    console::LogFault,
+    guest::{Answer, Ending, Guest, GuestClock, Io, Observe, Origin, Pending},
+    qemu::qmp::{self, Qmp},
+    session::{Session, agent::OutputSink},
+    share,
+    template::{Frozen, Template},
+    watch::{self, WantedStops},
+};
+
+/// Everything that came over the serial console, as it came, in the guest's directory.
+pub const CONSOLE_LOG: &str = "console.log";
+/// What QEMU itself said, beside it.
+pub const QEMU_LOG: &str = "qemu.log";
+/// The command that started QEMU, beside it.
+pub const QEMU_COMMAND: &str = "qemu.cmd";
+
+/// Lines of the console that go with a loss.
+pub(crate) const TAIL: usize = 15;
+
+/// How long standard input may take to end before a person is told that the command waits for that.
+const STDIN_SOON: Duration = Duration::from_secs(3);
+
+/// A guest with a session.
+#[derive(Debug)]
+pub struct QemuGuest {
+    machine: Machine,
+    session: Box<dyn Session>,
+    template: Option<Template>,
+}
+
+/// The guest's processors, stopped and started over QMP.
+#[derive(Debug)]
+struct QemuClock {
+    qmp: Qmp,
+    stops: WantedStops,
+}
+
+impl GuestClock for QemuClock {
+    fn stop(&self) -> Pending<'_, ()> {
+        Box::pin(async {
+            self.stops.expect();
+            if self.qmp.execute(qmp::Stop {}).await.is_err() {
+                self.stops.take();
+            }
+        })
+    }
+
+    fn go_on(&self) -> Pending<'_, ()> {
+        Box::pin(async { drop(self.qmp.execute(qmp::Cont {}).await) })
+    }
+}
+
+impl QemuGuest {
+    /// A guest in which commands can run.
+    pub(crate) fn new(machine: Machine, session: Box<dyn Session>) -> Self {
+        Self { machine, session, template: None }
+    }
+
+    /// The same, being the copy of a template.
+    pub(crate) fn with_template(mut self, template: Template) -> Self {
+        self.template = Some(template);
+        self
+    }
+
+    /// What it is made of, to be frozen. The shares are still mounted in it.
+    pub(crate) fn into_machine(self, frozen: &Frozen) -> (Machine, Entered) {
+        (self.machine, self.session.into_entered(frozen))
+    }
+
+    /// Whether it booted itself.
+    #[must_use]
+    pub fn origin(&self) -> Origin {
+        if self.template.is_some() { Origin::Clone } else { Origin::Cold }
+    }
+
+    /// QEMU's process id.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        self.machine.qemu.pid()
+    }
+
+    /// Bytes of memory that QEMU has in use now, those that it shares with other clones included; `None` when it has ended.
+    #[must_use]
+    pub fn rss(&self) -> Option<u64> {
+        self.machine.qemu.rss()
+    }
+
+    /// For a guest that waits for somebody to need it: has it do once what every command needs, so that the first one begins
+    /// sooner. An emulated guest translates the code for that now.
+    ///
+    /// # Errors
+    /// When the guest is lost.
+    pub async fn warm_up(&mut self, observe: Observe<'_>) -> Result<(), Lost> {
+        self.ask(Phase::Session, None, async |session| session.warm_up().await, observe).await
+    }
+
+    /// For a guest that has waited: sees that it is still there, and sets its clock.
+    ///
+    /// # Errors
+    /// When the guest is lost.
+    pub async fn check(&mut self, observe: Observe<'_>) -> Result<(), Lost> {
+        let limit = (self.machine.limits.silence(), "the guest did not answer");
+        self.ask(Phase::Session, Some(limit), async |session| session.check().await, observe).await
+    }
+
+    /// Asks the session, looks for the guest's death meanwhile, and gives the best reason there is for a loss. The limit comes with what
+    /// has not happened when it is over.
+    async fn ask<T>(
+        &mut self,
+        phase: Phase,
+        limit: Option<(Duration, &str)>,
+        asking: impl AsyncFnOnce(&mut dyn Session) -> Result<T, Lost>,
+        observe: Observe<'_>,
+    ) -> Result<T, Lost> {
+        let asking = asking(&mut *self.session);
+        let limited = async {
+            let Some((limit, what)) = limit else { return asking.await };
+            tokio::time::timeout(limit, asking)
+                .await
+                .unwrap_or_else(|_| Err(Lost::timeout(phase, format!("{what} within {}", crate::for_people(limit)))))
+        };
+        let answered = tokio::select! {
+            biased;
+            answered = limited => answered,
+            lost = self.machine.watch.trouble(phase, observe) => Err(lost),
+        };
+        match answered {
+            Ok(answer) => Ok(answer),
+            Err(lost) => Err(self.explain(lost, phase).await),
+        }
+    }
+
+    /// Runs one command to its end and gives what the guest vouches for.
+    ///
+    /// Dropping the future leaves the command running; see [`QemuGuest::kill_command`].
+    ///
+    /// # Errors
+    /// A [`Lost`] for everything that is not the command's own end.
+    pub async fn exec(&mut self, command: GuestCommand, io: Io<'_>, observe: Observe<'_>) -> Result<Exit, Lost> {
+        let waits = self.session.wants_whole_stdin() && command.terminal.is_none();
+        let read = Arc::new(AtomicBool::new(!waits || io.stdin.is_none()));
+        let Io { stdin, sink, control } = io;
+        let mut stdin = stdin.map(|inner| TellsItsEnd { inner, ended: read.clone() });
+        let mut io = Io { stdin: stdin.as_mut().map(|s| s as _), sink, control };
+        let ended = {
+            let mut running = self.session.exec(command, &mut io);
+            let early = tokio::select! {
+                biased;
+                ended = &mut running => Some(ended),
+                lost = self.machine.watch.trouble(Phase::Command, observe) => Some(Err(lost)),
+                () = tokio::time::sleep(STDIN_SOON) => None,
+            };
+            match early {
+                Some(ended) => ended,
+                None => {
+                    if !read.load(Ordering::Relaxed) {
+                        observe(EventKind::Warning {
+                            message: "the command starts when standard input has come to its end (Ctrl-D at a terminal), for this guest \
+                                      has no agent; --no-stdin gives it an empty one"
+                                .into(),
+                        });
+                    }
+                    tokio::select! {
+                        biased;
+                        ended = running => ended,
+                        lost = self.machine.watch.trouble(Phase::Command, observe) => Err(lost),
+                    }
+                }
+            }
+        };
+        for message in self.session.take_notes() {
+            observe(EventKind::Warning { message });
+        }
+        self.machine.watch.look_at_shares_if_due(observe);
+        match ended {
+            Ok(exit) => Ok(exit),
+            Err(lost) => Err(self.explain(lost, Phase::Command).await),
+        }
+    }
+
+    /// Asks the agent for files, whose answer goes to `sink`; gives `false` where there is no agent that could be asked.
+    ///
+    /// # Errors
+    /// A [`Lost`] where there is no whole answer.
+    pub async fn files(
+        &mut self,
+        query: FileQuery,
+        sink: &mut dyn OutputSink,
+        observe: Observe<'_>,
+    ) -> Result<bool, Lost> {
+        self.ask(Phase::Command, None, async |session| session.files(query, sink).await, observe).await
+    }
+
+    /// Kills what [`QemuGuest::exec`] left running, as well as it can within a few seconds.
+    pub async fn kill_command(&mut self, observe: Observe<'_>) {
+        if self.machine.qemu.exit_watch().has_ended() {
+            return;
+        }
+        let limit = self.machine.limits.farewell();
+        let killed = tokio::time::timeout(limit, self.session.kill_running()).await.is_ok_and(|r| r.is_ok());
+        if !killed {
+            observe(EventKind::Warning { message: "the command could not be killed; it dies with its guest".into() });
+        }
+    }
+
+    /// Brings what was written to the shares to the host, and ends the guest.
+    ///
+    /// # Errors
+    /// Where the command's result can no longer be believed: what it wrote did not reach the host, or the guest's kernel
+    /// turned out to have failed.
+    pub async fn close(mut self, how: Ending, observe: Observe<'_>) -> Result<(), Lost> {
+        let limit = if how == Ending::Hurry { self.machine.limits.farewell() } else { self.machine.limits.sync() };
+        let synced = match self.sync(limit, observe).await {
+            Err(lost) if how != Ending::Hurry => Err(self.explain(lost, Phase::Close).await),
+            synced => synced,
+        };
+        self.machine.watch.look_at_shares(observe);
+        let doubt = match (how, &synced) {
+            (Ending::Kill | Ending::PowerOff, Ok(())) => self.machine.watch.doubt(Phase::Command, observe).await,
+            _ => self.machine.watch.fault_now(Phase::Command),
+        };
+        if how == Ending::PowerOff && synced.is_ok() && doubt.is_none() {
+            self.power_off(observe).await;
+        }
+        let end = self.machine.qemu.kill().await;
+        let exceeded = end.and_then(|end| end.exceeded).map(|e| watch::of_exceeded(&e));
+        // What was not recorded cannot be vouched for.
+        let unlogged = match self.machine.console.view().log_fault() {
+            Some(fault @ LogFault::Write(_)) => Some(Cause::ConsoleLog(fault).into()),
+            Some(LogFault::Limit(_)) | None => None,
+        };
+        // Nor can what ran on memory that somebody else wrote to.
+        let spoilt = self.template.as_ref().is_some_and(|t| !t.is_unchanged()).then(|| Cause::TemplateChanged.into());
+        match (doubt, exceeded, synced, unlogged.or(spoilt)) {
+            (Some(lost), ..) => Err(lost.with_tail(self.machine.console.tail(TAIL))),
+            // That is why QEMU was killed, whatever the session noticed of it.
+            (None, Some(lost), ..) | (None, None, Err(lost), _) | (None, None, Ok(()), Some(lost)) => Err(lost),
+            (None, None, Ok(()), None) => Ok(()),
+        }
+    }
+
+    /// Brings what was written to the shares to the host, for a guest in which more is to run.
+    ///
+    /// # Errors
+    /// As [`QemuGuest::close`]: then what ran cannot be believed, and nothing more should run here.
+    pub async fn settle(&mut self, observe: Observe<'_>) -> Result<(), Lost> {
+        if let Err(lost) = self.sync(self.machine.limits.sync(), observe).await {
+            return Err(self.explain(lost, Phase::Close).await);
+        }
+        if let Some(exceeded) = self.machine.qemu.exceeded() {
+            return Err(watch::of_exceeded(&exceeded));
+        }
+        match self.machine.watch.doubt(Phase::Command, observe).await {
+            Some(lost) => Err(lost.with_tail(self.machine.console.tail(TAIL))),
+            None => Ok(()),
+        }
+    }
+
+    /// What runs in the guest now, such as daemons of set-up scripts, is part of it and lives on over [`renew`](Self::renew).
+    ///
+    /// # Errors
+    /// When the guest is lost.
+    pub async fn keep_processes(&mut self, observe: Observe<'_>) -> Result<(), Lost> {
+        self.ask(Phase::Session, Some(self.readying()), async |session| session.keep_processes().await, observe).await
+    }
+
+    /// Makes the guest ready for a test that has nothing to do with those before: what they left running is ended, and the
+    /// session gets keys of its own that they cannot have seen. Gives why the guest is of no more use, if it is.
+    ///
+    /// # Errors
+    /// When the guest is lost.
+    pub async fn renew(&mut self, observe: Observe<'_>) -> Result<Option<String>, Lost> {
+        let limit = Some(self.readying());
+        let found = self.ask(Phase::Session, limit, async |session| session.renew().await, observe).await?;
+        if found.killed_count > 0 {
+            let more = found.killed_count.saturating_sub(u32::try_from(found.killed.len()).unwrap_or(u32::MAX));
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            let message =
+                format!("an earlier test left something running, which was killed: {}{more}", found.killed.join(", "));
+            observe(EventKind::Warning { message });
+        }
+        Ok((!found.left.is_empty()).then(|| format!("an earlier test has left behind: {}", found.left.join(", "))))
+    }
+
+    fn readying(&self) -> (Duration, &'static str) {
+        (self.machine.limits.sync(), "the guest was not made ready for the next test")
+    }
+
+    async fn sync(&mut self, limit: Duration, observe: Observe<'_>) -> Result<(), Lost> {
+        let failed = tokio::select! {
+            biased;
+            synced = tokio::time::timeout(limit, self.session.sync()) => synced.unwrap_or_else(|_| Err(Lost::timeout(
+                Phase::Close,
+                format!("the guest did not bring what it wrote to the shares to the host within {}", crate::for_people(limit)),
+            )))?,
+            lost = self.machine.watch.trouble(Phase::Close, observe) => return Err(lost),
+        };
+        match failed {
+            None => Ok(()),
+            Some(SyncFault::Failed(what)) => Err(Cause::Unsynced(what).into()),
+            Some(SyncFault::Suspended) => {
+                let message = "the guest was suspended, and its shares did not survive that: what was written to them before is here, and nothing \
+                               that came after";
+                observe(EventKind::Warning { message: message.into() });
+                Ok(())
+            }
+            Some(SyncFault::Gone(places)) => Err(Lost::from(Cause::Unmounted(places)).lasting()),
+            // What is in the output directory is a result; a workspace may well be where somebody mounts an image.
+            Some(SyncFault::Covered(places))
+                if places.iter().any(|place| Path::new(place).starts_with(share::OUT_PATH)) =>
+            {
+                Err(Lost::from(Cause::OutCovered(places)).lasting())
+            }
+            Some(SyncFault::Covered(places)) => {
+                let message = format!(
+                    "the command has left something mounted in the workspace: what it wrote there stays in the guest, and is gone with it: {}",
+                    places.join(", ")
+                );
+                observe(EventKind::Warning { message });
+                Ok(())
+            }
+        }
+    }
+
+    async fn power_off(&mut self, observe: Observe<'_>) {
+        let limit = self.machine.limits.power_off();
+        let asked = async {
+            drop(self.session.power_off().await);
+            self.machine.qemu.wait().await;
+        };
+        if tokio::time::timeout(limit, asked).await.is_err() {
+            observe(EventKind::Warning {
+                message: format!("the guest did not power off within {} and was killed", crate::for_people(limit)),
+            });
+        }
+    }
+
+    async fn explain(&mut self, lost: Lost, phase: Phase) -> Lost {
+        let lost = self.machine.watch.explain(lost, phase).await;
+        self.machine.watch.last_words(&lost).await;
+        if lost.tail.is_empty() && lost.cause.crash_kind().is_some() {
+            let tail = self.machine.console.tail(TAIL);
+            return lost.with_tail(tail);
+        }
+        lost
+    }
+}
+
+impl Guest for QemuGuest {
+    fn origin(&self) -> Origin {
+        self.origin()
+    }
+
+    fn exec<'a>(&'a mut self, command: GuestCommand, io: Io<'a>, observe: Observe<'a>) -> Answer<'a, Exit> {
+        Box::pin(self.exec(command, io, observe))
+    }
+
+    fn kill_command<'a>(&'a mut self, observe: Observe<'a>) -> Pending<'a, ()> {
+        Box::pin(self.kill_command(observe))
+    }
+
+    fn files<'a>(
+        &'a mut self,
+        query: FileQuery,
+        sink: &'a mut dyn OutputSink,
+        observe: Observe<'a>,
+    ) -> Answer<'a, bool> {
+        Box::pin(self.files(query, sink, observe))
+    }
+
+    fn warm_up<'a>(&'a mut self, observe: Observe<'a>) -> Answer<'a, ()> {
+        Box::pin(self.warm_up(observe))
+    }
+
+    fn check<'a>(&'a mut self, observe: Observe<'a>) -> Answer<'a, ()> {
+        Box::pin(self.check(observe))
+    }
+
+    fn keep_processes<'a>(&'a mut self, observe: Observe<'a>) -> Answer<'a, ()> {
+        Box::pin(self.keep_processes(observe))
+    }
+
+    fn renew<'a>(&'a mut self, observe: Observe<'a>) -> Answer<'a, Option<String>> {
+        Box::pin(self.renew(observe))
+    }
+
+    fn settle<'a>(&'a mut self, observe: Observe<'a>) -> Answer<'a, ()> {
+        Box::pin(self.settle(observe))
+    }
+
+    fn close(self: Box<Self>, how: Ending, observe: Observe<'_>) -> Answer<'_, ()> {
+        Box::pin((*self).close(how, observe))
+    }
+
+    fn clock(&self) -> Rc<dyn GuestClock> {
+        Rc::new(QemuClock { qmp: self.machine.qemu.qmp().clone(), stops: self.machine.watch.stops().clone() })
+    }
+
+    fn suspended(&self) -> Option<Duration> {
+        self.machine.watch.suspended()
+    }
+
+    fn last_lines(&self, most: usize) -> Vec<String> {
+        self.machine.console.tail(most)
+    }
+}
+
+/// Standard input that tells whether it has come to its end.
+struct TellsItsEnd<'a> {
+    inner: &'a mut (dyn AsyncRead + Unpin + Send),
+    ended: Arc<AtomicBool>,
+}
+
+impl AsyncRead for TellsItsEnd<'_> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = into.filled().len();
+        let polled = Pin::new(&mut *self.inner).poll_read(cx, into);
+        if polled.is_ready() && into.filled().len() == before {
+            self.ended.store(true, Ordering::Relaxed);
+        }
+        polled
+    }
+}
+
+/// How long a guest is watched for the reason of its end, after the end.
+pub(crate) const AFTERMATH: Duration = Duration::from_millis(300);
