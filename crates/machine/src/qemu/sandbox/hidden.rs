@@ -25,7 +25,7 @@ pub struct Shared {
 
 /// What has to be covered so that none of `hidden` is seen in `shares`, and those of them in which something is; or nothing if
 /// nothing has to be. What a share itself lies in, or is, stays as it is: it was asked for by name. The shares are those that
-/// [`existing`] gives, and hidden is what [`MountTable::seen`] does.
+/// [`existing`] gives, and hidden is what [`MountTable::seen`](super::mounts::MountTable::seen) does.
 #[must_use]
 pub fn order(shares: &[Shared], hidden: &BTreeSet<PathBuf>) -> Option<Order> {
     let below = |path: &Path, share: &Shared| path != share.path && path.starts_with(&share.path);
