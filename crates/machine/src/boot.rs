@@ -73,15 +73,17 @@ impl Machine {
         again: bool,
         view: Option<&Views>,
     ) -> Result<(Self, Ports), StartError> {
-        let Launch { config, fds, layers } = launch;
-        keep_command(plan, &config)?;
+        let Launch { config, descriptors } = launch;
+        keep_command(plan, &config.inheriting(&descriptors))?;
         let host = &plan.host;
         let log =
             File::options().create(true).write(true).append(again).truncate(!again).open(plan.dir.join(CONSOLE_LOG));
         let log = log.map_err(|e| StartError::Files(host_file("log the console", &e)))?;
         let workspace = plan.share.workspace.as_ref().filter(|w| w.mode == WorkspaceMode::Rw);
-        let gauge = Gauge::new(plan.share.bounds, &plan.share.out, layers, &plan.dir, workspace.map(|w| &*w.dir))
-            .map_err(|e| StartError::Files(host_file("look at what the guest is to write to", &e)))?;
+        let written = descriptors.written().and_then(|volumes| {
+            Gauge::new(plan.share.bounds, &plan.share.out, volumes, &plan.dir, workspace.map(|w| &*w.dir))
+        });
+        let gauge = written.map_err(|e| StartError::Files(host_file("look at what the guest is to write to", &e)))?;
         let request = SpawnRequest {
             program: &plan.qemu.path,
             config: &config,
@@ -89,7 +91,7 @@ impl Machine {
             env: &host.qemu_env,
             gauge: Some(gauge),
             log: &plan.dir.join(QEMU_LOG),
-            extra_fds: fds,
+            descriptors,
         };
         let mut qemu = Qemu::spawn(request).await.map_err(StartError::Spawn)?;
         let channels = qemu.take_channels();

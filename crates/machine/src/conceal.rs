@@ -9,7 +9,6 @@
 use std::{
     collections::BTreeSet,
     io,
-    os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
@@ -20,7 +19,8 @@ use belljar_model::EventKind;
 use crate::{
     host::HostContext,
     qemu::{
-        args::{FdSet, MachineConfig},
+        args::MachineConfig,
+        descriptors::{Descriptors, Purpose},
         sandbox::{
             hidden::{self, Seen, Shared},
             mounts::MountTable,
@@ -29,9 +29,6 @@ use crate::{
     },
     share,
 };
-
-/// The descriptor set that keeps a view as it is; those of disks have small numbers.
-const VIEW_SET: u32 = 1000;
 
 /// How a guest's shares are opened.
 #[derive(Clone, Debug)]
@@ -222,8 +219,7 @@ impl Concealment {
     pub(crate) fn apply(
         &self,
         config: &mut MachineConfig,
-        fds: &mut Vec<(i32, OwnedFd)>,
-        mut next: i32,
+        descriptors: &mut Descriptors,
         host: &HostContext,
         dir: &Path,
     ) -> Result<(), ConcealError> {
@@ -232,21 +228,14 @@ impl Concealment {
             return self.check(&hidden::existing(&shares)?, &self.hidden.find(host, dir)?, host);
         }
         let Some((views, which)) = self.open(&shares, host, dir)? else { return Ok(()) };
-        let mut add = |fd: OwnedFd| {
-            let number = next;
-            next += 1;
-            fds.push((number, fd));
-            number
-        };
-        for (dir, path) in views.dirs.into_iter().zip(which) {
-            let number = add(dir);
+        for (view, path) in views.dirs.into_iter().zip(which) {
+            let view = descriptors.add(Purpose::Directory, view);
             let same = |s: &&mut crate::qemu::args::Share| std::fs::canonicalize(&s.path).is_ok_and(|p| p == path);
             for share in config.shares.iter_mut().filter(same) {
-                share.path = format!("/proc/self/fd/{number}").into();
+                share.path = view.path().into();
             }
         }
-        let fd = add(views.namespace);
-        config.fd_sets.push(FdSet { fd, set: VIEW_SET });
+        descriptors.add_set(Purpose::View, views.namespace);
         Ok(())
     }
 

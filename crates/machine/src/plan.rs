@@ -5,8 +5,8 @@
 use std::{
     ffi::OsString,
     fmt::Write as _,
-    fs::{File, Permissions},
-    os::{fd::OwnedFd, unix::fs::PermissionsExt},
+    fs::Permissions,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -32,6 +32,7 @@ use crate::{
     plan_template::QEMU_MAC,
     qemu::{
         args::{self, MachineConfig, Nic, Share, Slots},
+        descriptors::Descriptors,
         platform::{self, Platform},
         probe::{self, AccelChoice, QemuInfo},
     },
@@ -118,10 +119,7 @@ pub(crate) enum CopyError {
 #[derive(Debug)]
 pub(crate) struct Launch {
     pub(crate) config: MachineConfig,
-    /// Descriptors under their numbers in QEMU.
-    pub(crate) fds: Vec<(i32, OwnedFd)>,
-    /// What takes the guest's writes to its disks.
-    pub(crate) layers: Vec<File>,
+    pub(crate) descriptors: Descriptors,
 }
 
 /// Why there is no plan.
@@ -444,14 +442,12 @@ impl Plan {
 
     /// Makes what a boot needs: layers that take what the guest writes, and the agent where the guest can fetch it.
     pub(crate) fn launch(&self) -> Result<Launch, PlanError> {
-        let mut config = self.config.clone();
-        let run_dir = &self.dir;
-        let mut fds =
-            plan_disk::open(&self.disks, run_dir, true, &mut config).map_err(plan_disk::PlanDiskError::from)?;
+        let (mut config, mut descriptors) = (self.config.clone(), Descriptors::default());
+        plan_disk::open(&self.disks, &self.dir, true, &mut config, &mut descriptors)
+            .map_err(plan_disk::PlanDiskError::from)?;
         self.put_agent(&config)?;
-        let layers = layers(&fds).map_err(|source| PlanError::Control { source })?;
-        self.conceal(&mut config, &mut fds)?;
-        Ok(Launch { config, fds, layers })
+        self.conceal(&mut config, &mut descriptors)?;
+        Ok(Launch { config, descriptors })
     }
 
     /// What the guest runs on.
@@ -473,10 +469,9 @@ impl Plan {
     pub(crate) fn conceal(
         &self,
         config: &mut MachineConfig,
-        fds: &mut Vec<(i32, OwnedFd)>,
+        descriptors: &mut Descriptors,
     ) -> Result<(), ConcealError> {
-        let next = next_fd(fds);
-        self.concealment.apply(config, fds, next, &self.host, &self.dir)
+        self.concealment.apply(config, descriptors, &self.host, &self.dir)
     }
 
     /// Puts what a boot needs where the guest finds it.
@@ -580,16 +575,6 @@ fn title(source: &Source) -> String {
         Source::RootDir { kernel: Some(kernel), .. } => format!("{} with a root directory", kernel.display()),
         Source::RootDir { kernel: None, .. } => "the host's kernel with a root directory".into(),
     }
-}
-
-/// The files behind a machine's disks, to be looked at while it runs.
-pub(crate) fn layers(fds: &[(i32, OwnedFd)]) -> std::io::Result<Vec<File>> {
-    fds.iter().map(|(_, fd)| Ok(fd.try_clone()?.into())).collect()
-}
-
-/// The first number that no descriptor has yet.
-pub(crate) fn next_fd(fds: &[(i32, OwnedFd)]) -> i32 {
-    fds.iter().map(|(fd, _)| fd + 1).max().unwrap_or(args::FIRST_EXTRA_FD)
 }
 
 /// Whether the guest sees anything of the host: what was asked for, its root, or what brings the agent in.

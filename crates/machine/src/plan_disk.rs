@@ -11,7 +11,10 @@ use belljar_guest_spec::{DiskBus, DiskContent, DiskSpec, Word};
 use belljar_image::disk::{self, DiskError, DiskImage, Format, Layer, UnknownFormat, Use};
 
 use crate::{
-    qemu::args::{Backing, Disk, DiskSource, FIRST_EXTRA_FD, FdSet, MachineConfig},
+    qemu::{
+        args::{Backing, Disk, DiskSource, MachineConfig},
+        descriptors::{Descriptors, Purpose},
+    },
     template::{KeyMaker, Making, Unkeyable},
 };
 
@@ -190,9 +193,10 @@ pub(crate) fn describe(disks: &[PlannedDisk], qemu_img: &Path, config: &mut Mach
 
 /// Puts what decides the disks into a key, and the disks into the machine whose arguments go there too.
 pub(crate) fn add_to(disks: &[PlannedDisk], key: &mut KeyMaker, config: &mut MachineConfig) -> Result<(), Unkeyable> {
-    for (set, disk) in (1..).zip(disks) {
+    for disk in disks {
         disk.add_to(key)?;
-        config.disks.push(Disk { backing: None, ..disk.device(DiskSource::FdSet(set)) });
+        // Where its bytes are is another place each time.
+        config.disks.push(Disk { backing: None, ..disk.device(DiskSource::Path(PathBuf::new())) });
     }
     Ok(())
 }
@@ -203,8 +207,8 @@ pub(crate) fn open_in_template(
     making: &Making,
     attached: bool,
     config: &mut MachineConfig,
-) -> Result<Vec<(i32, OwnedFd)>, DiskError> {
-    let mut fds = Vec::new();
+    descriptors: &mut Descriptors,
+) -> Result<(), DiskError> {
     for disk in disks {
         let dir = making.dir();
         let file = making.create_disk(config.disks.len());
@@ -213,20 +217,23 @@ pub(crate) fn open_in_template(
             Content::Image(image) => disk::overlay_in(file, dir, image.virtual_size)?,
             Content::Empty(size) => disk::empty_in(file, dir, *size)?,
         };
-        let source = hand_over(made.fd, &mut fds, config);
+        let source = DiskSource::FdSet(descriptors.add_set(Purpose::Volume, made.fd));
         config.disks.push(Disk { attached, ..disk.device(source) });
     }
-    Ok(fds)
+    Ok(())
 }
 
 /// Puts disks that a template has into the machine, to be written to.
-pub(crate) fn go_on(disks: &[PlannedDisk], files: Vec<File>, config: &mut MachineConfig) -> Vec<(i32, OwnedFd)> {
-    let mut fds = Vec::new();
+pub(crate) fn go_on(
+    disks: &[PlannedDisk],
+    files: Vec<File>,
+    config: &mut MachineConfig,
+    descriptors: &mut Descriptors,
+) {
     for (disk, file) in disks.iter().zip(files) {
-        let source = hand_over(file.into(), &mut fds, config);
+        let source = DiskSource::FdSet(descriptors.add_set(Purpose::Volume, file));
         config.disks.push(disk.device(source));
     }
-    fds
 }
 
 /// Makes what takes a copy's writes, in `dir`, over a template's disks.
@@ -235,40 +242,31 @@ pub(crate) fn open_over_template(
     template: Vec<File>,
     dir: &Path,
     config: &mut MachineConfig,
-) -> Result<Vec<(i32, OwnedFd)>, DiskError> {
-    let mut fds: Vec<(i32, OwnedFd)> = Vec::new();
+    descriptors: &mut Descriptors,
+) -> Result<(), DiskError> {
     for (disk, below) in disks.iter().zip(template) {
-        let source = hand_over(disk::create_layer(dir, disk.size())?.fd, &mut fds, config);
-        let over = disk.device(source);
-        let source = hand_over(below.into(), &mut fds, config);
+        let layer = disk::create_layer(dir, disk.size())?.fd;
+        let over = disk.device(DiskSource::FdSet(descriptors.add_set(Purpose::Volume, layer)));
+        let source = DiskSource::FdSet(descriptors.add_set(Purpose::Below, below));
         let backing = Backing { source, format: over.format, device: false, backing: over.backing };
         config.disks.push(Disk { format: Format::Qcow2.driver().to_owned(), backing: Some(Box::new(backing)), ..over });
     }
-    Ok(fds)
+    Ok(())
 }
 
-/// Makes what takes the guest's writes, in `dir`, and puts the disks into the machine; gives the descriptors under the numbers
-/// that QEMU is to find.
+/// Makes what takes the guest's writes, in `dir`, and puts the disks into the machine.
 pub(crate) fn open(
     disks: &[PlannedDisk],
     dir: &Path,
     attached: bool,
     config: &mut MachineConfig,
-) -> Result<Vec<(i32, OwnedFd)>, DiskError> {
-    let mut fds = Vec::new();
+    descriptors: &mut Descriptors,
+) -> Result<(), DiskError> {
     for disk in disks {
-        let source = hand_over(disk.make(dir)?, &mut fds, config);
+        let source = DiskSource::FdSet(descriptors.add_set(Purpose::Volume, disk.make(dir)?));
         config.disks.push(Disk { attached, ..disk.device(source) });
     }
-    Ok(fds)
-}
-
-/// Gives a file the next number in QEMU.
-fn hand_over(file: OwnedFd, fds: &mut Vec<(i32, OwnedFd)>, config: &mut MachineConfig) -> DiskSource {
-    let (fd, set) = (FIRST_EXTRA_FD..).zip(1..).nth(config.fd_sets.len()).unwrap_or((FIRST_EXTRA_FD, 1));
-    fds.push((fd, file));
-    config.fd_sets.push(FdSet { fd, set });
-    DiskSource::FdSet(set)
+    Ok(())
 }
 
 /// The whole chain below a layer, formats included, so that QEMU takes nothing from a header on trust.

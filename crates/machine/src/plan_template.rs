@@ -7,10 +7,11 @@ use std::{
 };
 
 use crate::{
-    plan::{AgentPlace, CopyError, Launch, Plan, PlanError, layers, make_placeholder, next_fd},
+    plan::{AgentPlace, CopyError, Launch, Plan, PlanError, make_placeholder},
     plan_disk::{self, PlanDiskError},
     qemu::{
         args::{Accel, MachineConfig, NicMode, Ram},
+        descriptors::{Descriptors, Fd, Purpose},
         platform::Platform,
     },
     share,
@@ -157,39 +158,30 @@ impl Plan {
 
     /// Makes what the boot of a template needs. Its memory is in `ram`.
     pub(crate) fn launch_to_freeze(&self, making: &Making, ram: OwnedFd) -> Result<Launch, PlanError> {
-        let mut config = self.config_to_freeze();
-        let disks = &self.disks[..self.frozen];
-        let mut fds = plan_disk::open_in_template(disks, making, true, &mut config).map_err(PlanDiskError::from)?;
+        let (mut config, mut descriptors) = (self.config_to_freeze(), Descriptors::default());
+        plan_disk::open_in_template(&self.disks[..self.frozen], making, true, &mut config, &mut descriptors)
+            .map_err(PlanDiskError::from)?;
         self.put_agent(&config)?;
-        let layers = layers(&fds).map_err(|source| PlanError::Control { source })?;
-        let fd = next_fd(&fds);
-        config.ram = Ram::Shared(fd);
-        fds.push((fd, ram));
-        self.conceal(&mut config, &mut fds)?;
-        Ok(Launch { config, fds, layers })
+        config.ram = Ram::Shared(descriptors.add(Purpose::Memory, ram));
+        self.conceal(&mut config, &mut descriptors)?;
+        Ok(Launch { config, descriptors })
     }
 
-    /// Makes what a copy of a template needs; gives the number of the descriptor that holds the devices' state as well.
-    pub(crate) fn launch_copy(&self, template: &Template) -> Result<(Launch, i32), CopyError> {
-        let mut config = self.config_to_go_on()?;
+    /// Makes what a copy of a template needs.
+    pub(crate) fn launch_copy(&self, template: &Template) -> Result<Launch, CopyError> {
+        let (mut config, mut descriptors) = (self.config_to_go_on()?, Descriptors::default());
         let (frozen, late) = self.disks.split_at(self.frozen);
         let dir = &self.dir;
-        let mut fds = plan_disk::open_over_template(frozen, template.disks()?, dir, &mut config)?;
-        fds.extend(plan_disk::open(late, dir, false, &mut config)?);
-        self.go_on(config, fds, template, Ram::Private, template.ram()?)
+        plan_disk::open_over_template(frozen, template.disks()?, dir, &mut config, &mut descriptors)?;
+        plan_disk::open(late, dir, false, &mut config, &mut descriptors)?;
+        self.go_on(config, descriptors, template, Ram::Private, template.ram()?)
     }
 
-    /// Makes what a copy of a template needs that is to become a template itself, its memory and disks being copies already; gives what
-    /// [`Plan::launch_copy`] gives.
-    pub(crate) fn launch_on_top(
-        &self,
-        template: &Template,
-        ram: File,
-        disks: Vec<File>,
-    ) -> Result<(Launch, i32), CopyError> {
-        let mut config = self.config_to_go_on()?;
-        let fds = plan_disk::go_on(&self.disks[..self.frozen], disks, &mut config);
-        self.go_on(config, fds, template, Ram::Shared, ram)
+    /// Makes what a copy of a template needs that is to become a template itself, its memory and disks being copies already.
+    pub(crate) fn launch_on_top(&self, template: &Template, ram: File, disks: Vec<File>) -> Result<Launch, CopyError> {
+        let (mut config, mut descriptors) = (self.config_to_go_on()?, Descriptors::default());
+        plan_disk::go_on(&self.disks[..self.frozen], disks, &mut config, &mut descriptors);
+        self.go_on(config, descriptors, template, Ram::Shared, ram)
     }
 
     /// The same for a copy of the base's template, into which this guest's devices are to be plugged.
@@ -199,36 +191,33 @@ impl Plan {
         making: &Making,
         ram: File,
         disks: Vec<File>,
-    ) -> Result<(Launch, i32), CopyError> {
-        let mut config = self.config_to_go_on()?;
+    ) -> Result<Launch, CopyError> {
+        let (mut config, mut descriptors) = (self.config_to_go_on()?, Descriptors::default());
         config.nic.mode = NicMode::Isolated;
         let (fixed, plugged) = self.disks[..self.frozen].split_at(self.fixed);
-        let mut fds = plan_disk::go_on(fixed, disks, &mut config);
-        fds.extend(plan_disk::open_in_template(plugged, making, false, &mut config)?);
-        self.go_on(config, fds, base, Ram::Shared, ram)
+        plan_disk::go_on(fixed, disks, &mut config, &mut descriptors);
+        plan_disk::open_in_template(plugged, making, false, &mut config, &mut descriptors)?;
+        self.go_on(config, descriptors, base, Ram::Shared, ram)
     }
 
-    /// The copy of a template with this memory; gives the number of the descriptor that holds the devices' state as well.
+    /// The copy of a template with this memory.
     fn go_on(
         &self,
         mut config: MachineConfig,
-        mut fds: Vec<(i32, OwnedFd)>,
+        mut descriptors: Descriptors,
         template: &Template,
-        kind: fn(i32) -> Ram,
+        kind: fn(Fd) -> Ram,
         ram: File,
-    ) -> Result<(Launch, i32), CopyError> {
-        let layers = layers(&fds)?;
-        let state = next_fd(&fds) + 1;
-        config.ram = kind(state - 1);
-        fds.push((state - 1, ram.into()));
-        fds.push((state, template.state()?.into()));
-        self.conceal(&mut config, &mut fds)?;
-        Ok((Launch { config, fds, layers }, state))
+    ) -> Result<Launch, CopyError> {
+        config.ram = kind(descriptors.add(Purpose::Memory, ram));
+        config.incoming = Some(descriptors.add(Purpose::State, template.state()?));
+        self.conceal(&mut config, &mut descriptors)?;
+        Ok(Launch { config, descriptors })
     }
 
     /// The machine of a copy. Kernel and initramfs are in its memory already, and it is never reset.
     fn config_to_go_on(&self) -> std::io::Result<MachineConfig> {
-        let config = MachineConfig { kernel: None, incoming: true, ..self.config_to_freeze() };
+        let config = MachineConfig { kernel: None, ..self.config_to_freeze() };
         if let Some(control) = config.shares.iter().find(|s| s.tag == share::CONTROL_TAG) {
             // The agent is in memory too.
             fs_err::create_dir_all(&control.path)?;

@@ -2,6 +2,7 @@
 //! one that is installed can do.
 //!
 //! - [`args`]: a [`MachineConfig`](args::MachineConfig) becomes a command line; pure.
+//! - [`descriptors`]: what QEMU inherits, under which numbers.
 //! - [`platform`]: what differs between processors, in one table.
 //! - [`qmp`]: the control channel, over a socket that QEMU inherits.
 //! - [`process`]: starting, watching, measuring and killing.
@@ -9,6 +10,7 @@
 //! - [`probe`]: which QEMU, what it has, and whether KVM really runs a guest.
 
 pub mod args;
+pub mod descriptors;
 pub mod platform;
 pub mod probe;
 pub mod process;

@@ -67,7 +67,7 @@ pub(super) fn of_start(error: &SpawnError) -> Blame {
         SpawnError::Exited { end, .. } => of_end(end),
         SpawnError::NoControl { said, .. } => of_words(said),
         SpawnError::Log { source, .. } | SpawnError::Start { source, .. } => of_errno(source),
-        SpawnError::Args(_) | SpawnError::FdCollision { .. } => Blame::Unknown,
+        SpawnError::Args(_) => Blame::Unknown,
     }
 }
 

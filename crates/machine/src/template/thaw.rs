@@ -72,15 +72,15 @@ pub(crate) async fn thaw(
 ) -> Result<QemuGuest, Unthawed> {
     let owned = plan.clone();
     let launching = blocking(move || (owned.launch_copy(&template), template)).await;
-    let (copied, template) = launching.map_err(Unthawed::Lost)?;
-    let copied = match copied {
-        Ok(copied) => copied,
+    let (launch, template) = launching.map_err(Unthawed::Lost)?;
+    let launch = match launch {
+        Ok(launch) => launch,
         // Nothing of the template's content was looked at.
         Err(error) => return Err(Unthawed::failed(Blame::Host, error.to_string()).of(template)),
     };
     let identity = random_bytes().map(|random| identity(&random))?;
-    let changes = Changes::of(&copied.0.config, CardChange::None);
-    let resuming = Resuming { plan, session: template.session(), copied, changes, again };
+    let changes = Changes::of(&launch.config, CardChange::None);
+    let resuming = Resuming { plan, session: template.session(), launch, changes, again };
     let (machine, entered) = match resume(resuming, view, observe).await {
         Ok(resumed) => resumed,
         Err(unthawed) => return Err(unthawed.of(template)),
@@ -99,9 +99,9 @@ pub(crate) async fn thaw_to_set_up(
     view: Option<&Views>,
     observe: Observe<'_>,
 ) -> Result<QemuGuest, Unthawed> {
-    let copied = plan.launch_on_top(&template, ram, disks).map_err(|e| Unthawed::failed(Blame::Host, e.to_string()))?;
+    let launch = plan.launch_on_top(&template, ram, disks).map_err(|e| Unthawed::failed(Blame::Host, e.to_string()))?;
     let identity = random_bytes().map(|random| Identity { seed: identity(&random).seed, ..unchanged() })?;
-    let resuming = Resuming { plan, session: template.session(), copied, changes: Changes::default(), again };
+    let resuming = Resuming { plan, session: template.session(), launch, changes: Changes::default(), again };
     let (machine, entered) = resume(resuming, view, observe).await?;
     finish(machine, entered, plan, identity, template, observe).await
 }
@@ -118,10 +118,10 @@ pub(crate) async fn thaw_to_plug(
     observe: Observe<'_>,
 ) -> Result<(Machine, Entered), Unthawed> {
     let (ram, disks) = ram_and_disks;
-    let copied = plan.launch_to_plug(base, making, ram, disks);
-    let copied = copied.map_err(|e| Unthawed::failed(Blame::Host, e.to_string()))?;
-    let changes = Changes::of(&copied.0.config, plan.card_change());
-    let resuming = Resuming { plan, session: base.session(), copied, changes, again };
+    let launch = plan.launch_to_plug(base, making, ram, disks);
+    let launch = launch.map_err(|e| Unthawed::failed(Blame::Host, e.to_string()))?;
+    let changes = Changes::of(&launch.config, plan.card_change());
+    let resuming = Resuming { plan, session: base.session(), launch, changes, again };
     let (mut machine, entered) = resume(resuming, view, observe).await?;
     machine.watch.entered(entered.reports());
     Ok((machine, entered))
@@ -147,8 +147,7 @@ async fn finish(
 struct Resuming<'a> {
     plan: &'a Plan,
     session: &'a Frozen,
-    /// The machine, and the number of the descriptor that holds the state of its devices.
-    copied: (Launch, i32),
+    launch: Launch,
     /// What is to be plugged into it.
     changes: Changes,
     again: bool,
@@ -159,7 +158,10 @@ async fn resume(
     view: Option<&Views>,
     observe: Observe<'_>,
 ) -> Result<(Machine, Entered), Unthawed> {
-    let Resuming { plan, session, copied: (launch, state), changes, again } = resuming;
+    let Resuming { plan, session, launch, changes, again } = resuming;
+    let Some(state) = launch.config.incoming else {
+        return Err(Unthawed::Lost(Cause::Defect("the machine does not wait for a template's state".into()).into()));
+    };
     let started = Machine::start(plan, launch, again, view).await;
     let (mut machine, ports) = match started {
         Ok(started) => started,
@@ -177,7 +179,7 @@ async fn resume(
             };
             qemu.qmp().execute(capabilities()).await.map_err(refused)?;
             let greeting = greet(session, ports, console, &limits);
-            qemu.qmp().execute(MigrateIncoming { uri: format!("fd:{state}") }).await.map_err(refused)?;
+            qemu.qmp().execute(MigrateIncoming { uri: state.uri() }).await.map_err(refused)?;
             match tokio::time::timeout(limits.state(), loaded(&mut events)).await {
                 Ok(true) => {}
                 // It ends then, and says why.

@@ -6,7 +6,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use belljar_machine::qemu::args::{FIRST_EXTRA_FD, MachineConfig};
+use belljar_machine::qemu::args::MachineConfig;
+use belljar_machine::qemu::descriptors::{Descriptors, Purpose};
 use belljar_machine::qemu::process::{Qemu, SpawnError, SpawnRequest};
 use belljar_machine::qemu::qmp::{QmpError, QueryStatus};
 use tempfile::TempDir;
@@ -51,6 +52,8 @@ impl Fake {
     /// Starts it, with a pipe that ends when the last process that was handed it is gone.
     async fn spawn(&self) -> (Result<Qemu, SpawnError>, PipeReader) {
         let (end, held) = std::io::pipe().unwrap();
+        let mut descriptors = Descriptors::default();
+        descriptors.add(Purpose::Volume, held);
         let request = SpawnRequest {
             program: &self.program,
             config: &MachineConfig::default(),
@@ -58,7 +61,7 @@ impl Fake {
             env: &std::env::vars_os().collect::<Vec<_>>(),
             gauge: None,
             log: &self.log(),
-            extra_fds: vec![(FIRST_EXTRA_FD, held.into())],
+            descriptors,
         };
         (Qemu::spawn(request).await, end)
     }
@@ -203,7 +206,8 @@ async fn giving_up_on_the_start_leaves_nothing() {
     let fake = Fake::new("$| = 1; open(my $c, '>&=', 5); syswrite($c, 'x'); sleep 1000;");
     let (mut end, held) = std::io::pipe().unwrap();
     let (config, shim, log) = (MachineConfig::default(), shim(), fake.log());
-    let extra_fds = vec![(FIRST_EXTRA_FD, held.into())];
+    let mut descriptors = Descriptors::default();
+    descriptors.add(Purpose::Volume, held);
     let request = SpawnRequest {
         program: &fake.program,
         config: &config,
@@ -211,7 +215,7 @@ async fn giving_up_on_the_start_leaves_nothing() {
         env: &[],
         gauge: None,
         log: &log,
-        extra_fds,
+        descriptors,
     };
     // The first poll starts it; it never says a word on the control channel.
     let gave_up = tokio::time::timeout(Duration::from_millis(20), Qemu::spawn(request)).await;

@@ -15,9 +15,8 @@ use belljar_image::cache::Cache;
 use belljar_image::kernel::discover;
 use belljar_image::modules::read_module;
 use belljar_image::vmlinux::{Bootable, bootable};
-use belljar_machine::qemu::args::{
-    Disk, DiskBus, DiskSource, FIRST_EXTRA_FD, FdSet, Kernel, MachineConfig, Nic, NicMode, Share,
-};
+use belljar_machine::qemu::args::{Disk, DiskBus, DiskSource, Kernel, MachineConfig, Nic, NicMode, Share};
+use belljar_machine::qemu::descriptors::{Descriptors, Purpose};
 use belljar_machine::qemu::platform;
 use belljar_machine::qemu::process::{Qemu, SpawnError, SpawnRequest};
 use belljar_machine::qemu::qmp::{HumanMonitorCommand, QueryCpusFast, QueryStatus, QueryVersion, SystemPowerdown};
@@ -43,7 +42,7 @@ impl Bench {
         self.dir.path().join(name)
     }
 
-    async fn spawn(&self, mut config: MachineConfig, extra_fds: Vec<(i32, File)>) -> Result<Qemu, SpawnError> {
+    async fn spawn(&self, mut config: MachineConfig, descriptors: Descriptors) -> Result<Qemu, SpawnError> {
         let program = std::env::var_os("BELLJAR_TEST_QEMU").unwrap_or_else(|| "qemu-system-x86_64".into());
         let more = std::env::var("BELLJAR_TEST_QEMU_ARGS").unwrap_or_default();
         config.extra.extend(more.split_whitespace().map(OsString::from));
@@ -54,7 +53,7 @@ impl Bench {
             env: &std::env::vars_os().collect::<Vec<_>>(),
             gauge: None,
             log: &self.path("qemu.log"),
-            extra_fds: extra_fds.into_iter().map(|(fd, file)| (fd, file.into())).collect(),
+            descriptors,
         };
         Qemu::spawn(request).await
     }
@@ -72,7 +71,7 @@ impl Bench {
         let append = "console=ttyS0 quiet panic=-1".to_owned();
         let config = MachineConfig { kernel: Some(Kernel { image, initrd: Some(initrd), append }), ..config };
 
-        let mut qemu = self.spawn(config, Vec::new()).await.unwrap();
+        let mut qemu = self.spawn(config, Descriptors::default()).await.unwrap();
         let mut channels = qemu.take_channels();
         let mut said = Vec::new();
         let read = channels.console.read_to_end(&mut said);
@@ -142,7 +141,8 @@ async fn every_device_is_accepted() {
         // A file without a name any more.
         let unnamed = tempfile::tempfile().unwrap();
         unnamed.set_len(1 << 20).unwrap();
-        disks.push(Disk::new(DiskSource::FdSet(1), "raw"));
+        let mut descriptors = Descriptors::default();
+        disks.push(Disk::new(DiskSource::FdSet(descriptors.add_set(Purpose::Volume, unnamed)), "raw"));
         let shared = bench.path("dir, a=b\n'");
         fs::create_dir(&shared).unwrap();
         let config = MachineConfig {
@@ -151,7 +151,6 @@ async fn every_device_is_accepted() {
             memory: 128 << 20,
             cpus: 2,
             disks,
-            fd_sets: vec![FdSet { fd: FIRST_EXTRA_FD, set: 1 }],
             shares: vec![
                 Share { tag: "a,b".to_owned(), device: push_device, path: shared, read_only: false },
                 Share { tag: "t".repeat(31), device: push_device, path: "/".into(), read_only: true },
@@ -161,7 +160,7 @@ async fn every_device_is_accepted() {
             vga: Some("VGA".to_owned()),
             ..MachineConfig::default()
         };
-        let mut qemu = bench.spawn(config, vec![(FIRST_EXTRA_FD, unnamed)]).await.unwrap();
+        let mut qemu = bench.spawn(config, descriptors).await.unwrap();
         let qmp = qemu.qmp();
         assert!(qmp.execute(QueryStatus {}).await.unwrap().running);
         assert_eq!(qmp.execute(QueryCpusFast {}).await.unwrap().len(), 2);
@@ -182,7 +181,7 @@ async fn every_device_is_accepted() {
 async fn qemu_tells_what_is_wrong_and_so_do_we() {
     let bench = Bench::new();
     let config = MachineConfig { machine: "no-such-machine".to_owned(), ..MachineConfig::default() };
-    let said = bench.spawn(config, Vec::new()).await.unwrap_err().to_string();
+    let said = bench.spawn(config, Descriptors::default()).await.unwrap_err().to_string();
     assert!(said.contains("unsupported machine type") && said.contains("-machine help"), "{said}");
 
     // Held by one, wanted by another.
@@ -190,8 +189,8 @@ async fn qemu_tells_what_is_wrong_and_so_do_we() {
     File::create(&path).unwrap().set_len(1 << 20).unwrap();
     let config =
         || MachineConfig { disks: vec![Disk::new(DiskSource::Path(path.clone()), "raw")], ..MachineConfig::default() };
-    let mut first = bench.spawn(config(), Vec::new()).await.unwrap();
-    let said = bench.spawn(config(), Vec::new()).await.unwrap_err().to_string();
+    let mut first = bench.spawn(config(), Descriptors::default()).await.unwrap();
+    let said = bench.spawn(config(), Descriptors::default()).await.unwrap_err().to_string();
     assert!(said.contains("Another process writes to this image"), "{said}");
     first.kill().await.unwrap();
 }

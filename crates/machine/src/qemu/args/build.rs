@@ -98,13 +98,13 @@ impl MachineConfig {
                 let object = KeyVal::new("memory-backend-file")
                     .set("id", "ram")
                     .set("size", self.ram_size().to_string())
-                    .set("mem-path", format!("/proc/self/fd/{fd}"))
+                    .set("mem-path", fd.path())
                     .set("share", share);
                 push(out, "-object", object);
                 out.extend(["-machine".into(), format!("{},memory-backend=ram", self.machine).into()]);
             }
         }
-        if self.incoming {
+        if self.incoming.is_some() {
             out.extend(["-incoming".into(), "defer".into()]);
         }
         let accel = match self.accel {

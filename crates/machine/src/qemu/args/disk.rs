@@ -12,7 +12,7 @@ use belljar_proto::message::DeviceSign;
 use super::keyval::{Device, KeyVal};
 use super::slots::Slot;
 use super::{ArgsError, MachineConfig};
-use crate::qemu::platform::Ide;
+use crate::qemu::{descriptors::FdSet, platform::Ide};
 
 /// One disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,15 +60,15 @@ impl Disk {
 pub enum DiskSource {
     /// A file.
     Path(PathBuf),
-    /// A set of descriptors, see [`super::FdSet`]: a file that may have no name any more.
-    FdSet(u32),
+    /// A set of descriptors: a file that may have no name any more.
+    FdSet(FdSet),
 }
 
 impl DiskSource {
     fn file_name(&self) -> OsString {
         match self {
             Self::Path(path) => path.clone().into_os_string(),
-            Self::FdSet(set) => format!("/dev/fdset/{set}").into(),
+            Self::FdSet(set) => set.path().into(),
         }
     }
 }

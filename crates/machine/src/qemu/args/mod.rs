@@ -3,8 +3,7 @@
 //! Everything here is pure: the same [`MachineConfig`] always gives the same arguments, so they can
 //! be shown (`--dry-run`), kept in the run's directory and held against snapshots.
 //!
-//! Channels are descriptors that QEMU inherits under the fixed numbers of
-//! [`Channels::inherited`], so no path has to be invented, cleaned up or kept under 108 bytes.
+//! Channels are [`descriptors`](super::descriptors) that QEMU inherits, so no path has to be invented, cleaned up or kept under 108 bytes.
 
 mod build;
 mod disk;
@@ -29,10 +28,8 @@ pub use self::keyval::Device;
 pub(crate) use self::keyval::KeyVal;
 pub use self::shell::to_shell;
 pub use self::slots::{Seat, Slot, Slots};
+use super::descriptors::{Descriptors, Fd, FdSet, Line};
 use super::platform::{self, MachineType, Platform};
-
-/// The first descriptor number free for anything but channels, see [`Channels::inherited`].
-pub const FIRST_EXTRA_FD: i32 = 7;
 
 /// Everything about a machine that reaches QEMU's command line.
 ///
@@ -53,8 +50,8 @@ pub struct MachineConfig {
     pub memory: u64,
     /// Where the memory is.
     pub ram: Ram,
-    /// Waits for a frozen machine's state instead of booting.
-    pub incoming: bool,
+    /// Waits for a frozen machine's state, which is behind this descriptor, instead of booting.
+    pub incoming: Option<Fd>,
     /// Number of processors.
     pub cpus: u32,
     /// QEMU's own seccomp filter; only `false` where QEMU was built without it.
@@ -71,7 +68,7 @@ pub struct MachineConfig {
     pub nic: Nic,
     /// Host directories.
     pub shares: Vec<Share>,
-    /// Descriptors that disks refer to as [`DiskSource::FdSet`].
+    /// Descriptors that disks refer to as [`DiskSource::FdSet`]. See [`MachineConfig::inheriting`].
     pub fd_sets: Vec<FdSet>,
     /// SMBIOS strings (type 11), such as systemd's credentials.
     pub smbios: Vec<String>,
@@ -98,7 +95,7 @@ impl Default for MachineConfig {
             cpu: None,
             memory: DEFAULT_MEMORY,
             ram: Ram::Anonymous,
-            incoming: false,
+            incoming: None,
             cpus: 1,
             sandbox: true,
             slots: None,
@@ -124,13 +121,19 @@ pub enum Ram {
     /// Nowhere but in the process.
     #[default]
     Anonymous,
-    /// In the file under this inherited descriptor: what the guest writes gets there.
-    Shared(i32),
+    /// In the file under this descriptor: what the guest writes gets there.
+    Shared(Fd),
     /// In the same, but what the guest writes stays in the process.
-    Private(i32),
+    Private(Fd),
 }
 
 impl MachineConfig {
+    /// The same machine, as it is started with these descriptors.
+    #[must_use]
+    pub fn inheriting(&self, descriptors: &Descriptors) -> Self {
+        Self { channels: Channels::inherited(), fd_sets: descriptors.sets(), ..self.clone() }
+    }
+
     /// The type of the machine.
     #[must_use]
     pub fn machine_type(&self) -> &'static MachineType {
@@ -147,8 +150,8 @@ impl MachineConfig {
 /// The other end of a character device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Chardev {
-    /// A connected socket that QEMU inherits under this number.
-    Fd(i32),
+    /// A connected socket under this descriptor.
+    Fd(Fd),
     /// QEMU's own terminal: for a command line that a person pastes.
     Stdio,
     /// Bytes go nowhere; the device is there all the same.
@@ -169,15 +172,14 @@ pub struct Channels {
 }
 
 impl Channels {
-    /// The numbers under which [`super::process`] hands the channels over:
-    /// 3 console, 4 agent, 5 second serial port, 6 QMP.
+    /// As [`super::process`] hands them over.
     #[must_use]
     pub const fn inherited() -> Self {
         Self {
-            console: Some(Chardev::Fd(3)),
-            agent: Some(Chardev::Fd(4)),
-            serial1: Some(Chardev::Fd(5)),
-            qmp: Some(Chardev::Fd(6)),
+            console: Some(Chardev::Fd(Line::Console.fd())),
+            agent: Some(Chardev::Fd(Line::Agent.fd())),
+            serial1: Some(Chardev::Fd(Line::Serial1.fd())),
+            qmp: Some(Chardev::Fd(Line::Control.fd())),
         }
     }
 
@@ -241,16 +243,6 @@ pub struct Share {
     pub path: PathBuf,
     /// Whether writes are refused by the host.
     pub read_only: bool,
-}
-
-/// An inherited descriptor that QEMU opens as `/dev/fdset/SET`.
-/// A set may hold several, one for each access mode.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FdSet {
-    /// The descriptor's number in QEMU, from [`FIRST_EXTRA_FD`] up.
-    pub fd: i32,
-    /// The set's number.
-    pub set: u32,
 }
 
 /// Why there is no command line for a machine.

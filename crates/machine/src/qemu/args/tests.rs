@@ -7,6 +7,7 @@ use std::process::Command;
 use proptest::prelude::*;
 
 use super::*;
+use crate::qemu::descriptors::Purpose;
 use crate::share::ninep::push_device;
 
 /// One option a line, quoted as for a shell.
@@ -28,6 +29,10 @@ fn lines(config: &MachineConfig) -> String {
     out
 }
 
+fn one_set() -> FdSet {
+    Descriptors::default().add_set(Purpose::Volume, tempfile::tempfile().unwrap())
+}
+
 fn overlay() -> Disk {
     Disk {
         backing: Some(Box::new(Backing {
@@ -37,7 +42,7 @@ fn overlay() -> Disk {
             backing: None,
         })),
         boot_index: Some(0),
-        ..Disk::new(DiskSource::FdSet(1), "qcow2")
+        ..Disk::new(DiskSource::FdSet(one_set()), "qcow2")
     }
 }
 
@@ -48,6 +53,10 @@ fn nothing_but_the_default() {
 
 #[test]
 fn stock_image() {
+    let mut descriptors = Descriptors::default();
+    let sets = [(); 2].map(|()| descriptors.add_set(Purpose::Volume, tempfile::tempfile().unwrap()));
+    // One for reading, one for reading and writing.
+    let sets = sets.map(|set| FdSet { set: 1, ..set }).to_vec();
     let config = MachineConfig {
         name: "debian, stock".to_owned(),
         accel: Accel::Kvm,
@@ -61,7 +70,7 @@ fn stock_image() {
             },
             Disk { read_only: true, throw_away: false, ..Disk::new(DiskSource::Path("/run/x/seed.img".into()), "raw") },
         ],
-        fd_sets: vec![FdSet { fd: FIRST_EXTRA_FD, set: 1 }, FdSet { fd: FIRST_EXTRA_FD + 1, set: 1 }],
+        fd_sets: sets,
         shares: vec![Share {
             tag: "hostos".to_owned(),
             device: push_device,
@@ -141,7 +150,7 @@ fn refusals_name_the_culprit() {
         bus,
         serial: Some(serial.to_owned()),
         read_only,
-        ..Disk::new(DiskSource::FdSet(1), "raw")
+        ..Disk::new(DiskSource::FdSet(one_set()), "raw")
     };
     let share = |tag: &str| Share { tag: tag.to_owned(), device: push_device, path: "/".into(), read_only: true };
     let base = MachineConfig::default;

@@ -33,6 +33,7 @@ use belljar_guest_spec::Word;
 
 use super::{
     args::Accel,
+    descriptors::{Descriptors, FdSet, Purpose},
     platform::{Platform, ProbeGuest},
     process::stat,
     sandbox::Shim,
@@ -432,19 +433,19 @@ fn try_guest(
     shim: &Shim,
     limit: Duration,
 ) -> Result<Duration, String> {
-    /// The number under which QEMU finds the disk.
-    const DISK_FD: i32 = 3;
     let cannot = |what: &str, error: io::Error| format!("{what}: {error}");
     let mut disk = tempfile::tempfile().map_err(|e| cannot("no place for the probe's disk", e))?;
     disk.write_all(&(guest.disk)()).map_err(|e| cannot("the probe's disk could not be written", e))?;
     // QEMU takes a descriptor of a set only if it was opened for just what is wanted of it.
     let disk = std::fs::File::open(format!("/proc/self/fd/{}", disk.as_raw_fd()))
         .map_err(|e| cannot("the probe's disk could not be opened", e))?;
+    let mut descriptors = Descriptors::default();
+    let disk = descriptors.add_set(Purpose::Below, disk);
     let mut command = shim.command(&qemu.path);
-    command.args(words(guest, accel, qemu.has_sandbox, DISK_FD));
+    command.args(words(guest, accel, qemu.has_sandbox, disk));
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-    let mapping = FdMapping { parent_fd: disk.into(), child_fd: DISK_FD };
-    command.fd_mappings(vec![mapping]).map_err(|e| format!("the probe's disk could not be handed over: {e}"))?;
+    let mappings = descriptors.without_lines().map(|(child_fd, parent_fd)| FdMapping { parent_fd, child_fd });
+    command.fd_mappings(mappings.collect()).map_err(|e| format!("the probe's disk could not be handed over: {e}"))?;
     let started = Instant::now();
     let mut child = command.spawn().map_err(|e| cannot("the probe could not be started", e))?;
     let ended = wait_while_busy(&mut child, limit).map_err(|e| cannot("the probe could not be waited for", e))?;
@@ -466,7 +467,7 @@ fn try_guest(
     }
 }
 
-fn words(guest: &ProbeGuest, accel: Accel, sandbox: bool, fd: i32) -> Vec<OsString> {
+fn words(guest: &ProbeGuest, accel: Accel, sandbox: bool, disk: FdSet) -> Vec<OsString> {
     let mut words: Vec<String> =
         ["-nodefaults", "-no-user-config", "-display", "none", "-machine", guest.machine, "-m", "32"]
             .map(String::from)
@@ -475,12 +476,14 @@ fn words(guest: &ProbeGuest, accel: Accel, sandbox: bool, fd: i32) -> Vec<OsStri
         words.extend(["-sandbox".into(), super::args::SANDBOX.into()]);
     }
     words.extend(["-accel".into(), accel.word().into()]);
-    words.extend(["-add-fd".into(), format!("fd={fd},set=1")]);
+    let FdSet { fd, set } = disk;
+    words.extend(["-add-fd".into(), format!("fd={fd},set={set}")]);
     words.extend([
         "-blockdev".into(),
-        "driver=raw,node-name=disk,read-only=on,file.driver=file,file.filename=/dev/fdset/1,file.read-only=on,\
-         file.locking=off"
-            .into(),
+        format!(
+            "driver=raw,node-name=disk,read-only=on,file.driver=file,file.filename={},file.read-only=on,file.locking=off",
+            disk.path()
+        ),
     ]);
     words.extend(guest.devices.iter().flat_map(|device| ["-device", device]).map(String::from));
     words.into_iter().map(OsString::from).collect()

@@ -1,7 +1,7 @@
 //! QEMU as a process: started through the shim, watched, measured, ended.
 //!
-//! Its console, agent port, second serial port and control channel are socket pairs, made here and inherited by QEMU under the
-//! numbers of [`Channels::inherited`](super::args::Channels::inherited). What it writes to standard output and error goes
+//! Its console, agent port, second serial port and control channel are socket pairs, made here and inherited by QEMU
+//! ([`Line`]). What it writes to standard output and error goes
 //! to a log, and the end of it into every error.
 //!
 //! A thread of its own waits for the process and reaps it, so that an end is noticed without a signal
@@ -15,7 +15,6 @@ mod text;
 use std::ffi::OsString;
 use std::fmt;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -28,7 +27,8 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use self::child::Child;
-use super::args::{self, ArgsError, MachineConfig};
+use super::args::{ArgsError, MachineConfig};
+use super::descriptors::{Descriptors, Line};
 use super::qmp::{EventStream, Qmp, QmpError, Quit};
 use crate::bounds::{Exceeded, Gauge};
 
@@ -50,7 +50,7 @@ const DEATH_LIMIT: Duration = Duration::from_secs(5);
 pub struct SpawnRequest<'a> {
     /// QEMU.
     pub program: &'a Path,
-    /// The machine. Its channels are taken as [`args::Channels::inherited`].
+    /// The machine; it is started as one that [inherits](MachineConfig::inheriting) the descriptors.
     pub config: &'a MachineConfig,
     /// What turns a process into QEMU.
     pub shim: &'a Shim,
@@ -60,8 +60,8 @@ pub struct SpawnRequest<'a> {
     pub gauge: Option<Gauge>,
     /// File for what QEMU writes; made, or emptied.
     pub log: &'a Path,
-    /// More descriptors, with their numbers in QEMU, from [`args::FIRST_EXTRA_FD`] up: see [`args::FdSet`].
-    pub extra_fds: Vec<(i32, OwnedFd)>,
+    /// What it inherits beside its channels.
+    pub descriptors: Descriptors,
 }
 
 /// Our ends of a machine's lines.
@@ -98,12 +98,6 @@ pub enum SpawnError {
         what: &'static str,
         /// What the system said.
         source: io::Error,
-    },
-    /// Two descriptors want the same number.
-    #[error("cannot hand descriptor {fd} over to QEMU: the number is taken")]
-    FdCollision {
-        /// The number in QEMU.
-        fd: i32,
     },
     /// The shim could not be started.
     #[error("cannot start {}: {source}", .program.display())]
@@ -207,24 +201,21 @@ impl Qemu {
     ///
     /// See [`SpawnError`]. Nothing is left running.
     pub async fn spawn(request: SpawnRequest<'_>) -> Result<Self, SpawnError> {
-        let SpawnRequest { program, config, shim, env, gauge, log, extra_fds } = request;
-        let config = MachineConfig { channels: args::Channels::inherited(), ..config.clone() };
-        let args = config.to_args()?;
+        let SpawnRequest { program, config, shim, env, gauge, log, descriptors } = request;
+        let args = config.inheriting(&descriptors).to_args()?;
 
         let (console, console_end) = pair()?;
         let (agent, agent_end) = pair()?;
         let (serial1, serial1_end) = pair()?;
         let (control, control_end) = pair()?;
-        let ends = [console_end, agent_end, serial1_end, control_end];
-        let mut descriptors: Vec<(i32, OwnedFd)> = (3..).zip(ends.map(OwnedFd::from)).collect();
-        for (number, fd) in extra_fds {
-            if descriptors.iter().any(|(taken, _)| *taken == number) {
-                return Err(SpawnError::FdCollision { fd: number });
-            }
-            descriptors.push((number, fd));
-        }
+        let ends = [
+            (Line::Console, console_end.into()),
+            (Line::Agent, agent_end.into()),
+            (Line::Serial1, serial1_end.into()),
+            (Line::Control, control_end.into()),
+        ];
 
-        let command = shim.command_with(program, descriptors);
+        let command = shim.command_with(program, descriptors.with_lines(ends));
         let mut command = command.map_err(|source| SpawnError::Resources { what: "hand descriptors over", source })?;
         // Messages in English are the ones that hints know.
         command
