@@ -15,6 +15,8 @@ mod names;
 pub mod out_dir;
 mod output;
 pub mod parts;
+#[cfg(test)]
+mod pretend;
 pub mod run;
 pub mod run_dir;
 mod schedule;

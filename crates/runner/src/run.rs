@@ -145,3 +145,119 @@ async fn attempt_once(request: Request, io: RunIo<'_>, cancel: &mut Cancel, log:
         (Err(lost), _) => Err(lost),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::RefCell, rc::Rc};
+
+    use belljar_guest_spec::{Source, WorkspaceMode};
+    use belljar_machine::{
+        bounds::Bounds,
+        session::agent::SinkFuture,
+        spec::{ShareSpec, Workspace},
+    };
+
+    use super::*;
+    use crate::{
+        cancel,
+        pretend::{Fate, Pretend},
+    };
+
+    #[derive(Default)]
+    struct Heard(Vec<u8>);
+
+    impl OutputSink for Heard {
+        fn stdout<'a>(&'a mut self, bytes: &'a [u8]) -> SinkFuture<'a> {
+            self.0.extend_from_slice(bytes);
+            Box::pin(std::future::ready(Ok(())))
+        }
+
+        fn stderr<'a>(&'a mut self, _: &'a [u8]) -> SinkFuture<'a> {
+            Box::pin(std::future::ready(Ok(())))
+        }
+    }
+
+    struct Told {
+        verdict: Verdict,
+        output: Vec<u8>,
+        events: Vec<EventKind>,
+    }
+
+    /// Runs these steps in a guest that is pretended.
+    async fn told(pretend: &Pretend, steps: &str, power_off: bool) -> Told {
+        let dir = tempfile::tempdir().unwrap();
+        let (workspace, out) = (dir.path().join("workspace"), dir.path().join("out"));
+        fs_err::create_dir(&workspace).unwrap();
+        fs_err::create_dir(&out).unwrap();
+        fs_err::write(workspace.join("steps"), steps).unwrap();
+        let mount_at = belljar_guest_spec::DEFAULT_MOUNT_AT.to_owned();
+        let command = GuestCommand {
+            argv: vec![format!("{mount_at}/steps").into_bytes()],
+            env: Vec::new(),
+            cwd: None,
+            user: None,
+            terminal: None,
+        };
+        let workspace = Some(Workspace { dir: workspace, mode: WorkspaceMode::Rw, mount_at });
+        let request = Request {
+            run: RunId::new(jiff::Timestamp::UNIX_EPOCH, 1),
+            version: "0".into(),
+            guest: GuestSpec::new(Source::host()),
+            guest_name: "host".into(),
+            share: ShareSpec { workspace, out, out_wanted: false, bounds: Bounds::default(), modules: None },
+            dir: dir.path().to_owned(),
+            backends: pretend.alone(),
+            command: Some(command),
+            timeout: Some(Duration::from_secs(60)),
+            power_off,
+        };
+        let events: Rc<RefCell<Vec<EventKind>>> = Rc::default();
+        let seen = Rc::clone(&events);
+        let observer = Box::new(move |event: &belljar_model::Event| seen.borrow_mut().push(event.kind.clone()));
+        let mut log = EventLog::create(&dir.path().join("events.jsonl"), observer).unwrap();
+        let mut heard = Heard::default();
+        let io = RunIo { stdin: None, sink: &mut heard, control: None, console: None };
+        let (_canceller, cancel) = cancel::channel();
+        let verdict = run(request, io, cancel, &mut log).await;
+        let events = events.borrow().clone();
+        Told { verdict, output: heard.0, events }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_command_in_one_guest() {
+        let pretend = Pretend::new(Fate::default());
+        let ran = told(&pretend, "say hello\nexit 3", false).await;
+        assert_eq!((ran.verdict.run_exit_code(), &*ran.output), (3, &b"hello\n"[..]));
+        let steps = ["all: prepare", "0: lease", "0: run steps", "0: close Kill", "0: gone"];
+        assert_eq!(pretend.journal(), steps);
+        let chosen = |kind: &EventKind| matches!(kind, EventKind::Choice { chosen, .. } if chosen == "pretended");
+        assert!(ran.events.iter().any(chosen), "what was chosen is told");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn how_the_guest_ends_is_asked_for_or_follows_from_how_the_command_did() {
+        let ended = async |steps, power_off| {
+            let pretend = Pretend::new(Fate::default());
+            let verdict = told(&pretend, steps, power_off).await.verdict;
+            let ending = pretend.journal().into_iter().find(|line| line.contains("close")).unwrap_or_default();
+            (verdict.run_exit_code(), ending)
+        };
+        assert_eq!(ended("", true).await, (0, "0: close PowerOff".to_owned()));
+        assert_eq!(ended("crash", true).await, (121, "0: close Hurry".to_owned()));
+        assert_eq!(ended("hang", false).await, (124, "0: close Hurry".to_owned()));
+        assert_eq!(
+            ended("unsynced", false).await,
+            (125, "0: close Kill".to_owned()),
+            "no pass that nobody vouches for"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_guest_that_did_not_come_up_shows_its_console() {
+        let pretend = Pretend::new(Fate { lost_on_lease: 1.into(), ..Fate::default() });
+        let ran = told(&pretend, "", false).await;
+        assert_eq!(ran.verdict.run_exit_code(), 125);
+        let tail = |kind: &EventKind| matches!(kind, EventKind::ConsoleTail { lines } if lines == &["no root"]);
+        assert!(ran.events.iter().any(tail));
+    }
+}

@@ -11,6 +11,8 @@
 pub mod history;
 mod obstacles;
 mod run;
+#[cfg(test)]
+mod tests;
 
 pub use self::{
     obstacles::obstacles,
