@@ -27,7 +27,7 @@ use crate::{
     session::{Session, agent::OutputSink},
     share,
     template::{Frozen, Template},
-    watch::{self, WantedStops},
+    watch::{self, Expectation, Expected},
 };
 
 /// Everything that came over the serial console, as it came, in the guest's directory.
@@ -55,15 +55,15 @@ pub struct QemuGuest {
 #[derive(Debug)]
 struct QemuClock {
     qmp: Qmp,
-    stops: WantedStops,
+    expected: Expected,
 }
 
 impl GuestClock for QemuClock {
     fn stop(&self) -> Pending<'_, ()> {
         Box::pin(async {
-            self.stops.expect();
+            self.expected.announce(Expectation::Stop);
             if self.qmp.execute(qmp::Stop {}).await.is_err() {
-                self.stops.take();
+                self.expected.take(Expectation::Stop);
             }
         })
     }
@@ -238,12 +238,12 @@ impl QemuGuest {
             synced => synced,
         };
         self.machine.watch.look_at_shares(observe);
-        let doubt = match (how, &synced) {
+        let mut doubt = match (how, &synced) {
             (Ending::Kill | Ending::PowerOff, Ok(())) => self.machine.watch.doubt(Phase::Command, observe).await,
             _ => self.machine.watch.fault_now(Phase::Command),
         };
         if how == Ending::PowerOff && synced.is_ok() && doubt.is_none() {
-            self.power_off(observe).await;
+            doubt = self.power_off(observe).await.err();
         }
         let end = self.machine.qemu.kill().await;
         let exceeded = end.and_then(|end| end.exceeded).map(|e| watch::of_exceeded(&e));
@@ -345,16 +345,28 @@ impl QemuGuest {
         }
     }
 
-    async fn power_off(&mut self, observe: Observe<'_>) {
+    /// Has the guest power itself off; one that does not is killed later.
+    async fn power_off(&mut self, observe: Observe<'_>) -> Result<(), Lost> {
         let limit = self.machine.limits.power_off();
-        let asked = async {
-            drop(self.session.power_off().await);
-            self.machine.qemu.wait().await;
+        let Self { machine, session, .. } = self;
+        let ended = {
+            let mut ended = std::pin::pin!(tokio::time::timeout(limit, machine.watch.powered_off(&mut *observe)));
+            tokio::select! {
+                biased;
+                ended = &mut ended => ended,
+                _ = session.power_off() => ended.await,
+            }
         };
-        if tokio::time::timeout(limit, asked).await.is_err() {
-            observe(EventKind::Warning {
-                message: format!("the guest did not power off within {} and was killed", crate::for_people(limit)),
-            });
+        match ended {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(lost)) => Err(self.explain(lost, Phase::Close).await),
+            Err(_) => {
+                let limit = crate::for_people(limit);
+                observe(EventKind::Warning {
+                    message: format!("the guest did not power off within {limit} and was killed"),
+                });
+                Ok(())
+            }
         }
     }
 
@@ -416,7 +428,7 @@ impl Guest for QemuGuest {
     }
 
     fn clock(&self) -> Rc<dyn GuestClock> {
-        Rc::new(QemuClock { qmp: self.machine.qemu.qmp().clone(), stops: self.machine.watch.stops().clone() })
+        Rc::new(QemuClock { qmp: self.machine.qemu.qmp().clone(), expected: self.machine.watch.expected().clone() })
     }
 
     fn suspended(&self) -> Option<Duration> {

@@ -6,16 +6,11 @@
 //! that is not in it was no fault; where it does not answer, or there is none, the console alone decides.
 
 mod doubt;
+mod expected;
 mod heartbeat;
 mod sleep;
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use belljar_guest_spec::OopsPolicy;
 use belljar_model::{CrashKind, EventKind, Phase};
@@ -36,6 +31,7 @@ use crate::{
     session::agent::Reports,
 };
 use doubt::Suspect;
+pub(crate) use expected::{Expectation, Expected};
 use heartbeat::Heartbeat;
 use sleep::Sleep;
 
@@ -57,7 +53,7 @@ pub(crate) struct Watch {
     /// How many bytes had come over the console when a session was reached: what boot loaders and initramfs print means
     /// nothing from there on.
     entered_at: Option<u64>,
-    stops: WantedStops,
+    expected: Expected,
     /// What the agent tells, where there is one.
     reports: Option<Arc<Reports>>,
     /// How much of its news was read.
@@ -78,22 +74,6 @@ pub(crate) struct Watch {
     replaced: Option<(ReplacedFiles, Instant)>,
 }
 
-/// How often the guest's time was stopped from here without QEMU having reported it yet.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct WantedStops(Arc<AtomicU32>);
-
-impl WantedStops {
-    /// One is about to be asked for.
-    pub(crate) fn expect(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Takes one back, if there is one.
-    pub(crate) fn take(&self) -> bool {
-        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).is_ok()
-    }
-}
-
 impl Watch {
     pub(crate) fn new(console: &Console, qemu: &Qemu, oops: OopsPolicy) -> Self {
         Self {
@@ -103,7 +83,7 @@ impl Watch {
             exit: qemu.exit_watch(),
             oops,
             entered_at: None,
-            stops: WantedStops::default(),
+            expected: Expected::default(),
             reports: None,
             news_read: 0,
             fault: None,
@@ -137,15 +117,30 @@ impl Watch {
             self.look_at_shares(observe);
         }
     }
-
-    /// Where stops that are wanted are announced.
-    pub(crate) fn stops(&self) -> &WantedStops {
-        &self.stops
+    /// Where it is announced what is asked of the guest.
+    pub(crate) fn expected(&self) -> &Expected {
+        &self.expected
     }
 
     /// What QEMU reports, unless it was asked for.
     fn of_event(&self, event: &QmpEvent, phase: Phase) -> Option<Lost> {
-        if event.name == "STOP" && self.stops.take() { None } else { of_event(event, phase) }
+        let lost = of_event(event, phase)?;
+        let asked_for = match lost.cause.crash_kind() {
+            Some(CrashKind::PowerOff) => self.expected.has(Expectation::PowerOff),
+            _ => event.name == "STOP" && self.expected.take(Expectation::Stop),
+        };
+        (!asked_for).then_some(lost)
+    }
+
+    /// Resolves when a guest that is asked to power itself off has come to an end, in whatever way; a loss is a fault of its kernel, or of the
+    /// host, on the way there.
+    pub(crate) async fn powered_off(&mut self, observe: Observe<'_>) -> Result<(), Lost> {
+        self.expected.announce(Expectation::PowerOff);
+        let lost = self.trouble(Phase::Close, observe).await;
+        match lost.cause.crash_kind() {
+            Some(CrashKind::Panic | CrashKind::Oops) | None => Err(lost),
+            Some(_) => Ok(()),
+        }
     }
 
     /// The guest is up; `reports` is what its agent tells, if it has one.
@@ -188,7 +183,7 @@ impl Watch {
                         self.notice(&event, observe);
                         match of_agent_port(&event) {
                             Some(true) => self.closed = None,
-                            Some(false) if self.entered_at.is_some() => self.closed = Some(Instant::now() + CLOSED),
+                            Some(false) if self.entered_at.is_some() && !self.expected.has(Expectation::PowerOff) => self.closed = Some(Instant::now() + CLOSED),
                             _ => {}
                         }
                     }
@@ -227,7 +222,8 @@ impl Watch {
             let seen = "the agent's port was closed in the guest: the agent was killed, or died";
             return Some(Lost::crash(CrashKind::Silent, seen, phase));
         }
-        let Some(reports) = self.reports.as_ref().filter(|_| !self.stopped) else {
+        let may_be_heard = !self.stopped && !self.expected.has(Expectation::PowerOff);
+        let Some(reports) = self.reports.as_ref().filter(|_| may_be_heard) else {
             self.heartbeat.reset();
             return None;
         };
@@ -425,15 +421,6 @@ fn of_event(event: &QmpEvent, phase: Phase) -> Option<Lost> {
 mod tests {
     use super::*;
     use crate::qemu::qmp::QmpTimestamp;
-
-    #[test]
-    fn each_wanted_stop_is_taken_once() {
-        let stops = WantedStops::default();
-        assert!(!stops.take());
-        stops.expect();
-        assert!(stops.take());
-        assert!(!stops.take(), "the next one is QEMU's own");
-    }
 
     fn event(name: &str, data: serde_json::Value) -> Option<Lost> {
         let timestamp = QmpTimestamp { seconds: 0, microseconds: 0 };

@@ -23,6 +23,9 @@ use crate::{
 use exec::Running;
 use port::Port;
 
+/// How long a slow guest is without an agent before it is off: longer than a closed port is taken for anything but a death.
+const SLOW: Duration = Duration::from_secs(7);
+
 /// How the agent behaves.
 #[derive(Clone, Debug)]
 pub(crate) struct Manners {
@@ -38,6 +41,8 @@ pub(crate) struct Manners {
     quiesce: String,
     /// `ok`, `left`, `never`, `die`, `stray`.
     renew: String,
+    /// `ok`, `panic`, `slow`.
+    shutdown: String,
     /// `silent`, `watched`, `unreadable`.
     kernel: String,
     log: Option<String>,
@@ -70,8 +75,9 @@ pub(crate) struct ExecManners {
     clock_set: bool,
 }
 
-const KEYS: [&str; 27] = [
+const KEYS: [&str; 28] = [
     "renew",
+    "shutdown",
     "kernel",
     "quiesce",
     "logs",
@@ -124,6 +130,7 @@ impl Manners {
             sync: one_of(step, "sync", &["ok", "fail", "gone", "covered", "covered-out", "never", "die"])?,
             quiesce: one_of(step, "quiesce", &["ok", "left", "never", "die"])?,
             renew: one_of(step, "renew", &["ok", "left", "never", "die", "stray"])?,
+            shutdown: one_of(step, "shutdown", &["ok", "panic", "slow"])?,
             kernel: one_of(step, "kernel", &["silent", "watched", "unreadable"])?,
             log: step.text("log"),
             logs: step.count("logs")?.unwrap_or(1),
@@ -385,7 +392,15 @@ impl Agent {
             },
             ToAgent::Shutdown(_) => {
                 self.say(&ToHost::Ending);
-                self.shared.machine.shutdown(true, "guest-shutdown");
+                match self.manners.shutdown.as_str() {
+                    "panic" => self.shared.machine.panicked(),
+                    "slow" => {
+                        self.shared.machine.port(false);
+                        thread::sleep(SLOW);
+                        self.shared.machine.shutdown(true, "guest-shutdown");
+                    }
+                    _ => self.shared.machine.shutdown(true, "guest-shutdown"),
+                }
             }
         }
     }

@@ -163,6 +163,17 @@ fn the_guest_is_powered_off_when_asked() {
 }
 
 #[test]
+fn what_a_guest_does_on_its_way_to_power_off_is_told_apart() {
+    let lab = Lab::new();
+    // The agent's port is closed long before: that was asked for.
+    let slow = WELL.replace("\nagent\n", "\nagent shutdown=slow\n");
+    lab.run(&slow).args(["--power-off"]).sh("exit 5").go().code(5);
+    let panicking = slow.replace("shutdown=slow", "shutdown=panic");
+    let outcome = lab.run(&panicking).args(["--power-off"]).sh("true").go();
+    assert_eq!(outcome.code(121).verdict(), "crash/panic");
+}
+
+#[test]
 fn ended_runs_are_cleared_away() {
     let lab = Lab::new();
     for _ in 0..4 {

@@ -26,6 +26,7 @@ use crate::{
     },
     session::agent::{PortKind, of_session},
     share,
+    watch::Expectation,
 };
 
 /// For so long a guest must have nothing to do to count as having come to rest.
@@ -106,7 +107,7 @@ pub(crate) async fn freeze(
     let ram = ram.try_clone().map_err(|e| Unfrozen::GoesOn(e.to_string()))?;
     let (state, kept) = (create(STATE)?, create(RAM)?);
     let qmp = machine.qemu.qmp().clone();
-    machine.watch.stops().expect();
+    machine.watch.expected().announce(Expectation::Stop);
     let limit = machine.limits.state();
     let saved =
         machine.attend(Phase::Session, observe, async |_, _, _| Ok(save(&qmp, limit, state, ram, kept).await)).await;
