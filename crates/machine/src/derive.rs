@@ -3,7 +3,7 @@
 //! There are two recipes. Devices are plugged in ([`plug`]): of the template of a guest come those of all guests that differ from it by
 //! disks and the network card. And a set-up runs once ([`set_up`]), of whatever guest.
 //!
-//! The copy has a memory and disks of its own from the start, so that what comes of it needs the other template no more. It keeps the
+//! The copy has a memory and volumes of its own from the start, so that what comes of it needs the other template no more. It keeps the
 //! identity with which the guest booted, which its copies change as ever.
 
 use std::{fs::File, io, time::Duration};
@@ -118,12 +118,12 @@ async fn plug_into(
     let what = plan.kinds_to_plug().join(", ");
     told(observe, TEMPLATE, "plugged", format!("{what}: plugged into a copy of the guest's template, once"));
     let since = Instant::now();
-    let Copied { base, making, ram, disks } = match copied(parent.template, making, plan.ram_size()).await? {
+    let Copied { base, making, ram, volumes } = match copied(parent.template, making, plan.ram_size()).await? {
         Ok(copied) => copied,
         Err((making, why)) => return refuse(making, format!("its template cannot be copied: {why}")),
     };
     let kept = ram.try_clone().map_err(|e| again(&e))?;
-    let thawed = thaw_to_plug(plan, &base, &making, (ram, disks), parent.again, way.view, observe).await;
+    let thawed = thaw_to_plug(plan, &base, &making, (ram, volumes), parent.again, way.view, observe).await;
     let (machine, entered) = match thawed {
         Ok(guest) => guest,
         Err(Unthawed::Lost(lost)) => return Err(lost),
@@ -181,13 +181,13 @@ pub(crate) async fn set_up(
     let since = Instant::now();
     let inputs = layer.set_up.inputs()?;
     let plan = way.plan.with_share(ShareSpec { workspace: Some(inputs), modules: None, ..way.plan.share.clone() });
-    let Copied { base, making, ram, disks } = match copied(parent.template, making, plan.ram_size()).await? {
+    let Copied { base, making, ram, volumes } = match copied(parent.template, making, plan.ram_size()).await? {
         Ok(copied) => copied,
         Err((_, why)) => return refuse(format!("its template cannot be copied: {why}"), observe),
     };
     let kept = ram.try_clone().map_err(|e| again(&e))?;
     let frozen = base.session().clone();
-    let mut guest = match thaw_to_set_up(&plan, base, ram, disks, parent.again, way.view, observe).await {
+    let mut guest = match thaw_to_set_up(&plan, base, ram, volumes, parent.again, way.view, observe).await {
         Ok(guest) => guest,
         Err(Unthawed::Lost(lost)) => return Err(lost),
         Err(Unthawed::Copy(failed)) => return refuse(failed.why, observe),
@@ -235,28 +235,28 @@ async fn in_turn(
 }
 
 fn room_for(plan: &Plan, parent: &Template, making: &Making) -> Result<(), String> {
-    let disks: u64 = parent.disks().ok().iter().flatten().filter_map(|d| d.metadata().ok()).map(|m| m.len()).sum();
-    has_room(making.dir(), plan.ram_size().saturating_add(disks))
+    let volumes: u64 = parent.volumes().ok().iter().flatten().filter_map(|d| d.metadata().ok()).map(|m| m.len()).sum();
+    has_room(making.dir(), plan.ram_size().saturating_add(volumes))
 }
 
 struct Copied {
     base: Template,
     making: Making,
     ram: File,
-    disks: Vec<File>,
+    volumes: Vec<File>,
 }
 
-/// Copies memory and disks of a template, for a guest that may write to them.
+/// Copies memory and volumes of a template, for a guest that may write to them.
 async fn copied(base: Template, making: Making, size: u64) -> Result<Result<Copied, (Making, io::Error)>, Lost> {
     blocking(move || {
         let copy = || -> io::Result<_> {
             let ram = memory(size)?;
             base.copy_ram(&ram, size)?;
-            let disks = base.copy_disks(&making)?;
-            if base.is_unchanged() { Ok((ram, disks)) } else { Err(io::Error::other("it was written to meanwhile")) }
+            let volumes = base.copy_volumes(&making)?;
+            if base.is_unchanged() { Ok((ram, volumes)) } else { Err(io::Error::other("it was written to meanwhile")) }
         };
         match copy() {
-            Ok((ram, disks)) => Ok(Copied { base, making, ram, disks }),
+            Ok((ram, volumes)) => Ok(Copied { base, making, ram, volumes }),
             Err(error) => Err((making, error)),
         }
     })

@@ -20,7 +20,6 @@ pub mod lease;
 mod limits;
 mod lost;
 pub mod plan;
-mod plan_disk;
 mod plan_source;
 mod plan_template;
 mod plug;
@@ -32,6 +31,7 @@ pub mod share;
 pub mod spec;
 pub mod template;
 pub mod tree;
+mod volume;
 mod watch;
 
 pub use belljar_proto::message::{MountMode, WindowSize};

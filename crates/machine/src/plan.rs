@@ -27,7 +27,6 @@ use crate::{
     conceal::{ConcealError, Concealment},
     host::HostContext,
     limits::Limits,
-    plan_disk::{self, PlannedDisk, Plugging},
     plan_source::{Found, kernel_for_root, modules_for_root},
     plan_template::QEMU_MAC,
     qemu::{
@@ -38,6 +37,7 @@ use crate::{
     },
     share::{self, Kind},
     spec::{ShareSpec, Workspace},
+    volume::{Volume, VolumeError, Volumes},
 };
 
 /// The host name of guests that Belljar initialises itself.
@@ -72,14 +72,9 @@ impl AgentPlace {
 /// A guest that can be started, as often as one likes: nothing is open yet.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// All but the disks.
+    /// All but the volumes.
     pub(crate) config: MachineConfig,
-    /// Those that have to be there from the start, then those that can be plugged in and frozen, then those that go into each copy.
-    pub(crate) disks: Vec<PlannedDisk>,
-    /// How many have to be there from the start.
-    pub(crate) fixed: usize,
-    /// How many a template of this guest has.
-    pub(crate) frozen: usize,
+    pub(crate) volumes: Volumes,
     /// What a guest is told to be like, where Belljar initialises it.
     pub(crate) system: Option<System>,
     /// The ways in that are tried, in this order.
@@ -122,6 +117,13 @@ pub(crate) struct Launch {
     pub(crate) descriptors: Descriptors,
 }
 
+impl Launch {
+    /// A machine that has no volumes yet.
+    pub(crate) fn of(config: MachineConfig) -> Self {
+        Self { config, descriptors: Descriptors::default() }
+    }
+}
+
 /// Why there is no plan.
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
@@ -155,9 +157,9 @@ pub enum PlanError {
         /// What the guest runs on.
         platform: &'static Platform,
     },
-    /// A disk cannot be used.
+    /// A volume cannot be had.
     #[error(transparent)]
-    Disk(#[from] plan_disk::PlanDiskError),
+    Volume(#[from] VolumeError),
     /// What the guest must not see cannot be hidden.
     #[error(transparent)]
     Conceal(#[from] ConcealError),
@@ -198,11 +200,11 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext, dir: Path
     let cache = Cache::new(&host.cache_dir, &dir);
     let agent = platform.agent().map(|agent| agent.program);
     let mut shares = Vec::new();
-    let mut disks = Vec::new();
+    let mut volumes = Vec::new();
     let mut of_kernel = None;
     let (kernel, place) = match found? {
         Found::Image { path, format, bus } => {
-            disks.push(PlannedDisk::boot(&host.qemu_img, path, format, bus)?);
+            volumes.push(Volume::boot(&host.qemu_img, path, format, bus)?);
             shares.extend(carried(share::CONTROL_TAG, dir.join(CONTROL_DIR), true));
             (None, agent.map_or(AgentPlace::Nowhere, |_| AgentPlace::ControlShare))
         }
@@ -245,7 +247,7 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext, dir: Path
         shares.extend(kind.into_iter().flat_map(|kind| spec_shares(share, kind, &dir)));
     }
     for disk in &spec.hardware.disks {
-        disks.push(PlannedDisk::extra(&host.qemu_img, disk)?);
+        volumes.push(Volume::further(&host.qemu_img, disk)?);
     }
 
     let mut config = MachineConfig {
@@ -270,15 +272,12 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext, dir: Path
         // An image that does not boot says so.
         let _ = write!(config.machine, ",{property}={value}");
     }
-    config.slots = slots(spec, &config, &disks);
-    let (mut fixed, mut frozen) = (disks.len(), disks.len());
+    config.slots = slots(spec, &config, &volumes);
     if config.slots.is_some() {
         config.nic.mac = Some(QEMU_MAC.map(|byte| format!("{byte:02x}")).join(":"));
-        disks.sort_by_key(PlannedDisk::plugging);
-        fixed = disks.iter().filter(|disk| disk.plugging() == Plugging::Never).count();
-        frozen = disks.iter().filter(|disk| disk.plugging() != Plugging::Late).count();
     }
-    for disk in disks[..fixed].iter().filter(|disk| disk.is_further()) {
+    let volumes = Volumes::new(volumes, config.slots.is_some());
+    for disk in volumes.fixed().iter().filter(|disk| disk.is_further()) {
         let why = match (&spec.source, config.slots) {
             (Source::Initramfs { .. }, _) => "somebody else's initramfs may look for it while it boots".to_owned(),
             (_, Some(_)) => format!("a disk on {} cannot be plugged into a machine that runs", disk.kind()),
@@ -291,9 +290,7 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext, dir: Path
     let plan = Plan {
         concealment,
         config,
-        disks,
-        fixed,
-        frozen,
+        volumes,
         system: is_init.then_some(system),
         rungs,
         agent: place,
@@ -326,7 +323,7 @@ pub(crate) fn obstacles(spec: &GuestSpec, host: &HostContext) -> Vec<String> {
     let boots = || -> Result<(), PlanError> {
         match found? {
             Found::Image { path, format, bus } => {
-                PlannedDisk::boot(&host.qemu_img, path, format, bus)?;
+                Volume::boot(&host.qemu_img, path, format, bus)?;
             }
             Found::Root { root: _, arch: _, kernel, modules } => {
                 kernel_for_root(kernel, modules, &platform.processor, &mut Choices::default())?;
@@ -339,7 +336,7 @@ pub(crate) fn obstacles(spec: &GuestSpec, host: &HostContext) -> Vec<String> {
         Ok(())
     };
     obstacles.extend(boots().err());
-    let disks = spec.hardware.disks.iter().filter_map(|disk| PlannedDisk::extra(&host.qemu_img, disk).err());
+    let disks = spec.hardware.disks.iter().filter_map(|disk| Volume::further(&host.qemu_img, disk).err());
     obstacles.extend(disks.map(PlanError::from));
     obstacles.iter().map(ToString::to_string).collect()
 }
@@ -434,7 +431,7 @@ impl Plan {
         if self.exchange().is_none() {
             return Err("the guest sees nothing of the host, so that its set-up has nothing to read");
         }
-        if self.frozen < self.disks.len() {
+        if !self.volumes.late().is_empty() {
             return Err("the guest has an NVMe disk, with which QEMU cannot freeze it");
         }
         Ok(())
@@ -442,12 +439,11 @@ impl Plan {
 
     /// Makes what a boot needs: layers that take what the guest writes, and the agent where the guest can fetch it.
     pub(crate) fn launch(&self) -> Result<Launch, PlanError> {
-        let (mut config, mut descriptors) = (self.config.clone(), Descriptors::default());
-        plan_disk::open(&self.disks, &self.dir, true, &mut config, &mut descriptors)
-            .map_err(plan_disk::PlanDiskError::from)?;
-        self.put_agent(&config)?;
-        self.conceal(&mut config, &mut descriptors)?;
-        Ok(Launch { config, descriptors })
+        let mut launch = Launch::of(self.config.clone());
+        self.volumes.boot(&self.dir, &mut launch).map_err(VolumeError::from)?;
+        self.put_agent(&launch.config)?;
+        self.conceal(&mut launch)?;
+        Ok(launch)
     }
 
     /// What the guest runs on.
@@ -466,12 +462,8 @@ impl Plan {
     }
 
     /// Takes what the guest must not see out of its shares.
-    pub(crate) fn conceal(
-        &self,
-        config: &mut MachineConfig,
-        descriptors: &mut Descriptors,
-    ) -> Result<(), ConcealError> {
-        self.concealment.apply(config, descriptors, &self.host, &self.dir)
+    pub(crate) fn conceal(&self, launch: &mut Launch) -> Result<(), ConcealError> {
+        self.concealment.apply(&mut launch.config, &mut launch.descriptors, &self.host, &self.dir)
     }
 
     /// Puts what a boot needs where the guest finds it.
@@ -510,7 +502,7 @@ impl Plan {
         if !directories.is_empty() {
             by_hand.push(["mkdir", "-p", "--"].map(OsString::from).into_iter().chain(directories).collect());
         }
-        by_hand.extend(plan_disk::describe(&self.disks, &self.host.qemu_img, &mut config));
+        by_hand.extend(self.volumes.describe(&self.host.qemu_img, &mut config));
         (config, by_hand)
     }
 
@@ -548,8 +540,8 @@ const WANTED: &[Feature] = &[
 /// Where devices are. They are left to QEMU where a machine is not of a type whose slots are known, or the user's own arguments may take
 /// some of them. They are, too, where a kernel is given with somebody else's initramfs: its root may be one of the disks, so that it has to boot
 /// with all of them.
-fn slots(spec: &GuestSpec, config: &MachineConfig, disks: &[PlannedDisk]) -> Option<&'static Slots> {
-    let further = disks.iter().filter(|disk| disk.is_on_pci() && disk.plugging() != Plugging::Never).count();
+fn slots(spec: &GuestSpec, config: &MachineConfig, volumes: &[Volume]) -> Option<&'static Slots> {
+    let further = volumes.iter().filter(|volume| volume.takes_slot()).count();
     let boots_alone = !matches!(spec.source, Source::Initramfs { .. });
     let may_be_given = boots_alone && spec.qemu_args.is_empty();
     config.machine_type().slots.filter(|slots| may_be_given && slots.has_room(further))

@@ -8,14 +8,14 @@ use std::{
 
 use crate::{
     plan::{AgentPlace, CopyError, Launch, Plan, PlanError, make_placeholder},
-    plan_disk::{self, PlanDiskError},
     qemu::{
         args::{Accel, MachineConfig, NicMode, Ram},
-        descriptors::{Descriptors, Fd, Purpose},
+        descriptors::{Fd, Purpose},
         platform::Platform,
     },
     share,
     template::{KeyMaker, Making, Template, TemplateKey, Unkeyable},
+    volume::{Volume, VolumeError},
 };
 
 /// The hardware address that QEMU gives to the first network card.
@@ -35,12 +35,11 @@ pub(crate) enum CardChange {
 impl Plan {
     /// The guest of which this one can be made by plugging devices in and out; `None` if it is that guest itself.
     pub(crate) fn base(&self) -> Option<Self> {
-        let differs =
-            self.config.slots.is_some() && (self.frozen > self.fixed || self.card_change() != CardChange::None);
+        let differs = self.config.slots.is_some()
+            && (!self.volumes.plugged().is_empty() || self.card_change() != CardChange::None);
         differs.then(|| {
             let mut base = self.clone();
-            base.disks.truncate(base.fixed);
-            base.frozen = base.fixed;
+            base.volumes = self.volumes.without_plugged();
             base.config.nic.mode = NicMode::Isolated;
             base
         })
@@ -57,19 +56,19 @@ impl Plan {
 
     /// The kind of the devices that go into each copy, if there are such.
     pub(crate) fn late_kind(&self) -> Option<&'static str> {
-        self.disks.get(self.frozen).map(plan_disk::PlannedDisk::kind)
+        self.volumes.late().first().map(Volume::kind)
     }
 
     /// The kinds of devices that are plugged in to make this guest's template.
     pub(crate) fn kinds_to_plug(&self) -> Vec<&'static str> {
-        let of_disks = self.disks[self.fixed..self.frozen].iter().map(plan_disk::PlannedDisk::kind);
+        let of_disks = self.volumes.plugged().iter().map(Volume::kind);
         let of_card = (self.card_change() != CardChange::None).then_some(CARD_KIND);
         of_disks.chain(of_card).collect()
     }
 
     /// What the guest's template has beside that of its base, for a person.
     pub(crate) fn title_of_template(&self) -> String {
-        let disks = match self.frozen - self.fixed {
+        let disks = match self.volumes.plugged().len() {
             0 => None,
             1 => Some("1 disk more".to_owned()),
             n => Some(format!("{n} disks more")),
@@ -117,7 +116,7 @@ impl Plan {
                 }
             }
         }
-        plan_disk::add_to(&self.disks[..self.frozen], &mut key, &mut config)?;
+        self.volumes.add_to(&mut key, &mut config)?;
         // What the guest sees of a share is its tag, until it mounts it.
         for share in &mut config.shares {
             share.path = PathBuf::from("/");
@@ -151,37 +150,38 @@ impl Plan {
         Ok(key.finish())
     }
 
-    /// The machine that is frozen, and those that are made of it. Memory and disks aside.
+    /// The machine that is frozen, and those that are made of it. Memory and volumes aside.
     fn config_to_freeze(&self) -> MachineConfig {
         MachineConfig { vmgenid: true, ..self.config.clone() }
     }
 
     /// Makes what the boot of a template needs. Its memory is in `ram`.
     pub(crate) fn launch_to_freeze(&self, making: &Making, ram: OwnedFd) -> Result<Launch, PlanError> {
-        let (mut config, mut descriptors) = (self.config_to_freeze(), Descriptors::default());
-        plan_disk::open_in_template(&self.disks[..self.frozen], making, true, &mut config, &mut descriptors)
-            .map_err(PlanDiskError::from)?;
-        self.put_agent(&config)?;
-        config.ram = Ram::Shared(descriptors.add(Purpose::Memory, ram));
-        self.conceal(&mut config, &mut descriptors)?;
-        Ok(Launch { config, descriptors })
+        let mut launch = Launch::of(self.config_to_freeze());
+        self.volumes.boot_to_freeze(making, &mut launch).map_err(VolumeError::from)?;
+        self.put_agent(&launch.config)?;
+        launch.config.ram = Ram::Shared(launch.descriptors.add(Purpose::Memory, ram));
+        self.conceal(&mut launch)?;
+        Ok(launch)
     }
 
     /// Makes what a copy of a template needs.
     pub(crate) fn launch_copy(&self, template: &Template) -> Result<Launch, CopyError> {
-        let (mut config, mut descriptors) = (self.config_to_go_on()?, Descriptors::default());
-        let (frozen, late) = self.disks.split_at(self.frozen);
-        let dir = &self.dir;
-        plan_disk::open_over_template(frozen, template.disks()?, dir, &mut config, &mut descriptors)?;
-        plan_disk::open(late, dir, false, &mut config, &mut descriptors)?;
-        self.go_on(config, descriptors, template, Ram::Private, template.ram()?)
+        let mut launch = Launch::of(self.config_to_go_on()?);
+        self.volumes.copy(template.volumes()?, &self.dir, &mut launch)?;
+        self.go_on(launch, template, Ram::Private, template.ram()?)
     }
 
-    /// Makes what a copy of a template needs that is to become a template itself, its memory and disks being copies already.
-    pub(crate) fn launch_on_top(&self, template: &Template, ram: File, disks: Vec<File>) -> Result<Launch, CopyError> {
-        let (mut config, mut descriptors) = (self.config_to_go_on()?, Descriptors::default());
-        plan_disk::go_on(&self.disks[..self.frozen], disks, &mut config, &mut descriptors);
-        self.go_on(config, descriptors, template, Ram::Shared, ram)
+    /// Makes what a copy of a template needs that is to become a template itself, its memory and volumes being copies already.
+    pub(crate) fn launch_on_top(
+        &self,
+        template: &Template,
+        ram: File,
+        volumes: Vec<File>,
+    ) -> Result<Launch, CopyError> {
+        let mut launch = Launch::of(self.config_to_go_on()?);
+        self.volumes.go_on(volumes, &mut launch)?;
+        self.go_on(launch, template, Ram::Shared, ram)
     }
 
     /// The same for a copy of the base's template, into which this guest's devices are to be plugged.
@@ -190,29 +190,27 @@ impl Plan {
         base: &Template,
         making: &Making,
         ram: File,
-        disks: Vec<File>,
+        volumes: Vec<File>,
     ) -> Result<Launch, CopyError> {
-        let (mut config, mut descriptors) = (self.config_to_go_on()?, Descriptors::default());
-        config.nic.mode = NicMode::Isolated;
-        let (fixed, plugged) = self.disks[..self.frozen].split_at(self.fixed);
-        plan_disk::go_on(fixed, disks, &mut config, &mut descriptors);
-        plan_disk::open_in_template(plugged, making, false, &mut config, &mut descriptors)?;
-        self.go_on(config, descriptors, base, Ram::Shared, ram)
+        let mut launch = Launch::of(self.config_to_go_on()?);
+        launch.config.nic.mode = NicMode::Isolated;
+        self.volumes.go_on_to_plug(volumes, making, &mut launch)?;
+        self.go_on(launch, base, Ram::Shared, ram)
     }
 
     /// The copy of a template with this memory.
     fn go_on(
         &self,
-        mut config: MachineConfig,
-        mut descriptors: Descriptors,
+        mut launch: Launch,
         template: &Template,
         kind: fn(Fd) -> Ram,
         ram: File,
     ) -> Result<Launch, CopyError> {
+        let Launch { config, descriptors } = &mut launch;
         config.ram = kind(descriptors.add(Purpose::Memory, ram));
         config.incoming = Some(descriptors.add(Purpose::State, template.state()?));
-        self.conceal(&mut config, &mut descriptors)?;
-        Ok(Launch { config, descriptors })
+        self.conceal(&mut launch)?;
+        Ok(launch)
     }
 
     /// The machine of a copy. Kernel and initramfs are in its memory already, and it is never reset.

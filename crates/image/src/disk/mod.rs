@@ -21,7 +21,7 @@ use crate::bounded;
 pub use error::DiskError;
 pub use format::{Format, UnknownFormat};
 pub use inspect::{Use, inspect};
-pub use overlay::{Overlay, create_empty, create_layer, create_overlay, empty_in, overlay_in};
+pub use overlay::{Overlay, create_empty, create_overlay, empty_in, overlay_in, unnamed};
 
 /// A disk image that was looked at and may be booted from or attached.
 #[derive(Clone, Debug, PartialEq, Eq)]

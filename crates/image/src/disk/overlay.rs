@@ -34,15 +34,7 @@ impl AsFd for Overlay {
 /// # Errors
 /// When `dir` has no room or cannot be written, or the image is larger than qcow2 can be.
 pub fn create_overlay(dir: &Path, image: &DiskImage) -> Result<Overlay, DiskError> {
-    create_layer(dir, image.virtual_size)
-}
-
-/// The same over anything of `virtual_size` bytes.
-///
-/// # Errors
-/// When `dir` has no room or cannot be written, or the size is larger than qcow2 can be.
-pub fn create_layer(dir: &Path, virtual_size: u64) -> Result<Overlay, DiskError> {
-    overlay_in(nameless(dir)?, dir, virtual_size)
+    overlay_in(unnamed(dir)?, dir, image.virtual_size)
 }
 
 /// The same in an empty file that the caller has made in `dir`, over anything of `virtual_size` bytes.
@@ -64,7 +56,7 @@ pub fn overlay_in(file: File, dir: &Path, virtual_size: u64) -> Result<Overlay, 
 /// # Errors
 /// When `dir` cannot be written or has no files of that size.
 pub fn create_empty(dir: &Path, size: u64) -> Result<Overlay, DiskError> {
-    empty_in(nameless(dir)?, dir, size)
+    empty_in(unnamed(dir)?, dir, size)
 }
 
 /// The same in an empty file that the caller has made in `dir`.
@@ -81,11 +73,15 @@ pub fn empty_in(file: File, dir: &Path, size: u64) -> Result<Overlay, DiskError>
     Ok(Overlay { fd: file.into(), virtual_size })
 }
 
-fn nameless(dir: &Path) -> Result<File, DiskError> {
-    unnamed(dir).map_err(|source| DiskError::Layer { dir: dir.to_owned(), source })
+/// An empty file without a name in the file system of `dir`, for reading and writing.
+///
+/// # Errors
+/// When `dir` cannot be written.
+pub fn unnamed(dir: &Path) -> Result<File, DiskError> {
+    make_unnamed(dir).map_err(|source| DiskError::Layer { dir: dir.to_owned(), source })
 }
 
-fn unnamed(dir: &Path) -> io::Result<File> {
+fn make_unnamed(dir: &Path) -> io::Result<File> {
     match unnamed_file(dir, OFlags::EXCL) {
         // File systems without O_TMPFILE (9p, NFS, …) say one of these.
         Err(e) if matches!(e.kind(), io::ErrorKind::Unsupported | io::ErrorKind::IsADirectory) => {}

@@ -37,7 +37,7 @@ pub(crate) use thaw::{FailedCopy, Unthawed, thaw, thaw_to_plug, thaw_to_set_up};
 pub(crate) struct Template {
     ram: File,
     state: File,
-    disks: Vec<File>,
+    volumes: Vec<File>,
     manifest: Manifest,
 }
 
@@ -72,9 +72,9 @@ impl Template {
         reopen(&self.state)
     }
 
-    /// The disks, opened anew for reading.
-    pub(crate) fn disks(&self) -> io::Result<Vec<File>> {
-        self.disks.iter().map(reopen).collect()
+    /// The volumes, opened anew for reading.
+    pub(crate) fn volumes(&self) -> io::Result<Vec<File>> {
+        self.volumes.iter().map(reopen).collect()
     }
 
     /// Copies the memory, `size` bytes, into an empty file.
@@ -82,14 +82,14 @@ impl Template {
         sparse::copy_unchecked(&self.ram, to, size)
     }
 
-    /// Copies the disks into files of another template.
-    pub(crate) fn copy_disks(&self, making: &Making) -> io::Result<Vec<File>> {
-        let copy = |(at, disk): (usize, &File)| {
-            let to = making.create_disk(at)?;
-            sparse::copy(disk, &to, disk.metadata()?.len())?;
+    /// Copies the volumes into files of another template.
+    pub(crate) fn copy_volumes(&self, making: &Making) -> io::Result<Vec<File>> {
+        let copy = |(number, volume): (usize, &File)| {
+            let to = making.create_volume(number)?;
+            sparse::copy(volume, &to, volume.metadata()?.len())?;
             Ok(to)
         };
-        self.disks.iter().enumerate().map(copy).collect()
+        self.volumes.iter().enumerate().map(copy).collect()
     }
 
     /// Whether nobody has written to any part since it was opened.
@@ -110,7 +110,7 @@ impl Template {
         match part.name.as_str() {
             store::RAM => Some(&self.ram),
             store::STATE => Some(&self.state),
-            name => name.strip_prefix(store::DISK).and_then(|n| self.disks.get(n.parse::<usize>().ok()?)),
+            name => name.strip_prefix(store::VOLUME).and_then(|n| self.volumes.get(n.parse::<usize>().ok()?)),
         }
     }
 }

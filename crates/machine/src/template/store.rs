@@ -386,9 +386,9 @@ impl Making {
         new_file(&self.dir.join(name), true)
     }
 
-    /// A new file for one of the disks.
-    pub(crate) fn create_disk(&self, at: usize) -> io::Result<File> {
-        self.create(&format!("{DISK}{at}"))
+    /// A new file for the volume of this number.
+    pub(crate) fn create_volume(&self, number: usize) -> io::Result<File> {
+        self.create(&format!("{VOLUME}{number}"))
     }
 
     /// Makes the template known. The memory's checksum was taken when it was copied.
@@ -396,7 +396,7 @@ impl Making {
         let mut names: Vec<String> = fs::read_dir(&self.dir)?
             .flatten()
             .filter_map(|e| e.file_name().into_string().ok())
-            .filter(|name| name == RAM || name == STATE || name.starts_with(DISK))
+            .filter(|name| name == RAM || name == STATE || name.starts_with(VOLUME))
             .collect();
         names.sort();
         let mut parts = Vec::new();
@@ -444,10 +444,10 @@ fn clear(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Names of a template's parts.
+/// Names of a template's parts; those of volumes have a number behind them.
 pub(super) const RAM: &str = "ram";
 pub(super) const STATE: &str = "state";
-pub(super) const DISK: &str = "disk";
+pub(super) const VOLUME: &str = "disk";
 
 fn open(dir: &Path, key: &TemplateKey) -> Result<Template, Flaw> {
     let read = |part: &str| {
@@ -476,11 +476,11 @@ fn open(dir: &Path, key: &TemplateKey) -> Result<Template, Flaw> {
 }
 
 fn open_parts(dir: &Path, manifest: Manifest) -> io::Result<Template> {
-    let mut disks = Vec::new();
-    while manifest.parts.iter().any(|p| p.name == format!("{DISK}{}", disks.len())) {
-        disks.push(open_part(dir, &format!("{DISK}{}", disks.len()))?);
+    let mut volumes = Vec::new();
+    while manifest.parts.iter().any(|p| p.name == format!("{VOLUME}{}", volumes.len())) {
+        volumes.push(open_part(dir, &format!("{VOLUME}{}", volumes.len()))?);
     }
-    let template = Template { ram: open_part(dir, RAM)?, state: open_part(dir, STATE)?, disks, manifest };
+    let template = Template { ram: open_part(dir, RAM)?, state: open_part(dir, STATE)?, volumes, manifest };
     if template.is_unchanged() { Ok(template) } else { Err(io::Error::other("it changed while it was opened")) }
 }
 

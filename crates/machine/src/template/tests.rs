@@ -47,8 +47,8 @@ fn finish_on(making: Making, content: &[u8], base: Option<TemplateKey>) -> Templ
     source.write_all_at(content, 8192).unwrap();
     let copied = sparse::copy(&source, &ram, 1 << 20).unwrap();
     making.create("state").unwrap().write_all(b"the devices").unwrap();
-    making.create_disk(0).unwrap().write_all(b"a disk").unwrap();
-    making.create_disk(1).unwrap().write_all(b"another").unwrap();
+    making.create_volume(0).unwrap().write_all(b"a disk").unwrap();
+    making.create_volume(1).unwrap().write_all(b"another").unwrap();
     let facts =
         Facts { guest: "a guest".into(), base, qemu: "1.2.3".into(), boot_millis: 1, session: Frozen::AgentOnVirtio };
     making.publish(facts, copied.hash).unwrap()
@@ -82,7 +82,7 @@ fn what_was_made_is_found() {
     assert!(template.is_unchanged());
     assert_eq!(text(template.state().unwrap()), "the devices");
     assert_eq!(text(template.state().unwrap()), "the devices", "each reader begins at the beginning");
-    assert_eq!(template.disks().unwrap().into_iter().map(text).collect::<Vec<_>>(), ["a disk", "another"]);
+    assert_eq!(template.volumes().unwrap().into_iter().map(text).collect::<Vec<_>>(), ["a disk", "another"]);
     let mut memory = [0; 10];
     template.ram().unwrap().read_exact_at(&mut memory, 8192).unwrap();
     assert_eq!(&memory, b"its memory");

@@ -88,18 +88,19 @@ pub(crate) async fn thaw(
     finish(machine, entered, plan, identity, template, observe).await
 }
 
-/// Makes a guest out of a template that has `ram` and `disks`, copies of the template's, for its own and keeps the identity with which the
+/// Makes a guest out of a template that has `ram` and `volumes`, copies of the template's, for its own and keeps the identity with which the
 /// template booted: one that is to become a template itself.
 pub(crate) async fn thaw_to_set_up(
     plan: &Plan,
     template: Template,
     ram: File,
-    disks: Vec<File>,
+    volumes: Vec<File>,
     again: bool,
     view: Option<&Views>,
     observe: Observe<'_>,
 ) -> Result<QemuGuest, Unthawed> {
-    let launch = plan.launch_on_top(&template, ram, disks).map_err(|e| Unthawed::failed(Blame::Host, e.to_string()))?;
+    let launch =
+        plan.launch_on_top(&template, ram, volumes).map_err(|e| Unthawed::failed(Blame::Host, e.to_string()))?;
     let identity = random_bytes().map(|random| Identity { seed: identity(&random).seed, ..unchanged() })?;
     let resuming = Resuming { plan, session: template.session(), launch, changes: Changes::default(), again };
     let (machine, entered) = resume(resuming, view, observe).await?;
@@ -107,18 +108,18 @@ pub(crate) async fn thaw_to_set_up(
 }
 
 /// Makes a machine out of a base's template, has the plan's devices plugged into it, and leaves it at that: it is to become a template itself.
-/// `ram_and_disks` are copies of the base's.
+/// `ram_and_volumes` are copies of the base's.
 pub(crate) async fn thaw_to_plug(
     plan: &Plan,
     base: &Template,
     making: &Making,
-    ram_and_disks: (File, Vec<File>),
+    ram_and_volumes: (File, Vec<File>),
     again: bool,
     view: Option<&Views>,
     observe: Observe<'_>,
 ) -> Result<(Machine, Entered), Unthawed> {
-    let (ram, disks) = ram_and_disks;
-    let launch = plan.launch_to_plug(base, making, ram, disks);
+    let (ram, volumes) = ram_and_volumes;
+    let launch = plan.launch_to_plug(base, making, ram, volumes);
     let launch = launch.map_err(|e| Unthawed::failed(Blame::Host, e.to_string()))?;
     let changes = Changes::of(&launch.config, plan.card_change());
     let resuming = Resuming { plan, session: base.session(), launch, changes, again };

@@ -15,7 +15,7 @@ use belljar_image::cache::Cache;
 use belljar_image::kernel::discover;
 use belljar_image::modules::read_module;
 use belljar_image::vmlinux::{Bootable, bootable};
-use belljar_machine::qemu::args::{Disk, DiskBus, DiskSource, Kernel, MachineConfig, Nic, NicMode, Share};
+use belljar_machine::qemu::args::{Disk, DiskBus, DiskSource, Kernel, MachineConfig, Nic, NicMode, Node, Share};
 use belljar_machine::qemu::descriptors::{Descriptors, Purpose};
 use belljar_machine::qemu::platform;
 use belljar_machine::qemu::process::{Qemu, SpawnError, SpawnRequest};
@@ -135,14 +135,14 @@ async fn every_device_is_accepted() {
             File::create(&path).unwrap().set_len(1 << 20).unwrap();
             let serial = Some(format!("serial, {i}"));
             let boot_index = Some(u32::try_from(i).unwrap());
-            disks.push(Disk { bus, serial, boot_index, ..Disk::new(DiskSource::Path(path), "raw") });
+            disks.push(Disk { bus, serial, boot_index, ..Disk::new(Node::new(DiskSource::Path(path), "raw")) });
         }
-        disks[5].read_only = true;
+        disks[5].node.read_only = true;
         // A file without a name any more.
         let unnamed = tempfile::tempfile().unwrap();
         unnamed.set_len(1 << 20).unwrap();
         let mut descriptors = Descriptors::default();
-        disks.push(Disk::new(DiskSource::FdSet(descriptors.add_set(Purpose::Volume, unnamed)), "raw"));
+        disks.push(Disk::new(Node::new(DiskSource::FdSet(descriptors.add_set(Purpose::Volume, unnamed)), "raw")));
         let shared = bench.path("dir, a=b\n'");
         fs::create_dir(&shared).unwrap();
         let config = MachineConfig {
@@ -187,8 +187,10 @@ async fn qemu_tells_what_is_wrong_and_so_do_we() {
     // Held by one, wanted by another.
     let path = bench.path("image");
     File::create(&path).unwrap().set_len(1 << 20).unwrap();
-    let config =
-        || MachineConfig { disks: vec![Disk::new(DiskSource::Path(path.clone()), "raw")], ..MachineConfig::default() };
+    let config = || MachineConfig {
+        disks: vec![Disk::new(Node::new(DiskSource::Path(path.clone()), "raw"))],
+        ..MachineConfig::default()
+    };
     let mut first = bench.spawn(config(), Descriptors::default()).await.unwrap();
     let said = bench.spawn(config(), Descriptors::default()).await.unwrap_err().to_string();
     assert!(said.contains("Another process writes to this image"), "{said}");

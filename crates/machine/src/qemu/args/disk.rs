@@ -1,28 +1,21 @@
-//! Disks: the block graph behind each and the device in front of it.
-//!
-//! The graph is given whole (`-blockdev`), formats included: QEMU never guesses a format from an
-//! image's contents, which the guest of an earlier run may have written.
+//! Disks: the device in front of each [`Node`].
 
 use std::ffi::OsString;
-use std::path::PathBuf;
 
 use belljar_guest_spec::{DiskBus, Word};
 use belljar_proto::message::DeviceSign;
 
 use super::keyval::{Device, KeyVal};
+use super::node::Node;
 use super::slots::Slot;
 use super::{ArgsError, MachineConfig};
-use crate::qemu::{descriptors::FdSet, platform::Ide};
+use crate::qemu::platform::Ide;
 
 /// One disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Disk {
-    /// Where its bytes are.
-    pub source: DiskSource,
-    /// QEMU's name of its format: `raw`, `qcow2`, `vmdk`, `vdi`, `vhdx`, `vpc`.
-    pub format: String,
-    /// What `source` is an overlay of, if it is to be other than what its own header says.
-    pub backing: Option<Box<Backing>>,
+    /// Its bytes.
+    pub node: Node,
     /// What it is plugged into.
     pub bus: DiskBus,
     /// Its serial number: the guest finds it under `/dev/disk/by-id`. At most 20 bytes, 36 on SCSI.
@@ -31,59 +24,14 @@ pub struct Disk {
     pub boot_index: Option<u32>,
     /// Whether its device is in the machine from the start. Else only its bytes are at hand, for [`MachineConfig::plugged`].
     pub attached: bool,
-    /// Whether writes are refused.
-    pub read_only: bool,
-    /// Whether it ends with the machine: then the guest's flushes need not reach the host's disk.
-    pub throw_away: bool,
 }
 
 impl Disk {
-    /// A writable disk on virtio that ends with the machine.
+    /// A disk on virtio.
     #[must_use]
-    pub fn new(source: DiskSource, format: &str) -> Self {
-        Self {
-            source,
-            format: format.to_owned(),
-            backing: None,
-            bus: DiskBus::Virtio,
-            serial: None,
-            boot_index: None,
-            attached: true,
-            read_only: false,
-            throw_away: true,
-        }
+    pub fn new(node: Node) -> Self {
+        Self { node, bus: DiskBus::Virtio, serial: None, boot_index: None, attached: true }
     }
-}
-
-/// Where bytes are.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum DiskSource {
-    /// A file.
-    Path(PathBuf),
-    /// A set of descriptors: a file that may have no name any more.
-    FdSet(FdSet),
-}
-
-impl DiskSource {
-    fn file_name(&self) -> OsString {
-        match self {
-            Self::Path(path) => path.clone().into_os_string(),
-            Self::FdSet(set) => set.path().into(),
-        }
-    }
-}
-
-/// What an overlay lies over. Always opened read-only.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Backing {
-    /// Where its bytes are.
-    pub source: DiskSource,
-    /// Its format, as in [`Disk::format`].
-    pub format: String,
-    /// Whether it is a block device instead of a file.
-    pub device: bool,
-    /// What this one is an overlay of in turn, if it is to be other than what its own header says.
-    pub backing: Option<Box<Self>>,
 }
 
 /// Disks of an IDE channel.
@@ -114,7 +62,7 @@ pub(super) fn push_disks(config: &MachineConfig, out: &mut Vec<OsString>) -> Res
     }
     for (at, disk) in config.disks.iter().enumerate() {
         check(disk)?;
-        push(out, "-blockdev", node_options(disk, &node(at)));
+        push(out, "-blockdev", disk.node.options(&node(at)));
         if disk.attached {
             push(out, "-device", device(config, at).key_val());
         }
@@ -233,10 +181,10 @@ impl MachineConfig {
 }
 
 fn check(disk: &Disk) -> Result<(), ArgsError> {
-    if disk.format.is_empty() {
+    if disk.node.format.is_empty() {
         return Err(ArgsError::Empty { what: "a disk's format" });
     }
-    if disk.read_only && matches!(disk.bus, DiskBus::Ide | DiskBus::Sata) {
+    if disk.node.read_only && matches!(disk.bus, DiskBus::Ide | DiskBus::Sata) {
         return Err(ArgsError::ReadOnlyBus { bus: disk.bus });
     }
     if let Some(serial) = &disk.serial {
@@ -255,43 +203,6 @@ fn check(disk: &Disk) -> Result<(), ArgsError> {
         }
     }
     Ok(())
-}
-
-fn node_options(disk: &Disk, node: &str) -> KeyVal {
-    let on_off = |on| if on { "on" } else { "off" };
-    let mut options =
-        KeyVal::empty().set("driver", &disk.format).set("node-name", node).set("read-only", on_off(disk.read_only));
-    if !disk.read_only {
-        options = options.set("discard", "unmap");
-        if disk.throw_away {
-            options = options.set("cache.no-flush", "on");
-        }
-    }
-    options = options
-        .set("file.driver", "file")
-        .set("file.filename", disk.source.file_name())
-        .set("file.read-only", on_off(disk.read_only));
-    if !disk.read_only {
-        options = options.set("file.discard", "unmap");
-        if disk.throw_away {
-            options = options.set("file.cache.no-flush", "on");
-        }
-    }
-    let mut prefix = String::new();
-    let mut next = disk.backing.as_deref();
-    while let Some(backing) = next {
-        prefix.push_str("backing.");
-        options = options
-            .set(&format!("{prefix}driver"), &backing.format)
-            .set(&format!("{prefix}read-only"), "on")
-            .set(&format!("{prefix}file.driver"), if backing.device { "host_device" } else { "file" })
-            .set(&format!("{prefix}file.filename"), backing.source.file_name())
-            .set(&format!("{prefix}file.read-only"), "on")
-            // Nobody else may be writing to it.
-            .set(&format!("{prefix}file.locking"), "on");
-        next = backing.backing.as_deref();
-    }
-    options
 }
 
 pub(crate) fn push(out: &mut Vec<OsString>, option: &str, value: KeyVal) {

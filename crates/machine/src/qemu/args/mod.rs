@@ -8,6 +8,7 @@
 mod build;
 mod disk;
 mod keyval;
+mod node;
 mod shell;
 mod slots;
 #[cfg(test)]
@@ -23,9 +24,10 @@ use thiserror::Error;
 pub(crate) use self::build::AGENT_PORT_ID;
 pub use self::build::{CARD, NETDEV, SANDBOX};
 pub(crate) use self::disk::push;
-pub use self::disk::{Backing, Disk, DiskSource, Plugged};
+pub use self::disk::{Disk, Plugged};
 pub use self::keyval::Device;
 pub(crate) use self::keyval::KeyVal;
+pub use self::node::{Backing, DiskSource, Node};
 pub use self::shell::to_shell;
 pub use self::slots::{Seat, Slot, Slots};
 use super::descriptors::{Descriptors, Fd, FdSet, Line};

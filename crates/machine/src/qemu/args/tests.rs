@@ -33,17 +33,19 @@ fn one_set() -> FdSet {
     Descriptors::default().add_set(Purpose::Volume, tempfile::tempfile().unwrap())
 }
 
+fn raw(path: impl Into<PathBuf>) -> Node {
+    Node::new(DiskSource::Path(path.into()), "raw")
+}
+
 fn overlay() -> Disk {
-    Disk {
-        backing: Some(Box::new(Backing {
-            source: DiskSource::Path("/images/debian,12.qcow2".into()),
-            format: "qcow2".to_owned(),
-            device: false,
-            backing: None,
-        })),
-        boot_index: Some(0),
-        ..Disk::new(DiskSource::FdSet(one_set()), "qcow2")
-    }
+    let backing = Backing {
+        source: DiskSource::Path("/images/debian,12.qcow2".into()),
+        format: "qcow2".to_owned(),
+        device: false,
+        backing: None,
+    };
+    let node = Node { backing: Some(Box::new(backing)), ..Node::layer(DiskSource::FdSet(one_set())) };
+    Disk { boot_index: Some(0), ..Disk::new(node) }
 }
 
 #[test]
@@ -66,9 +68,9 @@ fn stock_image() {
             overlay(),
             Disk {
                 serial: Some("data0".to_owned()),
-                ..Disk::new(DiskSource::Path("/run/x/data0.qcow2".into()), "qcow2")
+                ..Disk::new(Node::layer(DiskSource::Path("/run/x/data0.qcow2".into())))
             },
-            Disk { read_only: true, throw_away: false, ..Disk::new(DiskSource::Path("/run/x/seed.img".into()), "raw") },
+            Disk::new(Node { read_only: true, throw_away: false, ..raw("/run/x/seed.img") }),
         ],
         fd_sets: sets,
         shares: vec![Share {
@@ -108,11 +110,8 @@ fn own_kernel_for_pasting() {
 #[test]
 fn every_bus_on_both_machines() {
     let buses = [DiskBus::Ide, DiskBus::Sata, DiskBus::Scsi, DiskBus::Nvme, DiskBus::Virtio];
-    let disks = buses
-        .iter()
-        .flat_map(|&bus| [bus, bus])
-        .map(|bus| Disk { bus, ..Disk::new(DiskSource::Path("/d".into()), "raw") })
-        .collect::<Vec<_>>();
+    let disks =
+        buses.iter().flat_map(|&bus| [bus, bus]).map(|bus| Disk { bus, ..Disk::new(raw("/d")) }).collect::<Vec<_>>();
     let mut config = MachineConfig {
         nic: Nic { mode: NicMode::User, model: Some("e1000".to_owned()), mac: Some("52:54:00:00:00:01".to_owned()) },
         disks,
@@ -149,8 +148,7 @@ fn refusals_name_the_culprit() {
     let disk = |bus, serial: &str, read_only| Disk {
         bus,
         serial: Some(serial.to_owned()),
-        read_only,
-        ..Disk::new(DiskSource::FdSet(one_set()), "raw")
+        ..Disk::new(Node { read_only, ..raw("/d") })
     };
     let share = |tag: &str| Share { tag: tag.to_owned(), device: push_device, path: "/".into(), read_only: true };
     let base = MachineConfig::default;
@@ -198,7 +196,7 @@ proptest! {
     #[test]
     fn a_path_is_one_value(path in proptest::collection::vec(1u8..=255, 1..40)) {
         let config = MachineConfig {
-            disks: vec![Disk::new(DiskSource::Path(PathBuf::from(OsString::from_vec(path.clone()))), "raw")],
+            disks: vec![Disk::new(raw(OsString::from_vec(path.clone())))],
             ..MachineConfig::default()
         };
         let args = config.to_args().unwrap();

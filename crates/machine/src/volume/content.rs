@@ -1,0 +1,121 @@
+//! What is in a volume before the guest writes to it.
+
+use std::{
+    ffi::{OsStr, OsString},
+    fs::File,
+    path::Path,
+};
+
+use belljar_image::disk::{self, DiskError, DiskImage, Format, Layer, Use, empty_in, overlay_in};
+
+use super::VolumeError;
+use crate::{
+    qemu::args::{Backing, DiskSource, Node},
+    template::{KeyMaker, Unkeyable},
+};
+
+#[derive(Clone, Debug)]
+pub(super) enum Content {
+    /// An image, under a layer.
+    Image(DiskImage),
+    /// This many bytes of zeros.
+    Empty(u64),
+}
+
+impl Content {
+    /// An image that is booted from.
+    pub(super) fn to_boot(qemu_img: &Path, image: &Path, format: Option<&str>) -> Result<Self, VolumeError> {
+        let format = format.map(str::parse).transpose()?;
+        Ok(Self::Image(disk::inspect(qemu_img, image, format, Use::Boot)?))
+    }
+
+    /// An image that may hold anything.
+    pub(super) fn data(qemu_img: &Path, image: &Path) -> Result<Self, VolumeError> {
+        Ok(Self::Image(disk::inspect(qemu_img, image, None, Use::Data)?))
+    }
+
+    /// Puts what decides it into a key.
+    pub(super) fn add_to(&self, key: &mut KeyMaker) -> Result<(), Unkeyable> {
+        match self {
+            Self::Empty(size) => key.add("empty", &size.to_le_bytes()),
+            Self::Image(image) => {
+                key.add("size", &image.virtual_size.to_le_bytes());
+                for layer in image.layers() {
+                    if layer.device {
+                        let what =
+                            format!("{} is a block device, whose changes cannot be noticed", layer.path.display());
+                        return Err(Unkeyable::Impossible(what));
+                    }
+                    key.add("format", layer.format.driver().as_bytes());
+                }
+                let files = image.files();
+                for file in files.map_err(|source| Unkeyable::File { path: image.path().to_owned(), source })? {
+                    key.add_file("layer", &file)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes that the guest sees.
+    fn size(&self) -> u64 {
+        match self {
+            Self::Image(image) => image.virtual_size,
+            Self::Empty(size) => *size,
+        }
+    }
+
+    /// Makes what takes the guest's writes of an empty file in `dir`.
+    pub(super) fn make(&self, file: File, dir: &Path) -> Result<File, DiskError> {
+        let made = match self {
+            Self::Image(image) => overlay_in(file, dir, image.virtual_size)?,
+            Self::Empty(size) => empty_in(file, dir, *size)?,
+        };
+        Ok(made.fd.into())
+    }
+
+    /// The same over what was made before.
+    pub(super) fn make_layer(&self, file: File, dir: &Path) -> Result<File, DiskError> {
+        Ok(overlay_in(file, dir, self.size())?.fd.into())
+    }
+
+    /// What was made, for QEMU, its bytes being in `source`.
+    pub(super) fn node(&self, source: DiskSource) -> Node {
+        match self {
+            Self::Image(image) => Node { backing: backing(image.layers()), ..Node::layer(source) },
+            Self::Empty(_) => Node::new(source, Format::Raw.driver()),
+        }
+    }
+
+    /// How a file of it is named.
+    pub(super) fn extension(&self) -> &'static str {
+        match self {
+            Self::Image(_) => "qcow2",
+            Self::Empty(_) => "raw",
+        }
+    }
+
+    /// How a person makes the same.
+    pub(super) fn by_hand(&self, qemu_img: &Path, file: &Path) -> Vec<OsString> {
+        let (options, operands) = match self {
+            Self::Image(image) => (
+                vec!["-f", "qcow2", "-F", image.format().driver(), "-b"],
+                vec![image.path().as_os_str().to_owned(), file.as_os_str().to_owned()],
+            ),
+            Self::Empty(size) => (vec!["-f", "raw"], vec![file.as_os_str().to_owned(), size.to_string().into()]),
+        };
+        let command = [qemu_img.as_os_str(), "create".as_ref(), "-q".as_ref()].map(OsStr::to_owned).into_iter();
+        command.chain(options.into_iter().map(OsString::from)).chain(operands).collect()
+    }
+}
+
+/// The whole chain below a layer, formats included, so that QEMU takes nothing from a header on trust.
+fn backing(layers: &[Layer]) -> Option<Box<Backing>> {
+    let (first, rest) = layers.split_first()?;
+    Some(Box::new(Backing {
+        source: DiskSource::Path(first.path.clone()),
+        format: first.format.driver().to_owned(),
+        device: first.device,
+        backing: backing(rest),
+    }))
+}

@@ -1,0 +1,354 @@
+//! What a machine writes to that is not memory: its volumes, each with a number, a place, and a part in the template's key.
+//!
+//! A volume has a *content*, what is in it before the guest writes ([`content`]), and a *front*, what it is in the machine ([`disk`]).
+//! Where its bytes are depends on how the machine comes about ([`Bytes`]): that is the same for all, whatever they hold and whatever they
+//! are. A volume's number is its place among those of its guest, and that of its part of a template.
+
+mod content;
+mod disk;
+
+use std::{
+    ffi::OsString,
+    fs::File,
+    path::{Path, PathBuf},
+};
+
+use belljar_guest_spec::{DiskBus, DiskContent, DiskSpec};
+use belljar_image::disk::{DiskError, UnknownFormat, unnamed};
+
+use self::{content::Content, disk::DiskFront};
+use crate::{
+    plan::Launch,
+    qemu::{
+        args::{Backing, DiskSource, MachineConfig, Node},
+        descriptors::Purpose,
+    },
+    template::{KeyMaker, Making, Unkeyable},
+};
+
+/// Why a volume cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    /// The image, or the layer over it.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// The format that was given is none.
+    #[error(transparent)]
+    Format(#[from] UnknownFormat),
+}
+
+/// One volume of a guest. What takes the guest's writes is made when the guest is started.
+#[derive(Clone, Debug)]
+pub(crate) struct Volume {
+    content: Content,
+    front: Front,
+}
+
+/// What a volume is in the machine.
+#[derive(Clone, Debug)]
+enum Front {
+    /// A disk.
+    Disk(DiskFront),
+}
+
+/// When a volume can be plugged in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Plugging {
+    /// It has to be there from the machine's start.
+    Never,
+    /// Before the machine is frozen, so that the copies have it.
+    Frozen,
+    /// Into each copy: QEMU cannot freeze a machine that has it.
+    Late,
+}
+
+/// Where a volume's bytes are.
+enum Bytes<'a> {
+    /// In a file without a name, which is made in this directory.
+    InDir(&'a Path),
+    /// In a part of a template, which is made.
+    InTemplate(&'a Making),
+    /// In a copy of a template's part, which is the guest's own.
+    Own(File),
+    /// In a template's part, under a layer without a name that is made in this directory.
+    Over(File, &'a Path),
+}
+
+impl Volume {
+    /// The disk to boot from.
+    pub(crate) fn boot(qemu_img: &Path, image: &Path, format: Option<&str>, bus: DiskBus) -> Result<Self, VolumeError> {
+        let front = Front::Disk(DiskFront { bus, serial: None, boot_index: Some(0) });
+        Ok(Self { content: Content::to_boot(qemu_img, image, format)?, front })
+    }
+
+    /// Another disk.
+    pub(crate) fn further(qemu_img: &Path, spec: &DiskSpec) -> Result<Self, VolumeError> {
+        let content = match &spec.content {
+            DiskContent::Image(path) => Content::data(qemu_img, path)?,
+            DiskContent::Empty(size) => Content::Empty(*size),
+        };
+        let front = Front::Disk(DiskFront { bus: spec.bus, serial: spec.serial.clone(), boot_index: None });
+        Ok(Self { content, front })
+    }
+
+    /// Whether it can be plugged into a machine that runs, if its slot there is known, and whether that machine can be frozen then.
+    pub(crate) fn plugging(&self) -> Plugging {
+        match &self.front {
+            Front::Disk(disk) => disk.plugging(),
+        }
+    }
+
+    /// Whether it is a disk beside that which is booted from.
+    pub(crate) fn is_further(&self) -> bool {
+        match &self.front {
+            Front::Disk(disk) => disk.boot_index.is_none(),
+        }
+    }
+
+    /// The kind of device that it is, of which all can be plugged into a guest or none.
+    pub(crate) fn kind(&self) -> &'static str {
+        match &self.front {
+            Front::Disk(disk) => disk.kind(),
+        }
+    }
+
+    /// Whether it takes a slot of its own among those of further disks.
+    pub(crate) fn takes_slot(&self) -> bool {
+        match &self.front {
+            Front::Disk(disk) => disk.is_on_pci() && disk.plugging() != Plugging::Never,
+        }
+    }
+
+    /// Puts it into a machine, its bytes being there.
+    fn show(&self, node: Node, attached: bool, config: &mut MachineConfig) {
+        match &self.front {
+            Front::Disk(disk) => config.disks.push(disk.device(node, attached)),
+        }
+    }
+
+    /// Puts what decides it into a key, and itself into the machine whose arguments go there too.
+    fn add_to(&self, key: &mut KeyMaker, config: &mut MachineConfig) -> Result<(), Unkeyable> {
+        match &self.front {
+            Front::Disk(disk) => disk.check_key()?,
+        }
+        self.content.add_to(key)?;
+        // Where its bytes are is another place each time, and what it lies over is in the key already.
+        let node = Node { backing: None, ..self.content.node(DiskSource::Path(PathBuf::new())) };
+        self.show(node, true, config);
+        Ok(())
+    }
+
+    /// Sees to it that its bytes are there, and puts it into a machine. `number` is its own.
+    fn put(&self, number: usize, bytes: Bytes<'_>, attached: bool, launch: &mut Launch) -> Result<(), DiskError> {
+        let Launch { config, descriptors } = launch;
+        let mut hand_over = |purpose, file: File| DiskSource::FdSet(descriptors.add_set(purpose, file));
+        let node = match bytes {
+            Bytes::InDir(dir) => {
+                let file = self.content.make(unnamed(dir)?, dir)?;
+                self.content.node(hand_over(Purpose::Volume, file))
+            }
+            Bytes::InTemplate(making) => {
+                let dir = making.dir();
+                let file = making.create_volume(number);
+                let file = file.map_err(|source| DiskError::Layer { dir: dir.to_owned(), source })?;
+                self.content.node(hand_over(Purpose::Volume, self.content.make(file, dir)?))
+            }
+            Bytes::Own(file) => self.content.node(hand_over(Purpose::Volume, file)),
+            Bytes::Over(below, dir) => {
+                let layer = self.content.make_layer(unnamed(dir)?, dir)?;
+                let layer = hand_over(Purpose::Volume, layer);
+                let Node { source, format, backing, .. } = self.content.node(hand_over(Purpose::Below, below));
+                let below = Backing { source, format, device: false, backing };
+                Node { backing: Some(Box::new(below)), ..Node::layer(layer) }
+            }
+        };
+        self.show(node, attached, config);
+        Ok(())
+    }
+}
+
+/// The volumes of a guest: those that have to be there from the start, then those that can be plugged in and frozen, then those that go
+/// into each copy.
+#[derive(Clone, Debug)]
+pub(crate) struct Volumes {
+    all: Vec<Volume>,
+    /// How many have to be there from the start.
+    fixed: usize,
+    /// How many a template of this guest has.
+    frozen: usize,
+}
+
+impl Volumes {
+    /// The volumes of a machine into which some can be plugged while it runs, if `pluggable`.
+    pub(crate) fn new(mut all: Vec<Volume>, pluggable: bool) -> Self {
+        let (mut fixed, mut frozen) = (all.len(), all.len());
+        if pluggable {
+            all.sort_by_key(Volume::plugging);
+            fixed = all.iter().filter(|volume| volume.plugging() == Plugging::Never).count();
+            frozen = all.iter().filter(|volume| volume.plugging() != Plugging::Late).count();
+        }
+        Self { all, fixed, frozen }
+    }
+
+    /// Those that have to be there from the start.
+    pub(crate) fn fixed(&self) -> &[Volume] {
+        &self.all[..self.fixed]
+    }
+
+    /// Those that are plugged in before a machine is frozen.
+    pub(crate) fn plugged(&self) -> &[Volume] {
+        &self.all[self.fixed..self.frozen]
+    }
+
+    /// Those that go into each copy.
+    pub(crate) fn late(&self) -> &[Volume] {
+        &self.all[self.frozen..]
+    }
+
+    /// Only those that have to be there from the start.
+    pub(crate) fn without_plugged(&self) -> Self {
+        Self { all: self.fixed().to_vec(), fixed: self.fixed, frozen: self.fixed }
+    }
+
+    /// Puts what decides those that a template has into a key, and them into the machine whose arguments go there too.
+    pub(crate) fn add_to(&self, key: &mut KeyMaker, config: &mut MachineConfig) -> Result<(), Unkeyable> {
+        self.all[..self.frozen].iter().try_for_each(|volume| volume.add_to(key, config))
+    }
+
+    /// For a guest that boots, whose directory is `dir`.
+    pub(crate) fn boot(&self, dir: &Path, launch: &mut Launch) -> Result<(), DiskError> {
+        self.all.iter().enumerate().try_for_each(|(at, volume)| volume.put(at, Bytes::InDir(dir), true, launch))
+    }
+
+    /// For a guest that boots to be frozen.
+    pub(crate) fn boot_to_freeze(&self, making: &Making, launch: &mut Launch) -> Result<(), DiskError> {
+        let mut frozen = self.all[..self.frozen].iter().enumerate();
+        frozen.try_for_each(|(at, volume)| volume.put(at, Bytes::InTemplate(making), true, launch))
+    }
+
+    /// For the copy of a template with these volumes; the copy's directory is `dir`.
+    pub(crate) fn copy(&self, template: Vec<File>, dir: &Path, launch: &mut Launch) -> Result<(), DiskError> {
+        for ((at, volume), below) in self.all[..self.frozen].iter().enumerate().zip(template) {
+            volume.put(at, Bytes::Over(below, dir), true, launch)?;
+        }
+        let mut late = self.all.iter().enumerate().skip(self.frozen);
+        late.try_for_each(|(at, volume)| volume.put(at, Bytes::InDir(dir), false, launch))
+    }
+
+    /// For a copy of a template that is to become one itself; `own` are copies of the template's volumes.
+    pub(crate) fn go_on(&self, own: Vec<File>, launch: &mut Launch) -> Result<(), DiskError> {
+        let mut frozen = self.all[..self.frozen].iter().enumerate().zip(own);
+        frozen.try_for_each(|((at, volume), own)| volume.put(at, Bytes::Own(own), true, launch))
+    }
+
+    /// The same where the template is that of a base, which has those that are never plugged in. The others are made for the template that
+    /// is being made, to be plugged in.
+    pub(crate) fn go_on_to_plug(&self, own: Vec<File>, making: &Making, launch: &mut Launch) -> Result<(), DiskError> {
+        self.without_plugged().go_on(own, launch)?;
+        let mut plugged = self.all[..self.frozen].iter().enumerate().skip(self.fixed);
+        plugged.try_for_each(|(at, volume)| volume.put(at, Bytes::InTemplate(making), false, launch))
+    }
+
+    /// Puts all into a machine as a person would have them; gives the commands that make them.
+    pub(crate) fn describe(&self, qemu_img: &Path, config: &mut MachineConfig) -> Vec<Vec<OsString>> {
+        let mut commands = Vec::new();
+        for (at, volume) in self.all.iter().enumerate() {
+            let file = PathBuf::from(format!("belljar-disk{at}.{}", volume.content.extension()));
+            commands.push(volume.content.by_hand(qemu_img, &file));
+            volume.show(volume.content.node(DiskSource::Path(file)), true, config);
+        }
+        commands
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::template::{Claim, TemplateStore};
+
+    const SIZE: u64 = 1 << 20;
+
+    fn volumes(buses: &[DiskBus], pluggable: bool) -> Volumes {
+        let disk = |bus: &DiskBus| DiskSpec { content: DiskContent::Empty(SIZE), serial: None, bus: *bus };
+        let all = buses.iter().map(|bus| Volume::further(Path::new("qemu-img"), &disk(bus)).unwrap());
+        Volumes::new(all.collect(), pluggable)
+    }
+
+    fn launch() -> Launch {
+        Launch::of(MachineConfig::default())
+    }
+
+    fn names(dir: &Path) -> Vec<String> {
+        let entries = std::fs::read_dir(dir).unwrap();
+        let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    /// The sets of the descriptors that disks and what is below them are in.
+    fn sets(launch: &Launch) -> Vec<(u32, Option<u32>)> {
+        let set = |source: &DiskSource| match source {
+            DiskSource::FdSet(set) => set.set,
+            DiskSource::Path(path) => panic!("{}", path.display()),
+        };
+        let disks = launch.config.disks.iter().map(|disk| &disk.node);
+        disks.map(|node| (set(&node.source), node.backing.as_ref().map(|below| set(&below.source)))).collect()
+    }
+
+    #[test]
+    fn a_guest_that_boots_has_all_in_files_without_a_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut launch = launch();
+        volumes(&[DiskBus::Virtio, DiskBus::Nvme], true).boot(dir.path(), &mut launch).unwrap();
+        assert_eq!(names(dir.path()), [""; 0]);
+        assert_eq!(sets(&launch), [(1, None), (2, None)]);
+        assert!(launch.config.disks.iter().all(|disk| disk.attached));
+        let written = launch.descriptors.written().unwrap();
+        assert_eq!(written.iter().map(|file| file.metadata().unwrap().len()).collect::<Vec<_>>(), [SIZE; 2]);
+    }
+
+    #[test]
+    fn those_of_a_template_are_its_parts_by_their_numbers_and_a_copy_has_layers_over_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = TemplateStore::new(dir.path().join("templates"), u64::MAX);
+        let key = KeyMaker::new().finish();
+        let Ok(Claim::Ours(making)) = store.claim(&key, false) else { panic!("it is nobody's") };
+        let all = volumes(&[DiskBus::Nvme, DiskBus::Virtio, DiskBus::Ide], true);
+        let kinds = |volumes: &[Volume]| volumes.iter().map(Volume::kind).collect::<Vec<_>>();
+        assert_eq!(
+            (kinds(all.fixed()), kinds(all.plugged()), kinds(all.late())),
+            (vec!["ide"], vec!["virtio"], vec!["nvme"])
+        );
+
+        let mut base = launch();
+        all.without_plugged().boot_to_freeze(&making, &mut base).unwrap();
+        assert_eq!((names(making.dir()), sets(&base)), (vec!["disk0".to_owned(), "lock".to_owned()], vec![(1, None)]));
+
+        let mut plugging = launch();
+        let own = || vec![tempfile::tempfile().unwrap()];
+        all.go_on_to_plug(own(), &making, &mut plugging).unwrap();
+        assert_eq!(names(making.dir()), ["disk0", "disk1", "lock"]);
+        assert_eq!(plugging.config.disks.iter().map(|disk| disk.attached).collect::<Vec<_>>(), [true, false]);
+
+        let run = tempfile::tempdir().unwrap();
+        let mut copy = launch();
+        let template = vec![own().remove(0), own().remove(0)];
+        all.copy(template, run.path(), &mut copy).unwrap();
+        assert_eq!(names(run.path()), [""; 0]);
+        assert_eq!(sets(&copy), [(1, Some(2)), (3, Some(4)), (5, None)]);
+        assert_eq!(copy.config.disks.iter().map(|disk| disk.attached).collect::<Vec<_>>(), [true, true, false]);
+        assert_eq!(copy.descriptors.written().unwrap().len(), 3, "nobody writes to what is below");
+    }
+
+    #[test]
+    fn what_is_in_them_is_in_the_key_and_where_is_not() {
+        let key = |buses: &[DiskBus]| {
+            let (mut key, mut config) = (KeyMaker::new(), MachineConfig::default());
+            volumes(buses, false).add_to(&mut key, &mut config).map(|()| (key.finish(), config.to_args().unwrap()))
+        };
+        assert_eq!(key(&[DiskBus::Virtio]).unwrap(), key(&[DiskBus::Virtio]).unwrap());
+        assert_ne!(key(&[DiskBus::Virtio]).unwrap().0, key(&[DiskBus::Virtio; 2]).unwrap().0);
+        assert_ne!(key(&[DiskBus::Virtio]).unwrap().1, key(&[DiskBus::Scsi]).unwrap().1);
+        assert!(matches!(key(&[DiskBus::Nvme]), Err(Unkeyable::Impossible(_))));
+    }
+}
