@@ -3,7 +3,8 @@
 use std::{ffi::OsString, path::PathBuf, sync::Arc, time::Duration};
 
 use belljar_guest_spec::{
-    Accel, Access, DiskBus, GuestSpec, Login, NicMode, OopsPolicy, Source, Surroundings, WorkspaceMode, in_home,
+    Accel, Access, BootSource, DiskBus, GuestSpec, Login, NicMode, OopsPolicy, Source, Surroundings, WorkspaceMode,
+    in_home,
     rules::{self, Key, Notation},
 };
 use belljar_machine::bounds::Bounds;
@@ -144,11 +145,11 @@ impl GuestArgs {
         let modules = self.modules.clone();
         if let Some(path) = self.image.clone() {
             let bus = self.boot_bus.unwrap_or_default();
-            return Source::Image { path, format: self.image_format.clone(), bus, access };
+            return BootSource::Image { path, format: self.image_format.clone(), bus, access }.into();
         }
         match (self.kernel.clone(), self.initrd.clone()) {
-            (Some(kernel), Some(initrd)) => Source::Initramfs { kernel, initrd, modules, access },
-            (kernel, _) => Source::RootDir { root: self.rootfs.clone(), kernel, modules },
+            (Some(kernel), Some(initrd)) => BootSource::Initramfs { kernel, initrd, modules, access }.into(),
+            (kernel, _) => BootSource::RootDir { root: self.rootfs.clone(), kernel, modules }.into(),
         }
     }
 }

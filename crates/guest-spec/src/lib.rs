@@ -11,7 +11,7 @@ mod words;
 
 pub use login::{Credentials, Login, Password, Secret};
 pub use spec::{
-    DEFAULT_MEMORY, DEFAULT_MOUNT_AT, DiskContent, DiskSpec, GuestSpec, Hardware, Source, Surroundings, Unresolved,
-    in_home,
+    BootSource, DEFAULT_MEMORY, DEFAULT_MOUNT_AT, DiskContent, DiskSpec, GuestSpec, Hardware, Source, Surroundings,
+    Unresolved, in_home,
 };
 pub use words::{Accel, Access, DiskBus, NicMode, OopsPolicy, Word, WorkspaceMode};

@@ -25,7 +25,7 @@ pub const DEFAULT_MOUNT_AT: &str = "/mnt/hostos";
 /// The machine under test, as described.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GuestSpec {
-    /// What it boots from.
+    /// What it is made of.
     pub source: Source,
     /// What of it a test may want otherwise.
     pub hardware: Hardware,
@@ -73,10 +73,18 @@ impl Default for Hardware {
     }
 }
 
-/// What a guest boots from.
+/// What a guest is made of. Each kind has a backend of its own, which need not know the others.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Source {
+    /// A machine boots it.
+    Boot(BootSource),
+}
+
+/// What a machine boots from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case", tag = "source")]
-pub enum Source {
+pub enum BootSource {
     /// A disk image with a boot loader of its own.
     Image {
         /// The image.
@@ -114,6 +122,52 @@ impl Source {
     /// This host's own userland.
     #[must_use]
     pub fn host() -> Self {
+        Self::Boot(BootSource::host())
+    }
+
+    /// What a machine boots from; none if the guest is no machine.
+    #[must_use]
+    pub fn boot(&self) -> Option<&BootSource> {
+        match self {
+            Self::Boot(source) => Some(source),
+        }
+    }
+
+    /// Whether it came of this setting.
+    #[must_use]
+    pub fn has(&self, key: Key) -> bool {
+        match self {
+            Self::Boot(source) => source.has(key),
+        }
+    }
+
+    /// Has the guest be got into in this way, where there is more than one.
+    pub fn set_access(&mut self, wanted: Access) {
+        match self {
+            Self::Boot(source) => source.set_access(wanted),
+        }
+    }
+}
+
+impl From<BootSource> for Source {
+    fn from(source: BootSource) -> Self {
+        Self::Boot(source)
+    }
+}
+
+/// In a person's words.
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Boot(source) => source.fmt(f),
+        }
+    }
+}
+
+impl BootSource {
+    /// This host's own userland.
+    #[must_use]
+    pub fn host() -> Self {
         Self::RootDir { root: None, kernel: None, modules: None }
     }
 
@@ -147,7 +201,7 @@ impl Source {
 }
 
 /// In a person's words.
-impl fmt::Display for Source {
+impl fmt::Display for BootSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Image { path, .. } => write!(f, "{}", path.display()),
@@ -213,11 +267,11 @@ pub enum Unresolved {
 }
 
 impl GuestSpec {
-    /// The guest that boots from `source` where nothing else is said of it.
+    /// The guest that is made of `source` where nothing else is said of it.
     #[must_use]
-    pub fn new(source: Source) -> Self {
+    pub fn new(source: impl Into<Source>) -> Self {
         Self {
-            source,
+            source: source.into(),
             hardware: Hardware::default(),
             machine: None,
             cpu: None,

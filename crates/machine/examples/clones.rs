@@ -14,7 +14,7 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use belljar_guest_spec::{Accel, Access, DiskBus, GuestSpec, Login, Source};
+use belljar_guest_spec::{Accel, Access, BootSource, DiskBus, GuestSpec, Login};
 use belljar_machine::{
     bounds::Bounds,
     command::GuestCommand,
@@ -94,8 +94,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         _ => Mode::Cold,
     };
     let scratch = tempfile::tempdir()?;
-    let image = Source::Image { path: image.into(), format: None, bus: DiskBus::default(), access: Access::default() };
-    let spec = GuestSpec { login: Some(Login::parse(login)?), ..GuestSpec::new(image) };
+    let image =
+        BootSource::Image { path: image.into(), format: None, bus: DiskBus::default(), access: Access::default() };
+    let spec = GuestSpec { login: Some(Login::parse(login)?), ..GuestSpec::new(image.clone()) };
     let (share, dir) = place_of(scratch.path(), 0)?;
     let host = HostContext {
         cache_dir: cache.into(),
@@ -109,7 +110,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         shim: Shim { program: belljar.into(), args: vec!["__exec".into()] },
         accel: Some(Accel::Tcg),
     };
-    let plan = plan::prepare(&spec, &share, host, dir)?;
+    let plan = plan::prepare(&image, &spec, &share, host, dir)?;
     let templates = Templates::new(TemplateStore::new(Path::new(cache).join("templates"), u64::MAX), Use::Make);
     let times = Rc::new(RefCell::new(Times::default()));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

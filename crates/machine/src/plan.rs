@@ -1,4 +1,4 @@
-//! From a [`GuestSpec`] to everything that is needed to start it, or to show how it would be started.
+//! From a [`GuestSpec`] that is a machine to everything that is needed to start it, or to show how it would be started.
 //!
 //! What resolves is what is later used: `--dry-run` shows this plan and nothing else.
 
@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use belljar_guest_spec::{Accel, Credentials, GuestSpec, OopsPolicy, Source, Unresolved, Word, WorkspaceMode};
+use belljar_guest_spec::{Accel, BootSource, Credentials, GuestSpec, OopsPolicy, Unresolved, Word, WorkspaceMode};
 use belljar_image::{
     boot::{self, BootFiles, InitSpec},
     cache::Cache,
@@ -177,19 +177,26 @@ pub enum PlanError {
     Args(#[from] args::ArgsError),
 }
 
-/// Looks at everything and makes what has to be made. Blocks for as long as it takes: the first time a second or so, later
+/// Looks at everything of the guest that boots from `source`, and makes what has to be made. Blocks for as long as it takes: the first time a second or so, later
 /// milliseconds. What no cache can take goes into `dir`, which exists; the guest's own files go there too, unless it is moved ([`Plan::at`]).
 ///
 /// # Errors
 /// See [`PlanError`]; nothing half-done is left.
-pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext, dir: PathBuf) -> Result<Plan, PlanError> {
+pub fn prepare(
+    source: &BootSource,
+    spec: &GuestSpec,
+    share: &ShareSpec,
+    host: HostContext,
+    dir: PathBuf,
+) -> Result<Plan, PlanError> {
     let mut choices = Choices::default();
-    let found = Found::look_at(&spec.source);
+    let found = Found::look_at(source);
     let platform = found.as_ref().map_or_else(|_| platform::default(), Found::platform);
     let qemu = probe::find_qemu(platform, host.qemu.as_deref(), host.path.as_deref(), &host.cache_dir)?;
-    let rungs = rungs::choose(&spec.source);
+    let rungs = rungs::choose(source);
     let is_init = rungs.iter().any(|rung| rung.is_init);
-    let kind = sees_host(spec, is_init, share).then(|| share::choose(&qemu)).transpose().map_err(PlanError::NoShare)?;
+    let kind =
+        sees_host(source, is_init, share).then(|| share::choose(&qemu)).transpose().map_err(PlanError::NoShare)?;
     let carried = |tag: &str, path: PathBuf, read_only| {
         kind.map(|kind| Share { tag: tag.to_owned(), device: kind.device, path, read_only })
     };
@@ -266,20 +273,20 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext, dir: Path
         ..MachineConfig::default()
     };
     attach(&mut config, &rungs, &spec.append);
-    if let (Source::Image { .. }, Some((property, value))) = (&spec.source, platform.talkative)
+    if let (BootSource::Image { .. }, Some((property, value))) = (source, platform.talkative)
         && !config.machine.contains(&format!("{property}="))
     {
         // An image that does not boot says so.
         let _ = write!(config.machine, ",{property}={value}");
     }
-    config.slots = slots(spec, &config, &volumes);
+    config.slots = slots(source, spec, &config, &volumes);
     if config.slots.is_some() {
         config.nic.mac = Some(QEMU_MAC.map(|byte| format!("{byte:02x}")).join(":"));
     }
     let volumes = Volumes::new(volumes, config.slots.is_some());
     for disk in volumes.fixed().iter().filter(|disk| disk.is_further()) {
-        let why = match (&spec.source, config.slots) {
-            (Source::Initramfs { .. }, _) => "somebody else's initramfs may look for it while it boots".to_owned(),
+        let why = match (source, config.slots) {
+            (BootSource::Initramfs { .. }, _) => "somebody else's initramfs may look for it while it boots".to_owned(),
             (_, Some(_)) => format!("a disk on {} cannot be plugged into a machine that runs", disk.kind()),
             (_, None) => "where devices are in this machine is not known before it runs".to_owned(),
         };
@@ -303,7 +310,7 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext, dir: Path
         oops: spec.oops,
         boot_timeout: spec.boot_timeout,
         choices: choices.0,
-        title: title(&spec.source),
+        title: title(source),
     };
     // What cannot be said must be found out now, not when QEMU is to be started.
     plan.for_people().0.to_args()?;
@@ -312,9 +319,9 @@ pub fn prepare(spec: &GuestSpec, share: &ShareSpec, host: HostContext, dir: Path
 
 /// All that keeps this guest from being started, as far as a look at the host tells, with how to mend it. Makes nothing.
 #[must_use]
-pub(crate) fn obstacles(spec: &GuestSpec, host: &HostContext) -> Vec<String> {
+pub(crate) fn obstacles(source: &BootSource, spec: &GuestSpec, host: &HostContext) -> Vec<String> {
     let mut obstacles: Vec<PlanError> = Vec::new();
-    let found = Found::look_at(&spec.source);
+    let found = Found::look_at(source);
     let platform = found.as_ref().map_or_else(|_| platform::default(), Found::platform);
     match probe::find_qemu(platform, host.qemu.as_deref(), host.path.as_deref(), &host.cache_dir) {
         Ok(qemu) => obstacles.extend(share::choose(&qemu).err().map(PlanError::NoShare)),
@@ -540,9 +547,9 @@ const WANTED: &[Feature] = &[
 /// Where devices are. They are left to QEMU where a machine is not of a type whose slots are known, or the user's own arguments may take
 /// some of them. They are, too, where a kernel is given with somebody else's initramfs: its root may be one of the disks, so that it has to boot
 /// with all of them.
-fn slots(spec: &GuestSpec, config: &MachineConfig, volumes: &[Volume]) -> Option<&'static Slots> {
+fn slots(source: &BootSource, spec: &GuestSpec, config: &MachineConfig, volumes: &[Volume]) -> Option<&'static Slots> {
     let further = volumes.iter().filter(|volume| volume.takes_slot()).count();
-    let boots_alone = !matches!(spec.source, Source::Initramfs { .. });
+    let boots_alone = !matches!(source, BootSource::Initramfs { .. });
     let may_be_given = boots_alone && spec.qemu_args.is_empty();
     config.machine_type().slots.filter(|slots| may_be_given && slots.has_room(further))
 }
@@ -560,20 +567,20 @@ fn attach(config: &mut MachineConfig, rungs: &[&Rung], append: &[String]) {
     }
 }
 
-fn title(source: &Source) -> String {
+fn title(source: &BootSource) -> String {
     match source {
-        Source::Image { path, .. } => path.display().to_string(),
-        Source::Initramfs { kernel, initrd, .. } => format!("{} with {}", kernel.display(), initrd.display()),
-        Source::RootDir { kernel: Some(kernel), .. } => format!("{} with a root directory", kernel.display()),
-        Source::RootDir { kernel: None, .. } => "the host's kernel with a root directory".into(),
+        BootSource::Image { path, .. } => path.display().to_string(),
+        BootSource::Initramfs { kernel, initrd, .. } => format!("{} with {}", kernel.display(), initrd.display()),
+        BootSource::RootDir { kernel: Some(kernel), .. } => format!("{} with a root directory", kernel.display()),
+        BootSource::RootDir { kernel: None, .. } => "the host's kernel with a root directory".into(),
     }
 }
 
 /// Whether the guest sees anything of the host: what was asked for, its root, or what brings the agent in.
-fn sees_host(spec: &GuestSpec, is_init: bool, share: &ShareSpec) -> bool {
-    match spec.source {
-        Source::Image { .. } | Source::RootDir { .. } => true,
-        Source::Initramfs { .. } => !is_init || share.required(),
+fn sees_host(source: &BootSource, is_init: bool, share: &ShareSpec) -> bool {
+    match source {
+        BootSource::Image { .. } | BootSource::RootDir { .. } => true,
+        BootSource::Initramfs { .. } => !is_init || share.required(),
     }
 }
 
@@ -652,17 +659,17 @@ mod tests {
 
     #[test]
     fn somebody_elses_initramfs_keeps_its_emergency_shell() {
-        let line = |source: &Source, accel, append: &[String]| {
+        let line = |source: &BootSource, accel, append: &[String]| {
             let kernel = args::Kernel { image: "k".into(), initrd: None, append: String::new() };
             let mut config = MachineConfig { kernel: Some(kernel), accel, ..MachineConfig::default() };
             attach(&mut config, &rungs::choose(source), append);
             config.kernel.unwrap().append
         };
         let access = Access::Auto;
-        let theirs = Source::Initramfs { kernel: "k".into(), initrd: "i".into(), modules: None, access };
+        let theirs = BootSource::Initramfs { kernel: "k".into(), initrd: "i".into(), modules: None, access };
         assert_eq!(line(&theirs, Accel::Tcg, &["rdinit=/bin/sh".to_owned()]), "console=ttyS0 rdinit=/bin/sh");
-        assert!(line(&Source::host(), Accel::Tcg, &[]).contains(" panic=-1 "));
-        assert!(line(&Source::host(), Accel::Tcg, &[]).contains("no_timer_check"));
-        assert!(!line(&Source::host(), Accel::Kvm, &[]).contains("no_timer_check"));
+        assert!(line(&BootSource::host(), Accel::Tcg, &[]).contains(" panic=-1 "));
+        assert!(line(&BootSource::host(), Accel::Tcg, &[]).contains("no_timer_check"));
+        assert!(!line(&BootSource::host(), Accel::Kvm, &[]).contains("no_timer_check"));
     }
 }

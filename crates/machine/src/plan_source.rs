@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use belljar_guest_spec::{DiskBus, Source};
+use belljar_guest_spec::{BootSource, DiskBus};
 use belljar_image::{
     kernel::{self, Arch, Kernel},
     modules::ModuleIndex,
@@ -27,18 +27,18 @@ pub(crate) enum Found<'a> {
 }
 
 impl<'a> Found<'a> {
-    pub(crate) fn look_at(source: &'a Source) -> Result<Self, PlanError> {
+    pub(crate) fn look_at(source: &'a BootSource) -> Result<Self, PlanError> {
         let processors = platform::processors();
         Ok(match source {
-            Source::Image { path, format, bus, access: _ } => {
+            BootSource::Image { path, format, bus, access: _ } => {
                 Self::Image { path, format: format.as_deref(), bus: *bus }
             }
-            Source::RootDir { root, kernel, modules } => {
+            BootSource::RootDir { root, kernel, modules } => {
                 let root = root.as_deref().unwrap_or(Path::new(HOST_ROOT));
                 let arch = rootdir::check(root, &processors)?.arch;
                 Self::Root { root, arch, kernel: kernel.as_deref(), modules: modules.as_deref() }
             }
-            Source::Initramfs { kernel, initrd, modules, access: _ } => {
+            BootSource::Initramfs { kernel, initrd, modules, access: _ } => {
                 Self::Initramfs { kernel: Kernel::open(kernel, &processors)?, initrd, modules: modules.as_deref() }
             }
         })

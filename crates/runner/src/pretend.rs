@@ -23,7 +23,7 @@ use std::{
     time::Duration,
 };
 
-use belljar_guest_spec::{GuestSpec, Hardware, Source};
+use belljar_guest_spec::{BootSource, GuestSpec, Hardware, Source};
 use belljar_machine::{
     Cause, Lost,
     backend::{Backend, Backends, ByHand, Footprint, GuestFiles, Layer, LeaseRequest, PrepareRequest, PreparedGuest},
@@ -138,7 +138,7 @@ fn now<'a, T: 'a>(value: T) -> Pending<'a, T> {
 
 impl Backend for Pretend {
     fn gives(&self, source: &Source) -> bool {
-        matches!(source, Source::RootDir { .. })
+        matches!(source, Source::Boot(BootSource::RootDir { .. }))
     }
 
     fn footprint(&self, hardware: &Hardware) -> Footprint {

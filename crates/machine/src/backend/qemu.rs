@@ -43,9 +43,7 @@ struct PreparedMachine {
 
 impl Backend for QemuBackend {
     fn gives(&self, source: &Source) -> bool {
-        match source {
-            Source::Image { .. } | Source::Initramfs { .. } | Source::RootDir { .. } => true,
-        }
+        source.boot().is_some()
     }
 
     fn footprint(&self, hardware: &Hardware) -> Footprint {
@@ -76,14 +74,17 @@ impl Backend for QemuBackend {
     }
 
     fn obstacles(&self, spec: &GuestSpec) -> Vec<String> {
-        plan::obstacles(spec, &self.host)
+        spec.source.boot().map(|source| plan::obstacles(source, spec, &self.host)).unwrap_or_default()
     }
 
     fn prepare(&self, request: PrepareRequest) -> Answer<'_, Box<dyn PreparedGuest>> {
         let host = (*self.host).clone();
         let PrepareRequest { spec, share, dir } = request;
         Box::pin(async move {
-            let plan = blocking(move || plan::prepare(&spec, &share, host, dir), "preparation").await?;
+            let Some(source) = spec.source.boot().cloned() else {
+                return Err(Cause::Defect(format!("QEMU was asked for a guest of {}", spec.source)).into());
+            };
+            let plan = blocking(move || plan::prepare(&source, &spec, &share, host, dir), "preparation").await?;
             let plan = plan.map_err(|error| Lost::from(Cause::Description(error.to_string())).lasting())?;
             Ok(Box::new(PreparedMachine { plan, templates: self.templates.clone() }) as Box<dyn PreparedGuest>)
         })

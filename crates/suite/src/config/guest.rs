@@ -6,8 +6,8 @@ use std::{
 };
 
 use belljar_guest_spec::{
-    Accel, Access, DiskBus, DiskContent, DiskSpec, GuestSpec, Login, NicMode, OopsPolicy, Password, Secret, Source,
-    WorkspaceMode,
+    Accel, Access, BootSource, DiskBus, DiskContent, DiskSpec, GuestSpec, Login, NicMode, OopsPolicy, Password, Secret,
+    Source, WorkspaceMode,
     rules::{self, Key, Notation},
 };
 use toml::Spanned;
@@ -223,11 +223,11 @@ fn source(table: &GuestTable, dir: &Path) -> Source {
     let kernel = below(dir, &table.kernel);
     if let Some(path) = below(dir, &table.image) {
         let bus = table.boot_bus.as_ref().map(|b| *b.get_ref()).unwrap_or_default();
-        return Source::Image { path, format: plain(&table.image_format), bus, access };
+        return BootSource::Image { path, format: plain(&table.image_format), bus, access }.into();
     }
     match (kernel, below(dir, &table.initrd)) {
-        (Some(kernel), Some(initrd)) => Source::Initramfs { kernel, initrd, modules, access },
-        (kernel, _) => Source::RootDir { root: below(dir, &table.rootfs), kernel, modules },
+        (Some(kernel), Some(initrd)) => BootSource::Initramfs { kernel, initrd, modules, access }.into(),
+        (kernel, _) => BootSource::RootDir { root: below(dir, &table.rootfs), kernel, modules }.into(),
     }
 }
 

@@ -1,6 +1,6 @@
 use proptest::prelude::*;
 
-use belljar_guest_spec::{Access, DiskBus, DiskContent, DiskSpec, Password, Secret};
+use belljar_guest_spec::{Access, BootSource, DiskBus, DiskContent, DiskSpec, Password, Secret};
 
 use super::*;
 use crate::settings::Layer;
@@ -44,7 +44,7 @@ junit = "junit.xml"
     let path = PathBuf::from("/p/images/debian-12.qcow2");
     assert_eq!(
         config.guests["debian"].spec.source,
-        Source::Image { path, format: None, bus: DiskBus::Virtio, access: Access::Auto }
+        BootSource::Image { path, format: None, bus: DiskBus::Virtio, access: Access::Auto }.into()
     );
     assert_eq!(config.workspace, Path::new("/p"));
     assert_eq!(config.suites[0].guests, ["debian"]);
@@ -79,15 +79,21 @@ fn suites_run_on_every_guest_unless_they_say_so() {
 #[test]
 fn sources() {
     let source = |text: &str| parse(&format!("[guests.g]\n{text}")).guests["g"].spec.source.clone();
-    let none = Source::RootDir { root: None, kernel: None, modules: None };
+    let none = BootSource::RootDir { root: None, kernel: None, modules: None }.into();
     assert_eq!(source(""), none);
     assert_eq!(
         source("rootfs = '/srv/root'\nkernel = 'k'\nmodules = 'm'"),
-        Source::RootDir { root: Some("/srv/root".into()), kernel: Some("/p/k".into()), modules: Some("/p/m".into()) }
+        BootSource::RootDir {
+            root: Some("/srv/root".into()),
+            kernel: Some("/p/k".into()),
+            modules: Some("/p/m".into())
+        }
+        .into()
     );
     assert_eq!(
         source("kernel = 'k'\ninitrd = 'i'\naccess = 'init'"),
-        Source::Initramfs { kernel: "/p/k".into(), initrd: "/p/i".into(), modules: None, access: Access::Init }
+        BootSource::Initramfs { kernel: "/p/k".into(), initrd: "/p/i".into(), modules: None, access: Access::Init }
+            .into()
     );
 }
 

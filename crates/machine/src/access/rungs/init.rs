@@ -1,6 +1,6 @@
 //! Belljar's program as the guest's first process, where Belljar gives the kernel.
 
-use belljar_guest_spec::{Access, Source};
+use belljar_guest_spec::{Access, BootSource};
 use belljar_proto::message::INIT_AGENT_PATH;
 
 use super::{Agent, Rung, Suits};
@@ -10,9 +10,9 @@ pub(super) const INIT: Rung = Rung {
     name: "Belljar's init",
     word: Access::Init,
     suits: |source| match source {
-        Source::RootDir { .. } => Suits::Yes,
-        Source::Initramfs { .. } => Suits::IfAsked,
-        Source::Image { .. } => Suits::No,
+        BootSource::RootDir { .. } => Suits::Yes,
+        BootSource::Initramfs { .. } => Suits::IfAsked,
+        BootSource::Image { .. } => Suits::No,
     },
     attach,
     rules: &[],

@@ -7,7 +7,7 @@ mod init;
 mod login;
 mod shell;
 
-use belljar_guest_spec::{Access, Source};
+use belljar_guest_spec::{Access, BootSource};
 
 use super::{Act, Sight};
 use crate::qemu::args::MachineConfig;
@@ -20,7 +20,7 @@ pub struct Rung {
     /// The word by which a user asks for it; others may have the same.
     pub word: Access,
     /// Whether it is for a guest of this source.
-    pub suits: fn(&Source) -> Suits,
+    pub suits: fn(&BootSource) -> Suits,
     /// What the machine gets before the boot, beside what every machine has. The words of the user's own `append` come after it.
     pub attach: fn(&mut MachineConfig),
     /// What to do at which sight; nothing if the console is left alone.
@@ -56,7 +56,7 @@ pub const LADDER: &[&Rung] = &[&init::INIT, &login::LOGIN, &shell::SHELL];
 
 /// The rungs for a guest: those that were asked for, else those that suit it.
 #[must_use]
-pub fn choose(source: &Source) -> Vec<&'static Rung> {
+pub fn choose(source: &BootSource) -> Vec<&'static Rung> {
     let asked = source.access();
     let fits = |rung: &&&Rung| match (rung.suits)(source) {
         Suits::No => false,
@@ -70,10 +70,10 @@ pub fn choose(source: &Source) -> Vec<&'static Rung> {
 fn nothing(_: &mut MachineConfig) {}
 
 /// A guest that boots by itself, to a console that may be typed at.
-fn boots_by_itself(source: &Source) -> Suits {
+fn boots_by_itself(source: &BootSource) -> Suits {
     match source {
-        Source::Image { .. } | Source::Initramfs { .. } => Suits::Yes,
-        Source::RootDir { .. } => Suits::No,
+        BootSource::Image { .. } | BootSource::Initramfs { .. } => Suits::Yes,
+        BootSource::RootDir { .. } => Suits::No,
     }
 }
 
@@ -83,11 +83,16 @@ mod tests {
 
     #[test]
     fn each_guest_has_its_rungs() {
-        let names = |source: &Source| choose(source).iter().map(|rung| rung.name).collect::<Vec<_>>();
-        let initramfs = |access| Source::Initramfs { kernel: "k".into(), initrd: "i".into(), modules: None, access };
-        let image =
-            |access| Source::Image { path: "d".into(), format: None, bus: belljar_guest_spec::DiskBus::Virtio, access };
-        assert_eq!(names(&Source::host()), ["Belljar's init"]);
+        let names = |source: &BootSource| choose(source).iter().map(|rung| rung.name).collect::<Vec<_>>();
+        let initramfs =
+            |access| BootSource::Initramfs { kernel: "k".into(), initrd: "i".into(), modules: None, access };
+        let image = |access| BootSource::Image {
+            path: "d".into(),
+            format: None,
+            bus: belljar_guest_spec::DiskBus::Virtio,
+            access,
+        };
+        assert_eq!(names(&BootSource::host()), ["Belljar's init"]);
         for access in [Access::Auto, Access::Console] {
             assert_eq!(names(&initramfs(access)), ["login", "shell"]);
             assert_eq!(names(&image(access)), ["login", "shell"]);
