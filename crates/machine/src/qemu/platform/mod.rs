@@ -45,8 +45,8 @@ pub struct Platform {
     pub panic_device: Option<&'static str>,
     /// The device by which a resumed guest notices that it is a copy.
     pub generation_device: Option<&'static str>,
-    /// A guest by which it is tried whether KVM works. Without one KVM is not used.
-    pub probe: Option<ProbeGuest>,
+    /// KVM on such a processor; `None` where it is not used.
+    pub kvm: Option<Kvm>,
 }
 
 /// A type of machine, as `-machine` names it.
@@ -90,6 +90,17 @@ pub enum Ide {
     Channels(usize),
     /// An AHCI controller of the machine's own, of this name: IDE disks are SATA disks.
     Ahci(&'static str),
+}
+
+/// KVM on a host's processor.
+#[derive(Clone, Debug)]
+pub struct Kvm {
+    /// What a firmware calls that which it needs.
+    pub switches: &'static str,
+    /// The kernel's modules that have it.
+    pub modules: &'static str,
+    /// By which it is tried whether it works.
+    pub probe: ProbeGuest,
 }
 
 /// A guest of a few instructions, which QEMU boots from a disk and which ends QEMU.

@@ -5,7 +5,7 @@ mod probe_guest;
 use belljar_guest_spec::Accel;
 use belljar_image::{kernel::Arch, processor::Processor};
 
-use super::{Ide, MachineType, Platform, Transport};
+use super::{Ide, Kvm, MachineType, Platform, Transport};
 use crate::qemu::args::Slots;
 
 pub(super) static X86_64: Platform = Platform {
@@ -60,7 +60,7 @@ pub(super) static X86_64: Platform = Platform {
     second_serial: Some("ttyS1"),
     panic_device: Some("pvpanic"),
     generation_device: Some("vmgenid"),
-    probe: Some(probe_guest::GUEST),
+    kvm: Some(Kvm { switches: "VT-x, AMD-V", modules: "kvm_intel or kvm_amd", probe: probe_guest::GUEST }),
 };
 
 const PC: MachineType = MachineType {

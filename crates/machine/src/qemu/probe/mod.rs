@@ -34,7 +34,7 @@ use belljar_guest_spec::Word;
 use super::{
     args::Accel,
     descriptors::{Descriptors, FdSet, Purpose},
-    platform::{Platform, ProbeGuest},
+    platform::{Kvm, Platform, ProbeGuest},
     process::stat,
     sandbox::Shim,
 };
@@ -346,12 +346,12 @@ struct Dated {
 }
 
 fn kvm(platform: &Platform, requested: Option<Accel>, qemu: &QemuInfo, shim: &Shim, cache: &Path) -> (Answer, bool) {
-    let guest = match guest_for_kvm(platform) {
-        Ok(guest) => guest,
+    let kvm = match kvm_of(platform) {
+        Ok(kvm) => kvm,
         Err(no) => return (no, false),
     };
     // Rights may change at any moment, and asking costs nothing.
-    if let Some(no) = cannot_open() {
+    if let Some(no) = cannot_open(kvm) {
         return (no, false);
     }
     let memory = Memory::new(cache);
@@ -363,7 +363,7 @@ fn kvm(platform: &Platform, requested: Option<Accel>, qemu: &QemuInfo, shim: &Sh
             return (known.answer, true);
         }
     }
-    let answer = match try_guest(guest, Accel::Kvm, qemu, shim, KVM_LIMIT) {
+    let answer = match try_guest(&kvm.probe, Accel::Kvm, qemu, shim, KVM_LIMIT) {
         Ok(took) => Answer::Yes { millis: u64::try_from(took.as_millis()).unwrap_or(u64::MAX) },
         Err(why) => Answer::No {
             why: format!("{KVM} opens, but {why}"),
@@ -378,8 +378,8 @@ fn kvm(platform: &Platform, requested: Option<Accel>, qemu: &QemuInfo, shim: &Sh
     (answer, false)
 }
 
-/// What KVM is tried with, where it can be of use at all.
-fn guest_for_kvm(platform: &Platform) -> Result<&ProbeGuest, Answer> {
+/// KVM, where it can be of use at all.
+fn kvm_of(platform: &Platform) -> Result<&Kvm, Answer> {
     let arch = platform.processor.arch;
     if !platform.is_hosts() {
         return Err(Answer::No {
@@ -390,31 +390,35 @@ fn guest_for_kvm(platform: &Platform) -> Result<&ProbeGuest, Answer> {
             mend: format!("run it on a host whose processor is {arch}"),
         });
     }
-    platform.probe.as_ref().ok_or_else(|| Answer::No {
+    platform.kvm.as_ref().ok_or_else(|| Answer::No {
         why: format!("Belljar has no guest for {arch} by which it could be tried whether KVM works"),
         mend: "nothing helps but one that is made for it; please report that you want it".into(),
     })
 }
 
 /// The cheap reasons.
-fn cannot_open() -> Option<Answer> {
+fn cannot_open(kvm: &Kvm) -> Option<Answer> {
+    let Kvm { switches, modules, .. } = kvm;
     let error = std::fs::File::options().read(true).write(true).open(KVM).err()?;
     let (why, mend) = match error.kind() {
         io::ErrorKind::NotFound => (
             format!("there is no {KVM}"),
-            "switch virtualisation on in the firmware (VT-x, AMD-V) and load kvm_intel or kvm_amd; in a container pass the \
-             device in (--device /dev/kvm)",
+            format!(
+                "switch virtualisation on in the firmware ({switches}) and load {modules}; in a container pass the device in \
+                 (--device /dev/kvm)"
+            ),
         ),
         io::ErrorKind::PermissionDenied => (
             format!("{KVM} is there, but not for this user"),
-            "add the user to the device's group (usermod -aG kvm USER, then log in anew), or let udev give the rights",
+            "add the user to the device's group (usermod -aG kvm USER, then log in anew), or let udev give the rights"
+                .into(),
         ),
         _ => (
             format!("{KVM} cannot be opened: {error}"),
-            "check that the modules kvm_intel or kvm_amd are loaded and virtualisation is on in the firmware",
+            format!("check that the modules {modules} are loaded and virtualisation is on in the firmware"),
         ),
     };
-    Some(Answer::No { why, mend: mend.into() })
+    Some(Answer::No { why, mend })
 }
 
 /// What makes an answer about KVM the same question as before.

@@ -33,14 +33,14 @@ fn a_program_that_is_no_qemu_is_found_out() {
 #[test]
 fn kvm_is_not_tried_for_another_processor() {
     let hosts = platform::default();
-    assert!(guest_for_kvm(hosts).is_ok());
+    assert!(kvm_of(hosts).is_ok());
     let processor = Processor { name: "z80", ..hosts.processor };
-    let refused = |platform: &Platform| match guest_for_kvm(platform) {
+    let refused = |platform: &Platform| match kvm_of(platform) {
         Err(Answer::No { why, .. }) => why,
         other => panic!("{other:?}"),
     };
     assert!(refused(&Platform { processor, ..hosts.clone() }).contains("the host's own"));
-    assert!(refused(&Platform { probe: None, ..hosts.clone() }).contains("no guest"));
+    assert!(refused(&Platform { kvm: None, ..hosts.clone() }).contains("no guest"));
 }
 
 /// The probe's guest is right: where instructions run, it ends as it should.
@@ -51,7 +51,7 @@ fn the_probes_guest_runs_under_translation() {
     let qemu = find_qemu(platform::default(), None, std::env::var_os("PATH").as_deref(), cache.path()).unwrap();
     // In the shell `$0` is the first word after the script, so that what is left is the program.
     let shim = Shim { program: "/bin/sh".into(), args: ["-c", "shift 2; exec \"$@\""].map(OsString::from).to_vec() };
-    let guest = platform::default().probe.as_ref().unwrap();
+    let guest = &platform::default().kvm.as_ref().unwrap().probe;
     try_guest(guest, Accel::Tcg, &qemu, &shim, Duration::from_secs(60)).unwrap();
 }
 
