@@ -1,29 +1,29 @@
 //! The agent's loop: one thread, one poll, nothing that waits elsewhere.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+mod orders;
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use belljar_proto::frame::FrameError;
-use belljar_proto::message::{
-    Announce, AskFiles, Exec, Leftovers, MODULES_SHARE, Mount, Quiesce, Setup, ShutdownHow, Source, SyncFault, ToAgent,
-    ToHost, VERSION,
-};
+use belljar_proto::message::{Announce, Mount, ShutdownHow, Source, ToAgent, ToHost, VERSION};
 use rustix::io::Errno;
 use rustix::process::{WaitOptions, getpid};
 use rustix::system::RebootCommand;
 
+use crate::ask::{self, Asks};
 use crate::clock::ClockWatch;
 use crate::command::{Command, Leftover, Step};
 use crate::devices::Awaited;
-use crate::job::{Job, Kind};
+use crate::job::Job;
 use crate::kmsg::KernelRecord;
 use crate::leftovers::{Baseline, Shares};
 use crate::link::{Incoming, Link, Lost};
 use crate::network::Cards;
 use crate::port::{self, Port};
 use crate::renew::{self, Carried};
-use crate::spawn::Refused;
-use crate::{identity, root, setup, shutdown, sys, text};
+use crate::{shutdown, sys, text};
 
 /// How often the agent announces itself while nobody has greeted it.
 const ANNOUNCE: Duration = Duration::from_secs(1);
@@ -36,9 +36,6 @@ const FINISHING: usize = 32;
 /// Most pipes of ended commands that are kept open for what they left behind.
 const MAX_LEFTOVERS: usize = 64;
 
-/// How often the kernel's record is looked at again before an answer.
-const KERNEL_TURNS: usize = 16;
-
 /// systemd's signals for its first process, which its tools send: `SIGRTMIN+3` and on, as the C libraries count.
 const HALT: i32 = 37;
 const POWEROFF: i32 = 38;
@@ -50,6 +47,7 @@ enum Ready {
     Signals,
     Port,
     Kernel,
+    Asks,
     Starting(usize),
     Input(usize),
     Output(usize, usize),
@@ -84,6 +82,10 @@ pub(crate) struct Agent {
     leftovers: Vec<Leftover>,
     /// The kernel's record, read as long as there is a session.
     kernel: KernelRecord,
+    /// What programs in the guest ask of the host.
+    asks: Asks,
+    /// Where they do so.
+    ask_at: Option<PathBuf>,
     /// The shares as they were when they had been mounted.
     shares: Shares,
     /// What belongs to the guest, once tests share it.
@@ -112,7 +114,8 @@ impl Agent {
     pub(crate) fn renewed(carried: Carried) -> Result<Self, Errno> {
         let (port, kernel) = carried.open()?;
         let Carried { env, hostname, mounts, shares, baseline, quiesced, .. } = carried;
-        let agent = Self::with_record(port, env, kernel)?;
+        let mut agent = Self::with_record(port, env, kernel)?;
+        agent.open_asks();
         Ok(Self { hostname, mounts, shares, baseline: Some(baseline), quiesced, ..agent })
     }
 
@@ -130,7 +133,10 @@ impl Agent {
             wanted.extend([libc::SIGTERM, libc::SIGINT, libc::SIGUSR1, libc::SIGUSR2]);
             wanted.extend([HALT, POWEROFF, REBOOT]);
         }
+        let ask_at = (port.kind != port::Kind::Given).then(|| ask::PATH.into());
         Ok(Self {
+            asks: Asks::default(),
+            ask_at,
             link: Link::new(port),
             signals: sys::signal_fd(&wanted)?,
             env,
@@ -156,6 +162,19 @@ impl Agent {
             turn: 0,
             clock: ClockWatch::default(),
         })
+    }
+
+    /// Which takes questions of programs at this path.
+    pub(crate) fn asked_at(mut self, path: &Path) -> Self {
+        self.ask_at = Some(path.to_owned());
+        self.open_asks();
+        self
+    }
+
+    fn open_asks(&mut self) {
+        if let Some(path) = &self.ask_at {
+            self.asks.open(path);
+        }
     }
 
     /// Whose root is entered with the first setup.
@@ -237,6 +256,9 @@ impl Agent {
         if let Some(record) = self.kernel.fd().filter(|_| here && self.session.is_some()) {
             add(sys::poll_fd(record, libc::POLLIN), Ready::Kernel);
         }
+        if let Some(pipe) = self.asks.fd().filter(|_| idle && self.session.is_some()) {
+            add(sys::poll_fd(pipe, libc::POLLIN), Ready::Asks);
+        }
         for (at, job) in self.jobs.iter().enumerate() {
             add(sys::poll_fd(&job.report, libc::POLLIN), Ready::Job(at));
         }
@@ -290,6 +312,7 @@ impl Agent {
         match ready {
             Ready::Signals => self.take_signals(),
             Ready::Kernel => drop(self.kernel.pass_on(&mut self.link)),
+            Ready::Asks => self.asks.pass_on(&mut self.link),
             Ready::Port => {
                 if events & libc::POLLIN != 0 {
                     // What came before a hang-up is still taken in.
@@ -357,6 +380,7 @@ impl Agent {
                 }
             }
             if let Some(record) = command.record() {
+                self.asks.pass_on(&mut self.link);
                 self.link.queue(&record);
                 let leftovers = self.commands.remove(at).into_leftovers();
                 self.leftovers.extend(leftovers);
@@ -467,6 +491,7 @@ impl Agent {
         self.link.encoder.session = session;
         if version == VERSION {
             self.session = Some(session);
+            self.asks.begin();
             self.link.queue(&ToHost::Ready);
             if self.link.kind() != port::Kind::Given {
                 self.kernel.introduce(&mut self.link);
@@ -487,267 +512,6 @@ impl Agent {
         self.mounts.append(&mut self.mounting);
         self.leftovers.clear();
         self.awaited = None;
-    }
-
-    fn obey(&mut self, message: ToAgent) {
-        match message {
-            // Taken care of before.
-            ToAgent::Hello { .. } => {}
-            ToAgent::Setup(wanted) => self.set_up(wanted),
-            ToAgent::Quiesce(wanted) => self.quiesce(wanted),
-            ToAgent::Renew { fresh } => self.renew(fresh),
-            ToAgent::AwaitDevice(wanted) => self.awaited = Some(Awaited::new(wanted)),
-            ToAgent::Exec(exec) => self.exec(&exec),
-            ToAgent::Files(asked) => self.files(&asked),
-            ToAgent::StdinEof(id) => {
-                if let Some(command) = self.command(id) {
-                    command.end_input();
-                    self.feed(id);
-                }
-            }
-            ToAgent::Signal { id, signal } => {
-                if let Some(command) = self.command(id) {
-                    command.signal(signal);
-                }
-            }
-            ToAgent::Resize { id, size } => {
-                if let Some(command) = self.command(id) {
-                    command.resize(size);
-                }
-            }
-            ToAgent::Clock(now) => {
-                if self.link.kind() != port::Kind::Given {
-                    setup::set_clock(now);
-                }
-            }
-            ToAgent::Ping(number) => {
-                self.tell_of_kernel();
-                self.link.queue(&ToHost::Pong(number));
-            }
-            ToAgent::Sync if self.shares.are_dead() => {
-                self.tell_of_kernel();
-                self.link.queue(&ToHost::Synced(Some(SyncFault::Suspended)));
-            }
-            ToAgent::Sync => match setup::start_sync(&self.mounts) {
-                Ok(job) => self.jobs.push(job),
-                Err(errno) => {
-                    let why = format!("fork: {}", text::errno(errno));
-                    self.link.queue(&ToHost::Synced(Some(SyncFault::Failed(why))));
-                }
-            },
-            ToAgent::Shutdown(how) => {
-                self.link.queue(&ToHost::Ending);
-                self.ending = Some(how);
-            }
-        }
-    }
-
-    /// Tells all that the kernel has said up to now, unless it talks without end.
-    fn tell_of_kernel(&mut self) {
-        for _ in 0..KERNEL_TURNS {
-            if !self.kernel.pass_on(&mut self.link) {
-                return;
-            }
-        }
-    }
-
-    /// Makes the guest for the next test what it was for the one before.
-    fn renew(&mut self, fresh: bool) {
-        let mut found = Leftovers::default();
-        match (fresh, &mut self.baseline) {
-            (true, _) if self.shares.are_dead() => {
-                found.left.push("dead shares, for the guest was suspended".into());
-            }
-            (true, Some(baseline)) => {
-                for command in self.commands.drain(..) {
-                    command.signal(libc::SIGKILL);
-                }
-                for job in self.jobs.drain(..) {
-                    job.kill();
-                }
-                self.leftovers.clear();
-                found = baseline.restore(self.link.kind() == port::Kind::Given);
-            }
-            (true, None) => found.left.push("nobody knows what belongs to the guest".into()),
-            (false, _) => self.baseline = Some(Baseline::now(&self.mounts)),
-        }
-        if fresh && found.left.is_empty() {
-            match self.successor() {
-                Ok(prepared) => self.renewal = Some(prepared),
-                Err(errno) => found.left.push(format!("the agent, which cannot begin anew: {}", text::errno(errno))),
-            }
-        }
-        self.tell_of_kernel();
-        self.link.queue(&ToHost::Renewing(found));
-    }
-
-    fn successor(&mut self) -> Result<renew::Prepared, Errno> {
-        let (record, tainted) = self.kernel.parts();
-        renew::prepare(&Carried {
-            port: self.link.port().fd.as_raw_fd(),
-            port_kind: self.link.kind(),
-            kernel_record: record.map(|fd| fd.as_raw_fd()),
-            tainted,
-            env: std::mem::take(&mut self.env),
-            hostname: std::mem::take(&mut self.hostname),
-            mounts: std::mem::take(&mut self.mounts),
-            shares: std::mem::take(&mut self.shares),
-            baseline: self.baseline.take().unwrap_or_default(),
-            quiesced: self.quiesced,
-        })
-    }
-
-    fn command(&mut self, id: u32) -> Option<&mut Command> {
-        self.commands.iter_mut().find(|command| command.id == id)
-    }
-
-    fn feed(&mut self, id: u32) {
-        if let Some(command) = self.commands.iter_mut().find(|command| command.id == id) {
-            command.feed(&mut self.link);
-        }
-    }
-
-    fn set_up(&mut self, wanted: Setup) {
-        // Not on a machine of who wrote a test.
-        let ours = self.link.kind() != port::Kind::Given;
-        if let Some(system) = &wanted.system {
-            self.env = system.env.iter().map(|entry| entry.clone().into_bytes()).collect();
-        }
-        if ours {
-            // At once and not in the job: it is quick, and what is done to the shares carries times.
-            setup::set_clock(wanted.clock_ns);
-            if let Some(system) = &wanted.system {
-                self.take_name(&system.hostname);
-            }
-            if let Some(identity) = &wanted.identity {
-                identity::assume(identity);
-            }
-        }
-        if let Some(source) = self.root.take()
-            && let Err(why) = root::enter(&source)
-        {
-            self.link.queue(&ToHost::Fatal(why));
-            return;
-        }
-        if ours && let Some(identity) = &wanted.identity {
-            identity::write(identity);
-        }
-        for why in setup::make_directories(&wanted.directories) {
-            self.link.queue(&ToHost::Log(why));
-        }
-        if self.quiesced {
-            // A process for it would cost an emulated guest more than the work.
-            let faults = setup::mount_all(&wanted.mounts, &self.mounts);
-            if ours && let Some(identity) = &wanted.identity {
-                identity::change_address(identity, &self.cards.names);
-            }
-            self.mounting = wanted.mounts;
-            self.mounted(faults);
-            return;
-        }
-        if ours && let Some(identity) = &wanted.identity {
-            identity::change_address(identity, &self.cards.names);
-        }
-        let mounting = wanted.mounts.clone();
-        match setup::start(wanted, &self.mounts) {
-            Ok(job) => {
-                self.mounting = mounting;
-                self.mounts.clear();
-                self.jobs.push(job);
-            }
-            Err(errno) => {
-                let why = format!("fork: {}", text::errno(errno));
-                self.link.queue(&ToHost::Fatal(why));
-            }
-        }
-    }
-
-    fn take_name(&mut self, name: &str) {
-        // Set again it would undo what a set-up did that the guest was frozen with.
-        if !name.is_empty() && name != self.hostname {
-            name.clone_into(&mut self.hostname);
-            let _ = rustix::system::sethostname(name.as_bytes());
-        }
-    }
-
-    /// Remembers what is mounted, and tells.
-    fn mounted(&mut self, faults: setup::Faults) {
-        self.mounts = (0_u32..)
-            .zip(self.mounting.drain(..))
-            .filter(|(index, _)| faults.iter().all(|(failed, _)| failed != index))
-            .map(|(_, mount)| mount)
-            .collect();
-        self.shares = Shares::of(&self.mounts);
-        self.link.queue(&ToHost::SetupDone(faults));
-    }
-
-    fn quiesce(&mut self, wanted: Quiesce) {
-        match setup::start_quiesce(wanted, &self.mounts, self.cards.addressed) {
-            Ok(job) => self.jobs.push(job),
-            Err(errno) => {
-                let why = format!("fork: {}", text::errno(errno));
-                self.link.queue(&ToHost::Quiesced(vec![why]));
-            }
-        }
-    }
-
-    fn exec(&mut self, exec: &Exec) {
-        // The kernel's modules are the system's, whoever looks at them.
-        let shares = self.mounts.iter().filter(|mount| mount.name != MODULES_SHARE).cloned().collect();
-        match Command::start(exec, &self.env, shares) {
-            Ok(command) => self.commands.push(command),
-            Err(Refused { what, errno }) => {
-                let id = exec.id;
-                self.link.queue(&ToHost::ExecFailed { id, what, errno });
-            }
-        }
-    }
-
-    fn files(&mut self, asked: &AskFiles) {
-        let clock_set = self.clock.was_set();
-        match Command::files(asked, clock_set) {
-            Ok(command) => self.commands.push(command),
-            Err(errno) => {
-                let (id, what) = (asked.id, "start a process that looks for files".to_owned());
-                self.link.queue(&ToHost::ExecFailed { id, what, errno: errno.raw_os_error() });
-            }
-        }
-    }
-
-    fn take_report(&mut self, at: usize) {
-        let Some(job) = self.jobs.get_mut(at) else {
-            return;
-        };
-        let kind = job.kind;
-        let Some(report) = job.poll() else { return };
-        match kind {
-            Kind::Setup => {
-                let faults = setup::faults(report);
-                self.mounted(faults);
-            }
-            Kind::Quiesce => {
-                let left = setup::left(report);
-                self.quiesced = left.is_empty();
-                if self.quiesced {
-                    self.mounts.clear();
-                    self.shares = Shares::default();
-                    self.cards = Cards::now();
-                }
-                self.tell_of_kernel();
-                self.link.queue(&ToHost::Quiesced(left));
-            }
-            Kind::Sync => {
-                let gone = self.shares.changes();
-                let failure = if gone.is_empty() {
-                    let covered = || Some(self.shares.covered()).filter(|places| !places.is_empty());
-                    setup::sync_failure(report).map(SyncFault::Failed).or_else(|| covered().map(SyncFault::Covered))
-                } else {
-                    Some(SyncFault::Gone(gone))
-                };
-                self.tell_of_kernel();
-                self.link.queue(&ToHost::Synced(failure));
-            }
-        }
     }
 
     /// A job past its deadline is killed; its report then ends short, which tells.

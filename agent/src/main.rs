@@ -9,6 +9,7 @@
 #![cfg_attr(test, expect(dead_code, reason = "the entry point is not part of the tests"))]
 
 mod agent;
+mod ask;
 mod clock;
 mod command;
 mod devices;
@@ -39,6 +40,7 @@ mod trust;
 mod users;
 
 use std::ffi::c_int;
+use std::os::unix::ffi::OsStrExt;
 
 const USAGE: &str = "usage: belljar-agent serve [--foreground] | version";
 
@@ -67,9 +69,12 @@ fn run(args: &[&[u8]]) -> c_int {
     match args {
         [b"serve"] => serve::detached(),
         [b"serve", b"--foreground"] => serve::foreground(),
-        // The following two are for Belljar itself, and for its tests.
+        // The following are for Belljar itself, and for its tests.
         [b"serve", b"--daemon", fd] => with_fd(fd, serve::daemon),
-        [b"serve", b"--fd", fd] => with_fd(fd, serve::on_fd),
+        [b"serve", b"--fd", fd] => with_fd(fd, |fd| serve::on_fd(fd, None)),
+        [b"serve", b"--fd", fd, b"--ask", path] => {
+            with_fd(fd, |fd| serve::on_fd(fd, Some(std::ffi::OsStr::from_bytes(path).as_ref())))
+        }
         [b"version" | b"--version"] => {
             let version = concat!("belljar-agent ", env!("CARGO_PKG_VERSION"), "\n");
             let _ = rustix::io::write(rustix::stdio::stdout(), version.as_bytes());

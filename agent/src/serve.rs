@@ -5,6 +5,7 @@ use std::ffi::CString;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
 
 use rustix::fs::{MemfdFlags, Mode, OFlags};
 use rustix::io::{Errno, FdFlags};
@@ -107,8 +108,8 @@ pub(crate) fn foreground() -> i32 {
     }
 }
 
-/// `serve --fd`: on a descriptor that is already open, changing nothing else in the system.
-pub(crate) fn on_fd(fd: OwnedFd) -> i32 {
+/// `serve --fd`: on a descriptor that is already open, changing nothing else in the system; questions are taken only at a path that is given.
+pub(crate) fn on_fd(fd: OwnedFd, ask_at: Option<&Path>) -> i32 {
     sys::close_others(fd.as_raw_fd());
     let ready = if rustix::termios::isatty(&fd) { port::make_raw(&fd) } else { Ok(()) }
         .and_then(|()| rustix::io::ioctl_fionbio(&fd, true));
@@ -116,7 +117,10 @@ pub(crate) fn on_fd(fd: OwnedFd) -> i32 {
         text::say(&format!("serve: {}", text::errno(errno)));
         return 1;
     }
-    serve(Port { fd, kind: port::Kind::Given })
+    run(Agent::new(Port { fd, kind: port::Kind::Given }, environment()).map(|agent| match ask_at {
+        Some(path) => agent.asked_at(path),
+        None => agent,
+    }))
 }
 
 /// The agent in the background, with a pipe on which to say how it went.
@@ -145,7 +149,11 @@ fn open() -> Result<Port, (u8, String)> {
 }
 
 fn serve(port: Port) -> i32 {
-    match Agent::new(port, environment()) {
+    run(Agent::new(port, environment()))
+}
+
+fn run(agent: Result<Agent, Errno>) -> i32 {
+    match agent {
         Ok(agent) => {
             agent.run();
             0

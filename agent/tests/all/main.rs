@@ -2,6 +2,7 @@
 
 mod peer;
 
+mod asking;
 mod commands;
 mod files;
 mod flow;

@@ -32,11 +32,17 @@ impl Drop for Peer {
 impl Peer {
     /// An agent that nobody has greeted.
     pub(crate) fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// The same, with more arguments.
+    pub(crate) fn start_with(more: &[&std::ffi::OsStr]) -> Self {
         let (ours, theirs) = UnixStream::pair().unwrap();
         // A bound for a test that hangs, never reached by one that passes.
         ours.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         let agent = Command::new(env!("CARGO_BIN_EXE_belljar-agent"))
             .args(["serve", "--fd", "0"])
+            .args(more)
             .env_clear()
             .env("PATH", "/usr/local/bin:/usr/bin:/bin")
             .env("LANG", "C")

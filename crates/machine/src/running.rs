@@ -160,6 +160,7 @@ impl QemuGuest {
     /// # Errors
     /// A [`Lost`] for everything that is not the command's own end.
     pub async fn exec(&mut self, command: GuestCommand, io: Io<'_>, observe: Observe<'_>) -> Result<Exit, Lost> {
+        self.machine.watch.begin_marks();
         let waits = self.session.wants_whole_stdin() && command.terminal.is_none();
         let read = Arc::new(AtomicBool::new(!waits || io.stdin.is_none()));
         let Io { stdin, sink, control } = io;
@@ -194,6 +195,8 @@ impl QemuGuest {
         for message in self.session.take_notes() {
             observe(EventKind::Warning { message });
         }
+        // They came before the command's end, which may have been looked at first.
+        self.machine.watch.answer_asks(observe);
         self.machine.watch.look_at_shares_if_due(observe);
         match ended {
             Ok(exit) => Ok(exit),

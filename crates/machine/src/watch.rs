@@ -5,6 +5,7 @@
 //! reads the kernel's own record, in which every line has its writer. Where the agent vouches for that record, a line of the console
 //! that is not in it was no fault; where it does not answer, or there is none, the console alone decides.
 
+mod asked;
 mod doubt;
 mod expected;
 mod heartbeat;
@@ -30,6 +31,7 @@ use crate::{
     running::AFTERMATH,
     session::agent::Reports,
 };
+use asked::Marks;
 use doubt::Suspect;
 pub(crate) use expected::{Expectation, Expected};
 use heartbeat::Heartbeat;
@@ -56,6 +58,7 @@ pub(crate) struct Watch {
     expected: Expected,
     /// What the agent tells, where there is one.
     reports: Option<Arc<Reports>>,
+    marks: Marks,
     /// How much of its news was read.
     news_read: usize,
     /// What the kernel's own record shows to have ended the guest.
@@ -85,6 +88,7 @@ impl Watch {
             entered_at: None,
             expected: Expected::default(),
             reports: None,
+            marks: Marks::default(),
             news_read: 0,
             fault: None,
             suspects: Vec::new(),
@@ -160,6 +164,7 @@ impl Watch {
         let mut qmp_open = true;
         loop {
             let changes = self.reports.as_ref().map(|reports| reports.changes());
+            self.answer_asks(observe);
             if let Some(lost) = self.take_news(phase, observe) {
                 return lost;
             }

@@ -164,6 +164,11 @@ pub enum EventKind {
         /// Whether the run, or the try, ends for it.
         fatal: bool,
     },
+    /// Something in the guest says how far it has come.
+    Mark {
+        /// In its own words, without control characters.
+        text: String,
+    },
     /// The command runs in the guest.
     CommandStarted {
         /// Its process id in the guest, where the session knows it.
@@ -246,6 +251,7 @@ impl EventKind {
                 | Self::Choice { .. }
                 | Self::Warning { .. }
                 | Self::Alarm { .. }
+                | Self::Mark { .. }
                 | Self::CommandStarted { .. }
                 | Self::CommandEnded { .. }
                 | Self::ConsoleTail { .. }

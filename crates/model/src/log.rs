@@ -11,6 +11,7 @@ pub const KINDS: &[&str] = &[
     "phase",
     "warning",
     "alarm",
+    "mark",
     "command-started",
     "command-ended",
     "console-tail",

@@ -206,6 +206,13 @@ pub enum Note {
     },
     /// A warning.
     Warning(String),
+    /// How far the test said that it had come, and when.
+    Mark {
+        /// In its own words.
+        text: String,
+        /// When it said so.
+        at: Timestamp,
+    },
     /// Something on the console.
     Alarm {
         /// What kind.
@@ -328,6 +335,9 @@ impl RunSummary {
                 Note::Choice { what: what.clone(), chosen: chosen.clone(), why: why.clone() },
             ),
             EventKind::Warning { message } => self.note(event.scope.as_ref(), Note::Warning(message.clone())),
+            EventKind::Mark { text } => {
+                self.note(event.scope.as_ref(), Note::Mark { text: text.clone(), at: event.at })
+            }
             EventKind::Alarm { name, line, fatal } => {
                 self.note(event.scope.as_ref(), Note::Alarm { name: name.clone(), line: line.clone(), fatal: *fatal })
             }

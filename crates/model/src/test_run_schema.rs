@@ -42,6 +42,7 @@ fn every_kind() -> Vec<EventKind> {
         EventKind::Choice { what: "share".into(), chosen: "9p".into(), why: "it is there".into() },
         EventKind::Warning { message: "slow disk".into() },
         EventKind::Alarm { name: "oops".into(), line: "BUG: x".into(), fatal: true },
+        EventKind::Mark { text: "disk is gone".into() },
         EventKind::CommandStarted { pid: Some(7) },
         EventKind::CommandEnded { exit: Exit::Code(0), millis: 11 },
         EventKind::UnitSlow(UnitSlow { id: id.clone(), millis: 60_000 }),

@@ -12,7 +12,7 @@ pub const PORT_NAME: &str = "belljar.agent";
 
 /// Version of everything in this crate. Host and agent come from one build, so it only guards
 /// against a stale agent, such as one resumed from an old template.
-pub const VERSION: u16 = 5;
+pub const VERSION: u16 = 6;
 
 /// Number the host gives to one command; never used twice in a session.
 pub type ExecId = u32;
@@ -71,6 +71,13 @@ pub enum ToAgent {
     Clock(u64),
     /// Asks for a [`ToHost::Pong`] with the same number.
     Ping(u64),
+    /// Answer to [`ToHost::Ask`].
+    Answer {
+        /// Of the question.
+        number: u32,
+        /// Whether it was done. If not, nothing of the kind need be asked again in this session.
+        done: bool,
+    },
     /// Writes everything in the shares back to the host. Answered by [`ToHost::Synced`].
     Sync,
     /// Ends the guest. The agent answers with [`ToHost::Ending`] first.
@@ -377,6 +384,14 @@ pub enum ToHost {
     Synced(Option<SyncFault>),
     /// Answer to [`ToAgent::Renew`], the last word of the session if the guest is clean.
     Renewing(Leftovers),
+    /// Somebody in the guest asks the host for something, at any time. What was asked before a command ended is told before its
+    /// [`ToHost::Exited`]. Answered by [`ToAgent::Answer`].
+    Ask {
+        /// Counts the questions of this session.
+        number: u32,
+        /// What is asked for.
+        question: Question,
+    },
     /// What the guest's kernel says of itself. Everything that it said before an answer to [`ToAgent::Ping`], [`ToAgent::Sync`],
     /// [`ToAgent::Quiesce`] or [`ToAgent::Renew`] is told before that answer.
     Kernel(KernelNews),
@@ -387,6 +402,16 @@ pub enum ToHost {
     /// The agent cannot go on; the guest is lost.
     Fatal(String),
 }
+
+/// What somebody in the guest asks the host for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Question {
+    /// A line in the event log that says how far a test has come.
+    Mark(String),
+}
+
+/// Most bytes of a line by which somebody in the guest asks for something.
+pub const MAX_QUESTION: usize = 1024;
 
 /// Why what was written to the shares may not have reached the host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

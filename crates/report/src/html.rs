@@ -9,7 +9,7 @@ use belljar_model::summary::{AttemptSummary, Note, RunSummary, UnitState, UnitSu
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::words::{Outcome, describe, duration, harmless, reason};
+use crate::words::{Outcome, describe, duration, harmless, reason, seconds};
 
 const PAGE: &str = include_str!("html/page.html");
 const STYLE: &str = include_str!("html/page.css");
@@ -93,7 +93,7 @@ fn data(run: &RunSummary, run_dir: &str, out: &mut dyn Write) -> io::Result<()> 
         "message": run.ended.as_ref().and_then(|e| e.message.as_deref()).map(harmless),
         "stopping": run.stopping.as_ref().map(|s| harmless(&s.reason)),
         "pauses": run.pauses.iter().map(|(from, to)| json!([at(*from), to.map(at)])).collect::<Vec<_>>(),
-        "notes": notes(&run.notes),
+        "notes": notes(&run.notes, None),
         "setups": run.setups.iter().map(|s| json!({
             "script": harmless(&s.started.script),
             "guest": harmless(&s.started.guest),
@@ -175,7 +175,7 @@ fn of_attempt(a: &AttemptSummary, at: &dyn Fn(Timestamp) -> i64) -> Value {
             s.result.as_str(), harmless(&s.name), s.message.as_deref().map(harmless), s.millis,
         ])).collect::<Vec<_>>(),
         "caseCounts": a.sub_counts.iter().map(|(r, n)| (r.as_str(), *n)).collect::<std::collections::BTreeMap<_, _>>(),
-        "notes": notes(&a.notes),
+        "notes": notes(&a.notes, Some(a.started)),
         "console": a.console.iter().map(|l| harmless(l)).collect::<Vec<_>>(),
         "dir": a.files.as_ref().map(|f| &f.dir),
         "files": a.files.as_ref().map_or_else(Vec::new, |f| {
@@ -185,7 +185,8 @@ fn of_attempt(a: &AttemptSummary, at: &dyn Fn(Timestamp) -> i64) -> Value {
     })
 }
 
-fn notes(notes: &[Note]) -> Vec<Value> {
+/// Of a try that began then, or of the run.
+fn notes(notes: &[Note], began: Option<Timestamp>) -> Vec<Value> {
     notes
         .iter()
         .map(|note| match note {
@@ -193,6 +194,10 @@ fn notes(notes: &[Note]) -> Vec<Value> {
                 json!(["choice", format!("{}: {}", harmless(what), harmless(chosen)), harmless(why)])
             }
             Note::Warning(text) => json!(["note", harmless(text), null]),
+            Note::Mark { text, at } => {
+                let millis = began.and_then(|began| u64::try_from(at.duration_since(began).as_millis()).ok());
+                json!(["mark", harmless(text), millis.map(|millis| format!("after {} s", seconds(millis)))])
+            }
             Note::Alarm { name, line, fatal } => {
                 json!([if *fatal { "fatal" } else { "alarm" }, harmless(name), harmless(line)])
             }

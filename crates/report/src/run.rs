@@ -83,6 +83,7 @@ impl<W: io::Write> RunReporter<W> {
                 let head = self.paint("33", "note");
                 self.say(&format!("{head}: {message}"))?;
             }
+            EventKind::Mark { text } if self.style.level >= Level::Verbose => self.say(&format!("mark: {text}"))?,
             // One that ends the guest is what the end is told by.
             EventKind::Alarm { name, line, fatal: false } if self.style.level >= Level::Normal => {
                 let head = self.paint("33", name);

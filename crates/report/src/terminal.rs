@@ -348,6 +348,9 @@ impl<W: Write> TestReporter<W> {
             EventKind::Warning { message } if level >= Level::Normal => {
                 self.note("note", &of_unit(event, message))?;
             }
+            EventKind::Mark { text } if level >= Level::Verbose => {
+                self.note("mark", &of_unit(event, text))?;
+            }
             EventKind::Alarm { name, line, .. } if level >= Level::Normal && event.scope.is_some() => {
                 self.note("alarm", &of_unit(event, &format!("{name}: {line}")))?;
             }

@@ -9,8 +9,8 @@ use std::{collections::HashMap, path::PathBuf, sync::Arc, thread, time::Duration
 use belljar_proto::{
     frame::{Assembler, Decoder, Kind, MAX_MESSAGE},
     message::{
-        Announce, ExecId, KernelNews, Leftovers, Mount, MountFault, Nonce, OutputEnd, Status, SyncFault, ToAgent,
-        ToHost, VERSION,
+        Announce, ExecId, KernelNews, Leftovers, Mount, MountFault, Nonce, OutputEnd, Question, Status, SyncFault,
+        ToAgent, ToHost, VERSION,
     },
 };
 
@@ -43,6 +43,8 @@ pub(crate) struct Manners {
     renew: String,
     /// `ok`, `panic`, `slow`.
     shutdown: String,
+    /// So many marks are set when a command begins.
+    marks: u32,
     /// `silent`, `watched`, `unreadable`.
     kernel: String,
     log: Option<String>,
@@ -75,7 +77,8 @@ pub(crate) struct ExecManners {
     clock_set: bool,
 }
 
-const KEYS: [&str; 28] = [
+const KEYS: [&str; 29] = [
+    "marks",
     "renew",
     "shutdown",
     "kernel",
@@ -130,6 +133,7 @@ impl Manners {
             sync: one_of(step, "sync", &["ok", "fail", "gone", "covered", "covered-out", "never", "die"])?,
             quiesce: one_of(step, "quiesce", &["ok", "left", "never", "die"])?,
             renew: one_of(step, "renew", &["ok", "left", "never", "die", "stray"])?,
+            marks: step.count("marks")?.and_then(|n| u32::try_from(n).ok()).unwrap_or(0),
             shutdown: one_of(step, "shutdown", &["ok", "panic", "slow"])?,
             kernel: one_of(step, "kernel", &["silent", "watched", "unreadable"])?,
             log: step.text("log"),
@@ -308,6 +312,7 @@ impl Agent {
         };
         self.shared.machine.journal.note("to-agent", note);
         match message {
+            ToAgent::Answer { .. } => {}
             ToAgent::Hello { version, session } => {
                 if version != VERSION {
                     self.shared.machine.script_failed("agent: Belljar greets with another version");
@@ -351,6 +356,10 @@ impl Agent {
                 self.say(&ToHost::DeviceAwaited(seen));
             }
             ToAgent::Exec(command) => {
+                for number in 1..=self.manners.marks {
+                    let question = Question::Mark(format!("step {number}\x1b[31m"));
+                    self.say(&ToHost::Ask { number, question });
+                }
                 let id = command.id;
                 if let Some(running) = exec::start(&self.shared, *command) {
                     self.running.insert(id, running);

@@ -9,11 +9,12 @@ unchanged() { [ "$(sha256sum <"$(fixture debian-bookworm)")" = "$before" ] || fa
 test_make_check() {
     before=$(sha256sum <"$(fixture debian-bookworm)")
     mkdir results
-    printf 'check:\n\t@echo "checked by $$(. /etc/os-release; echo $$ID $$VERSION_ID)"\n\t@echo found >result\n\t@echo kept >$$BELLJAR_OUT/kept\n\t@ps -o comm= -p 1\n\t@echo to stderr >&2\n' >ws/Makefile
-    debian --out "$dir/results" -- make check
+    printf 'check:\n\t@echo "checked by $$(. /etc/os-release; echo $$ID $$VERSION_ID)"\n\t@echo found >result\n\t@echo kept >$$BELLJAR_OUT/kept\n\t@ps -o comm= -p 1\n\t@echo to stderr >&2\n\t@echo mark made >$$BELLJAR_CTL\n' >ws/Makefile
+    debian -v --out "$dir/results" -- make check
     want_code 0
     want_out 'checked by debian 12' systemd
     want_line '^to stderr$' err
+    want_line '^belljar: mark: made$' err
     [ "$(cat ws/result)" = found ]
     [ "$(cat results/kept)" = kept ]
     unchanged

@@ -46,6 +46,34 @@ test_a_neighbour_cannot_pass_for_the_next() {
     grep -rq 'which was killed: python3' state || fail 'nobody says that something was left behind'
 }
 
+# marks UNIT: its marks, one a line.
+marks() {
+    python3 - "$1" state/runs/*/events.jsonl state/*/runs/*/events.jsonl <<'P'
+import glob, json, sys
+for path in sys.argv[2:]:
+    for file in glob.glob(path):
+        for line in open(file):
+            event = json.loads(line)
+            if event["kind"] == "mark" and event["unit"] == f"s/{sys.argv[1]}@g":
+                print(event["text"])
+P
+}
+
+test_marks_belong_to_the_test_that_set_them() {
+    suite 'isolation = "suite"'
+    # The first leaves somebody behind who goes on with it.
+    unit 1-marks 'echo "mark one" >$BELLJAR_CTL; (while :; do echo mark late; sleep 0.1; done >$BELLJAR_CTL) & echo "mark two" >$BELLJAR_CTL; exit 0'
+    unit 2-marks 'sleep 1; echo "mark three" >$BELLJAR_CTL; su -s /bin/sh nobody -c "echo mark as nobody >/run/belljar/control"; unshare -n sh -c "echo mark in a namespace >$BELLJAR_CTL"'
+    unit 3-fills 'i=0; while [ $i -lt 1500 ]; do echo "mark $i"; i=$((i+1)); done >$BELLJAR_CTL'
+    bjt -v
+    want_code 0
+    diff <(marks 1-marks | grep -v '^late$') <(printf '%s\n' one two) || fail 'other marks of the first test are wanted (>)'
+    diff <(marks 2-marks) <(printf '%s\n' three 'as nobody' 'in a namespace') || fail 'other marks of the second test are wanted (>)'
+    [ "$(marks 3-fills | sort -n | uniq | wc -l)" = 1000 ] || fail "the third test has $(marks 3-fills | wc -l) marks"
+    want_line 'mark s/2-marks@g: three$'
+    want_line 'more than 1000 marks'
+}
+
 test_what_is_left_behind_is_ended_and_daemons_of_the_set_up_live() {
     suite 'isolation = "suite"
 setup = "setup.sh"'

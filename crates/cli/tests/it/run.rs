@@ -174,6 +174,21 @@ fn what_a_guest_does_on_its_way_to_power_off_is_told_apart() {
 }
 
 #[test]
+fn marks_are_told_when_asked_for_and_bounded() {
+    let lab = Lab::new();
+    let with = |n: u32| WELL.replace("\nagent\n", &format!("\nagent marks={n}\n"));
+    let outcome = lab.run(&with(2)).args(["-v"]).sh("echo out").go();
+    outcome.code(0).says("out\n").complains("belljar: mark: step 1 [31m\nbelljar: mark: step 2 [31m\n");
+    assert!(lab.seen().contains("Answer { number: 2, done: true }"), "{}", lab.seen());
+    let outcome = lab.run(&with(2)).sh("true").go();
+    assert!(!outcome.code(0).stderr.contains("mark"), "{}", outcome.stderr);
+
+    let outcome = lab.run(&with(1500)).sh("true").go();
+    outcome.code(0).complains("the command sets more than 1000 marks: the rest is not recorded");
+    assert_eq!(outcome.events().iter().filter(|event| event["kind"] == "mark").count(), 1000);
+}
+
+#[test]
 fn ended_runs_are_cleared_away() {
     let lab = Lab::new();
     for _ in 0..4 {

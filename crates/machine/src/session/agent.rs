@@ -29,7 +29,7 @@ pub use connect::{BoxedPort, Port, PortKind};
 pub use error::SessionError;
 pub(crate) use guest::of_session;
 pub use io::{ExecControl, ExecIo, OutputSink, SinkFuture};
-pub(crate) use reports::Reports;
+pub(crate) use reports::{Asks, Reports};
 
 use link::Link;
 
@@ -323,7 +323,7 @@ impl AgentSession {
             | ToHost::Renewing(_)
             | ToHost::Ending => Ok(()),
             // Taken before it gets here.
-            ToHost::Kernel(_) => Ok(()),
+            ToHost::Kernel(_) | ToHost::Ask { .. } => Ok(()),
             ToHost::Announce(_) => Err(SessionError::Restarted),
         }
     }

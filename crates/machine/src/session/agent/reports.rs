@@ -1,10 +1,10 @@
-//! What comes over the agent's port beside the session's own conversation: the news of the guest's kernel, and signs of life. Whoever
-//! watches the guest reads it while the session waits for something else.
+//! What comes over the agent's port beside the session's own conversation: the news of the guest's kernel, signs of life, and what programs
+//! in the guest ask for. Whoever watches the guest takes it while the session waits for something else.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use belljar_proto::frame::{Encoder, Frame, Kind, from_bytes};
-use belljar_proto::message::{KernelNews, ToAgent, ToHost};
+use belljar_proto::message::{KernelNews, Question, ToAgent, ToHost};
 use tokio::sync::{mpsc, watch};
 
 use super::connect::PortKind;
@@ -12,6 +12,8 @@ use super::error::clean;
 
 /// Most news that are kept; the agent sends fewer.
 const MAX_NEWS: usize = 4096;
+/// Most questions of the guest that wait for an answer. The agent passes on what a full pipe holds at once, which may be more.
+const MAX_ASKS: usize = 2048;
 /// Numbers of the questions that are asked here begin above this, and those of the session's own pings stay far below or above.
 const FIRST: u64 = 1 << 62;
 /// And end below this.
@@ -39,6 +41,18 @@ struct State {
     /// The guest has suspended itself.
     asleep: bool,
     news: Vec<KernelNews>,
+    asks: Vec<(u32, Question)>,
+    /// Questions for which there was no room.
+    asks_lost: u64,
+}
+
+/// What programs in the guest have asked for.
+#[derive(Debug, Default)]
+pub(crate) struct Asks {
+    /// Each with its number.
+    pub(crate) asks: Vec<(u32, Question)>,
+    /// So many more came for which there was no room.
+    pub(crate) lost: u64,
 }
 
 impl Reports {
@@ -63,6 +77,14 @@ impl Reports {
                     state.take(news);
                     None
                 }
+                Some(Ok(ToHost::Ask { number, question })) => {
+                    if state.asks.len() < MAX_ASKS {
+                        state.asks.push((number, question));
+                    } else {
+                        state.asks_lost += 1;
+                    }
+                    None
+                }
                 Some(Ok(ToHost::Pong(number))) if (FIRST..LAST).contains(&number) => {
                     state.answered = state.answered.max(number - FIRST);
                     None
@@ -79,6 +101,8 @@ impl Reports {
         let mut state = self.state();
         state.session = session;
         state.vouches = false;
+        state.asks.clear();
+        state.asks_lost = 0;
     }
 
     /// Whether the reader is held up by somebody who does not take what came.
@@ -98,6 +122,23 @@ impl Reports {
         self.port.upgrade()?.try_send(frames).ok()?;
         self.state().asked = ticket;
         Some(ticket)
+    }
+
+    /// What programs in the guest have asked for since the last call.
+    pub(crate) fn take_asks(&self) -> Asks {
+        let mut state = self.state();
+        Asks { asks: std::mem::take(&mut state.asks), lost: std::mem::take(&mut state.asks_lost) }
+    }
+
+    /// Answers one of these. A guest that has not even taken what was sent before gets no answer: it waits for none.
+    pub(crate) fn answer(&self, number: u32, done: bool) {
+        let session = self.state().session;
+        let mut frames = Vec::new();
+        if Encoder::new(session).message(&ToAgent::Answer { number, done }, &mut frames).is_ok()
+            && let Some(port) = self.port.upgrade()
+        {
+            let _ = port.try_send(frames);
+        }
     }
 
     /// The last question that was answered.
@@ -184,6 +225,28 @@ mod tests {
     fn reports() -> (Arc<Reports>, mpsc::Receiver<Vec<u8>>, mpsc::Sender<Vec<u8>>) {
         let (sender, receiver) = mpsc::channel(1);
         (Reports::new(sender.downgrade(), PortKind::Virtio, 5), receiver, sender)
+    }
+
+    #[test]
+    fn what_the_guest_asks_for_is_kept_within_bounds_and_is_the_sessions() {
+        let (reports, mut receiver, _sender) = reports();
+        let ask = |number| frame(&ToHost::Ask { number, question: Question::Mark("x".into()) });
+        let most = u32::try_from(MAX_ASKS).unwrap();
+        for number in 1..=most + 3 {
+            assert!(reports.take(ask(number)).is_none());
+        }
+        let Asks { asks, lost } = reports.take_asks();
+        assert_eq!((asks.len(), asks[0].0, asks[MAX_ASKS - 1].0, lost), (MAX_ASKS, 1, most, 3));
+        assert!(reports.take_asks().asks.is_empty());
+        reports.answer(7, false);
+        let mut decoder = belljar_proto::frame::Decoder::new();
+        decoder.push(&receiver.try_recv().unwrap());
+        let sent = decoder.next_frame().unwrap().unwrap();
+        assert_eq!(from_bytes::<ToAgent>(&sent.payload).unwrap(), ToAgent::Answer { number: 7, done: false });
+
+        assert!(reports.take(ask(1)).is_none());
+        reports.renewed(6);
+        assert!(reports.take_asks().asks.is_empty(), "of a test that is over");
     }
 
     #[test]

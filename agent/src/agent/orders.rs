@@ -1,0 +1,287 @@
+//! What the host has the agent do.
+
+use std::os::fd::AsRawFd;
+
+use belljar_proto::message::{AskFiles, Exec, Leftovers, MODULES_SHARE, Quiesce, Setup, SyncFault, ToAgent, ToHost};
+use rustix::io::Errno;
+
+use super::Agent;
+use crate::command::Command;
+use crate::devices::Awaited;
+use crate::job::Kind;
+use crate::leftovers::{Baseline, Shares};
+use crate::network::Cards;
+use crate::port;
+use crate::renew::{self, Carried};
+use crate::spawn::Refused;
+use crate::{identity, root, setup, text};
+
+/// How often the kernel's record is looked at again before an answer.
+const KERNEL_TURNS: usize = 16;
+
+impl Agent {
+    pub(super) fn obey(&mut self, message: ToAgent) {
+        match message {
+            // Taken care of before.
+            ToAgent::Hello { .. } => {}
+            ToAgent::Setup(wanted) => self.set_up(wanted),
+            ToAgent::Quiesce(wanted) => self.quiesce(wanted),
+            ToAgent::Renew { fresh } => self.renew(fresh),
+            ToAgent::AwaitDevice(wanted) => self.awaited = Some(Awaited::new(wanted)),
+            ToAgent::Exec(exec) => self.exec(&exec),
+            ToAgent::Files(asked) => self.files(&asked),
+            ToAgent::StdinEof(id) => {
+                if let Some(command) = self.command(id) {
+                    command.end_input();
+                    self.feed(id);
+                }
+            }
+            ToAgent::Signal { id, signal } => {
+                if let Some(command) = self.command(id) {
+                    command.signal(signal);
+                }
+            }
+            ToAgent::Resize { id, size } => {
+                if let Some(command) = self.command(id) {
+                    command.resize(size);
+                }
+            }
+            ToAgent::Clock(now) => {
+                if self.link.kind() != port::Kind::Given {
+                    setup::set_clock(now);
+                }
+            }
+            ToAgent::Answer { number, done } => self.asks.answered(number, done),
+            ToAgent::Ping(number) => {
+                self.tell_of_kernel();
+                self.link.queue(&ToHost::Pong(number));
+            }
+            ToAgent::Sync if self.shares.are_dead() => {
+                self.tell_of_kernel();
+                self.link.queue(&ToHost::Synced(Some(SyncFault::Suspended)));
+            }
+            ToAgent::Sync => match setup::start_sync(&self.mounts) {
+                Ok(job) => self.jobs.push(job),
+                Err(errno) => {
+                    let why = format!("fork: {}", text::errno(errno));
+                    self.link.queue(&ToHost::Synced(Some(SyncFault::Failed(why))));
+                }
+            },
+            ToAgent::Shutdown(how) => {
+                self.link.queue(&ToHost::Ending);
+                self.ending = Some(how);
+            }
+        }
+    }
+
+    /// Tells all that the kernel has said up to now, unless it talks without end.
+    fn tell_of_kernel(&mut self) {
+        for _ in 0..KERNEL_TURNS {
+            if !self.kernel.pass_on(&mut self.link) {
+                return;
+            }
+        }
+    }
+
+    /// Makes the guest for the next test what it was for the one before.
+    fn renew(&mut self, fresh: bool) {
+        let mut found = Leftovers::default();
+        match (fresh, &mut self.baseline) {
+            (true, _) if self.shares.are_dead() => {
+                found.left.push("dead shares, for the guest was suspended".into());
+            }
+            (true, Some(baseline)) => {
+                for command in self.commands.drain(..) {
+                    command.signal(libc::SIGKILL);
+                }
+                for job in self.jobs.drain(..) {
+                    job.kill();
+                }
+                self.leftovers.clear();
+                found = baseline.restore(self.link.kind() == port::Kind::Given);
+            }
+            (true, None) => found.left.push("nobody knows what belongs to the guest".into()),
+            (false, _) => self.baseline = Some(Baseline::now(&self.mounts)),
+        }
+        if fresh && found.left.is_empty() {
+            match self.successor() {
+                Ok(prepared) => self.renewal = Some(prepared),
+                Err(errno) => found.left.push(format!("the agent, which cannot begin anew: {}", text::errno(errno))),
+            }
+        }
+        self.tell_of_kernel();
+        self.link.queue(&ToHost::Renewing(found));
+    }
+
+    fn successor(&mut self) -> Result<renew::Prepared, Errno> {
+        let (record, tainted) = self.kernel.parts();
+        renew::prepare(&Carried {
+            port: self.link.port().fd.as_raw_fd(),
+            port_kind: self.link.kind(),
+            kernel_record: record.map(|fd| fd.as_raw_fd()),
+            tainted,
+            env: std::mem::take(&mut self.env),
+            hostname: std::mem::take(&mut self.hostname),
+            mounts: std::mem::take(&mut self.mounts),
+            shares: std::mem::take(&mut self.shares),
+            baseline: self.baseline.take().unwrap_or_default(),
+            quiesced: self.quiesced,
+        })
+    }
+
+    fn command(&mut self, id: u32) -> Option<&mut Command> {
+        self.commands.iter_mut().find(|command| command.id == id)
+    }
+
+    fn feed(&mut self, id: u32) {
+        if let Some(command) = self.commands.iter_mut().find(|command| command.id == id) {
+            command.feed(&mut self.link);
+        }
+    }
+
+    fn set_up(&mut self, wanted: Setup) {
+        // Not on a machine of who wrote a test.
+        let ours = self.link.kind() != port::Kind::Given;
+        if let Some(system) = &wanted.system {
+            self.env = system.env.iter().map(|entry| entry.clone().into_bytes()).collect();
+        }
+        if ours {
+            // At once and not in the job: it is quick, and what is done to the shares carries times.
+            setup::set_clock(wanted.clock_ns);
+            if let Some(system) = &wanted.system {
+                self.take_name(&system.hostname);
+            }
+            if let Some(identity) = &wanted.identity {
+                identity::assume(identity);
+            }
+        }
+        if let Some(source) = self.root.take()
+            && let Err(why) = root::enter(&source)
+        {
+            self.link.queue(&ToHost::Fatal(why));
+            return;
+        }
+        if ours && let Some(identity) = &wanted.identity {
+            identity::write(identity);
+        }
+        for why in setup::make_directories(&wanted.directories) {
+            self.link.queue(&ToHost::Log(why));
+        }
+        if self.quiesced {
+            // A process for it would cost an emulated guest more than the work.
+            let faults = setup::mount_all(&wanted.mounts, &self.mounts);
+            if ours && let Some(identity) = &wanted.identity {
+                identity::change_address(identity, &self.cards.names);
+            }
+            self.mounting = wanted.mounts;
+            self.mounted(faults);
+            return;
+        }
+        if ours && let Some(identity) = &wanted.identity {
+            identity::change_address(identity, &self.cards.names);
+        }
+        let mounting = wanted.mounts.clone();
+        match setup::start(wanted, &self.mounts) {
+            Ok(job) => {
+                self.mounting = mounting;
+                self.mounts.clear();
+                self.jobs.push(job);
+            }
+            Err(errno) => {
+                let why = format!("fork: {}", text::errno(errno));
+                self.link.queue(&ToHost::Fatal(why));
+            }
+        }
+    }
+
+    fn take_name(&mut self, name: &str) {
+        // Set again it would undo what a set-up did that the guest was frozen with.
+        if !name.is_empty() && name != self.hostname {
+            name.clone_into(&mut self.hostname);
+            let _ = rustix::system::sethostname(name.as_bytes());
+        }
+    }
+
+    /// Remembers what is mounted, and tells.
+    fn mounted(&mut self, faults: setup::Faults) {
+        self.mounts = (0_u32..)
+            .zip(self.mounting.drain(..))
+            .filter(|(index, _)| faults.iter().all(|(failed, _)| failed != index))
+            .map(|(_, mount)| mount)
+            .collect();
+        self.shares = Shares::of(&self.mounts);
+        self.open_asks();
+        self.link.queue(&ToHost::SetupDone(faults));
+    }
+
+    fn quiesce(&mut self, wanted: Quiesce) {
+        match setup::start_quiesce(wanted, &self.mounts, self.cards.addressed) {
+            Ok(job) => self.jobs.push(job),
+            Err(errno) => {
+                let why = format!("fork: {}", text::errno(errno));
+                self.link.queue(&ToHost::Quiesced(vec![why]));
+            }
+        }
+    }
+
+    fn exec(&mut self, exec: &Exec) {
+        // The kernel's modules are the system's, whoever looks at them.
+        let shares = self.mounts.iter().filter(|mount| mount.name != MODULES_SHARE).cloned().collect();
+        let asks = self.asks.variable();
+        let env: Vec<_> = self.env.iter().cloned().chain(asks).collect();
+        match Command::start(exec, &env, shares) {
+            Ok(command) => self.commands.push(command),
+            Err(Refused { what, errno }) => {
+                let id = exec.id;
+                self.link.queue(&ToHost::ExecFailed { id, what, errno });
+            }
+        }
+    }
+
+    fn files(&mut self, asked: &AskFiles) {
+        let clock_set = self.clock.was_set();
+        match Command::files(asked, clock_set) {
+            Ok(command) => self.commands.push(command),
+            Err(errno) => {
+                let (id, what) = (asked.id, "start a process that looks for files".to_owned());
+                self.link.queue(&ToHost::ExecFailed { id, what, errno: errno.raw_os_error() });
+            }
+        }
+    }
+
+    pub(super) fn take_report(&mut self, at: usize) {
+        let Some(job) = self.jobs.get_mut(at) else {
+            return;
+        };
+        let kind = job.kind;
+        let Some(report) = job.poll() else { return };
+        match kind {
+            Kind::Setup => {
+                let faults = setup::faults(report);
+                self.mounted(faults);
+            }
+            Kind::Quiesce => {
+                let left = setup::left(report);
+                self.quiesced = left.is_empty();
+                if self.quiesced {
+                    self.mounts.clear();
+                    self.shares = Shares::default();
+                    self.cards = Cards::now();
+                }
+                self.tell_of_kernel();
+                self.link.queue(&ToHost::Quiesced(left));
+            }
+            Kind::Sync => {
+                let gone = self.shares.changes();
+                let failure = if gone.is_empty() {
+                    let covered = || Some(self.shares.covered()).filter(|places| !places.is_empty());
+                    setup::sync_failure(report).map(SyncFault::Failed).or_else(|| covered().map(SyncFault::Covered))
+                } else {
+                    Some(SyncFault::Gone(gone))
+                };
+                self.tell_of_kernel();
+                self.link.queue(&ToHost::Synced(failure));
+            }
+        }
+    }
+}
