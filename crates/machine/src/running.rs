@@ -2,7 +2,6 @@
 
 use std::{
     io,
-    path::Path,
     pin::Pin,
     rc::Rc,
     sync::{
@@ -14,7 +13,7 @@ use std::{
 };
 
 use belljar_model::{EventKind, Exit, Phase};
-use belljar_proto::{files::FileQuery, message::SyncFault};
+use belljar_proto::files::FileQuery;
 use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::{
@@ -24,8 +23,7 @@ use crate::{
     console::LogFault,
     guest::{Answer, Ending, Guest, GuestClock, Io, Observe, Origin, Pending},
     qemu::qmp::{self, Qmp},
-    session::{Session, agent::OutputSink},
-    share,
+    session::{self, Session, agent::OutputSink},
     template::{Frozen, Template},
     watch::{self, Expectation, Expected},
 };
@@ -298,14 +296,7 @@ impl QemuGuest {
     pub async fn renew(&mut self, observe: Observe<'_>) -> Result<Option<String>, Lost> {
         let limit = Some(self.readying());
         let found = self.ask(Phase::Session, limit, async |session| session.renew().await, observe).await?;
-        if found.killed_count > 0 {
-            let more = found.killed_count.saturating_sub(u32::try_from(found.killed.len()).unwrap_or(u32::MAX));
-            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-            let message =
-                format!("an earlier test left something running, which was killed: {}{more}", found.killed.join(", "));
-            observe(EventKind::Warning { message });
-        }
-        Ok((!found.left.is_empty()).then(|| format!("an earlier test has left behind: {}", found.left.join(", "))))
+        Ok(session::of_leftovers(&found, observe))
     }
 
     fn readying(&self) -> (Duration, &'static str) {
@@ -313,7 +304,7 @@ impl QemuGuest {
     }
 
     async fn sync(&mut self, limit: Duration, observe: Observe<'_>) -> Result<(), Lost> {
-        let failed = tokio::select! {
+        let synced = tokio::select! {
             biased;
             synced = tokio::time::timeout(limit, self.session.sync()) => synced.unwrap_or_else(|_| Err(Lost::timeout(
                 Phase::Close,
@@ -321,31 +312,7 @@ impl QemuGuest {
             )))?,
             lost = self.machine.watch.trouble(Phase::Close, observe) => return Err(lost),
         };
-        match failed {
-            None => Ok(()),
-            Some(SyncFault::Failed(what)) => Err(Cause::Unsynced(what).into()),
-            Some(SyncFault::Suspended) => {
-                let message = "the guest was suspended, and its shares did not survive that: what was written to them before is here, and nothing \
-                               that came after";
-                observe(EventKind::Warning { message: message.into() });
-                Ok(())
-            }
-            Some(SyncFault::Gone(places)) => Err(Lost::from(Cause::Unmounted(places)).lasting()),
-            // What is in the output directory is a result; a workspace may well be where somebody mounts an image.
-            Some(SyncFault::Covered(places))
-                if places.iter().any(|place| Path::new(place).starts_with(share::OUT_PATH)) =>
-            {
-                Err(Lost::from(Cause::OutCovered(places)).lasting())
-            }
-            Some(SyncFault::Covered(places)) => {
-                let message = format!(
-                    "the command has left something mounted in the workspace: what it wrote there stays in the guest, and is gone with it: {}",
-                    places.join(", ")
-                );
-                observe(EventKind::Warning { message });
-                Ok(())
-            }
-        }
+        session::of_sync(synced, observe)
     }
 
     /// Has the guest power itself off; one that does not is killed later.

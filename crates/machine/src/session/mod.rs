@@ -3,19 +3,21 @@
 pub mod agent;
 pub mod console;
 
-use std::{fmt, sync::Arc};
+use std::{fmt, path::Path, sync::Arc};
 
-use belljar_model::Exit;
+use belljar_model::{EventKind, Exit};
 use belljar_proto::{
     files::FileQuery,
     message::{Leftovers, SyncFault},
 };
 
 use crate::{
+    Cause, Lost,
     boot::Entered,
     command::GuestCommand,
-    guest::{Answer, Io},
+    guest::{Answer, Io, Observe},
     session::agent::{OutputSink, Reports},
+    share,
     template::Frozen,
 };
 
@@ -62,4 +64,48 @@ pub(crate) trait Session: fmt::Debug {
 
     /// What was got in the guest, to be frozen with it.
     fn into_entered(self: Box<Self>, frozen: &Frozen) -> Entered;
+}
+
+/// What it means that an earlier test left this behind: what was killed is told, and of what is left there is a reason for another guest.
+pub(crate) fn of_leftovers(found: &Leftovers, observe: Observe<'_>) -> Option<String> {
+    if found.killed_count > 0 {
+        let more = found.killed_count.saturating_sub(u32::try_from(found.killed.len()).unwrap_or(u32::MAX));
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let message =
+            format!("an earlier test left something running, which was killed: {}{more}", found.killed.join(", "));
+        observe(EventKind::Warning { message });
+    }
+    (!found.left.is_empty()).then(|| format!("an earlier test has left behind: {}", found.left.join(", ")))
+}
+
+/// What it means for a command's result that its shares came to rest like this.
+///
+/// # Errors
+/// Where the result can no longer be believed.
+pub(crate) fn of_sync(fault: Option<SyncFault>, observe: Observe<'_>) -> Result<(), Lost> {
+    match fault {
+        None => Ok(()),
+        Some(SyncFault::Failed(what)) => Err(Cause::Unsynced(what).into()),
+        Some(SyncFault::Suspended) => {
+            let message = "the guest was suspended, and its shares did not survive that: what was written to them before is here, and nothing \
+                           that came after";
+            observe(EventKind::Warning { message: message.into() });
+            Ok(())
+        }
+        Some(SyncFault::Gone(places)) => Err(Lost::from(Cause::Unmounted(places)).lasting()),
+        // What is in the output directory is a result; a workspace may well be where somebody mounts an image.
+        Some(SyncFault::Covered(places))
+            if places.iter().any(|place| Path::new(place).starts_with(share::OUT_PATH)) =>
+        {
+            Err(Lost::from(Cause::OutCovered(places)).lasting())
+        }
+        Some(SyncFault::Covered(places)) => {
+            let message = format!(
+                "the command has left something mounted in the workspace: what it wrote there stays in the guest, and is gone with it: {}",
+                places.join(", ")
+            );
+            observe(EventKind::Warning { message });
+            Ok(())
+        }
+    }
 }
