@@ -322,8 +322,7 @@ impl Guest for PretendedGuest {
     }
 
     fn kill_command<'a>(&'a mut self, _: Observe<'a>) -> Pending<'a, ()> {
-        self.note("kill command");
-        now(())
+        Box::pin(async { self.note("kill command") })
     }
 
     fn files<'a>(&'a mut self, _: FileQuery, _: &'a mut dyn OutputSink, _: Observe<'a>) -> Answer<'a, bool> {
@@ -357,8 +356,10 @@ impl Guest for PretendedGuest {
     }
 
     fn close(self: Box<Self>, how: Ending, _: Observe<'_>) -> Answer<'_, ()> {
-        self.note(&format!("close {how:?}"));
-        now(if how == Ending::Hurry { Ok(()) } else { self.synced() })
+        Box::pin(async move {
+            self.note(&format!("close {how:?}"));
+            if how == Ending::Hurry { Ok(()) } else { self.synced() }
+        })
     }
 
     fn clock(&self) -> Rc<dyn GuestClock> {
