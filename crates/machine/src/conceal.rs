@@ -130,6 +130,17 @@ pub enum ConcealError {
         /// What to change.
         mend: String,
     },
+    /// The guest could write to a part of what Belljar itself goes by.
+    #[error(
+        "{} lies in {}, where Belljar keeps what it goes by itself, and the guest may write to it; name a directory elsewhere, or share it \
+         read-only or copy-on-write (--workspace-mode ro or cow)", share.display(), own.display()
+    )]
+    Inside {
+        /// The guest's.
+        share: PathBuf,
+        /// Belljar's.
+        own: PathBuf,
+    },
     /// What is to be hidden is what the guest gets.
     #[error("cannot hide {}, for the guest gets that very directory; name what in it is to be hidden", path.display())]
     HideShare {
@@ -260,6 +271,12 @@ impl Concealment {
         }
         if let Some((own, share)) = hidden::within(&writable, places.own.iter().chain([&places.dir])) {
             return Err(ConcealError::WithinReach { mend: mend(&own, host), own, share });
+        }
+        // Nor to a part of it. Each guest's own directory is one, and holds what is made for it to write to.
+        let inside = |share: &Shared| places.own.iter().find(|own| own.at.iter().any(|at| share.path.starts_with(at)));
+        let strange = writable.iter().filter(|share| !places.dir.at.iter().any(|dir| share.path.starts_with(dir)));
+        if let Some((share, own)) = strange.filter_map(|share| Some((share, inside(share)?))).next() {
+            return Err(ConcealError::Inside { share: share.path.clone(), own: own.named.clone() });
         }
         if self.hide.is_empty() {
             return Ok(());

@@ -2,7 +2,7 @@
 
 use std::{cell::RefCell, rc::Rc};
 
-use belljar_model::{EventKind, Scope};
+use belljar_model::{EventKind, Fault, Scope, Verdict, test_run::UnitEnded};
 
 use crate::log::EventLog;
 
@@ -29,6 +29,27 @@ impl EventWriter {
     /// Writes what a guest said while it was made or used for a try.
     pub(crate) fn of_attempt(&self, scope: &Scope, kind: EventKind) {
         self.write(Some(scope.clone()), kind);
+    }
+
+    /// Logs what became of a unit, and gives what was told of it: a pass that was not recorded is none.
+    pub(crate) fn unit_ended(&self, ended: UnitEnded) -> UnitEnded {
+        let mut written = self.0.borrow_mut();
+        let told = written.log.emit_or(EventKind::UnitEnded(ended.clone()), |kind, error| match kind {
+            EventKind::UnitEnded(ended) if ended.verdict == Verdict::Pass => {
+                let message =
+                    format!("the test passed, but the event log could not be written: {error}; free some space");
+                let verdict = Verdict::Error(Fault::Host { message: message.clone() });
+                EventKind::UnitEnded(UnitEnded { verdict, flaky: false, message: Some(message), ..ended })
+            }
+            other => other,
+        });
+        if let Some(error) = written.log.take_failure() {
+            written.failure.get_or_insert_with(|| error.to_string());
+        }
+        match told {
+            EventKind::UnitEnded(told) => told,
+            _ => ended,
+        }
     }
 
     fn write(&self, scope: Option<Scope>, kind: EventKind) {

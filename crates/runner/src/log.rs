@@ -59,6 +59,22 @@ impl EventLog {
         event.kind
     }
 
+    /// Logs what counts only if it is recorded: where it cannot be, `unlogged` says what the observer is told instead. Gives what it was
+    /// told. See [`EventLog::take_failure`].
+    pub fn emit_or(
+        &mut self,
+        kind: EventKind,
+        unlogged: impl FnOnce(EventKind, &std::io::Error) -> EventKind,
+    ) -> EventKind {
+        let mut event = self.event(None, kind);
+        if let Err(error) = self.write(&event) {
+            event.kind = unlogged(event.kind, &error);
+            self.broken.get_or_insert(error);
+        }
+        (self.observer)(&event);
+        event.kind
+    }
+
     /// The first failure to write the log, if there was one: then no verdict of the run may be a pass.
     pub fn take_failure(&mut self) -> Option<std::io::Error> {
         self.broken.take()
@@ -134,6 +150,9 @@ mod tests {
         let warning = |text: &str| EventKind::Warning { message: text.into() };
         log.emit(warning("x"));
         assert!(log.take_failure().is_some());
+        let told = log.emit_or(warning("pass"), |_, error| warning(&error.kind().to_string()));
+        assert!(log.take_failure().is_some());
+        assert_eq!((said.borrow_mut().pop(), told), (Some(warning("no storage space")), warning("no storage space")));
         let told = log.end(warning("well"), |_, error| warning(&error.kind().to_string()));
         assert_eq!(told, warning("no storage space"));
         assert_eq!(*said.borrow(), [warning("x"), told]);

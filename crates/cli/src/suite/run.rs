@@ -122,12 +122,22 @@ fn go(request: Request, args: &TestArgs, chosen: &Chosen, run_dir: &RunDir) -> R
     let runtime = runtime()?;
     let ended = LocalSet::new().block_on(&runtime, async {
         let teller: Teller = Rc::new(RefCell::new(Some(Box::new(reporter(args, chosen, run_dir)))));
+        let unsaid = Rc::new(RefCell::new(None));
+        let note = {
+            let unsaid = Rc::clone(&unsaid);
+            move |said: io::Result<()>| match said {
+                // With standard output closed there is nobody to tell; the log has it all.
+                Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                    unsaid.borrow_mut().get_or_insert(error);
+                }
+                _ => {}
+            }
+        };
         let observer = {
-            let teller = Rc::clone(&teller);
+            let (teller, note) = (Rc::clone(&teller), note.clone());
             move |event: &Event| {
                 if let Some(reporter) = teller.borrow_mut().as_mut() {
-                    // With standard output closed there is nobody to tell; the log has it all.
-                    drop(reporter.on_event(event));
+                    note(reporter.on_event(event));
                 }
             }
         };
@@ -141,12 +151,23 @@ fn go(request: Request, args: &TestArgs, chosen: &Chosen, run_dir: &RunDir) -> R
         let control = RunControl { canceller, cancel, stand_still };
         let ended = belljar_runner::suite::run(request, log, control).await;
         if let Some(reporter) = teller.borrow_mut().take() {
-            drop(reporter.finish());
+            note(reporter.finish());
         }
-        ended
+        ended.map(|ended| (ended.exit_code, unsaid.borrow_mut().take()))
     });
     runtime.shutdown_background();
-    Ok(ended?.exit_code)
+    let (code, unsaid) = ended?;
+    if let Some(error) = unsaid {
+        let log = run_dir.shown().join(run_dir::EVENTS);
+        complain(&format!(
+            "cannot write to standard output: {error}; `belljar report` tells what is in {}",
+            log.display()
+        ));
+        if code == exit_code::OK {
+            return Ok(exit_code::CANNOT_RUN);
+        }
+    }
+    Ok(code)
 }
 
 fn reporter(args: &TestArgs, chosen: &Chosen, run_dir: &RunDir) -> TestReporter<Stdout> {

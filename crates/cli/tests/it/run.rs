@@ -189,6 +189,24 @@ fn marks_are_told_when_asked_for_and_bounded() {
 }
 
 #[test]
+fn a_guest_cannot_write_to_what_belljar_goes_by() {
+    let lab = Lab::new();
+    for place in ["cache/belljar/templates", "state/belljar/runs/earlier"] {
+        let place = lab.path(place);
+        fs::create_dir_all(&place).expect("directory");
+        let text = place.display().to_string();
+        let kernel = ["--kernel".into(), lab.path("vmlinux"), "--rootfs".into(), lab.path("rootfs")];
+        let run = |words: &[&str]| {
+            lab.belljar(["run", "--accel", "tcg"]).script(WELL).args(kernel.clone()).args(words).sh("true").go()
+        };
+        for words in [["-w", text.as_str()], ["--out", &text]] {
+            run(&words).code(125).complains("where Belljar keeps what it goes by itself");
+        }
+        run(&["-w", &text, "--workspace-mode", "ro"]).code(0);
+    }
+}
+
+#[test]
 fn ended_runs_are_cleared_away() {
     let lab = Lab::new();
     for _ in 0..4 {

@@ -170,7 +170,7 @@ fn a_full_disk_under_the_terminal_is_no_pass_and_no_panic() {
     lab.suite(SUITE, &[("a", "exit 0")]);
     let full = fs::File::options().write(true).open("/dev/full").expect("device");
     // The log has it all: what could not be told can be told again.
-    lab.test([""; 0]).stdout(full).go().code(0);
+    lab.test([""; 0]).stdout(full).go().code(125).complains("cannot write to standard output: No space left on device");
 }
 
 #[test]

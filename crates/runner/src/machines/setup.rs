@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::{
     attempt::millis,
-    cancel::Cancel,
+    cancel::{Cancel, Why},
     environment::environment,
     event_writer::EventWriter,
     exec::{Limit, exec},
@@ -99,7 +99,9 @@ impl SetUpScripts {
             }));
             let why = match ended {
                 Ok(Exit::Code(0)) => continue,
+                // That is no fault of the script's.
                 Err(lost) if matches!(lost.cause, Cause::Interrupted { .. }) => return Err(lost),
+                Err(lost) if matches!(cancel.is_wanted(), Some(Why::OutOfTime(_))) => return Err(lost),
                 Ok(exit) => exit.to_string(),
                 Err(lost) => lost.cause.to_string(),
             };

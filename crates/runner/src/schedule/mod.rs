@@ -92,6 +92,7 @@ pub(crate) struct Dispatcher {
     ended: HashSet<UnitId>,
     /// Nothing new is to begin.
     stopping: bool,
+    cancel: Cancel,
 }
 
 /// What a dispatcher works with.
@@ -104,12 +105,13 @@ pub(crate) struct DispatcherContext {
     pub(crate) executor: Rc<Executor>,
     /// The other end is the executor's.
     pub(crate) messages: mpsc::UnboundedReceiver<Message>,
+    pub(crate) cancel: Cancel,
 }
 
 impl Dispatcher {
     /// One for all cells of a plan.
     pub(crate) fn new(plan: Rc<Plan>, limits: RunLimits, context: DispatcherContext) -> Self {
-        let DispatcherContext { log, footprints, clocks, pool, executor, messages } = context;
+        let DispatcherContext { log, footprints, clocks, pool, executor, messages, cancel } = context;
         let skipped = plan.skipped.iter().filter(|s| s.reason.is_verdict()).count() as u64;
         let counts = Counts { units: plan.units.len() as u64 + skipped, skip: skipped, ..Counts::default() };
         let queue = queue(&plan, &footprints, &limits);
@@ -126,6 +128,7 @@ impl Dispatcher {
             counts,
             ended: HashSet::new(),
             stopping: false,
+            cancel,
         }
     }
 
@@ -228,16 +231,17 @@ impl Dispatcher {
     fn hear(&mut self, message: Message) {
         match message {
             // A cell that has ended meanwhile needs no answer.
-            Message::Next(reply) => drop(reply.send(!self.stopping)),
+            // A unit may have ended for the same wish to end, of which nobody has heard here yet.
+            Message::Next(reply) => drop(reply.send(!self.stopping && self.cancel.is_wanted().is_none())),
             Message::Ended(ended) => self.unit_ended(ended),
         }
     }
 
     fn unit_ended(&mut self, ended: UnitEnded) {
+        let ended = self.log.unit_ended(ended);
         self.counts.add(&ended.verdict, ended.flaky);
         self.ended.insert(ended.unit.clone());
         let bad = matches!(ended.verdict, Verdict::Fail(_) | Verdict::Timeout(_) | Verdict::Crash(_));
-        self.log.emit(EventKind::UnitEnded(ended));
         if bad && self.limits.fail_fast {
             self.stop("fail-fast: a test failed");
         }

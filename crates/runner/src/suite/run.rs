@@ -133,7 +133,15 @@ pub async fn run(request: Request, log: EventLog, mut control: RunControl) -> Re
     };
     let (to_dispatcher, messages) = mpsc::unbounded_channel();
     let executor = Rc::new(Executor::new(units, to_dispatcher));
-    let context = DispatcherContext { log: log.clone(), footprints, clocks, pool, executor, messages };
+    let context = DispatcherContext {
+        log: log.clone(),
+        footprints,
+        clocks,
+        pool,
+        executor,
+        messages,
+        cancel: control.cancel.clone(),
+    };
     let dispatcher = Dispatcher::new(Rc::new(plan), request.limits.clone(), context);
     let (counts, early) = dispatcher.run(&mut control).await;
     machines.clear();

@@ -8,6 +8,7 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     rc::Rc,
+    time::Duration,
 };
 
 use belljar_guest_spec::Surroundings;
@@ -353,6 +354,34 @@ fn a_signal_ends_the_run_and_its_guests() {
     let outcome = world.run_with(pretend.alone(), true, &interrupt);
     assert_eq!(outcome.exit_code(), 130);
     assert_eq!(pretend.journal()[3..], ["0: run t/a", "0: kill command", "0: close Hurry", "0: gone"]);
+}
+
+#[test]
+fn nothing_begins_after_a_signal_and_a_limit_of_the_run_is_not_the_set_ups_fault() {
+    let files = [("t/a", ""), ("t/b", ""), ("t/c", ""), ("setup", "hang")];
+    for (more, keeps) in [("", false), ("setup-once = true\n", true)] {
+        let config = format!("{SUITE}isolation = \"suite\"\nsetup = \"setup\"\n{more}");
+        let mut world = World::new(&config, &files);
+        let pretend = Pretend::new(Fate { keeps, ..Fate::default() });
+        let interrupt = |kind: &EventKind, canceller: &Canceller, _: &_| {
+            if matches!(kind, EventKind::SetupStarted { .. }) {
+                canceller.signal(2);
+            }
+        };
+        let outcome = world.run_with(pretend.alone(), true, &interrupt);
+        assert_eq!(outcome.exit_code(), 130);
+        let begun = |kind: &&EventKind| matches!(kind, EventKind::AttemptStarted(_));
+        assert_eq!(outcome.events.iter().filter(begun).count(), 1, "{more}");
+
+        fs_err::remove_dir_all(world.dir.path().join("run")).unwrap();
+        world.limits.global_timeout = Some(Duration::from_secs(2));
+        let outcome = world.run(&Pretend::new(Fate { keeps, ..Fate::default() }));
+        let ended = outcome.events.iter().find_map(|kind| match kind {
+            EventKind::UnitEnded(ended) => Some(ended.verdict.clone()),
+            _ => None,
+        });
+        assert!(matches!(ended, Some(Verdict::Timeout(_))), "{more}{ended:?}");
+    }
 }
 
 #[test]
