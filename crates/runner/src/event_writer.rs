@@ -4,7 +4,7 @@ use std::{cell::RefCell, rc::Rc};
 
 use belljar_model::{EventKind, Fault, Scope, Verdict, test_run::UnitEnded};
 
-use crate::log::EventLog;
+use crate::log::{EventLog, mend};
 
 /// Writes to the run's event log. Clones write to the same.
 #[derive(Clone)]
@@ -36,15 +36,14 @@ impl EventWriter {
         let mut written = self.0.borrow_mut();
         let told = written.log.emit_or(EventKind::UnitEnded(ended.clone()), |kind, error| match kind {
             EventKind::UnitEnded(ended) if ended.verdict == Verdict::Pass => {
-                let message =
-                    format!("the test passed, but the event log could not be written: {error}; free some space");
+                let message = format!("the test passed, but the event log could not be written: {}", mend(error));
                 let verdict = Verdict::Error(Fault::Host { message: message.clone() });
                 EventKind::UnitEnded(UnitEnded { verdict, flaky: false, message: Some(message), ..ended })
             }
             other => other,
         });
         if let Some(error) = written.log.take_failure() {
-            written.failure.get_or_insert_with(|| error.to_string());
+            written.failure.get_or_insert_with(|| mend(&error));
         }
         match told {
             EventKind::UnitEnded(told) => told,
@@ -56,7 +55,7 @@ impl EventWriter {
         let mut written = self.0.borrow_mut();
         written.log.emit_in(scope, kind);
         if let Some(error) = written.log.take_failure() {
-            written.failure.get_or_insert_with(|| error.to_string());
+            written.failure.get_or_insert_with(|| mend(&error));
         }
     }
 

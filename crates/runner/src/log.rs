@@ -1,6 +1,6 @@
 //! Writes the event log, then tells who observes: in this order, so that a report made again knows no less.
 
-use std::{io::Write, path::Path};
+use std::{io::Write, os::unix::fs::MetadataExt, path::Path};
 
 use belljar_model::{Event, EventKind, Scope, event::MAX_LINE};
 use fs_err::File;
@@ -8,6 +8,13 @@ use jiff::Timestamp;
 
 /// Called with each event after it was logged.
 pub type Observer = Box<dyn FnMut(&Event)>;
+
+/// What the system said of a log that cannot be written, and what to do.
+pub(crate) fn mend(error: &std::io::Error) -> String {
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    let hint = if matches!(error.kind(), StorageFull | QuotaExceeded) { "; free some space" } else { "" };
+    format!("{error}{hint}")
+}
 
 /// The event log of one run.
 pub struct EventLog {
@@ -102,8 +109,11 @@ impl EventLog {
         Ok(())
     }
 
-    /// Some file systems find out only then that they have no room.
+    /// Some file systems find out only then that they have no room; and a log that somebody has removed records nothing.
     fn sync(&self) -> std::io::Result<()> {
+        if self.file.file().metadata()?.nlink() == 0 {
+            return Err(std::io::Error::other("it was removed while the run went on"));
+        }
         match self.file.file().sync_data() {
             // The file system has nothing to bring anywhere.
             Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => Ok(()),
@@ -156,6 +166,18 @@ mod tests {
         let told = log.end(warning("well"), |_, error| warning(&error.kind().to_string()));
         assert_eq!(told, warning("no storage space"));
         assert_eq!(*said.borrow(), [warning("x"), told]);
+    }
+
+    #[test]
+    fn a_log_that_was_removed_records_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("events.jsonl");
+        let mut log = EventLog::create(&path, Box::new(|_| ())).unwrap();
+        log.emit(EventKind::Paused);
+        fs_err::remove_file(&path).unwrap();
+        let said = |_, error: &std::io::Error| EventKind::Warning { message: error.to_string() };
+        let told = log.end(EventKind::Resumed, said);
+        assert_eq!(told, EventKind::Warning { message: "it was removed while the run went on".into() });
     }
 
     #[test]

@@ -14,7 +14,13 @@ use belljar_machine::{
 use belljar_model::{EventKind, Exit, Phase, RunId, Verdict, event::SCHEMA, verdict::Fault};
 use tokio::{io::AsyncRead, sync::mpsc};
 
-use crate::{attempt, cancel::Cancel, exec::Limit, log::EventLog, out_dir::HeldOut};
+use crate::{
+    attempt,
+    cancel::Cancel,
+    exec::Limit,
+    log::{EventLog, mend},
+    out_dir::HeldOut,
+};
 
 /// Lines of the console that are shown where a run ended badly.
 const TAIL: usize = 15;
@@ -101,14 +107,15 @@ fn ended(verdict: Verdict, message: Option<String>) -> EventKind {
 /// The end of a run whose log is not whole: a pass that its own log cannot vouch for is none.
 fn unlogged(verdict: Verdict, message: Option<String>, error: &std::io::Error) -> EventKind {
     const LOG: &str = "the event log could not be written";
+    let error = mend(error);
     match verdict {
         Verdict::Pass => {
-            let message = format!("the command passed, but {LOG}: {error}; free some space");
+            let message = format!("the command passed, but {LOG}: {error}");
             ended(Verdict::Error(Fault::Host { message }), None)
         }
         verdict => {
             let before = message.map(|m| m + "\n").unwrap_or_default();
-            ended(verdict, Some(format!("{before}{LOG}: {error}; free some space")))
+            ended(verdict, Some(format!("{before}{LOG}: {error}")))
         }
     }
 }

@@ -96,7 +96,8 @@ impl Attempts {
             GuestUse::Own => self.alone(unit, id, slot, &mut cancel).await,
             GuestUse::Shared(lease) => self.shared(unit, id, slot, lease, &mut cancel).await,
         };
-        let dir = Some(evidence.place.clone());
+        // A guest that was not even tried has left nothing.
+        let dir = Some(evidence.place.clone()).filter(|place| self.run_dir.join(place).is_dir());
         let (verdict, message, exit, retry) = self.tell(unit, id, evidence);
         AttemptOutcome { verdict, message, exit, millis: millis(started), dir, retry }
     }
@@ -149,7 +150,8 @@ impl Attempts {
         let goal = attempt_place(id);
         let moved = self.run_dir.join(&goal);
         let parent = moved.parent().unwrap_or(&moved);
-        if fs::create_dir_all(parent).and_then(|()| fs::rename(self.run_dir.join(&home), &moved)).is_ok() {
+        let left = self.run_dir.join(&home);
+        if left.is_dir() && fs::create_dir_all(parent).and_then(|()| fs::rename(&left, &moved)).is_ok() {
             home = goal;
         }
         Evidence { end, recorded, console: self.console_in(&home, unit), place: home }
@@ -329,8 +331,7 @@ impl Attempts {
         // A pass that its own log cannot vouch for is none.
         let (verdict, message) = match self.log.failure() {
             Some(error) if verdict == Verdict::Pass => {
-                let message =
-                    format!("the test passed, but the event log could not be written: {error}; free some space");
+                let message = format!("the test passed, but the event log could not be written: {error}");
                 (Verdict::Error(Fault::Host { message }), None)
             }
             _ => (verdict, message),

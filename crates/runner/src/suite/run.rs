@@ -28,7 +28,7 @@ use crate::{
         Attempts, Executor, Units,
         listing::{self, Cases},
     },
-    log::EventLog,
+    log::{EventLog, mend},
     machines::{KeptSetUps, MachineContext, Machines, SetUpScripts, clocks::Clocks, pool::Pool},
     schedule::{
         Dispatcher, DispatcherContext, RunControl, RunLimits,
@@ -154,7 +154,7 @@ pub async fn run(request: Request, log: EventLog, mut control: RunControl) -> Re
     let told = log.end(told, |told, error| match told {
         EventKind::TestRunEnded(ended) => EventKind::TestRunEnded(TestRunEnded {
             exit_code: if ended.exit_code == exit_code::OK { exit_code::CANNOT_RUN } else { ended.exit_code },
-            message: Some(unlogged(&error.to_string())),
+            message: Some(unlogged(&mend(error))),
             ..ended
         }),
         other => other,
@@ -166,7 +166,7 @@ pub async fn run(request: Request, log: EventLog, mut control: RunControl) -> Re
 }
 
 fn unlogged(error: &str) -> String {
-    format!("the event log could not be written: {error}; free some space")
+    format!("the event log could not be written: {error}")
 }
 
 /// Finds out whether there can be guests: whatever gives those of the plan is asked, and nothing else. Gives the accelerator that they have

@@ -142,6 +142,13 @@ impl World {
             }
         });
         let events = events.borrow().clone();
+        let named = events.iter().filter_map(|kind| match kind {
+            EventKind::AttemptEnded(ended) => ended.dir.as_ref(),
+            _ => None,
+        });
+        for dir in named {
+            assert!(run_dir.join(dir).is_dir(), "a person is sent to {dir}, which is not there");
+        }
         Outcome { events, ended, run_dir }
     }
 }
