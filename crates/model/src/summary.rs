@@ -312,6 +312,13 @@ impl RunSummary {
         self.ended.is_none()
     }
 
+    /// Of a merged run whose parts were not all there: what to say of it.
+    #[must_use]
+    pub fn incomplete(&self) -> Option<String> {
+        let missing = self.started.as_ref()?.missing.as_deref()?;
+        Some(format!("this is not the whole run, for parts of it are missing: {missing}"))
+    }
+
     /// Takes one event. Order matters within a unit, not between units.
     pub fn apply(&mut self, event: &Event) {
         self.first = Some(self.first.map_or(event.at, |t| t.min(event.at)));

@@ -104,6 +104,9 @@ pub struct TestRunStarted {
     /// Which part of the suite, such as `hash:2/4`; `None` is all of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub partition: Option<String>,
+    /// Of a merged run: which parts it lacks, for a person, such as `hash:2/4, hash:3/4`. Its tests are not all that there are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub missing: Option<String>,
     /// How many machines at once at most.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jobs: Option<u32>,

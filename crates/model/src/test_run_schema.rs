@@ -33,6 +33,7 @@ fn every_kind() -> Vec<EventKind> {
             profile: "ci".into(),
             command: vec!["belljar".into(), "test".into()],
             partition: Some("hash:1/2".into()),
+            missing: None,
             jobs: Some(2),
         }),
         EventKind::UnitPlanned(planned.clone()),

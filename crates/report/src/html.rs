@@ -49,6 +49,8 @@ fn title(run: &RunSummary) -> String {
         format!("{} failed", counts.bad())
     } else if counts.error > 0 {
         format!("{} could not be judged", counts.error)
+    } else if run.incomplete().is_some() {
+        "parts missing".to_owned()
     } else if counts.unfinished > 0 {
         "stopped early".to_owned()
     } else {
@@ -89,6 +91,7 @@ fn data(run: &RunSummary, run_dir: &str, out: &mut dyn Write) -> io::Result<()> 
         "length": run.last.map_or(0, at),
         "millis": run.millis(),
         "cutOff": run.is_cut_off(),
+        "incomplete": run.incomplete().as_deref().map(harmless),
         "exit": run.ended.as_ref().map(|e| e.exit_code),
         "message": run.ended.as_ref().and_then(|e| e.message.as_deref()).map(harmless),
         "stopping": run.stopping.as_ref().map(|s| harmless(&s.reason)),

@@ -22,14 +22,18 @@ pub fn write(run: &RunSummary, out: &mut dyn Write) -> io::Result<()> {
         writeln!(out, "# belljar {} run {}", one_line(&started.version), started.run)?;
     }
     if run.units.is_empty() {
-        return writeln!(out, "1..0 # SKIP no test matched");
+        writeln!(out, "1..0 # SKIP no test matched")?;
+    } else {
+        writeln!(out, "1..{}", run.units.len())?;
     }
-    writeln!(out, "1..{}", run.units.len())?;
     for (number, unit) in (1..).zip(&run.units) {
         point(out, run, number, unit)?;
     }
-    if run.is_cut_off() {
+    if run.is_cut_off() && !run.units.is_empty() {
         writeln!(out, "# the run was cut off")?;
+    }
+    if let Some(incomplete) = run.incomplete() {
+        writeln!(out, "Bail out! {}", one_line(&incomplete))?;
     }
     Ok(())
 }

@@ -195,7 +195,8 @@ impl<W: Write> TestReporter<W> {
                 self.block("output", &ended.tail)?;
             }
         }
-        let all_well = counts.bad() + counts.error + counts.unfinished == 0 && counts.units > 0;
+        let all_well =
+            counts.bad() + counts.error + counts.unfinished == 0 && counts.units > 0 && run.incomplete().is_none();
         let code = if all_well { "1;32" } else { "1;31" };
         let head = self.paint(code, &format!("{:>HEAD$}", "Summary"));
         let tests = if counts.units == 1 { "test" } else { "tests" };
@@ -205,6 +206,9 @@ impl<W: Write> TestReporter<W> {
         self.say(&format!("{head} [{took:>9}s] {} {tests}: {tally}", counts.units))?;
         if let Some(message) = run.ended.as_ref().and_then(|e| e.message.clone()) {
             self.note("note", &message)?;
+        }
+        if let Some(incomplete) = run.incomplete() {
+            self.note("not whole", &incomplete)?;
         }
         if run.is_cut_off() {
             self.note("cut off", "the event log lacks its end")?;

@@ -3,7 +3,7 @@
 use std::{
     io,
     os::fd::OwnedFd,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
 use belljar_machine::tree;
@@ -105,9 +105,21 @@ impl RunDir {
     pub fn lies_in(path: &Path, dir: &Path) -> bool {
         let Ok(path) = std::path::absolute(path) else { return false };
         let Ok(dir) = fs::canonicalize(dir) else { return false };
-        // Of what is not there yet, the nearest directory above decides.
-        let real = path.ancestors().find_map(|a| fs::canonicalize(a).ok());
-        real.is_some_and(|real| real.starts_with(dir))
+        // What is not there yet will be a directory and no link, also where the path leads out of it again.
+        let mut real = PathBuf::from("/");
+        for component in path.components() {
+            match component {
+                Component::Normal(name) => {
+                    real.push(name);
+                    if let Ok(there) = fs::canonicalize(&real) {
+                        real = there;
+                    }
+                }
+                Component::ParentDir => drop(real.pop()),
+                _ => {}
+            }
+        }
+        real.starts_with(dir)
     }
 
     /// Where the run's files are when it has ended.

@@ -1,8 +1,10 @@
 //! `belljar merge`: the parts of one run made one.
 
+use std::path::{Path, PathBuf};
+
 use belljar_model::{
     RunSummary, exit_code,
-    merge::{Shard, merge as merged},
+    merge::{Part, merge as merged},
 };
 use belljar_runner::{
     parts,
@@ -12,9 +14,32 @@ use belljar_runner::{
 use super::{Refused, args::MergeArgs, past, report};
 use crate::{complain_note, settings, write_out};
 
+/// Sees to it that no part is named twice, or copied into itself.
+fn apart(output: Option<&Path>, parts: &[(PathBuf, String)]) -> Result<(), String> {
+    let real = |dir: &PathBuf| fs_err::canonicalize(dir).unwrap_or_else(|_| dir.clone());
+    for (number, (part, _)) in parts.iter().enumerate() {
+        if let Some((first, _)) = parts[..number].iter().find(|(first, _)| real(first) == real(part)) {
+            return Err(if first == part {
+                format!("{} is named twice; name each part once", part.display())
+            } else {
+                format!("{} is {}, which is named twice; name each part once", part.display(), first.display())
+            });
+        }
+    }
+    let goal = output.map_or_else(settings::runs_dir, |dir| Ok(dir.to_owned()))?;
+    match parts.iter().find(|(part, _)| RunDir::lies_in(&goal, part)) {
+        None => Ok(()),
+        Some((part, _)) => Err(format!(
+            "cannot write the merged run to {}: it lies in the part {}; name a directory outside of the parts with --output",
+            goal.display(),
+            part.display()
+        )),
+    }
+}
+
 /// Makes a run of several, with all their files, and exits as the run unparted would have.
 pub(crate) fn merge(args: &MergeArgs) -> Result<u8, Refused> {
-    let mut shards = Vec::new();
+    let mut all = Vec::new();
     let mut dirs = Vec::new();
     for (number, named) in (1..).zip(&args.runs) {
         let past = past::read(named)?;
@@ -22,10 +47,12 @@ pub(crate) fn merge(args: &MergeArgs) -> Result<u8, Refused> {
             complain_note(&format!("{}: {warning}", past.dir.display()));
         }
         let prefix = format!("part-{number}");
+        let name = past.dir.display().to_string();
         dirs.push((past.dir, prefix.clone()));
-        shards.push(Shard { prefix, events: past.events });
+        all.push(Part { name, prefix, events: past.events });
     }
-    let events = merged(shards).map_err(|e| e.to_string())?;
+    apart(args.output.as_deref(), &dirs)?;
+    let events = merged(all).map_err(|e| e.to_string())?;
     let run_dir = match &args.output {
         Some(dir) => RunDir::at(dir).map_err(|e| format!("cannot use {} for the merged run: {e}", dir.display()))?,
         None => settings::new_run_dir()?,
@@ -51,5 +78,6 @@ pub(crate) fn merge(args: &MergeArgs) -> Result<u8, Refused> {
         write_out(&text)?;
     }
     let run = RunSummary::of(&events);
+    report::whole(&run, &dir)?;
     Ok(run.ended.map_or(exit_code::CANNOT_RUN, |ended| ended.exit_code))
 }

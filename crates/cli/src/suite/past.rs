@@ -148,6 +148,7 @@ mod tests {
             profile: String::new(),
             command: Vec::new(),
             partition: None,
+            missing: None,
             jobs: None,
         });
         let log = runs.join(run.as_str()).join(run_dir::EVENTS);

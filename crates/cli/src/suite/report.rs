@@ -48,7 +48,17 @@ pub(crate) fn report(args: &ReportArgs) -> Result<u8, Refused> {
         Some(file) => write_file(file, &text)?,
         None => drop(write_out(&text)?),
     }
+    whole(&RunSummary::of(&past.events), &dir)?;
     Ok(exit_code::OK)
+}
+
+/// Parts of a run are no success, whatever is asked of them: refuses them, after they were shown.
+pub(super) fn whole(run: &RunSummary, dir: &str) -> Result<(), Refused> {
+    let Some(incomplete) = run.incomplete() else { return Ok(()) };
+    Err(Refused {
+        message: format!("{dir}: {incomplete}\nrun them, and merge all parts into another directory"),
+        code: run.ended.as_ref().map_or(exit_code::CANNOT_RUN, |ended| ended.exit_code),
+    })
 }
 
 /// What `belljar test` said, or would have said.

@@ -1,4 +1,4 @@
-//! What the log of a run becomes: reports, and shards made one.
+//! What the log of a run becomes: reports, and parts made one.
 
 use std::{
     collections::BTreeSet,
@@ -185,7 +185,7 @@ fn log(outcome: &Outcome<'_>) -> String {
 }
 
 #[test]
-fn shards_merged_are_the_run_unsharded() {
+fn parts_merged_are_the_run_unparted() {
     let lab = Lab::new();
     mixed(&lab);
     // What is found out once for all runs is found out before.
@@ -226,12 +226,16 @@ fn shards_merged_are_the_run_unsharded() {
 }
 
 #[test]
-fn shards_that_are_none_are_refused() {
+fn parts_that_are_none_are_refused() {
     let lab = Lab::new();
     lab.suite(SUITE, &[("a", "exit 0"), ("b", "exit 0")]);
     lab.test([""; 0]).go().code(0);
     let run = lab.runs().pop().expect("run");
-    lab.belljar(["merge"]).args([&run, &run]).go().code(125).complains("was run in log 1 and in log 2");
+    lab.belljar(["merge"]).args([&run, &run]).go().code(125).complains(&format!("{0} is named twice", run.display()));
+    lab.test([""; 0]).go().code(0);
+    let again = lab.runs().pop().expect("run");
+    let both = format!("@g` was run in {} and in {}", run.display(), again.display());
+    lab.belljar(["merge"]).args([&run, &again]).go().code(125).complains(&both);
     lab.belljar(["merge", "no-such-run"]).go().code(125).complains("no-such-run");
     lab.belljar(["merge"]).go().code(2);
     lab.run(crate::harness::WELL).sh("true").go().code(0);
@@ -240,6 +244,60 @@ fn shards_that_are_none_are_refused() {
     lab.belljar(["report"]).args([&other]).go().code(125).complains("belljar test");
     // `last` means the last run of a suite.
     assert!(lab.belljar(["report"]).go().code(0).text().contains("2 tests"));
+}
+
+/// Runs parts of a suite of three tests, each into the directory of its name.
+fn parts(lab: &Lab, parts: &[(&str, &str)]) {
+    lab.suite(SUITE, &[("a", "exit 0"), ("b", "exit 0"), ("c", "exit 0")]);
+    for (dir, partition) in parts {
+        let outcome = lab.test(["--partition", partition, "--run-dir", dir]).go();
+        // By hash, a part may have no test.
+        assert!(matches!(outcome.status.code(), Some(0 | 4)), "{}", outcome.stderr);
+    }
+}
+
+#[test]
+fn parts_of_which_one_is_missing_are_no_success() {
+    for how in ["slice", "hash"] {
+        let lab = Lab::new();
+        let of = |part: &str| format!("{how}:{part}");
+        parts(&lab, &[("s1", &of("1/3")), ("s2", &of("2/3")), ("f2", &of("2/4"))]);
+        let missing = format!("parts of it are missing: {how}:3/3");
+        let merged = lab.belljar(["merge", "-o", "m", "s1", "s2"]).go();
+        assert!(merged.code(125).complains(&missing).text().contains(&missing), "{}", merged.text());
+        assert!(merged.text().contains("merged into"), "{}", merged.text());
+        // Its log says so, too, whatever is made of it.
+        for format in ["text", "junit", "tap", "html"] {
+            let report = lab.belljar(["report", "--format", format, "m"]).go();
+            assert!(report.code(125).complains(&missing).text().contains(&missing), "{format}: {}", report.text());
+        }
+        lab.belljar(["report", "--format", "json", "m"]).go().code(125).complains(&missing);
+        lab.belljar(["merge", "-q", "-o", "alone", "s2"]).go().code(125).complains(&format!("{how}:1/3, {how}:3/3"));
+        // What was so made is no part.
+        lab.belljar(["merge", "-o", "n", "m"]).go().code(125).complains("was itself merged of some");
+        let both = format!("s1 is the part {how}:1/3, and f2 is the part {how}:2/4");
+        lab.belljar(["merge", "-o", "n", "s1", "f2"]).go().code(125).complains(&both);
+        lab.test(["--partition", &of("1/3"), "--run-dir", "again"]).go();
+        let same = format!("s1 and again are both the part {how}:1/3");
+        lab.belljar(["merge", "-o", "n", "s1", "again"]).go().code(125).complains(&same);
+        assert!(!lab.path("workspace/n").exists());
+    }
+}
+
+#[test]
+fn parts_are_merged_into_none_of_them() {
+    let lab = Lab::new();
+    parts(&lab, &[("s1", "slice:1/2"), ("s2", "slice:2/2")]);
+    let at = |name: &str| lab.path("workspace").join(name);
+    std::os::unix::fs::symlink("s1", at("link")).expect("link");
+    let before = fs::read_dir(at("s1")).expect("part").count();
+    for inside in ["s1", "s1/sub", "s1/a/b/c", "link", "link/sub", "new/../s1/sub", "./s2/../s1/sub"] {
+        lab.belljar(["merge", "-o", inside, "s1", "s2"]).go().code(125).complains("it lies in the part s1");
+        assert_eq!(fs::read_dir(at("s1")).expect("part").count(), before, "{inside}");
+        assert!(!at("new").exists());
+    }
+    lab.belljar(["merge", "-o", "m", "s1", "link"]).go().code(125).complains("link is s1, which is named twice");
+    lab.belljar(["merge", "-o", "s1-and-2", "s1", "s2"]).go().code(0);
 }
 
 #[test]
@@ -255,7 +313,7 @@ fn last_is_the_last_also_within_a_second() {
 }
 
 #[test]
-fn a_cut_off_shard_makes_a_cut_off_run() {
+fn a_cut_off_part_makes_a_cut_off_run() {
     let lab = Lab::new();
     lab.suite(SUITE, &[("a", "exit 0"), ("b", "mark up; exec sleep 60")]);
     lab.test(["--partition", "slice:1/2"]).go().code(0);

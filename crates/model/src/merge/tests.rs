@@ -9,7 +9,7 @@ use crate::{
     test_run::*,
 };
 
-/// What one unit does, whichever shard it runs in.
+/// What one unit does, whichever part it runs in.
 #[derive(Clone, Debug)]
 struct Script {
     id: usize,
@@ -75,6 +75,7 @@ fn log(scripts: &[Script], partition: Option<String>, late: u64) -> Vec<Event> {
         profile: "default".into(),
         command: vec!["belljar".into(), "test".into()],
         partition,
+        missing: None,
         jobs: Some(2),
     }));
     for s in scripts {
@@ -169,19 +170,19 @@ fn essence(summary: &RunSummary) -> impl PartialEq + std::fmt::Debug + use<> {
 
 proptest! {
     #[test]
-    fn shards_merged_equal_the_run_unsharded(
+    fn parts_merged_equal_the_run_unparted(
         all in scripts(),
         n in 1..5_usize,
         late in prop::collection::vec(0..500_u64, 5),
     ) {
         let whole = RunSummary::of(&log(&all, None, 0));
-        let shards = (0..n).map(|k| {
-            // What is skipped by plan is skipped in every shard.
+        let parts = (0..n).map(|k| {
+            // What is skipped by plan is skipped in every part.
             let part: Vec<Script> = all.iter().filter(|s| s.skipped || s.id % n == k).cloned().collect();
             let name = (n > 1).then(|| format!("slice:{}/{n}", k + 1));
-            Shard { prefix: String::new(), events: log(&part, name, late[k]) }
+            Part { name: String::new(), prefix: String::new(), events: log(&part, name, late[k]) }
         });
-        let merged = merge(shards.collect()).unwrap();
+        let merged = merge(parts.collect()).unwrap();
         for (seq, event) in (0..).zip(&merged) {
             prop_assert_eq!(event.seq, seq);
         }
@@ -189,7 +190,7 @@ proptest! {
         prop_assert_eq!(essence(&summary), essence(&whole));
         prop_assert_eq!(summary.started.unwrap().partition, None);
         // And once more: a merged log is a log.
-        let again = merge(vec![Shard { prefix: String::new(), events: merged.clone() }]).unwrap();
+        let again = merge(vec![Part { name: String::new(), prefix: String::new(), events: merged.clone() }]).unwrap();
         prop_assert_eq!(again, merged);
     }
 
@@ -232,40 +233,82 @@ fn two() -> Vec<Script> {
 }
 
 #[test]
-fn a_shard_that_was_cut_off_leaves_the_whole_without_an_end() {
+fn a_part_that_was_cut_off_leaves_the_whole_without_an_end() {
     let all = two();
     let mut cut = log(&all[1..], Some("slice:2/2".into()), 0);
     cut.pop();
     let whole = log(&all[..1], Some("slice:1/2".into()), 0);
-    let shards = [whole, cut].map(|events| Shard { prefix: "x".into(), events });
-    let merged = merge(shards.into()).unwrap();
+    let parts = [whole, cut].map(|events| Part { name: String::new(), prefix: "x".into(), events });
+    let merged = merge(parts.into()).unwrap();
     assert!(RunSummary::of(&merged).is_cut_off());
     let path = merged.iter().find_map(|e| if let EventKind::Output(o) = &e.kind { o.path.clone() } else { None });
     assert_eq!(path.as_deref(), Some("x/units/0/out"));
 }
 
+fn named(name: &str, events: Vec<Event>) -> Part {
+    Part { name: name.into(), prefix: String::new(), events }
+}
+
 #[test]
-fn what_is_no_set_of_shards_is_refused() {
-    let shard = |events| Shard { prefix: String::new(), events };
+fn what_is_no_set_of_parts_is_refused() {
     let all = two();
     assert_eq!(merge(vec![]), Err(MergeError::Nothing));
-    assert_eq!(merge(vec![shard(vec![])]), Err(MergeError::NotATestRun { number: 1 }));
-    let twice = vec![shard(log(&all, None, 0)), shard(log(&all[1..], None, 0))];
+    assert_eq!(merge(vec![named("x", vec![])]), Err(MergeError::NotATestRun { part: "x".into() }));
+    let twice = vec![named("x", log(&all, None, 0)), named("y", log(&all[1..], None, 0))];
     let unit = UnitId::new("s", "t1", "g1");
-    assert_eq!(merge(twice), Err(MergeError::Duplicate { unit, first: 1, second: 2 }));
+    assert_eq!(merge(twice), Err(MergeError::Duplicate { unit, first: "x".into(), second: "y".into() }));
     let mut later = log(&all, None, 0);
     if let EventKind::TestRunStarted(e) = &mut later[0].kind {
         e.schema = SCHEMA + 1;
     }
-    assert_eq!(merge(vec![shard(later)]), Err(MergeError::Schema { number: 1, schema: SCHEMA + 1 }));
+    assert_eq!(merge(vec![named("x", later)]), Err(MergeError::Schema { part: "x".into(), schema: SCHEMA + 1 }));
 }
 
 #[test]
-fn part_of_a_run_says_so() {
-    let shard = |part: &str| Shard { prefix: String::new(), events: log(&[], Some(part.into()), 0) };
-    let partition = |shards| RunSummary::of(&merge(shards).unwrap()).started.unwrap().partition;
-    assert_eq!(partition(vec![shard("hash:1/3"), shard("hash:3/3")]).as_deref(), Some("hash:1/3 + hash:3/3"));
-    assert_eq!(partition(vec![shard("hash:3/3"), shard("hash:1/3"), shard("hash:2/3")]), None);
+fn a_whole_is_made_of_its_own_parts_and_of_each_once() {
+    let refused = |of: &[Option<&str>]| {
+        let part = |(n, of): (usize, &Option<&str>)| named(&format!("p{n}"), log(&[], of.map(str::to_owned), 0));
+        merge(of.iter().enumerate().map(part).collect()).unwrap_err().to_string()
+    };
+    let (one, three) = (Some("slice:1/3"), Some("slice:3/3"));
+    assert_eq!(refused(&[one, three, one]), "p0 and p2 are both the part slice:1/3; name each part once");
+    let apart = "these are no parts of one run; merge the parts of each run for themselves";
+    for (other, is) in
+        [(Some("slice:2/4"), "the part slice:2/4"), (Some("hash:2/3"), "the part hash:2/3"), (None, "no part of a run")]
+    {
+        assert_eq!(refused(&[one, three, other]), format!("p0 is the part slice:1/3, and p2 is {is}: {apart}"));
+    }
+    assert_eq!(refused(&[None, one]), format!("p0 is no part of a run, and p1 is the part slice:1/3: {apart}"));
+    for nonsense in ["slice:4/3", "slice:0/3", "slice", "slice:a/b"] {
+        assert!(refused(&[Some(nonsense)]).contains("damaged"), "{nonsense}");
+    }
+    assert!(refused(&[Some("hash:1/3 + hash:3/3")]).contains("p0 was itself merged of some"));
+}
+
+#[test]
+fn part_of_a_run_is_no_success_and_says_what_is_missing() {
+    let all = two();
+    let part = |of: &str, units: &[Script]| named(of, log(units, Some(of.into()), 0));
+    let merged = merge(vec![part("hash:3/3", &all[..1]), part("hash:1/3", &all[1..])]).unwrap();
+    let run = RunSummary::of(&merged);
+    let started = run.started.as_ref().unwrap();
+    assert_eq!(started.missing.as_deref(), Some("hash:2/3"));
+    assert_eq!(started.partition.as_deref(), Some("hash:3/3 + hash:1/3"));
+    assert_eq!((run.counts().pass, run.ended.as_ref().unwrap().exit_code), (2, exit_code::CANNOT_RUN));
+    assert!(run.incomplete().unwrap().contains("hash:2/3"));
+    // It becomes no whole by merging it once more.
+    assert_eq!(merge(vec![named("m", merged)]), Err(MergeError::Incomplete { part: "m".into() }));
+
+    let alone = RunSummary::of(&merge(vec![part("slice:2/1000000000000", &all)]).unwrap());
+    let missing = alone.started.unwrap().missing.unwrap();
+    assert!(missing.starts_with("slice:1/1000000000000, slice:3/1000000000000, "), "{missing}");
+    assert!(missing.ends_with(" and 999999999979 more"), "{missing}");
+    assert_eq!(alone.ended.unwrap().exit_code, exit_code::CANNOT_RUN);
+
+    let whole = merge(vec![part("hash:3/3", &all[..1]), part("hash:1/3", &all[1..]), part("hash:2/3", &[])]).unwrap();
+    let whole = RunSummary::of(&whole);
+    assert_eq!((whole.incomplete(), whole.ended.unwrap().exit_code), (None, 0));
+    assert_eq!(whole.started.unwrap().partition, None);
 }
 
 #[test]

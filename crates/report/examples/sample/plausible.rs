@@ -73,6 +73,7 @@ pub(crate) fn log(count: usize, hostile: bool) -> Vec<Event> {
             profile: "ci".into(),
             command: vec!["belljar".into(), "test".into(), "--profile".into(), "ci".into()],
             partition: None,
+            missing: None,
             jobs: Some(4),
         }),
     );

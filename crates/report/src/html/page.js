@@ -89,10 +89,10 @@
     // An error is no failed test: our side, or the host's.
     const failed = sum("fail", "timeout", "crash"), errors = sum("error", "unfinished"), bad = failed + errors;
     const parts = [failed ? `${plural(failed, "test")} failed` : "", errors ? plural(errors, "error") : ""].filter(Boolean).join(", ");
-    const said = head.cutOff ? "The run was cut off" : parts ? parts : !units.length ? "No tests"
+    const said = head.cutOff ? "The run was cut off" : parts ? parts : head.incomplete ? "Parts are missing" : !units.length ? "No tests"
       : counts["not-run"] ? "The run stopped early" : sum("pass", "flaky") ? "All tests passed" : "All tests were skipped";
     $("headline").textContent = said;
-    const mark = head.cutOff || (bad && !failed) ? "error" : failed ? "fail" : sum("pass", "flaky") && !counts["not-run"] ? "pass" : "skip";
+    const mark = head.cutOff || (bad && !failed) || (head.incomplete && !failed) ? "error" : failed ? "fail" : sum("pass", "flaky") && !counts["not-run"] ? "pass" : "skip";
     document.documentElement.style.setProperty("--mark", `var(--${mark})`);
     const facts = [plural(units.length, "test"), time(head.millis)];
     if (head.first !== null) facts.push(new Date(head.first).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" }));
@@ -118,6 +118,7 @@
     }
     const lines = [];
     if (head.cutOff) lines.push("The event log lacks its end: what had not ended is shown as such.");
+    if (head.incomplete) lines.push(head.incomplete);
     if (head.stopping) lines.push(`Stopped early: ${head.stopping}`);
     if (head.message) lines.push(head.message);
     for (const [kind, a, b] of head.notes) if (kind !== "choice") lines.push(b ? `${a}: ${b}` : a);

@@ -65,6 +65,23 @@ fn a_run_that_was_cut_off_says_what_had_not_ended() {
 }
 
 #[test]
+fn a_run_whose_parts_are_missing_is_an_error() {
+    let mut events = plausible::log(54, false);
+    let before = junit(&RunSummary::of(&events));
+    if let EventKind::TestRunStarted(started) = &mut events[0].kind {
+        started.missing = Some("hash:2/3".into());
+    }
+    let document = junit(&RunSummary::of(&events));
+    is_valid(&document);
+    let errors = |document: &str| {
+        let cases = parse_junit(document.as_bytes()).cases;
+        cases.iter().filter(|c| c.result == SubVerdict::Error).count()
+    };
+    assert_eq!(errors(&document), errors(&before) + 1);
+    assert!(document.contains("hash:2/3"));
+}
+
+#[test]
 fn a_test_attaches_no_file_by_what_it_writes() {
     let document = junit(&RunSummary::of(&plausible::log(60, true)));
     assert!(!document.contains("[[ATTACHMENT|/etc"));

@@ -1,5 +1,5 @@
 use belljar_formats::tap::{Dialect, TapParser};
-use belljar_model::{RunSummary, test_run::SubVerdict};
+use belljar_model::{EventKind, RunSummary, test_run::SubVerdict};
 
 use crate::plausible;
 
@@ -41,6 +41,21 @@ fn what_is_written_is_read() {
                 assert!(results.cases.iter().any(|c| c.result == SubVerdict::Fail));
             }
         }
+    }
+}
+
+#[test]
+fn a_run_whose_parts_are_missing_bails_out() {
+    let mut events = plausible::log(54, false);
+    if let EventKind::TestRunStarted(started) = &mut events[0].kind {
+        started.missing = Some("hash:2/3".into());
+    }
+    for part in [1, events.len()] {
+        let text = tap(&RunSummary::of(&events[..part]));
+        assert!(text.lines().last().unwrap().starts_with("Bail out! ") && text.contains("hash:2/3"), "{text}");
+        let mut parser = TapParser::new(Dialect::Tap);
+        parser.feed(text.as_bytes());
+        assert!(!parser.finish().problems.is_empty());
     }
 }
 

@@ -93,6 +93,7 @@ pub async fn run(request: Request, log: EventLog, mut control: RunControl) -> Re
         profile: first.profile.clone(),
         command: request.command.clone(),
         partition: first.partition.map(|p| p.to_string()),
+        missing: None,
         jobs: request.limits.jobs,
     }));
 
