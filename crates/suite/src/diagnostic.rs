@@ -254,9 +254,10 @@ fn show(c: char, out: &mut String) {
     }
 }
 
-/// Control characters, and those that turn the direction of a line around.
-fn hides(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+/// Control characters, those that turn the direction of a line around, and those that end a line or a paragraph.
+pub(crate) fn hides(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 pub(crate) fn visible(text: &str) -> std::borrow::Cow<'_, str> {

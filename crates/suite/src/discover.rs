@@ -17,7 +17,7 @@ use std::{
 
 use crate::{
     config::{Config, Format, Isolation, Suite, no_such},
-    diagnostic::{Diagnostic, Diagnostics, Place, SourceText, enumerate},
+    diagnostic::{Diagnostic, Diagnostics, Place, SourceText, enumerate, hides},
     files,
     glob::Pattern,
     header::{self, Header},
@@ -270,7 +270,7 @@ impl Kinds {
     fn sort(&mut self, roots: &Roots, relative: PathBuf, out: &mut Diagnostics, place: &Place) -> Option<String> {
         let shown = relative.to_string_lossy().into_owned();
         let wrong = |message: String, help: &str| Diagnostic::error(message).at(place.clone()).help(help);
-        let Some(name) = relative.to_str().filter(|n| !n.chars().any(char::is_control)) else {
+        let Some(name) = relative.to_str().filter(|n| !n.chars().any(hides)) else {
             let message = format!("the name of {shown:?} is no text that can stand in a report");
             out.push(wrong(message, "rename it, or leave it out with `exclude`"));
             return None;

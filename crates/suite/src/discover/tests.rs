@@ -104,6 +104,24 @@ fn what_cannot_be_run_is_told() {
 }
 
 #[test]
+fn what_would_be_shown_as_something_else_is_no_name() {
+    let hidden = ('\u{202a}'..='\u{202e}').chain('\u{2066}'..='\u{2069}').chain(['\u{61c}', '\u{200e}', '\u{200f}']);
+    let hidden: Vec<char> = hidden.chain(['\u{2028}', '\u{2029}', '\u{85}', '\n']).collect();
+    // Letters that are written from right to left turn nothing around but themselves; joiners belong to words and emoji.
+    let plain = ["t/\u{5d0}\u{5d1}", "t/\u{1f469}\u{200d}\u{1f4bb}", "t/a b"];
+    let names: Vec<String> = hidden.iter().map(|c| format!("t/x{c}y")).collect();
+    let files: Vec<(&str, &str)> = names.iter().map(String::as_str).chain(plain).map(|f| (f, "")).collect();
+    let (dir, config) = tree(&suite("a", "tests = 't/*'"), &files);
+    let told = mistakes(&dir, &config);
+    for c in &hidden {
+        let refused = format!("error: the name of {:?} is no text that can stand in a report", format!("t/x{c}y"));
+        assert!(told.contains(&refused), "{c:?}: {told}");
+        assert!(*c == '\n' || !told.contains(*c), "{c:?} is shown as it is");
+    }
+    assert_eq!(told.matches("error: ").count(), hidden.len(), "{told}");
+}
+
+#[test]
 fn headers_are_checked() {
     let toml = suite("a", "tests = 't/*'\ndisks = [{ size = '1G', serial = 'd0' }]")
         + &suite("b", "tests = 'u/*'\nisolation = 'suite'\ngroup = 'g'")
