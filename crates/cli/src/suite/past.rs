@@ -2,13 +2,15 @@
 
 use std::{
     ffi::{OsStr, OsString},
-    io::{BufReader, Read as _},
+    io::{self, BufReader, Read as _},
     path::{Path, PathBuf},
 };
 
 use belljar_model::{
     Event, EventKind,
+    event::SCHEMA,
     log::{Damage, Line},
+    merge::LaterSchema,
     read_log,
 };
 use belljar_runner::run_dir;
@@ -59,16 +61,39 @@ pub(crate) fn read(named: &Path) -> Result<Past, String> {
         }
     }
     match past.events.first().map(|e| &e.kind) {
+        Some(EventKind::TestRunStarted(started)) if started.schema > SCHEMA => {
+            Err(format!("cannot read the run in {}: {}", past.dir.display(), LaterSchema(started.schema)))
+        }
         Some(EventKind::TestRunStarted(_)) => Ok(past),
+        Some(EventKind::RunStarted { .. }) => Err(of_belljar_run(&past.dir)),
         Some(_) => Err(format!("{} is the log of something else than `belljar test`", log.display())),
         None => Err(format!("{} holds no event: the run ended before it began", log.display())),
     }
 }
 
+/// What to say where somebody names what `belljar run` left.
+fn of_belljar_run(dir: &Path) -> String {
+    format!(
+        "{} is the record of a `belljar run`, and reports are made of runs of `belljar test`; \
+         look into {} and console.log there",
+        dir.display(),
+        run_dir::EVENTS
+    )
+}
+
 /// The event log of a run, given as a directory, as the log itself, by name, or as `last`.
 fn find(named: &Path) -> Result<PathBuf, String> {
     if named.is_dir() {
-        return Ok(named.join(run_dir::EVENTS));
+        let log = named.join(run_dir::EVENTS);
+        if fs_err::symlink_metadata(&log).is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
+            return Err(format!(
+                "there is no run in {}: it has no {}\nthe record of a run that was killed while its guest could write there is in {}",
+                named.display(),
+                run_dir::EVENTS,
+                settings::runs_dir()?.display()
+            ));
+        }
+        return Ok(log);
     }
     // Whatever else it is, it is what was meant, and what is wrong with it is said when it is opened.
     if named.exists() {
@@ -76,8 +101,13 @@ fn find(named: &Path) -> Result<PathBuf, String> {
     }
     let runs = settings::runs_dir()?;
     if named == Path::new("last") {
-        return last(&runs)
-            .ok_or_else(|| format!("there is no run of `belljar test` in {}; name a run's directory", runs.display()));
+        return last(&runs).ok_or_else(|| {
+            let none = format!("there is no run of `belljar test` in {}; name a run's directory", runs.display());
+            match last_of_belljar_run(&runs) {
+                Some(dir) => format!("{none}\n{}", of_belljar_run(&dir)),
+                None => none,
+            }
+        });
     }
     // A name, not a path that leads elsewhere.
     let log = runs.join(named).join(run_dir::EVENTS);
@@ -91,17 +121,31 @@ fn find(named: &Path) -> Result<PathBuf, String> {
     ))
 }
 
-/// The log of the latest run of a suite. Names sort by time, to the second; within one the first event says which was later.
-fn last(runs: &Path) -> Option<PathBuf> {
-    let entries = fs_err::read_dir(runs).ok()?;
+/// The logs among the runs that are kept, by name.
+fn logs(runs: &Path) -> Vec<(OsString, PathBuf)> {
+    let Ok(entries) = fs_err::read_dir(runs) else { return Vec::new() };
     let mut logs: Vec<(OsString, PathBuf)> = entries
         .filter_map(Result::ok)
         .map(|e| (e.file_name(), e.path().join(run_dir::EVENTS)))
         .filter(|(_, log)| log.is_file())
         .collect();
     logs.sort();
+    logs
+}
+
+/// The directory of the latest record of a `belljar run`.
+fn last_of_belljar_run(runs: &Path) -> Option<PathBuf> {
+    let (_, log) = logs(runs)
+        .into_iter()
+        .rev()
+        .find(|(_, log)| matches!(first(log), Some(Event { kind: EventKind::RunStarted { .. }, .. })))?;
+    log.parent().map(Path::to_owned)
+}
+
+/// The log of the latest run of a suite. Names sort by time, to the second; within one the first event says which was later.
+fn last(runs: &Path) -> Option<PathBuf> {
     let mut latest: Option<(Timestamp, OsString, PathBuf)> = None;
-    for (name, log) in logs.into_iter().rev() {
+    for (name, log) in logs(runs).into_iter().rev() {
         if latest.as_ref().is_some_and(|(_, found, _)| second(found) != second(&name)) {
             break;
         }
@@ -121,9 +165,16 @@ fn second(name: &OsStr) -> &[u8] {
 
 /// When this run of a suite began, if it is one.
 fn test_run_began(log: &Path) -> Option<Timestamp> {
-    let file = open_regular(log).ok()?;
-    match read_log(BufReader::new(file)).next()? {
-        Ok(Line::Event(Event { kind: EventKind::TestRunStarted(_), at, .. })) => Some(at),
+    match first(log)? {
+        Event { kind: EventKind::TestRunStarted(_), at, .. } => Some(at),
+        _ => None,
+    }
+}
+
+/// The first event of a log.
+fn first(log: &Path) -> Option<Event> {
+    match read_log(BufReader::new(open_regular(log).ok()?)).next()? {
+        Ok(Line::Event(event)) => Some(event),
         _ => None,
     }
 }

@@ -301,6 +301,66 @@ fn parts_are_merged_into_none_of_them() {
 }
 
 #[test]
+fn a_log_of_a_later_schema_is_read_by_nobody() {
+    let lab = Lab::new();
+    lab.suite(SUITE, &[("a", "exit 0")]);
+    lab.test(["--run-dir", "run"]).go().code(0);
+    let log = lab.path("workspace/run/events.jsonl");
+    let text = fs::read_to_string(&log).expect("log");
+    for schema in ["3", "7"] {
+        fs::write(&log, text.replacen("\"schema\":2", &format!("\"schema\":{schema}"), 1)).expect("log");
+        let said =
+            format!("cannot read the run in run: the event log has schema {schema}, and this Belljar knows up to 2");
+        for words in [["report", "run"], ["merge", "run"], ["report", "--format=json"]] {
+            let words = if words[0] == "report" && words[1] != "run" {
+                vec![words[0], words[1], "run"]
+            } else {
+                words.to_vec()
+            };
+            let outcome = lab.belljar(words).go();
+            outcome.code(125).complains(&said).complains("read it with the Belljar that wrote it, or a later one");
+            assert_eq!(outcome.text(), "");
+        }
+    }
+    fs::write(&log, text).expect("log");
+    lab.belljar(["report", "run"]).go().code(0);
+}
+
+#[test]
+fn the_record_of_a_killed_run_is_where_the_manual_says() {
+    let lab = Lab::new();
+    let mut run = lab
+        .run(crate::harness::WELL)
+        .args(["--workspace-mode", "rw", "--run-dir", "kept"])
+        .sh("mark up; exec sleep 60")
+        .spawn();
+    run.await_mark("up");
+    run.kill();
+    let record = lab.runs().pop().expect("record");
+    assert!(record.join("console.log").exists());
+    let said = format!("{} is the record of a `belljar run`", record.display());
+    lab.belljar(["report"]).go().code(125).complains("there is no run of `belljar test`").complains(&said);
+    lab.belljar(["report"])
+        .args([&record])
+        .go()
+        .code(125)
+        .complains(&said)
+        .complains("look into events.jsonl and console.log");
+    let runs = lab.path("state/belljar/runs");
+    lab.belljar(["report", "kept"])
+        .go()
+        .code(125)
+        .complains("there is no run in kept")
+        .complains(&runs.display().to_string());
+    // Of tests it is a run like any other.
+    lab.suite(&format!("{SUITE}workspace-mode = 'rw'\n"), &[("a", "mark there; exec sleep 60")]);
+    let mut run = lab.test(["--run-dir", "tests"]).spawn();
+    run.await_mark("there");
+    run.kill();
+    assert!(lab.belljar(["report"]).go().code(0).text().contains("UNFINISHED"));
+}
+
+#[test]
 fn last_is_the_last_also_within_a_second() {
     let lab = Lab::new();
     let tests = ["a", "b", "c", "d", "e", "f"];
