@@ -100,6 +100,14 @@ impl RunDir {
         Ok(Self { goal: Some(goal), ..Self::create(parent, keep)? })
     }
 
+    /// Keeps an ended run from being cleared away for as long as the file lives; `None` where nobody would clear it away.
+    #[must_use]
+    pub fn hold(run: &Path) -> Option<fs::File> {
+        let lock = fs::File::open(run.join(LOCK)).ok()?;
+        lock.file().try_lock_shared().ok()?;
+        Some(lock)
+    }
+
     /// Whether a path lies in a directory, or is it, whether it is there already or not.
     #[must_use]
     pub fn lies_in(path: &Path, dir: &Path) -> bool {

@@ -53,6 +53,8 @@ pub(crate) fn merge(args: &MergeArgs) -> Result<u8, Refused> {
     }
     apart(args.output.as_deref(), &dirs)?;
     let events = merged(all).map_err(|e| e.to_string())?;
+    // The place for a new run is made by clearing away old ones.
+    let held: Vec<_> = dirs.iter().map(|(dir, _)| RunDir::hold(dir)).collect();
     let run_dir = match &args.output {
         Some(dir) => RunDir::at(dir).map_err(|e| format!("cannot use {} for the merged run: {e}", dir.display()))?,
         None => settings::new_run_dir()?,
@@ -64,6 +66,7 @@ pub(crate) fn merge(args: &MergeArgs) -> Result<u8, Refused> {
             complain_note(&format!("not copied: {what}"));
         }
     }
+    drop(held);
     let mut log = Vec::new();
     for event in &events {
         serde_json::to_writer(&mut log, event).map_err(|e| format!("cannot write an event: {e}"))?;

@@ -285,6 +285,19 @@ fn parts_of_which_one_is_missing_are_no_success() {
 }
 
 #[test]
+fn parts_among_the_kept_runs_are_not_cleared_away_for_the_merged_one() {
+    let lab = Lab::new();
+    lab.suite(SUITE, &[("a", "exit 0"), ("b", "exit 0"), ("c", "exit 0")]);
+    for part in ["slice:1/3", "slice:2/3", "slice:3/3"] {
+        lab.test(["--partition", part]).go().code(0);
+    }
+    let runs = lab.runs();
+    let merged = lab.belljar(["merge"]).args(&runs).env("BELLJAR_KEEP_RUNS", "1").go();
+    assert!(merged.code(0).text().contains("3 tests"), "{}", merged.text());
+    assert!(runs.iter().all(|run| run.join("events.jsonl").exists()));
+}
+
+#[test]
 fn parts_are_merged_into_none_of_them() {
     let lab = Lab::new();
     parts(&lab, &[("s1", "slice:1/2"), ("s2", "slice:2/2")]);
