@@ -3,7 +3,7 @@
 mod orders;
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use belljar_proto::frame::FrameError;
@@ -84,8 +84,6 @@ pub(crate) struct Agent {
     kernel: KernelRecord,
     /// What programs in the guest ask of the host.
     asks: Asks,
-    /// Where they do so.
-    ask_at: Option<PathBuf>,
     /// The shares as they were when they had been mounted.
     shares: Shares,
     /// What belongs to the guest, once tests share it.
@@ -115,7 +113,7 @@ impl Agent {
         let (port, kernel) = carried.open()?;
         let Carried { env, hostname, mounts, shares, baseline, quiesced, .. } = carried;
         let mut agent = Self::with_record(port, env, kernel)?;
-        agent.open_asks();
+        agent.asks.open();
         Ok(Self { hostname, mounts, shares, baseline: Some(baseline), quiesced, ..agent })
     }
 
@@ -133,10 +131,10 @@ impl Agent {
             wanted.extend([libc::SIGTERM, libc::SIGINT, libc::SIGUSR1, libc::SIGUSR2]);
             wanted.extend([HALT, POWEROFF, REBOOT]);
         }
-        let ask_at = (port.kind != port::Kind::Given).then(|| ask::PATH.into());
+        // A test's agent is asked where that says.
+        let asks = if port.kind == port::Kind::Given { Asks::default() } else { Asks::at(ask::PATH.into()) };
         Ok(Self {
-            asks: Asks::default(),
-            ask_at,
+            asks,
             link: Link::new(port),
             signals: sys::signal_fd(&wanted)?,
             env,
@@ -166,15 +164,9 @@ impl Agent {
 
     /// Which takes questions of programs at this path.
     pub(crate) fn asked_at(mut self, path: &Path) -> Self {
-        self.ask_at = Some(path.to_owned());
-        self.open_asks();
+        self.asks = Asks::at(path.to_owned());
+        self.asks.open();
         self
-    }
-
-    fn open_asks(&mut self) {
-        if let Some(path) = &self.ask_at {
-            self.asks.open(path);
-        }
     }
 
     /// Whose root is entered with the first setup.

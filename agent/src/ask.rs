@@ -23,7 +23,9 @@ const FULL: usize = 64 << 10;
 /// Questions on their way to the host.
 #[derive(Debug, Default)]
 pub(crate) struct Asks {
-    pipe: Option<(PathBuf, OwnedFd)>,
+    /// Where the pipe is to be; nowhere, and nothing is asked.
+    path: Option<PathBuf>,
+    pipe: Option<OwnedFd>,
     /// The beginning of a line.
     begun: Vec<u8>,
     /// The rest of the line is too long.
@@ -34,22 +36,27 @@ pub(crate) struct Asks {
 }
 
 impl Asks {
+    /// Questions by a pipe at this path, once it is [opened](Self::open).
+    pub(crate) fn at(path: PathBuf) -> Self {
+        Self { path: Some(path), ..Self::default() }
+    }
+
     /// Opens the pipe, and makes it where it is missing; a guest in which that cannot be done has none.
-    pub(crate) fn open(&mut self, path: &Path) {
-        if self.pipe.as_ref().is_some_and(|(at, pipe)| at == path && is_at(pipe, path)) {
-            return;
+    pub(crate) fn open(&mut self) {
+        let Some(path) = &self.path else { return };
+        if !self.pipe.as_ref().is_some_and(|pipe| is_at(pipe, path)) {
+            self.pipe = make(path).ok();
         }
-        self.pipe = make(path).ok().map(|pipe| (path.to_owned(), pipe));
     }
 
     /// The pipe, to be waited for.
     pub(crate) fn fd(&self) -> Option<&OwnedFd> {
-        self.pipe.as_ref().map(|(_, pipe)| pipe)
+        self.pipe.as_ref()
     }
 
     /// For the environment of commands.
     pub(crate) fn variable(&self) -> Option<Vec<u8>> {
-        let (path, _) = self.pipe.as_ref()?;
+        let path = self.path.as_ref().filter(|_| self.pipe.is_some())?;
         Some([VARIABLE.as_bytes(), b"=", path.as_os_str().as_encoded_bytes()].concat())
     }
 
@@ -58,7 +65,7 @@ impl Asks {
         let mut taken = 0;
         let mut buffer = [0; 4096];
         while taken < FULL {
-            let Some((_, pipe)) = &self.pipe else { return };
+            let Some(pipe) = &self.pipe else { return };
             match rustix::io::read(pipe, &mut buffer) {
                 Ok(0) | Err(Errno::AGAIN) => return,
                 Ok(read) => {
@@ -113,13 +120,13 @@ impl Asks {
     }
 
     /// The host has answered.
-    pub(crate) fn answered(&mut self, number: u32, taken: bool) {
-        self.refused |= !taken && number <= self.next;
+    pub(crate) fn answered(&mut self, number: u32, done: bool) {
+        self.refused |= !done && number <= self.next;
     }
 
     /// A session begins: what was under way in the one before is nobody's.
     pub(crate) fn begin(&mut self) {
-        *self = Self { pipe: self.pipe.take(), ..Self::default() };
+        *self = Self { path: self.path.take(), pipe: self.pipe.take(), ..Self::default() };
     }
 }
 

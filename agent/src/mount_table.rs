@@ -5,6 +5,7 @@
 use std::fs;
 use std::io::Read;
 
+use belljar_proto::mountinfo;
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 use serde::{Deserialize, Serialize};
@@ -67,7 +68,7 @@ fn is_below(path: &str, directory: &str) -> bool {
 /// Everything that is mounted; nothing where the kernel does not say.
 pub(crate) fn read() -> Vec<Mounted> {
     let own = own_list().or_else(|| fs::read("/proc/self/mountinfo").ok());
-    parse(&text::lossy(&own.unwrap_or_default()))
+    parse(&own.unwrap_or_default())
 }
 
 fn own_list() -> Option<Vec<u8>> {
@@ -80,29 +81,14 @@ fn own_list() -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// Reads `mountinfo` (proc(5)).
-fn parse(list: &str) -> Vec<Mounted> {
-    let line = |line: &str| {
-        let mut words = line.split(' ');
-        let device = words.nth(2)?.to_owned();
-        let (root, at) = (unescape(words.next()?), unescape(words.next()?));
-        words.find(|word| *word == "-")?;
-        Some(Mounted { at, device, root, kind: words.next()?.to_owned() })
+fn parse(list: &[u8]) -> Vec<Mounted> {
+    let mounted = |m: mountinfo::Mount| Mounted {
+        at: text::lossy(&m.at),
+        device: m.device,
+        root: text::lossy(&m.root),
+        kind: m.kind,
     };
-    list.lines().filter_map(line).collect()
-}
-
-/// Undoes `\040` and its like.
-fn unescape(word: &str) -> String {
-    let mut bytes = Vec::new();
-    let mut rest = word.as_bytes();
-    while let Some((&first, more)) = rest.split_first() {
-        let octal = more.get(..3).filter(|_| first == b'\\').and_then(|digits| std::str::from_utf8(digits).ok());
-        let byte = octal.and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        bytes.push(byte.unwrap_or(first));
-        rest = if byte.is_some() { &more[3..] } else { more };
-    }
-    text::lossy(&bytes)
+    mountinfo::parse(list).into_iter().map(mounted).collect()
 }
 
 /// Places below one of `shares` where something is mounted now that was not `before`: what is written there is not in the share.
@@ -154,17 +140,17 @@ mod tests {
 ";
 
     fn with(line: &str) -> Vec<Mounted> {
-        parse(&format!("{BEFORE}{line}\n"))
+        parse(format!("{BEFORE}{line}\n").as_bytes())
     }
 
     fn changed(line: &str) -> Vec<String> {
-        changes_of(&["/mnt/hostos".to_owned(), "/run/belljar/out".to_owned()], &parse(BEFORE), &with(line))
+        changes_of(&["/mnt/hostos".to_owned(), "/run/belljar/out".to_owned()], &parse(BEFORE.as_bytes()), &with(line))
     }
 
     #[test]
     fn what_is_mounted_over_a_part_of_a_share_is_named() {
         let shares = ["/mnt/hostos", "/run/belljar/out"];
-        let covered = |line| covering_of(shares.into_iter(), &parse(BEFORE), &with(line));
+        let covered = |line| covering_of(shares.into_iter(), &parse(BEFORE.as_bytes()), &with(line));
         assert_eq!(covered("50 37 0:50 / /run/belljar/out/a\\040b rw - tmpfs x rw"), ["/run/belljar/out/a b"]);
         assert_eq!(covered("50 38 0:29 /x /mnt/hostos/t.sh rw - overlay x rw"), ["/mnt/hostos/t.sh"]);
         for other in ["50 36 0:50 / /mnt/hostos2 rw - tmpfs x rw", "50 36 0:50 / /tmp/x rw - tmpfs x rw", "", "x"] {
@@ -195,13 +181,13 @@ mod tests {
     #[test]
     fn what_was_unmounted_is_a_change() {
         let gone = |at: &str| {
-            let now: Vec<Mounted> = parse(BEFORE).into_iter().filter(|m| m.at != at).collect();
-            changes_of(&[], &parse(BEFORE), &now)
+            let now: Vec<Mounted> = parse(BEFORE.as_bytes()).into_iter().filter(|m| m.at != at).collect();
+            changes_of(&[], &parse(BEFORE.as_bytes()), &now)
         };
         assert_eq!(gone("/srv/data"), ["/srv/data (unmounted)"]);
         assert!(gone("/run/user/0").is_empty());
         // The kernel does not say.
-        assert!(changes_of(&[], &parse(BEFORE), &[]).is_empty());
+        assert!(changes_of(&[], &parse(BEFORE.as_bytes()), &[]).is_empty());
     }
 
     #[test]

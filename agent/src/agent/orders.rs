@@ -210,7 +210,7 @@ impl Agent {
             .map(|(_, mount)| mount)
             .collect();
         self.shares = Shares::of(&self.mounts);
-        self.open_asks();
+        self.asks.open();
         self.link.queue(&ToHost::SetupDone(faults));
     }
 

@@ -358,6 +358,15 @@ pub fn for_people(duration: Duration) -> String {
     }
 }
 
+/// Does what waits for the file system where nothing else waits for it. `what` it is, such as `preparation`, is told where it breaks off.
+pub(crate) async fn blocking<T: Send + 'static>(
+    what: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Lost> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|panic| Cause::Defect(format!("Belljar's own {what} broke off: {panic}")).into())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,3 +6,4 @@ pub mod files;
 pub mod frame;
 pub mod kernel;
 pub mod message;
+pub mod mountinfo;

@@ -4,7 +4,7 @@ use std::{cell::RefCell, rc::Rc};
 
 use belljar_model::{EventKind, Fault, Scope, Verdict, test_run::UnitEnded};
 
-use crate::log::{EventLog, mend};
+use crate::log::{EventLog, unwritten};
 
 /// Writes to the run's event log. Clones write to the same.
 #[derive(Clone)]
@@ -12,7 +12,17 @@ pub(crate) struct EventWriter(Rc<RefCell<Written>>);
 
 struct Written {
     log: EventLog,
+    /// Why the log is no longer whole, in a person's words.
     failure: Option<String>,
+}
+
+impl Written {
+    /// Keeps the first failure.
+    fn note_failure(&mut self) {
+        if let Some(error) = self.log.take_failure() {
+            self.failure.get_or_insert_with(|| unwritten(&error));
+        }
+    }
 }
 
 impl EventWriter {
@@ -36,15 +46,13 @@ impl EventWriter {
         let mut written = self.0.borrow_mut();
         let told = written.log.emit_or(EventKind::UnitEnded(ended.clone()), |kind, error| match kind {
             EventKind::UnitEnded(ended) if ended.verdict == Verdict::Pass => {
-                let message = format!("the test passed, but the event log could not be written: {}", mend(error));
+                let message = format!("the test passed, but {}", unwritten(error));
                 let verdict = Verdict::Error(Fault::Host { message: message.clone() });
                 EventKind::UnitEnded(UnitEnded { verdict, flaky: false, message: Some(message), ..ended })
             }
             other => other,
         });
-        if let Some(error) = written.log.take_failure() {
-            written.failure.get_or_insert_with(|| mend(&error));
-        }
+        written.note_failure();
         match told {
             EventKind::UnitEnded(told) => told,
             _ => ended,
@@ -54,9 +62,7 @@ impl EventWriter {
     fn write(&self, scope: Option<Scope>, kind: EventKind) {
         let mut written = self.0.borrow_mut();
         written.log.emit_in(scope, kind);
-        if let Some(error) = written.log.take_failure() {
-            written.failure.get_or_insert_with(|| mend(&error));
-        }
+        written.note_failure();
     }
 
     /// Logs the last event; see [`EventLog::end`].
@@ -68,7 +74,7 @@ impl EventWriter {
         self.0.borrow_mut().log.end(kind, unlogged)
     }
 
-    /// Why the log is no longer whole, if it is not.
+    /// Why the log is no longer whole, in a person's words, if it is not.
     pub(crate) fn failure(&self) -> Option<String> {
         self.0.borrow().failure.clone()
     }

@@ -9,11 +9,11 @@ use jiff::Timestamp;
 /// Called with each event after it was logged.
 pub type Observer = Box<dyn FnMut(&Event)>;
 
-/// What the system said of a log that cannot be written, and what to do.
-pub(crate) fn mend(error: &std::io::Error) -> String {
+/// For a person: that the log could not be written, why, and what to do.
+pub(crate) fn unwritten(error: &std::io::Error) -> String {
     use std::io::ErrorKind::{QuotaExceeded, StorageFull};
     let hint = if matches!(error.kind(), StorageFull | QuotaExceeded) { "; free some space" } else { "" };
-    format!("{error}{hint}")
+    format!("the event log could not be written: {error}{hint}")
 }
 
 /// The event log of one run.
@@ -45,10 +45,8 @@ impl EventLog {
     /// The same, of what a guest said while it was made or used for a try.
     pub fn emit_in(&mut self, scope: Option<Scope>, kind: EventKind) {
         let event = self.event(scope, kind);
-        if let Err(error) = self.write(&event) {
-            self.broken.get_or_insert(error);
-        }
-        (self.observer)(&event);
+        let written = self.write(&event);
+        self.tell(event, written, |kind, _| kind);
     }
 
     /// Logs the last event, and has the log brought to the disk. Where that fails, `unlogged` says what the observer is told
@@ -58,12 +56,9 @@ impl EventLog {
         kind: EventKind,
         unlogged: impl FnOnce(EventKind, &std::io::Error) -> EventKind,
     ) -> EventKind {
-        let mut event = self.event(None, kind);
-        if let Err(error) = self.write(&event).and_then(|()| self.sync()) {
-            event.kind = unlogged(event.kind, &error);
-        }
-        (self.observer)(&event);
-        event.kind
+        let event = self.event(None, kind);
+        let written = self.write(&event).and_then(|()| self.sync());
+        self.tell(event, written, unlogged)
     }
 
     /// Logs what counts only if it is recorded: where it cannot be, `unlogged` says what the observer is told instead. Gives what it was
@@ -73,8 +68,19 @@ impl EventLog {
         kind: EventKind,
         unlogged: impl FnOnce(EventKind, &std::io::Error) -> EventKind,
     ) -> EventKind {
-        let mut event = self.event(None, kind);
-        if let Err(error) = self.write(&event) {
+        let event = self.event(None, kind);
+        let written = self.write(&event);
+        self.tell(event, written, unlogged)
+    }
+
+    /// Tells of an event that was written, or could not be.
+    fn tell(
+        &mut self,
+        mut event: Event,
+        written: std::io::Result<()>,
+        unlogged: impl FnOnce(EventKind, &std::io::Error) -> EventKind,
+    ) -> EventKind {
+        if let Err(error) = written {
             event.kind = unlogged(event.kind, &error);
             self.broken.get_or_insert(error);
         }

@@ -18,7 +18,7 @@ use crate::{
     attempt,
     cancel::Cancel,
     exec::Limit,
-    log::{EventLog, mend},
+    log::{EventLog, unwritten},
     out_dir::HeldOut,
 };
 
@@ -106,16 +106,15 @@ fn ended(verdict: Verdict, message: Option<String>) -> EventKind {
 
 /// The end of a run whose log is not whole: a pass that its own log cannot vouch for is none.
 fn unlogged(verdict: Verdict, message: Option<String>, error: &std::io::Error) -> EventKind {
-    const LOG: &str = "the event log could not be written";
-    let error = mend(error);
+    let why = unwritten(error);
     match verdict {
         Verdict::Pass => {
-            let message = format!("the command passed, but {LOG}: {error}");
+            let message = format!("the command passed, but {why}");
             ended(Verdict::Error(Fault::Host { message }), None)
         }
         verdict => {
             let before = message.map(|m| m + "\n").unwrap_or_default();
-            ended(verdict, Some(format!("{before}{LOG}: {error}")))
+            ended(verdict, Some(format!("{before}{why}")))
         }
     }
 }

@@ -17,18 +17,21 @@ bjt() {
     echo "+ belljar test $*: exit code $code"
     tail -n 40 err out | cut -c1-300 | sed 's/^/  | /'
 }
-# verdict UNIT: what became of it.
-verdict() {
-    python3 - "$1" state/runs/*/events.jsonl state/*/runs/*/events.jsonl <<'P'
+# of_unit UNIT KIND FIELD: this field of its events of this kind, one a line.
+of_unit() {
+    python3 - "$@" <<'P'
 import glob, json, sys
-for path in sys.argv[2:]:
-    for file in glob.glob(path):
+unit, kind, field = sys.argv[1:]
+for pattern in "state/runs/*/events.jsonl", "state/*/runs/*/events.jsonl":
+    for file in glob.glob(pattern):
         for line in open(file):
             event = json.loads(line)
-            if event.get("kind") == "unit-ended" and event["unit"] == f"s/{sys.argv[1]}@g":
-                print(event["verdict"])
+            if event.get("kind") == kind and event["unit"] == f"s/{unit}@g":
+                print(event[field])
 P
 }
+verdict() { of_unit "$1" unit-ended verdict; }
+marks() { of_unit "$1" mark text; }
 consoles() { find state -name console.log -exec cat {} +; }
 
 test_a_neighbour_cannot_pass_for_the_next() {
@@ -44,19 +47,6 @@ test_a_neighbour_cannot_pass_for_the_next() {
     [ "$(verdict 2-fails)" = fail ] || fail "the result of the second test is $(verdict 2-fails)"
     [ "$(verdict 3-looks)" = pass ] || fail 'the forger is still there'
     grep -rq 'which was killed: python3' state || fail 'nobody says that something was left behind'
-}
-
-# marks UNIT: its marks, one a line.
-marks() {
-    python3 - "$1" state/runs/*/events.jsonl state/*/runs/*/events.jsonl <<'P'
-import glob, json, sys
-for path in sys.argv[2:]:
-    for file in glob.glob(path):
-        for line in open(file):
-            event = json.loads(line)
-            if event["kind"] == "mark" and event["unit"] == f"s/{sys.argv[1]}@g":
-                print(event["text"])
-P
 }
 
 test_marks_belong_to_the_test_that_set_them() {

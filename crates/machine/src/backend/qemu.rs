@@ -11,6 +11,7 @@ use crate::{
     guest::{Answer, Guest, Observe},
     host::HostContext,
     lease::{self, Templates},
+    lost::blocking,
     plan::{self, CONTROL_DIR, Plan},
     qemu::{platform, probe},
     running::CONSOLE_LOG,
@@ -70,7 +71,7 @@ impl Backend for QemuBackend {
             let accel = probe::choose_accel(platform, host.accel, &qemu, &host.shim, &host.cache_dir);
             Ok(accel.map_err(|e| cannot(e.to_string()))?.accel.to_string())
         };
-        Box::pin(async { blocking(look, "look for QEMU").await?.map(Some) })
+        Box::pin(async { blocking("look for QEMU", look).await?.map(Some) })
     }
 
     fn obstacles(&self, spec: &GuestSpec) -> Vec<String> {
@@ -84,7 +85,7 @@ impl Backend for QemuBackend {
             let Some(source) = spec.source.boot().cloned() else {
                 return Err(Cause::Defect(format!("QEMU was asked for a guest of {}", spec.source)).into());
             };
-            let plan = blocking(move || plan::prepare(&source, &spec, &share, host, dir), "preparation").await?;
+            let plan = blocking("preparation", move || plan::prepare(&source, &spec, &share, host, dir)).await?;
             let plan = plan.map_err(|error| Lost::from(Cause::Description(error.to_string())).lasting())?;
             Ok(Box::new(PreparedMachine { plan, templates: self.templates.clone() }) as Box<dyn PreparedGuest>)
         })
@@ -109,10 +110,4 @@ impl PreparedGuest for PreparedMachine {
             Ok(Box::new(guest) as Box<dyn Guest>)
         })
     }
-}
-
-/// Does something that blocks.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static, what: &str) -> Result<T, Lost> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|panic| Cause::Defect(format!("Belljar's own {what} broke off: {panic}")).into())
 }

@@ -20,7 +20,7 @@ use std::{fs::File, io, os::fd::AsRawFd};
 use manifest::{Flaw, Manifest, Part};
 use rustix::fs::MemfdFlags;
 
-use crate::{Cause, Lost};
+use crate::{Lost, lost};
 
 pub use key::TemplateKey;
 pub use store::{BeingMade, Kept, TemplateStore};
@@ -131,8 +131,7 @@ pub(crate) fn memory(size: u64) -> io::Result<File> {
     Ok(file)
 }
 
-/// Does what waits for the file system where nothing else waits for it.
+/// Works on templates where nothing else waits for it.
 pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Lost> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|e| Cause::Defect(format!("Belljar's own work on a template broke off: {e}")).into())
+    lost::blocking("work on a template", work).await
 }

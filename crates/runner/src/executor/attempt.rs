@@ -330,8 +330,8 @@ impl Attempts {
         };
         // A pass that its own log cannot vouch for is none.
         let (verdict, message) = match self.log.failure() {
-            Some(error) if verdict == Verdict::Pass => {
-                let message = format!("the test passed, but the event log could not be written: {error}");
+            Some(why) if verdict == Verdict::Pass => {
+                let message = format!("the test passed, but {why}");
                 (Verdict::Error(Fault::Host { message }), None)
             }
             _ => (verdict, message),

@@ -28,7 +28,7 @@ use crate::{
         Attempts, Executor, Units,
         listing::{self, Cases},
     },
-    log::{EventLog, mend},
+    log::{EventLog, unwritten},
     machines::{KeptSetUps, MachineContext, Machines, SetUpScripts, clocks::Clocks, pool::Pool},
     schedule::{
         Dispatcher, DispatcherContext, RunControl, RunLimits,
@@ -155,7 +155,7 @@ pub async fn run(request: Request, log: EventLog, mut control: RunControl) -> Re
     let told = log.end(told, |told, error| match told {
         EventKind::TestRunEnded(ended) => EventKind::TestRunEnded(TestRunEnded {
             exit_code: if ended.exit_code == exit_code::OK { exit_code::CANNOT_RUN } else { ended.exit_code },
-            message: Some(unlogged(&mend(error))),
+            message: Some(unwritten(error)),
             ..ended
         }),
         other => other,
@@ -164,10 +164,6 @@ pub async fn run(request: Request, log: EventLog, mut control: RunControl) -> Re
         EventKind::TestRunEnded(TestRunEnded { exit_code, message, .. }) => Ended { exit_code, message, ..ended },
         _ => ended,
     })
-}
-
-fn unlogged(error: &str) -> String {
-    format!("the event log could not be written: {error}")
 }
 
 /// Finds out whether there can be guests: whatever gives those of the plan is asked, and nothing else. Gives the accelerator that they have
@@ -249,8 +245,8 @@ fn tell_plan(log: &EventWriter, plan: &Plan) {
 
 /// The exit code, and what the counts do not say.
 fn outcome(log: &EventWriter, counts: Counts, early: Option<Why>) -> (u8, Option<String>) {
-    if let Some(error) = log.failure() {
-        return (exit_code::CANNOT_RUN, Some(unlogged(&error)));
+    if let Some(why) = log.failure() {
+        return (exit_code::CANNOT_RUN, Some(why));
     }
     match early {
         Some(Why::Signal(number)) => {

@@ -1,11 +1,13 @@
 //! The mounts of this process's namespace: by which other paths the same files are seen.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
+use belljar_proto::mountinfo;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// File systems that are windows into the host's kernel, wherever they are mounted.
@@ -136,37 +138,10 @@ fn join(path: &Path, rest: &Path) -> PathBuf {
     if rest.as_os_str().is_empty() { path.to_owned() } else { path.join(rest) }
 }
 
-/// Reads `mountinfo` (proc(5)).
 fn parse(text: &[u8]) -> Vec<Mount> {
-    let line = |line: &[u8]| {
-        let mut words = line.split(|b| *b == b' ').filter(|w| !w.is_empty());
-        let text = |word: &[u8]| String::from_utf8_lossy(word).into_owned();
-        let device = text(words.nth(2)?);
-        let (root, at) = (unescape(words.next()?), unescape(words.next()?));
-        words.find(|word| *word == b"-")?;
-        Some(Mount { device, root, at, kind: text(words.next()?) })
-    };
-    text.split(|b| *b == b'\n').filter_map(line).collect()
-}
-
-/// Undoes `\040` and its like.
-fn unescape(word: &[u8]) -> PathBuf {
-    let mut bytes = Vec::new();
-    let mut rest = word;
-    while let Some((&first, more)) = rest.split_first() {
-        let octal = more.get(..3).filter(|_| first == b'\\').and_then(|d| std::str::from_utf8(d).ok());
-        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = &more[3..];
-            }
-            None => {
-                bytes.push(first);
-                rest = more;
-            }
-        }
-    }
-    PathBuf::from(std::ffi::OsString::from_vec(bytes))
+    let path = |bytes| PathBuf::from(OsString::from_vec(bytes));
+    let mount = |m: mountinfo::Mount| Mount { device: m.device, root: path(m.root), at: path(m.at), kind: m.kind };
+    mountinfo::parse(text).into_iter().map(mount).collect()
 }
 
 #[cfg(test)]
