@@ -15,7 +15,7 @@ use crate::{
     Cause, Lost,
     backend::Layer,
     boot::{Booted, Unbooted},
-    derive::{self, Derived},
+    derive::{Derived, PlugIn, RunSetUp, derive},
     guest::{Observe, Views},
     plan::Plan,
     plug::Unplugged,
@@ -124,6 +124,7 @@ const AWAITED: &str = "awaited";
 pub(crate) const SETTING_UP: &str = "set-up";
 
 /// The way to one guest.
+#[derive(Clone, Copy)]
 pub(crate) struct Way<'a> {
     pub(crate) plan: &'a Plan,
     pub(crate) templates: &'a Templates,
@@ -253,7 +254,7 @@ impl Way<'_> {
     pub(crate) async fn template(
         &self,
         key: &TemplateKey,
-        mut layer: Option<&mut Layer<'_>>,
+        layer: Option<&mut Layer<'_>>,
         observe: Observe<'_>,
     ) -> Result<Got, Lost> {
         let what = if layer.is_some() { SETTING_UP } else { TEMPLATE };
@@ -305,11 +306,7 @@ impl Way<'_> {
                     }
                     let title = layer.as_ref().map(|layer| format!(", {}", layer.title)).unwrap_or_default();
                     making.announce(&format!("{}{title}", self.plan.title_of_template()));
-                    return match layer.as_deref_mut() {
-                        None => self.make(key, making, observe).await,
-                        // It asks for a template in its turn, the guest's own.
-                        Some(layer) => Box::pin(derive::set_up(self, key, making, layer, observe)).await,
-                    };
+                    return self.make(key, making, layer, observe).await;
                 }
                 Ok(Claim::Made) => tries += 1,
                 Ok(Claim::Taken) => {
@@ -340,11 +337,21 @@ impl Way<'_> {
         Ok(Got::Nothing)
     }
 
-    /// Makes the template of a guest without set-up: of another one, or by a boot.
-    async fn make(&self, key: &TemplateKey, making: Making, observe: Observe<'_>) -> Result<Got, Lost> {
-        let Some(base) = self.plan.base() else { return self.boot_and_freeze(key, making, observe).await };
-        // It asks for the base's template in its turn.
-        match Box::pin(derive::plug(self, &base, key, making, observe)).await? {
+    /// Makes a template: of another one, or by a boot.
+    async fn make(
+        &self,
+        key: &TemplateKey,
+        making: Making,
+        layer: Option<&mut Layer<'_>>,
+        observe: Observe<'_>,
+    ) -> Result<Got, Lost> {
+        // A recipe asks for a template in its turn: the guest's own without its set-up, or its base's.
+        let derived = match (layer, self.plan.base()) {
+            (Some(layer), _) => Box::pin(derive(self, &mut RunSetUp(layer), key, making, observe)).await?,
+            (None, Some(base)) => Box::pin(derive(self, &mut PlugIn { base }, key, making, observe)).await?,
+            (None, None) => return self.boot_and_freeze(key, making, observe).await,
+        };
+        match derived {
             Derived::Got(got) => Ok(got),
             Derived::Boot(making) => {
                 if let Err(why) = making.clear() {

@@ -30,7 +30,7 @@ pub(crate) use freeze::{Freezing, Rest, Unfrozen, freeze};
 pub(crate) use key::{KeyMaker, Unkeyable};
 pub(crate) use manifest::Frozen;
 pub(crate) use store::{Claim, Making};
-pub(crate) use thaw::{FailedCopy, Unthawed, thaw, thaw_to_plug, thaw_to_set_up};
+pub(crate) use thaw::{CopyToKeep, FailedCopy, Unthawed, thaw, thaw_to_plug, thaw_to_set_up};
 
 /// A template, its parts open and as they were made. What happens to its directory from now on does not matter.
 #[derive(Debug)]

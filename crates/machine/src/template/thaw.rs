@@ -88,17 +88,27 @@ pub(crate) async fn thaw(
     finish(machine, entered, plan, identity, template, observe).await
 }
 
-/// Makes a guest out of a template that has `ram` and `volumes`, copies of the template's, for its own and keeps the identity with which the
-/// template booted: one that is to become a template itself.
+/// A copy of a template that is to become a template itself. It keeps the identity with which the template booted.
+pub(crate) struct CopyToKeep<'a> {
+    /// The copy's machine.
+    pub(crate) plan: &'a Plan,
+    pub(crate) template: Template,
+    /// Where the new one is made.
+    pub(crate) making: &'a Making,
+    /// Copies of the template's memory and volumes, which the machine may write to.
+    pub(crate) ram: File,
+    pub(crate) volumes: Vec<File>,
+    /// Whether the logs of this attempt are added to, not begun.
+    pub(crate) again: bool,
+}
+
+/// Makes a guest in which commands can run, to be set up.
 pub(crate) async fn thaw_to_set_up(
-    plan: &Plan,
-    template: Template,
-    ram: File,
-    volumes: Vec<File>,
-    again: bool,
+    copy: CopyToKeep<'_>,
     view: Option<&Views>,
     observe: Observe<'_>,
 ) -> Result<QemuGuest, Unthawed> {
+    let CopyToKeep { plan, template, making: _, ram, volumes, again } = copy;
     let launch =
         plan.launch_on_top(&template, ram, volumes).map_err(|e| Unthawed::failed(Blame::Host, e.to_string()))?;
     let identity = random_bytes().map(|random| Identity { seed: identity(&random).seed, ..unchanged() })?;
@@ -107,19 +117,14 @@ pub(crate) async fn thaw_to_set_up(
     finish(machine, entered, plan, identity, template, observe).await
 }
 
-/// Makes a machine out of a base's template, has the plan's devices plugged into it, and leaves it at that: it is to become a template itself.
-/// `ram_and_volumes` are copies of the base's.
+/// Makes a machine out of a base's template, has the plan's devices plugged into it, and leaves it at that.
 pub(crate) async fn thaw_to_plug(
-    plan: &Plan,
-    base: &Template,
-    making: &Making,
-    ram_and_volumes: (File, Vec<File>),
-    again: bool,
+    copy: CopyToKeep<'_>,
     view: Option<&Views>,
     observe: Observe<'_>,
 ) -> Result<(Machine, Entered), Unthawed> {
-    let (ram, volumes) = ram_and_volumes;
-    let launch = plan.launch_to_plug(base, making, ram, volumes);
+    let CopyToKeep { plan, template: base, making, ram, volumes, again } = copy;
+    let launch = plan.launch_to_plug(&base, making, ram, volumes);
     let launch = launch.map_err(|e| Unthawed::failed(Blame::Host, e.to_string()))?;
     let changes = Changes::of(&launch.config, plan.card_change());
     let resuming = Resuming { plan, session: base.session(), launch, changes, again };
