@@ -1,0 +1,212 @@
+//! What is on a disk, as data; its files can still be read.
+
+use std::io::Write;
+
+use serde::Serialize;
+
+use crate::boot::{self, Boot, BootEntry, FileRef, Loader};
+use crate::content::{self, Content, ContentKind};
+use crate::disk::{Disk, Part, ReadError};
+use crate::fs::{FileError, FileSystems, View};
+use crate::lvm;
+use crate::partition::{self, Partition, Table};
+
+/// Code that a BIOS runs is in the first bytes of a disk.
+const BOOT_CODE: usize = 440;
+
+/// A part of a disk that may hold a file system.
+#[derive(Clone, Debug, Serialize)]
+pub struct Volume {
+    /// For a person: `partition 1`, `the whole disk`, `the logical volume vg/root`.
+    pub name: String,
+    /// Where it is in the table; none for a whole disk and a logical volume.
+    pub partition: Option<Partition>,
+    /// Volume group and name of a logical volume.
+    pub logical: Option<(String, String)>,
+    /// Bytes.
+    pub size: u64,
+    /// What it holds.
+    pub content: Content,
+    /// Why its files cannot be read, although it is a file system of a kind that can be.
+    pub unreadable: Option<String>,
+    #[serde(skip)]
+    pub(crate) part: Part,
+}
+
+impl Volume {
+    /// Whether its files can be read.
+    #[must_use]
+    pub fn is_readable(&self) -> bool {
+        self.content.kind.is_readable() && self.unreadable.is_none()
+    }
+
+    pub(crate) fn has_subvolumes(&self) -> bool {
+        self.content.kind == ContentKind::Btrfs
+    }
+
+    /// As GRUB calls it.
+    pub(crate) fn grub_name(&self) -> String {
+        match (&self.partition, &self.logical) {
+            (_, Some((group, name))) => format!("lvm/{}-{}", group.replace('-', "--"), name.replace('-', "--")),
+            (Some(partition), None) if partition.kind.len() > 2 => format!("hd0,gpt{}", partition.number),
+            (Some(partition), None) => format!("hd0,msdos{}", partition.number),
+            (None, None) => "hd0".into(),
+        }
+    }
+}
+
+/// What is on a disk.
+#[derive(Clone, Debug, Serialize)]
+pub struct Description {
+    /// Bytes that the guest sees.
+    pub size: u64,
+    /// How it is divided.
+    pub table: Table,
+    /// Its parts: partitions in the table's order, then logical volumes; or the whole disk alone.
+    pub volumes: Vec<Volume>,
+    /// Whether there is code in the first sector that a BIOS would run.
+    pub has_boot_code: bool,
+    /// What starts the kernel.
+    pub loader: Loader,
+    /// The boot menu, entries of submenus among them; only those whose kernel is there.
+    pub entries: Vec<BootEntry>,
+    /// Which of [`entries`](Self::entries) boots when nobody chooses.
+    pub default: Option<usize>,
+    /// What a person should know: what is broken, was left out, or was guessed.
+    pub notes: Vec<String>,
+    #[serde(skip)]
+    pub(crate) disk: Disk,
+}
+
+/// Looks at a disk: its partitions, file systems and boot configuration. A few megabytes are read.
+///
+/// What is wrong with a file system or a configuration is in the description. Nothing is written, and nothing of the disk is run.
+///
+/// # Errors
+/// When the disk itself cannot be read, or a limit was met.
+pub fn inspect(disk: &Disk) -> Result<Description, ReadError> {
+    disk.begin();
+    let found = partition::read(disk)?;
+    let mut notes = found.notes;
+    let whole = Part::new(disk, 0, disk.size());
+    let has_boot_code = disk.size() >= 512 && {
+        let sector = whole.bytes(0, 512)?;
+        sector.ends_with(&[0x55, 0xaa]) && sector[..BOOT_CODE].iter().any(|&byte| byte != 0)
+    };
+    let mut volumes = Vec::new();
+    if found.partitions.is_empty() {
+        volumes.push(volume("the whole disk".into(), None, None, whole));
+    }
+    for partition in found.partitions {
+        // What is past the disk's end is not there.
+        let length = partition.length.min(disk.size().saturating_sub(partition.start));
+        let part = Part::new(disk, partition.start, length);
+        volumes.push(volume(format!("partition {}", partition.number), Some(partition), None, part));
+    }
+    let physical: Vec<(&str, &Part)> =
+        volumes.iter().filter(|v| v.content.kind == ContentKind::Lvm).map(|v| (v.name.as_str(), &v.part)).collect();
+    let logical = lvm::read(&physical, &mut notes);
+    for found in logical {
+        let name = format!("the logical volume {}/{}", found.group, found.name);
+        volumes.push(volume(name, None, Some((found.group, found.name)), found.part));
+    }
+    if let Some(limit) = disk.limit_met() {
+        return Err(limit);
+    }
+    let broken: Vec<(usize, String)> = {
+        let mut fs = file_systems(&volumes);
+        let readable = (0..volumes.len()).filter(|&index| volumes[index].content.kind.is_readable());
+        readable.filter_map(|index| Some((index, fs.check(index).err()?.to_string()))).collect()
+    };
+    for (index, why) in broken {
+        volumes[index].unreadable = Some(why);
+    }
+    let boot = boot::find(&volumes, &mut file_systems(&volumes));
+    if let Some(limit) = disk.limit_met() {
+        return Err(limit);
+    }
+    let Boot { loader, from: _, entries, default, notes: of_boot } = boot.unwrap_or(Boot {
+        loader: Loader::None,
+        from: String::new(),
+        entries: Vec::new(),
+        default: None,
+        notes: Vec::new(),
+    });
+    notes.extend(of_boot);
+    Ok(Description {
+        size: disk.size(),
+        table: found.table,
+        volumes,
+        has_boot_code,
+        loader,
+        entries,
+        default,
+        notes,
+        disk: disk.clone(),
+    })
+}
+
+pub(crate) fn file_systems(volumes: &[Volume]) -> FileSystems<'_> {
+    FileSystems::new(volumes.iter().map(|volume| (&volume.part, volume.content.kind)).collect())
+}
+
+fn volume(name: String, partition: Option<Partition>, logical: Option<(String, String)>, part: Part) -> Volume {
+    let (content, unreadable) = match content::look(&part) {
+        Ok(content) => (content, None),
+        Err(error) => {
+            (Content { kind: ContentKind::Unknown, label: String::new(), uuid: String::new() }, Some(error.to_string()))
+        }
+    };
+    Volume { name, partition, logical, size: part.size(), content, unreadable, part }
+}
+
+impl Description {
+    /// What boots when nobody chooses.
+    #[must_use]
+    pub fn default_entry(&self) -> Option<&BootEntry> {
+        self.entries.get(self.default?)
+    }
+
+    /// The contents of a file of at most `max` bytes.
+    ///
+    /// # Errors
+    /// See [`FileError`].
+    pub fn read_file(&self, file: &FileRef, max: u64) -> Result<Vec<u8>, FileError> {
+        let mut bytes = Vec::new();
+        self.copy_file(file, max, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Copies a file of at most `max` bytes, piece by piece. The limits of the disk hold for each copy anew.
+    ///
+    /// # Errors
+    /// See [`FileError`]; `out` may have a part of it then.
+    pub fn copy_file(&self, file: &FileRef, max: u64, out: &mut dyn Write) -> Result<u64, FileError> {
+        self.disk.begin();
+        file_systems(&self.volumes).copy_range(file, max, out)
+    }
+
+    /// The contents of the file of at most `max` bytes that a path on a volume leads to, links resolved within it.
+    ///
+    /// # Errors
+    /// See [`FileError`].
+    pub fn read_path(&self, volume: usize, path: &str, max: u64) -> Result<Vec<u8>, FileError> {
+        self.disk.begin();
+        file_systems(&self.volumes).read(volume, View::Top, path, max)
+    }
+
+    /// The names in a directory of a volume, sorted; of a large one only some.
+    ///
+    /// # Errors
+    /// See [`FileError`].
+    pub fn list_path(&self, volume: usize, path: &str) -> Result<Vec<String>, FileError> {
+        self.disk.begin();
+        file_systems(&self.volumes).list(volume, View::Top, path)
+    }
+
+    /// An EFI system partition, from which firmware of that kind would boot.
+    #[must_use]
+    pub fn esp(&self) -> Option<&Volume> {
+        self.volumes.iter().find(|volume| volume.partition.as_ref().is_some_and(Partition::is_esp))
+    }
+}
