@@ -14,4 +14,4 @@ pub use spec::{
     BootSource, DEFAULT_MEMORY, DEFAULT_MOUNT_AT, DiskContent, DiskSpec, GuestSpec, Hardware, Source, Surroundings,
     Unresolved, in_home,
 };
-pub use words::{Accel, Access, DiskBus, NicMode, OopsPolicy, Word, WorkspaceMode};
+pub use words::*;

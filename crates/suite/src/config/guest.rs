@@ -23,9 +23,11 @@ use crate::{
     settings::Layer,
     toml_tree::{
         FilePath, GuestPath, List, Map, Memory, MountAt, OneOrMany, Serial, Size, Table, Text, TimeLimit, User,
-        VarName, Walk, table,
+        VarName, Walk, table, word_value,
     },
 };
+
+word_value!(Accel, Access, DiskBus, NicMode, OopsPolicy, WorkspaceMode);
 
 table! {
     /// A guest: the machine under test. Without image, kernel and rootfs it is this host's own userland.

@@ -1,10 +1,10 @@
-//! The words that some keys choose from.
+//! The words that keys of suites and tests choose from. Those of a guest's keys come from `guest-spec`.
 
-use belljar_guest_spec::{Accel, Access, DiskBus, NicMode, OopsPolicy, WorkspaceMode, words};
+use belljar_guest_spec::words;
 
 use crate::toml_tree::word_value;
 
-word_value!(Accel, Access, Backoff, DiskBus, Format, Isolation, NicMode, OopsPolicy, WorkspaceMode);
+word_value!(Backoff, Format, Isolation);
 
 words! {
     /// Who shares a guest.
