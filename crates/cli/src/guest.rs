@@ -3,8 +3,8 @@
 use std::{ffi::OsString, path::PathBuf, sync::Arc, time::Duration};
 
 use belljar_guest_spec::{
-    Accel, Access, BootSource, DiskBus, GuestSpec, Login, NicMode, OopsPolicy, Source, Surroundings, WorkspaceMode,
-    in_home,
+    Accel, Access, BootSource, DiskBus, Firmware, GuestSpec, Login, NicMode, OopsPolicy, Source, Surroundings,
+    WorkspaceMode, in_home,
     rules::{self, Key, Notation},
 };
 use belljar_machine::bounds::Bounds;
@@ -33,6 +33,10 @@ pub(crate) struct GuestArgs {
     /// Take the image as being of this format instead of what qemu-img says
     #[arg(long, value_name = "FORMAT")]
     pub(crate) image_format: Option<String>,
+
+    /// What starts the image's boot loader: the machine's BIOS, or UEFI [default: bios]
+    #[arg(long, value_name = "FIRMWARE", value_parser = word::<Firmware>())]
+    pub(crate) firmware: Option<Firmware>,
 
     /// Boot this kernel: with --initrd its user space, else with --rootfs or the host's root directory
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
@@ -119,6 +123,7 @@ impl GuestArgs {
             Key::Image => self.image.is_some(),
             Key::ImageFormat => self.image_format.is_some(),
             Key::BootBus => self.boot_bus.is_some(),
+            Key::Firmware => self.firmware.is_some(),
             Key::Kernel => self.kernel.is_some(),
             Key::Initrd => self.initrd.is_some(),
             Key::Rootfs => self.rootfs.is_some(),
@@ -176,6 +181,7 @@ pub(crate) fn guest(args: &GuestArgs, named: Option<&Named>) -> Result<(GuestSpe
     for disk in &args.disks {
         hardware.disks.push(specs::disk(disk)?);
     }
+    spec.firmware = args.firmware.unwrap_or(spec.firmware);
     spec.machine = args.machine.clone().or(spec.machine);
     spec.cpu = args.cpu.clone().or(spec.cpu);
     spec.accel = args.accel.or(spec.accel);
@@ -223,7 +229,7 @@ impl Named {
     /// What it is, got into as the options say.
     fn with_access(&self, args: &GuestArgs) -> Result<GuestSpec, String> {
         let mut spec = self.0.spec.clone();
-        let of_options = |key| matches!(key, Key::Access | Key::Append) && args.has(key);
+        let of_options = |key| matches!(key, Key::Access | Key::Append | Key::Firmware) && args.has(key);
         let has = |key| spec.source.has(key) || of_options(key);
         if let Some(conflict) = rules::source(has, args.access, Notation::Options).first() {
             return Err(format!("--guest {}: {}; {}", self.0.name, conflict.message, conflict.help));

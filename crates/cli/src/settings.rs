@@ -141,6 +141,7 @@ pub(crate) fn backends(qemu: Option<&Path>, accel: Option<Accel>, templates: Tem
         qemu: qemu.map(Path::to_owned),
         path: env::get("PATH"),
         qemu_img: qemu_img(),
+        firmware_dirs: vec![base_dirs()?.config_dir().join("qemu/firmware")],
         own: vec![state_dir()?],
         home: home(),
         guest_env: guest_env(),

@@ -11,6 +11,8 @@ pub enum Key {
     ImageFormat,
     /// What the image is plugged into.
     BootBus,
+    /// What starts the image's boot loader.
+    Firmware,
     /// The kernel.
     Kernel,
     /// The initramfs.
@@ -35,6 +37,7 @@ impl Key {
             Self::Image => "image",
             Self::ImageFormat => "image-format",
             Self::BootBus => "boot-bus",
+            Self::Firmware => "firmware",
             Self::Kernel => "kernel",
             Self::Initrd => "initrd",
             Self::Rootfs => "rootfs",
@@ -109,6 +112,9 @@ pub fn source(has: impl Fn(Key) -> bool, access: Option<Access>, notation: Notat
                 format!("give {image} too"),
             );
         }
+        let (firmware, image) = (name(Key::Firmware), name(Key::Image));
+        let message = format!("{firmware} needs {image}: the kernel of any other guest is started without it");
+        wrong(Key::Firmware, message, "leave it out".into());
         if !has(Key::Kernel) {
             let message = format!("{} needs {}", name(Key::Initrd), name(Key::Kernel));
             wrong(Key::Initrd, message, format!("such as {}", notation.with_value(Key::Kernel, "boot/vmlinuz")));
@@ -151,10 +157,10 @@ mod tests {
 
     #[test]
     fn what_does_not_go_together() {
-        use Key::{Append, BootBus, Image, ImageFormat, Initrd, Kernel, Login, Modules, Rootfs};
+        use Key::{Append, BootBus, Firmware, Image, ImageFormat, Initrd, Kernel, Login, Modules, Rootfs};
         for fine in [
             &[][..],
-            &[Image, ImageFormat, BootBus, Login],
+            &[Image, ImageFormat, BootBus, Firmware, Login],
             &[Kernel, Initrd, Modules, Append, Login],
             &[Kernel, Rootfs, Modules],
             &[Append],
@@ -166,6 +172,8 @@ mod tests {
             [Kernel, Initrd, Rootfs, Modules, Append]
         );
         assert_eq!(conflicts(&[ImageFormat, BootBus], None), [ImageFormat, BootBus]);
+        assert_eq!(conflicts(&[Firmware], None), [Firmware]);
+        assert_eq!(conflicts(&[Kernel, Initrd, Firmware], None), [Firmware]);
         assert_eq!(conflicts(&[Initrd], None), [Initrd]);
         assert_eq!(conflicts(&[Kernel, Initrd, Rootfs], None), [Rootfs]);
         assert_eq!(conflicts(&[Image, Key::Access], Some(Access::Init)), [Key::Access]);

@@ -14,7 +14,7 @@ use thiserror::Error;
 use crate::{
     login::{Credentials, Login, Password, Secret},
     rules::Key,
-    words::{Accel, Access, DiskBus, NicMode, OopsPolicy},
+    words::{Accel, Access, DiskBus, Firmware, NicMode, OopsPolicy},
 };
 
 /// Bytes of memory where nothing else is said.
@@ -29,6 +29,8 @@ pub struct GuestSpec {
     pub source: Source,
     /// What of it a test may want otherwise.
     pub hardware: Hardware,
+    /// What starts the boot loader of its image.
+    pub firmware: Firmware,
     /// QEMU's machine type; none is Belljar's choice.
     pub machine: Option<String>,
     /// QEMU's CPU model; none is Belljar's choice.
@@ -273,6 +275,7 @@ impl GuestSpec {
         Self {
             source: source.into(),
             hardware: Hardware::default(),
+            firmware: Firmware::default(),
             machine: None,
             cpu: None,
             accel: None,

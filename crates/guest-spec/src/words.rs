@@ -93,6 +93,18 @@ words! {
 }
 
 words! {
+    /// What starts a guest's boot loader.
+    #[derive(Default)]
+    Firmware {
+        /// The BIOS of the machine.
+        #[default]
+        Bios = "bios",
+        /// UEFI, with variables of its own for each guest.
+        Uefi = "uefi",
+    }
+}
+
+words! {
     /// What a guest can reach through its network card.
     #[derive(Default)]
     NicMode {
@@ -146,6 +158,7 @@ mod tests {
         go_both_ways::<Accel>();
         go_both_ways::<Access>();
         go_both_ways::<DiskBus>();
+        go_both_ways::<Firmware>();
         go_both_ways::<NicMode>();
         go_both_ways::<OopsPolicy>();
         go_both_ways::<WorkspaceMode>();

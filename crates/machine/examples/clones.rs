@@ -103,6 +103,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         qemu: None,
         path: std::env::var_os("PATH"),
         qemu_img: "qemu-img".into(),
+        firmware_dirs: Vec::new(),
         own: Vec::new(),
         home: None,
         guest_env: Vec::new(),

@@ -15,6 +15,8 @@ pub struct HostContext {
     pub path: Option<OsString>,
     /// `qemu-img`.
     pub qemu_img: PathBuf,
+    /// Where the user keeps descriptions of firmware, beside those of the system; see [`firmware`](crate::qemu::firmware).
+    pub firmware_dirs: Vec<PathBuf>,
     /// Other directories that only Belljar writes to: where runs are kept, and what is remembered of them.
     pub own: Vec<PathBuf>,
     /// The user's home directory.

@@ -11,7 +11,9 @@ use std::{
     time::Duration,
 };
 
-use belljar_guest_spec::{Accel, BootSource, Credentials, GuestSpec, OopsPolicy, Unresolved, Word, WorkspaceMode};
+use belljar_guest_spec::{
+    Accel, BootSource, Credentials, Firmware, GuestSpec, OopsPolicy, Unresolved, Word, WorkspaceMode,
+};
 use belljar_image::{
     boot::{self, BootFiles, InitSpec},
     cache::Cache,
@@ -30,8 +32,9 @@ use crate::{
     plan_source::{Found, kernel_for_root, modules_for_root},
     plan_template::QEMU_MAC,
     qemu::{
-        args::{self, MachineConfig, Nic, Share, Slots},
+        args::{self, DiskSource, MachineConfig, Nic, Node, Share, Slots},
         descriptors::Descriptors,
+        firmware::{self, NoUefi, Uefi},
         platform::{self, Platform},
         probe::{self, AccelChoice, QemuInfo},
     },
@@ -130,6 +133,9 @@ pub enum PlanError {
     /// No QEMU, or one that cannot be used.
     #[error(transparent)]
     Qemu(#[from] probe::ProbeError),
+    /// No UEFI firmware, or none for this machine.
+    #[error(transparent)]
+    NoUefi(#[from] NoUefi),
     /// QEMU cannot share directories.
     #[error("{0}")]
     NoShare(String),
@@ -208,10 +214,21 @@ pub fn prepare(
     let agent = platform.agent().map(|agent| agent.program);
     let mut shares = Vec::new();
     let mut volumes = Vec::new();
+    let mut flash = Vec::new();
     let mut of_kernel = None;
     let (kernel, place) = match found? {
         Found::Image { path, format, bus } => {
             volumes.push(Volume::boot(&host.qemu_img, path, format, bus)?);
+            if spec.firmware == Firmware::Uefi {
+                let Uefi { code, variables, described_in } = uefi(platform, spec, &qemu, &host)?;
+                choices.add(
+                    "firmware",
+                    code.path.display().to_string(),
+                    format!("UEFI, as {} says", described_in.display()),
+                );
+                flash.push(Node::fixed(DiskSource::Path(code.path), &code.format));
+                volumes.push(Volume::variables(&host.qemu_img, &variables)?);
+            }
             shares.extend(carried(share::CONTROL_TAG, dir.join(CONTROL_DIR), true));
             (None, agent.map_or(AgentPlace::Nowhere, |_| AgentPlace::ControlShare))
         }
@@ -260,7 +277,8 @@ pub fn prepare(
     let mut config = MachineConfig {
         name: "belljar".into(),
         platform,
-        machine: spec.machine.clone().unwrap_or_else(|| platform.default_machine().name.to_owned()),
+        machine: machine(platform, spec).to_owned(),
+        flash,
         accel: accel.accel,
         cpu: spec.cpu.clone(),
         memory: spec.hardware.memory,
@@ -324,7 +342,12 @@ pub(crate) fn obstacles(source: &BootSource, spec: &GuestSpec, host: &HostContex
     let found = Found::look_at(source);
     let platform = found.as_ref().map_or_else(|_| platform::default(), Found::platform);
     match probe::find_qemu(platform, host.qemu.as_deref(), host.path.as_deref(), &host.cache_dir) {
-        Ok(qemu) => obstacles.extend(share::choose(&qemu).err().map(PlanError::NoShare)),
+        Ok(qemu) => {
+            obstacles.extend(share::choose(&qemu).err().map(PlanError::NoShare));
+            if spec.firmware == Firmware::Uefi {
+                obstacles.extend(uefi(platform, spec, &qemu, host).err().map(PlanError::from));
+            }
+        }
         Err(error) => obstacles.push(error.into()),
     }
     let boots = || -> Result<(), PlanError> {
@@ -543,6 +566,15 @@ const WANTED: &[Feature] = &[
     Feature::Nvme,
     Feature::FileSystem("ext4"),
 ];
+
+/// The type of the guest's machine, with its properties.
+fn machine<'a>(platform: &Platform, spec: &'a GuestSpec) -> &'a str {
+    spec.machine.as_deref().unwrap_or(platform.default_machine().name)
+}
+
+fn uefi(platform: &Platform, spec: &GuestSpec, qemu: &QemuInfo, host: &HostContext) -> Result<Uefi, NoUefi> {
+    firmware::find(platform, machine(platform, spec), &qemu.path, &host.firmware_dirs)
+}
 
 /// Where devices are. They are left to QEMU where a machine is not of a type whose slots are known, or the user's own arguments may take
 /// some of them. They are, too, where a kernel is given with somebody else's initramfs: its root may be one of the disks, so that it has to boot

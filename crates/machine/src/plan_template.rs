@@ -9,7 +9,7 @@ use std::{
 use crate::{
     plan::{AgentPlace, CopyError, Launch, Plan, PlanError, make_placeholder},
     qemu::{
-        args::{Accel, MachineConfig, NicMode, Ram},
+        args::{Accel, DiskSource, MachineConfig, NicMode, Ram},
         descriptors::{Fd, Purpose},
         platform::Platform,
     },
@@ -101,6 +101,11 @@ impl Plan {
         key.add("qemu version", self.qemu.version.to_string().as_bytes());
         for file in firmware(self.platform(), &program) {
             key.add_file("firmware", &file)?;
+        }
+        for flash in &config.flash {
+            if let DiskSource::Path(file) = &flash.source {
+                key.add_file("flash", file)?;
+            }
         }
         key.add("agent", self.platform().agent().map_or("none", |agent| agent.fingerprint).as_bytes());
         if self.accel() == Accel::Kvm {

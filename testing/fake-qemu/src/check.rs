@@ -79,6 +79,7 @@ pub(crate) fn command_line(args: &Args) -> Vec<String> {
     sockets(args, &mut wrong);
     references(args, &mut wrong);
     memory(args, &mut wrong);
+    flash(args, &mut wrong);
     disks(args, &mut wrong);
     wrong
 }
@@ -211,6 +212,21 @@ fn memory(args: &Args, wrong: &mut Vec<String>) {
     }
     if args.last("incoming").is_some_and(|i| i.raw != "defer") {
         wrong.push("-incoming without `defer`: the capabilities cannot be set before the state is read".into());
+    }
+}
+
+/// Flash memory is that of nodes that are there: the firmware is not written to, its variables can be.
+fn flash(args: &Args, wrong: &mut Vec<String>) {
+    let machine = args.last("machine");
+    for (property, read_only) in [("pflash0", "on"), ("pflash1", "off")] {
+        let Some(name) = machine.and_then(|m| m.get(property)) else { continue };
+        match args.all("blockdev").find(|node| node.id() == Some(name)) {
+            None => wrong.push(format!("Property can't find {property} value '{name}'")),
+            Some(node) if node.get("read-only") != Some(read_only) => {
+                wrong.push(format!("{property}: the node {name} does not have read-only={read_only}"));
+            }
+            Some(_) => {}
+        }
     }
 }
 
@@ -378,6 +394,16 @@ mod tests {
         assert!(found.iter().any(|w| w.contains("fd 0")), "{found:?}");
         let found = wrong(&format!("{GOOD} -add-fd fd=987,set=1"));
         assert_eq!(found, ["-add-fd fd=987: not open"]);
+    }
+
+    #[test]
+    fn flash_memory_is_of_nodes_that_are_there() {
+        let found =
+            wrong(&format!("{GOOD} -machine pc,pflash0=flash0,pflash1=x -blockdev driver=null-co,node-name=flash0"));
+        assert_eq!(
+            found,
+            ["pflash0: the node flash0 does not have read-only=on", "Property can't find pflash1 value 'x'"]
+        );
     }
 
     #[test]

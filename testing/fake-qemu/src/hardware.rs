@@ -68,6 +68,8 @@ struct Inner {
     devices: Vec<Device>,
     nodes: BTreeSet<String>,
     networks: BTreeSet<String>,
+    /// What there is of flash memory.
+    flash: Vec<String>,
     /// Plugged in, and never seen by the guest.
     unseen: BTreeSet<String>,
 }
@@ -79,11 +81,13 @@ pub(crate) struct Hardware(Mutex<Inner>);
 impl Hardware {
     /// As the command line says.
     pub(crate) fn new(args: &Args) -> Self {
+        let of_machine = |name: &&str| args.last("machine").is_some_and(|machine| machine.get(name).is_some());
         let ids = |name: &str| args.all(name).filter_map(Opt::id).map(str::to_owned).collect();
         Self(Mutex::new(Inner {
             devices: args.all("device").map(Device::of_option).collect(),
             nodes: ids("blockdev"),
             networks: ids("netdev"),
+            flash: ["pflash0", "pflash1"].into_iter().filter(of_machine).map(str::to_owned).collect(),
             unseen: BTreeSet::new(),
         }))
     }
@@ -120,6 +124,7 @@ impl Hardware {
         let mut told: Vec<String> = inner.devices.iter().map(Device::told).collect();
         // QEMU's own network is in the state, too.
         told.extend(inner.networks.iter().map(|_| "slirp".to_owned()));
+        told.extend(inner.flash.iter().cloned());
         told.sort();
         Ok(told)
     }

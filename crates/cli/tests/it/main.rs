@@ -7,6 +7,7 @@ mod agent;
 mod boot;
 mod console;
 mod crash;
+mod firmware;
 mod host;
 mod interrupt;
 mod kernel_faults;

@@ -165,13 +165,13 @@ kinds! {
         "If it waits for ever, give the image's boot loader a timeout.";
     /// SeaBIOS found nothing to boot.
     NoBootDevice, Stuck, Boot, "the firmware found nothing to boot",
-        "The image has no BIOS boot loader (it may need UEFI), or it is not a disk image at all.";
+        "The image has no BIOS boot loader (it may need UEFI: --firmware uefi, or the guest's `firmware`), or it is not a disk image at all.";
     /// A UEFI firmware found nothing to boot.
     UefiNoBoot, Stuck, Boot, "the UEFI firmware found nothing to boot",
-        "The image has no EFI boot loader (it may need BIOS), or it is not a disk image at all.";
+        "The image has no EFI boot loader (it may need BIOS: leave --firmware uefi out, or the guest's `firmware`), or it is not a disk image at all.";
     /// The shell of the UEFI firmware.
     UefiShell, Stuck, Boot, "the guest ended up in the UEFI shell",
-        "The image has no EFI boot loader (it may need BIOS), or it is not a disk image at all.";
+        "The image has no EFI boot loader (it may need BIOS: leave --firmware uefi out, or the guest's `firmware`), or it is not a disk image at all.";
     /// iPXE gave up.
     NetworkBoot, Stuck, Boot, "the guest tried to boot from the network and found nothing",
         "No disk was bootable: check the image and its firmware.";

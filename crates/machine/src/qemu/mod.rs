@@ -3,6 +3,7 @@
 //!
 //! - [`args`]: a [`MachineConfig`](args::MachineConfig) becomes a command line; pure.
 //! - [`descriptors`]: what QEMU inherits, under which numbers.
+//! - [`firmware`]: UEFI that is installed.
 //! - [`platform`]: what differs between processors, in one table.
 //! - [`qmp`]: the control channel, over a socket that QEMU inherits.
 //! - [`process`]: starting, watching, measuring and killing.
@@ -11,6 +12,7 @@
 
 pub mod args;
 pub mod descriptors;
+pub mod firmware;
 pub mod platform;
 pub mod probe;
 pub mod process;

@@ -30,8 +30,9 @@ impl Content {
     }
 
     /// An image that may hold anything.
-    pub(super) fn data(qemu_img: &Path, image: &Path) -> Result<Self, VolumeError> {
-        Ok(Self::Image(disk::inspect(qemu_img, image, None, Use::Data)?))
+    pub(super) fn data(qemu_img: &Path, image: &Path, format: Option<&str>) -> Result<Self, VolumeError> {
+        let format = format.map(str::parse).transpose()?;
+        Ok(Self::Image(disk::inspect(qemu_img, image, format, Use::Data)?))
     }
 
     /// Puts what decides it into a key.

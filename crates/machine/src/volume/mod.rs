@@ -6,6 +6,7 @@
 
 mod content;
 mod disk;
+mod flash;
 
 use std::{
     ffi::OsString,
@@ -16,12 +17,13 @@ use std::{
 use belljar_guest_spec::{DiskBus, DiskContent, DiskSpec};
 use belljar_image::disk::{DiskError, UnknownFormat, unnamed};
 
-use self::{content::Content, disk::DiskFront};
+use self::{content::Content, disk::DiskFront, flash::FlashFront};
 use crate::{
     plan::Launch,
     qemu::{
         args::{Backing, DiskSource, MachineConfig, Node},
         descriptors::Purpose,
+        firmware::FlashImage,
     },
     template::{KeyMaker, Making, Unkeyable},
 };
@@ -49,6 +51,8 @@ pub(crate) struct Volume {
 enum Front {
     /// A disk.
     Disk(DiskFront),
+    /// Flash memory.
+    Flash(FlashFront),
 }
 
 /// When a volume can be plugged in.
@@ -84,17 +88,24 @@ impl Volume {
     /// Another disk.
     pub(crate) fn further(qemu_img: &Path, spec: &DiskSpec) -> Result<Self, VolumeError> {
         let content = match &spec.content {
-            DiskContent::Image(path) => Content::data(qemu_img, path)?,
+            DiskContent::Image(path) => Content::data(qemu_img, path, None)?,
             DiskContent::Empty(size) => Content::Empty(*size),
         };
         let front = Front::Disk(DiskFront { bus: spec.bus, serial: spec.serial.clone(), boot_index: None });
         Ok(Self { content, front })
     }
 
+    /// The variables of the firmware, which are these at first.
+    pub(crate) fn variables(qemu_img: &Path, image: &FlashImage) -> Result<Self, VolumeError> {
+        let content = Content::data(qemu_img, &image.path, Some(&image.format))?;
+        Ok(Self { content, front: Front::Flash(FlashFront) })
+    }
+
     /// Whether it can be plugged into a machine that runs, if its slot there is known, and whether that machine can be frozen then.
     pub(crate) fn plugging(&self) -> Plugging {
         match &self.front {
             Front::Disk(disk) => disk.plugging(),
+            Front::Flash(flash) => flash.plugging(),
         }
     }
 
@@ -102,6 +113,7 @@ impl Volume {
     pub(crate) fn is_further(&self) -> bool {
         match &self.front {
             Front::Disk(disk) => disk.boot_index.is_none(),
+            Front::Flash(_) => false,
         }
     }
 
@@ -109,6 +121,15 @@ impl Volume {
     pub(crate) fn kind(&self) -> &'static str {
         match &self.front {
             Front::Disk(disk) => disk.kind(),
+            Front::Flash(_) => "flash memory",
+        }
+    }
+
+    /// What it is, in the name of a person's file.
+    fn noun(&self) -> &'static str {
+        match &self.front {
+            Front::Disk(_) => "disk",
+            Front::Flash(_) => "variables",
         }
     }
 
@@ -116,6 +137,7 @@ impl Volume {
     pub(crate) fn takes_slot(&self) -> bool {
         match &self.front {
             Front::Disk(disk) => disk.is_on_pci() && disk.plugging() != Plugging::Never,
+            Front::Flash(_) => false,
         }
     }
 
@@ -123,6 +145,7 @@ impl Volume {
     fn show(&self, node: Node, attached: bool, config: &mut MachineConfig) {
         match &self.front {
             Front::Disk(disk) => config.disks.push(disk.device(node, attached)),
+            Front::Flash(flash) => flash.show(node, config),
         }
     }
 
@@ -130,6 +153,7 @@ impl Volume {
     fn add_to(&self, key: &mut KeyMaker, config: &mut MachineConfig) -> Result<(), Unkeyable> {
         match &self.front {
             Front::Disk(disk) => disk.check_key()?,
+            Front::Flash(_) => {}
         }
         self.content.add_to(key)?;
         // Where its bytes are is another place each time, and what it lies over is in the key already.
@@ -253,7 +277,7 @@ impl Volumes {
     pub(crate) fn describe(&self, qemu_img: &Path, config: &mut MachineConfig) -> Vec<Vec<OsString>> {
         let mut commands = Vec::new();
         for (at, volume) in self.all.iter().enumerate() {
-            let file = PathBuf::from(format!("belljar-disk{at}.{}", volume.content.extension()));
+            let file = PathBuf::from(format!("belljar-{}{at}.{}", volume.noun(), volume.content.extension()));
             commands.push(volume.content.by_hand(qemu_img, &file));
             volume.show(volume.content.node(DiskSource::Path(file)), true, config);
         }
@@ -338,6 +362,51 @@ mod tests {
         assert_eq!(sets(&copy), [(1, Some(2)), (3, Some(4)), (5, None)]);
         assert_eq!(copy.config.disks.iter().map(|disk| disk.attached).collect::<Vec<_>>(), [true, true, false]);
         assert_eq!(copy.descriptors.written().unwrap().len(), 3, "nobody writes to what is below");
+    }
+
+    #[test]
+    fn a_guests_variables_are_in_its_flash_memory_from_the_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("vars");
+        std::fs::write(&file, vec![0; 540_672]).unwrap();
+        let image = FlashImage { path: file.clone(), format: "raw".to_owned() };
+        let mut all = volumes(&[DiskBus::Virtio], true).all;
+        all.push(Volume::variables(Path::new("qemu-img"), &image).unwrap());
+        let all = Volumes::new(all, true);
+        assert_eq!((all.fixed().len(), all.plugged().len(), all.without_plugged().fixed().len()), (1, 1, 1));
+        let of = |source: &DiskSource| match source {
+            DiskSource::FdSet(set) => set.set.to_string(),
+            DiskSource::Path(path) => path.display().to_string(),
+        };
+        let chain = |launch: &Launch| {
+            let (mut node, mut all) =
+                (launch.config.flash[0].backing.as_deref(), vec![of(&launch.config.flash[0].source)]);
+            while let Some(below) = node {
+                all.push(of(&below.source));
+                node = below.backing.as_deref();
+            }
+            (launch.config.flash.len(), all)
+        };
+        let vars = file.display().to_string();
+        let mut booted = launch();
+        all.boot(dir.path(), &mut booted).unwrap();
+        assert_eq!(chain(&booted), (1, vec!["1".to_owned(), vars.clone()]), "a layer over them");
+        assert_eq!(names(dir.path()), ["vars"], "the layer has no name");
+        let mut copy = launch();
+        all.copy(vec![tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap()], dir.path(), &mut copy).unwrap();
+        assert_eq!(chain(&copy), (1, vec!["1".to_owned(), "2".to_owned(), vars]), "one over the template's");
+        let mut people = MachineConfig::default();
+        let commands = all.describe(Path::new("qemu-img"), &mut people);
+        assert_eq!(commands[0].last(), Some(&"belljar-variables0.qcow2".into()));
+        let key = || {
+            let (mut key, mut config) = (KeyMaker::new(), MachineConfig::default());
+            all.add_to(&mut key, &mut config).unwrap();
+            key.finish()
+        };
+        let before = key();
+        assert_eq!(key(), before);
+        std::fs::write(&file, vec![1; 540_672]).unwrap();
+        assert_ne!(key(), before, "what they are at first decides how a guest boots");
     }
 
     #[test]

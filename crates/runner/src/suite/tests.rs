@@ -451,6 +451,7 @@ fn no_qemu(cache: &Path) -> QemuBackend {
         qemu: None,
         path: Some("/nonexistent".into()),
         qemu_img: "/nonexistent/qemu-img".into(),
+        firmware_dirs: Vec::new(),
         own: Vec::new(),
         home: None,
         guest_env: Vec::new(),

@@ -6,8 +6,8 @@ use std::{
 };
 
 use belljar_guest_spec::{
-    Accel, Access, BootSource, DiskBus, DiskContent, DiskSpec, GuestSpec, Login, NicMode, OopsPolicy, Password, Secret,
-    Source, WorkspaceMode,
+    Accel, Access, BootSource, DiskBus, DiskContent, DiskSpec, Firmware, GuestSpec, Login, NicMode, OopsPolicy,
+    Password, Secret, Source, WorkspaceMode,
     rules::{self, Key, Notation},
 };
 use toml::Spanned;
@@ -27,7 +27,7 @@ use crate::{
     },
 };
 
-word_value!(Accel, Access, DiskBus, NicMode, OopsPolicy, WorkspaceMode);
+word_value!(Accel, Access, DiskBus, Firmware, NicMode, OopsPolicy, WorkspaceMode);
 
 table! {
     /// A guest: the machine under test. Without image, kernel and rootfs it is this host's own userland.
@@ -38,6 +38,8 @@ table! {
         "image-format" image_format: Text = "(what qemu-img says)",
         /// How the image is attached.
         "boot-bus" boot_bus: DiskBus = "\"virtio\"",
+        /// What starts the image's boot loader: the machine's BIOS, or UEFI (OVMF), with variables of its own for each guest.
+        "firmware" firmware: Firmware = "\"bios\"",
         /// Boot this kernel: with initrd its user space, else with rootfs.
         "kernel" kernel: FilePath = "(the newest installed one that can do it)",
         /// The initramfs to boot the kernel with.
@@ -150,6 +152,7 @@ fn check_source(table: &GuestTable, walk: &mut Walk) {
         Key::Image => table.image.as_ref().map(Spanned::span),
         Key::ImageFormat => table.image_format.as_ref().map(Spanned::span),
         Key::BootBus => table.boot_bus.as_ref().map(Spanned::span),
+        Key::Firmware => table.firmware.as_ref().map(Spanned::span),
         Key::Kernel => table.kernel.as_ref().map(Spanned::span),
         Key::Initrd => table.initrd.as_ref().map(Spanned::span),
         Key::Rootfs => table.rootfs.as_ref().map(Spanned::span),
@@ -201,6 +204,7 @@ pub(super) fn resolve(name: &str, table: &GuestTable, dir: &Path) -> Guest {
     let mut spec = GuestSpec::new(source(table, dir));
     let disks = disks(&table.disks, dir).unwrap_or_default();
     spec.hardware = Layer::merge([&layer]).settle(&disks).1;
+    spec.firmware = table.firmware.as_ref().map(|f| *f.get_ref()).unwrap_or_default();
     spec.machine = plain(&table.machine);
     spec.cpu = plain(&table.cpu);
     spec.accel = table.accel.as_ref().map(|a| *a.get_ref());
@@ -288,6 +292,7 @@ mod tests {
         assert_eq!((told("cpus"), told("nic")), (hardware.cpus.to_string(), hardware.nic.to_string()));
         assert_eq!(told("mount-at"), DEFAULT_MOUNT_AT);
         assert_eq!((told("access"), told("boot-bus")), (Access::default().to_string(), DiskBus::default().to_string()));
+        assert_eq!(told("firmware"), Firmware::default().to_string());
         assert_eq!(told("oops"), OopsPolicy::default().to_string());
     }
 }

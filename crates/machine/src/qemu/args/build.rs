@@ -1,6 +1,7 @@
 //! From [`MachineConfig`] to arguments.
 
 use std::ffi::OsString;
+use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt;
 
 use belljar_proto::message::PORT_NAME;
@@ -37,6 +38,11 @@ const CARDS_WITH_ROM: &[&str] = &[
     "vmxnet3",
 ];
 
+/// The name of what is in a machine's flash memory.
+fn flash(at: usize) -> String {
+    format!("flash{at}")
+}
+
 impl MachineConfig {
     /// QEMU's arguments, without the program's name.
     ///
@@ -51,6 +57,9 @@ impl MachineConfig {
         for set in &self.fd_sets {
             let value = KeyVal::empty().set("fd", set.fd.to_string()).set("set", set.set.to_string());
             push(&mut out, "-add-fd", value);
+        }
+        for (at, node) in self.flash.iter().enumerate() {
+            push(&mut out, "-blockdev", node.options(&flash(at)));
         }
         push_disks(self, &mut out)?;
         self.push_nic(&mut out)?;
@@ -89,8 +98,12 @@ impl MachineConfig {
         if self.sandbox {
             out.extend(["-sandbox".into(), SANDBOX.into()]);
         }
+        let mut machine = self.machine.clone();
+        for at in 0..self.flash.len() {
+            let _ = write!(machine, ",pflash{at}={}", flash(at));
+        }
         match self.ram {
-            Ram::Anonymous => out.extend(["-machine".into(), self.machine.clone().into()]),
+            Ram::Anonymous => out.extend(["-machine".into(), machine.into()]),
             Ram::Shared(fd) | Ram::Private(fd) => {
                 // By the descriptor's own name, since QEMU knows no other way to a file without one; a "memory-backend-memfd" would be
                 // written to a frozen machine's state by QEMU 8.1 and later.
@@ -101,7 +114,7 @@ impl MachineConfig {
                     .set("mem-path", fd.path())
                     .set("share", share);
                 push(out, "-object", object);
-                out.extend(["-machine".into(), format!("{},memory-backend=ram", self.machine).into()]);
+                out.extend(["-machine".into(), format!("{machine},memory-backend=ram").into()]);
             }
         }
         if self.incoming.is_some() {

@@ -64,6 +64,8 @@ pub struct MachineConfig {
     pub channels: Channels,
     /// Boots this kernel; `None` boots by firmware.
     pub kernel: Option<Kernel>,
+    /// What is in its flash memory, in order: the firmware where it is not the machine's own, and the firmware's variables.
+    pub flash: Vec<Node>,
     /// In order: the order decides `vda`, `vdb`….
     pub disks: Vec<Disk>,
     /// The network card.
@@ -103,6 +105,7 @@ impl Default for MachineConfig {
             slots: None,
             channels: Channels::inherited(),
             kernel: None,
+            flash: Vec::new(),
             disks: Vec::new(),
             nic: Nic::default(),
             shares: Vec::new(),

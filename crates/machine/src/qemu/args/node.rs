@@ -31,6 +31,12 @@ impl Node {
         Self { source, format: format.to_owned(), backing: None, read_only: false, throw_away: true }
     }
 
+    /// Bytes that nobody writes to.
+    #[must_use]
+    pub fn fixed(source: DiskSource, format: &str) -> Self {
+        Self { read_only: true, throw_away: false, ..Self::new(source, format) }
+    }
+
     /// The same as an overlay.
     #[must_use]
     pub fn layer(source: DiskSource) -> Self {

@@ -172,6 +172,20 @@ fn refusals_name_the_culprit() {
 }
 
 #[test]
+fn firmware_in_flash_memory() {
+    let code = Node::fixed(DiskSource::Path("/usr/share/OVMF/CODE.fd".into()), "raw");
+    let config = MachineConfig {
+        machine: "pc,graphics=off".to_owned(),
+        ram: Ram::Shared(one_set().fd),
+        flash: vec![code, Node::layer(DiskSource::FdSet(one_set()))],
+        ..MachineConfig::default()
+    };
+    let text = lines(&config);
+    let flash: Vec<_> = text.lines().filter(|line| line.contains("flash")).collect();
+    insta::assert_snapshot!(flash.join("\n"));
+}
+
+#[test]
 fn no_network_beyond_the_guest_unless_asked_for() {
     let text = lines(&MachineConfig::default());
     assert!(text.contains("-netdev user,id=net0,restrict=on\n"));

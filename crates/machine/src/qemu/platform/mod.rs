@@ -35,6 +35,8 @@ pub struct Platform {
     pub firmware: &'static [&'static str],
     /// Such directories of distributions, beside QEMU's own.
     pub firmware_dirs: &'static [&'static str],
+    /// The packages that have UEFI firmware, for a person.
+    pub uefi_packages: &'static str,
     /// `-cpu` where none is asked for.
     pub cpu: fn(Accel) -> &'static str,
     /// The first serial port, as its guests call it.
@@ -129,6 +131,15 @@ impl Platform {
         let name = machine.split(',').next().unwrap_or_default();
         let is = |kind: &&MachineType| name == kind.name || name.starts_with(kind.versions);
         self.machines.iter().find(is).unwrap_or(&self.machines[self.machines.len() - 1])
+    }
+
+    /// By which names firmware may know the machine that `-machine` describes so: it speaks of versions, a user perhaps of the newest one.
+    #[must_use]
+    pub fn machine_names<'a>(&self, machine: &'a str) -> Vec<&'a str> {
+        let name = machine.split(',').next().unwrap_or_default();
+        let newest =
+            self.machines.iter().filter(|kind| kind.name == name && !name.is_empty()).map(|kind| kind.versions);
+        newest.chain([name]).collect()
     }
 
     /// Whether it is this host's, so that the host's processor can run its guests.

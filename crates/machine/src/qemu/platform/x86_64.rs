@@ -55,6 +55,7 @@ pub(super) static X86_64: Platform = Platform {
         "pvh.bin",
     ],
     firmware_dirs: &["/usr/share/qemu", "/usr/share/seabios", "/usr/share/qemu-kvm"],
+    uefi_packages: "ovmf (Debian), edk2-ovmf (Fedora, RHEL, Arch) or qemu-ovmf-x86_64 (openSUSE)",
     cpu,
     console: "ttyS0",
     second_serial: Some("ttyS1"),

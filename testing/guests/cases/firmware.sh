@@ -1,0 +1,56 @@
+# shellcheck shell=bash
+# shellcheck disable=SC2016,SC2154 # what is quoted is expanded in the guest; run and lib.sh set dir, code
+# A stock Debian disk image, started by UEFI.
+
+# Has Belljar find the fixture's firmware, as a user without root's rights does who unpacked it somewhere.
+with_ovmf() {
+    export XDG_CONFIG_HOME=$dir/config
+    mkdir -p "$dir/config/qemu/firmware"
+    local description parts
+    parts=$(fixture ovmf)
+    for description in "$parts"/usr/share/qemu/firmware/*.json; do
+        sed "s|\"/usr/share/|\"$parts/usr/share/|" "$description" >"$dir/config/qemu/firmware/${description##*/}"
+    done
+}
+uefi() { bj -v --image "$(fixture debian-bookworm)" --login root:belljar --firmware uefi "$@"; }
+no_boot() { want_no_line '^belljar: (template: made|template: none|access: login)' err; }
+# Sets a variable of the firmware's that must not be there yet.
+mark='v=/sys/firmware/efi/efivars/Mark-5a3c8e62-0c63-4d0f-9d1f-7c0d1a2b3c4d
+    [ -e $v ] && exit 9
+    printf "\007\0\0\0set" >$v && tail -c 3 $v'
+
+# fixtures: debian-bookworm ovmf
+test_uefi() {
+    local before
+    before=$(sha256sum <"$(fixture debian-bookworm)")
+    with_ovmf
+    export BELLJAR_CACHE_DIR=$dir/cache
+    uefi -- sh -c "$mark"
+    want_code 0
+    want_line '^set$'
+    want_line '^belljar: firmware: .*/OVMF_CODE_4M.fd \(UEFI, as .*/60-edk2-x86_64.json says\)' err
+    want_line '^belljar: template: made' err
+    # Each copy has variables of its own, and so have those that a template is made of.
+    uefi -- sh -c "$mark; ls /sys/firmware/efi/efivars | grep -c ^BootCurrent-"
+    no_boot
+    want_out set1
+    uefi --disk size=64M,serial=d0 -- sh -c "$mark; readlink -f /dev/disk/by-id/virtio-d0"
+    no_boot
+    want_out set/dev/vdb
+    # One that boots on another machine, whose guest has another controller for its disk, too.
+    uefi --no-template --machine q35 --boot-bus sata -- sh -c "$mark; ls -d /sys/block/sda"
+    want_code 0
+    want_out set/sys/block/sda
+    [ "$(sha256sum <"$(fixture debian-bookworm)")" = "$before" ] || fail 'the image has changed'
+}
+
+# fixtures: ovmf
+test_an_image_without_an_efi_boot_loader() {
+    with_ovmf
+    truncate -s 64M disk.raw
+    printf '\125\252' | dd of=disk.raw bs=1 seek=510 conv=notrunc status=none
+    bj --image "$dir/disk.raw" --image-format raw --firmware uefi --boot-timeout 120s -- true
+    want_code 121
+    want_err 'UEFI'
+    want_err 'leave --firmware uefi out'
+}
