@@ -181,7 +181,7 @@ impl Attempts {
         }
         if lease.is_none() {
             let fresh = match self.machines.set_up(unit, instance, slot, cancel, &mut observe).await {
-                Ok(mut fresh) => match within(cancel, fresh.guest.keep_processes(&mut observe)).await {
+                Ok(mut fresh) => match within(cancel, fresh.keep_processes(&mut observe)).await {
                     Ok(()) => Ok(fresh),
                     Err(lost) => {
                         fresh.give_up(&lost, cancel, &mut observe).await;
@@ -212,7 +212,7 @@ impl Attempts {
             _ => tokio::select! {
                 biased;
                 why = cancel.urgent() => Err(why.lost(Phase::Close)),
-                settled = running.guest.settle(&mut observe) => settled,
+                settled = running.settle(&mut observe) => settled,
             },
         };
         let end = after(end, settled);
@@ -385,7 +385,7 @@ impl Attempts {
 async fn renew(lease: &mut Option<LeasedGuest>, cancel: &mut Cancel) -> Vec<EventKind> {
     let mut told = Vec::new();
     let Some(running) = lease.as_mut() else { return told };
-    let lost = match within(cancel, running.guest.renew(&mut |kind| told.push(kind))).await {
+    let lost = match within(cancel, running.renew(&mut |kind| told.push(kind))).await {
         Ok(None) => return told,
         Ok(Some(why)) => Cause::NotRenewed(why).into(),
         Err(lost) => lost,

@@ -42,7 +42,7 @@ pub(crate) async fn list(machines: &Machines, plan: &Plan, log: &EventWriter, mu
             if cancel.is_wanted().is_some() {
                 break;
             }
-            if let Some(why) = machines.lacks(&plan.machines[machine]) {
+            if let Some(why) = machines.lacks(plan, unit) {
                 listed.unlisted.insert(unit.id.clone(), Cause::Skipped(why).into());
                 continue;
             }

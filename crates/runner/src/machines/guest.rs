@@ -13,6 +13,8 @@ use super::clocks::ClockGuard;
 use crate::{attempt, cancel::Cancel, event_writer::EventWriter};
 
 /// A running guest.
+///
+/// What is to be true of all that a test has (that it has come to rest, that it is still there) is asked here, not of the guest within.
 pub(crate) struct LeasedGuest {
     pub(crate) guest: Box<dyn Guest>,
     pub(crate) instance: u64,
@@ -30,6 +32,31 @@ impl LeasedGuest {
     /// Tells that the guest was lost before any test was in it; dropping it kills what is left of it.
     pub(crate) fn lost(self, lost: &Lost) {
         tell_end(&self.log, self.instance, Some(lost));
+    }
+
+    /// As [`Guest::warm_up`].
+    pub(super) async fn warm_up(&mut self, observe: &mut dyn FnMut(EventKind)) -> Result<(), Lost> {
+        self.guest.warm_up(observe).await
+    }
+
+    /// As [`Guest::check`].
+    pub(super) async fn check(&mut self, observe: &mut dyn FnMut(EventKind)) -> Result<(), Lost> {
+        self.guest.check(observe).await
+    }
+
+    /// As [`Guest::keep_processes`].
+    pub(crate) async fn keep_processes(&mut self, observe: &mut dyn FnMut(EventKind)) -> Result<(), Lost> {
+        self.guest.keep_processes(observe).await
+    }
+
+    /// As [`Guest::renew`].
+    pub(crate) async fn renew(&mut self, observe: &mut dyn FnMut(EventKind)) -> Result<Option<String>, Lost> {
+        self.guest.renew(observe).await
+    }
+
+    /// As [`Guest::settle`].
+    pub(crate) async fn settle(&mut self, observe: &mut dyn FnMut(EventKind)) -> Result<(), Lost> {
+        self.guest.settle(observe).await
     }
 
     /// Ends the guest.

@@ -25,7 +25,7 @@ use belljar_machine::{
     spec::{ShareSpec, Workspace},
 };
 use belljar_model::{EventKind, Phase, test_run as events};
-use belljar_suite::plan::{Machine, Unit};
+use belljar_suite::plan::{Plan, Unit};
 use fs_err as fs;
 
 use self::{
@@ -139,8 +139,9 @@ impl Machines {
         self.backends.of(&unit.guest.spec.source).map(|backend| backend.files()).unwrap_or_default()
     }
 
-    /// What tests on this machine want that its guests never have; none if there is no such thing.
-    pub(crate) fn lacks(&self, machine: &Machine) -> Option<String> {
+    /// What a unit wants that its guests never have; none if there is no such thing.
+    pub(crate) fn lacks(&self, plan: &Plan, unit: &Unit) -> Option<String> {
+        let machine = &plan.machines[unit.machine];
         self.backends.of(&machine.guest.spec.source).ok()?.lacks(&machine.hardware)
     }
 

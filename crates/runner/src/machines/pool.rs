@@ -162,7 +162,7 @@ impl Pool {
                 // What warms it up would only keep the test waiting, which does the same.
                 return Ok(leased);
             }
-            match leased.guest.warm_up(&mut observe).await {
+            match leased.warm_up(&mut observe).await {
                 Ok(()) => Ok(leased),
                 Err(lost) => {
                     leased.lost(&lost);
@@ -228,7 +228,7 @@ impl Warm {
             }
         };
         // It may have died while it waited, and its clock is as old as it.
-        match leased.guest.check(observe).await {
+        match leased.check(observe).await {
             Ok(()) => Ok(leased),
             Err(lost) => {
                 leased.lost(&lost);

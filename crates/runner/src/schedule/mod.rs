@@ -79,7 +79,7 @@ pub struct RunControl {
 pub(crate) struct Dispatcher {
     log: EventWriter,
     plan: Rc<Plan>,
-    /// What guests of each of the plan's machines take.
+    /// What each of the plan's units takes.
     footprints: Vec<Footprint>,
     limits: RunLimits,
     clocks: Clocks,
@@ -98,7 +98,7 @@ pub(crate) struct Dispatcher {
 /// What a dispatcher works with.
 pub(crate) struct DispatcherContext {
     pub(crate) log: EventWriter,
-    /// What guests of each of the plan's machines take.
+    /// What each of the plan's units takes.
     pub(crate) footprints: Vec<Footprint>,
     pub(crate) clocks: Clocks,
     pub(crate) pool: Rc<Pool>,
@@ -265,7 +265,7 @@ impl Dispatcher {
         let ahead = pool.pace.ahead(queue.running(), processors);
         let next = queue.upcoming(ahead).filter(|cell| !plan.cells[*cell].shared);
         let units: Vec<usize> = next.filter_map(|cell| plan.cells[cell].units.clone().next()).collect();
-        let Some(each) = units.iter().map(|u| footprints[plan.units[*u].machine].total_memory()).max() else {
+        let Some(each) = units.iter().map(|unit| footprints[*unit].total_memory()).max() else {
             return;
         };
         let free = usize::try_from(queue.free_memory() / each.max(1)).unwrap_or(usize::MAX);
@@ -296,13 +296,13 @@ impl Dispatcher {
 
 fn queue(plan: &Plan, footprints: &[Footprint], limits: &RunLimits) -> Queue {
     let groups: BTreeMap<&str, usize> = limits.groups.keys().enumerate().map(|(n, name)| (name.as_str(), n)).collect();
-    let jobs = plan.cells.iter().enumerate().map(|(cell, units)| {
-        let units = &plan.units[units.units.clone()];
-        let guests = units.iter().filter_map(|u| footprints.get(u.machine));
+    let jobs = plan.cells.iter().enumerate().map(|(cell, of_cell)| {
+        let units = &plan.units[of_cell.units.clone()];
+        let takes = footprints[of_cell.units.clone()].iter();
         Job {
             cell,
-            memory: guests.clone().map(Footprint::total_memory).max().unwrap_or(0),
-            cpus: guests.map(|g| g.cpus).max().unwrap_or(1),
+            memory: takes.clone().map(Footprint::total_memory).max().unwrap_or(0),
+            cpus: takes.map(|takes| takes.cpus).max().unwrap_or(1),
             group: units.iter().find_map(|u| u.settings.group.as_deref()).and_then(|g| groups.get(g).copied()),
             exclusive: units.iter().any(|u| u.settings.exclusive),
         }

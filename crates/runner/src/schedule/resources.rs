@@ -8,13 +8,19 @@ use belljar_suite::plan::Plan;
 /// What is left to the host.
 const RESERVE: u64 = 512 << 20;
 
-/// What guests of each of the plan's machines take. Those that nothing gives take nothing: there will be none.
-pub(crate) fn footprints(plan: &Plan, backends: &Backends) -> Vec<Footprint> {
+/// What a guest of each of the plan's machines takes. Those that nothing gives take nothing: there will be none.
+pub(crate) fn of_machines(plan: &Plan, backends: &Backends) -> Vec<Footprint> {
     let given = plan.machines.iter().map(|machine| {
         let backend = backends.of(&machine.guest.spec.source);
         backend.map(|backend| backend.footprint(&machine.hardware)).unwrap_or_default()
     });
     given.collect()
+}
+
+/// What each of the plan's units takes while it runs.
+pub(crate) fn of_units(plan: &Plan, backends: &Backends) -> Vec<Footprint> {
+    let guests = of_machines(plan, backends);
+    plan.units.iter().map(|unit| guests[unit.machine]).collect()
 }
 
 /// Why there is no room for such a guest, if there is none, even with nothing else running: what all guests together may have is

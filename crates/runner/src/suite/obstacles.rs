@@ -4,7 +4,7 @@ use belljar_guest_spec::Surroundings;
 use belljar_machine::backend::Backends;
 use belljar_suite::plan::{Machine, Plan};
 
-use crate::schedule::resources::{Memory, footprints, no_room_for};
+use crate::schedule::resources::{self, Memory, no_room_for};
 
 /// What keeps each of the plan's machines from running, as far as a look at the host tells, with how to mend it.
 #[must_use]
@@ -19,5 +19,5 @@ pub fn obstacles(plan: &Plan, max_memory: Option<u64>, around: &Surroundings, ba
         }
         found
     };
-    plan.machines.iter().zip(&footprints(plan, backends)).map(of).collect()
+    plan.machines.iter().zip(&resources::of_machines(plan, backends)).map(of).collect()
 }

@@ -32,7 +32,7 @@ use crate::{
     machines::{KeptSetUps, MachineContext, Machines, SetUpScripts, clocks::Clocks, pool::Pool},
     schedule::{
         Dispatcher, DispatcherContext, RunControl, RunLimits,
-        resources::{Memory, footprints, no_room_for},
+        resources::{self, Memory, no_room_for},
         signal_words,
     },
 };
@@ -109,10 +109,10 @@ pub async fn run(request: Request, log: EventLog, mut control: RunControl) -> Re
         machines = machines.of_plan(plan.machines.iter().map(|m| m.spec(&request.around)));
     }
     tell_plan(&log, &plan);
-    let footprints = footprints(&plan, &request.backends);
-    for unit in &plan.units {
-        let no_room = || no_room_for(&footprints[unit.machine], request.limits.max_memory, Memory::of_host());
-        let why = match machines.lacks(&plan.machines[unit.machine]) {
+    let footprints = resources::of_units(&plan, &request.backends);
+    for (unit, takes) in plan.units.iter().zip(&footprints) {
+        let no_room = || no_room_for(takes, request.limits.max_memory, Memory::of_host());
+        let why = match machines.lacks(&plan, unit) {
             Some(why) => Some(Cause::Skipped(why)),
             None => no_room().map(Cause::NotTried),
         };
