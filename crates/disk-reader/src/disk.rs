@@ -309,6 +309,13 @@ impl Part {
         self.pieces.iter().fold(0, |sum, piece| sum.saturating_add(piece.length))
     }
 
+    /// Where a piece of it is on the disk; none if it is not in one piece there.
+    pub(crate) fn piece(&self, offset: u64, length: u64) -> Option<Piece> {
+        let [whole] = self.pieces.as_slice() else { return None };
+        let end = offset.checked_add(length)?;
+        (end <= whole.length).then_some(Piece { start: whole.start.checked_add(offset)?, length })
+    }
+
     pub(crate) fn disk(&self) -> &Disk {
         &self.disk
     }

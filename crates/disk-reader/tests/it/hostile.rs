@@ -8,7 +8,7 @@ use proptest::test_runner::{Config, TestRunner};
 
 use crate::image;
 
-const ALL: &[&str] = &["ext4", "ext3", "ext2", "xfs", "btrfs", "fat12", "fat16", "gpt", "mbr"];
+const ALL: &[&str] = &["ext4", "ext3", "ext2", "xfs", "btrfs", "fat12", "fat16", "gpt", "mbr", "lvm"];
 
 #[test]
 fn a_disk_that_is_cut_short_anywhere_is_read_as_far_as_it_goes() {

@@ -91,6 +91,18 @@ fn an_extended_partition_is_read() {
 }
 
 #[test]
+fn a_logical_volume_is_put_together() {
+    let found = look("lvm");
+    let names: Vec<_> = found.volumes.iter().map(|volume| (volume.name.as_str(), volume.content.kind)).collect();
+    assert_eq!(names, [("partition 1", ContentKind::Lvm), ("the logical volume vg-0/root", ContentKind::Ext4)]);
+    let striped =
+        "the logical volume vg-0/striped cannot be read: it is over several stripes, and only linear ones are read";
+    assert_eq!(found.notes, [striped]);
+    let entry = found.default_entry().unwrap();
+    assert!(found.read_file(&entry.initrds[0], 1 << 20).unwrap() == initrd());
+}
+
+#[test]
 fn a_fat_of_each_width_is_read() {
     for (name, label) in [("fat12", "FAKE"), ("fat16", "FAKE"), ("fat32", "FAKE")] {
         let found = look(name);
