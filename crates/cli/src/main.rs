@@ -63,12 +63,23 @@ fn main() -> ExitCode {
         complain(&conflict);
         return ExitCode::from(exit_code::USAGE);
     }
+    quiet_readers();
     // Whoever was killed could not do it, and its user may never make a template again.
     template::sweep();
     let code = obey(cli.command);
     // They are killed, but not gone the same moment.
     all_ended(LAST_LIMIT);
     code
+}
+
+/// A panic in the reader of a file system is caught and told as an error of the disk.
+fn quiet_readers() {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !belljar_disk_reader::is_reading() {
+            tell(panic);
+        }
+    }));
 }
 
 fn obey(command: Command) -> ExitCode {

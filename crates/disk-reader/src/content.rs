@@ -14,6 +14,8 @@ pub struct Content {
     pub label: String,
     /// By which `root=UUID=` finds it; empty if it has none.
     pub uuid: String,
+    /// Bytes that the file system has by its own account; none where that is not known.
+    pub size: Option<u64>,
 }
 
 /// The kinds of contents that are told apart.
@@ -156,13 +158,13 @@ pub(crate) fn look(part: &Part) -> Result<Content, ReadError> {
 }
 
 fn plain(kind: ContentKind) -> Content {
-    Content { kind, label: String::new(), uuid: String::new() }
+    Content { kind, label: String::new(), uuid: String::new(), size: None }
 }
 
 fn by_head(head: &[u8]) -> Option<Content> {
     let at = |offset: usize, word: &[u8]| head.get(offset..).is_some_and(|rest| rest.starts_with(word));
     let found = |kind, label: Option<String>, uuid: Option<String>| {
-        Some(Content { kind, label: label.unwrap_or_default(), uuid: uuid.unwrap_or_default() })
+        Some(Content { kind, label: label.unwrap_or_default(), uuid: uuid.unwrap_or_default(), size: size(kind, head) })
     };
     // What holds others comes first: an old file system's remains may lie behind it.
     if at(0, b"LUKS\xba\xbe") && matches!(be16(head, 6), Some(1 | 2)) {
@@ -224,6 +226,23 @@ fn by_head(head: &[u8]) -> Option<Content> {
     // An uberblock of a ZFS label; there are 128 of them, and not all are used.
     let uberblock = |at: usize| le64(head, at) == Some(0x00ba_b10c);
     (128..).map(|n| n << 10).take_while(|&offset| offset < head.len()).any(uberblock).then(|| plain(ContentKind::Zfs))
+}
+
+/// How large a file system says that it is.
+fn size(kind: ContentKind, head: &[u8]) -> Option<u64> {
+    match kind {
+        ContentKind::Ext2 | ContentKind::Ext3 | ContentKind::Ext4 => {
+            let wide = le32(head, 1024 + 96)? & 0x80 != 0;
+            let high = if wide { u64::from(le32(head, 1024 + 336)?) << 32 } else { 0 };
+            (high | u64::from(le32(head, 1024 + 4)?)).checked_mul(1024_u64.checked_shl(le32(head, 1024 + 24)?.min(16))?)
+        }
+        ContentKind::Xfs => {
+            let field = |at: usize| Some(u64::from_be_bytes(head.get(at..at + 8)?.try_into().ok()?));
+            field(8)?.checked_mul(field(0)? & 0xffff_ffff)
+        }
+        ContentKind::Btrfs => le64(head, 0x1_0070),
+        _ => None,
+    }
 }
 
 const MD: u32 = 0xa92b_4efc;

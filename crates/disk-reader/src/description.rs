@@ -10,6 +10,7 @@ use crate::disk::{Disk, Part, ReadError};
 use crate::fs::{FileError, FileSystems, View};
 use crate::lvm;
 use crate::partition::{self, Partition, Table};
+use crate::system::{self, System};
 
 /// Code that a BIOS runs is in the first bytes of a disk.
 const BOOT_CODE: usize = 440;
@@ -153,9 +154,10 @@ pub(crate) fn file_systems(volumes: &[Volume]) -> FileSystems<'_> {
 fn volume(name: String, partition: Option<Partition>, logical: Option<(String, String)>, part: Part) -> Volume {
     let (content, unreadable) = match content::look(&part) {
         Ok(content) => (content, None),
-        Err(error) => {
-            (Content { kind: ContentKind::Unknown, label: String::new(), uuid: String::new() }, Some(error.to_string()))
-        }
+        Err(error) => (
+            Content { kind: ContentKind::Unknown, label: String::new(), uuid: String::new(), size: None },
+            Some(error.to_string()),
+        ),
     };
     Volume { name, partition, logical, size: part.size(), content, unreadable, part }
 }
@@ -184,6 +186,32 @@ impl Description {
     pub fn copy_file(&self, file: &FileRef, max: u64, out: &mut dyn Write) -> Result<u64, FileError> {
         self.disk.begin();
         file_systems(&self.volumes).copy_range(file, max, out)
+    }
+
+    /// The operating system, or the first that is found of several; none if none is.
+    ///
+    /// # Errors
+    /// When a limit was met, or the disk cannot be read any more.
+    pub fn system(&self) -> Result<Option<System>, ReadError> {
+        self.disk.begin();
+        let system = system::read(&self.volumes, &mut file_systems(&self.volumes), self.default_entry());
+        self.disk.limit_met().map_or(Ok(system), Err)
+    }
+
+    /// EFI programs that firmware finds without being told where: `/EFI/BOOT/BOOTX64.EFI` and its like.
+    #[must_use]
+    pub fn efi_programs(&self) -> Vec<String> {
+        self.disk.begin();
+        let mut fs = file_systems(&self.volumes);
+        let mut found = Vec::new();
+        for volume in (0..self.volumes.len()).filter(|&index| self.volumes[index].content.kind == ContentKind::Fat) {
+            let names = fs.list(volume, View::Top, "/EFI/BOOT").unwrap_or_default();
+            let is_program = |name: &String| {
+                name.to_ascii_uppercase().starts_with("BOOT") && name.to_ascii_uppercase().ends_with(".EFI")
+            };
+            found.extend(names.into_iter().filter(is_program));
+        }
+        found
     }
 
     /// The contents of the file of at most `max` bytes that a path on a volume leads to, links resolved within it.

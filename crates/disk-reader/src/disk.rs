@@ -81,19 +81,24 @@ impl ReadError {
 }
 
 /// A disk that can be read. Clones read the same one.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Disk {
     shared: Arc<Shared>,
 }
 
-#[derive(Debug)]
+/// Without its bytes.
+impl std::fmt::Debug for Disk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Disk").field("size", &self.shared.size).finish_non_exhaustive()
+    }
+}
+
 struct Shared {
     size: u64,
     limits: Limits,
     state: Mutex<State>,
 }
 
-#[derive(Debug)]
 struct State {
     bytes: Bytes,
     began: Instant,
@@ -108,7 +113,6 @@ enum Limit {
     Bytes,
 }
 
-#[derive(Debug)]
 enum Bytes {
     File(File),
     Server(Box<Cached>),
@@ -225,7 +229,6 @@ impl Disk {
 }
 
 /// What a server has sent lately, in blocks: file systems come back to the same few.
-#[derive(Debug)]
 struct Cached {
     client: Client,
     size: u64,

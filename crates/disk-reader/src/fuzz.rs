@@ -45,11 +45,22 @@ fn look(disk: &Disk) {
             }
         }
     }
+    if let Ok(Some(system)) = description.system() {
+        let overlay = belljar_image::modules::Feature::Overlay;
+        assert!(system.kernels.iter().filter_map(|kernel| kernel.feature(overlay)).count() <= system.kernels.len());
+    }
+    drop(description.obstacles());
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+
+    /// What the fuzzer found: arguments that grow with each call.
+    #[test]
+    fn arguments_do_not_grow_for_ever() {
+        super::grub(format!("function f {{\n f {}\n}}\nf a b c\n", "$* ".repeat(300)).as_bytes());
+    }
 
     proptest! {
         #[test]

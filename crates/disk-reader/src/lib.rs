@@ -6,6 +6,8 @@
 //!
 //! - [`Disk`]: the bytes of an image of any format that QEMU knows.
 //! - [`inspect`]: partitions, file systems, logical volumes, boot configuration, as a [`Description`], whose files can be read.
+//! - [`Description::system`]: the operating system, its kernels, and who may log in.
+//! - [`Description::obstacles`]: why no machine boots from it, each a variant.
 
 mod boot;
 mod bytes;
@@ -15,6 +17,7 @@ mod disk;
 mod fs;
 mod lvm;
 mod nbd;
+mod obstacle;
 mod partition;
 mod system;
 
@@ -28,7 +31,9 @@ pub use content::{Content, ContentKind};
 pub use description::{Description, Volume, inspect};
 pub use disk::{Disk, Limits, ReadError};
 pub use fs::{FileError, View, is_reading};
+pub use obstacle::Obstacle;
 pub use partition::{Partition, Table};
+pub use system::{Abilities, Init, InitKind, Provisioning, RootPassword, System, SystemKernel};
 
 /// Whether there is a program at a path, or, for a name alone, in the places where programs are. That it is named by a path is up to the caller.
 fn is_program(program: &Path) -> bool {

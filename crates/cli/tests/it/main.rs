@@ -7,6 +7,7 @@ mod agent;
 mod boot;
 mod console;
 mod crash;
+mod doctor_image;
 mod firmware;
 mod host;
 mod interrupt;

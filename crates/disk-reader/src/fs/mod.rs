@@ -20,9 +20,9 @@ use crate::content::ContentKind;
 use crate::disk::{Part, ReadError};
 
 /// As many links as Linux follows in one path.
-const MAX_LINKS: usize = 40;
+pub(crate) const MAX_LINKS: usize = 40;
 /// Longest path, and longest target of a link.
-const MAX_PATH: usize = 4096;
+pub(crate) const MAX_PATH: usize = 4096;
 /// Entries of a directory that are looked at.
 pub(crate) const MAX_ENTRIES: usize = 4096;
 /// Read at once where a file is copied.
@@ -248,6 +248,16 @@ impl<'a> FileSystems<'a> {
         Ok((joined(&done), stat))
     }
 
+    /// What is known of what a path is, in which there is no link but at its end.
+    pub(crate) fn stat(&mut self, volume: usize, view: View, path: &str) -> Result<Stat, FileError> {
+        self.with(volume, view, |fs| fs.stat(path))
+    }
+
+    /// Where a link leads.
+    pub(crate) fn link(&mut self, volume: usize, view: View, path: &str) -> Result<String, FileError> {
+        self.with(volume, view, |fs| fs.link(path))
+    }
+
     /// Whether a path, whose directory has no link in it, is a link.
     pub(crate) fn is_link(&mut self, volume: usize, view: View, path: &str) -> bool {
         self.with(volume, view, |fs| fs.stat(path)).is_ok_and(|stat| stat.kind == Kind::Link)
@@ -326,14 +336,14 @@ impl<'a> FileSystems<'a> {
 }
 
 /// The names of a path, the last one first.
-fn components(path: &str) -> Result<Vec<String>, FileError> {
+pub(crate) fn components(path: &str) -> Result<Vec<String>, FileError> {
     if path.len() > MAX_PATH {
         return Err(FileError::LongPath);
     }
     Ok(path.split('/').rev().filter(|name| !name.is_empty() && *name != ".").map(str::to_owned).collect())
 }
 
-fn joined(names: &[String]) -> String {
+pub(crate) fn joined(names: &[String]) -> String {
     if names.is_empty() { "/".into() } else { names.iter().flat_map(|name| ["/", name]).collect() }
 }
 

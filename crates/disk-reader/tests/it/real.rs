@@ -163,3 +163,71 @@ fn what_cannot_be_read_is_known() {
     assert_eq!(kind(3, b"-FVE-FS-"), ContentKind::Bitlocker);
     assert_eq!(kind(100, b"x"), ContentKind::Unknown);
 }
+
+#[test]
+fn the_system_is_known() {
+    use belljar_disk_reader::{InitKind, RootPassword};
+    use belljar_image::kernel::Arch;
+    use belljar_image::modules::{Feature, Presence};
+    for (name, root) in [
+        ("ext4", "the whole disk"),
+        ("xfs", "the whole disk"),
+        ("btrfs", "the whole disk, subvolume @"),
+        ("gpt", "partition 1"),
+        ("mbr", "partition 5"),
+        ("lvm", "the logical volume vg-0/root"),
+    ] {
+        let found = look(name);
+        let system = found.system().unwrap().unwrap_or_else(|| panic!("{name}"));
+        assert_eq!(
+            (system.root.as_str(), system.name.as_deref(), system.id.as_str()),
+            (root, Some("Fake Linux 9 (nine)"), "fake"),
+            "{name}"
+        );
+        let init = system.init.as_ref().unwrap();
+        assert_eq!(
+            (init.kind, init.version, init.path.as_str()),
+            (InitKind::Systemd, Some(252), "/usr/lib/systemd/systemd"),
+            "{name}"
+        );
+        assert_eq!((system.arch, system.root_password), (Some(Arch::X86_64), RootPassword::Locked), "{name}");
+        let [kernel] = system.kernels.as_slice() else { panic!("{name}: {system:?}") };
+        assert_eq!(kernel.release.as_ref().unwrap().as_str(), "6.1.0-9-amd64", "{name}");
+        assert_eq!(kernel.arch, Some(Arch::X86_64));
+        let features = [Feature::NineP, Feature::FileSystem("fuse"), Feature::VirtioBlk, Feature::Overlay]
+            .map(|f| kernel.feature(f).unwrap());
+        assert_eq!(features, [Presence::Module, Presence::Module, Presence::Builtin, Presence::Absent], "{name}");
+        assert_eq!(found.obstacles(), [], "{name}");
+        // No hash is kept anywhere.
+        assert!(!format!("{found:?} {system:?}").contains("$y$"), "{name}");
+    }
+}
+
+#[test]
+fn what_no_machine_boots_from_is_told() {
+    use belljar_disk_reader::Obstacle;
+    let obstacles = |bytes: Vec<u8>| belljar_disk_reader::inspect(&in_memory(bytes.into())).unwrap().obstacles();
+    assert_eq!(obstacles(vec![0; 1 << 20]), [Obstacle::Empty]);
+    let mut luks = vec![0; 1 << 20];
+    luks[..8].copy_from_slice(b"LUKS\xba\xbe\0\x02");
+    let [encrypted] = obstacles(luks).try_into().unwrap();
+    assert!(encrypted.to_string().starts_with("the whole disk is encrypted (LUKS)"), "{encrypted}");
+    let swap = |at: usize| {
+        let mut bytes = vec![0; 1 << 20];
+        bytes[at..at + 10].copy_from_slice(b"SWAPSPACE2");
+        bytes
+    };
+    assert_eq!(obstacles(swap(4086)), [Obstacle::NothingToBoot]);
+    // A partition, and a file system, of which half is there.
+    for (name, what) in [
+        ("gpt", "partition 15"),
+        ("ext4", "the ext4 file system of the whole disk"),
+        ("xfs", "the XFS file system of the whole disk"),
+        ("btrfs", "the btrfs file system of the whole disk"),
+    ] {
+        let whole = image(name);
+        let found = obstacles(whole[..whole.len() * 5 / 8].to_vec());
+        let cut = |obstacle: &Obstacle| matches!(obstacle, Obstacle::Truncated { what: cut, .. } if cut == what);
+        assert!(found.iter().any(cut), "{name}: {found:?}");
+    }
+}

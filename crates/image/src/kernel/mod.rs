@@ -146,6 +146,16 @@ impl Kernel {
     }
 }
 
+/// As much of a kernel's file as [`identify`] looks at, in bytes.
+pub const IDENTITY: u64 = header::HEAD;
+
+/// What a kernel's file says of itself in its first [`IDENTITY`] bytes: what it is for, and its release. None if it is no kernel. An unpacked kernel has its
+/// release elsewhere.
+#[must_use]
+pub fn identify(head: &[u8]) -> Option<(Option<Arch>, Option<Release>)> {
+    header::parse(head).map(|header| (header.arch, header.release.map(Release::new)))
+}
+
 /// Finds the banner of an unpacked kernel, reading piece by piece: with debug sections it may have a gigabyte.
 fn banner(path: &Path) -> io::Result<Option<String>> {
     const OVERLAP: usize = 256;

@@ -60,6 +60,11 @@ pub(crate) fn choose(qemu: &QemuInfo) -> Result<&'static Kind, String> {
     Err(obstacles.join("; "))
 }
 
+/// Names of the kinds of shares in the order in which they are preferred, and what a guest's kernel must have for each.
+pub fn needs() -> impl Iterator<Item = (&'static str, &'static [Feature])> {
+    KINDS.iter().map(|kind| (kind.name, kind.features))
+}
+
 /// Tag of the workspace, as the tool had it that Belljar replaces.
 pub const WORKSPACE_TAG: &str = "hostos";
 /// Tag of the output directory.

@@ -65,6 +65,43 @@ struct Asked {
     notes: Vec<String>,
 }
 
+/// Words that are being made; none is answered when there is no room for more.
+struct Expanded {
+    words: Vec<String>,
+    open: Option<String>,
+    room: usize,
+}
+
+impl Expanded {
+    fn add(&mut self, text: &str) -> Option<()> {
+        self.room = self.room.checked_sub(text.len())?;
+        self.open.get_or_insert_default().push_str(text);
+        Some(())
+    }
+
+    fn close(&mut self) -> Option<()> {
+        if let Some(word) = self.open.take() {
+            // A word of a single character takes room too.
+            self.room = self.room.checked_sub(size_of::<String>())?;
+            self.words.push(word);
+        }
+        Some(())
+    }
+
+    /// What is not quoted falls apart at its spaces.
+    fn add_split(&mut self, value: &str) -> Option<()> {
+        for (index, part) in value.split([' ', '\t']).enumerate() {
+            if index > 0 {
+                self.close()?;
+            }
+            if !part.is_empty() {
+                self.add(part)?;
+            }
+        }
+        Some(())
+    }
+}
+
 enum Flow {
     On(bool),
     Return(bool),
@@ -275,43 +312,21 @@ impl<'r, 'f> Run<'r, 'f> {
 
     /// Words with the values of variables put in.
     fn expand(&mut self, words: &[Word]) -> Vec<String> {
-        let mut expanded = Vec::new();
-        let mut room = MAX_TEXT;
-        for word in words {
-            let mut text: Option<String> = None;
-            for piece in &word.0 {
-                match piece {
-                    Piece::Text(more) => text.get_or_insert_default().push_str(more),
-                    Piece::Variable(name, true) => text.get_or_insert_default().push_str(&self.value(name)),
-                    Piece::Variable(name, false) => {
-                        let value = self.value(name);
-                        let mut parts = value.split_ascii_whitespace();
-                        if value.starts_with([' ', '\t']) {
-                            expanded.extend(text.take());
-                        }
-                        if let Some(first) = parts.next() {
-                            text.get_or_insert_default().push_str(first);
-                        }
-                        for part in parts {
-                            expanded.extend(text.replace(part.to_owned()));
-                        }
-                        if value.ends_with([' ', '\t']) {
-                            expanded.extend(text.take());
-                        }
-                    }
-                }
-                match room.checked_sub(text.as_ref().map_or(0, String::len)) {
-                    Some(left) => room = left,
-                    None => {
-                        self.note("its variables take too much room; the rest was left out".into());
-                        self.steps = 0;
-                        return Vec::new();
-                    }
-                }
+        let mut expanded = Expanded { words: Vec::new(), open: None, room: MAX_TEXT };
+        for piece in words.iter().flat_map(|word| word.0.iter().map(Some).chain([None])) {
+            let fits = match piece {
+                None => expanded.close(),
+                Some(Piece::Text(text)) => expanded.add(text),
+                Some(Piece::Variable(name, true)) => expanded.add(&self.value(name)),
+                Some(Piece::Variable(name, false)) => expanded.add_split(&self.value(name)),
+            };
+            if fits.is_none() {
+                self.note("its variables take too much room; the rest was left out".into());
+                self.steps = 0;
+                return Vec::new();
             }
-            expanded.extend(text);
         }
-        expanded
+        expanded.words
     }
 
     fn command(&mut self, words: &[String]) -> Flow {

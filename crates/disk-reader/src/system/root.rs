@@ -1,4 +1,4 @@
-//! The operating system on a disk.
+//! Where the root file system is.
 
 use crate::description::Volume;
 use crate::fs::{FileSystems, View};
@@ -8,7 +8,7 @@ const SIGNS: &[&str] = &["/etc/os-release", "/usr/lib/os-release", "/sbin/init",
 /// Directories of the topmost one of a btrfs that may be a subvolume with a system.
 const MAX_SUBVOLUMES: usize = 32;
 
-/// Where the root file system is.
+/// A root file system.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Root {
     pub(crate) volume: usize,
@@ -62,14 +62,19 @@ fn looks_like_one(fs: &mut FileSystems, root: &Root) -> bool {
     })
 }
 
-fn word<'a>(words: &'a str, start: &str) -> Option<&'a str> {
+/// What follows `start` in the last word for the kernel that begins so.
+pub(super) fn word<'a>(words: &'a str, start: &str) -> Option<&'a str> {
     // The last one counts, as for the kernel.
     words.split_ascii_whitespace().rev().find_map(|word| word.strip_prefix(start))
 }
 
-/// The volume that the kernel is told to take for its root.
-fn named(volumes: &[Volume], words: &str) -> Option<usize> {
-    let name = word(words, "root=")?.trim_matches('"');
+/// The volume that the kernel is told to take for its root; none if it is not there.
+pub(super) fn named(volumes: &[Volume], words: &str) -> Option<usize> {
+    volume_of(volumes, word(words, "root=")?.trim_matches('"'))
+}
+
+/// The volume that is called so in the words for the kernel, or in `/etc/fstab`.
+pub(super) fn volume_of(volumes: &[Volume], name: &str) -> Option<usize> {
     let find = |is_it: &dyn Fn(&Volume) -> bool| volumes.iter().position(is_it);
     let by_partition = |is_it: &dyn Fn(&crate::partition::Partition) -> bool| {
         find(&|v: &Volume| v.partition.as_ref().is_some_and(is_it))

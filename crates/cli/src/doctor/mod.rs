@@ -1,5 +1,7 @@
 //! `belljar doctor`: what this host, or an image, can do, and how to mend what it cannot. It asks the code that a run asks.
 
+mod image;
+
 use std::{
     fmt::Write as _,
     io::{self, IsTerminal},
@@ -7,7 +9,6 @@ use std::{
 };
 
 use belljar_image::{
-    disk,
     kernel::{self, Discovery},
     processor::Processor,
 };
@@ -38,20 +39,22 @@ struct Finding {
     about: &'static str,
     what: String,
     mend: Option<String>,
+    /// Whether it is about the image, which says nothing of the host.
+    of_image: bool,
 }
 
 impl Finding {
     fn good(about: &'static str, what: impl Into<String>) -> Self {
-        Self { state: State::Good, about, what: what.into(), mend: None }
+        Self { state: State::Good, about, what: what.into(), mend: None, of_image: false }
     }
 
     fn note(about: &'static str, what: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self { state: State::Note, about, what: what.into(), mend: Some(mend.into()) }
+        Self { state: State::Note, about, what: what.into(), mend: Some(mend.into()), of_image: false }
     }
 
     /// `what` says how to mend it.
     fn bad(about: &'static str, what: impl Into<String>) -> Self {
-        Self { state: State::Bad, about, what: what.into(), mend: None }
+        Self { state: State::Bad, about, what: what.into(), mend: None, of_image: false }
     }
 }
 
@@ -60,7 +63,7 @@ pub(crate) fn doctor(args: &DoctorArgs) -> Result<u8, String> {
     let cache = settings::cache_dir()?;
     let mut findings = host(args, &cache);
     if let Some(image) = &args.image {
-        findings.extend(look_at(image));
+        findings.extend(image::look_at(image));
     }
     let color = io::stdout().is_terminal() && env::get(env::NO_COLOR).is_none();
     write_out(render(&findings, color).as_bytes())?;
@@ -196,32 +199,6 @@ fn free_space(cache: &Path) -> Finding {
     }
 }
 
-fn look_at(image: &Path) -> Vec<Finding> {
-    let found = match disk::inspect(&settings::qemu_img(), image, None, disk::Use::Boot) {
-        Err(error) => return vec![Finding::bad("image", error.to_string())],
-        Ok(found) => found,
-    };
-    let layers = found.layers().iter().zip(std::iter::once("image").chain(std::iter::repeat("backing")));
-    let mut findings: Vec<Finding> = layers
-        .map(|(layer, about)| Finding::good(about, format!("{}: {}", layer.path.display(), layer.format.driver())))
-        .collect();
-    match found.has_boot_sector(&settings::qemu_img()) {
-        Ok(true) => findings.push(Finding::good("boot", "its first sector can be booted from")),
-        Ok(false) => findings.push(Finding::bad(
-            "boot",
-            "there is nothing to boot on it: its first sector has no boot signature (55 AA)\n\
-             mend: get a disk image with a system on it; as an extra disk (--disk file=…) it will do",
-        )),
-        Err(error) => findings.push(Finding::note(
-            "boot",
-            format!("its first sector could not be read: {error}"),
-            "whether it boots will be seen",
-        )),
-    }
-    findings.push(Finding::good("size", format!("{} for the guest", ByteSize(found.virtual_size))));
-    findings
-}
-
 fn render(findings: &[Finding], color: bool) -> String {
     let mut out = String::new();
     for finding in findings {
@@ -238,10 +215,11 @@ fn render(findings: &[Finding], color: bool) -> String {
             let _ = writeln!(out, "                {}", mend.replace('\n', "\n                "));
         }
     }
-    // What is wrong with an image says nothing of the host.
-    let of_image = |f: &&Finding| matches!(f.about, "image" | "backing" | "boot");
-    let (image, host): (Vec<_>, Vec<_>) = findings.iter().filter(|f| f.state == State::Bad).partition(of_image);
+    let (image, host): (Vec<_>, Vec<_>) = findings.iter().filter(|f| f.state == State::Bad).partition(|f| f.of_image);
     out.push_str(match (host.len(), image.len()) {
+        (0, 0) if findings.iter().any(|f| f.of_image && f.state == State::Note) => {
+            "\nbelljar run -- CMD will work here; with this image, the notes say what may be in its way.\n"
+        }
         (0, 0) => "\nbelljar run -- CMD will work here.\n",
         (0, _) => "\nbelljar run -- CMD will work here, but not with this image until what is marked bad is mended.\n",
         _ => "\nbelljar run -- CMD cannot work here until what is marked bad is mended.\n",
@@ -270,7 +248,7 @@ bad   kernel    none found
 belljar run -- CMD cannot work here until what is marked bad is mended.
 ";
         assert_eq!(render(&findings, false), expected);
-        let image = [Finding::good("QEMU", "x"), Finding::bad("boot", "nothing")];
+        let image = [Finding::good("QEMU", "x"), Finding { of_image: true, ..Finding::bad("boot", "nothing") }];
         assert!(render(&image, false).contains("will work here, but not with this image"));
         assert!(render(&findings[..2], false).ends_with("will work here.\n"));
         assert!(render(&findings, true).contains("\x1b[31mbad \x1b[0m"));

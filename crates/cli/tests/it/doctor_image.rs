@@ -1,0 +1,88 @@
+//! `belljar doctor IMAGE`: what a person is told of a disk that is only read. The disks are those of `crates/disk-reader/tests/data`.
+
+use std::{fs, io::Read, path::Path};
+
+use crate::harness::{Lab, WELL};
+
+/// A disk of the reader's tests.
+fn disk(name: &str) -> Vec<u8> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../disk-reader/tests/data/{name}.img.xz"));
+    let packed = fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let mut bytes = Vec::new();
+    lzma_rust2::XzReader::new(&packed[..], false).read_to_end(&mut bytes).expect("xz");
+    bytes
+}
+
+/// Puts other bytes of the same length wherever some are.
+fn replace(bytes: &mut [u8], old: &[u8], new: &[u8]) {
+    assert_eq!(old.len(), new.len());
+    let places: Vec<usize> =
+        bytes.windows(old.len()).enumerate().filter(|(_, w)| *w == old).map(|(at, _)| at).collect();
+    assert!(!places.is_empty(), "{} is not there", String::from_utf8_lossy(old));
+    for at in places {
+        bytes[at..at + new.len()].copy_from_slice(new);
+    }
+}
+
+/// What is said of an image, from the line with its name on, and the exit code.
+fn doctor(lab: &Lab, name: &str, bytes: &[u8]) -> (i32, String) {
+    let path = lab.path(name);
+    fs::write(&path, bytes).expect("file");
+    let path = path.display().to_string();
+    let outcome = lab.belljar(["doctor", &path]).script(WELL).go();
+    let text = outcome.text().replace(&path, "DISK");
+    let begin = text.find("DISK").and_then(|at| text[..at].rfind('\n')).map_or(0, |at| at + 1);
+    (outcome.status.code().expect("it ended"), text[begin..].to_owned())
+}
+
+#[test]
+fn a_system_is_described() {
+    let lab = Lab::new();
+    let (code, text) = doctor(&lab, "disk.raw", &disk("gpt"));
+    insta::assert_snapshot!(text);
+    assert_eq!(code, 0);
+}
+
+#[test]
+fn a_disk_that_only_a_kernel_of_its_own_starts_is_described() {
+    let lab = Lab::new();
+    let (code, text) = doctor(&lab, "disk.raw", &disk("btrfs"));
+    insta::assert_snapshot!(text);
+    assert_eq!(code, 125);
+}
+
+#[test]
+fn what_an_image_says_is_shown_and_not_obeyed() {
+    let lab = Lab::new();
+    let mut bytes = disk("mbr");
+    replace(&mut bytes, b"menuentry 'Second'", b"menuentry '\x1b[2J\x07\xc2'");
+    replace(&mut bytes, b"Fake Linux 9 (nine)", "Fake \u{202e}\r\x1b]0;x\x07 (9)".as_bytes());
+    let (_, text) = doctor(&lab, "disk.raw", &bytes);
+    assert!(text.contains(" (9), on partition 5"), "{text}");
+    assert!(!text.contains(['\x1b', '\x07', '\r', '\u{202e}']), "{text:?}");
+}
+
+#[test]
+fn what_no_guest_boots_from_is_told_without_a_boot() {
+    let lab = Lab::new();
+    let mut other = disk("gpt");
+    replace(
+        &mut other,
+        b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x03\0\x3e\0",
+        b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x03\0\xb7\0",
+    );
+    let (code, text) = doctor(&lab, "other.raw", &other);
+    assert!(code == 125 && text.contains("aarch64: an image is started on x86-64, which does not run it"), "{text}");
+
+    let whole = disk("gpt");
+    let (code, text) = doctor(&lab, "cut.raw", &whole[..12_000_256]);
+    assert!(code == 125 && text.contains("it is cut short: partition 15 has 8388608 bytes"), "{text}");
+
+    // One partition, encrypted.
+    let mut locked = disk("mbr")[..4 << 20].to_vec();
+    locked[446 + 16..510].fill(0);
+    locked[1 << 20..][..8].copy_from_slice(b"LUKS\xba\xbe\0\x02");
+    let (code, text) = doctor(&lab, "locked.raw", &locked);
+    assert!(code == 125 && text.contains("partition 1 is encrypted (LUKS), and no system is beside it"), "{text}");
+    assert_eq!(lab.starts(), (0, 0), "nothing was started");
+}

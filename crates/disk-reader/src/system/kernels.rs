@@ -1,0 +1,155 @@
+//! The kernels of a system, and what they can do.
+
+use std::collections::HashSet;
+
+use belljar_image::kernel::{self, Arch, Release};
+use belljar_image::modules::{Feature, Presence, module_name};
+
+use super::tree::Tree;
+
+/// Kernels that are looked at.
+const MAX_KERNELS: usize = 8;
+/// Bytes of `modules.dep`; a distribution's has half a megabyte.
+const MAX_INDEX: u64 = 16 << 20;
+/// Bytes of a kernel's configuration.
+const MAX_CONFIG: u64 = 2 << 20;
+
+/// A kernel that is installed in a system.
+#[derive(Clone, Debug)]
+pub struct SystemKernel {
+    /// Where the system has it.
+    pub path: String,
+    /// What `uname -r` would say, by its file or by its name.
+    pub release: Option<Release>,
+    /// What it is for, where its file says so.
+    pub arch: Option<Arch>,
+    /// What tells what it can do.
+    pub abilities: Abilities,
+}
+
+/// What is known of a kernel's abilities.
+#[derive(Clone, Debug)]
+pub enum Abilities {
+    /// By its directory of modules, which lists those built in as well.
+    Modules(Box<Names>),
+    /// By its configuration; its modules are not there.
+    Configuration(Box<HashSet<String>>),
+    /// Neither could be read.
+    Unknown,
+}
+
+/// Names of modules.
+#[derive(Clone, Debug, Default)]
+pub struct Names {
+    builtin: HashSet<String>,
+    loadable: HashSet<String>,
+}
+
+impl SystemKernel {
+    /// Whether the kernel has something; none if that is not known.
+    #[must_use]
+    pub fn feature(&self, feature: Feature) -> Option<Presence> {
+        match &self.abilities {
+            Abilities::Modules(names) => feature.modules().iter().map(|name| names.presence(name)).max(),
+            Abilities::Configuration(options) => {
+                let keys = keys(feature)?;
+                Some(if keys.iter().all(|key| options.contains(*key)) { Presence::Builtin } else { Presence::Absent })
+            }
+            Abilities::Unknown => None,
+        }
+    }
+}
+
+impl Names {
+    fn presence(&self, name: &str) -> Presence {
+        match (self.builtin.contains(name), self.loadable.contains(name)) {
+            (true, _) => Presence::Builtin,
+            (_, true) => Presence::Module,
+            _ => Presence::Absent,
+        }
+    }
+}
+
+/// What a feature is called in a kernel's configuration.
+fn keys(feature: Feature) -> Option<&'static [&'static str]> {
+    Some(match feature {
+        Feature::VirtioPci => &["CONFIG_VIRTIO_PCI"],
+        Feature::VirtioConsole => &["CONFIG_VIRTIO_CONSOLE"],
+        Feature::NineP => &["CONFIG_9P_FS", "CONFIG_NET_9P_VIRTIO"],
+        Feature::Overlay => &["CONFIG_OVERLAY_FS"],
+        Feature::VirtioBlk => &["CONFIG_VIRTIO_BLK"],
+        Feature::VirtioScsi => &["CONFIG_SCSI_VIRTIO"],
+        Feature::VirtioNet => &["CONFIG_VIRTIO_NET"],
+        Feature::Nvme => &["CONFIG_BLK_DEV_NVME"],
+        Feature::AfPacket => &["CONFIG_PACKET"],
+        Feature::VirtioRng => &["CONFIG_HW_RANDOM_VIRTIO"],
+        Feature::FileSystem("fuse") => &["CONFIG_FUSE_FS"],
+        Feature::FileSystem("virtiofs") => &["CONFIG_VIRTIO_FS"],
+        Feature::FileSystem("ext4") => &["CONFIG_EXT4_FS"],
+        Feature::Vsock => &["CONFIG_VIRTIO_VSOCKETS"],
+        Feature::FileSystem(_) => return None,
+    })
+}
+
+/// The kernels in `/boot`, newest first.
+pub(super) fn find(tree: &mut Tree) -> Vec<SystemKernel> {
+    let names = tree.list("/boot").unwrap_or_default();
+    let is_kernel = |name: &&String| {
+        ["vmlinuz", "vmlinux", "Image", "kernel"]
+            .iter()
+            .any(|start| name.strip_prefix(start).is_some_and(|rest| rest.is_empty() || rest.starts_with('-')))
+    };
+    let mut paths: Vec<String> = names.iter().filter(is_kernel).map(|name| format!("/boot/{name}")).collect();
+    // A versioned name says more than a link to it.
+    let versioned: Vec<String> = paths.iter().filter(|path| path.contains('-')).cloned().collect();
+    if !versioned.is_empty() {
+        paths = versioned;
+    }
+    for (modules, release) in
+        tree.list("/lib/modules").unwrap_or_default().iter().map(|release| ("/lib/modules", release))
+    {
+        if paths.is_empty() {
+            let path = format!("{modules}/{release}/vmlinuz");
+            paths.extend(tree.is_there(&path).then_some(path));
+        }
+    }
+    let mut kernels: Vec<SystemKernel> =
+        paths.into_iter().take(4 * MAX_KERNELS).filter_map(|path| look(tree, path)).collect();
+    kernels.sort_by(|a, b| b.release.cmp(&a.release));
+    kernels.truncate(MAX_KERNELS);
+    kernels
+}
+
+fn look(tree: &mut Tree, path: String) -> Option<SystemKernel> {
+    let head = tree.head(&path, kernel::IDENTITY).ok()?;
+    let known = kernel::identify(&head);
+    let by_name =
+        path.rsplit('/').next().and_then(|name| name.split_once('-')).map(|(_, release)| Release::new(release));
+    let (arch, release) = known.unwrap_or((None, None));
+    let release = release.or(by_name);
+    let abilities = release.as_ref().map_or(Abilities::Unknown, |release| abilities(tree, release));
+    Some(SystemKernel { path, release, arch, abilities })
+}
+
+fn abilities(tree: &mut Tree, release: &Release) -> Abilities {
+    let directory = format!("/lib/modules/{release}");
+    if let Ok(builtin) = tree.text(&format!("{directory}/modules.builtin"), MAX_INDEX) {
+        let loadable = tree.text(&format!("{directory}/modules.dep"), MAX_INDEX).unwrap_or_default();
+        let first = |line: &str| module_name(line.split(':').next()?.trim());
+        return Abilities::Modules(Box::new(Names {
+            builtin: builtin.lines().filter_map(first).collect(),
+            loadable: loadable.lines().filter_map(first).collect(),
+        }));
+    }
+    match tree.text(&format!("/boot/config-{release}"), MAX_CONFIG) {
+        Ok(text) => {
+            let set = text
+                .lines()
+                .filter_map(|line| line.split_once('='))
+                .filter(|(_, value)| *value == "y")
+                .map(|(key, _)| key.to_owned());
+            Abilities::Configuration(Box::new(set.collect()))
+        }
+        Err(_) => Abilities::Unknown,
+    }
+}
