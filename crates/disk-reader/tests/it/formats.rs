@@ -94,6 +94,55 @@ fn the_server_ends_with_the_reader_and_with_its_process() {
     assert!(!Path::new(&format!("/proc/{}", mine[0])).exists());
 }
 
+/// What [`nothing_outlives_a_reader_that_is_killed`] starts and kills.
+#[test]
+#[ignore = "it is started by another test"]
+fn a_reader_that_waits() {
+    let Some(path) = std::env::var_os("READER_TEST_IMAGE") else { return };
+    let disk = open(Path::new(&path)).unwrap();
+    fs::write(Path::new(&path).with_file_name("open"), "").unwrap();
+    std::thread::sleep(Duration::from_secs(600));
+    drop(disk);
+}
+
+#[test]
+fn nothing_outlives_a_reader_that_is_killed() {
+    let dir = tempfile::tempdir().unwrap();
+    raw(dir.path());
+    img(dir.path(), &["convert", "-O", "qcow2", "disk.raw", "orphan.qcow2"]);
+    let path = dir.path().join("orphan.qcow2");
+    let mut reader = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "formats::a_reader_that_waits", "--ignored"])
+        .env("READER_TEST_IMAGE", &path)
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    while !dir.path().join("open").exists() {
+        assert!(reader.try_wait().unwrap().is_none(), "it has ended");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let name = path.to_str().unwrap();
+    let serves = |id: &u32| {
+        fs::read_to_string(format!("/proc/{id}/cmdline"))
+            .is_ok_and(|words| words.starts_with("/usr/bin/qemu-nbd") && words.contains(name))
+    };
+    let all = || {
+        fs::read_dir("/proc")
+            .unwrap()
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .filter(serves)
+            .collect::<Vec<u32>>()
+    };
+    assert_eq!(all().len(), 1);
+    reader.kill().unwrap();
+    reader.wait().unwrap();
+    // The kernel closes the connection, of which the server hears.
+    while !all().is_empty() {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 #[test]
 fn a_server_that_dies_or_is_not_there_is_an_error() {
     let dir = tempfile::tempdir().unwrap();

@@ -34,7 +34,7 @@ fn changed_bytes_do_no_harm() {
             .map(|(i, _)| 64 * i as u64)
             .collect();
         let change = (0..used.len(), 0u64..64, prop_oneof![Just(0u8), Just(0xff), Just(1), any::<u8>()]);
-        let mut runner = TestRunner::new(Config { cases: 10, ..Config::default() });
+        let mut runner = TestRunner::new(Config { cases: 6, ..Config::default() });
         let outcome = runner.run(&prop::collection::vec(change, 1..12), |changes| {
             let data: Vec<u8> = changes
                 .iter()

@@ -101,3 +101,6 @@ pub(super) fn read(volumes: &[Volume], fs: &mut FileSystems, place: &Place, text
     boot.default = default;
     boot
 }
+
+#[cfg(test)]
+mod tests;

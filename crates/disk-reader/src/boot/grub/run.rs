@@ -51,7 +51,8 @@ struct Item {
 enum Body {
     Entry(Block),
     Submenu,
-    Specified(bls::Specified),
+    /// And the place where its paths begin.
+    Specified(Box<bls::Specified>, Place),
 }
 
 /// What an entry has asked for so far.
@@ -537,8 +538,11 @@ impl<'r, 'f> Run<'r, 'f> {
 
     fn blscfg(&mut self) -> bool {
         let mut found = false;
-        for directory in ["/loader/entries", "/boot/loader/entries"] {
-            let Some(place) = self.place(directory) else { continue };
+        // Fedora's looks on `$boot` where a BIOS started it, and on `$root` where EFI did.
+        let boot = self.value("boot");
+        let of_boot = (!boot.is_empty()).then(|| format!("({boot})/loader/entries"));
+        for directory in ["/loader/entries".to_owned(), "/boot/loader/entries".to_owned()].into_iter().chain(of_boot) {
+            let Some(place) = self.place(&directory) else { continue };
             let mut entries = bls::read(self.fs, &place);
             // As GRUB shows them: the newest first.
             entries.sort_by(|a, b| bls::by_name(&b.id, &a.id));
@@ -547,7 +551,7 @@ impl<'r, 'f> Run<'r, 'f> {
                 let item = Item {
                     title: entry.title(),
                     id: entry.id.clone(),
-                    body: Body::Specified(entry),
+                    body: Body::Specified(Box::new(entry), Place { path: "/".into(), ..place.clone() }),
                     parent: self.submenu,
                 };
                 if !self.add(item) {
@@ -643,10 +647,9 @@ impl<'r, 'f> Run<'r, 'f> {
             let outcome = match &item.body {
                 Body::Submenu => continue,
                 Body::Entry(body) => self.run_entry(&item, body),
-                Body::Specified(entry) => {
-                    let root = self.place("/").unwrap_or_else(|| self.home.clone());
+                Body::Specified(entry, root) => {
                     let variables = self.variables.clone();
-                    entry.boot(self.volumes, self.fs, &root, &|name| variables.get(name).cloned())
+                    entry.boot(self.volumes, self.fs, root, &|name| variables.get(name).cloned())
                 }
             };
             found.push((path, outcome));
