@@ -126,9 +126,15 @@ pub(crate) fn find(volumes: &[Volume], fs: &mut FileSystems) -> Option<Boot> {
         return Some(guess);
     }
     let mut boot = (!all.is_empty()).then(|| all.remove(usable.unwrap_or(0)))?;
-    let same = |a: &BootEntry, b: &BootEntry| (&a.kernel, &a.command_line) == (&b.kernel, &b.command_line);
-    let known = |entry: &BootEntry| boot.entries.iter().any(|ours| same(ours, entry));
-    let others: Vec<Boot> = all.into_iter().filter(|other| !other.entries.iter().all(known)).collect();
+    let known = |other: &Boot, entry: &BootEntry| {
+        // GRUB puts its variables into entries of the boot loader specification.
+        let by_grub = (boot.loader, other.loader) == (Loader::Grub, Loader::SystemdBoot);
+        boot.entries
+            .iter()
+            .any(|ours| ours.kernel == entry.kernel && (by_grub || ours.command_line == entry.command_line))
+    };
+    let others: Vec<Boot> =
+        all.into_iter().filter(|other| !other.entries.iter().all(|entry| known(other, entry))).collect();
     for other in others {
         boot.notes.push(format!(
             "there is another configuration, {} ({}), which was passed over",

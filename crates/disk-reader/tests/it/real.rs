@@ -139,6 +139,45 @@ fn links_are_followed_within_the_file_system() {
 }
 
 #[test]
+fn entries_of_the_boot_loader_specification_are_grubs_menu() {
+    let found = look("bls");
+    assert_eq!((found.loader, found.notes.as_slice()), (Loader::Grub, [].as_slice()));
+    let kernels: Vec<_> = found.entries.iter().map(|entry| entry.kernel.path.as_str()).collect();
+    assert_eq!(kernels, ["/vmlinuz-6.12.1-200.fc41.x86_64", "/vmlinuz-6.9.1-1.fc41.x86_64", "/vmlinuz-0-rescue"]);
+    let entry = found.default_entry().unwrap();
+    assert_eq!(entry.title, "Fedora Linux (6.9.1-1.fc41.x86_64) 41 (Cloud Edition)", "the environment block has it");
+    assert_eq!(entry.command_line, format!("root=UUID={UUID} ro rootflags=subvol=root console=ttyS0"));
+    assert_eq!(found.read_file(&entry.initrds[0], 100).unwrap(), b"6.9.1-1.fc41.x86_64\n");
+}
+
+#[test]
+fn other_loaders_are_read() {
+    let found = look("sdboot");
+    let entry = found.default_entry().unwrap();
+    assert_eq!((found.loader, entry.title.as_str()), (Loader::SystemdBoot, "arch-fallback (6.12)"));
+    assert_eq!((entry.command_line.as_str(), entry.initrds.len()), ("root=LABEL=x rw console=ttyS0", 1));
+    assert_eq!(found.efi_programs(), ["BOOTX64.EFI"]);
+
+    let found = look("uki");
+    let entry = found.default_entry().unwrap();
+    assert_eq!((found.loader, entry.title.as_str()), (Loader::UnifiedKernel, "Fake 1 (6.12.1)"));
+    assert_eq!(entry.command_line, "root=LABEL=x quiet");
+    assert_eq!(found.read_file(&entry.initrds[0], 100).unwrap(), b"an initrd");
+    let kernel = found.read_file(&entry.kernel, 1 << 20).unwrap();
+    assert_eq!((kernel.len(), &kernel[0x202..0x206]), (42_560, &b"HdrS"[..]));
+
+    let found = look("extlinux");
+    let entry = found.default_entry().unwrap();
+    assert_eq!((found.loader, entry.title.as_str()), (Loader::Syslinux, "Linux virt"));
+    assert_eq!(entry.command_line, format!("root=UUID={UUID} modules=sd-mod,ext4 quiet"));
+    assert_eq!(
+        (entry.kernel.path.as_str(), entry.initrds[0].path.as_str()),
+        ("/boot/vmlinuz-virt", "/boot/initramfs-virt")
+    );
+    assert_eq!(found.system().unwrap().unwrap().name.as_deref(), Some("Alpine Linux v3.23"));
+}
+
+#[test]
 fn a_disk_of_nothing_has_nothing() {
     for size in [0, 1, 511, 512, 4096, 1 << 20] {
         let found = belljar_disk_reader::inspect(&in_memory(vec![0; size].into())).unwrap();
@@ -230,4 +269,13 @@ fn what_no_machine_boots_from_is_told() {
         let cut = |obstacle: &Obstacle| matches!(obstacle, Obstacle::Truncated { what: cut, .. } if cut == what);
         assert!(found.iter().any(cut), "{name}: {found:?}");
     }
+}
+
+/// A look at a disk belongs on a thread that may block, and its outcome to another.
+#[test]
+fn what_was_found_can_go_to_another_thread() {
+    let found = look("extlinux");
+    let entry = found.default_entry().unwrap().clone();
+    let initrd = std::thread::spawn(move || found.read_file(&entry.initrds[0], 100).unwrap()).join().unwrap();
+    assert_eq!(initrd, b"initramfs\n");
 }
