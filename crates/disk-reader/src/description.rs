@@ -122,6 +122,15 @@ pub fn inspect(disk: &Disk) -> Result<Description, ReadError> {
     for (index, why) in broken {
         volumes[index].unreadable = Some(why);
     }
+    for volume in volumes.iter().filter(|volume| volume.content.kind == ContentKind::Btrfs) {
+        // The log's root, in the superblock; zero after an orderly end.
+        if volume.part.bytes(0x1_0060, 8).is_ok_and(|root| root != [0; 8]) {
+            notes.push(format!(
+                "{}: the btrfs was not unmounted, and what only its log has (what was synced in the last seconds) is not seen",
+                volume.name
+            ));
+        }
+    }
     let boot = boot::find(&volumes, &mut file_systems(&volumes));
     if let Some(limit) = disk.limit_met() {
         return Err(limit);

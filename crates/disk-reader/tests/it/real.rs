@@ -271,6 +271,13 @@ fn what_no_machine_boots_from_is_told() {
     }
 }
 
+#[test]
+fn a_log_that_is_not_read_is_told() {
+    let found = look("btrfs-log");
+    assert!(found.notes[0].starts_with("the whole disk: the btrfs was not unmounted"), "{:?}", found.notes);
+    assert_eq!(found.default_entry().unwrap().title, "Second");
+}
+
 /// A look at a disk belongs on a thread that may block, and its outcome to another.
 #[test]
 fn what_was_found_can_go_to_another_thread() {
