@@ -34,7 +34,7 @@ pub(crate) struct GuestArgs {
     #[arg(long, value_name = "FORMAT")]
     pub(crate) image_format: Option<String>,
 
-    /// What starts the image's boot loader: the machine's BIOS, or UEFI [default: bios]
+    /// What starts the image's boot loader: the machine's BIOS, UEFI, or what the image has one for [default: bios]
     #[arg(long, value_name = "FIRMWARE", value_parser = word::<Firmware>())]
     pub(crate) firmware: Option<Firmware>,
 

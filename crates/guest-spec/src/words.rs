@@ -96,6 +96,8 @@ words! {
     /// What starts a guest's boot loader.
     #[derive(Default)]
     Firmware {
+        /// What the image has a boot loader for: the BIOS' if it has one, else UEFI's.
+        Auto = "auto",
         /// The BIOS of the machine.
         #[default]
         Bios = "bios",

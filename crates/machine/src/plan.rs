@@ -11,9 +11,7 @@ use std::{
     time::Duration,
 };
 
-use belljar_guest_spec::{
-    Accel, BootSource, Credentials, Firmware, GuestSpec, OopsPolicy, Unresolved, Word, WorkspaceMode,
-};
+use belljar_guest_spec::{Accel, BootSource, Credentials, GuestSpec, OopsPolicy, Unresolved, Word, WorkspaceMode};
 use belljar_image::{
     boot::{self, BootFiles, InitSpec},
     cache::Cache,
@@ -29,12 +27,13 @@ use crate::{
     conceal::{ConcealError, Concealment},
     host::HostContext,
     limits::Limits,
+    plan_firmware::{FirmwareQuestion, machine},
     plan_source::{Found, kernel_for_root, modules_for_root},
     plan_template::QEMU_MAC,
     qemu::{
         args::{self, DiskSource, MachineConfig, Nic, Node, Share, Slots},
         descriptors::Descriptors,
-        firmware::{self, NoUefi, Uefi},
+        firmware::{NoUefi, Uefi},
         platform::{self, Platform},
         probe::{self, AccelChoice, QemuInfo},
     },
@@ -219,13 +218,8 @@ pub fn prepare(
     let (kernel, place) = match found? {
         Found::Image { path, format, bus } => {
             volumes.push(Volume::boot(&host.qemu_img, path, format, bus)?);
-            if spec.firmware == Firmware::Uefi {
-                let Uefi { code, variables, described_in } = uefi(platform, spec, &qemu, &host)?;
-                choices.add(
-                    "firmware",
-                    code.path.display().to_string(),
-                    format!("UEFI, as {} says", described_in.display()),
-                );
+            let question = FirmwareQuestion { spec, platform, qemu: &qemu, host: &host, cache: &cache };
+            if let Some(Uefi { code, variables, .. }) = question.uefi_for(path, format, &mut choices)? {
                 flash.push(Node::fixed(DiskSource::Path(code.path), &code.format));
                 volumes.push(Volume::variables(&host.qemu_img, &variables)?);
             }
@@ -341,12 +335,11 @@ pub(crate) fn obstacles(source: &BootSource, spec: &GuestSpec, host: &HostContex
     let mut obstacles: Vec<PlanError> = Vec::new();
     let found = Found::look_at(source);
     let platform = found.as_ref().map_or_else(|_| platform::default(), Found::platform);
+    let mut qemu = None;
     match probe::find_qemu(platform, host.qemu.as_deref(), host.path.as_deref(), &host.cache_dir) {
-        Ok(qemu) => {
-            obstacles.extend(share::choose(&qemu).err().map(PlanError::NoShare));
-            if spec.firmware == Firmware::Uefi {
-                obstacles.extend(uefi(platform, spec, &qemu, host).err().map(PlanError::from));
-            }
+        Ok(found) => {
+            obstacles.extend(share::choose(&found).err().map(PlanError::NoShare));
+            qemu = Some(found);
         }
         Err(error) => obstacles.push(error.into()),
     }
@@ -354,6 +347,11 @@ pub(crate) fn obstacles(source: &BootSource, spec: &GuestSpec, host: &HostContex
         match found? {
             Found::Image { path, format, bus } => {
                 Volume::boot(&host.qemu_img, path, format, bus)?;
+                if let Some(qemu) = &qemu {
+                    let cache = Cache::new(&host.cache_dir, &host.cache_dir);
+                    let question = FirmwareQuestion { spec, platform, qemu, host, cache: &cache };
+                    question.uefi_for(path, format, &mut Choices::default())?;
+                }
             }
             Found::Root { root: _, arch: _, kernel, modules } => {
                 kernel_for_root(kernel, modules, &platform.processor, &mut Choices::default())?;
@@ -566,15 +564,6 @@ const WANTED: &[Feature] = &[
     Feature::Nvme,
     Feature::FileSystem("ext4"),
 ];
-
-/// The type of the guest's machine, with its properties.
-fn machine<'a>(platform: &Platform, spec: &'a GuestSpec) -> &'a str {
-    spec.machine.as_deref().unwrap_or(platform.default_machine().name)
-}
-
-fn uefi(platform: &Platform, spec: &GuestSpec, qemu: &QemuInfo, host: &HostContext) -> Result<Uefi, NoUefi> {
-    firmware::find(platform, machine(platform, spec), &qemu.path, &host.firmware_dirs)
-}
 
 /// Where devices are. They are left to QEMU where a machine is not of a type whose slots are known, or the user's own arguments may take
 /// some of them. They are, too, where a kernel is given with somebody else's initramfs: its root may be one of the disks, so that it has to boot

@@ -37,10 +37,14 @@ test_uefi() {
     uefi --disk size=64M,serial=d0 -- sh -c "$mark; readlink -f /dev/disk/by-id/virtio-d0"
     no_boot
     want_out set/dev/vdb
-    # One that boots on another machine, whose guest has another controller for its disk, too.
-    uefi --no-template --machine q35 --boot-bus sata -- sh -c "$mark; ls -d /sys/block/sda"
+    # The image says what it wants: without the code that a BIOS runs, UEFI. On another machine, with another controller for its disk.
+    qemu-img convert -O raw "$(fixture debian-bookworm)" efi-only.raw
+    dd if=/dev/zero of=efi-only.raw bs=440 count=1 conv=notrunc status=none
+    bj -v --image "$dir/efi-only.raw" --login root:belljar --firmware auto --no-template --machine q35 --boot-bus sata -- sh -c "$mark; ls -d /sys/block/sda"
     want_code 0
+    want_line '^belljar: firmware: .*/OVMF_CODE_4M.fd .*no code that a BIOS would run' err
     want_out set/sys/block/sda
+    rm efi-only.raw
     [ "$(sha256sum <"$(fixture debian-bookworm)")" = "$before" ] || fail 'the image has changed'
 }
 

@@ -1,6 +1,6 @@
 //! Guests that are started by UEFI firmware, which the laboratory describes as its packages do.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, process::Command};
 
 use crate::harness::{Belljar, Lab, Outcome};
 
@@ -152,4 +152,47 @@ fn a_guest_of_belljar_toml_says_it_and_an_option_overrules_it() {
         outcome.code(2).complains("--firmware needs --image");
     }
     assert_eq!(lab.seen().matches("-chardev").count(), 0);
+}
+
+/// A disk with a partition of EFI's kind in its first sector, and perhaps code for a BIOS before the table.
+fn efi_disk(lab: &Lab, name: &str, code: &[u8]) -> String {
+    let mut bytes = vec![0; 4 << 20];
+    bytes[..code.len()].copy_from_slice(code);
+    // Of type EF, from sector 2048 on, 4096 sectors.
+    bytes[446..462].copy_from_slice(&[0, 0, 0, 0, 0xef, 0, 0, 0, 0, 8, 0, 0, 0, 16, 0, 0]);
+    bytes[510..512].copy_from_slice(&[0x55, 0xaa]);
+    fs::write(lab.path(name), bytes).expect("disk");
+    lab.path(name).display().to_string()
+}
+
+#[test]
+fn what_an_image_wants_is_found_out_and_remembered() {
+    let lab = Lab::new();
+    lab.firmware();
+    let call = |image: &str| {
+        let words = ["--login", "root", "--image", image, "--firmware", "auto"];
+        lab.described(lab.run_bare(WELL).args(words).in_playground()).sh("exit 7").go()
+    };
+    let (bare, bios) = (efi_disk(&lab, "uefi.raw", &[]), efi_disk(&lab, "bios.raw", b"\xeb\x3c"));
+    let qcow2 = lab.path("uefi.qcow2").display().to_string();
+    let converted = Command::new("qemu-img").args(["convert", "-O", "qcow2", &bare, &qcow2]).status();
+    assert!(converted.expect("qemu-img").success());
+    for (image, uefi, why) in [
+        (&bare, true, "no code that a BIOS would run"),
+        (&qcow2, true, "no code that a BIOS would run"),
+        (&bios, false, "the image has code that a BIOS runs"),
+        (&lab.image("empty.qcow2", "qcow2").display().to_string(), false, "no EFI system partition"),
+    ] {
+        for _ in 0..2 {
+            let before = lab.flash().len();
+            let outcome = call(image);
+            outcome.code(7);
+            assert_eq!(lab.flash().len() - before, if uefi { 3 } else { 0 }, "{image}");
+            let choice = outcome.events().into_iter().find(|e| e["what"] == "firmware").expect("it is told");
+            assert!(choice["why"].as_str().is_some_and(|said| said.contains(why)), "{choice}");
+        }
+    }
+    // It is looked at again when it has changed.
+    efi_disk(&lab, "uefi.raw", b"\xeb\x3c");
+    assert_eq!(call(&bare).chosen("firmware"), ["bios"]);
 }

@@ -165,7 +165,7 @@ kinds! {
         "If it waits for ever, give the image's boot loader a timeout.";
     /// SeaBIOS found nothing to boot.
     NoBootDevice, Stuck, Boot, "the firmware found nothing to boot",
-        "The image has no BIOS boot loader (it may need UEFI: --firmware uefi, or the guest's `firmware`), or it is not a disk image at all.";
+        "The image has no BIOS boot loader (it may need UEFI: --firmware auto, or the guest's `firmware`), or it is not a disk image at all.";
     /// A UEFI firmware found nothing to boot.
     UefiNoBoot, Stuck, Boot, "the UEFI firmware found nothing to boot",
         "The image has no EFI boot loader (it may need BIOS: leave --firmware uefi out, or the guest's `firmware`), or it is not a disk image at all.";
