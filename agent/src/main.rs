@@ -50,6 +50,7 @@ const USAGE: &str = "usage: belljar-agent serve [--foreground] | version";
 // SAFETY: this is the program's only `main`.
 #[unsafe(no_mangle)]
 extern "C" fn main(argc: c_int, argv: *const *const std::ffi::c_char) -> c_int {
+    sys::remember_arguments(argv);
     let args: Vec<&[u8]> = (1..usize::try_from(argc).unwrap_or(0))
         // SAFETY: the C library gives `argc` pointers to strings that live as long as the process.
         .map(|at| unsafe { std::ffi::CStr::from_ptr(*argv.add(at)) }.to_bytes())

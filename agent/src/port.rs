@@ -57,7 +57,7 @@ pub(crate) enum NoPort {
 
 /// Opens the port: the virtio port of our name where there is one, else the second serial port.
 pub(crate) fn open(may_modprobe: bool) -> Result<Port, NoPort> {
-    let virtio = match virtio_port(may_modprobe) {
+    let virtio = match virtio_port(PORT_NAME, may_modprobe) {
         Ok(Some(port)) => return Ok(port),
         Ok(None) => "no virtio port of the name ".to_owned() + PORT_NAME,
         // Open already: most likely another agent has it.
@@ -70,9 +70,18 @@ pub(crate) fn open(may_modprobe: bool) -> Result<Port, NoPort> {
     }
 }
 
-fn virtio_port(may_modprobe: bool) -> Result<Option<Port>, String> {
+/// Opens the virtio port of this name.
+pub(crate) fn named(name: &str) -> Result<Port, NoPort> {
+    match virtio_port(name, false) {
+        Ok(Some(port)) => Ok(port),
+        Ok(None) => Err(NoPort::Lacking(format!("no virtio port of the name {name}"))),
+        Err(why) => Err(NoPort::Unopened(why)),
+    }
+}
+
+fn virtio_port(name: &str, may_modprobe: bool) -> Result<Option<Port>, String> {
     let events = uevents();
-    if let Some(found) = find_virtio() {
+    if let Some(found) = find_virtio(name) {
         return open_virtio(&found).map(Some);
     }
     if may_modprobe && !fs::exists(PORTS).unwrap_or(false) {
@@ -87,7 +96,7 @@ fn virtio_port(may_modprobe: bool) -> Result<Option<Port>, String> {
     }
     let deadline = Instant::now() + APPEARS;
     loop {
-        if let Some(found) = find_virtio() {
+        if let Some(found) = find_virtio(name) {
             return open_virtio(&found).map(Some);
         }
         let left = deadline.saturating_duration_since(Instant::now());
@@ -124,13 +133,13 @@ struct Found {
     number: (u32, u32),
 }
 
-fn find_virtio() -> Option<Found> {
+fn find_virtio(wanted: &str) -> Option<Found> {
     for entry in fs::read_dir(PORTS).ok()?.flatten() {
         let path = entry.path();
         let Ok(name) = fs::read_to_string(path.join("name")) else {
             continue;
         };
-        if name.trim_end() != PORT_NAME {
+        if name.trim_end() != wanted {
             continue;
         }
         let number = fs::read_to_string(path.join("dev")).ok()?;
@@ -173,7 +182,7 @@ fn open_virtio(found: &Found) -> Result<Port, String> {
 }
 
 /// Opens a character device by its node, or by one that is made for the purpose where nobody has made it.
-fn open_device(node: &str, (major, minor): (u32, u32)) -> Result<OwnedFd, Errno> {
+pub(crate) fn open_device(node: &str, (major, minor): (u32, u32)) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let number = rustix::fs::makedev(major, minor);
     if rustix::fs::stat(node)

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use belljar_proto::frame::{from_bytes, to_bytes};
-use belljar_proto::message::{Mount, MountFault, MountMode, Quiesce, Setup};
+use belljar_proto::message::{Mount, MountFault, MountMode, Quiesce, Setup, SetupReport};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
@@ -21,20 +21,18 @@ const MAX_LEFT: usize = 20;
 /// A clock that is off by less is left alone: setting it is a jump for everything that runs.
 const CLOCK_TOLERANCE_NS: u128 = 1_000_000_000;
 
-/// Faults by index, as the job reports them.
-pub(crate) type Faults = Vec<(u32, MountFault)>;
-
 /// Mounts the shares in a process of its own. `old` are those that an earlier setup mounted.
 pub(crate) fn start(setup: Setup, old: &[Mount]) -> Result<Job, Errno> {
     Job::start(Kind::Setup, None, || to_bytes(&mount_all(&setup.mounts, old)).unwrap_or_default())
 }
 
 /// Mounts the shares in place of `old`.
-pub(crate) fn mount_all(wanted: &[Mount], old: &[Mount]) -> Faults {
+pub(crate) fn mount_all(wanted: &[Mount], old: &[Mount]) -> SetupReport {
     for mount in old.iter().rev() {
         let _ = rustix::mount::unmount(mount.path.as_str(), UnmountFlags::DETACH);
     }
-    (0_u32..).zip(wanted).filter_map(|(index, mount)| share::mount(mount).err().map(|fault| (index, fault))).collect()
+    share::not_let_go(old.iter().flat_map(|mount| &mount.sources));
+    share::mount_all(wanted)
 }
 
 /// Makes directories that everybody may write to; gives why some could not be made.
@@ -68,6 +66,9 @@ pub(crate) fn start_quiesce(wanted: Quiesce, old: &[Mount], addressed: bool) -> 
         // What the guest still has to write, each of its copies would.
         rustix::fs::sync();
         left.extend(share::mounted());
+        if left.is_empty() {
+            left = share::not_let_go(old.iter().flat_map(|mount| &mount.sources));
+        }
         left.truncate(MAX_LEFT);
         to_bytes(&left).unwrap_or_default()
     })
@@ -98,9 +99,9 @@ pub(crate) fn left(report: &[u8]) -> Vec<String> {
 }
 
 /// What the setup's job reported.
-pub(crate) fn faults(report: &[u8]) -> Faults {
-    from_bytes(report)
-        .unwrap_or_else(|_| vec![(0, MountFault::Failed { detail: "the agent's helper that mounts died".into() })])
+pub(crate) fn report(report: &[u8]) -> SetupReport {
+    let died = || MountFault::Failed { detail: "the agent's helper that mounts died".into() };
+    from_bytes(report).unwrap_or_else(|_| SetupReport { faults: vec![(0, died())], ..SetupReport::default() })
 }
 
 /// Writes the shares back.

@@ -3,6 +3,7 @@
 
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicPtr, Ordering};
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
@@ -153,17 +154,22 @@ pub(crate) fn pass_on(fd: RawFd) -> Result<(), Errno> {
 
 /// Closes every descriptor above standard error, but for one.
 pub(crate) fn close_others(keep: RawFd) {
+    close_all_but(&[keep]);
+}
+
+/// Closes every descriptor above standard error, but for some. Only for a process that is about to have nothing else.
+pub(crate) fn close_all_but(keep: &[RawFd]) {
     let Ok(list) = std::fs::read_dir("/proc/self/fd") else {
         return;
     };
     let open: Vec<RawFd> = list
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter(|&fd| fd > 2 && fd != keep)
+        .filter(|fd| *fd > 2 && !keep.contains(fd))
         .collect();
     for fd in open {
-        // SAFETY: called before the agent has opened anything of its own; the directory's descriptor is closed already,
-        // and closing it again does nothing.
+        // SAFETY: called before the agent has opened anything of its own, or by a child that uses nothing of its parent's; the directory's
+        // descriptor is closed already, and closing it again does nothing.
         unsafe { libc::close(fd) };
     }
 }
@@ -265,4 +271,39 @@ pub(crate) fn loopback_up() -> Result<(), Errno> {
         check(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &request))?;
     }
     Ok(())
+}
+
+/// Where the kernel finds the process's first argument.
+static FIRST_ARGUMENT: AtomicPtr<c_char> = AtomicPtr::new(std::ptr::null_mut());
+
+/// Remembers where the first argument is.
+#[cfg(not(test))]
+pub(crate) fn remember_arguments(argv: *const *const c_char) {
+    // SAFETY: the C library gives an array that ends with a null pointer.
+    FIRST_ARGUMENT.store(unsafe { *argv }.cast_mut(), Ordering::Relaxed);
+}
+
+/// Makes this process known by a name, deaf to all signals that can be blocked, and spared by systemd when it ends the system
+/// (<https://systemd.io/ROOT_STORAGE_DAEMONS>: a first argument that begins with `@`). What it writes back needs no writing back to get memory.
+pub(crate) fn be_a_relay(name: &str) {
+    const PR_SET_IO_FLUSHER: c_int = 57;
+    if let Ok(name) = CString::new(name) {
+        let _ = rustix::thread::set_name(&name);
+    }
+    let first = FIRST_ARGUMENT.load(Ordering::Relaxed);
+    // SAFETY: the argument is a string of this process's own, which nobody else looks at, and no byte is written behind its end. A signal
+    // set is plain data; no pointer is kept.
+    unsafe {
+        if !first.is_null() {
+            let room = CStr::from_ptr(first).count_bytes();
+            let name = std::iter::once(&b'@').chain(name.as_bytes()).chain(std::iter::repeat(&0));
+            for (at, byte) in name.take(room).enumerate() {
+                *first.add(at) = byte.cast_signed();
+            }
+        }
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&mut all);
+        libc::sigprocmask(libc::SIG_SETMASK, &all, std::ptr::null_mut());
+        libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0);
+    }
 }

@@ -2,7 +2,9 @@
 
 use std::os::fd::AsRawFd;
 
-use belljar_proto::message::{AskFiles, Exec, Leftovers, MODULES_SHARE, Quiesce, Setup, SyncFault, ToAgent, ToHost};
+use belljar_proto::message::{
+    AskFiles, Exec, Leftovers, MODULES_SHARE, Mount, Quiesce, Setup, SetupReport, SyncFault, ToAgent, ToHost,
+};
 use rustix::io::Errno;
 
 use super::Agent;
@@ -169,12 +171,12 @@ impl Agent {
         }
         if self.quiesced {
             // A process for it would cost an emulated guest more than the work.
-            let faults = setup::mount_all(&wanted.mounts, &self.mounts);
+            let report = setup::mount_all(&wanted.mounts, &self.mounts);
             if ours && let Some(identity) = &wanted.identity {
                 identity::change_address(identity, &self.cards.names);
             }
             self.mounting = wanted.mounts;
-            self.mounted(faults);
+            self.mounted(report);
             return;
         }
         if ours && let Some(identity) = &wanted.identity {
@@ -203,15 +205,16 @@ impl Agent {
     }
 
     /// Remembers what is mounted, and tells.
-    fn mounted(&mut self, faults: setup::Faults) {
+    fn mounted(&mut self, report: SetupReport) {
+        let carrying = usize::try_from(report.source).unwrap_or(usize::MAX);
         self.mounts = (0_u32..)
             .zip(self.mounting.drain(..))
-            .filter(|(index, _)| faults.iter().all(|(failed, _)| failed != index))
-            .map(|(_, mount)| mount)
+            .filter(|(index, _)| report.faults.iter().all(|(failed, _)| failed != index))
+            .map(|(_, mount)| Mount { sources: mount.sources.into_iter().skip(carrying).take(1).collect(), ..mount })
             .collect();
         self.shares = Shares::of(&self.mounts);
         self.asks.open();
-        self.link.queue(&ToHost::SetupDone(faults));
+        self.link.queue(&ToHost::SetupDone(report));
     }
 
     fn quiesce(&mut self, wanted: Quiesce) {
@@ -257,8 +260,8 @@ impl Agent {
         let Some(report) = job.poll() else { return };
         match kind {
             Kind::Setup => {
-                let faults = setup::faults(report);
-                self.mounted(faults);
+                let report = setup::report(report);
+                self.mounted(report);
             }
             Kind::Quiesce => {
                 let left = setup::left(report);

@@ -2,22 +2,27 @@
 //!
 //! What one kind of share does differently is in a file of its own, which is a line in [`carrier`].
 
+mod fuse;
 mod ninep;
+mod relay;
 
 use std::fs;
+use std::time::{Duration, Instant};
 
-use belljar_proto::message::{Mount, MountFault, MountMode, Source};
+use belljar_proto::message::{Mount, MountFault, MountMode, SetupReport, Source};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use crate::mounts::{make_directory, overlay};
 use crate::{modules, text};
 
+/// How long shares that were unmounted may take to be let go of.
+const LETTING_GO: Duration = Duration::from_secs(10);
 /// Where the parts of a copy-on-write share are.
 const PARTS: &str = "/run/belljar";
 
 /// File systems through which a guest sees its host, whoever mounted them.
-const OF_HOST: &[&str] = &["9p", "virtiofs"];
+const OF_HOST: &[&str] = &["9p", "virtiofs", fuse::KIND];
 
 /// What a share is mounted for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +56,10 @@ trait Carrier {
     fn may_lack_modules(&self, errno: Errno) -> bool;
     /// What this error says when all modules have been tried.
     fn explain(&self, errno: Errno) -> Cause;
+    /// Waits until nothing of it goes on in the guest, after it was unmounted; says what does.
+    fn let_go(&self, _: Instant) -> Result<(), String> {
+        Ok(())
+    }
 }
 
 /// Why a share could not be mounted; with what more is known than the error's name, if anything.
@@ -64,6 +73,7 @@ enum Cause {
 fn carrier(source: &Source) -> Box<dyn Carrier + '_> {
     match source {
         Source::NineP { tag } => Box::new(ninep::NineP { tag }),
+        Source::Fuse { port } => Box::new(fuse::Fuse { port }),
     }
 }
 
@@ -77,8 +87,35 @@ pub(crate) fn attach(source: &Source, target: &str, wanted: Use) -> Result<(), E
     carrier(source).mount(target, wanted)
 }
 
+/// Mounts shares as the host asked, all of them by the same kind: the first for which the kernel lacks nothing.
+pub(crate) fn mount_all(shares: &[Mount]) -> SetupReport {
+    let mut report = SetupReport::default();
+    for (index, share) in (0_u32..).zip(shares) {
+        loop {
+            let at = usize::try_from(report.source).unwrap_or(usize::MAX);
+            let Some(source) = share.sources.get(at) else {
+                let detail = "nothing carries it".to_owned();
+                report.faults.push((index, MountFault::Failed { detail }));
+                break;
+            };
+            match mount(share, source) {
+                Ok(()) => break,
+                Err(MountFault::NoFileSystem { detail }) if at + 1 < share.sources.len() => {
+                    report.source += 1;
+                    report.lacking.push(detail);
+                }
+                Err(fault) => {
+                    report.faults.push((index, fault));
+                    break;
+                }
+            }
+        }
+    }
+    report
+}
+
 /// Mounts one share as the host asked.
-pub(crate) fn mount(share: &Mount) -> Result<(), MountFault> {
+fn mount(share: &Mount, source: &Source) -> Result<(), MountFault> {
     let failed = |detail| MountFault::Failed { detail };
     let path = &*share.path;
     if !path.starts_with('/') || path.split('/').any(|name| name == "..") {
@@ -86,14 +123,14 @@ pub(crate) fn mount(share: &Mount) -> Result<(), MountFault> {
     }
     make_directory(path).map_err(failed)?;
     match share.mode {
-        MountMode::ReadWrite => attach_or_load(share, path, Use::Exchange),
-        MountMode::ReadOnly => attach_or_load(share, path, Use::Reading),
+        MountMode::ReadWrite => attach_or_load(share, source, path, Use::Exchange),
+        MountMode::ReadOnly => attach_or_load(share, source, path, Use::Reading),
         MountMode::CopyOnWrite => {
             let (lower, scratch) = (format!("{PARTS}/lower/{}", share.name), format!("{PARTS}/cow/{}", share.name));
             for directory in [&lower, &scratch] {
                 make_directory(directory).map_err(failed)?;
             }
-            attach_or_load(share, &lower, Use::Reading)?;
+            attach_or_load(share, source, &lower, Use::Reading)?;
             match overlay(&lower, &scratch, path) {
                 Ok(()) => Ok(()),
                 Err((what, Errno::NODEV)) if what.starts_with("mount overlay") => {
@@ -109,8 +146,8 @@ pub(crate) fn mount(share: &Mount) -> Result<(), MountFault> {
     }
 }
 
-fn attach_or_load(share: &Mount, target: &str, wanted: Use) -> Result<(), MountFault> {
-    let carrier = carrier(&share.source);
+fn attach_or_load(share: &Mount, source: &Source, target: &str, wanted: Use) -> Result<(), MountFault> {
+    let carrier = carrier(source);
     let Err(first) = carrier.mount(target, wanted) else { return Ok(()) };
     let (errno, tried) = if carrier.may_lack_modules(first) {
         let tried = modules::load(&[carrier.bus(), carrier.modules()].concat());
@@ -140,13 +177,22 @@ pub(crate) fn is_known(file_system: &str) -> bool {
     known.split_whitespace().any(|word| word == file_system)
 }
 
-/// Has the kernel know what shares of these kinds need, so that a copy can mount its own.
+/// Has the kernel know what shares of one of these kinds need, so that a copy can mount its own.
 pub(crate) fn load(sources: &[Source]) {
     for carrier in sources.iter().map(carrier) {
         if !is_known(carrier.file_system()) {
             modules::load(carrier.modules());
         }
+        if is_known(carrier.file_system()) {
+            return;
+        }
     }
+}
+
+/// What of these shares goes on although nothing of the host's is mounted any more.
+pub(crate) fn not_let_go<'a>(sources: impl Iterator<Item = &'a Source>) -> Vec<String> {
+    let deadline = Instant::now() + LETTING_GO;
+    sources.filter_map(|source| carrier(source).let_go(deadline).err()).collect()
 }
 
 /// Where something of the host's is mounted, whoever mounted it.

@@ -3,7 +3,7 @@
 use std::{ffi::OsString, path::PathBuf, sync::Arc, time::Duration};
 
 use belljar_guest_spec::{
-    Accel, Access, BootSource, DiskBus, Firmware, GuestSpec, Login, NicMode, OopsPolicy, Source, Surroundings,
+    Accel, Access, BootSource, DiskBus, Firmware, GuestSpec, Login, NicMode, OopsPolicy, ShareKind, Source, Surroundings,
     WorkspaceMode, in_home,
     rules::{self, Key, Notation},
 };
@@ -102,6 +102,10 @@ pub(crate) struct GuestArgs {
     #[arg(long, value_name = "OOPS", value_parser = word::<OopsPolicy>())]
     pub(crate) oops: Option<OopsPolicy>,
 
+    /// What carries the workspace and the output directory: 9p, fuse, or auto (9p where the guest's kernel has it, else fuse)
+    #[arg(long, value_name = "KIND", value_parser = word::<ShareKind>())]
+    pub(crate) share: Option<ShareKind>,
+
     /// Give up on the boot after this time [default: 2m, 20m without KVM, sooner if nothing moves]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub(crate) boot_timeout: Option<Duration>,
@@ -188,6 +192,7 @@ pub(crate) fn guest(args: &GuestArgs, named: Option<&Named>) -> Result<(GuestSpe
     spec.append.extend(args.append.iter().cloned());
     spec.qemu_args.extend(args.qemu_args.iter().cloned());
     spec.oops = args.oops.unwrap_or(spec.oops);
+    spec.share = args.share.unwrap_or(spec.share);
     spec.boot_timeout = args.boot_timeout.or(spec.boot_timeout);
     for path in &args.hide {
         // A shell leaves `~` in `--hide=~/x` as it is.

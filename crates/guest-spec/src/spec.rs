@@ -14,7 +14,7 @@ use thiserror::Error;
 use crate::{
     login::{Credentials, Login, Password, Secret},
     rules::Key,
-    words::{Accel, Access, DiskBus, Firmware, NicMode, OopsPolicy},
+    words::{Accel, Access, DiskBus, Firmware, NicMode, OopsPolicy, ShareKind},
 };
 
 /// Bytes of memory where nothing else is said.
@@ -45,6 +45,8 @@ pub struct GuestSpec {
     pub login: Option<Login>,
     /// What a fault that the guest's kernel reports does.
     pub oops: OopsPolicy,
+    /// What carries the workspace and the output directory.
+    pub share: ShareKind,
     /// Limit to the boot, from QEMU's start until a command can run; none is the default for the accelerator.
     pub boot_timeout: Option<Duration>,
     /// What of the host it must not see, beside what no guest sees. A path may begin with `~` until it is resolved, and its last
@@ -283,6 +285,7 @@ impl GuestSpec {
             qemu_args: Vec::new(),
             login: None,
             oops: OopsPolicy::default(),
+            share: ShareKind::default(),
             boot_timeout: None,
             hide: Vec::new(),
             mount_at: DEFAULT_MOUNT_AT.to_owned(),

@@ -133,6 +133,20 @@ words! {
 }
 
 words! {
+    /// What carries the host's directories into a guest.
+    #[derive(Default)]
+    ShareKind {
+        /// 9p where the guest's kernel has it, else FUSE.
+        #[default]
+        Auto = "auto",
+        /// A 9p device, served by QEMU.
+        NineP = "9p",
+        /// The guest's own FUSE, whose requests go through a port to Belljar.
+        Fuse = "fuse",
+    }
+}
+
+words! {
     /// What becomes of the guest's writes to the workspace.
     WorkspaceMode {
         /// They are written to the host.
@@ -163,6 +177,7 @@ mod tests {
         go_both_ways::<Firmware>();
         go_both_ways::<NicMode>();
         go_both_ways::<OopsPolicy>();
+        go_both_ways::<ShareKind>();
         go_both_ways::<WorkspaceMode>();
     }
 }

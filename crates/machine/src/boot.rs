@@ -28,7 +28,7 @@ use crate::{
         agent::{AgentSession, BoxedPort, Liveness, PortKind, Reports, of_session},
         console::ConsoleSession,
     },
-    share,
+    share::{self, Kind, served::Servers},
     watch::Watch,
 };
 
@@ -45,6 +45,8 @@ pub(crate) struct Machine {
     pub(crate) console: Console,
     pub(crate) watch: Watch,
     pub(crate) limits: Limits,
+    /// They go with it.
+    _servers: Servers,
 }
 
 /// Why a machine did not even start.
@@ -73,7 +75,7 @@ impl Machine {
         again: bool,
         view: Option<&Views>,
     ) -> Result<(Self, Ports), StartError> {
-        let Launch { config, descriptors } = launch;
+        let Launch { config, descriptors, served } = launch;
         keep_command(plan, &config.inheriting(&descriptors))?;
         let host = &plan.host;
         let log =
@@ -100,11 +102,13 @@ impl Machine {
             // Nobody looking is fine.
             drop(view.send(console.view()));
         }
-        let watch = Watch::new(&console, &qemu, plan.oops);
+        let (servers, ends) = Servers::start(served, &host.shim)
+            .map_err(|e| StartError::Files(host_file("wait at the ports of shares", &e)))?;
+        let watch = Watch::new(&console, &qemu, plan.oops, ends);
         let ports: Ports =
             vec![(PortKind::Virtio, Box::new(channels.agent)), (PortKind::Serial, Box::new(channels.serial1))];
         let limits = Limits::new(plan.accel(), plan.boot_timeout);
-        Ok((Self { qemu, console, watch, limits }, ports))
+        Ok((Self { qemu, console, watch, limits, _servers: servers }, ports))
     }
 
     /// Does some work, unless the guest dies meanwhile.
@@ -245,15 +249,27 @@ pub(crate) async fn finish(
     let ready = machine
         .attend(Phase::Session, observe, async |_, _, tell| match entered {
             Entered::Agent { session, .. } => {
-                let session = finish_setup(*session, plan, identity, &limits, limit, tell).await?;
-                Ok(Box::new(session) as Box<dyn Session>)
+                let (session, carried) = finish_setup(*session, plan, identity, &limits, limit, tell).await?;
+                Ok((Box::new(session) as Box<dyn Session>, carried))
             }
             Entered::Shell(mut shell) => {
                 if let Some(identity) = &identity {
                     enter::assume(&mut shell, identity, &limits).await?;
                 }
-                let exchange = match plan.exchange() {
-                    Some(kind) => match enter::mount_by_shell(&mut shell, share, kind, &limits).await? {
+                let mut carried = None;
+                let exchange = if plan.exchange().is_empty() {
+                    tell(no_share(&enter::make_out_dir(&mut shell, &limits).await?));
+                    None
+                } else {
+                    let mounted = match share::for_shell(plan.exchange()) {
+                        Ok(kind) => {
+                            carried = Some(Carried { kind, lacking: Vec::new() });
+                            enter::mount_by_shell(&mut shell, share, kind, &limits).await?
+                        }
+                        Err(why) if share.required() => return Err(Cause::NoShares(why).into()),
+                        Err(why) => Err(Cause::NoShares(why)),
+                    };
+                    match mounted {
                         Ok(exchange) => Some(exchange),
                         Err(Cause::NoShares(why)) => {
                             tell(no_share(&why));
@@ -263,22 +279,18 @@ pub(crate) async fn finish(
                             tell(EventKind::Warning { message: format!("{why}\n{}", share::OUT_IS_LOST) });
                             None
                         }
-                    },
-                    None => {
-                        tell(no_share(&enter::make_out_dir(&mut shell, &limits).await?));
-                        None
                     }
                 };
                 let session = ConsoleSession::new(*shell, exchange, limits.factor());
                 let session = session.with_layer(share.layer().map(str::to_owned));
-                Ok(Box::new(session) as Box<dyn Session>)
+                Ok((Box::new(session) as Box<dyn Session>, carried))
             }
         })
         .await;
     match ready {
-        Ok(session) => {
+        Ok((session, carried)) => {
             machine.watch.entered(session.reports());
-            if let Some(choice) = share_choice(plan, &*session) {
+            if let Some(choice) = share_choice(plan, &*session, carried) {
                 observe(choice);
             }
             machine.watch.shared(ReplacedFiles::new(machine.qemu.pid(), share.written().map(Path::to_owned).collect()));
@@ -289,13 +301,28 @@ pub(crate) async fn finish(
 }
 
 /// How the host's directories got into the guest; none if none did.
-fn share_choice(plan: &Plan, session: &dyn Session) -> Option<EventKind> {
+fn share_choice(plan: &Plan, session: &dyn Session, carried: Option<Carried>) -> Option<EventKind> {
     let workspace = plan.share.workspace.as_ref().map(|w| format!("the workspace at {} ({})", w.mount_at, w.mode));
     let by = session.mounted_by()?;
-    let Some(kind) = plan.exchange() else { return Some(no_share("none was asked for")) };
+    if plan.exchange().is_empty() {
+        return Some(no_share("none was asked for"));
+    }
+    let Carried { kind, lacking } = carried?;
     let mounted = workspace.into_iter().chain([format!("the output directory at {}", share::OUT_PATH)]);
     let mounted = mounted.collect::<Vec<_>>().join(" and ");
-    Some(EventKind::Choice { what: "share".into(), chosen: kind.name.into(), why: format!("{by} mounted {mounted}") })
+    let mut why = format!("{by} mounted {mounted}");
+    for (other, lacking) in plan.exchange().iter().zip(lacking) {
+        why.push_str(&format!("; the guest's kernel has no {} ({lacking})", other.what));
+    }
+    Some(EventKind::Choice { what: "share".into(), chosen: kind.name.into(), why })
+}
+
+/// What carries a guest's shares.
+#[derive(Debug)]
+struct Carried {
+    kind: &'static Kind,
+    /// Why those that come before it in [`Plan::exchange`] do not.
+    lacking: Vec<String>,
 }
 
 /// That nothing of the host's is in the guest, which nobody asked for.
@@ -387,7 +414,7 @@ async fn get_in(
         shell = shell_on_console(plan, console, patience, tell) => shell?,
     };
     tell(EventKind::Phase { phase: Phase::Session });
-    match enter::start_agent(&mut shell, plan.agent, plan.kind, limits).await? {
+    match enter::start_agent(&mut shell, plan.agent, plan.before_agent, limits).await? {
         enter::AgentStart::Started => {
             // The console is the kernel's again: its faults have to be seen.
             shell.restore_messages(&mut limits.line()).await.map_err(|e| enter::of_shell(&e, Phase::Session))?;
@@ -461,14 +488,14 @@ async fn finish_setup(
     limits: &Limits,
     limit: Duration,
     tell: Tell<'_>,
-) -> Result<AgentSession, Lost> {
+) -> Result<(AgentSession, Option<Carried>), Lost> {
     session.set_liveness(Liveness { silent_after: limits.silence() });
     let spec = &plan.share;
     let mounts = plan.mounts();
     let directories = if mounts.is_empty() { vec![share::OUT_PATH.to_owned()] } else { Vec::new() };
     let setup =
         Setup { mounts: mounts.clone(), directories, clock_ns: now_ns(), system: plan.system.clone(), identity };
-    let faults = match tokio::time::timeout(limit, session.setup(setup)).await {
+    let report = match tokio::time::timeout(limit, session.setup(setup)).await {
         Ok(answered) => answered.map_err(|e| of_session(e, Phase::Session))?,
         Err(_) => {
             let limit = crate::for_people(limit);
@@ -478,9 +505,10 @@ async fn finish_setup(
     for line in session.take_log() {
         tell(EventKind::Warning { message: format!("the agent says: {line}") });
     }
-    for (index, fault) in faults {
+    let kind = usize::try_from(report.source).ok().and_then(|at| plan.exchange().get(at).copied());
+    for (index, fault) in report.faults {
         let mount = usize::try_from(index).ok().and_then(|i| mounts.get(i));
-        let Some((mount, kind)) = mount.zip(plan.kind) else { continue };
+        let Some((mount, kind)) = mount.zip(kind) else { continue };
         let said = share::explain(mount, kind, &fault);
         if spec.required() && mount.name != share::MODULES_TAG {
             return Err(Cause::Mount(said).into());
@@ -488,5 +516,5 @@ async fn finish_setup(
         let lost = if mount.name == share::OUT_TAG { format!("\n{}", share::OUT_IS_LOST) } else { String::new() };
         tell(EventKind::Warning { message: said + &lost });
     }
-    Ok(session)
+    Ok((session, kind.map(|kind| Carried { kind, lacking: report.lacking })))
 }

@@ -9,17 +9,19 @@
 use std::{
     collections::BTreeSet,
     io,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use belljar_model::EventKind;
+use rustix::fs::{Mode, OFlags};
 
 use crate::{
     host::HostContext,
     qemu::{
-        args::MachineConfig,
+        args::{MachineConfig, Share},
         descriptors::{Descriptors, Purpose},
         sandbox::{
             hidden::{self, Seen, Shared},
@@ -55,6 +57,16 @@ struct Found {
     mounts: MountTable,
     hidden: Arc<BTreeSet<PathBuf>>,
     own: Arc<[Seen]>,
+}
+
+/// A directory that Belljar serves itself.
+pub(crate) struct ServedDirectory {
+    /// Of which share.
+    pub(crate) tag: String,
+    /// As the guest is to see it.
+    pub(crate) directory: OwnedFd,
+    /// What keeps it so.
+    pub(crate) view: Option<OwnedFd>,
 }
 
 /// What matters for one guest.
@@ -226,28 +238,47 @@ impl Concealment {
         Ok(concealment)
     }
 
-    /// Puts directories in which nothing hidden is seen in the place of the machine's shares.
+    /// Puts directories in which nothing hidden is seen in the place of the machine's shares; gives those that Belljar serves itself.
     pub(crate) fn apply(
         &self,
         config: &mut MachineConfig,
         descriptors: &mut Descriptors,
         host: &HostContext,
         dir: &Path,
-    ) -> Result<(), ConcealError> {
+    ) -> Result<Vec<ServedDirectory>, ConcealError> {
         let shares = shares(config);
-        if !self.possible {
-            return self.check(&hidden::existing(&shares)?, &self.hidden.find(host, dir)?, host);
+        let mut served = Vec::new();
+        if self.possible {
+            if let Some((views, which)) = self.open(&shares, host, dir)? {
+                for (view, path) in views.dirs.into_iter().zip(which) {
+                    let same = |s: &&mut Share| std::fs::canonicalize(&s.path).is_ok_and(|p| p == path);
+                    let mut theirs = config.shares.iter_mut().filter(same).peekable();
+                    if theirs.peek().is_none() {
+                        continue;
+                    }
+                    let ours = view.try_clone()?;
+                    let view = descriptors.add(Purpose::Directory, view);
+                    for share in theirs {
+                        if share.port.is_some() {
+                            let (directory, view) = (ours.try_clone()?, Some(views.namespace.try_clone()?));
+                            served.push(ServedDirectory { tag: share.tag.clone(), directory, view });
+                        }
+                        share.path = view.path().into();
+                    }
+                }
+                descriptors.add_set(Purpose::View, views.namespace);
+            }
+        } else {
+            self.check(&hidden::existing(&shares)?, &self.hidden.find(host, dir)?, host)?;
         }
-        let Some((views, which)) = self.open(&shares, host, dir)? else { return Ok(()) };
-        for (view, path) in views.dirs.into_iter().zip(which) {
-            let view = descriptors.add(Purpose::Directory, view);
-            let same = |s: &&mut crate::qemu::args::Share| std::fs::canonicalize(&s.path).is_ok_and(|p| p == path);
-            for share in config.shares.iter_mut().filter(same) {
-                share.path = view.path().into();
+        for share in config.shares.iter().filter(|share| share.port.is_some()) {
+            if served.iter().all(|one| one.tag != share.tag) {
+                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                let directory = rustix::fs::open(&share.path, flags, Mode::empty()).map_err(io::Error::from)?;
+                served.push(ServedDirectory { tag: share.tag.clone(), directory, view: None });
             }
         }
-        descriptors.add_set(Purpose::View, views.namespace);
-        Ok(())
+        Ok(served)
     }
 
     fn open(

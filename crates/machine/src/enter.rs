@@ -128,15 +128,18 @@ fn make_dir(at: &str) -> String {
 }
 
 async fn mount(shell: &mut Shell, kind: &Kind, tag: &str, at: &str, mode: &str, limits: &Limits) -> Result<(), Lost> {
-    let mount = (kind.mount_by_shell)(tag, &shell_word(at), mode);
-    let (make, load) = (make_dir(at), kind.load_by_shell);
+    let Some(by_shell) = &kind.by_shell else {
+        return Err(Cause::Defect(format!("a shell was to mount a share by {}", kind.name)).into());
+    };
+    let mount = (by_shell.mount)(tag, &shell_word(at), mode);
+    let (make, load) = (make_dir(at), by_shell.load);
     let line = format!("{make} && {{ {mount} 2>/dev/null || {{ {load}; {mount}; }}; }}");
     let reply = run(shell, &line, limits).await?;
     if reply.code == 0 {
         return Ok(());
     }
     let said = crate::console::sanitize::sanitize_line(&reply.output);
-    let known = run(shell, kind.known_to_shell, limits).await?;
+    let known = run(shell, by_shell.known, limits).await?;
     if known.code != 0 {
         let Kind { what: lacking, advice, .. } = kind;
         let what = share::what(tag);

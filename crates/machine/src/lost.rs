@@ -108,6 +108,8 @@ pub enum Cause {
     NoShares(String),
     /// A share could not be mounted in the guest.
     Mount(String),
+    /// The server of a share ended while the guest used it: which, and why.
+    ShareServer(String),
     /// What was written to the shares may not have reached the host.
     Unsynced(String),
     /// The shares, by where they were, are not mounted any more.
@@ -159,6 +161,7 @@ impl fmt::Display for Cause {
             Self::NoRandom(error) => write!(f, "no random numbers from the system: {error}"),
             Self::ConsoleLog(fault) => write!(f, "{fault}; free some space"),
             Self::Access(error) => write!(f, "{error}"),
+            Self::ShareServer(why) => write!(f, "{why}; what the guest saw of the share since then is not to be believed"),
             Self::Unsynced(what) => {
                 write!(f, "what the guest wrote to the shares may not have reached the host: {what}; is the disk full?")
             }

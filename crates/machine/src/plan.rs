@@ -6,12 +6,12 @@ use std::{
     ffi::OsString,
     fmt::Write as _,
     fs::Permissions,
-    os::unix::fs::PermissionsExt,
+    os::unix::{fs::PermissionsExt, net::UnixStream},
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use belljar_guest_spec::{Accel, BootSource, Credentials, GuestSpec, OopsPolicy, Unresolved, Word, WorkspaceMode};
+use belljar_guest_spec::{Accel, BootSource, Credentials, GuestSpec, OopsPolicy, ShareKind, Unresolved, Word, WorkspaceMode};
 use belljar_image::{
     boot::{self, BootFiles, InitSpec},
     cache::Cache,
@@ -21,23 +21,24 @@ use belljar_image::{
 };
 use belljar_model::EventKind;
 use belljar_proto::message::{INIT_AGENT_PATH, Mount, Source as ShareSource, System};
+use belljar_share_fuse::Use;
 
 use crate::{
     access::rungs::{self, Rung},
-    conceal::{ConcealError, Concealment},
+    conceal::{ConcealError, Concealment, ServedDirectory},
     host::HostContext,
     limits::Limits,
     plan_firmware::{FirmwareQuestion, machine},
     plan_source::{Found, kernel_for_root, modules_for_root},
     plan_template::QEMU_MAC,
     qemu::{
-        args::{self, DiskSource, MachineConfig, Nic, Node, Share, Slots},
-        descriptors::Descriptors,
+        args::{self, Chardev, DiskSource, MachineConfig, Nic, Node, Share, Slots},
+        descriptors::{Descriptors, Purpose},
         firmware::{NoUefi, Uefi},
         platform::{self, Platform},
         probe::{self, AccelChoice, QemuInfo},
     },
-    share::{self, Kind},
+    share::{self, Kind, served::Served},
     spec::{ShareSpec, Workspace},
     volume::{Volume, VolumeError, Volumes},
 };
@@ -84,8 +85,10 @@ pub struct Plan {
     pub(crate) agent: AgentPlace,
     pub(crate) login: Option<Credentials>,
     pub(crate) share: ShareSpec,
-    /// What carries host directories into it; none if it sees none.
-    pub(crate) kind: Option<&'static Kind>,
+    /// What brings its root and the agent, if something does.
+    pub(crate) before_agent: Option<&'static Kind>,
+    /// What may carry its other host directories, the first choice first; none if it sees none.
+    pub(crate) kinds: Vec<&'static Kind>,
     pub(crate) qemu: QemuInfo,
     pub(crate) host: HostContext,
     /// The guest's directory; it exists.
@@ -117,12 +120,14 @@ pub(crate) enum CopyError {
 pub(crate) struct Launch {
     pub(crate) config: MachineConfig,
     pub(crate) descriptors: Descriptors,
+    /// What Belljar serves itself.
+    pub(crate) served: Vec<Served>,
 }
 
 impl Launch {
     /// A machine that has no volumes yet.
     pub(crate) fn of(config: MachineConfig) -> Self {
-        Self { config, descriptors: Descriptors::default() }
+        Self { config, descriptors: Descriptors::default(), served: Vec::new() }
     }
 }
 
@@ -200,11 +205,18 @@ pub fn prepare(
     let qemu = probe::find_qemu(platform, host.qemu.as_deref(), host.path.as_deref(), &host.cache_dir)?;
     let rungs = rungs::choose(source);
     let is_init = rungs.iter().any(|rung| rung.is_init);
-    let kind =
-        sees_host(source, is_init, share).then(|| share::choose(&qemu)).transpose().map_err(PlanError::NoShare)?;
+    let sees_host = sees_host(source, is_init, share);
+    let before_agent = sees_host.then(|| share::before_agent(&qemu)).transpose().map_err(PlanError::NoShare)?;
     let carried = |tag: &str, path: PathBuf, read_only| {
-        kind.map(|kind| Share { tag: tag.to_owned(), device: kind.device, path, read_only })
+        before_agent.map(|kind| Share { tag: tag.to_owned(), device: kind.device, port: None, path, read_only })
     };
+    let asked = match (source, spec.share) {
+        // A kernel that has its root by it has it.
+        (BootSource::RootDir { .. }, ShareKind::Auto) => ShareKind::NineP,
+        (_, asked) => asked,
+    };
+    let kinds = || share::choose(asked, platform.agent().is_some(), &qemu);
+    let kinds = sees_host.then(kinds).transpose().map_err(PlanError::NoShare)?.unwrap_or_default();
     choices.add("qemu", format!("{} ({})", qemu.path.display(), qemu.version), qemu.why.clone());
     let accel = probe::choose_accel(platform, host.accel.or(spec.accel), &qemu, &host.shim, &host.cache_dir)?;
     choices.accelerator(&accel);
@@ -231,17 +243,20 @@ pub fn prepare(
             let asked = modules.is_some();
             let (kernel, modules) = kernel_for_root(kernel, modules, &platform.processor, &mut choices)?;
             of_kernel = modules.as_ref().and_then(|index| modules_for_root(root, &kernel, index, asked, &mut choices));
-            let spec = InitSpec { wanted: WANTED, ..init_spec(platform, agent, modules.as_ref()) };
+            let wanted = wanted(&kinds);
+            let spec = InitSpec { wanted: &wanted, ..init_spec(platform, agent, modules.as_ref()) };
             let files = boot::root_over_9p(&kernel, &spec, share::ROOT_TAG, &cache)?;
             shares.extend(carried(share::ROOT_TAG, root.to_owned(), true));
-            shares
-                .extend(of_kernel.as_ref().and_then(|modules| carried(share::MODULES_TAG, modules.dir.clone(), true)));
+            shares.extend(of_kernel.as_ref().map(|modules| {
+                let (tag, path) = (share::MODULES_TAG.to_owned(), modules.dir.clone());
+                exchanged(&kinds, tag, path, true)
+            }));
             (Some(files), AgentPlace::Initramfs)
         }
         Found::Initramfs { kernel, initrd, modules } => {
             let modules = modules.map(ModuleIndex::load).transpose()?;
-            let for_shares = kind.iter().flat_map(|kind| kind.features).copied().chain([Feature::Overlay]);
-            let wanted: Vec<_> = for_shares.chain(WANTED.iter().copied()).collect();
+            let kinds: Vec<_> = kinds.iter().chain(&before_agent).copied().collect();
+            let wanted = wanted(&kinds);
             // Without our own program in it, a kernel that cannot run that is as good as any.
             let runs = is_init || kernel.arch.is_none_or(|arch| arch == platform.processor.arch);
             let agent = agent.filter(|_| runs);
@@ -262,7 +277,7 @@ pub fn prepare(
         choices.boot_files(files);
     }
     if has_exchange(place, is_init, share, &shares) {
-        shares.extend(kind.into_iter().flat_map(|kind| spec_shares(share, kind, &dir)));
+        shares.extend(spec_shares(share, &kinds, &dir));
     }
     for disk in &spec.hardware.disks {
         volumes.push(Volume::further(&host.qemu_img, disk)?);
@@ -315,7 +330,8 @@ pub fn prepare(
         agent: place,
         login: spec.credentials()?,
         share: ShareSpec { modules: of_kernel, ..share.clone() },
-        kind,
+        before_agent,
+        kinds,
         qemu,
         host,
         dir,
@@ -338,7 +354,7 @@ pub(crate) fn obstacles(source: &BootSource, spec: &GuestSpec, host: &HostContex
     let mut qemu = None;
     match probe::find_qemu(platform, host.qemu.as_deref(), host.path.as_deref(), &host.cache_dir) {
         Ok(found) => {
-            obstacles.extend(share::choose(&found).err().map(PlanError::NoShare));
+            obstacles.extend(share::before_agent(&found).err().map(PlanError::NoShare));
             qemu = Some(found);
         }
         Err(error) => obstacles.push(error.into()),
@@ -412,9 +428,9 @@ impl Plan {
     /// The same guest with other directories of the host.
     pub(crate) fn with_share(&self, share: ShareSpec) -> Self {
         let mut plan = self.clone();
-        if let Some(kind) = self.exchange().or(self.kind.filter(|_| share.required())) {
+        if !self.exchange().is_empty() || share.required() {
             plan.config.shares.retain(|s| s.tag != share::OUT_TAG && s.tag != share::WORKSPACE_TAG);
-            plan.config.shares.extend(spec_shares(&share, kind, &plan.dir));
+            plan.config.shares.extend(spec_shares(&share, &plan.kinds, &plan.dir));
         }
         // They are the guest's, whatever else it sees of the host.
         plan.share = ShareSpec { modules: plan.share.modules.take(), ..share };
@@ -431,19 +447,22 @@ impl Plan {
         self.rungs.iter().find_map(|rung| Some((*rung, rung.agent?)))
     }
 
-    /// What carries the output directory and the workspace; none if the guest has neither.
-    pub(crate) fn exchange(&self) -> Option<&'static Kind> {
-        self.kind.filter(|_| self.config.shares.iter().any(|s| s.tag == share::OUT_TAG))
+    /// What may carry the output directory and the workspace, the first choice first; none if the guest has neither.
+    pub(crate) fn exchange(&self) -> &[&'static Kind] {
+        if self.config.shares.iter().any(|s| s.tag == share::OUT_TAG) { &self.kinds } else { &[] }
     }
 
     /// What the guest is to mount, in order.
     pub(crate) fn mounts(&self) -> Vec<Mount> {
-        self.exchange().map(|kind| share::mounts(&self.share, kind)).unwrap_or_default()
+        match self.exchange() {
+            [] => Vec::new(),
+            kinds => share::mounts(&self.share, kinds),
+        }
     }
 
-    /// What copies of the guest will mount, a share of each kind.
+    /// What may carry the shares of copies of the guest, the first choice first.
     pub(crate) fn sources(&self) -> Vec<ShareSource> {
-        self.exchange().map(|kind| (kind.source)(share::OUT_TAG)).into_iter().collect()
+        self.exchange().iter().map(|kind| (kind.source)(share::OUT_TAG)).collect()
     }
 
     /// Whether all of the guest is its own, so that what is set up in it stays true.
@@ -456,7 +475,7 @@ impl Plan {
                 "the guest's root is a directory of the host's, which may change under what was set up over it",
             );
         }
-        if self.exchange().is_none() {
+        if self.exchange().is_empty() {
             return Err("the guest sees nothing of the host, so that its set-up has nothing to read");
         }
         if !self.volumes.late().is_empty() {
@@ -489,9 +508,18 @@ impl Plan {
         Limits::new(self.accel(), self.boot_timeout).whole_boot()
     }
 
-    /// Takes what the guest must not see out of its shares.
+    /// Takes what the guest must not see out of its shares, and gives those their ports that Belljar serves itself.
     pub(crate) fn conceal(&self, launch: &mut Launch) -> Result<(), ConcealError> {
-        self.concealment.apply(&mut launch.config, &mut launch.descriptors, &self.host, &self.dir)
+        let Launch { config, descriptors, served } = launch;
+        for one in self.concealment.apply(config, descriptors, &self.host, &self.dir)? {
+            let ServedDirectory { tag, directory, view } = one;
+            let Some(share) = config.shares.iter_mut().find(|share| share.tag == tag) else { continue };
+            let (port, theirs) = UnixStream::pair()?;
+            share.port = Some(Chardev::Fd(descriptors.add(Purpose::Port, theirs)));
+            let using = if share.read_only { Use::Reading } else { Use::Exchange };
+            served.push(Served { tag, port, directory, view, using });
+        }
+        Ok(())
     }
 
     /// Puts what a boot needs where the guest finds it.
@@ -565,6 +593,17 @@ const WANTED: &[Feature] = &[
     Feature::FileSystem("ext4"),
 ];
 
+/// The same, and what shares of these kinds want.
+fn wanted(kinds: &[&Kind]) -> Vec<Feature> {
+    let mut wanted: Vec<Feature> = WANTED.to_vec();
+    for &feature in kinds.iter().flat_map(|kind| kind.features).chain(&[Feature::Overlay]) {
+        if !wanted.contains(&feature) {
+            wanted.push(feature);
+        }
+    }
+    wanted
+}
+
 /// Where devices are. They are left to QEMU where a machine is not of a type whose slots are known, or the user's own arguments may take
 /// some of them. They are, too, where a kernel is given with somebody else's initramfs: its root may be one of the disks, so that it has to boot
 /// with all of them.
@@ -626,16 +665,22 @@ fn put_agent(agent: &[u8], run_dir: &Path) -> std::io::Result<()> {
 }
 
 /// The shares of every guest that has any to write to. The workspace's device is there even if there is no workspace: then an empty directory is behind it.
-fn spec_shares(share: &ShareSpec, kind: &Kind, run_dir: &Path) -> [Share; 2] {
-    let device = kind.device;
+fn spec_shares(share: &ShareSpec, kinds: &[&Kind], run_dir: &Path) -> [Share; 2] {
     let (path, read_only) = match &share.workspace {
         Some(Workspace { dir, mode, .. }) => (dir.clone(), *mode != WorkspaceMode::Rw),
         None => (run_dir.join(PLACEHOLDER), true),
     };
     [
-        Share { tag: share::OUT_TAG.into(), device, path: share.out.clone(), read_only: false },
-        Share { tag: share::WORKSPACE_TAG.into(), device, path, read_only },
+        exchanged(kinds, share::OUT_TAG.into(), share.out.clone(), false),
+        exchanged(kinds, share::WORKSPACE_TAG.into(), path, read_only),
     ]
+}
+
+/// A share that any of these kinds may carry: there is what each needs of the machine.
+fn exchanged(kinds: &[&Kind], tag: String, path: PathBuf, read_only: bool) -> Share {
+    let device = kinds.iter().find_map(|kind| kind.device);
+    let port = kinds.iter().any(|kind| kind.has_port).then_some(Chardev::Null);
+    Share { tag, device, port, path, read_only }
 }
 
 /// Makes the empty directory that is behind the device of a workspace that there is not.

@@ -92,7 +92,7 @@ impl Plan {
             return Err(Unkeyable::Impossible(why.into()));
         }
         names_no_file(&config)?;
-        if let Some(Err(why)) = self.kind.map(|kind| kind.frozen) {
+        if let Some(Err(why)) = self.kinds.iter().chain(&self.before_agent).map(|kind| kind.frozen).find(Result::is_err) {
             return Err(Unkeyable::Impossible(why.into()));
         }
         let mut key = KeyMaker::new();
@@ -211,7 +211,7 @@ impl Plan {
         kind: fn(Fd) -> Ram,
         ram: File,
     ) -> Result<Launch, CopyError> {
-        let Launch { config, descriptors } = &mut launch;
+        let Launch { config, descriptors, .. } = &mut launch;
         config.ram = kind(descriptors.add(Purpose::Memory, ram));
         config.incoming = Some(descriptors.add(Purpose::State, template.state()?));
         self.conceal(&mut launch)?;

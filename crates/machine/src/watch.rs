@@ -11,7 +11,7 @@ mod expected;
 mod heartbeat;
 mod sleep;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use belljar_guest_spec::OopsPolicy;
 use belljar_model::{CrashKind, EventKind, Phase};
@@ -23,13 +23,14 @@ use crate::{
     console::{Alarm, AlarmKind, Alarms, Console, ConsoleView, Phase as AlarmPhase, Severity},
     guest::Observe,
     qemu::{
-        args::AGENT_PORT_ID,
+        args::{AGENT_PORT_ID, SHARE_PORT},
         process::{End, ExitWatch, Qemu},
         qmp::{EventStream, QmpEvent},
     },
     replaced::{self, ReplacedFiles},
     running::AFTERMATH,
     session::agent::Reports,
+    share::served::Ends,
 };
 use asked::Marks;
 use doubt::Suspect;
@@ -71,6 +72,10 @@ pub(crate) struct Watch {
     sleep: Sleep,
     /// The agent's port was closed; when that means its end.
     closed: Option<Instant>,
+    /// The same of shares' ports, by their ids.
+    closed_shares: HashMap<String, Instant>,
+    /// Tells of servers of shares that end.
+    servers: Ends,
     /// The guest's time was stopped from here.
     stopped: bool,
     /// What of the host's the guest may damage without noticing, and when it is looked for again.
@@ -78,7 +83,7 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    pub(crate) fn new(console: &Console, qemu: &Qemu, oops: OopsPolicy) -> Self {
+    pub(crate) fn new(console: &Console, qemu: &Qemu, oops: OopsPolicy, servers: Ends) -> Self {
         Self {
             alarms: console.alarms(),
             view: console.view(),
@@ -96,6 +101,8 @@ impl Watch {
             heartbeat: Heartbeat::new(qemu.wanted_clock()),
             sleep: Sleep::default(),
             closed: None,
+            closed_shares: HashMap::new(),
+            servers,
             stopped: false,
             replaced: None,
         }
@@ -186,6 +193,7 @@ impl Watch {
                             return lost;
                         }
                         self.notice(&event, observe);
+                        self.of_share_port(&event);
                         match of_agent_port(&event) {
                             Some(true) => self.closed = None,
                             Some(false) if self.entered_at.is_some() && !self.expected.has(Expectation::PowerOff) => self.closed = Some(Instant::now() + CLOSED),
@@ -196,6 +204,7 @@ impl Watch {
                     None => qmp_open = false,
                 },
                 end = self.exit.ended() => return of_end(&end, phase),
+                Some(why) = self.servers.recv() => return self.of_server(why, phase).await,
                 () = changed(changes) => {}
                 () = tokio::time::sleep_until(due) => {
                     if let Some(lost) = self.of_silence(phase) {
@@ -212,7 +221,8 @@ impl Watch {
     /// When something has to be looked at although nothing has happened.
     fn due(&self) -> Instant {
         let suspects = self.suspects.iter().map(Suspect::due);
-        suspects.chain(self.sleep.due()).chain(self.closed).fold(self.heartbeat.due(), Instant::min)
+        let shares = self.closed_shares.values().copied();
+        suspects.chain(self.sleep.due()).chain(self.closed).chain(shares).fold(self.heartbeat.due(), Instant::min)
     }
 
     /// Whether the guest has been quiet in a way that means its end.
@@ -220,12 +230,16 @@ impl Watch {
         if self.sleep.since().is_some() {
             // Its devices are switched off as well, the port's among them.
             self.closed = None;
+            self.closed_shares.clear();
             self.heartbeat.reset();
             return self.sleep.overslept(phase);
         }
         if self.closed.take_if(|at| *at <= Instant::now()).is_some() {
             let seen = "the agent's port was closed in the guest: the agent was killed, or died";
             return Some(Lost::crash(CrashKind::Silent, seen, phase));
+        }
+        if self.closed_shares.values().any(|at| *at <= Instant::now()) {
+            return self.closed_share(phase);
         }
         let may_be_heard = !self.stopped && !self.expected.has(Expectation::PowerOff);
         let Some(reports) = self.reports.as_ref().filter(|_| may_be_heard) else {
@@ -238,6 +252,39 @@ impl Watch {
             crate::for_people(silent)
         );
         Some(Lost::crash(CrashKind::Silent, seen, phase))
+    }
+
+    /// Notes whether a share's port was opened or closed in the guest, which happens when it is mounted and let go of.
+    fn of_share_port(&mut self, event: &QmpEvent) {
+        let Some((id, open)) = of_port(event).filter(|(id, _)| id.starts_with(SHARE_PORT)) else { return };
+        let is_let_go = self.entered_at.is_none()
+            || self.expected.has(Expectation::PowerOff)
+            || self.expected.has(Expectation::LetGo);
+        if open || is_let_go {
+            self.closed_shares.remove(id);
+        } else {
+            self.closed_shares.insert(id.to_owned(), Instant::now() + CLOSED);
+        }
+    }
+
+    /// The relay of a share is gone, so that the guest has not seen what it was to see.
+    pub(crate) fn closed_share(&mut self, phase: Phase) -> Option<Lost> {
+        while let Some(event) = self.events.try_next() {
+            self.notice(&event, &mut |_| ());
+            self.of_share_port(&event);
+        }
+        (!self.closed_shares.is_empty()).then(|| {
+            let seen = "the port of a share was closed in the guest: the agent's relay was killed, or died, or the share was unmounted";
+            Lost::crash(CrashKind::Silent, seen, phase)
+        })
+    }
+
+    /// A server of a share has ended, perhaps because QEMU did.
+    async fn of_server(&mut self, why: String, phase: Phase) -> Lost {
+        match tokio::time::timeout(AFTERMATH, self.exit.ended()).await {
+            Ok(end) => of_end(&end, phase),
+            Err(_) => Cause::ShareServer(why).into(),
+        }
     }
 
     /// What QEMU reports and what is no end.
@@ -393,9 +440,14 @@ fn rank(lost: &Lost) -> u8 {
 /// Whether the agent's port was opened or closed (QEMU's `qapi/char.json`, `VSERPORT_CHANGE`). The agent never closes it, but a guest
 /// that suspends itself does. Other ports are the user's own.
 fn of_agent_port(event: &QmpEvent) -> Option<bool> {
-    let is_agents = event.data.get("id").is_some_and(|id| id == AGENT_PORT_ID);
+    of_port(event).filter(|(id, _)| *id == AGENT_PORT_ID).map(|(_, open)| open)
+}
+
+/// Which port was opened or closed.
+fn of_port(event: &QmpEvent) -> Option<(&str, bool)> {
+    let id = event.data.get("id").and_then(serde_json::Value::as_str);
     let open = event.data.get("open").and_then(serde_json::Value::as_bool);
-    open.filter(|_| is_agents && event.name == "VSERPORT_CHANGE")
+    id.zip(open).filter(|_| event.name == "VSERPORT_CHANGE")
 }
 
 /// What QEMU reports of a guest that nobody asked to end (QEMU's `qapi/run-state.json`).

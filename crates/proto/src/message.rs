@@ -12,7 +12,7 @@ pub const PORT_NAME: &str = "belljar.agent";
 
 /// Version of everything in this crate. Host and agent come from one build, so it only guards
 /// against a stale agent, such as one resumed from an old template.
-pub const VERSION: u16 = 6;
+pub const VERSION: u16 = 7;
 
 /// Number the host gives to one command; never used twice in a session.
 pub type ExecId = u32;
@@ -148,7 +148,7 @@ impl core::fmt::Debug for Identity {
 pub struct Quiesce {
     /// What is to be unmounted beside the shares of the last [`Setup`].
     pub unmount: Vec<String>,
-    /// What copies will mount: one share of each kind.
+    /// What carries the shares that copies will mount, the first choice first: one that the kernel can mount is enough.
     pub shares: Vec<Source>,
     /// Copies will want an overlay file system.
     pub overlay: bool,
@@ -194,8 +194,8 @@ pub enum MountMode {
 pub struct Mount {
     /// Its name, which no other share of the guest has; whatever carries it.
     pub name: String,
-    /// What carries it.
-    pub source: Source,
+    /// What carries it, the first choice first; never none. What the kernel has nothing for is passed over.
+    pub sources: Vec<Source>,
     /// Absolute path in the guest; made if missing.
     pub path: String,
     /// See [`MountMode`].
@@ -210,7 +210,32 @@ pub enum Source {
         /// Its mount tag.
         tag: String,
     },
+    /// The kernel's requests, passed by a relay through a virtio port whose other end a server on the host has.
+    Fuse {
+        /// The port's name.
+        port: String,
+    },
 }
+
+/// What came of a [`Setup`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetupReport {
+    /// For each mount that failed its index and why. Empty: all is there.
+    pub faults: Vec<(u32, MountFault)>,
+    /// Which of [`Mount::sources`] carries the shares.
+    pub source: u32,
+    /// Why those before it do not, each.
+    pub lacking: Vec<String>,
+}
+
+/// The name of the virtio port of a share.
+#[must_use]
+pub fn share_port(name: &str) -> String {
+    format!("belljar.share.{name}")
+}
+
+/// The name of the program that passes a share's requests through its port, as the guest's processes see it.
+pub const RELAY_NAME: &str = "belljar-fuse";
 
 /// Name of the share that holds the kernel's modules, for a guest whose root has none. They are the system's and not the workspace's.
 pub const MODULES_SHARE: &str = "belljar-mod";
@@ -332,8 +357,8 @@ pub enum ToHost {
     Announce(Announce),
     /// The agent took the session on this port; the others are closed.
     Ready,
-    /// Answer to [`ToAgent::Setup`]: for each mount that failed its index and why. Empty: all is there.
-    SetupDone(Vec<(u32, MountFault)>),
+    /// Answer to [`ToAgent::Setup`].
+    SetupDone(SetupReport),
     /// Answer to [`ToAgent::Quiesce`]: where something of the host's is still mounted.
     Quiesced(Vec<String>),
     /// Answer to [`ToAgent::AwaitDevice`]: whether it came to that within the limit.

@@ -20,6 +20,8 @@ pub enum Feature {
     VirtioConsole,
     /// Shares: the 9p file system and its virtio transport.
     NineP,
+    /// Shares: the kernel's requests for a file system, answered by a program.
+    Fuse,
     /// Writable layers.
     Overlay,
     /// virtio disks.
@@ -46,6 +48,7 @@ impl Feature {
         Feature::VirtioPci,
         Feature::VirtioConsole,
         Feature::NineP,
+        Feature::Fuse,
         Feature::Overlay,
         Feature::VirtioBlk,
         Feature::VirtioScsi,
@@ -69,6 +72,7 @@ impl Feature {
             Feature::VirtioPci => &["virtio_pci"],
             Feature::VirtioConsole => &["virtio_console"],
             Feature::NineP => &["9pnet_virtio", "9p"],
+            Feature::Fuse => &["fuse"],
             Feature::Overlay => &["overlay"],
             Feature::VirtioBlk => &["virtio_blk"],
             Feature::VirtioScsi => &["virtio_scsi", "sd_mod"],
@@ -89,6 +93,7 @@ impl std::fmt::Display for Feature {
             Feature::VirtioPci => "virtio over PCI",
             Feature::VirtioConsole => "virtio console",
             Feature::NineP => "9p over virtio",
+            Feature::Fuse => "file systems of programs (FUSE)",
             Feature::Overlay => "overlay file system",
             Feature::VirtioBlk => "virtio disk",
             Feature::VirtioScsi => "virtio SCSI disk",

@@ -77,6 +77,8 @@ pub enum Purpose {
     Below,
     /// A directory of the host's.
     Directory,
+    /// A share's port, whose other end a server of Belljar's has.
+    Port,
     /// Nothing but to be there as long as QEMU is: what keeps directories as they are seen.
     View,
 }

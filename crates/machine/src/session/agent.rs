@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use belljar_proto::message::{
-    Announce, ExecId, MountFault, Quiesce, Setup, ShutdownHow, SyncFault, ToAgent, ToHost, WantedDevice,
+    Announce, ExecId, Quiesce, Setup, SetupReport, ShutdownHow, SyncFault, ToAgent, ToHost, WantedDevice,
 };
 
 pub use belljar_proto::files::{FileQuery, FileRecord, FileRecords, Found, FoundKind, Part, Stamp};
@@ -111,23 +111,29 @@ impl AgentSession {
         self.liveness = liveness;
     }
 
-    /// Mounts shares and sets the clock; gives the mounts that failed, by index. None: all is there.
+    /// Mounts shares and sets the clock; gives the mounts that failed, and what carries the others.
     ///
     /// # Errors
     /// Those of a broken session.
-    pub async fn setup(&mut self, setup: Setup) -> Result<Vec<(u32, MountFault)>, SessionError> {
+    pub async fn setup(&mut self, setup: Setup) -> Result<SetupReport, SessionError> {
         let count = setup.mounts.len();
+        let sources = setup.mounts.first().map_or(1, |mount| mount.sources.len());
         self.send(&ToAgent::Setup(setup)).await?;
-        let faults = self
+        let SetupReport { faults, source, lacking } = self
             .wait("the answer to setup", |message| match message {
-                ToHost::SetupDone(faults) => Ok(faults),
+                ToHost::SetupDone(report) => Ok(report),
                 other => Err(other),
             })
             .await?;
         if let Some((index, _)) = faults.iter().find(|(index, _)| *index as usize >= count) {
             return Err(SessionError::Protocol { what: format!("a fault of mount {index} of {count}") });
         }
-        Ok(faults.into_iter().map(|(i, fault)| (i, error::clean_fault(fault))).collect())
+        if source as usize >= sources {
+            return Err(SessionError::Protocol { what: format!("shares by kind {source} of {sources}") });
+        }
+        let faults = faults.into_iter().map(|(i, fault)| (i, error::clean_fault(fault))).collect();
+        let lacking = lacking.iter().take(source as usize).map(|why| error::clean(why)).collect();
+        Ok(SetupReport { faults, source, lacking })
     }
 
     /// Makes the guest ready to be frozen; gives where something of the host's is still mounted, which is to be nowhere.

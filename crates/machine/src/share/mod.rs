@@ -2,9 +2,11 @@
 //!
 //! What one kind of share does differently is in a file of its own, which is a line in `KINDS`.
 
+pub(crate) mod fuse;
 pub mod ninep;
+pub(crate) mod served;
 
-use belljar_guest_spec::WorkspaceMode;
+use belljar_guest_spec::{ShareKind, WorkspaceMode};
 use belljar_image::modules::Feature;
 use belljar_proto::message::{MODULES_SHARE, Mount, MountFault, MountMode, Source};
 
@@ -28,36 +30,80 @@ pub(crate) struct Kind {
     pub(crate) features: &'static [Feature],
     /// How the agent mounts the share of this tag.
     pub(crate) source: fn(tag: &str) -> Source,
-    /// How a shell mounts it: the command, of the tag, the path as a word of the shell, and `ro` or `rw`.
-    pub(crate) mount_by_shell: fn(tag: &str, at: &str, mode: &str) -> String,
-    /// How a shell loads what mounting needs. Not every guest does that by itself.
-    pub(crate) load_by_shell: &'static str,
-    /// How a shell finds out whether the kernel has it.
-    pub(crate) known_to_shell: &'static str,
-    /// Its device on QEMU's command line.
-    pub(crate) device: PushDevice,
+    /// How a shell mounts it; none if only the agent can.
+    pub(crate) by_shell: Option<ByShell>,
+    /// Its device on QEMU's command line, if QEMU serves it.
+    pub(crate) device: Option<PushDevice>,
+    /// Whether Belljar serves it, through a port.
+    pub(crate) has_port: bool,
     /// Why this QEMU cannot serve it, with how to mend that.
     pub(crate) obstacle: fn(&QemuInfo) -> Option<String>,
     /// Whether a guest that has one can be frozen while it is not mounted, so that copies mount their own; if not, why.
     pub(crate) frozen: Result<(), &'static str>,
 }
 
-/// Every kind, the first choice first.
-pub(crate) const KINDS: &[&Kind] = &[&ninep::NINE_P];
+/// How a shell mounts shares of a kind.
+#[derive(Debug)]
+pub(crate) struct ByShell {
+    /// The command, of the tag, the path as a word of the shell, and `ro` or `rw`.
+    pub(crate) mount: fn(tag: &str, at: &str, mode: &str) -> String,
+    /// How it loads what mounting needs. Not every guest does that by itself.
+    pub(crate) load: &'static str,
+    /// How it finds out whether the kernel has it.
+    pub(crate) known: &'static str,
+}
 
-/// The kind of a guest's shares: the first that QEMU can serve.
+/// Every kind, the first choice first.
+pub(crate) const KINDS: &[&Kind] = &[&ninep::NINE_P, &fuse::FUSE];
+
+/// The kind by which a guest gets its root and the agent, which nothing in it can serve yet.
+///
+/// # Errors
+/// Why QEMU cannot serve it.
+pub(crate) fn before_agent(qemu: &QemuInfo) -> Result<&'static Kind, String> {
+    match (ninep::NINE_P.obstacle)(qemu) {
+        None => Ok(&ninep::NINE_P),
+        Some(why) => Err(why),
+    }
+}
+
+/// The kinds of a guest's other shares, of which it gets the first that its kernel has. `has_agent`: it can run the agent.
 ///
 /// # Errors
 /// Why there is none.
-pub(crate) fn choose(qemu: &QemuInfo) -> Result<&'static Kind, String> {
+pub(crate) fn choose(asked: ShareKind, has_agent: bool, qemu: &QemuInfo) -> Result<Vec<&'static Kind>, String> {
+    let wanted: &[&'static Kind] = match asked {
+        ShareKind::Auto => KINDS,
+        ShareKind::NineP => &[&ninep::NINE_P],
+        ShareKind::Fuse => &[&fuse::FUSE],
+    };
+    let mut kinds = Vec::new();
     let mut obstacles = Vec::new();
-    for kind in KINDS {
-        match (kind.obstacle)(qemu) {
-            None => return Ok(kind),
+    for kind in wanted {
+        let no_agent = || {
+            let why = format!("shares by {} are mounted by the agent, of which there is none for this guest's processor", kind.name);
+            (!has_agent && kind.by_shell.is_none()).then_some(why)
+        };
+        match (kind.obstacle)(qemu).or_else(no_agent) {
+            None => kinds.push(*kind),
             Some(why) => obstacles.push(why),
         }
     }
-    Err(obstacles.join("; "))
+    if kinds.is_empty() { Err(obstacles.join("; ")) } else { Ok(kinds) }
+}
+
+/// The kind by which a shell without an agent mounts shares.
+///
+/// # Errors
+/// Why it cannot.
+pub(crate) fn for_shell(kinds: &[&'static Kind]) -> Result<&'static Kind, String> {
+    kinds.iter().copied().find(|kind| kind.by_shell.is_some()).ok_or_else(|| {
+        let names: Vec<&str> = kinds.iter().map(|kind| kind.name).collect();
+        format!(
+            "the guest has no agent, which shares by {} need; use --share auto or 9p, or do without shares: --workspace none, and no --out",
+            names.join(" and ")
+        )
+    })
 }
 
 /// Names of the kinds of shares in the order in which they are preferred, and what a guest's kernel must have for each.
@@ -84,9 +130,11 @@ pub const CONTROL_PATH: &str = "/run/belljar/ctl";
 pub const AGENT_FILE: &str = "agent";
 
 /// What the agent is to mount, in order.
-pub(crate) fn mounts(spec: &ShareSpec, kind: &Kind) -> Vec<Mount> {
-    let mount =
-        |tag: &str, path: &str, mode| Mount { name: tag.into(), source: (kind.source)(tag), path: path.into(), mode };
+pub(crate) fn mounts(spec: &ShareSpec, kinds: &[&Kind]) -> Vec<Mount> {
+    let mount = |tag: &str, path: &str, mode| {
+        let sources = kinds.iter().map(|kind| (kind.source)(tag)).collect();
+        Mount { name: tag.into(), sources, path: path.into(), mode }
+    };
     let mut mounts = vec![mount(OUT_TAG, OUT_PATH, MountMode::ReadWrite)];
     if let Some(workspace) = &spec.workspace {
         let mode = match workspace.mode {
@@ -149,19 +197,20 @@ mod tests {
         assert!(!none.required());
         assert!(ShareSpec { out_wanted: true, ..none.clone() }.required());
         let kind = &ninep::NINE_P;
-        assert_eq!(mounts(&none, kind).len(), 1);
+        assert_eq!(mounts(&none, KINDS).len(), 1);
+        assert_eq!(mounts(&none, KINDS)[0].sources.len(), KINDS.len());
         let both = ShareSpec {
             workspace: Some(Workspace { dir: "/w".into(), mode: WorkspaceMode::Cow, mount_at: "/mnt/hostos".into() }),
             ..none
         };
-        let mounts = mounts(&both, kind);
+        let mounts = mounts(&both, KINDS);
         assert_eq!(mounts[1].name, "hostos");
         assert_eq!(mounts[1].mode, MountMode::CopyOnWrite);
         let said = explain(&mounts[1], kind, &MountFault::NoFileSystem { detail: "modprobe 9p: not found".into() });
         assert!(said.contains("--workspace none") && said.contains("modprobe 9p: not found"), "{said}");
 
         let modules = KernelModules { dir: "/lib/modules/6.1".into(), release: "6.1".into() };
-        let with_modules = super::mounts(&ShareSpec { modules: Some(modules), ..both }, kind);
+        let with_modules = super::mounts(&ShareSpec { modules: Some(modules), ..both }, KINDS);
         assert_eq!((with_modules[2].path.as_str(), with_modules[2].mode), ("/lib/modules/6.1", MountMode::CopyOnWrite));
     }
 }

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use belljar_image::modules::Feature;
 use belljar_proto::message::Source;
 
-use super::Kind;
+use super::{ByShell, Kind};
 use crate::qemu::{
     args::{ArgsError, Device, KeyVal, Seat, Share, push},
     probe::QemuInfo,
@@ -25,10 +25,13 @@ pub(crate) const NINE_P: Kind = Kind {
     features: &[Feature::NineP],
     source: |tag| Source::NineP { tag: tag.to_owned() },
     // These options every kernel since 2.6.38 knows.
-    mount_by_shell: |tag, at, mode| format!("mount -t 9p -o trans=virtio,version=9p2000.L,{mode} {tag} {at}"),
-    load_by_shell: "modprobe 9pnet_virtio; modprobe 9p",
-    known_to_shell: "grep -qw 9p /proc/filesystems && ls /sys/bus/virtio/drivers/9pnet_virtio",
-    device: push_device,
+    by_shell: Some(ByShell {
+        mount: |tag, at, mode| format!("mount -t 9p -o trans=virtio,version=9p2000.L,{mode} {tag} {at}"),
+        load: "modprobe 9pnet_virtio; modprobe 9p",
+        known: "grep -qw 9p /proc/filesystems && ls /sys/bus/virtio/drivers/9pnet_virtio",
+    }),
+    device: Some(push_device),
+    has_port: false,
     obstacle,
     // A mounted one is state in QEMU that cannot be saved; the device alone can, and each copy mounts its own directory by it.
     frozen: Ok(()),

@@ -145,6 +145,8 @@ async fn quiesce(
     let wanted = Quiesce { unmount: vec![share::CONTROL_PATH.into()], overlay: !shares.is_empty(), shares };
     let limits = machine.limits;
     let limit = limits.sync();
+    let expected = machine.watch.expected().clone();
+    expected.announce(Expectation::LetGo);
     let left = machine
         .attend(Phase::Session, observe, async |qemu, _, _| {
             let letting_go = async {
@@ -165,7 +167,9 @@ async fn quiesce(
             Ok(left)
         })
         .await
-        .map_err(Unfrozen::Lost)?;
+        .map_err(Unfrozen::Lost);
+    expected.take(Expectation::LetGo);
+    let left = left?;
     if left.is_empty() {
         return Ok(());
     }

@@ -164,7 +164,7 @@ impl Volume {
 
     /// Sees to it that its bytes are there, and puts it into a machine. `number` is its own.
     fn put(&self, number: usize, bytes: Bytes<'_>, attached: bool, launch: &mut Launch) -> Result<(), DiskError> {
-        let Launch { config, descriptors } = launch;
+        let Launch { config, descriptors, .. } = launch;
         let mut hand_over = |purpose, file: File| DiskSource::FdSet(descriptors.add_set(purpose, file));
         let node = match bytes {
             Bytes::InDir(dir) => {

@@ -152,8 +152,8 @@ async fn every_device_is_accepted() {
             cpus: 2,
             disks,
             shares: vec![
-                Share { tag: "a,b".to_owned(), device: push_device, path: shared, read_only: false },
-                Share { tag: "t".repeat(31), device: push_device, path: "/".into(), read_only: true },
+                Share { tag: "a,b".to_owned(), device: Some(push_device), port: None, path: shared, read_only: false },
+                Share { tag: "t".repeat(31), device: Some(push_device), port: None, path: "/".into(), read_only: true },
             ],
             smbios: vec!["a=b, c".to_owned()],
             vmgenid: true,
@@ -206,7 +206,8 @@ async fn what_a_guest_leaves_is_plain_files_of_the_caller() {
     fs::create_dir(&shared).unwrap();
     let share = |tag: &str, path: &Path, read_only| Share {
         tag: tag.to_owned(),
-        device: push_device,
+        device: Some(push_device),
+        port: None,
         path: path.to_owned(),
         read_only,
     };

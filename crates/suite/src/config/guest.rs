@@ -7,7 +7,7 @@ use std::{
 
 use belljar_guest_spec::{
     Accel, Access, BootSource, DiskBus, DiskContent, DiskSpec, Firmware, GuestSpec, Login, NicMode, OopsPolicy,
-    Password, Secret, Source, WorkspaceMode,
+    Password, Secret, ShareKind, Source, WorkspaceMode,
     rules::{self, Key, Notation},
 };
 use toml::Spanned;
@@ -70,6 +70,8 @@ table! {
         "nic" nic: NicMode = "\"isolated\"",
         /// What a fault that the guest's kernel reports does: the guest counts as crashed, or it is noted.
         "oops" oops: OopsPolicy = "\"crash\"",
+        /// What carries the workspace and the output directory into the guest: 9p where its kernel has that, else FUSE, or one by name.
+        "share" share: ShareKind = "\"auto\"",
         /// Give up on the boot after this time.
         "boot-timeout" boot_timeout: TimeLimit = "(2m, 20m without KVM, sooner if nothing moves)",
         /// What of the host the guest does not see in its root directory and workspace, beside keys and tokens in home directories,
@@ -212,6 +214,7 @@ pub(super) fn resolve(name: &str, table: &GuestTable, dir: &Path) -> Guest {
     spec.qemu_args = plain(&table.qemu_args).unwrap_or_default().into_iter().map(Into::into).collect();
     spec.login = table.login.as_ref().map(|l| login(l.get_ref()));
     spec.oops = table.oops.as_ref().map(|o| *o.get_ref()).unwrap_or_default();
+    spec.share = table.share.as_ref().map(|s| *s.get_ref()).unwrap_or_default();
     spec.boot_timeout = plain(&table.boot_timeout);
     spec.hide = table.hide.iter().flat_map(|l| &l.get_ref().0).map(|p| of_host(dir, &p.get_ref().0)).collect();
     spec.mount_at = plain(&table.mount_at).unwrap_or(spec.mount_at);
@@ -294,5 +297,6 @@ mod tests {
         assert_eq!((told("access"), told("boot-bus")), (Access::default().to_string(), DiskBus::default().to_string()));
         assert_eq!(told("firmware"), Firmware::default().to_string());
         assert_eq!(told("oops"), OopsPolicy::default().to_string());
+        assert_eq!(told("share"), ShareKind::default().to_string());
     }
 }

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt;
 
-use belljar_proto::message::PORT_NAME;
+use belljar_proto::message::{PORT_NAME, share_port};
 
 use super::disk::{push, push_disks};
 use super::keyval::{Device, KeyVal};
@@ -16,6 +16,14 @@ pub const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,re
 
 /// Id of the virtio port [`PORT_NAME`], as QEMU's events name it.
 pub(crate) const AGENT_PORT_ID: &str = "agent-port";
+
+/// How ids of shares' ports begin.
+pub(crate) const SHARE_PORT: &str = "share-port";
+
+/// Id of the virtio port of the share with this number.
+fn share_port_id(number: usize) -> String {
+    format!("{SHARE_PORT}{number}")
+}
 
 /// The network card's name.
 pub const CARD: &str = "nic0";
@@ -161,6 +169,9 @@ impl MachineConfig {
         }
         if let Some(end) = channels.agent {
             chardev("agent", end);
+            for (number, _, end) in self.share_ports() {
+                chardev(&share_port_id(number), end);
+            }
         }
 
         if channels.qmp.is_some() {
@@ -174,7 +185,9 @@ impl MachineConfig {
         }
         if channels.agent.is_some() {
             // The guest's driver sets up a pair of queues for each possible port, and 31 are the default.
-            let ports = self.virtio("virtio-serial").text("id", "ports").number("max_ports", 2);
+            let of_shares: Vec<(usize, &str, Chardev)> = self.share_ports().collect();
+            let count = 2 + u32::try_from(of_shares.len()).unwrap_or(0);
+            let ports = self.virtio("virtio-serial").text("id", "ports").number("max_ports", count);
             push(out, "-device", ports.at(self.ports_slot()).key_val());
             let port = KeyVal::new("virtserialport")
                 .set("bus", "ports.0")
@@ -184,8 +197,22 @@ impl MachineConfig {
                 .set("chardev", "agent")
                 .set("name", PORT_NAME);
             push(out, "-device", port);
+            for (at, (number, tag, _)) in of_shares.into_iter().enumerate() {
+                let port = KeyVal::new("virtserialport")
+                    .set("bus", "ports.0")
+                    .set("nr", (2 + at).to_string())
+                    .set("id", share_port_id(number))
+                    .set("chardev", share_port_id(number))
+                    .set("name", share_port(tag));
+                push(out, "-device", port);
+            }
         }
         Ok(())
+    }
+
+    /// Ports of shares, each with the share's number and its tag.
+    fn share_ports(&self) -> impl Iterator<Item = (usize, &str, Chardev)> {
+        self.shares.iter().enumerate().filter_map(|(number, share)| Some((number, share.tag.as_str(), share.port?)))
     }
 
     fn push_kernel(&self, out: &mut Vec<OsString>) {
@@ -258,7 +285,9 @@ impl MachineConfig {
             if shares[..i].iter().any(|other| other.tag == share.tag) {
                 return Err(ArgsError::DuplicateTag { tag: share.tag.clone() });
             }
-            (share.device)(share, &format!("share{i}"), self.share_seat(i), out)?;
+            if let Some(device) = share.device {
+                device(share, &format!("share{i}"), self.share_seat(i), out)?;
+            }
         }
         Ok(())
     }

@@ -21,7 +21,7 @@ use belljar_guest_spec::DEFAULT_MEMORY;
 pub use belljar_guest_spec::{Accel, DiskBus, NicMode};
 use thiserror::Error;
 
-pub(crate) use self::build::AGENT_PORT_ID;
+pub(crate) use self::build::{AGENT_PORT_ID, SHARE_PORT};
 pub use self::build::{CARD, NETDEV, SANDBOX};
 pub(crate) use self::disk::push;
 pub use self::disk::{Disk, Plugged};
@@ -242,8 +242,10 @@ pub type PushDevice = fn(&Share, &str, Seat, &mut Vec<OsString>) -> Result<(), A
 pub struct Share {
     /// The name the guest mounts by.
     pub tag: String,
-    /// What carries it: that of a [`crate::share`].
-    pub device: PushDevice,
+    /// The device by which QEMU serves it, if it does: that of a [`crate::share`].
+    pub device: Option<PushDevice>,
+    /// The other end of the port through which Belljar serves it, if it does.
+    pub port: Option<Chardev>,
     /// The directory.
     pub path: PathBuf,
     /// Whether writes are refused by the host.

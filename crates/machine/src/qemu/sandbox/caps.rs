@@ -14,6 +14,13 @@ use rustix::thread::{
 const KEPT: CapabilitySet =
     CapabilitySet::DAC_OVERRIDE.union(CapabilitySet::DAC_READ_SEARCH).union(CapabilitySet::FOWNER);
 
+/// Has this process keep no capabilities but [`KEPT`]. It becomes no other program.
+pub(super) fn drop_for_good() -> io::Result<()> {
+    let sets = capabilities(None)?;
+    let kept = sets.permitted & KEPT;
+    set_capabilities(None, CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() })
+}
+
 /// Makes sure that the next program has no capabilities but [`KEPT`], and those only as root.
 ///
 /// The sets of this process stay as they are: what counts is what `exec` makes of them, and that is bounded by the bounding

@@ -28,11 +28,11 @@ use seccompiler::{
 };
 
 #[cfg(target_arch = "x86_64")]
-const ARCH: TargetArch = TargetArch::x86_64;
+pub(super) const ARCH: TargetArch = TargetArch::x86_64;
 #[cfg(target_arch = "aarch64")]
-const ARCH: TargetArch = TargetArch::aarch64;
+pub(super) const ARCH: TargetArch = TargetArch::aarch64;
 #[cfg(target_arch = "riscv64")]
-const ARCH: TargetArch = TargetArch::riscv64;
+pub(super) const ARCH: TargetArch = TargetArch::riscv64;
 
 /// Not in every version of the C library's headers; the same number on every architecture.
 const SYS_FCHMODAT2: c_long = 452;

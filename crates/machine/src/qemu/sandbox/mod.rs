@@ -20,7 +20,7 @@
 //! that. Environment and working directory pass through untouched.
 //!
 //! With `--view` after the parent's id it is another process: one that opens the directories for a guest without what they are not to show
-//! ([`namespace`]).
+//! ([`namespace`]); with `--share` one that serves a directory to a guest (`serving`).
 
 mod caps;
 mod descriptors;
@@ -28,6 +28,7 @@ mod filter;
 pub mod hidden;
 pub mod mounts;
 pub mod namespace;
+mod serving;
 
 use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
@@ -37,6 +38,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use belljar_share_fuse::Use;
 use command_fds::{CommandFdExt, FdMapping};
 use rustix::io::Errno;
 use rustix::process::{
@@ -74,6 +76,18 @@ impl Shim {
         let numbers: Vec<String> = numbers.iter().map(i32::to_string).collect();
         command.stdin(descriptors::send(&descriptors)?);
         command.arg("--descriptors").arg(numbers.join(",")).arg("--").arg(program);
+        Ok(command)
+    }
+
+    /// A command that serves a share. Its standard input must be left as it is; `descriptors` are the port, the directory, and what keeps
+    /// that as it is seen.
+    ///
+    /// # Errors
+    /// When there is no socket to be had.
+    pub(crate) fn command_to_serve(&self, using: Use, descriptors: Vec<OwnedFd>) -> io::Result<Command> {
+        let mut command = self.begin();
+        command.stdin(descriptors::send(&descriptors)?);
+        command.arg(serving::WORD).arg(serving::word(using)).arg(descriptors.len().to_string());
         Ok(command)
     }
 
@@ -141,6 +155,10 @@ pub fn shim_main(args: impl IntoIterator<Item = OsString>) -> Result<Infallible,
     let args: Vec<OsString> = args.into_iter().collect();
     if args.get(2).is_some_and(|word| word == namespace::WORD) {
         namespace::serve(args.into_iter().skip(3))?;
+        std::process::exit(0);
+    }
+    if args.get(2).is_some_and(|word| word == serving::WORD) {
+        serving::run(&args[1], &args[3..])?;
         std::process::exit(0);
     }
     let order = parse(args)?;

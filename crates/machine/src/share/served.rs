@@ -1,0 +1,114 @@
+//! The servers of a guest's shares that Belljar serves itself: each is a process of its own behind a port ([`crate::qemu::sandbox::serving`]),
+//! started when the guest first asks something there. So a guest that never does costs nothing.
+
+use std::{
+    io,
+    os::{fd::OwnedFd, unix::net::UnixStream as StdStream},
+    process::{Child, Stdio},
+};
+
+use belljar_share_fuse::Use;
+use tokio::{
+    io::{AsyncReadExt, Interest},
+    net::UnixStream,
+    sync::mpsc,
+    task::JoinHandle,
+};
+
+use crate::{console::sanitize::sanitize_line, qemu::sandbox::Shim, share};
+
+/// Most bytes of what a server says that are told.
+const MAX_SAID: u64 = 4096;
+
+/// What is behind the port of one share.
+#[derive(Debug)]
+pub(crate) struct Served {
+    /// The share's tag.
+    pub(crate) tag: String,
+    /// Belljar's end of the port.
+    pub(crate) port: StdStream,
+    /// The directory, as the guest is to see it.
+    pub(crate) directory: OwnedFd,
+    /// What keeps it as it is seen, to be held as long as it is used.
+    pub(crate) view: Option<OwnedFd>,
+    /// What it is for.
+    pub(crate) using: Use,
+}
+
+/// All of a guest's, running or not. Dropping them ends them.
+#[derive(Debug)]
+pub(crate) struct Servers {
+    tasks: Vec<JoinHandle<()>>,
+}
+
+/// Tells when one of them has ended: which, and why.
+pub(crate) type Ends = mpsc::UnboundedReceiver<String>;
+
+impl Servers {
+    /// Has each server started when it is needed.
+    ///
+    /// # Errors
+    /// When a socket cannot be waited for.
+    pub(crate) fn start(served: Vec<Served>, shim: &Shim) -> io::Result<(Self, Ends)> {
+        let (tell, ends) = mpsc::unbounded_channel();
+        let mut tasks = Vec::new();
+        for one in served {
+            one.port.set_nonblocking(true)?;
+            let port = UnixStream::from_std(one.port.try_clone()?)?;
+            let (shim, tell) = (shim.clone(), tell.clone());
+            tasks.push(tokio::spawn(async move {
+                if port.ready(Interest::READABLE).await.is_err() {
+                    return;
+                }
+                drop(port);
+                let what = share::what(&one.tag).to_owned();
+                let why = match run(one, &shim).await {
+                    Ok(said) => said,
+                    Err(error) => format!("it could not be started: {error}"),
+                };
+                // Nobody listening is fine.
+                drop(tell.send(format!("the server of {what} ended{}{why}", if why.is_empty() { "" } else { ": " })));
+            }));
+        }
+        Ok((Self { tasks }, ends))
+    }
+}
+
+impl Drop for Servers {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+/// A server that is killed and reaped whatever happens.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Runs a server to its end; gives what it said.
+async fn run(served: Served, shim: &Shim) -> io::Result<String> {
+    let Served { port, directory, view, using, .. } = served;
+    port.set_nonblocking(false)?;
+    let mut command = shim.command_to_serve(using, [port.into(), directory].into_iter().chain(view).collect())?;
+    let (ours, theirs) = StdStream::pair()?;
+    command.env_clear().stdout(Stdio::null()).stderr(OwnedFd::from(theirs));
+    let server = Running(command.spawn()?);
+    // Its other end is to be the server's alone: then its end is the server's.
+    drop(command);
+    ours.set_nonblocking(true)?;
+    let mut said = Vec::new();
+    let mut life = UnixStream::from_std(ours)?;
+    (&mut life).take(MAX_SAID).read_to_end(&mut said).await?;
+    if said.len() as u64 >= MAX_SAID {
+        tokio::io::copy(&mut life, &mut tokio::io::sink()).await?;
+    }
+    drop(server);
+    Ok(sanitize_line(&said).trim_start_matches("belljar: error: ").trim().to_owned())
+}
