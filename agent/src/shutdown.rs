@@ -25,6 +25,8 @@ pub(crate) fn run(how: ShutdownHow, mounts: &[Mount]) {
     let first = getpid().is_init();
     match how {
         ShutdownHow::PowerOff if first => {
+            // While the shares' relays live.
+            sync();
             end_processes();
             sync();
             for mount in mounts.iter().rev() {

@@ -49,6 +49,32 @@ want_line() { grep -qE -e "$1" "${2:-out}" || fail "no line of ${2:-out} matches
 want_no_line() { if grep -aE -e "$1" "${2:-out}"; then fail "a line of ${2:-out} matches: $1"; fi; }
 want_err() { grep -qiE -e "$1" err || fail "standard error does not say: $1"; }
 
+# The workspace as it is before a run: what was there is treated otherwise than what a guest makes.
+fill_workspace() {
+    rm -rf ws; mkdir -p ws/old/dir
+    cp "$top/testing/guests/share-probe.py" ws/probe.py
+    echo x | tee ws/old/dir/f ws/old/file ws/old/h1 >/dev/null
+    ln ws/old/h1 ws/old/h2
+}
+
+# as_the_manual_says COLUMN OPTION...: each row of the manual's table of shares is tried, and what the column says is what is seen. The probe prints
+# "name: ok" or how it failed.
+as_the_manual_says() {
+    local column=$1; shift
+    fill_workspace
+    bj "$@" -- python3 probe.py /mnt/hostos/t
+    want_code 0
+    # | what (`probe`) | rw over 9p | rw over FUSE | cow |
+    sed -n '/<!-- shares -->/,/<!-- \/shares -->/p' "$top/docs/manual.md" | grep '^| .*(`' |
+        awk -F'|' -v c="$column" '{ match($2, /`[a-z_0-9]+`\)/); n = substr($2, RSTART + 1, RLENGTH - 3); gsub(/^ +| +$/, "", $c); gsub(/`/, "", $c); print n ": " $c }' >said
+    [ "$(wc -l <said)" -ge 15 ] || fail "the manual has hardly any rows: $(cat said)"
+    # What stands in no row is to work.
+    awk -F': ' 'NR == FNR { said[$1] = $0; next } $1 in said { print said[$1]; delete said[$1]; next } { print $1 ": ok" } END { for (n in said) print "not tried: " n }' said out >wanted
+    diff wanted out || fail "the manual says otherwise (<) than what is seen (>) with $*"
+    rm -rf ws
+    mkdir ws
+}
+
 # until_true SECONDS COMMAND...: try until it holds.
 until_true() {
     local until=$((SECONDS + $1)); shift

@@ -288,21 +288,21 @@ fn a_terminal_is_hung_up_at_the_end() {
 
 #[test]
 fn setup_and_sync_answer() {
-    use belljar_proto::message::{Mount, MountFault, MountMode, Setup, Source};
+    use belljar_proto::message::{Mount, MountFault, MountMode, Setup, SetupReport, Source};
     let mut peer = Peer::greeted();
     peer.send(&ToAgent::Setup(Setup::default()));
-    assert_eq!(peer.message(), ToHost::SetupDone(vec![]));
+    assert_eq!(peer.message(), ToHost::SetupDone(SetupReport::default()));
     peer.send(&ToAgent::Setup(Setup {
         mounts: vec![Mount {
             name: "x".into(),
-            source: Source::NineP { tag: "x".into() },
+            sources: vec![Source::NineP { tag: "x".into() }],
             path: "relative".into(),
             mode: MountMode::ReadWrite,
         }],
         ..Setup::default()
     }));
-    let ToHost::SetupDone(faults) = peer.message() else { panic!("no answer") };
-    assert_eq!(faults, [(0, MountFault::Failed { detail: "\"relative\" is not an absolute path".into() })]);
+    let ToHost::SetupDone(report) = peer.message() else { panic!("no answer") };
+    assert_eq!(report.faults, [(0, MountFault::Failed { detail: "\"relative\" is not an absolute path".into() })]);
     peer.send(&ToAgent::Sync);
     assert_eq!(peer.message(), ToHost::Synced(None));
 }

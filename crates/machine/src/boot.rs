@@ -102,7 +102,7 @@ impl Machine {
             // Nobody looking is fine.
             drop(view.send(console.view()));
         }
-        let (servers, ends) = Servers::start(served, &host.shim)
+        let (servers, ends) = Servers::start(served, host)
             .map_err(|e| StartError::Files(host_file("wait at the ports of shares", &e)))?;
         let watch = Watch::new(&console, &qemu, plan.oops, ends);
         let ports: Ports =

@@ -92,7 +92,8 @@ impl Plan {
             return Err(Unkeyable::Impossible(why.into()));
         }
         names_no_file(&config)?;
-        if let Some(Err(why)) = self.kinds.iter().chain(&self.before_agent).map(|kind| kind.frozen).find(Result::is_err) {
+        if let Some(Err(why)) = self.kinds.iter().chain(&self.before_agent).map(|kind| kind.frozen).find(Result::is_err)
+        {
             return Err(Unkeyable::Impossible(why.into()));
         }
         let mut key = KeyMaker::new();

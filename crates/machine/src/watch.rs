@@ -189,15 +189,8 @@ impl Watch {
                 }
                 event = self.events.next(), if qmp_open => match event {
                     Some(event) => {
-                        if let Some(lost) = self.of_event(&event, phase) {
+                        if let Some(lost) = self.take_event(&event, phase, observe) {
                             return lost;
-                        }
-                        self.notice(&event, observe);
-                        self.of_share_port(&event);
-                        match of_agent_port(&event) {
-                            Some(true) => self.closed = None,
-                            Some(false) if self.entered_at.is_some() && !self.expected.has(Expectation::PowerOff) => self.closed = Some(Instant::now() + CLOSED),
-                            _ => {}
                         }
                     }
                     // QEMU is about to be gone; its exit tells more.
@@ -239,7 +232,7 @@ impl Watch {
             return Some(Lost::crash(CrashKind::Silent, seen, phase));
         }
         if self.closed_shares.values().any(|at| *at <= Instant::now()) {
-            return self.closed_share(phase);
+            return self.closed_share(phase, &mut |_| ());
         }
         let may_be_heard = !self.stopped && !self.expected.has(Expectation::PowerOff);
         let Some(reports) = self.reports.as_ref().filter(|_| may_be_heard) else {
@@ -252,6 +245,24 @@ impl Watch {
             crate::for_people(silent)
         );
         Some(Lost::crash(CrashKind::Silent, seen, phase))
+    }
+
+    /// Takes what QEMU reports: a loss, or what is to be noted.
+    fn take_event(&mut self, event: &QmpEvent, phase: Phase, observe: Observe<'_>) -> Option<Lost> {
+        let lost = self.of_event(event, phase);
+        if lost.is_some() {
+            return lost;
+        }
+        self.notice(event, observe);
+        self.of_share_port(event);
+        match of_agent_port(event) {
+            Some(true) => self.closed = None,
+            Some(false) if self.entered_at.is_some() && !self.expected.has(Expectation::PowerOff) => {
+                self.closed = Some(Instant::now() + CLOSED);
+            }
+            _ => {}
+        }
+        None
     }
 
     /// Notes whether a share's port was opened or closed in the guest, which happens when it is mounted and let go of.
@@ -267,11 +278,13 @@ impl Watch {
         }
     }
 
-    /// The relay of a share is gone, so that the guest has not seen what it was to see.
-    pub(crate) fn closed_share(&mut self, phase: Phase) -> Option<Lost> {
+    /// The relay of a share is gone, so that the guest has not seen what it was to see. Else whatever ended the guest, if what QEMU has
+    /// reported by now says so.
+    pub(crate) fn closed_share(&mut self, phase: Phase, observe: Observe<'_>) -> Option<Lost> {
         while let Some(event) = self.events.try_next() {
-            self.notice(&event, &mut |_| ());
-            self.of_share_port(&event);
+            if let Some(lost) = self.take_event(&event, phase, observe) {
+                return Some(lost);
+            }
         }
         (!self.closed_shares.is_empty()).then(|| {
             let seen = "the port of a share was closed in the guest: the agent's relay was killed, or died, or the share was unmounted";

@@ -13,9 +13,7 @@ use rustix::fs::{
 use rustix::io::{Errno, IoSlice, ReadWriteFlags, pread, pwrite, pwritev2};
 
 use crate::nodes::{ITSELF, Nodes};
-use crate::wire::{
-    Header, MAJOR, MAX_DATA, Malformed, OLDEST_MINOR, Reply, Request, Time, init, open, opened,
-};
+use crate::wire::{Header, MAJOR, MAX_DATA, Malformed, OLDEST_MINOR, Reply, Request, Time, init, open, opened};
 
 /// What a share is for; it decides what the guest may keep of what it has seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -184,7 +182,9 @@ impl Server {
             return Err(Errno::ROFS);
         }
         match request {
-            Request::Init { major, minor, max_readahead, flags } => self.init(major, minor, max_readahead, flags, reply),
+            Request::Init { major, minor, max_readahead, flags } => {
+                self.init(major, minor, max_readahead, flags, reply)
+            }
             Request::Destroy => return Ok(Outcome::End),
             Request::Forget(count) => {
                 self.forget(node, count);
@@ -304,7 +304,9 @@ impl Server {
                 reply.open(handle, flags);
                 Ok(())
             }
-            Request::ReadDir { handle, offset, size, plus } => self.read_directory(node, handle, offset, size, plus, reply),
+            Request::ReadDir { handle, offset, size, plus } => {
+                self.read_directory(node, handle, offset, size, plus, reply)
+            }
             Request::FAllocate { handle, offset, length, mode } => {
                 let mode = FallocateFlags::from_bits(mode).ok_or(Errno::OPNOTSUPP)?;
                 reserve(&self.handle(handle)?.fd, mode, offset, length)
@@ -769,4 +771,3 @@ fn reserve(file: &OwnedFd, mode: FallocateFlags, offset: u64, length: u64) -> Re
     }
     Ok(())
 }
-

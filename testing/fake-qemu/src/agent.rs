@@ -9,8 +9,8 @@ use std::{collections::HashMap, path::PathBuf, sync::Arc, thread, time::Duration
 use belljar_proto::{
     frame::{Assembler, Decoder, Kind, MAX_MESSAGE},
     message::{
-        Announce, ExecId, KernelNews, Leftovers, Mount, MountFault, Nonce, OutputEnd, Question, Status, SyncFault,
-        ToAgent, ToHost, VERSION,
+        Announce, ExecId, KernelNews, Leftovers, Mount, MountFault, Nonce, OutputEnd, Question, SetupReport, Status,
+        SyncFault, ToAgent, ToHost, VERSION,
     },
 };
 
@@ -482,7 +482,7 @@ impl Agent {
             shared.mounts = known;
         }
         if self.manners.setup != "never" {
-            self.say(&ToHost::SetupDone(faults));
+            self.say(&ToHost::SetupDone(SetupReport { faults, ..SetupReport::default() }));
         }
     }
 }

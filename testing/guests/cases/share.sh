@@ -2,34 +2,10 @@
 # shellcheck disable=SC2015,SC2016,SC2154 # what is quoted is expanded in the guest; run and lib.sh set dir, top, code
 # What a command sees of the host's files: whose they are, and what can be done to them.
 
-# The workspace as it is before a run: what was there is treated otherwise than what a guest makes.
-fill_workspace() {
-    rm -rf ws; mkdir -p ws/old/dir
-    cp "$top/testing/guests/share-probe.py" ws/probe.py
-    echo x | tee ws/old/dir/f ws/old/file ws/old/h1 >/dev/null
-    ln ws/old/h1 ws/old/h2
-}
-
-# The manual has a table of what works in which mode. Each of its rows is tried, and what it says is what is seen: the probe prints
-# "name: ok" or how it failed.
+# The manual has a table of what works in which mode.
 test_what_the_manual_says_of_shares() {
-    local mode column
-    for mode in rw cow; do
-        fill_workspace
-        bj --workspace-mode "$mode" -- python3 probe.py /mnt/hostos/t
-        want_code 0
-        column=$([ "$mode" = rw ] && echo 3 || echo 4)
-        # | what (`probe`) | rw | cow |
-        sed -n '/<!-- shares -->/,/<!-- \/shares -->/p' "$top/docs/manual.md" | grep '^| .*(`' |
-            awk -F'|' -v c="$column" '{ match($2, /`[a-z_0-9]+`\)/); n = substr($2, RSTART + 1, RLENGTH - 3); gsub(/^ +| +$/, "", $c); gsub(/`/, "", $c); print n ": " $c }' >said
-        [ "$(wc -l <said)" -ge 15 ] || fail "the manual has hardly any rows: $(cat said)"
-        # What stands in no row is to work in either mode.
-        sort said >said.sorted
-        awk -F': ' 'NR == FNR { said[$1] = $0; next } $1 in said { print said[$1]; delete said[$1]; next } { print $1 ": ok" } END { for (n in said) print "not tried: " n }' said out >wanted
-        diff wanted out || fail "the manual says otherwise of $mode (<) than what is seen (>)"
-    done
-    rm -rf ws
-    mkdir ws
+    as_the_manual_says 3 --workspace-mode rw
+    as_the_manual_says 5 --workspace-mode cow
 }
 
 # A descriptor of a file that another took the place of reaches the new file: what QEMU's 9p does cannot be undone, but is said.

@@ -81,7 +81,10 @@ pub(crate) fn choose(asked: ShareKind, has_agent: bool, qemu: &QemuInfo) -> Resu
     let mut obstacles = Vec::new();
     for kind in wanted {
         let no_agent = || {
-            let why = format!("shares by {} are mounted by the agent, of which there is none for this guest's processor", kind.name);
+            let why = format!(
+                "shares by {} are mounted by the agent, of which there is none for this guest's processor",
+                kind.name
+            );
             (!has_agent && kind.by_shell.is_none()).then_some(why)
         };
         match (kind.obstacle)(qemu).or_else(no_agent) {

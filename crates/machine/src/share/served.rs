@@ -2,9 +2,11 @@
 //! started when the guest first asks something there. So a guest that never does costs nothing.
 
 use std::{
+    ffi::OsString,
     io,
     os::{fd::OwnedFd, unix::net::UnixStream as StdStream},
     process::{Child, Stdio},
+    sync::Arc,
 };
 
 use belljar_share_fuse::Use;
@@ -15,7 +17,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use crate::{console::sanitize::sanitize_line, qemu::sandbox::Shim, share};
+use crate::{console::sanitize::sanitize_line, host::HostContext, qemu::sandbox::Shim, share};
 
 /// Most bytes of what a server says that are told.
 const MAX_SAID: u64 = 4096;
@@ -41,6 +43,9 @@ pub(crate) struct Servers {
     tasks: Vec<JoinHandle<()>>,
 }
 
+/// How servers are started, and all that they get of the environment.
+type Surroundings = (Shim, Vec<(OsString, OsString)>);
+
 /// Tells when one of them has ended: which, and why.
 pub(crate) type Ends = mpsc::UnboundedReceiver<String>;
 
@@ -49,20 +54,21 @@ impl Servers {
     ///
     /// # Errors
     /// When a socket cannot be waited for.
-    pub(crate) fn start(served: Vec<Served>, shim: &Shim) -> io::Result<(Self, Ends)> {
+    pub(crate) fn start(served: Vec<Served>, host: &HostContext) -> io::Result<(Self, Ends)> {
         let (tell, ends) = mpsc::unbounded_channel();
+        let host = Arc::new((host.shim.clone(), host.qemu_env.clone()));
         let mut tasks = Vec::new();
         for one in served {
             one.port.set_nonblocking(true)?;
             let port = UnixStream::from_std(one.port.try_clone()?)?;
-            let (shim, tell) = (shim.clone(), tell.clone());
+            let (host, tell) = (Arc::clone(&host), tell.clone());
             tasks.push(tokio::spawn(async move {
                 if port.ready(Interest::READABLE).await.is_err() {
                     return;
                 }
                 drop(port);
                 let what = share::what(&one.tag).to_owned();
-                let why = match run(one, &shim).await {
+                let why = match run(one, &host).await {
                     Ok(said) => said,
                     Err(error) => format!("it could not be started: {error}"),
                 };
@@ -93,12 +99,16 @@ impl Drop for Running {
 }
 
 /// Runs a server to its end; gives what it said.
-async fn run(served: Served, shim: &Shim) -> io::Result<String> {
+async fn run(served: Served, (shim, env): &Surroundings) -> io::Result<String> {
     let Served { port, directory, view, using, .. } = served;
     port.set_nonblocking(false)?;
     let mut command = shim.command_to_serve(using, [port.into(), directory].into_iter().chain(view).collect())?;
     let (ours, theirs) = StdStream::pair()?;
-    command.env_clear().stdout(Stdio::null()).stderr(OwnedFd::from(theirs));
+    command
+        .env_clear()
+        .envs(env.iter().map(|(name, value)| (name, value)))
+        .stdout(Stdio::null())
+        .stderr(OwnedFd::from(theirs));
     let server = Running(command.spawn()?);
     // Its other end is to be the server's alone: then its end is the server's.
     drop(command);

@@ -168,8 +168,13 @@ async fn quiesce(
         })
         .await
         .map_err(Unfrozen::Lost);
+    // What QEMU has reported of ports is taken before that.
+    let ended = machine.watch.closed_share(Phase::Session, observe);
     expected.take(Expectation::LetGo);
     let left = left?;
+    if let Some(lost) = ended {
+        return Err(Unfrozen::Lost(lost));
+    }
     if left.is_empty() {
         return Ok(());
     }

@@ -27,7 +27,7 @@ use crate::{
     },
 };
 
-word_value!(Accel, Access, DiskBus, Firmware, NicMode, OopsPolicy, WorkspaceMode);
+word_value!(Accel, Access, DiskBus, Firmware, NicMode, OopsPolicy, ShareKind, WorkspaceMode);
 
 table! {
     /// A guest: the machine under test. Without image, kernel and rootfs it is this host's own userland.

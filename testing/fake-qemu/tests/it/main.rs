@@ -14,7 +14,7 @@ use std::{
 
 use belljar_proto::{
     frame::{Assembler, Decoder, Encoder, Kind, MAX_MESSAGE},
-    message::{Exec, Nonce, OutputEnd, Setup, Status, Stdio as Streams, ToAgent, ToHost, VERSION},
+    message::{Exec, Nonce, OutputEnd, Setup, SetupReport, Status, Stdio as Streams, ToAgent, ToHost, VERSION},
 };
 use command_fds::{CommandFdExt as _, FdMapping};
 
@@ -203,7 +203,7 @@ impl<'a> Host<'a> {
         self.encoder = Encoder::new(77);
         while self.hear().expect("ready") != ToHost::Ready {}
         self.say(&ToAgent::Setup(Setup::default()));
-        assert_eq!(self.hear(), Some(ToHost::SetupDone(Vec::new())));
+        assert_eq!(self.hear(), Some(ToHost::SetupDone(SetupReport::default())));
     }
 
     fn exec(&mut self, argv: &[&str], stdio: Streams) {
@@ -519,12 +519,12 @@ fn what_cannot_be_frozen_is_refused() {
     host.greet();
     let mount = belljar_proto::message::Mount {
         name: "tag".into(),
-        source: belljar_proto::message::Source::NineP { tag: "tag".into() },
+        sources: vec![belljar_proto::message::Source::NineP { tag: "tag".into() }],
         path: "/mnt/x".into(),
         mode: belljar_proto::message::MountMode::ReadWrite,
     };
     host.say(&ToAgent::Setup(Setup { mounts: vec![mount], ..Setup::default() }));
-    assert_eq!(host.hear(), Some(ToHost::SetupDone(Vec::new())));
+    assert_eq!(host.hear(), Some(ToHost::SetupDone(SetupReport::default())));
     machine.hand_over(GETFD, &ram);
     machine.qmp_until("\"return\"");
     machine.qmp(MIGRATE);

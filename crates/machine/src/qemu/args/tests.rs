@@ -99,7 +99,13 @@ fn own_kernel_for_pasting() {
             append: "console=ttyS0 quiet panic=-1".to_owned(),
         }),
         nic: Nic { mode: NicMode::None, ..Nic::default() },
-        shares: vec![Share { tag: "belljar-root".to_owned(), device: Some(push_device), port: None, path: "/".into(), read_only: true }],
+        shares: vec![Share {
+            tag: "belljar-root".to_owned(),
+            device: Some(push_device),
+            port: None,
+            path: "/".into(),
+            read_only: true,
+        }],
         pvpanic: false,
         rng: false,
         sandbox: false,
@@ -132,7 +138,13 @@ fn every_bus_on_both_machines() {
 fn odd_names_stay_one_value() {
     let path = OsString::from_vec(b"/a,readonly=on,b \n\xff'=\x1b[2J".to_vec());
     let config = MachineConfig {
-        shares: vec![Share { tag: "t,x".to_owned(), device: Some(push_device), port: None, path: path.clone().into(), read_only: false }],
+        shares: vec![Share {
+            tag: "t,x".to_owned(),
+            device: Some(push_device),
+            port: None,
+            path: path.clone().into(),
+            read_only: false,
+        }],
         ..MachineConfig::default()
     };
     let args = config.to_args().unwrap();
@@ -151,7 +163,13 @@ fn refusals_name_the_culprit() {
         serial: Some(serial.to_owned()),
         ..Disk::new(Node { read_only, ..raw("/d") })
     };
-    let share = |tag: &str| Share { tag: tag.to_owned(), device: Some(push_device), port: None, path: "/".into(), read_only: true };
+    let share = |tag: &str| Share {
+        tag: tag.to_owned(),
+        device: Some(push_device),
+        port: None,
+        path: "/".into(),
+        read_only: true,
+    };
     let base = MachineConfig::default;
     let cases = [
         MachineConfig { name: "a\0b".to_owned(), ..base() },

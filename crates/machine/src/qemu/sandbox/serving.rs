@@ -76,8 +76,7 @@ pub(super) fn run(parent: &OsString, words: &[OsString]) -> Result<(), ShimError
 
 /// The filter: what is not listed ends with `EPERM`.
 fn program() -> Result<BpfProgram, Error> {
-    let mut rules: std::collections::BTreeMap<i64, Vec<_>> =
-        ALLOWED.iter().map(|&call| (call, Vec::new())).collect();
+    let mut rules: std::collections::BTreeMap<i64, Vec<_>> = ALLOWED.iter().map(|&call| (call, Vec::new())).collect();
     for &(call, mode) in MODES {
         // No set-uid bit comes of any call.
         let none = SeccompCmpOp::MaskedEq(libc::S_ISUID.into());
@@ -89,12 +88,8 @@ fn program() -> Result<BpfProgram, Error> {
 }
 
 /// Calls that set the mode of a file, and which argument it is.
-const MODES: &[(c_long, u8)] = &[
-    (libc::SYS_fchmodat, 2),
-    (libc::SYS_mkdirat, 2),
-    (libc::SYS_mknodat, 2),
-    (libc::SYS_openat, 3),
-];
+const MODES: &[(c_long, u8)] =
+    &[(libc::SYS_fchmodat, 2), (libc::SYS_mkdirat, 2), (libc::SYS_mknodat, 2), (libc::SYS_openat, 3)];
 
 /// What serving files takes: files, memory, and the end of the process.
 const ALLOWED: &[c_long] = &[

@@ -219,11 +219,12 @@ fn setup_names_the_mount_that_failed() {
         let (mut session, _agent) = session().await;
         let mount = |path: &str| belljar_proto::message::Mount {
             name: "tag".into(),
-            source: belljar_proto::message::Source::NineP { tag: "tag".into() },
+            sources: vec![belljar_proto::message::Source::NineP { tag: "tag".into() }],
             path: path.into(),
             mode: MountMode::ReadOnly,
         };
-        let faults = session.setup(Setup { mounts: vec![mount("not/absolute")], ..Setup::default() }).await.unwrap();
+        let setup = Setup { mounts: vec![mount("not/absolute")], ..Setup::default() };
+        let faults = session.setup(setup).await.unwrap().faults;
         assert!(
             matches!(&faults[..], [(0, MountFault::Failed { detail })] if detail.contains("not/absolute")),
             "{faults:?}"

@@ -1,0 +1,88 @@
+# shellcheck shell=bash
+# shellcheck disable=SC2016,SC2154 # what is quoted is expanded in the guest; run and lib.sh set dir, top, code
+# Shares over FUSE: the same as over 9p in each mode, and never a pass on a share that is gone.
+
+test_fuse_does_what_the_manual_says() {
+    as_the_manual_says 4 --share fuse --workspace-mode rw
+    as_the_manual_says 5 --share fuse --workspace-mode cow
+}
+
+# In an image, booted and copied.
+# fixtures: debian-bookworm
+test_fuse_in_an_image() {
+    local how mode
+    echo before >ws/file
+    for how in --no-template ''; do
+        for mode in rw ro cow; do
+            [ -z "$how" ] || [ $mode = rw ] || continue
+            # shellcheck disable=SC2086 # none is no word
+            bj -v $how --image "$(fixture debian-bookworm)" --login root:belljar --share fuse --workspace-mode $mode -- sh -c '
+                cat file; echo more >>file && echo written; echo left >"$BELLJAR_OUT/left"
+                grep -c "fuse.belljar" /proc/mounts; grep " /mnt/hostos 9p\| /run/belljar/out 9p" /proc/mounts; sync; true'
+            want_code 0
+            want_err 'share: fuse'
+            want_line '^2$'
+            want_line '^before$'
+            [ "$(cat state/runs/*/out/left)" = left ] || fail 'what it left is not there'
+            case $mode in
+                rw) want_line '^written$'; [ "$(cat ws/file)" = $'before\nmore' ] || fail 'the host does not see it' ;;
+                ro) want_no_line '^written$'; [ "$(cat ws/file)" = before ] || fail 'the host sees it' ;;
+                cow) want_line '^written$'; [ "$(cat ws/file)" = before ] || fail 'the host sees it' ;;
+            esac
+            echo before >ws/file
+            rm -rf state/runs
+        done
+    done
+    want_err 'template: found'
+}
+
+# Whoever kills what serves a share gets no pass, and does not hang.
+test_fuse_that_is_killed_is_no_pass() {
+    local mode pid
+    echo there >ws/file
+    for mode in rw ro cow; do
+        bj --share fuse --workspace-mode $mode -- sh -c 'pkill -9 belljar-fuse; test ! -e /mnt/hostos/file; true'
+        [ "$code" = 121 ] || [ "$code" = 125 ] || fail "the exit code is $code"
+    done
+    # Only that of the workspace, which nothing is written to.
+    bj --share fuse --workspace-mode ro -- sh -c 'pkill -9 -n belljar-fuse; test ! -e /mnt/hostos/file'
+    [ "$code" = 121 ] || [ "$code" = 125 ] || fail "the exit code is $code"
+    # The server on the host.
+    (
+        until_true 120 test -e ws.out/ready
+        for pid in $(pgrep -f -- "--share reading"); do
+            if grep -qz "BELLJAR_TEST_CASE=$nonce" "/proc/$pid/environ"; then kill -9 "$pid"; fi
+        done
+    ) &
+    mkdir -p ws.out
+    bj --share fuse --workspace-mode ro --out "$dir/ws.out" -- sh -c 'ls >/dev/null; : >"$BELLJAR_OUT/ready"; sleep 60; true'
+    wait
+    want_code 125
+    want_err 'server of the workspace ended'
+}
+
+# What the guest makes on the host are plain files of the user, and no link of the host's leads a guest out of its share.
+test_fuse_stays_in_its_directory() {
+    mkdir -p ws/d
+    echo secret >secret
+    ln -s ../../secret ws/d/link
+    ln -s "$dir/secret" ws/d/absolute
+    bj --share fuse --workspace-mode rw --user nobody -- sh -c 'cat d/link d/absolute; mkfifo /tmp/x; true'
+    want_code 0
+    want_out
+    bj --share fuse --workspace-mode rw -- sh -ec 'echo x >s; ! chmod 4755 s; ! mknod n c 1 3; mkfifo p; chown nobody s; ln -s /etc/passwd l; mkdir -m 2755 g'
+    want_code 0
+    [ -z "$(find ws -perm /6000 -o -type b -o -type c)" ] || fail "$(find ws -ls)"
+    [ -z "$(find ws ! -user "$(id -un)")" ] || fail "$(find ws -ls)"
+    # What is hidden is hidden here too.
+    mkdir ws/.hidden && echo x >ws/.hidden/x
+    bj --share fuse --workspace-mode ro --hide "$dir/ws/.hidden" -- sh -c 'ls -A .hidden'
+    want_code 0
+    want_out
+    bj --share fuse --max-output 1M -- sh -c 'cd "$BELLJAR_OUT"; dd if=/dev/zero of=x bs=1M count=50; sleep 20; true'
+    want_code 125
+    want_err max-output
+    bj --share fuse --max-output 64M -- sh -c 'cd "$BELLJAR_OUT"; fallocate -l 100G x; sleep 20; true'
+    want_code 125
+    want_err 'max-output|has only'
+}
