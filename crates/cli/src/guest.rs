@@ -3,8 +3,8 @@
 use std::{ffi::OsString, path::PathBuf, sync::Arc, time::Duration};
 
 use belljar_guest_spec::{
-    Accel, Access, BootSource, DiskBus, Firmware, GuestSpec, Login, NicMode, OopsPolicy, ShareKind, Source, Surroundings,
-    WorkspaceMode, in_home,
+    Accel, Access, BootSource, DiskBus, Firmware, GuestSpec, Login, NicMode, OopsPolicy, ShareKind, Source,
+    Surroundings, WorkspaceMode, in_home,
     rules::{self, Key, Notation},
 };
 use belljar_machine::bounds::Bounds;
