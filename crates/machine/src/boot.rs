@@ -263,7 +263,7 @@ pub(crate) async fn finish(
                 } else {
                     let mounted = match share::for_shell(plan.exchange()) {
                         Ok(kind) => {
-                            carried = Some(Carried { kind, lacking: Vec::new() });
+                            carried = Some(Carried { kind, lacking: Vec::new(), ports: Vec::new() });
                             enter::mount_by_shell(&mut shell, share, kind, &limits).await?
                         }
                         Err(why) if share.required() => return Err(Cause::NoShares(why).into()),
@@ -288,7 +288,8 @@ pub(crate) async fn finish(
         })
         .await;
     match ready {
-        Ok((session, carried)) => {
+        Ok((session, mut carried)) => {
+            machine.watch.ports.mounted(carried.as_mut().map(|c| std::mem::take(&mut c.ports)).unwrap_or_default());
             machine.watch.entered(session.reports());
             if let Some(choice) = share_choice(plan, &*session, carried) {
                 observe(choice);
@@ -307,7 +308,7 @@ fn share_choice(plan: &Plan, session: &dyn Session, carried: Option<Carried>) ->
     if plan.exchange().is_empty() {
         return Some(no_share("none was asked for"));
     }
-    let Carried { kind, lacking } = carried?;
+    let Carried { kind, lacking, .. } = carried?;
     let mounted = workspace.into_iter().chain([format!("the output directory at {}", share::OUT_PATH)]);
     let mounted = mounted.collect::<Vec<_>>().join(" and ");
     let mut why = format!("{by} mounted {mounted}");
@@ -323,6 +324,8 @@ struct Carried {
     kind: &'static Kind,
     /// Why those that come before it in [`Plan::exchange`] do not.
     lacking: Vec<String>,
+    /// The ports through which it does, by their ids.
+    ports: Vec<String>,
 }
 
 /// That nothing of the host's is in the guest, which nobody asked for.
@@ -506,6 +509,7 @@ async fn finish_setup(
         tell(EventKind::Warning { message: format!("the agent says: {line}") });
     }
     let kind = usize::try_from(report.source).ok().and_then(|at| plan.exchange().get(at).copied());
+    let failed: Vec<usize> = report.faults.iter().filter_map(|(index, _)| usize::try_from(*index).ok()).collect();
     for (index, fault) in report.faults {
         let mount = usize::try_from(index).ok().and_then(|i| mounts.get(i));
         let Some((mount, kind)) = mount.zip(kind) else { continue };
@@ -516,5 +520,11 @@ async fn finish_setup(
         let lost = if mount.name == share::OUT_TAG { format!("\n{}", share::OUT_IS_LOST) } else { String::new() };
         tell(EventKind::Warning { message: said + &lost });
     }
-    Ok((session, kind.map(|kind| Carried { kind, lacking: report.lacking })))
+    let there = mounts.iter().enumerate().filter(|(at, _)| !failed.contains(at)).map(|(_, mount)| mount.name.as_str());
+    let there: Vec<&str> = there.collect();
+    let carried = kind.map(|kind| {
+        let tags = there.iter().copied().filter(|_| kind.has_port);
+        Carried { kind, lacking: report.lacking, ports: plan.config.share_port_ids(&tags.collect::<Vec<_>>()) }
+    });
+    Ok((session, carried))
 }

@@ -240,7 +240,7 @@ impl QemuGuest {
         };
         self.machine.watch.look_at_shares(observe);
         let mut doubt = match (how, &synced) {
-            (Ending::Kill | Ending::PowerOff, Ok(())) => self.machine.watch.doubt(Phase::Command, observe).await,
+            (Ending::Kill | Ending::PowerOff, Ok(())) => self.doubt(observe).await,
             _ => self.machine.watch.fault_now(Phase::Command),
         };
         if how == Ending::PowerOff && synced.is_ok() && doubt.is_none() {
@@ -274,7 +274,7 @@ impl QemuGuest {
         if let Some(exceeded) = self.machine.qemu.exceeded() {
             return Err(watch::of_exceeded(&exceeded));
         }
-        match self.machine.watch.doubt(Phase::Command, observe).await {
+        match self.doubt(observe).await {
             Some(lost) => Err(lost.with_tail(self.machine.console.tail(TAIL))),
             None => Ok(()),
         }
@@ -297,6 +297,15 @@ impl QemuGuest {
         let limit = Some(self.readying());
         let found = self.ask(Phase::Session, limit, async |session| session.renew().await, observe).await?;
         Ok(session::of_leftovers(&found, observe))
+    }
+
+    /// What the guest died of, or saw of its shares, without anybody having noticed.
+    async fn doubt(&mut self, observe: Observe<'_>) -> Option<Lost> {
+        let Machine { watch, qemu, .. } = &mut self.machine;
+        match watch.doubt(Phase::Command, observe).await {
+            Some(lost) => Some(lost),
+            None => watch.ports.check(qemu.qmp(), Phase::Command).await,
+        }
     }
 
     fn readying(&self) -> (Duration, &'static str) {

@@ -9,9 +9,10 @@ mod asked;
 mod doubt;
 mod expected;
 mod heartbeat;
+mod ports;
 mod sleep;
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use belljar_guest_spec::OopsPolicy;
 use belljar_model::{CrashKind, EventKind, Phase};
@@ -23,7 +24,7 @@ use crate::{
     console::{Alarm, AlarmKind, Alarms, Console, ConsoleView, Phase as AlarmPhase, Severity},
     guest::Observe,
     qemu::{
-        args::{AGENT_PORT_ID, SHARE_PORT},
+        args::AGENT_PORT_ID,
         process::{End, ExitWatch, Qemu},
         qmp::{EventStream, QmpEvent},
     },
@@ -36,6 +37,7 @@ use asked::Marks;
 use doubt::Suspect;
 pub(crate) use expected::{Expectation, Expected};
 use heartbeat::Heartbeat;
+pub(crate) use ports::SharePorts;
 use sleep::Sleep;
 
 /// A console that is silent for this long has nothing more to say of a fault.
@@ -72,8 +74,8 @@ pub(crate) struct Watch {
     sleep: Sleep,
     /// The agent's port was closed; when that means its end.
     closed: Option<Instant>,
-    /// The same of shares' ports, by their ids.
-    closed_shares: HashMap<String, Instant>,
+    /// The ports of shares.
+    pub(crate) ports: SharePorts,
     /// Tells of servers of shares that end.
     servers: Ends,
     /// The guest's time was stopped from here.
@@ -101,7 +103,7 @@ impl Watch {
             heartbeat: Heartbeat::new(qemu.wanted_clock()),
             sleep: Sleep::default(),
             closed: None,
-            closed_shares: HashMap::new(),
+            ports: SharePorts::default(),
             servers,
             stopped: false,
             replaced: None,
@@ -147,6 +149,7 @@ impl Watch {
     /// host, on the way there.
     pub(crate) async fn powered_off(&mut self, observe: Observe<'_>) -> Result<(), Lost> {
         self.expected.announce(Expectation::PowerOff);
+        self.ports.let_go();
         let lost = self.trouble(Phase::Close, observe).await;
         match lost.cause.crash_kind() {
             Some(CrashKind::Panic | CrashKind::Oops) | None => Err(lost),
@@ -189,8 +192,14 @@ impl Watch {
                 }
                 event = self.events.next(), if qmp_open => match event {
                     Some(event) => {
-                        if let Some(lost) = self.take_event(&event, phase, observe) {
+                        if let Some(lost) = self.of_event(&event, phase) {
                             return lost;
+                        }
+                        self.notice(&event, observe);
+                        match of_agent_port(&event) {
+                            Some(true) => self.closed = None,
+                            Some(false) if self.entered_at.is_some() && !self.expected.has(Expectation::PowerOff) => self.closed = Some(Instant::now() + CLOSED),
+                            _ => {}
                         }
                     }
                     // QEMU is about to be gone; its exit tells more.
@@ -214,8 +223,11 @@ impl Watch {
     /// When something has to be looked at although nothing has happened.
     fn due(&self) -> Instant {
         let suspects = self.suspects.iter().map(Suspect::due);
-        let shares = self.closed_shares.values().copied();
-        suspects.chain(self.sleep.due()).chain(self.closed).chain(shares).fold(self.heartbeat.due(), Instant::min)
+        suspects
+            .chain(self.sleep.due())
+            .chain(self.closed)
+            .chain(self.ports.due())
+            .fold(self.heartbeat.due(), Instant::min)
     }
 
     /// Whether the guest has been quiet in a way that means its end.
@@ -223,7 +235,7 @@ impl Watch {
         if self.sleep.since().is_some() {
             // Its devices are switched off as well, the port's among them.
             self.closed = None;
-            self.closed_shares.clear();
+            self.ports.sleep();
             self.heartbeat.reset();
             return self.sleep.overslept(phase);
         }
@@ -231,8 +243,8 @@ impl Watch {
             let seen = "the agent's port was closed in the guest: the agent was killed, or died";
             return Some(Lost::crash(CrashKind::Silent, seen, phase));
         }
-        if self.closed_shares.values().any(|at| *at <= Instant::now()) {
-            return self.closed_share(phase, &mut |_| ());
+        if let Some(lost) = self.ports.lost(phase) {
+            return Some(lost);
         }
         let may_be_heard = !self.stopped && !self.expected.has(Expectation::PowerOff);
         let Some(reports) = self.reports.as_ref().filter(|_| may_be_heard) else {
@@ -247,51 +259,6 @@ impl Watch {
         Some(Lost::crash(CrashKind::Silent, seen, phase))
     }
 
-    /// Takes what QEMU reports: a loss, or what is to be noted.
-    fn take_event(&mut self, event: &QmpEvent, phase: Phase, observe: Observe<'_>) -> Option<Lost> {
-        let lost = self.of_event(event, phase);
-        if lost.is_some() {
-            return lost;
-        }
-        self.notice(event, observe);
-        self.of_share_port(event);
-        match of_agent_port(event) {
-            Some(true) => self.closed = None,
-            Some(false) if self.entered_at.is_some() && !self.expected.has(Expectation::PowerOff) => {
-                self.closed = Some(Instant::now() + CLOSED);
-            }
-            _ => {}
-        }
-        None
-    }
-
-    /// Notes whether a share's port was opened or closed in the guest, which happens when it is mounted and let go of.
-    fn of_share_port(&mut self, event: &QmpEvent) {
-        let Some((id, open)) = of_port(event).filter(|(id, _)| id.starts_with(SHARE_PORT)) else { return };
-        let is_let_go = self.entered_at.is_none()
-            || self.expected.has(Expectation::PowerOff)
-            || self.expected.has(Expectation::LetGo);
-        if open || is_let_go {
-            self.closed_shares.remove(id);
-        } else {
-            self.closed_shares.insert(id.to_owned(), Instant::now() + CLOSED);
-        }
-    }
-
-    /// The relay of a share is gone, so that the guest has not seen what it was to see. Else whatever ended the guest, if what QEMU has
-    /// reported by now says so.
-    pub(crate) fn closed_share(&mut self, phase: Phase, observe: Observe<'_>) -> Option<Lost> {
-        while let Some(event) = self.events.try_next() {
-            if let Some(lost) = self.take_event(&event, phase, observe) {
-                return Some(lost);
-            }
-        }
-        (!self.closed_shares.is_empty()).then(|| {
-            let seen = "the port of a share was closed in the guest: the agent's relay was killed, or died, or the share was unmounted";
-            Lost::crash(CrashKind::Silent, seen, phase)
-        })
-    }
-
     /// A server of a share has ended, perhaps because QEMU did.
     async fn of_server(&mut self, why: String, phase: Phase) -> Lost {
         match tokio::time::timeout(AFTERMATH, self.exit.ended()).await {
@@ -302,6 +269,7 @@ impl Watch {
 
     /// What QEMU reports and what is no end.
     fn notice(&mut self, event: &QmpEvent, observe: Observe<'_>) {
+        self.ports.note(event);
         match event.name.as_str() {
             "SUSPEND" => return self.fall_asleep(observe),
             "WAKEUP" => return self.wake_up(observe),

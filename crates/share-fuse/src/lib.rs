@@ -23,6 +23,7 @@
 //!
 //! One thread serves one request after another: the guest has few processors, and a request takes the host microseconds.
 
+pub mod fuzz;
 mod nodes;
 mod server;
 mod stream;

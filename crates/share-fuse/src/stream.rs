@@ -74,7 +74,7 @@ pub fn serve(mut server: Server, stream: &mut (impl Read + Write)) -> Result<(),
 }
 
 /// Bytes of the request that begins here, if they are known yet.
-fn length(begun: &[u8]) -> Result<Option<usize>, Malformed> {
+pub(crate) fn length(begun: &[u8]) -> Result<Option<usize>, Malformed> {
     let Some(bytes) = begun.first_chunk::<4>() else { return Ok(None) };
     let length = usize::try_from(u32::from_le_bytes(*bytes)).map_err(|_| Malformed)?;
     if (HEADER..=MAX_REQUEST).contains(&length) { Ok(Some(length)) } else { Err(Malformed) }

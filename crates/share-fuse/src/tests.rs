@@ -539,6 +539,7 @@ proptest! {
         fs::write(guest.share().join("a"), "a").unwrap();
         symlink("../secret", guest.share().join("b")).unwrap();
         for (opcode, node, body) in requests {
+            crate::fuzz::requests(&request(opcode, node, &body));
             match guest.server.answer(&request(opcode, node, &body)) {
                 Ok(Answer::Reply(reply)) => {
                     prop_assert_eq!(u32_at(&reply, 0) as usize, reply.len());
@@ -555,6 +556,7 @@ proptest! {
     #[test]
     fn no_bytes_do_harm(bytes in proptest::collection::vec(any::<u8>(), 0..300), greeted in any::<bool>()) {
         let dir = tempfile::tempdir().unwrap();
+        crate::fuzz::requests(&bytes);
         let all = [if greeted { hello() } else { Vec::new() }, bytes].concat();
         talk(dir.path(), &all, 64);
         prop_assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);

@@ -67,9 +67,9 @@ test_fuse_stays_in_its_directory() {
     echo secret >secret
     ln -s ../../secret ws/d/link
     ln -s "$dir/secret" ws/d/absolute
-    bj --share fuse --workspace-mode rw --user nobody -- sh -c 'cat d/link d/absolute; mkfifo /tmp/x; true'
+    bj --share fuse --workspace-mode rw -- sh -c 'cat d/link d/absolute; true'
     want_code 0
-    want_out
+    [ ! -s out ] || fail "a link leads to $(cat out)"
     bj --share fuse --workspace-mode rw -- sh -ec 'echo x >s; ! chmod 4755 s; ! mknod n c 1 3; mkfifo p; chown nobody s; ln -s /etc/passwd l; mkdir -m 2755 g'
     want_code 0
     [ -z "$(find ws -perm /6000 -o -type b -o -type c)" ] || fail "$(find ws -ls)"
@@ -78,7 +78,7 @@ test_fuse_stays_in_its_directory() {
     mkdir ws/.hidden && echo x >ws/.hidden/x
     bj --share fuse --workspace-mode ro --hide "$dir/ws/.hidden" -- sh -c 'ls -A .hidden'
     want_code 0
-    want_out
+    [ ! -s out ] || fail "it sees $(cat out)"
     bj --share fuse --max-output 1M -- sh -c 'cd "$BELLJAR_OUT"; dd if=/dev/zero of=x bs=1M count=50; sleep 20; true'
     want_code 125
     want_err max-output

@@ -145,8 +145,7 @@ async fn quiesce(
     let wanted = Quiesce { unmount: vec![share::CONTROL_PATH.into()], overlay: !shares.is_empty(), shares };
     let limits = machine.limits;
     let limit = limits.sync();
-    let expected = machine.watch.expected().clone();
-    expected.announce(Expectation::LetGo);
+    machine.watch.ports.let_go();
     let left = machine
         .attend(Phase::Session, observe, async |qemu, _, _| {
             let letting_go = async {
@@ -167,14 +166,7 @@ async fn quiesce(
             Ok(left)
         })
         .await
-        .map_err(Unfrozen::Lost);
-    // What QEMU has reported of ports is taken before that.
-    let ended = machine.watch.closed_share(Phase::Session, observe);
-    expected.take(Expectation::LetGo);
-    let left = left?;
-    if let Some(lost) = ended {
-        return Err(Unfrozen::Lost(lost));
-    }
+        .map_err(Unfrozen::Lost)?;
     if left.is_empty() {
         return Ok(());
     }

@@ -7,8 +7,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub(crate) enum Expectation {
     /// The guest's time stops.
     Stop,
-    /// The guest lets go of its shares.
-    LetGo,
     /// The guest powers itself off: nothing more is heard of it, and QEMU ends.
     PowerOff,
 }

@@ -17,12 +17,9 @@ pub const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,re
 /// Id of the virtio port [`PORT_NAME`], as QEMU's events name it.
 pub(crate) const AGENT_PORT_ID: &str = "agent-port";
 
-/// How ids of shares' ports begin.
-pub(crate) const SHARE_PORT: &str = "share-port";
-
-/// Id of the virtio port of the share with this number.
+/// Id of the virtio port of the share with this number, and of what is behind it.
 fn share_port_id(number: usize) -> String {
-    format!("{SHARE_PORT}{number}")
+    format!("share-port{number}")
 }
 
 /// The network card's name.
@@ -208,6 +205,13 @@ impl MachineConfig {
             }
         }
         Ok(())
+    }
+
+    /// The ids of the ports of shares with these tags.
+    #[must_use]
+    pub(crate) fn share_port_ids(&self, tags: &[&str]) -> Vec<String> {
+        let ports = self.share_ports().filter(|(_, tag, _)| tags.contains(tag));
+        ports.map(|(number, ..)| share_port_id(number)).collect()
     }
 
     /// Ports of shares, each with the share's number and its tag.

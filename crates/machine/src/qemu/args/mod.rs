@@ -21,7 +21,7 @@ use belljar_guest_spec::DEFAULT_MEMORY;
 pub use belljar_guest_spec::{Accel, DiskBus, NicMode};
 use thiserror::Error;
 
-pub(crate) use self::build::{AGENT_PORT_ID, SHARE_PORT};
+pub(crate) use self::build::AGENT_PORT_ID;
 pub use self::build::{CARD, NETDEV, SANDBOX};
 pub(crate) use self::disk::push;
 pub use self::disk::{Disk, Plugged};

@@ -59,6 +59,8 @@ commands! {
     QueryVersion = "query-version" -> Version;
     /// The processors and their host threads.
     QueryCpusFast = "query-cpus-fast" -> Vec<CpuInfo>;
+    /// The lines to the guest.
+    QueryChardev = "query-chardev" -> Vec<ChardevInfo>;
     /// How freezing or thawing goes.
     QueryMigrate = "query-migrate" -> MigrationInfo;
     /// Starts the conversation.
@@ -72,6 +74,16 @@ pub struct RunState {
     pub running: bool,
     /// `running`, `paused`, `shutdown`, `guest-panicked`, `internal-error`, `io-error`, `prelaunch`…: open.
     pub status: String,
+}
+
+/// A line of `query-chardev`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ChardevInfo {
+    /// Its id.
+    pub label: String,
+    /// Whether the guest has the other end open.
+    pub frontend_open: bool,
 }
 
 /// `query-kvm`.

@@ -22,10 +22,10 @@ use thiserror::Error;
 
 pub use self::client::{DEFAULT_TIMEOUT, Qmp};
 pub use self::command::{
-    Capabilities, Cont, CpuInfo, DeviceAdd, DeviceDel, GetFd, HumanMonitorCommand, KvmInfo, Migrate, MigrateIncoming,
-    MigrateSetCapabilities, MigrationCapability, MigrationInfo, NetdevAdd, NetdevDel, NoReply, Package, QmpCommand,
-    QueryCpusFast, QueryKvm, QueryMigrate, QueryStatus, QueryVersion, Quit, Raw, RunState, ScreenDump, Stop,
-    SystemPowerdown, SystemReset, Version, VersionTriple,
+    Capabilities, ChardevInfo, Cont, CpuInfo, DeviceAdd, DeviceDel, GetFd, HumanMonitorCommand, KvmInfo, Migrate,
+    MigrateIncoming, MigrateSetCapabilities, MigrationCapability, MigrationInfo, NetdevAdd, NetdevDel, NoReply,
+    Package, QmpCommand, QueryChardev, QueryCpusFast, QueryKvm, QueryMigrate, QueryStatus, QueryVersion, Quit, Raw,
+    RunState, ScreenDump, Stop, SystemPowerdown, SystemReset, Version, VersionTriple,
 };
 pub use self::decoder::{DecodeError, Decoder, Greeting, MAX_MESSAGE, Message};
 pub use self::event::{EventStream, QmpEvent, QmpTimestamp};
