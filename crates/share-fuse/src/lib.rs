@@ -17,7 +17,7 @@
 //! | anything in a share that is for reading only | `EROFS` |
 //! | what no kernel sends | the end of the conversation |
 //!
-//! Files are held by descriptors and not by names ([`nodes`]), so one that was removed or replaced while it was open is still the same
+//! Files are held by descriptors and not by names (`nodes`), so one that was removed or replaced while it was open is still the same
 //! file, and what is renamed on the host leads nowhere else. A directory that the host moves out of the share stays reachable to a guest that had
 //! found it before, and nothing beside it does.
 //!

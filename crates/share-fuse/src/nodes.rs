@@ -123,7 +123,7 @@ impl Nodes {
         Ok(self.attr(&stat))
     }
 
-    #[expect(clippy::unnecessary_cast, clippy::useless_conversion, reason = "the types differ between processors")]
+    #[expect(clippy::unnecessary_cast, reason = "the types differ between processors")]
     fn attr(&mut self, stat: &Stat) -> Attr {
         let device = key(stat).0;
         let at = self.devices.iter().position(|known| *known == device).unwrap_or_else(|| {

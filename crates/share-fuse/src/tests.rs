@@ -525,7 +525,7 @@ proptest! {
             (0_u32..54, prop_oneof![Just(1_u64), Just(2), 0_u64..6, any::<u64>()], prop_oneof![
                 proptest::collection::vec(any::<u8>(), 0..200),
                 proptest::collection::vec(0_u8..4, 0..120),
-                "[a-c./]{0,3}".prop_map(|text| name(text)),
+                "[a-c./]{0,3}".prop_map(name),
                 ("[a-c./]{0,3}", "[a-c./]{0,3}").prop_map(|(a, b)| [[0; 16].to_vec(), name(a), name(b)].concat()),
                 ("[a-c./]{0,3}", any::<[u32; 4]>()).prop_map(|(a, n)| [numbers(&n), name(a)].concat()),
             ]),

@@ -20,8 +20,6 @@ pub enum Feature {
     VirtioConsole,
     /// Shares: the 9p file system and its virtio transport.
     NineP,
-    /// Shares: the kernel's requests for a file system, answered by a program.
-    Fuse,
     /// Writable layers.
     Overlay,
     /// virtio disks.
@@ -48,7 +46,6 @@ impl Feature {
         Feature::VirtioPci,
         Feature::VirtioConsole,
         Feature::NineP,
-        Feature::Fuse,
         Feature::Overlay,
         Feature::VirtioBlk,
         Feature::VirtioScsi,
@@ -72,7 +69,6 @@ impl Feature {
             Feature::VirtioPci => &["virtio_pci"],
             Feature::VirtioConsole => &["virtio_console"],
             Feature::NineP => &["9pnet_virtio", "9p"],
-            Feature::Fuse => &["fuse"],
             Feature::Overlay => &["overlay"],
             Feature::VirtioBlk => &["virtio_blk"],
             Feature::VirtioScsi => &["virtio_scsi", "sd_mod"],
@@ -93,7 +89,6 @@ impl std::fmt::Display for Feature {
             Feature::VirtioPci => "virtio over PCI",
             Feature::VirtioConsole => "virtio console",
             Feature::NineP => "9p over virtio",
-            Feature::Fuse => "file systems of programs (FUSE)",
             Feature::Overlay => "overlay file system",
             Feature::VirtioBlk => "virtio disk",
             Feature::VirtioScsi => "virtio SCSI disk",
