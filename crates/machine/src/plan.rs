@@ -11,7 +11,9 @@ use std::{
     time::Duration,
 };
 
-use belljar_guest_spec::{Accel, BootSource, Credentials, GuestSpec, OopsPolicy, ShareKind, Unresolved, Word, WorkspaceMode};
+use belljar_guest_spec::{
+    Accel, BootSource, Credentials, GuestSpec, OopsPolicy, ShareKind, Unresolved, Word, WorkspaceMode,
+};
 use belljar_image::{
     boot::{self, BootFiles, InitSpec},
     cache::Cache,
