@@ -87,3 +87,25 @@ test_fuse_stays_in_its_directory() {
     want_code 125
     want_err 'max-output|has only'
 }
+
+# A kernel without 9p gets its shares over FUSE in the same boot, and it is said what it lacks.
+# fixtures: busybox-initrd
+test_auto_takes_fuse_where_there_is_no_9p() {
+    local files release
+    files=$(fixture busybox-initrd) release=$(uname_of "$(fixture busybox-initrd)/vmlinuz")
+    [ -d "/lib/modules/$release" ] || skip "no modules of $release here"
+    mkdir -p modules/lib/modules
+    cp -a "/lib/modules/$release" modules/lib/modules/
+    rm -rf "modules/lib/modules/$release/kernel/fs/9p" "modules/lib/modules/$release/kernel/net/9p"
+    depmod -b modules "$release"
+    echo hi >ws/f
+    bj -v --kernel "$files/vmlinuz" --initrd "$files/initrd" --modules "$dir/modules/lib/modules/$release" --access init -- sh -c 'cat f; echo y >g'
+    want_code 0
+    want_out hi
+    want_err 'share: fuse .*has no 9p'
+    [ "$(cat ws/g)" = y ] || fail 'the host does not see it'
+    rm -rf modules
+}
+
+# The release that a kernel image says it is (the kernel's Documentation/arch/x86/boot.rst: kernel_version).
+uname_of() { file -bL "$1" | sed -n 's/.*version \([^ ]*\).*/\1/p'; }
