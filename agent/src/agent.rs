@@ -13,6 +13,7 @@ use rustix::process::{WaitOptions, getpid};
 use rustix::system::RebootCommand;
 
 use crate::ask::{self, Asks};
+use crate::booted::BootWatch;
 use crate::clock::ClockWatch;
 use crate::command::{Command, Leftover, Step};
 use crate::devices::Awaited;
@@ -23,7 +24,7 @@ use crate::link::{Incoming, Link, Lost};
 use crate::network::Cards;
 use crate::port::{self, Port};
 use crate::renew::{self, Carried};
-use crate::{shutdown, sys, text};
+use crate::{serve, shutdown, sys, text};
 
 /// How often the agent announces itself while nobody has greeted it.
 const ANNOUNCE: Duration = Duration::from_secs(1);
@@ -92,6 +93,8 @@ pub(crate) struct Agent {
     renewal: Option<renew::Prepared>,
     /// A device that the host waits for.
     awaited: Option<Awaited>,
+    /// The end of the boot, for which the host waits.
+    booting: Option<BootWatch>,
     /// Bytes were lost in the session; the next frame says whether it matters.
     garbage: Option<FrameError>,
     ending: Option<ShutdownHow>,
@@ -155,6 +158,7 @@ impl Agent {
             baseline: None,
             renewal: None,
             awaited: None,
+            booting: None,
             garbage: None,
             ending: None,
             turn: 0,
@@ -200,6 +204,13 @@ impl Agent {
         if let Some(seen) = self.awaited.as_mut().and_then(Awaited::look) {
             self.awaited = None;
             self.link.queue(&ToHost::DeviceAwaited(seen));
+        }
+        if let Some(sign) = self.booting.as_mut().and_then(BootWatch::look) {
+            self.booting = None;
+            if self.link.kind() != port::Kind::Given {
+                serve::leave_groups();
+            }
+            self.link.queue(&ToHost::Booted(sign));
         }
         if self.away_until.is_none() {
             self.link.flush()?;
@@ -296,7 +307,9 @@ impl Agent {
         });
         let deadlines = self.jobs.iter().filter_map(|job| job.deadline);
         let device = self.awaited.as_ref().map(Awaited::next);
-        let next = announce.into_iter().chain(self.away_until).chain(deadlines).chain(device).chain(reading).min()?;
+        let boot = self.booting.as_ref().map(BootWatch::next);
+        let looks = device.into_iter().chain(boot);
+        let next = announce.into_iter().chain(self.away_until).chain(deadlines).chain(looks).chain(reading).min()?;
         Some(next.saturating_duration_since(Instant::now()))
     }
 
@@ -504,6 +517,7 @@ impl Agent {
         self.mounts.append(&mut self.mounting);
         self.leftovers.clear();
         self.awaited = None;
+        self.booting = None;
     }
 
     /// A job past its deadline is killed; its report then ends short, which tells.

@@ -13,7 +13,7 @@ use rustix::system::RebootCommand;
 
 use crate::agent::Agent;
 use crate::port::{self, NoPort};
-use crate::{modules, mounts, root, serve, shutdown, sys, text};
+use crate::{beside, modules, mounts, root, serve, shutdown, sys, text};
 
 /// What ends the guest before it has begun: the step and why it failed.
 struct Fatal(String);
@@ -45,6 +45,9 @@ fn start() -> Result<Agent, Fatal> {
     let config =
         fs::read(INIT_CONFIG_PATH).map_err(|error| Fatal(format!("read {INIT_CONFIG_PATH}: {}", text::io(&error))))?;
     let config: InitConfig = from_bytes(&config).map_err(|error| Fatal(format!("{INIT_CONFIG_PATH}: {error}")))?;
+    if let InitRoot::OfGuest { init } = &config.root {
+        return Err(Fatal(beside::begin(init)));
+    }
     for module in &config.modules {
         match modules::insert(module.as_str()) {
             Ok(()) => {}
@@ -64,7 +67,7 @@ fn start() -> Result<Agent, Fatal> {
             root::prepare().map_err(Fatal)?;
             Some(source)
         }
-        InitRoot::Initramfs => None,
+        InitRoot::Initramfs | InitRoot::OfGuest { .. } => None,
     };
     mount_system(root.is_none())?;
     console();

@@ -10,6 +10,8 @@
 
 mod agent;
 mod ask;
+mod beside;
+mod booted;
 mod clock;
 mod command;
 mod devices;
@@ -71,6 +73,7 @@ fn run(args: &[&[u8]]) -> c_int {
         [b"serve"] => serve::detached(),
         [b"serve", b"--foreground"] => serve::foreground(),
         // The following are for Belljar itself, and for its tests.
+        [b"serve", b"--beside"] => beside::go_on(),
         [b"serve", b"--daemon", fd] => with_fd(fd, serve::daemon),
         [b"serve", b"--fd", fd] => with_fd(fd, |fd| serve::on_fd(fd, None)),
         [b"serve", b"--fd", fd, b"--ask", path] => {

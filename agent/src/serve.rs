@@ -6,6 +6,7 @@ use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, Mode, OFlags};
 use rustix::io::{Errno, FdFlags};
@@ -21,6 +22,9 @@ const UNOPENED: u8 = 1;
 /// The kernel or the machine has no port for us.
 const LACKING: u8 = 3;
 
+/// How soon a port is looked for again in a system that boots.
+const PORT_AGAIN: Duration = Duration::from_millis(500);
+
 /// Variables that say something about the login shell, its terminal or its service, and not about the system.
 const OF_THE_SHELL: &[&str] = &[
     "COLUMNS",
@@ -30,6 +34,8 @@ const OF_THE_SHELL: &[&str] = &[
     "JOURNAL_STREAM",
     "LINES",
     "LS_COLORS",
+    "MEMORY_PRESSURE_WATCH",
+    "MEMORY_PRESSURE_WRITE",
     "MOTD_SHOWN",
     "OLDPWD",
     "PS1",
@@ -141,6 +147,19 @@ pub(crate) fn daemon(tell: OwnedFd) -> i32 {
     }
 }
 
+/// Leaves the process that started the guest, and serves in the guest's root as soon as there is a port. What it runs has this environment.
+pub(crate) fn in_guest(environment: Vec<Vec<u8>>) -> i32 {
+    prepare_system();
+    leave();
+    loop {
+        match port::open(true) {
+            Ok(port) => return run(Agent::new(port, environment)),
+            // The system is young: what has the port may come yet. Belljar's patience is the limit.
+            Err(NoPort::Lacking(_) | NoPort::Unopened(_)) => std::thread::sleep(PORT_AGAIN),
+        }
+    }
+}
+
 fn open() -> Result<Port, (u8, String)> {
     port::open(true).map_err(|error| match error {
         NoPort::Lacking(why) => (LACKING, why),
@@ -205,7 +224,7 @@ fn from_memory(tell: &OwnedFd) {
     let _ = rustix::io::fcntl_setfd(tell, FdFlags::CLOEXEC);
 }
 
-fn need_proc() {
+pub(crate) fn need_proc() {
     if fs::exists("/proc/self").unwrap_or(false) {
         return;
     }
@@ -233,7 +252,20 @@ fn leave() {
     let _ = rustix::process::chdir("/");
     rustix::process::umask(Mode::from_raw_mode(0o022));
     protect();
-    // A service manager ends everything in the control group of the login on the console.
+    leave_groups();
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    let nothing = rustix::fs::open("/dev/null", flags, Mode::empty())
+        .or_else(|_| rustix::fs::memfd_create("null", MemfdFlags::CLOEXEC));
+    if let Ok(nothing) = nothing {
+        let _ = rustix::stdio::dup2_stdin(&nothing);
+        let _ = rustix::stdio::dup2_stdout(&nothing);
+        let _ = rustix::stdio::dup2_stderr(&nothing);
+    }
+}
+
+/// Goes to the topmost control groups: a service manager ends everything in that of the login on the console, and puts what ran before it
+/// into its own.
+pub(crate) fn leave_groups() {
     if let Ok(groups) = fs::read_to_string("/proc/self/cgroup") {
         for line in groups.lines() {
             let controllers = line.split(':').nth(1).unwrap_or_default();
@@ -247,14 +279,6 @@ fn leave() {
                 let _ = write_existing(&at, b"0");
             }
         }
-    }
-    let flags = OFlags::RDWR | OFlags::CLOEXEC;
-    let nothing = rustix::fs::open("/dev/null", flags, Mode::empty())
-        .or_else(|_| rustix::fs::memfd_create("null", MemfdFlags::CLOEXEC));
-    if let Ok(nothing) = nothing {
-        let _ = rustix::stdio::dup2_stdin(&nothing);
-        let _ = rustix::stdio::dup2_stdout(&nothing);
-        let _ = rustix::stdio::dup2_stderr(&nothing);
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::Pid;
+use rustix::thread::UnshareFlags;
 
 /// The last system call's error.
 fn errno() -> Errno {
@@ -45,6 +46,12 @@ impl<'a> Strings<'a> {
         pointers.push(std::ptr::null());
         Self { pointers, _strings: std::marker::PhantomData }
     }
+}
+
+/// Gives the process a mount namespace of its own.
+pub(crate) fn own_mount_namespace() -> Result<(), Errno> {
+    // SAFETY: the agent has one thread, which shares neither descriptors nor its directories with another process.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }
 }
 
 /// Becomes another program; comes back only with an error.

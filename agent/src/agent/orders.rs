@@ -8,6 +8,7 @@ use belljar_proto::message::{
 use rustix::io::Errno;
 
 use super::Agent;
+use crate::booted::BootWatch;
 use crate::command::Command;
 use crate::devices::Awaited;
 use crate::job::Kind;
@@ -30,6 +31,7 @@ impl Agent {
             ToAgent::Quiesce(wanted) => self.quiesce(wanted),
             ToAgent::Renew { fresh } => self.renew(fresh),
             ToAgent::AwaitDevice(wanted) => self.awaited = Some(Awaited::new(wanted)),
+            ToAgent::AwaitBoot { limit_ms } => self.booting = Some(BootWatch::new(limit_ms)),
             ToAgent::Exec(exec) => self.exec(&exec),
             ToAgent::Files(asked) => self.files(&asked),
             ToAgent::StdinEof(id) => {

@@ -71,6 +71,10 @@ words! {
         Console = "console",
         /// By Belljar's own init, as the first process.
         Init = "init",
+        /// By a unit that the guest's systemd is given from outside, as a credential.
+        Credentials = "credentials",
+        /// By Belljar's program behind the initramfs in the image, whose kernel is started directly.
+        Initrd = "initrd",
     }
 }
 

@@ -161,6 +161,23 @@ pub fn foreign_initramfs(
     Ok(files)
 }
 
+/// A guest's own kernel with its own initramfs, both taken out of its disk. The agent is in the initramfs too, and is to be started by
+/// `rdinit=/belljar/agent`: it starts `init`, which the kernel would have started, and goes to the guest's root when that is there.
+///
+/// # Errors
+/// See [`BootError`].
+pub fn guests_initramfs(
+    kernel: &Kernel,
+    initrd: &Path,
+    init: &str,
+    processor: &Processor,
+    agent: &[u8],
+    cache: &Cache,
+) -> Result<BootFiles, BootError> {
+    let spec = InitSpec { processor, agent, modules: None, required: &[], wanted: &[] };
+    prepare(kernel, &spec, InitRoot::OfGuest { init: init.to_owned() }, Some(initrd), cache)
+}
+
 /// The quickest form of a kernel, without an initramfs.
 ///
 /// # Errors
@@ -243,13 +260,15 @@ fn choose_modules(
     let Some(index) = spec.modules else {
         let rely = match root {
             InitRoot::Share(_) => "no modules: all that is needed has to be built into the kernel",
-            InitRoot::Initramfs => "no modules added: the initramfs has to have what it needs",
+            InitRoot::Initramfs | InitRoot::OfGuest { .. } => {
+                "no modules added: the initramfs has to have what it needs"
+            }
         };
         return Ok((Vec::new(), vec![rely.to_owned()]));
     };
     let of_root = match root {
         InitRoot::Share(_) => Feature::HOST_USERLAND,
-        InitRoot::Initramfs => &[],
+        InitRoot::Initramfs | InitRoot::OfGuest { .. } => &[],
     };
     let required: Vec<_> = of_root.iter().chain(spec.required).copied().collect();
     let features: Vec<_> = required.iter().copied().filter(|&f| index.feature(f) == Presence::Absent).collect();
@@ -297,6 +316,7 @@ fn root_name(root: &InitRoot) -> Vec<u8> {
     match root {
         InitRoot::Share(source) => to_bytes(source).unwrap_or_default(),
         InitRoot::Initramfs => Vec::new(),
+        InitRoot::OfGuest { .. } => to_bytes(root).unwrap_or_default(),
     }
 }
 

@@ -328,7 +328,7 @@ pub fn fingerprint(path: &Path, into: &mut blake3::Hasher) -> io::Result<()> {
 }
 
 /// The end of a hash as part of a file name.
-pub(crate) fn short(hasher: &blake3::Hasher) -> String {
+pub fn short(hasher: &blake3::Hasher) -> String {
     hasher.finalize().to_hex()[..32].to_owned()
 }
 

@@ -3,20 +3,27 @@
 use std::{io, path::Path, sync::Arc, time::Duration};
 
 use belljar_guest_spec::WorkspaceMode;
-use belljar_model::{EventKind, Phase};
-use belljar_proto::message::{Announce, Identity, Setup};
+use belljar_model::{CrashKind, EventKind, Phase};
+use belljar_proto::message::{Announce, BOOT_REST, BootSign, Identity, Setup};
 use fs_err::File;
-use tokio::sync::mpsc;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    sync::mpsc,
+    task::JoinHandle,
+};
 
 use crate::{
     Cause, Lost,
-    access::{self, AccessEvent, AccessOptions, Act, Shell},
+    access::{
+        self, AccessEvent, AccessOptions, Act, Shell,
+        rungs::{self, Rung},
+    },
     bounds::Gauge,
     console::{Console, ConsoleView, Patience},
     enter,
     guest::{Observe, Views},
     limits::Limits,
-    plan::{Launch, Plan},
+    plan::{Launch, Plan, Program},
     qemu::{
         args::MachineConfig,
         process::{Qemu, SpawnError, SpawnRequest},
@@ -47,6 +54,29 @@ pub(crate) struct Machine {
     pub(crate) limits: Limits,
     /// They go with it.
     _servers: Servers,
+    _program: Option<Feeding>,
+}
+
+/// The agent's way to a guest that reads it from a port. It ends with the machine.
+#[derive(Debug)]
+struct Feeding(JoinHandle<()>);
+
+impl Drop for Feeding {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Writes the agent to who reads it. Who does not get all of it cannot run it, and says so.
+async fn feed(Program { bytes, to }: Program) {
+    let connected = to.set_nonblocking(true).and_then(|()| tokio::net::UnixStream::from_std(to));
+    if let Ok(mut to) = connected
+        && to.write_all(bytes).await.is_ok()
+    {
+        // The reader gets its end only when all of it has been taken.
+        let _ = to.shutdown().await;
+        let _ = to.read_u8().await;
+    }
 }
 
 /// Why a machine did not even start.
@@ -75,7 +105,7 @@ impl Machine {
         again: bool,
         view: Option<&Views>,
     ) -> Result<(Self, Ports), StartError> {
-        let Launch { config, descriptors, served } = launch;
+        let Launch { config, descriptors, served, program } = launch;
         keep_command(plan, &config.inheriting(&descriptors))?;
         let host = &plan.host;
         let log =
@@ -108,7 +138,8 @@ impl Machine {
         let ports: Ports =
             vec![(PortKind::Virtio, Box::new(channels.agent)), (PortKind::Serial, Box::new(channels.serial1))];
         let limits = Limits::new(plan.accel(), plan.boot_timeout);
-        Ok((Self { qemu, console, watch, limits, _servers: servers }, ports))
+        let program = program.map(|program| Feeding(tokio::spawn(feed(program))));
+        Ok((Self { qemu, console, watch, limits, _servers: servers, _program: program }, ports))
     }
 
     /// Does some work, unless the guest dies meanwhile.
@@ -336,10 +367,8 @@ fn no_share(why: &str) -> EventKind {
 /// How a copy was got into, and how it is talked to: as its template.
 pub(crate) fn choices_of_copy(plan: &Plan, entered: &Entered) -> [EventKind; 2] {
     let access = match plan.agent_by_itself() {
-        Some((rung, of_it)) => (rung.name, of_it.in_copy),
-        None => {
-            ("the template's", "its template was got into on the serial console when it booted, and is not asked again")
-        }
+        Some((rung, of_it)) if plan.rungs.len() == 1 => (rung.name, of_it.in_copy),
+        _ => ("the template's", "its template was got into when it booted, and is not asked again"),
     };
     let session = match entered {
         Entered::Agent { port: PortKind::Virtio, .. } => {
@@ -404,17 +433,26 @@ async fn get_in(
 ) -> Result<Entered, Lost> {
     let by_itself = plan.agent_by_itself();
     let mut connecting = std::pin::pin!(AgentSession::connect(ports));
-    let mut shell = tokio::select! {
+    let first = tokio::select! {
         biased;
-        connected = &mut connecting, if by_itself.is_some() => {
-            let (session, announce, port) = connected.map_err(|e| of_session(e, Phase::Boot))?;
-            if let Some((rung, of_it)) = by_itself {
-                let why = format!("it {}", of_it.which);
-                tell(EventKind::Choice { what: "access".into(), chosen: rung.name.into(), why });
+        connected = &mut connecting, if by_itself.is_some() => Err(connected),
+        shell = shell_on_console(plan, console, patience, tell) => match shell {
+            // Nobody can log in, and the agent may come all the same.
+            Err(lost) if by_itself.is_some() && plan.login.is_none() && matches!(lost.cause, Cause::Access(_)) => {
+                let limit = limits.other_rung().min(patience.remaining());
+                let connected = tokio::time::timeout(limit, &mut connecting).await;
+                Err(connected.map_err(|_| lost)?)
             }
-            return Ok(agent(session, &announce, port, tell));
+            shell => Ok(shell?),
+        },
+    };
+    let mut shell = match first {
+        Ok(shell) => shell,
+        Err(connected) => {
+            let (session, announce, port) = connected.map_err(|e| of_session(e, Phase::Boot))?;
+            let Some((rung, of_it)) = by_itself else { return Ok(agent(session, &announce, port, tell)) };
+            return agent_by_itself(rung, of_it, (session, &announce, port), (console, patience), limits, tell).await;
         }
-        shell = shell_on_console(plan, console, patience, tell) => shell?,
     };
     tell(EventKind::Phase { phase: Phase::Session });
     match enter::start_agent(&mut shell, plan.agent, plan.before_agent, limits).await? {
@@ -435,11 +473,61 @@ async fn get_in(
                 )),
             }
         }
-        enter::AgentStart::CannotRun { why } => {
+        enter::AgentStart::CannotRun { why, port_taken } => {
+            // One that came by itself in this moment has the port.
+            if port_taken
+                && by_itself.is_some()
+                && let Ok(connected) = tokio::time::timeout(limits.agent_start(), connecting).await
+            {
+                let (session, announce, port) = connected.map_err(|e| of_session(e, Phase::Session))?;
+                shell.restore_messages(&mut limits.line()).await.map_err(|e| enter::of_shell(&e, Phase::Session))?;
+                return Ok(agent(session, &announce, port, tell));
+            }
             tell(EventKind::Choice { what: "session".into(), chosen: "sh on the console".into(), why });
             Ok(Entered::Shell(Box::new(shell)))
         }
     }
+}
+
+/// Takes the agent that came of its own accord, and waits for the end of the boot where it came before that.
+async fn agent_by_itself(
+    rung: &Rung,
+    of_it: rungs::Agent,
+    (mut session, announce, port): (AgentSession, &Announce, PortKind),
+    (console, patience): (&Console, &mut Patience),
+    limits: &Limits,
+    tell: Tell<'_>,
+) -> Result<Entered, Lost> {
+    let why = format!("it {}", of_it.which);
+    tell(EventKind::Choice { what: "access".into(), chosen: rung.name.into(), why });
+    if of_it.before_boot {
+        session.set_liveness(Liveness { silent_after: limits.silence() });
+        let view = console.view();
+        let sign = tokio::select! {
+            sign = session.await_boot(limits.whole_boot()) => sign.map_err(|e| of_session(e, Phase::Boot))?,
+            overdue = run_out(patience, &view) => {
+                let said = format!("the agent is there, but the guest's boot did not come to its end: {overdue}");
+                return Err(Lost::timeout(Phase::Boot, said));
+            }
+        };
+        let seen = match sign {
+            BootSign::Login(program) => format!("{program} waits for somebody to log in"),
+            BootSign::Rest => {
+                format!("no program waits for a login, but none was started for {} s either", BOOT_REST.as_secs())
+            }
+            BootSign::Emergency(program) => {
+                let seen = format!("the guest's init gave up, and started {program} for a person to mend things with");
+                let advice = "its console shows why; the console log is in the guest's directory";
+                return Err(Lost::crash(CrashKind::BootFailed, seen, Phase::Boot).with_advice(advice));
+            }
+            BootSign::Limit => {
+                let said = "the agent is there, but the guest's boot did not come to its end".to_owned();
+                return Err(Lost::timeout(Phase::Boot, said));
+            }
+        };
+        tell(EventKind::Choice { what: "booted".into(), chosen: "yes".into(), why: seen });
+    }
+    Ok(agent(session, announce, port, tell))
 }
 
 /// Climbs to a shell on the serial line; where no rung leads there, waits as long as there is patience.

@@ -6,7 +6,7 @@ use std::{fmt::Write as _, sync::Arc};
 
 use belljar_guest_spec::WorkspaceMode;
 use belljar_model::{CrashKind, EventKind, Phase};
-use belljar_proto::message::{Identity, Mount};
+use belljar_proto::message::{Identity, Mount, PROGRAM_PORT_NAME};
 
 use crate::{
     Cause, Lost,
@@ -29,7 +29,26 @@ pub(crate) enum AgentStart {
     CannotRun {
         /// What was seen.
         why: String,
+        /// Whether it runs, and the port is another's: that of an agent that came by itself in this moment.
+        port_taken: bool,
     },
+}
+
+/// The agent's exit code where there is a port that it cannot open.
+const PORT_UNOPENED: u8 = 1;
+
+/// Commands that take the agent from its virtio port to where it can run, run it, and leave nothing behind: it needs neither a share nor a disk.
+/// They end with its exit code, and with 126 if there was none that runs. No single quotation mark is in them. The port's name has to be looked
+/// up, since not every guest has an udev that links it; its bytes can be read once. In a guest that boots it may take `seconds` until the port is
+/// there.
+pub(crate) fn from_port(arguments: &str, seconds: u32) -> String {
+    let tries = (0..=seconds).map(|second| second.to_string()).collect::<Vec<_>>().join(" ");
+    format!(
+        "modprobe -q virtio_console; c=126; f=; for t in {tries}; do for p in /sys/class/virtio-ports/*; do n=; \
+         [ -e $p/name ] && read -r n <$p/name; [ \"$n\" = {PROGRAM_PORT_NAME} ] || continue; for d in /run /dev/shm /tmp; do g=$d/.belljar-agent; \
+         cat ${{f:-/dev/${{p##*/}}}} >$g || continue; rm -f $f; f=$g; chmod 700 $f; \
+         if $f version; then $f {arguments} </dev/null; c=$?; break; fi; done; rm -f $f; break 2; done; [ $t = {seconds} ] || sleep 1; done; (exit $c)"
+    )
 }
 
 /// Has the shell start the agent.
@@ -40,10 +59,17 @@ pub(crate) async fn start_agent(
     limits: &Limits,
 ) -> Result<AgentStart, Lost> {
     if let (AgentPlace::ControlShare, Some(kind)) = (place, kind) {
-        mount(shell, kind, share::CONTROL_TAG, share::CONTROL_PATH, "ro", limits).await?;
+        match mount(shell, kind, share::CONTROL_TAG, share::CONTROL_PATH, "ro", limits).await {
+            Err(Lost { cause: Cause::NoShares(_), .. }) => {
+                let reply = run(shell, &from_port("serve", 0), limits).await?;
+                return Ok(started(&reply));
+            }
+            mounted => mounted?,
+        }
     }
     let Some(mut agent) = place.path() else {
-        return Ok(AgentStart::CannotRun { why: "the kernel is for another processor than the agent".into() });
+        let why = "the kernel is for another processor than the agent".into();
+        return Ok(AgentStart::CannotRun { why, port_taken: false });
     };
     if place == AgentPlace::Initramfs
         && run(shell, &format!("test -x {agent}"), limits).await?.code != 0
@@ -54,11 +80,17 @@ pub(crate) async fn start_agent(
         agent = format!("{}/{}", share::CONTROL_PATH, share::AGENT_FILE);
     }
     let reply = run(shell, &format!("{agent} serve </dev/null"), limits).await?;
+    Ok(started(&reply))
+}
+
+/// What the answer to the agent's start says.
+fn started(reply: &ShellReply) -> AgentStart {
     if reply.code == 0 {
-        return Ok(AgentStart::Started);
+        return AgentStart::Started;
     }
     let said = crate::console::sanitize::sanitize_line(&reply.output);
-    Ok(AgentStart::CannotRun { why: format!("the agent does not run in this guest: exit code {}, {said}", reply.code) })
+    let why = format!("the agent does not run in this guest: exit code {}, {said}", reply.code);
+    AgentStart::CannotRun { why, port_taken: reply.code == PORT_UNOPENED }
 }
 
 /// Mounts the shares without the agent; gives where files for both sides are, or why nobody needs them to be anywhere.

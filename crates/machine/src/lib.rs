@@ -20,6 +20,7 @@ pub mod lease;
 mod limits;
 mod lost;
 pub mod plan;
+pub mod plan_direct;
 mod plan_firmware;
 mod plan_source;
 mod plan_template;

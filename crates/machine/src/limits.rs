@@ -63,6 +63,12 @@ impl Limits {
         Duration::from_secs(30) * self.factor.min(6)
     }
 
+    /// Another way in, when one has turned out not to hold.
+    #[must_use]
+    pub(crate) fn other_rung(&self) -> Duration {
+        Duration::from_secs(10) * self.factor
+    }
+
     /// From the agent's start until it announces itself.
     #[must_use]
     pub(crate) fn agent_start(&self) -> Duration {

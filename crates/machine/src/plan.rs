@@ -30,11 +30,12 @@ use crate::{
     conceal::{ConcealError, Concealment, ServedDirectory},
     host::HostContext,
     limits::Limits,
+    plan_direct::Start,
     plan_firmware::{FirmwareQuestion, machine},
     plan_source::{Found, kernel_for_root, modules_for_root},
     plan_template::QEMU_MAC,
     qemu::{
-        args::{self, Chardev, DiskSource, MachineConfig, Nic, Node, Share, Slots},
+        args::{self, Chardev, DiskSource, MachineConfig, Nic, Node, ProgramPort, Share, Slots},
         descriptors::{Descriptors, Purpose},
         firmware::{NoUefi, Uefi},
         platform::{self, Platform},
@@ -124,12 +125,21 @@ pub(crate) struct Launch {
     pub(crate) descriptors: Descriptors,
     /// What Belljar serves itself.
     pub(crate) served: Vec<Served>,
+    /// What the guest reads from its port for the agent, and where to write it.
+    pub(crate) program: Option<Program>,
+}
+
+/// The agent on its way to a guest that reads it from a port.
+#[derive(Debug)]
+pub(crate) struct Program {
+    pub(crate) bytes: &'static [u8],
+    pub(crate) to: UnixStream,
 }
 
 impl Launch {
     /// A machine that has no volumes yet.
     pub(crate) fn of(config: MachineConfig) -> Self {
-        Self { config, descriptors: Descriptors::default(), served: Vec::new() }
+        Self { config, descriptors: Descriptors::default(), served: Vec::new(), program: None }
     }
 }
 
@@ -169,6 +179,14 @@ pub enum PlanError {
         /// What the guest runs on.
         platform: &'static Platform,
     },
+    /// What is in an image cannot be started directly.
+    #[error("cannot start what is in {} directly: {why}", image.display())]
+    Direct {
+        /// The image.
+        image: PathBuf,
+        /// What is in the way, and what to do.
+        why: String,
+    },
     /// A volume cannot be had.
     #[error(transparent)]
     Volume(#[from] VolumeError),
@@ -205,8 +223,15 @@ pub fn prepare(
     let found = Found::look_at(source);
     let platform = found.as_ref().map_or_else(|_| platform::default(), Found::platform);
     let qemu = probe::find_qemu(platform, host.qemu.as_deref(), host.path.as_deref(), &host.cache_dir)?;
-    let rungs = rungs::choose(source);
+    let mut rungs = rungs::choose(source);
     let is_init = rungs.iter().any(|rung| rung.is_init);
+    if platform.agent().is_none() && !is_init {
+        // There is nothing that could come by itself.
+        rungs.retain(|rung| rung.agent.is_none());
+        if rungs.is_empty() {
+            return Err(PlanError::NoAgent { platform });
+        }
+    }
     let sees_host = sees_host(source, is_init, share);
     let before_agent = sees_host.then(|| share::before_agent(&qemu)).transpose().map_err(PlanError::NoShare)?;
     let carried = |tag: &str, path: PathBuf, read_only| {
@@ -229,16 +254,24 @@ pub fn prepare(
     let mut volumes = Vec::new();
     let mut flash = Vec::new();
     let mut of_kernel = None;
+    // Those of the guest's own, for its kernel.
+    let mut words = String::new();
     let (kernel, place) = match found? {
         Found::Image { path, format, bus } => {
-            volumes.push(Volume::boot(&host.qemu_img, path, format, bus)?);
+            let start = Start { source, spec, platform, host: &host, cache: &cache };
+            let (volume, kernel) = start.of_image((path, format, bus), &mut rungs, &mut choices)?;
+            volumes.push(volume);
+            let kernel = kernel.map(|(files, found)| {
+                words = found;
+                files
+            });
             let question = FirmwareQuestion { spec, platform, qemu: &qemu, host: &host, cache: &cache };
             if let Some(Uefi { code, variables, .. }) = question.uefi_for(path, format, &mut choices)? {
                 flash.push(Node::fixed(DiskSource::Path(code.path), &code.format));
                 volumes.push(Volume::variables(&host.qemu_img, &variables)?);
             }
             shares.extend(carried(share::CONTROL_TAG, dir.join(CONTROL_DIR), true));
-            (None, agent.map_or(AgentPlace::Nowhere, |_| AgentPlace::ControlShare))
+            (kernel, agent.map_or(AgentPlace::Nowhere, |_| AgentPlace::ControlShare))
         }
         Found::Root { root, arch: _, kernel, modules } => {
             let agent = agent.ok_or(PlanError::NoAgent { platform })?;
@@ -295,12 +328,15 @@ pub fn prepare(
         memory: spec.hardware.memory,
         cpus: spec.hardware.cpus,
         sandbox: qemu.has_sandbox,
-        kernel: kernel.map(|files| args::Kernel { image: files.kernel, initrd: files.initrd, append: String::new() }),
+        kernel: kernel.map(|files| args::Kernel { image: files.kernel, initrd: files.initrd, append: words }),
         nic: Nic { mode: spec.hardware.nic, ..Nic::default() },
         shares,
         extra: spec.qemu_args.clone(),
         ..MachineConfig::default()
     };
+    if place == AgentPlace::ControlShare {
+        config.program_port = Some(ProgramPort::Silent);
+    }
     attach(&mut config, &rungs, &spec.append);
     if let (BootSource::Image { .. }, Some((property, value))) = (source, platform.talkative)
         && !config.machine.contains(&format!("{property}="))
@@ -490,7 +526,7 @@ impl Plan {
     pub(crate) fn launch(&self) -> Result<Launch, PlanError> {
         let mut launch = Launch::of(self.config.clone());
         self.volumes.boot(&self.dir, &mut launch).map_err(VolumeError::from)?;
-        self.put_agent(&launch.config)?;
+        self.bring_agent(&mut launch)?;
         self.conceal(&mut launch)?;
         Ok(launch)
     }
@@ -512,7 +548,7 @@ impl Plan {
 
     /// Takes what the guest must not see out of its shares, and gives those their ports that Belljar serves itself.
     pub(crate) fn conceal(&self, launch: &mut Launch) -> Result<(), ConcealError> {
-        let Launch { config, descriptors, served } = launch;
+        let Launch { config, descriptors, served, .. } = launch;
         for one in self.concealment.apply(config, descriptors, &self.host, &self.dir)? {
             let ServedDirectory { tag, directory, view } = one;
             let Some(share) = config.shares.iter_mut().find(|share| share.tag == tag) else { continue };
@@ -525,9 +561,16 @@ impl Plan {
     }
 
     /// Puts what a boot needs where the guest finds it.
-    pub(crate) fn put_agent(&self, config: &MachineConfig) -> Result<(), PlanError> {
+    pub(crate) fn bring_agent(&self, launch: &mut Launch) -> Result<(), PlanError> {
+        let Launch { config, descriptors, program, .. } = launch;
         make_placeholder(config).map_err(|source| PlanError::Control { source })?;
-        if let Some(agent) = self.platform().agent()
+        let agent = self.platform().agent();
+        if let Some(agent) = agent.filter(|_| config.program_port.is_some()) {
+            let (to, theirs) = UnixStream::pair().map_err(|source| PlanError::Control { source })?;
+            config.program_port = Some(ProgramPort::Fed(descriptors.add(Purpose::Program, theirs)));
+            *program = Some(Program { bytes: agent.program, to });
+        }
+        if let Some(agent) = agent
             && config.shares.iter().any(|s| s.tag == share::CONTROL_TAG)
         {
             put_agent(agent.program, &self.dir).map_err(|source| PlanError::Control { source })?;
@@ -542,7 +585,9 @@ impl Plan {
 
     /// The machine as a person would start it, and the commands that make its directories and its disks.
     fn for_people(&self) -> (MachineConfig, Vec<Vec<OsString>>) {
-        let mut config = MachineConfig { channels: args::Channels::terminal(), ..self.config.clone() };
+        let channels = args::Channels::terminal();
+        // A person gets in without the agent, which goes with the run.
+        let mut config = MachineConfig { channels, program_port: None, smbios: Vec::new(), ..self.config.clone() };
         if self.share.workspace.is_none() {
             config.shares.retain(|s| s.tag != share::WORKSPACE_TAG);
         }
@@ -657,11 +702,15 @@ fn has_exchange(agent: AgentPlace, is_init: bool, share: &ShareSpec, others: &[S
     by_itself || share.required()
 }
 
+/// The agent in the run's directory.
+fn agent_file(run_dir: &Path) -> PathBuf {
+    run_dir.join(CONTROL_DIR).join(share::AGENT_FILE)
+}
+
 /// Puts the agent where the guest can fetch it from.
 fn put_agent(agent: &[u8], run_dir: &Path) -> std::io::Result<()> {
-    let dir = run_dir.join(CONTROL_DIR);
-    let file = dir.join(share::AGENT_FILE);
-    fs_err::create_dir_all(&dir)?;
+    let file = agent_file(run_dir);
+    fs_err::create_dir_all(run_dir.join(CONTROL_DIR))?;
     fs_err::write(&file, agent)?;
     fs_err::set_permissions(&file, Permissions::from_mode(0o755))
 }

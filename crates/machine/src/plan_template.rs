@@ -9,7 +9,7 @@ use std::{
 use crate::{
     plan::{AgentPlace, CopyError, Launch, Plan, PlanError, make_placeholder},
     qemu::{
-        args::{Accel, DiskSource, MachineConfig, NicMode, Ram},
+        args::{Accel, DiskSource, MachineConfig, NicMode, ProgramPort, Ram},
         descriptors::{Fd, Purpose},
         platform::Platform,
     },
@@ -86,7 +86,9 @@ impl Plan {
     /// Names what this guest looks like when it has booted. What it can be told later is no part of that: its shares, its environment and
     /// its host name, nor the disks that each copy gets for itself.
     pub(crate) fn template_key(&self, layer: Option<&[u8; 32]>) -> Result<TemplateKey, Unkeyable> {
-        let mut config = self.config_to_freeze();
+        // What is behind the port is the agent.
+        let program_port = self.config.program_port.as_ref().map(|_| ProgramPort::Silent);
+        let mut config = MachineConfig { program_port, ..self.config_to_freeze() };
         if !config.extra.is_empty() {
             let why = "arguments that are passed to QEMU as they are may name what cannot be copied";
             return Err(Unkeyable::Impossible(why.into()));
@@ -165,7 +167,7 @@ impl Plan {
     pub(crate) fn launch_to_freeze(&self, making: &Making, ram: OwnedFd) -> Result<Launch, PlanError> {
         let mut launch = Launch::of(self.config_to_freeze());
         self.volumes.boot_to_freeze(making, &mut launch).map_err(VolumeError::from)?;
-        self.put_agent(&launch.config)?;
+        self.bring_agent(&mut launch)?;
         launch.config.ram = Ram::Shared(launch.descriptors.add(Purpose::Memory, ram));
         self.conceal(&mut launch)?;
         Ok(launch)
@@ -221,7 +223,8 @@ impl Plan {
 
     /// The machine of a copy. Kernel and initramfs are in its memory already, and it is never reset.
     fn config_to_go_on(&self) -> std::io::Result<MachineConfig> {
-        let config = MachineConfig { kernel: None, ..self.config_to_freeze() };
+        let program_port = self.config.program_port.as_ref().map(|_| ProgramPort::Silent);
+        let config = MachineConfig { kernel: None, program_port, ..self.config_to_freeze() };
         if let Some(control) = config.shares.iter().find(|s| s.tag == share::CONTROL_TAG) {
             // The agent is in memory too.
             fs_err::create_dir_all(&control.path)?;

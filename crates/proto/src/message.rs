@@ -10,9 +10,12 @@ use crate::files::FileQuery;
 /// The name of the virtio port the agent looks for (`/sys/class/virtio-ports/*/name`).
 pub const PORT_NAME: &str = "belljar.agent";
 
+/// The name of the virtio port from which a guest reads the agent, where no share brings it.
+pub const PROGRAM_PORT_NAME: &str = "belljar.program";
+
 /// Version of everything in this crate. Host and agent come from one build, so it only guards
 /// against a stale agent, such as one resumed from an old template.
-pub const VERSION: u16 = 7;
+pub const VERSION: u16 = 8;
 
 /// Number the host gives to one command; never used twice in a session.
 pub type ExecId = u32;
@@ -46,6 +49,11 @@ pub enum ToAgent {
     },
     /// Waits until a device that was plugged in or out is there or gone for the guest. Answered by [`ToHost::DeviceAwaited`].
     AwaitDevice(WantedDevice),
+    /// Waits until the guest has booted, as far as a look at it tells. Answered by [`ToHost::Booted`].
+    AwaitBoot {
+        /// How long it may take.
+        limit_ms: u32,
+    },
     /// Starts a command. Answered by [`ToHost::Started`] or [`ToHost::ExecFailed`].
     Exec(Box<Exec>),
     /// Asks for files, in a process of the agent's own. The answer comes as the output of a command, with [`ToHost::Exited`] at its
@@ -177,6 +185,22 @@ pub enum DeviceSign {
     /// The device is not there.
     Gone,
 }
+
+/// What shows that a guest has booted, or will not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BootSign {
+    /// A program waits for somebody to log in, such as `agetty`.
+    Login(String),
+    /// None does, but nothing was started for [`BOOT_REST`].
+    Rest,
+    /// The guest's init gave up, and left this program for a person to mend things with.
+    Emergency(String),
+    /// Neither came within the limit.
+    Limit,
+}
+
+/// How long nothing is started in a guest before it is taken for one that has booted and waits for no login.
+pub const BOOT_REST: Duration = Duration::from_secs(10);
 
 /// How much of what the guest writes reaches the host directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -363,6 +387,8 @@ pub enum ToHost {
     Quiesced(Vec<String>),
     /// Answer to [`ToAgent::AwaitDevice`]: whether it came to that within the limit.
     DeviceAwaited(bool),
+    /// Answer to [`ToAgent::AwaitBoot`].
+    Booted(BootSign),
     /// The command runs.
     Started {
         /// Which command.
@@ -519,6 +545,11 @@ pub enum InitRoot {
     Share(Source),
     /// The initramfs itself stays the root.
     Initramfs,
+    /// The guest's own init brings it up. The agent only starts that, and goes to its root when it is there.
+    OfGuest {
+        /// The first process of the guest's initramfs, such as `/init`.
+        init: String,
+    },
 }
 
 /// Where the agent finds [`InitConfig`] in its initramfs.

@@ -9,8 +9,8 @@ use std::{collections::HashMap, path::PathBuf, sync::Arc, thread, time::Duration
 use belljar_proto::{
     frame::{Assembler, Decoder, Kind, MAX_MESSAGE},
     message::{
-        Announce, ExecId, KernelNews, Leftovers, Mount, MountFault, Nonce, OutputEnd, Question, SetupReport, Status,
-        SyncFault, ToAgent, ToHost, VERSION,
+        Announce, BootSign, ExecId, KernelNews, Leftovers, Mount, MountFault, Nonce, OutputEnd, Question, SetupReport,
+        Status, SyncFault, ToAgent, ToHost, VERSION,
     },
 };
 
@@ -43,6 +43,8 @@ pub(crate) struct Manners {
     renew: String,
     /// `ok`, `panic`, `slow`.
     shutdown: String,
+    /// What comes of the boot's end: `login`, `rest`, `emergency`, `limit`, `panic`, `never`.
+    boot: String,
     /// So many marks are set when a command begins.
     marks: u32,
     /// `silent`, `watched`, `unreadable`.
@@ -77,7 +79,8 @@ pub(crate) struct ExecManners {
     clock_set: bool,
 }
 
-const KEYS: [&str; 29] = [
+const KEYS: [&str; 30] = [
+    "boot",
     "marks",
     "renew",
     "shutdown",
@@ -135,6 +138,7 @@ impl Manners {
             renew: one_of(step, "renew", &["ok", "left", "never", "die", "stray"])?,
             marks: step.count("marks")?.and_then(|n| u32::try_from(n).ok()).unwrap_or(0),
             shutdown: one_of(step, "shutdown", &["ok", "panic", "slow"])?,
+            boot: one_of(step, "boot", &["login", "rest", "emergency", "limit", "panic", "never"])?,
             kernel: one_of(step, "kernel", &["silent", "watched", "unreadable"])?,
             log: step.text("log"),
             logs: step.count("logs")?.unwrap_or(1),
@@ -355,6 +359,14 @@ impl Agent {
                 }
                 self.say(&ToHost::DeviceAwaited(seen));
             }
+            ToAgent::AwaitBoot { .. } => match self.manners.boot.as_str() {
+                "never" => {}
+                "rest" => self.say(&ToHost::Booted(BootSign::Rest)),
+                "emergency" => self.say(&ToHost::Booted(BootSign::Emergency("sulogin\x1b[31m".into()))),
+                "limit" => self.say(&ToHost::Booted(BootSign::Limit)),
+                "panic" => self.shared.machine.panicked(),
+                _ => self.say(&ToHost::Booted(BootSign::Login("agetty".into()))),
+            },
             ToAgent::Exec(command) => {
                 for number in 1..=self.manners.marks {
                     let question = Question::Mark(format!("step {number}\x1b[31m"));

@@ -12,7 +12,7 @@ use belljar_image::{
     disk::{self, DiskImage},
     modules::{Feature, Presence},
 };
-use belljar_machine::{access::rungs, console::sanitize::sanitize_line, qemu::platform, share};
+use belljar_machine::{console::sanitize::sanitize_line, plan_direct::ways_into, qemu::platform, share};
 use bytesize::ByteSize;
 
 use super::{Finding, State};
@@ -117,7 +117,7 @@ fn of_disk(description: &Description, system: Option<&System>, boot: Finding) ->
         Some(system) => findings.extend(of_system(system, description.default_entry())),
         None => findings.push(Finding::note("system", "none was found", "only a boot will tell what is on it")),
     }
-    findings.push(ladder());
+    findings.push(ladder(description));
     findings
 }
 
@@ -325,10 +325,9 @@ fn of_login(system: &System) -> Finding {
     match system.root_password {
         RootPassword::None => Finding::good("root", "has no password: a login prompt lets it in"),
         RootPassword::Set => Finding::note("root", "has a password", "give it with --login root:PASSWORD"),
-        RootPassword::Locked => Finding::note(
+        RootPassword::Locked => Finding::good(
             "root",
-            "is locked: no password lets it in at a login prompt",
-            "log in as another user who may become root: --login USER:PASSWORD",
+            "is locked: no password lets it in at a login prompt, and none is needed for the ways in below",
         ),
         RootPassword::Unknown => {
             Finding::note("root", "whether it has a password is not known", "only a boot will tell")
@@ -337,15 +336,16 @@ fn of_login(system: &System) -> Finding {
 }
 
 /// The ways in, as the ladder itself has them.
-fn ladder() -> Finding {
+fn ladder(found: &Description) -> Finding {
     let source = belljar_guest_spec::BootSource::Image {
         path: "image".into(),
         format: None,
         bus: belljar_guest_spec::DiskBus::Virtio,
         access: belljar_guest_spec::Access::Auto,
     };
-    let names: Vec<&str> = rungs::choose(&source).iter().map(|rung| rung.name).collect();
-    Finding::good("access", format!("ways in that would be tried: {}", names.join(", then ")))
+    let (names, directly) = ways_into(&source, found);
+    let directly = directly.map_or_else(String::new, |why| format!("; its kernel would be started directly: {why}"));
+    Finding::good("access", format!("ways in that would be tried: {}{directly}", names.join(", then ")))
 }
 
 /// Text of an image on one line, without anything that a terminal would obey.

@@ -225,7 +225,7 @@ fn a_panic_on_the_console_session() {
 fn a_kernel_without_9p_on_the_console() {
     let lab = Lab::new();
     let outcome = lab.run_image(&serial("shell")).env("FAKE_GUEST_9P", "off").sh("true").go();
-    outcome.code(125).complains("9p").complains("agent").complains("--workspace none");
+    outcome.code(125).complains("9p").complains("the output directory").complains("--workspace none");
 }
 
 /// The words for a guest whose initramfs is a cpio archive of nothing.

@@ -1,6 +1,7 @@
 //! The whole program, as a user starts it, against a QEMU that does what a script says
 //! (`testing/fake-qemu`). One binary for all tests: it links once.
 
+mod access;
 mod harness;
 
 mod agent;

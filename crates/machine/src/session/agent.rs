@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use belljar_proto::message::{
-    Announce, ExecId, Quiesce, Setup, SetupReport, ShutdownHow, SyncFault, ToAgent, ToHost, WantedDevice,
+    Announce, BootSign, ExecId, Quiesce, Setup, SetupReport, ShutdownHow, SyncFault, ToAgent, ToHost, WantedDevice,
 };
 
 pub use belljar_proto::files::{FileQuery, FileRecord, FileRecords, Found, FoundKind, Part, Stamp};
@@ -162,6 +162,24 @@ impl AgentSession {
             other => Err(other),
         })
         .await
+    }
+
+    /// Waits until the guest has booted, or gave up, or did neither within the limit; gives what showed it.
+    ///
+    /// # Errors
+    /// Those of a broken session.
+    pub async fn await_boot(&mut self, limit: Duration) -> Result<BootSign, SessionError> {
+        let limit_ms = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
+        self.send(&ToAgent::AwaitBoot { limit_ms }).await?;
+        let sign = self.wait("the end of the boot", |message| match message {
+            ToHost::Booted(sign) => Ok(sign),
+            other => Err(other),
+        });
+        Ok(match sign.await? {
+            BootSign::Login(program) => BootSign::Login(error::clean(&program)),
+            BootSign::Emergency(program) => BootSign::Emergency(error::clean(&program)),
+            other => other,
+        })
     }
 
     /// Sets the guest's clock, if it is off by much. That it was done is known when the next answer comes.
@@ -324,6 +342,7 @@ impl AgentSession {
             // Late answers to a question whose asker gave up.
             ToHost::SetupDone(_)
             | ToHost::DeviceAwaited(_)
+            | ToHost::Booted(_)
             | ToHost::Quiesced(_)
             | ToHost::Synced(_)
             | ToHost::Renewing(_)

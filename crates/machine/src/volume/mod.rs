@@ -15,7 +15,7 @@ use std::{
 };
 
 use belljar_guest_spec::{DiskBus, DiskContent, DiskSpec};
-use belljar_image::disk::{DiskError, UnknownFormat, unnamed};
+use belljar_image::disk::{DiskError, DiskImage, UnknownFormat, unnamed};
 
 use self::{content::Content, disk::DiskFront, flash::FlashFront};
 use crate::{
@@ -83,6 +83,25 @@ impl Volume {
     pub(crate) fn boot(qemu_img: &Path, image: &Path, format: Option<&str>, bus: DiskBus) -> Result<Self, VolumeError> {
         let front = Front::Disk(DiskFront { bus, serial: None, boot_index: Some(0) });
         Ok(Self { content: Content::to_boot(qemu_img, image, format)?, front })
+    }
+
+    /// The same for an image whose kernel is started without its boot loader, so that it need not have one.
+    pub(crate) fn started_directly(
+        qemu_img: &Path,
+        image: &Path,
+        format: Option<&str>,
+        bus: DiskBus,
+    ) -> Result<Self, VolumeError> {
+        let front = Front::Disk(DiskFront { bus, serial: None, boot_index: Some(0) });
+        Ok(Self { content: Content::data(qemu_img, image, format)?, front })
+    }
+
+    /// The image that is under it, if one is.
+    pub(crate) fn image(&self) -> Option<&DiskImage> {
+        match &self.content {
+            Content::Image(image) => Some(image),
+            Content::Empty(_) => None,
+        }
     }
 
     /// Another disk.

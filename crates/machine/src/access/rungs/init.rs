@@ -19,8 +19,10 @@ pub(super) const INIT: Rung = Rung {
     agent: Some(Agent {
         which: "is the guest's first process",
         in_copy: "it was the first process of its template, and goes on",
+        before_boot: false,
     }),
     is_init: true,
+    starts_directly: false,
 };
 
 /// The words of the kernel's command line. A quiet boot is a quick one: each character on an emulated serial line costs. A panic is to end

@@ -17,4 +17,5 @@ pub(super) const LOGIN: Rung = Rung {
     ],
     agent: None,
     is_init: false,
+    starts_directly: false,
 };

@@ -3,9 +3,13 @@
 //! A rung is data: which guests it is for, what it attaches to the machine before the boot, and what is done at which sight of the
 //! console. [`LADDER`] has them in the order in which their rules are tried.
 
+mod credentials;
 mod init;
+mod initrd;
 mod login;
 mod shell;
+
+pub use credentials::OLDEST_SYSTEMD;
 
 use belljar_guest_spec::{Access, BootSource};
 
@@ -29,6 +33,8 @@ pub struct Rung {
     pub agent: Option<Agent>,
     /// Whether by it Belljar's program is the guest's first process, so that Belljar says what the guest is like.
     pub is_init: bool,
+    /// Whether the kernel and the initramfs in the image are started without its boot loader.
+    pub starts_directly: bool,
 }
 
 /// What is said of an agent that comes of its own accord.
@@ -38,6 +44,8 @@ pub struct Agent {
     pub which: &'static str,
     /// How the copy of a template was got into.
     pub in_copy: &'static str,
+    /// Whether it comes while the guest still boots, so that the end of that is to be waited for.
+    pub before_boot: bool,
 }
 
 /// Whether a rung is for a guest.
@@ -52,7 +60,7 @@ pub enum Suits {
 }
 
 /// Every rung, in the order in which their rules are tried.
-pub const LADDER: &[&Rung] = &[&init::INIT, &login::LOGIN, &shell::SHELL];
+pub const LADDER: &[&Rung] = &[&init::INIT, &initrd::INITRD, &credentials::CREDENTIALS, &login::LOGIN, &shell::SHELL];
 
 /// The rungs for a guest: those that were asked for, else those that suit it.
 #[must_use]
@@ -64,6 +72,13 @@ pub fn choose(source: &BootSource) -> Vec<&'static Rung> {
         Suits::Yes => asked == Access::Auto || asked == rung.word,
     };
     LADDER.iter().filter(fits).copied().collect()
+}
+
+/// The same for a guest of an image whose own boot is known to let nobody in: what is in the image is started directly.
+#[must_use]
+pub fn choose_direct(source: &BootSource) -> Vec<&'static Rung> {
+    let others = choose(source).into_iter().filter(|rung| rung.agent.is_none());
+    std::iter::once(&initrd::INITRD).chain(others).collect()
 }
 
 /// For a rung that needs nothing of the machine but the serial line.
@@ -95,8 +110,13 @@ mod tests {
         assert_eq!(names(&BootSource::host()), ["Belljar's init"]);
         for access in [Access::Auto, Access::Console] {
             assert_eq!(names(&initramfs(access)), ["login", "shell"]);
-            assert_eq!(names(&image(access)), ["login", "shell"]);
         }
+        assert_eq!(names(&image(Access::Auto)), ["credentials", "login", "shell"]);
+        assert_eq!(names(&image(Access::Console)), ["login", "shell"]);
+        assert_eq!(names(&image(Access::Credentials)), ["credentials"]);
+        assert_eq!(names(&image(Access::Initrd)), ["initrd"]);
+        let direct = choose_direct(&image(Access::Auto));
+        assert_eq!(direct.iter().map(|rung| rung.name).collect::<Vec<_>>(), ["initrd", "login", "shell"]);
         assert_eq!(names(&initramfs(Access::Init)), ["Belljar's init"]);
     }
 }

@@ -19,4 +19,5 @@ pub(super) const SHELL: Rung = Rung {
     ],
     agent: None,
     is_init: false,
+    starts_directly: false,
 };

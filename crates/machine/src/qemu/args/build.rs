@@ -4,11 +4,11 @@ use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt;
 
-use belljar_proto::message::{PORT_NAME, share_port};
+use belljar_proto::message::{PORT_NAME, PROGRAM_PORT_NAME, share_port};
 
 use super::disk::{push, push_disks};
 use super::keyval::{Device, KeyVal};
-use super::{Accel, ArgsError, Chardev, MachineConfig, NicMode, Ram};
+use super::{Accel, ArgsError, Chardev, MachineConfig, NicMode, ProgramPort, Ram};
 
 /// QEMU's seccomp filter at its tightest: no obsolete system calls, no change of user, no child
 /// processes, no change of scheduling.
@@ -183,7 +183,8 @@ impl MachineConfig {
         if channels.agent.is_some() {
             // The guest's driver sets up a pair of queues for each possible port, and 31 are the default.
             let of_shares: Vec<(usize, &str, Chardev)> = self.share_ports().collect();
-            let count = 2 + u32::try_from(of_shares.len()).unwrap_or(0);
+            let count = 2 + of_shares.len() + usize::from(self.program_port.is_some());
+            let count = u32::try_from(count).unwrap_or(u32::MAX);
             let ports = self.virtio("virtio-serial").text("id", "ports").number("max_ports", count);
             push(out, "-device", ports.at(self.ports_slot()).key_val());
             let port = KeyVal::new("virtserialport")
@@ -203,6 +204,19 @@ impl MachineConfig {
                     .set("name", share_port(tag));
                 push(out, "-device", port);
             }
+        }
+        if let Some(program) = self.program_port.as_ref().filter(|_| channels.agent.is_some()) {
+            let back = match program {
+                ProgramPort::Fed(fd) => KeyVal::new("socket").set("id", "program").set("fd", fd.to_string()),
+                ProgramPort::Silent => KeyVal::new("null").set("id", "program"),
+            };
+            push(out, "-chardev", back);
+            let port = KeyVal::new("virtserialport")
+                .set("bus", "ports.0")
+                .set("nr", (2 + self.share_ports().count()).to_string())
+                .set("chardev", "program")
+                .set("name", PROGRAM_PORT_NAME);
+            push(out, "-device", port);
         }
         Ok(())
     }

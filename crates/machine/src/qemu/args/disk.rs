@@ -121,7 +121,8 @@ fn device(config: &MachineConfig, at: usize) -> Device {
         .text("id", format!("{node}-device"))
         .text("drive", node)
         .some_text("serial", disk.serial.clone().or(unnamed));
-    match disk.boot_index {
+    // A kernel that is given is the first to be booted, and QEMU takes each rank once.
+    match disk.boot_index.filter(|_| config.kernel.is_none()) {
         Some(index) => device.number("bootindex", index),
         None => device,
     }

@@ -76,6 +76,8 @@ pub struct MachineConfig {
     pub fd_sets: Vec<FdSet>,
     /// SMBIOS strings (type 11), such as systemd's credentials.
     pub smbios: Vec<String>,
+    /// A second virtio port, from which a guest that has no share yet can read the agent.
+    pub program_port: Option<ProgramPort>,
     /// A source of randomness, so that a young guest does not wait for entropy.
     pub rng: bool,
     /// A device by which the guest's kernel tells of its panic.
@@ -111,6 +113,7 @@ impl Default for MachineConfig {
             shares: Vec::new(),
             fd_sets: Vec::new(),
             smbios: Vec::new(),
+            program_port: None,
             rng: true,
             pvpanic: true,
             vmgenid: false,
@@ -194,6 +197,15 @@ impl Channels {
     pub const fn terminal() -> Self {
         Self { console: Some(Chardev::Stdio), agent: Some(Chardev::Null), serial1: Some(Chardev::Null), qmp: None }
     }
+}
+
+/// What is behind the virtio port [`belljar_proto::message::PROGRAM_PORT_NAME`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ProgramPort {
+    /// A socket under this descriptor, whose bytes the first reader gets.
+    Fed(Fd),
+    /// Nothing: who was to read has read.
+    Silent,
 }
 
 /// What to boot instead of the firmware's choice.

@@ -1,0 +1,103 @@
+//! A unit for the guest's systemd, which takes it from outside: as credentials (systemd's CREDENTIALS document) in SMBIOS strings of type 11.
+//!
+//! The guest boots as it does without, from its own boot loader, and nobody has to log in. systemd 256 and later have a credential for a whole
+//! unit (`systemd.extra-unit.*` in systemd-debug-generator(8)); 252 and later take lines for systemd-tmpfiles(8), which puts the unit and a rule
+//! for udev where both look, and has the kernel tell of its disks once more. An older systemd, and whatever is not systemd, knows of neither.
+
+use belljar_guest_spec::{Access, BootSource};
+use data_encoding::BASE64;
+
+use super::{Agent, Rung, Suits};
+use crate::{enter, qemu::args::MachineConfig};
+
+pub(super) const CREDENTIALS: Rung = Rung {
+    name: "credentials",
+    word: Access::Credentials,
+    suits: |source| match source {
+        BootSource::Image { .. } => Suits::Yes,
+        BootSource::Initramfs { .. } | BootSource::RootDir { .. } => Suits::No,
+    },
+    attach,
+    rules: &[],
+    agent: Some(Agent {
+        which: "was started by the guest's systemd, by a unit that it was given as a credential",
+        in_copy: "it was started in its template, and goes on",
+        before_boot: true,
+    }),
+    is_init: false,
+    starts_directly: false,
+};
+
+/// The first version of systemd that takes them.
+pub const OLDEST_SYSTEMD: u32 = 252;
+
+/// The name of the unit, which the guest's `systemctl` shows.
+const UNIT: &str = "belljar-agent.service";
+
+/// How long the port may take to be there, once its driver is. A machine without one costs the guest as long.
+const PORT_SECONDS: u32 = 20;
+
+fn attach(config: &mut MachineConfig) {
+    let unit = unit();
+    let wants = format!("[Unit]\nWants={UNIT}\n");
+    for (name, value) in [
+        (format!("systemd.extra-unit.{UNIT}"), unit.as_str()),
+        ("systemd.unit-dropin.sysinit.target".to_owned(), &wants),
+        ("tmpfiles.extra".to_owned(), &tmpfiles(&unit)),
+    ] {
+        let value = BASE64.encode(value.as_bytes());
+        config.smbios.push(format!("io.systemd.credential.binary:{name}={value}"));
+    }
+}
+
+/// The unit. It is there before the system is, and not in an initramfs: the agent waits for the end of the boot itself. Whatever becomes of
+/// it, the guest is none the worse: a unit that failed would show in `systemctl is-system-running`.
+fn unit() -> String {
+    // In a command line of systemd's a dollar is written twice (systemd.service(5)).
+    let script = enter::from_port("serve", PORT_SECONDS).replace('$', "$$");
+    format!(
+        "[Unit]\nDescription=Belljar's agent\nDefaultDependencies=no\nIgnoreOnIsolate=yes\nConditionPathExists=!/etc/initrd-release\n\
+         [Service]\nType=oneshot\nRemainAfterExit=yes\nKillMode=process\nStandardOutput=null\nStandardError=null\n\
+         Environment=HOME=/root USER=root LOGNAME=root SHELL=/bin/sh\n\
+         ExecStart=-/bin/sh -c '{script}'\n"
+    )
+}
+
+/// Lines for systemd-tmpfiles. What udev is told of after them makes systemd want the unit: of a new file alone it would not know.
+fn tmpfiles(unit: &str) -> String {
+    // Escapes of C's are undone in the argument, and a per cent sign begins a specifier (tmpfiles.d(5)).
+    let text = unit.replace('\\', "\\\\").replace('\n', "\\n").replace('%', "%%");
+    let rule = format!("SUBSYSTEM==\"block|net|tty\", TAG+=\"systemd\", ENV{{SYSTEMD_WANTS}}+=\"{UNIT}\"");
+    format!(
+        "f /run/systemd/system/{UNIT} 0644 root root - {text}\n\
+         f /run/udev/rules.d/99-belljar.rules 0644 root root - {rule}\n\
+         w /sys/class/block/*/uevent - - - - change\n"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_unit_comes_by_two_ways_and_is_the_same() {
+        let mut config = MachineConfig::default();
+        attach(&mut config);
+        let decoded: Vec<(String, String)> = config
+            .smbios
+            .iter()
+            .map(|string| {
+                let (name, value) =
+                    string.strip_prefix("io.systemd.credential.binary:").unwrap().split_once('=').unwrap();
+                (name.to_owned(), String::from_utf8(BASE64.decode(value.as_bytes()).unwrap()).unwrap())
+            })
+            .collect();
+        insta::assert_snapshot!(decoded.iter().map(|(name, value)| format!("--- {name}\n{value}")).collect::<String>());
+        let lines: Vec<&str> = decoded[2].1.lines().collect();
+        assert_eq!(lines.len(), 3, "a line that is broken is none of tmpfiles'");
+        let escaped = lines[0].split_once(" - ").unwrap().1;
+        assert_eq!(escaped.replace("\\n", "\n"), decoded[0].1);
+        assert!(!decoded[0].1.contains(['%', '\\']), "neither systemd nor tmpfiles may read anything into it");
+        assert!(config.smbios.iter().all(|string| string.len() < 2048));
+    }
+}

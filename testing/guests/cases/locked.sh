@@ -1,0 +1,60 @@
+# shellcheck shell=bash
+# shellcheck disable=SC2016,SC2154 # what is quoted is expanded in the guest; run and lib.sh set dir, code
+# Guests that nobody can log in to.
+
+# What every such guest has to be like, however it was got into: booted, root's, and with nothing of Belljar's left in it.
+state='[ "$(id -u)" = 0 ] && [ "$HOME" = /root ] && command -v mount >/dev/null || exit 3
+    ls -d /.belljar* /run/.belljar* /tmp/.belljar* /dev/shm/.belljar* 2>/dev/null && exit 4
+    [ "$(cat /proc/self/cgroup)" = 0::/ ] || { cat /proc/self/cgroup; exit 5; }
+    for p in /proc/[0-9]*; do read -r n <$p/comm && [ "$n" = agetty ] && exit 0; done 2>/dev/null; exit 6'
+no_boot() { want_no_line '^belljar: (template: made|template: none|booted)' err; }
+
+# enters RUNG IMAGE [OPTION...]: by this rung from a boot, and then in a copy.
+enters() {
+    local rung=$1 image=$2 before
+    shift 2
+    export BELLJAR_CACHE_DIR=$dir/cache
+    before=$(sha256sum <"$image")
+    bj -v --image "$image" "$@" -- sh -c "$state"
+    want_code 0
+    want_line "^belljar: access: $rung " err
+    want_line '^belljar: booted: yes \(agetty waits' err
+    want_line '^belljar: session: agent on the virtio port' err
+    want_line '^belljar: template: made' err
+    bj -v --image "$image" "$@" -- sh -c "$state"
+    want_code 0
+    no_boot
+    [ "$(sha256sum <"$image")" = "$before" ] || fail 'the image has changed'
+}
+
+# fixtures: debian-locked
+test_by_credentials() { enters credentials "$(fixture debian-locked)" -w none; }
+
+# fixtures: debian-trixie
+test_by_a_unit_with_nothing_on_the_serial_line() { enters credentials "$(fixture debian-trixie)"; }
+
+# fixtures: debian-cloud
+test_without_9p() {
+    enters credentials "$(fixture debian-cloud)" -w none
+    bj --image "$(fixture debian-cloud)" -w none -- systemctl is-system-running
+    want_out running
+}
+
+# fixtures: debian-trixie
+test_directly_beside_its_own_init() {
+    enters initrd "$(fixture debian-trixie)" --access initrd
+    want_line '^belljar: kernel: /boot/vmlinuz-.* of the image \(/boot/grub/grub.cfg of partition 1 boots "Debian' err
+    bj --image "$(fixture debian-trixie)" --access initrd -- sh -c 'tr "\0" " " </proc/1/cmdline; systemctl is-system-running'
+    want_line '^running$'
+}
+
+# fixtures: debian-sysvinit
+test_directly_where_its_own_boot_lets_nobody_in() {
+    export BELLJAR_CACHE_DIR=$dir/cache
+    bj -v --image "$(fixture debian-sysvinit)" -- sh -c 'cat /proc/1/comm; runlevel; ls /run/belljar/out'
+    want_code 0
+    want_line '^belljar: start: directly, without the image.s boot loader \(its root has no login without a password, and its init, sysvinit' err
+    want_line '^belljar: access: initrd ' err
+    want_line '^init$'
+    want_line '^N 2$'
+}
