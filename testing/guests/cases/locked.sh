@@ -35,17 +35,20 @@ test_by_a_unit_with_nothing_on_the_serial_line() { enters credentials "$(fixture
 
 # fixtures: debian-cloud
 test_without_9p() {
-    enters credentials "$(fixture debian-cloud)" -w none
-    bj --image "$(fixture debian-cloud)" -w none -- systemctl is-system-running
+    enters credentials "$(fixture debian-cloud)"
+    want_line '^belljar: share: fuse \(the agent mounted the workspace at /mnt/hostos \(rw\).* has no 9p file system' err
+    bj --image "$(fixture debian-cloud)" --out "$dir/results" -- sh -c 'uname -r >made && cp made $BELLJAR_OUT/copy && systemctl is-system-running'
     want_out running
+    cmp ws/made results/copy || fail 'the output directory has not what the guest wrote'
+    grep -q cloud ws/made || fail 'the workspace has not what the guest wrote'
 }
 
 # fixtures: debian-trixie
 test_directly_beside_its_own_init() {
     enters initrd "$(fixture debian-trixie)" --access initrd
     want_line '^belljar: kernel: /boot/vmlinuz-.* of the image \(/boot/grub/grub.cfg of partition 1 boots "Debian' err
-    bj --image "$(fixture debian-trixie)" --access initrd -- sh -c 'tr "\0" " " </proc/1/cmdline; systemctl is-system-running'
-    want_line '^running$'
+    bj --image "$(fixture debian-trixie)" --access initrd -- sh -c 'systemctl is-system-running; cat /proc/1/comm'
+    want_out running systemd
 }
 
 # fixtures: debian-sysvinit
