@@ -541,7 +541,7 @@ async fn shell_on_console(
         let overdue = run_out(patience, &console.view()).await;
         return Err(Lost::timeout(
             Phase::Boot,
-            format!("the agent, which {}, did not announce itself on its port: {overdue}", of_it.which),
+            format!("the agent, which {}, did not announce itself on its port: {overdue}", of_it.awaited),
         ));
     }
     let (rungs, credentials) = (plan.rungs.clone(), plan.login.clone());

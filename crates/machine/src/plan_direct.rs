@@ -23,6 +23,7 @@ use crate::{
     access::rungs::{self, OLDEST_SYSTEMD, Rung},
     host::HostContext,
     plan::{Choices, PlanError},
+    plan_source::hash_of_image,
     qemu::platform::{self, Platform},
     volume::Volume,
 };
@@ -52,6 +53,7 @@ struct Source<'a> {
     qemu_img: &'a Path,
     cache: &'a Cache,
     name: String,
+    disk: OnceCell<Disk>,
     description: OnceCell<Description>,
 }
 
@@ -110,7 +112,8 @@ fn wants_direct_start(image: &DiskImage, qemu_img: &Path, cache: &Cache) -> Opti
     }
     let source = Source::new(image, qemu_img, cache).ok()?;
     let facts = source.get("system", |source, out| {
-        // What cannot be read now cannot be read later either.
+        // Where nothing can be read now, for want of a program, it may be later; what is not understood now will not be then.
+        source.disk()?;
         let facts = source.description().and_then(Facts::of).ok();
         serde_json::to_writer(out, &facts).map_err(|error| error.to_string())
     });
@@ -232,13 +235,8 @@ fn padding(at: u64) -> usize {
 
 impl<'a> Source<'a> {
     fn new(image: &'a DiskImage, qemu_img: &'a Path, cache: &'a Cache) -> io::Result<Self> {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(VERSION);
-        for file in image.files()? {
-            cache::fingerprint(&file, &mut hasher)?;
-        }
-        let name = format!("direct-{}", cache::short(&hasher));
-        Ok(Self { image, qemu_img, cache, name, description: OnceCell::new() })
+        let name = format!("direct-{}", cache::short(&hash_of_image(image, VERSION)?));
+        Ok(Self { image, qemu_img, cache, name, disk: OnceCell::new(), description: OnceCell::new() })
     }
 
     /// A file of the cache, which `write` makes if it is not there, or is not as it was made.
@@ -248,12 +246,19 @@ impl<'a> Source<'a> {
         made.map(|cached| cached.path).map_err(|Failed(why)| why)
     }
 
+    fn disk(&self) -> Result<&Disk, String> {
+        if let Some(disk) = self.disk.get() {
+            return Ok(disk);
+        }
+        let disk = Disk::open(self.image, self.qemu_img, Limits::default()).map_err(|error| error.to_string())?;
+        Ok(self.disk.get_or_init(|| disk))
+    }
+
     fn description(&self) -> Result<&Description, String> {
         if let Some(description) = self.description.get() {
             return Ok(description);
         }
-        let disk = Disk::open(self.image, self.qemu_img, Limits::default()).map_err(|error| error.to_string())?;
-        let found = belljar_disk_reader::inspect(&disk).map_err(|error| error.to_string())?;
+        let found = belljar_disk_reader::inspect(self.disk()?).map_err(|error| error.to_string())?;
         Ok(self.description.get_or_init(|| found))
     }
 

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     host::HostContext,
     plan::Choices,
+    plan_source::hash_of_image,
     qemu::{
         firmware::{self, NoUefi, Uefi},
         platform::Platform,
@@ -100,15 +101,8 @@ fn found(path: &Path, format: Option<&str>, qemu_img: &Path, cache: &Cache) -> R
         // Nobody would notice its changes.
         return look(&image, qemu_img);
     }
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(VERSION);
-    for file in image.files().map_err(|e| unread(&e))? {
-        cache::fingerprint(&file, &mut hasher).map_err(|e| unread(&e))?;
-    }
-    for layer in image.layers() {
-        hasher.update(layer.format.driver().as_bytes());
-    }
-    let answer = cache.get_or_write(&format!("firmware-{}", &hasher.finalize().to_hex()[..32]), |out, _| {
+    let hash = hash_of_image(&image, VERSION).map_err(|e| unread(&e))?;
+    let answer = cache.get_or_write(&format!("firmware-{}", cache::short(&hash)), |out, _| {
         serde_json::to_writer(out, &look(&image, qemu_img)?).map_err(|e| unread(&e))
     })?;
     let json = fs_err::read(&answer.path).map_err(|e| unread(&e))?;

@@ -200,7 +200,7 @@ pub enum BootSign {
 }
 
 /// How long nothing is started in a guest before it is taken for one that has booted and waits for no login.
-pub const BOOT_REST: Duration = Duration::from_secs(10);
+pub const BOOT_REST: Duration = Duration::from_secs(30);
 
 /// How much of what the guest writes reaches the host directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

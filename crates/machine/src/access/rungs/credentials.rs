@@ -21,6 +21,7 @@ pub(super) const CREDENTIALS: Rung = Rung {
     rules: &[],
     agent: Some(Agent {
         which: "was started by the guest's systemd, by a unit that it was given as a credential",
+        awaited: "was to be started by the guest's systemd, by a unit that it is given as a credential (systemd 252 and later take it)",
         in_copy: "it was started in its template, and goes on",
         before_boot: true,
     }),

@@ -18,6 +18,7 @@ pub(super) const INIT: Rung = Rung {
     rules: &[],
     agent: Some(Agent {
         which: "is the guest's first process",
+        awaited: "is the guest's first process",
         in_copy: "it was the first process of its template, and goes on",
         before_boot: false,
     }),

@@ -20,6 +20,7 @@ pub(super) const INITRD: Rung = Rung {
     rules: &[],
     agent: Some(Agent {
         which: "was started by the kernel in the guest's own initramfs, and went to the guest's root",
+        awaited: "was to be started by the kernel in the guest's own initramfs, and to go to the guest's root",
         in_copy: "it was started with its template, and goes on",
         before_boot: true,
     }),

@@ -42,6 +42,8 @@ pub struct Rung {
 pub struct Agent {
     /// Which one it is: "the agent, which …".
     pub which: &'static str,
+    /// The same of one that has not come.
+    pub awaited: &'static str,
     /// How the copy of a template was got into.
     pub in_copy: &'static str,
     /// Whether it comes while the guest still boots, so that the end of that is to be waited for.
