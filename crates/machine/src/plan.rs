@@ -12,7 +12,7 @@ use std::{
 };
 
 use belljar_guest_spec::{
-    Accel, BootSource, Credentials, GuestSpec, OopsPolicy, ShareKind, Unresolved, Word, WorkspaceMode,
+    Accel, Access, BootSource, Credentials, GuestSpec, OopsPolicy, ShareKind, Unresolved, Word, WorkspaceMode,
 };
 use belljar_image::{
     boot::{self, BootFiles, InitSpec},
@@ -225,8 +225,9 @@ pub fn prepare(
     let qemu = probe::find_qemu(platform, host.qemu.as_deref(), host.path.as_deref(), &host.cache_dir)?;
     let mut rungs = rungs::choose(source);
     let is_init = rungs.iter().any(|rung| rung.is_init);
-    if platform.agent().is_none() && !is_init {
-        // There is nothing that could come by itself.
+    let login_is_given = spec.login.is_some() && source.access() == Access::Auto;
+    if (platform.agent().is_none() || login_is_given) && !is_init {
+        // There is nothing that could come by itself, or it is said who is to log in.
         rungs.retain(|rung| rung.agent.is_none());
         if rungs.is_empty() {
             return Err(PlanError::NoAgent { platform });
@@ -770,8 +771,6 @@ impl Choices {
 
 #[cfg(test)]
 mod tests {
-    use belljar_guest_spec::Access;
-
     use super::*;
 
     #[test]

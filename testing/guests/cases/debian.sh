@@ -97,7 +97,11 @@ test_wrong_password() {
 
 # fixtures: debian-bookworm
 test_no_login_given() {
-    bj --image "$(fixture debian-bookworm)" -- true
+    bj -v --image "$(fixture debian-bookworm)" -- id -u
+    want_code 0
+    want_out 0
+    want_line '^belljar: access: credentials ' err
+    bj --image "$(fixture debian-bookworm)" --access console -- true
     want_code 125
     want_err '--login'
 }
