@@ -45,13 +45,10 @@ pub(crate) fn begin(init: &str) -> String {
         // The guest boots all the same, and nobody is there to answer.
         Err(errno) => text::say(&format!("fork: {}", text::errno(errno))),
     }
-    let strings = |list: Vec<Vec<u8>>| -> Vec<CString> {
-        list.into_iter().filter_map(|string| CString::new(string).ok()).collect()
-    };
     // What the kernel does not know of its command line it passes on to its init.
     let words = std::env::args_os().skip(1).map(OsStringExt::into_vec);
-    let argv = strings([init.as_bytes().to_vec()].into_iter().chain(words).collect());
-    let env = strings(std::env::vars_os().map(|(key, value)| [key.into_vec(), value.into_vec()].join(&b'=')).collect());
+    let argv = sys::c_strings([init.as_bytes().to_vec()].into_iter().chain(words));
+    let env = sys::own_environment();
     let Ok(program) = CString::new(init) else { return format!("{init:?} is no path") };
     let errno = sys::execve(&program, &Strings::new(&argv), &Strings::new(&env));
     format!("execute {init}, the first process of the guest's own initramfs: {}", text::errno(errno))

@@ -4,9 +4,7 @@
 //! The program is executed anew, and finds what it goes on with in a sealed file in memory, whose descriptor is its argument. The port
 //! stays open all the while, so that nobody else can open it.
 
-use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStringExt;
 
 use belljar_proto::frame::{from_bytes, to_bytes};
 use belljar_proto::message::Mount;
@@ -67,12 +65,9 @@ pub(crate) fn become_new(prepared: &Prepared, port: &Port) -> Errno {
     if let Err(errno) = rustix::io::fcntl_setfd(&prepared.carried, FdFlags::empty()) {
         return errno;
     }
-    let strings = |list: Vec<Vec<u8>>| -> Vec<CString> {
-        list.into_iter().filter_map(|string| CString::new(string).ok()).collect()
-    };
     let number = prepared.carried.as_raw_fd().to_string().into_bytes();
-    let argv = strings(vec![b"belljar-agent".to_vec(), b"serve".to_vec(), b"--renewed".to_vec(), number]);
-    let env = strings(std::env::vars_os().map(|(key, value)| [key.into_vec(), value.into_vec()].join(&b'=')).collect());
+    let argv = sys::c_strings(vec![b"belljar-agent".to_vec(), b"serve".to_vec(), b"--renewed".to_vec(), number]);
+    let env = sys::own_environment();
     // What runs can be written to by nobody, wherever it came from.
     let errno = sys::execve(c"/proc/self/exe", &Strings::new(&argv), &Strings::new(&env));
     let _ = rustix::io::fcntl_setfd(port.as_fd(), FdFlags::CLOEXEC);

@@ -206,16 +206,13 @@ fn from_memory(tell: &OwnedFd) {
     };
     need_proc();
     let Ok(copy) = copy() else { return };
-    let strings = |list: Vec<Vec<u8>>| -> Vec<CString> {
-        list.into_iter().filter_map(|string| CString::new(string).ok()).collect()
-    };
-    let argv = strings(vec![
+    let argv = sys::c_strings(vec![
         b"belljar-agent".to_vec(),
         b"serve".to_vec(),
         b"--daemon".to_vec(),
         tell.as_raw_fd().to_string().into_bytes(),
     ]);
-    let env = strings(std::env::vars_os().map(|(key, value)| [key.into_vec(), value.into_vec()].join(&b'=')).collect());
+    let env = sys::own_environment();
     let Ok(path) = CString::new(format!("/proc/self/fd/{}", copy.as_raw_fd())) else {
         return;
     };

@@ -54,6 +54,17 @@ pub(crate) fn own_mount_namespace() -> Result<(), Errno> {
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }
 }
 
+/// These bytes as strings for the kernel, without any that has a NUL in it.
+pub(crate) fn c_strings(list: impl IntoIterator<Item = Vec<u8>>) -> Vec<CString> {
+    list.into_iter().filter_map(|string| CString::new(string).ok()).collect()
+}
+
+/// This process's own environment, to be handed on.
+pub(crate) fn own_environment() -> Vec<CString> {
+    use std::os::unix::ffi::OsStringExt;
+    c_strings(std::env::vars_os().map(|(key, value)| [key.into_vec(), value.into_vec()].join(&b'=')))
+}
+
 /// Becomes another program; comes back only with an error.
 pub(crate) fn execve(path: &CStr, argv: &Strings<'_>, env: &Strings<'_>) -> Errno {
     // SAFETY: both lists end with a null pointer, and their strings are alive by `Strings`'s lifetime.
