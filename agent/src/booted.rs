@@ -16,6 +16,12 @@ const LOGINS: &[&str] =
 /// Programs that a person is to mend the system with.
 const EMERGENCY: &[&str] = &["sulogin", "systemd-sulogin", "systemd-sulogin-shell"];
 
+/// What goes on with a boot beside the login prompt that it has brought up already, by its name, and how long after the last of its programs it is
+/// taken to be done: one begins when another has ended. Who waits for a network that does not come is not waited for for ever.
+const PROVISIONING: &str = "cloud-init";
+const BETWEEN_STAGES: Duration = Duration::from_secs(5);
+const PROVISIONED: Duration = Duration::from_secs(120);
+
 /// How soon is looked again, at least and at most.
 const SOONEST: Duration = Duration::from_millis(100);
 const LATEST: Duration = Duration::from_secs(1);
@@ -28,12 +34,22 @@ pub(crate) struct BootWatch {
     next: Instant,
     /// The newest process, and since when.
     newest: Option<(String, Instant)>,
+    /// When a program waited for a login first.
+    login: Option<Instant>,
+    /// When cloud-init ran last.
+    provisioning: Option<Instant>,
 }
 
 impl BootWatch {
     pub(crate) fn new(limit_ms: u32) -> Self {
         let now = Instant::now();
-        Self { deadline: now + Duration::from_millis(limit_ms.into()), next: now, newest: None }
+        Self {
+            deadline: now + Duration::from_millis(limit_ms.into()),
+            next: now,
+            newest: None,
+            login: None,
+            provisioning: None,
+        }
     }
 
     /// When to look again.
@@ -67,9 +83,14 @@ impl BootWatch {
             if LOGINS.contains(&name) {
                 login = Some(BootSign::Login(name.to_owned()));
             }
+            if name == PROVISIONING {
+                self.provisioning = Some(now);
+            }
         }
         if login.is_some() {
-            return login;
+            let since = *self.login.get_or_insert(now);
+            let is_done = self.provisioning.is_none_or(|last| now.duration_since(last) >= BETWEEN_STAGES);
+            return login.filter(|_| is_done || now.duration_since(since) >= PROVISIONED);
         }
         // The last word is the number of the process that was started last (proc_loadavg(5)).
         let load = fs::read_to_string(proc.join("loadavg")).ok()?;
@@ -115,6 +136,21 @@ mod tests {
         let root = processes("login", &["init", "agetty", "sulogin"], 32);
         assert_eq!(watch.sign(&root, now), Some(BootSign::Emergency("sulogin".into())));
         fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn cloud_init_goes_on_with_the_boot() {
+        let mut watch = BootWatch::new(1000);
+        let begin = Instant::now();
+        let (running, done) = (&["systemd", "cloud-init", "agetty"][..], &["systemd", "agetty"][..]);
+        let mut sign = |names, at| watch.sign(&processes("provisioning", names, 50), begin + at);
+        let login = Some(BootSign::Login("agetty".into()));
+        assert_eq!(sign(running, Duration::ZERO), None);
+        assert_eq!(sign(done, BETWEEN_STAGES / 2), None, "its next program may be about to start");
+        assert_eq!(sign(running, BETWEEN_STAGES), None);
+        assert_eq!(sign(done, 2 * BETWEEN_STAGES), login);
+        assert_eq!(sign(running, PROVISIONED), login, "it waits for something that does not come");
+        fs::remove_dir_all(processes("provisioning", &[], 50)).unwrap();
     }
 
     #[test]

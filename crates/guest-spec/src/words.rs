@@ -75,6 +75,8 @@ words! {
         Credentials = "credentials",
         /// By Belljar's program behind the initramfs in the image, whose kernel is started directly.
         Initrd = "initrd",
+        /// By cloud-init, which the image has, and which finds on a further disk what to start.
+        CloudInit = "cloud-init",
     }
 }
 

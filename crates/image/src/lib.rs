@@ -22,6 +22,7 @@ pub mod kernel;
 pub mod modules;
 pub mod processor;
 pub mod rootdir;
+pub mod seed;
 pub mod stamp;
 pub mod vmlinux;
 

@@ -318,6 +318,13 @@ pub fn prepare(
     for disk in &spec.hardware.disks {
         volumes.push(Volume::further(&host.qemu_img, disk)?);
     }
+    let seed = match source {
+        BootSource::Image { bus, .. } => rungs.iter().find_map(|rung| Some(Volume::seed(rung.seed?, *bus))),
+        BootSource::Initramfs { .. } | BootSource::RootDir { .. } => None,
+    };
+    // It comes behind the user's disks, which have to be there then when the guest boots.
+    let pluggable = seed.is_none();
+    volumes.extend(seed);
 
     let mut config = MachineConfig {
         name: "belljar".into(),
@@ -349,10 +356,11 @@ pub fn prepare(
     if config.slots.is_some() {
         config.nic.mac = Some(QEMU_MAC.map(|byte| format!("{byte:02x}")).join(":"));
     }
-    let volumes = Volumes::new(volumes, config.slots.is_some());
+    let volumes = Volumes::new(volumes, config.slots.is_some() && pluggable);
     for disk in volumes.fixed().iter().filter(|disk| disk.is_further()) {
         let why = match (source, config.slots) {
             (BootSource::Initramfs { .. }, _) => "somebody else's initramfs may look for it while it boots".to_owned(),
+            (_, Some(_)) if !pluggable => "the disk for the guest's cloud-init is to come after it".to_owned(),
             (_, Some(_)) => format!("a disk on {} cannot be plugged into a machine that runs", disk.kind()),
             (_, None) => "where devices are in this machine is not known before it runs".to_owned(),
         };

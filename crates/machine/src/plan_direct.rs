@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use belljar_disk_reader::{BootEntry, Description, Disk, Init, InitKind, Limits, RootPassword};
+use belljar_disk_reader::{BootEntry, Description, Disk, Init, InitKind, Limits, Provisioning, RootPassword};
 use belljar_guest_spec::{Access, BootSource, DiskBus, GuestSpec};
 use belljar_image::{
     boot::{self, BootFiles},
@@ -68,6 +68,17 @@ struct Facts {
     init: String,
     /// An entry with an initramfs can be started directly.
     has_entry: bool,
+    /// cloud-init is there, and not switched off.
+    cloud_init: bool,
+}
+
+/// How an image is got into whose own boot leads to nobody who can get in, with the reason.
+#[derive(Debug, PartialEq, Eq)]
+enum Detour {
+    /// Its kernel is started directly.
+    Direct(String),
+    /// Its cloud-init is told to start the agent.
+    CloudInit(String),
 }
 
 impl Facts {
@@ -82,16 +93,25 @@ impl Facts {
             systemd,
             init: init.map_or_else(|| "unknown".to_owned(), |init| format!("{}{}", init.kind.name(), version(init))),
             has_entry: found.default_entry().is_some_and(|entry| !entry.initrds.is_empty() && !entry.guess),
+            cloud_init: system.provisioning.contains(&Provisioning::CloudInit),
         })
     }
 
-    /// Why the guest's own boot would lead to nobody who can get in, if it is known to and what is in the image can be started directly.
-    fn wants_direct_start(&self) -> Option<String> {
+    /// How to get in where the guest's own boot is known to lead to nobody who can, if there is a way.
+    fn detour(&self) -> Option<Detour> {
         let takes_credentials = self.systemd.is_some_and(|version| version >= OLDEST_SYSTEMD);
-        (self.root_is_locked && !takes_credentials && self.has_entry).then(|| {
-            let init = &self.init;
-            format!("its root has no login without a password, and its init, {init}, takes no unit from outside")
-        })
+        if !self.root_is_locked || takes_credentials {
+            return None;
+        }
+        let init = &self.init;
+        let why = format!("its root has no login without a password, and its init, {init}, takes no unit from outside");
+        match self {
+            Self { has_entry: true, .. } => Some(Detour::Direct(why)),
+            Self { cloud_init: true, .. } => Some(Detour::CloudInit(format!(
+                "{why}; nothing was found in it that could be started directly, and cloud-init is there"
+            ))),
+            Self { .. } => None,
+        }
     }
 }
 
@@ -99,26 +119,29 @@ impl Facts {
 /// They suit every disk where nothing is known of its system.
 #[must_use]
 pub fn ways_into(source: &BootSource, found: &Description) -> (Vec<&'static str>, Option<String>) {
-    let why = Facts::of(found).ok().and_then(|facts| facts.wants_direct_start());
-    let rungs = if why.is_some() { rungs::choose_direct(source) } else { rungs::choose(source) };
+    let (rungs, why) = match Facts::of(found).ok().and_then(|facts| facts.detour()) {
+        Some(Detour::Direct(why)) => (rungs::choose_direct(source), Some(why)),
+        Some(Detour::CloudInit(_)) => (rungs::choose_cloud_init(source), None),
+        None => (rungs::choose(source), None),
+    };
     (rungs.iter().map(|rung| rung.name).collect(), why)
 }
 
-/// Why what is in the image is to be started directly where neither a way in nor a login was asked for, if it is. Of an image that cannot be read
-/// nothing is known, and it boots by itself.
-fn wants_direct_start(image: &DiskImage, qemu_img: &Path, cache: &Cache) -> Option<String> {
+/// How the image is to be got into where neither a way in nor a login was asked for, if its own boot would not lead there. Of an image that cannot
+/// be read nothing is known, and it boots by itself.
+fn detour(image: &DiskImage, qemu_img: &Path, cache: &Cache) -> Option<Detour> {
     if image.layers().iter().any(|layer| layer.device) {
         return None;
     }
     let source = Source::new(image, qemu_img, cache).ok()?;
-    let facts = source.get("system", |source, out| {
+    let facts = source.get("facts", |source, out| {
         // Where nothing can be read now, for want of a program, it may be later; what is not understood now will not be then.
         source.disk()?;
         let facts = source.description().and_then(Facts::of).ok();
         serde_json::to_writer(out, &facts).map_err(|error| error.to_string())
     });
     let facts: Option<Facts> = serde_json::from_slice(&fs_err::read(facts.ok()?).ok()?).ok()?;
-    facts?.wants_direct_start()
+    facts?.detour()
 }
 
 /// Which guest it is about, and on what host.
@@ -151,8 +174,15 @@ impl Start<'_> {
         let Some(image) = volume.image() else { return Ok((volume, None)) };
         if !asked {
             let nobody_says = self.source.access() == Access::Auto && self.spec.login.is_none();
-            let why = nobody_says.then(|| wants_direct_start(image, qemu_img, self.cache)).flatten();
-            let Some(why) = why else { return Ok((volume, None)) };
+            let why = match nobody_says.then(|| detour(image, qemu_img, self.cache)).flatten() {
+                Some(Detour::Direct(why)) => why,
+                Some(Detour::CloudInit(why)) => {
+                    choices.add("seed", "a disk for the guest's cloud-init", why);
+                    *rungs = rungs::choose_cloud_init(self.source);
+                    return Ok((volume, None));
+                }
+                None => return Ok((volume, None)),
+            };
             choices.add("start", "directly, without the image's boot loader", why);
             *rungs = rungs::choose_direct(self.source);
         }
@@ -293,14 +323,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_image_is_started_directly_only_where_its_own_boot_lets_nobody_in() {
-        let facts =
-            |root_is_locked, systemd, has_entry| Facts { root_is_locked, systemd, init: "sysvinit".into(), has_entry };
-        assert!(facts(true, Some(247), true).wants_direct_start().is_some());
-        assert!(facts(true, None, true).wants_direct_start().is_some_and(|why| why.contains("sysvinit")));
-        assert_eq!(facts(true, Some(252), true).wants_direct_start(), None, "it takes credentials");
-        assert_eq!(facts(false, None, true).wants_direct_start(), None, "root logs in without a password");
-        assert_eq!(facts(true, None, false).wants_direct_start(), None, "there is nothing to start");
+    fn an_image_is_got_into_otherwise_only_where_its_own_boot_lets_nobody_in() {
+        let facts = |root_is_locked, systemd, has_entry, cloud_init| Facts {
+            root_is_locked,
+            systemd,
+            init: "sysvinit".into(),
+            has_entry,
+            cloud_init,
+        };
+        let directly = |facts: Facts| matches!(facts.detour(), Some(Detour::Direct(why)) if why.contains("sysvinit"));
+        for cloud_init in [false, true] {
+            assert!(
+                directly(facts(true, Some(247), true, cloud_init)) && directly(facts(true, None, true, cloud_init))
+            );
+            assert_eq!(facts(true, Some(252), true, cloud_init).detour(), None, "it takes credentials");
+            assert_eq!(facts(true, Some(252), false, cloud_init).detour(), None, "it takes credentials");
+            assert_eq!(facts(false, None, false, cloud_init).detour(), None, "root logs in without a password");
+        }
+        assert_eq!(facts(true, None, false, false).detour(), None, "there is nothing to start");
+        let late = facts(true, Some(247), false, true).detour();
+        assert!(matches!(late, Some(Detour::CloudInit(why)) if why.contains("cloud-init is there")));
     }
 
     #[test]

@@ -61,3 +61,19 @@ test_directly_where_its_own_boot_lets_nobody_in() {
     want_line '^init$'
     want_line '^N 2$'
 }
+
+# fixtures: debian-cloud
+test_by_cloud_init() {
+    local image
+    image=$(fixture debian-cloud)
+    enters cloud-init "$image" --access cloud-init
+    # Nothing of the guest's own is touched but cloud-init's own files; and a disk of the user's keeps its name.
+    # shellcheck disable=SC2016
+    bj --image "$image" --access cloud-init --disk size=8MiB -- sh -c 'hostname; ls /etc/ssh/ssh_host_* /home /root/.ssh 2>/dev/null; lsblk -dno NAME,SIZE,SERIAL
+        systemctl is-system-running --wait; cloud-init status'
+    want_code 0
+    want_line '^vdb +8M *$'
+    want_line '^vdc +1M belljar-cidata *$'
+    want_line '^running$'
+    want_line '^status: done$'
+}

@@ -68,3 +68,35 @@ fn the_words_for_ways_in() {
     let outcome = lab.belljar(["run", "--access", "credentials", "--", "true"]).go();
     outcome.code(2).complains("--access credentials needs --image");
 }
+
+#[test]
+fn cloud_init_is_told_by_the_last_disk() {
+    let lab = Lab::new();
+    let disks = ["--disk", "size=1MiB", "--disk", "size=1MiB,bus=scsi"];
+    let outcome = run(&lab, &locked(""), &[&["--access", "cloud-init"][..], &disks].concat());
+    outcome.code(7).says("in\n").complains("access: cloud-init").complains("agetty waits for somebody to log in");
+    outcome.complains("the disk for the guest's cloud-init is to come after it");
+    let command = String::from_utf8_lossy(&outcome.kept("qemu.cmd")).into_owned();
+    assert!(!command.contains("io.systemd") && command.contains("name=belljar.program"), "{command}");
+    let disks: Vec<_> = command.split("-device ").filter(|device| device.contains("drive=disk")).collect();
+    let [boot, virtio, scsi, seed] = &disks[..] else { panic!("{command}") };
+    assert!(boot.contains("bootindex=0") && !virtio.contains("serial=") && scsi.starts_with("scsi-hd"), "{command}");
+    assert!(seed.contains("serial=belljar-cidata") && seed.contains("addr=0x11"), "{command}");
+    // Where nobody asks for it, and nothing is known of the image, there is no such disk.
+    let outcome = run(&lab, &locked(""), &[]);
+    let command = String::from_utf8_lossy(&outcome.kept("qemu.cmd")).into_owned();
+    assert!(!command.contains("belljar-cidata"), "{command}");
+    let outcome = lab.run_image("").args(["--dry-run", "--access", "cloud-init"]).sh("true").go();
+    outcome.code(0);
+    assert!(!outcome.text().contains("belljar-cidata"), "{}", outcome.text());
+}
+
+#[test]
+fn a_cloud_init_that_does_nothing_is_told() {
+    let lab = Lab::new();
+    let shell = "[serial]\nsend \"\\r\\n# \"\nshell\n";
+    let outcome = run(&lab, shell, &["--access", "cloud-init", "--boot-timeout", "4s"]);
+    outcome
+        .code(124)
+        .complains("was to be started by the guest's cloud-init, which is told to by a disk labelled cidata");
+}

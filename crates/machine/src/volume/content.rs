@@ -3,13 +3,20 @@
 use std::{
     ffi::{OsStr, OsString},
     fs::File,
+    io::{self, Write},
     path::Path,
 };
 
-use belljar_image::disk::{self, DiskError, DiskImage, Format, Layer, Use, empty_in, overlay_in};
+use belljar_image::{
+    disk::{self, DiskError, DiskImage, Format, Layer, Use, empty_in, overlay_in},
+    seed::SEED_SIZE,
+};
+
+use data_encoding::HEXLOWER;
 
 use super::VolumeError;
 use crate::{
+    access::rungs::Seed,
     qemu::args::{Backing, DiskSource, Node},
     template::{KeyMaker, Unkeyable},
 };
@@ -20,6 +27,8 @@ pub(super) enum Content {
     Image(DiskImage),
     /// This many bytes of zeros.
     Empty(u64),
+    /// What tells a program in the guest what to do, other bytes for each boot.
+    Seed(Seed),
 }
 
 impl Content {
@@ -39,6 +48,11 @@ impl Content {
     pub(super) fn add_to(&self, key: &mut KeyMaker) -> Result<(), Unkeyable> {
         match self {
             Self::Empty(size) => key.add("empty", &size.to_le_bytes()),
+            // The same whatever the boot's name is.
+            Self::Seed(seed) => {
+                let bytes = (seed.make)("").map_err(|error| Unkeyable::Impossible(error.to_string()))?;
+                key.add("seed", &bytes);
+            }
             Self::Image(image) => {
                 key.add("size", &image.virtual_size.to_le_bytes());
                 for layer in image.layers() {
@@ -63,6 +77,7 @@ impl Content {
         match self {
             Self::Image(image) => image.virtual_size,
             Self::Empty(size) => *size,
+            Self::Seed(_) => SEED_SIZE,
         }
     }
 
@@ -71,6 +86,11 @@ impl Content {
         let made = match self {
             Self::Image(image) => overlay_in(file, dir, image.virtual_size)?,
             Self::Empty(size) => empty_in(file, dir, *size)?,
+            Self::Seed(seed) => {
+                let written = seed_for_one_boot(seed).and_then(|bytes| (&file).write_all(&bytes));
+                written.map_err(|source| DiskError::Layer { dir: dir.to_owned(), source })?;
+                return Ok(file);
+            }
         };
         Ok(made.fd.into())
     }
@@ -84,7 +104,7 @@ impl Content {
     pub(super) fn node(&self, source: DiskSource) -> Node {
         match self {
             Self::Image(image) => Node { backing: backing(image.layers()), ..Node::layer(source) },
-            Self::Empty(_) => Node::new(source, Format::Raw.driver()),
+            Self::Empty(_) | Self::Seed(_) => Node::new(source, Format::Raw.driver()),
         }
     }
 
@@ -92,13 +112,14 @@ impl Content {
     pub(super) fn extension(&self) -> &'static str {
         match self {
             Self::Image(_) => "qcow2",
-            Self::Empty(_) => "raw",
+            Self::Empty(_) | Self::Seed(_) => "raw",
         }
     }
 
-    /// How a person makes the same.
-    pub(super) fn by_hand(&self, qemu_img: &Path, file: &Path) -> Vec<OsString> {
+    /// How a person makes the same; none for what only Belljar has a use for.
+    pub(super) fn by_hand(&self, qemu_img: &Path, file: &Path) -> Option<Vec<OsString>> {
         let (options, operands) = match self {
+            Self::Seed(_) => return None,
             Self::Image(image) => (
                 vec!["-f", "qcow2", "-F", image.format().driver(), "-b"],
                 vec![image.path().as_os_str().to_owned(), file.as_os_str().to_owned()],
@@ -106,8 +127,15 @@ impl Content {
             Self::Empty(size) => (vec!["-f", "raw"], vec![file.as_os_str().to_owned(), size.to_string().into()]),
         };
         let command = [qemu_img.as_os_str(), "create".as_ref(), "-q".as_ref()].map(OsStr::to_owned).into_iter();
-        command.chain(options.into_iter().map(OsString::from)).chain(operands).collect()
+        Some(command.chain(options.into_iter().map(OsString::from)).chain(operands).collect())
     }
+}
+
+/// The bytes of a seed, under a name that no other boot has.
+fn seed_for_one_boot(seed: &Seed) -> io::Result<Vec<u8>> {
+    let mut name = [0; 8];
+    getrandom::fill(&mut name).map_err(io::Error::other)?;
+    (seed.make)(&HEXLOWER.encode(&name)).map_err(io::Error::other)
 }
 
 /// The whole chain below a layer, formats included, so that QEMU takes nothing from a header on trust.

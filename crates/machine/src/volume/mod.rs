@@ -19,6 +19,7 @@ use belljar_image::disk::{DiskError, DiskImage, UnknownFormat, unnamed};
 
 use self::{content::Content, disk::DiskFront, flash::FlashFront};
 use crate::{
+    access::rungs::Seed,
     plan::Launch,
     qemu::{
         args::{Backing, DiskSource, MachineConfig, Node},
@@ -100,7 +101,7 @@ impl Volume {
     pub(crate) fn image(&self) -> Option<&DiskImage> {
         match &self.content {
             Content::Image(image) => Some(image),
-            Content::Empty(_) => None,
+            Content::Empty(_) | Content::Seed(_) => None,
         }
     }
 
@@ -112,6 +113,12 @@ impl Volume {
         };
         let front = Front::Disk(DiskFront { bus: spec.bus, serial: spec.serial.clone(), boot_index: None });
         Ok(Self { content, front })
+    }
+
+    /// The disk by which a rung tells a program in the guest what to do.
+    pub(crate) fn seed(seed: Seed, bus: DiskBus) -> Self {
+        let front = Front::Disk(DiskFront { bus, serial: Some(seed.serial.to_owned()), boot_index: None });
+        Self { content: Content::Seed(seed), front }
     }
 
     /// The variables of the firmware, which are these at first.
@@ -128,10 +135,10 @@ impl Volume {
         }
     }
 
-    /// Whether it is a disk beside that which is booted from.
+    /// Whether it is a disk of the user's beside that which is booted from.
     pub(crate) fn is_further(&self) -> bool {
         match &self.front {
-            Front::Disk(disk) => disk.boot_index.is_none(),
+            Front::Disk(disk) => disk.boot_index.is_none() && !matches!(self.content, Content::Seed(_)),
             Front::Flash(_) => false,
         }
     }
@@ -297,7 +304,8 @@ impl Volumes {
         let mut commands = Vec::new();
         for (at, volume) in self.all.iter().enumerate() {
             let file = PathBuf::from(format!("belljar-{}{at}.{}", volume.noun(), volume.content.extension()));
-            commands.push(volume.content.by_hand(qemu_img, &file));
+            let Some(command) = volume.content.by_hand(qemu_img, &file) else { continue };
+            commands.push(command);
             volume.show(volume.content.node(DiskSource::Path(file)), true, config);
         }
         commands

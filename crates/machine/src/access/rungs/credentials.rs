@@ -26,6 +26,7 @@ pub(super) const CREDENTIALS: Rung = Rung {
         before_boot: true,
     }),
     is_init: false,
+    seed: None,
     starts_directly: false,
 };
 

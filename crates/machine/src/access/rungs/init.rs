@@ -23,6 +23,7 @@ pub(super) const INIT: Rung = Rung {
         before_boot: false,
     }),
     is_init: true,
+    seed: None,
     starts_directly: false,
 };
 

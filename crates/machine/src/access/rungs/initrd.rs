@@ -25,6 +25,7 @@ pub(super) const INITRD: Rung = Rung {
         before_boot: true,
     }),
     is_init: false,
+    seed: None,
     starts_directly: true,
 };
 

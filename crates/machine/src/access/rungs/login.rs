@@ -17,5 +17,6 @@ pub(super) const LOGIN: Rung = Rung {
     ],
     agent: None,
     is_init: false,
+    seed: None,
     starts_directly: false,
 };

@@ -3,12 +3,14 @@
 //! A rung is data: which guests it is for, what it attaches to the machine before the boot, and what is done at which sight of the
 //! console. [`LADDER`] has them in the order in which their rules are tried.
 
+mod cloud_init;
 mod credentials;
 mod init;
 mod initrd;
 mod login;
 mod shell;
 
+pub use cloud_init::Seed;
 pub use credentials::OLDEST_SYSTEMD;
 
 use belljar_guest_spec::{Access, BootSource};
@@ -33,6 +35,8 @@ pub struct Rung {
     pub agent: Option<Agent>,
     /// Whether by it Belljar's program is the guest's first process, so that Belljar says what the guest is like.
     pub is_init: bool,
+    /// A further disk that the machine gets, if it does: the last one, on the bus of the disk that is booted from.
+    pub seed: Option<Seed>,
     /// Whether the kernel and the initramfs in the image are started without its boot loader.
     pub starts_directly: bool,
 }
@@ -62,7 +66,8 @@ pub enum Suits {
 }
 
 /// Every rung, in the order in which their rules are tried.
-pub const LADDER: &[&Rung] = &[&init::INIT, &initrd::INITRD, &credentials::CREDENTIALS, &login::LOGIN, &shell::SHELL];
+pub const LADDER: &[&Rung] =
+    &[&init::INIT, &initrd::INITRD, &credentials::CREDENTIALS, &cloud_init::CLOUD_INIT, &login::LOGIN, &shell::SHELL];
 
 /// The rungs for a guest: those that were asked for, else those that suit it.
 #[must_use]
@@ -79,8 +84,19 @@ pub fn choose(source: &BootSource) -> Vec<&'static Rung> {
 /// The same for a guest of an image whose own boot is known to let nobody in: what is in the image is started directly.
 #[must_use]
 pub fn choose_direct(source: &BootSource) -> Vec<&'static Rung> {
+    instead_of_agents(&initrd::INITRD, source)
+}
+
+/// The same where that cannot be started directly, and cloud-init is in the image.
+#[must_use]
+pub fn choose_cloud_init(source: &BootSource) -> Vec<&'static Rung> {
+    instead_of_agents(&cloud_init::CLOUD_INIT, source)
+}
+
+/// A rung, and those of a guest by which no agent comes of its own accord.
+fn instead_of_agents(rung: &'static Rung, source: &BootSource) -> Vec<&'static Rung> {
     let others = choose(source).into_iter().filter(|rung| rung.agent.is_none());
-    std::iter::once(&initrd::INITRD).chain(others).collect()
+    std::iter::once(rung).chain(others).collect()
 }
 
 /// For a rung that needs nothing of the machine but the serial line.
@@ -117,6 +133,7 @@ mod tests {
         assert_eq!(names(&image(Access::Console)), ["login", "shell"]);
         assert_eq!(names(&image(Access::Credentials)), ["credentials"]);
         assert_eq!(names(&image(Access::Initrd)), ["initrd"]);
+        assert_eq!(names(&image(Access::CloudInit)), ["cloud-init"]);
         let direct = choose_direct(&image(Access::Auto));
         assert_eq!(direct.iter().map(|rung| rung.name).collect::<Vec<_>>(), ["initrd", "login", "shell"]);
         assert_eq!(names(&initramfs(Access::Init)), ["Belljar's init"]);

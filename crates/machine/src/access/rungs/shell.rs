@@ -19,5 +19,6 @@ pub(super) const SHELL: Rung = Rung {
     ],
     agent: None,
     is_init: false,
+    seed: None,
     starts_directly: false,
 };
