@@ -38,7 +38,7 @@ pub enum Obstacle {
     },
     /// No firmware finds anything to start.
     #[error(
-        "there is nothing to boot on it: no code in its first sector, no EFI system partition, and no kernel; mend: get a disk image with a system on \
+        "there is nothing to boot on it: no code in its first sector, no EFI system partition, and no kernel that can be read; mend: get a disk image with a system on \
          it; as an extra disk (--disk file=…) it will do"
     )]
     NothingToBoot,
@@ -75,9 +75,12 @@ impl Description {
             && !kernel
             && self.loader == Loader::None
         {
-            // Where files cannot be read there may be anything.
-            let unread = holds(|kind| matches!(kind, ContentKind::Unknown | ContentKind::Md | ContentKind::Lvm));
-            if !unread && encrypted.is_empty() && self.volumes.iter().all(|volume| volume.unreadable.is_none()) {
+            // Firmware for UEFI may find a program in any FAT.
+            let unread = self.volumes.iter().any(|volume| {
+                let kind = volume.content.kind;
+                kind == ContentKind::Fat && volume.unreadable.is_some()
+            });
+            if !unread && encrypted.is_empty() {
                 found.push(Obstacle::NothingToBoot);
             }
         }

@@ -103,9 +103,9 @@ words! {
     #[derive(Default)]
     Firmware {
         /// What the image has a boot loader for: the BIOS' if it has one, else UEFI's.
+        #[default]
         Auto = "auto",
         /// The BIOS of the machine.
-        #[default]
         Bios = "bios",
         /// UEFI, with variables of its own for each guest.
         Uefi = "uefi",

@@ -22,6 +22,8 @@ mod lost;
 pub mod plan;
 pub mod plan_direct;
 mod plan_firmware;
+pub mod plan_image;
+mod plan_obstacles;
 mod plan_source;
 mod plan_template;
 mod plug;

@@ -17,6 +17,7 @@ use belljar_guest_spec::{
 use belljar_image::{
     boot::{self, BootFiles, InitSpec},
     cache::Cache,
+    disk::DiskError,
     kernel::{KernelError, NoKernel},
     modules::{Feature, ModuleIndex},
     rootdir,
@@ -30,8 +31,9 @@ use crate::{
     conceal::{ConcealError, Concealment, ServedDirectory},
     host::HostContext,
     limits::Limits,
-    plan_direct::Start,
-    plan_firmware::{FirmwareQuestion, machine},
+    plan_direct,
+    plan_firmware::{machine, uefi_for},
+    plan_image::{self, ImageQuestion, ImageReader},
     plan_source::{Found, kernel_for_root, modules_for_root},
     plan_template::QEMU_MAC,
     qemu::{
@@ -109,7 +111,7 @@ pub struct Plan {
 pub(crate) enum CopyError {
     /// What takes its writes cannot be made.
     #[error(transparent)]
-    Disk(#[from] belljar_image::disk::DiskError),
+    Disk(#[from] DiskError),
     /// What it must not see cannot be hidden.
     #[error(transparent)]
     Conceal(#[from] ConcealError),
@@ -187,6 +189,14 @@ pub enum PlanError {
         /// What is in the way, and what to do.
         why: String,
     },
+    /// An image that no machine boots from.
+    #[error("no guest boots from {}: {why}. If one does, say how to get into it: --access, or `access` in its table", image.display())]
+    Unbootable {
+        /// The image.
+        image: PathBuf,
+        /// All that was found in the way, and what to do.
+        why: String,
+    },
     /// A volume cannot be had.
     #[error(transparent)]
     Volume(#[from] VolumeError),
@@ -259,15 +269,18 @@ pub fn prepare(
     let mut words = String::new();
     let (kernel, place) = match found? {
         Found::Image { path, format, bus } => {
-            let start = Start { source, spec, platform, host: &host, cache: &cache };
-            let (volume, kernel) = start.of_image((path, format, bus), &mut rungs, &mut choices)?;
-            volumes.push(volume);
+            let directly = rungs.iter().any(|rung| rung.starts_directly);
+            let image = plan_image::look_at(&host.qemu_img, path, format, directly)?;
+            let reader = ImageReader::new(&image, &host.qemu_img, &cache);
+            reader.refuse(source, &mut choices)?;
+            let question = ImageQuestion { source, spec, platform, host: &host };
+            let kernel = plan_direct::of_image(&reader, &question, &cache, &mut rungs, &mut choices)?;
             let kernel = kernel.map(|(files, found)| {
                 words = found;
                 files
             });
-            let question = FirmwareQuestion { spec, platform, qemu: &qemu, host: &host, cache: &cache };
-            if let Some(Uefi { code, variables, .. }) = question.uefi_for(path, format, &mut choices)? {
+            volumes.push(Volume::boot(image.clone(), bus));
+            if let Some(Uefi { code, variables, .. }) = uefi_for(&reader, &question, &qemu, &mut choices)? {
                 flash.push(Node::fixed(DiskSource::Path(code.path), &code.format));
                 volumes.push(Volume::variables(&host.qemu_img, &variables)?);
             }
@@ -390,46 +403,6 @@ pub fn prepare(
     // What cannot be said must be found out now, not when QEMU is to be started.
     plan.for_people().0.to_args()?;
     Ok(plan)
-}
-
-/// All that keeps this guest from being started, as far as a look at the host tells, with how to mend it. Makes nothing.
-#[must_use]
-pub(crate) fn obstacles(source: &BootSource, spec: &GuestSpec, host: &HostContext) -> Vec<String> {
-    let mut obstacles: Vec<PlanError> = Vec::new();
-    let found = Found::look_at(source);
-    let platform = found.as_ref().map_or_else(|_| platform::default(), Found::platform);
-    let mut qemu = None;
-    match probe::find_qemu(platform, host.qemu.as_deref(), host.path.as_deref(), &host.cache_dir) {
-        Ok(found) => {
-            obstacles.extend(share::before_agent(&found).err().map(PlanError::NoShare));
-            qemu = Some(found);
-        }
-        Err(error) => obstacles.push(error.into()),
-    }
-    let boots = || -> Result<(), PlanError> {
-        match found? {
-            Found::Image { path, format, bus } => {
-                Volume::boot(&host.qemu_img, path, format, bus)?;
-                if let Some(qemu) = &qemu {
-                    let cache = Cache::new(&host.cache_dir, &host.cache_dir);
-                    let question = FirmwareQuestion { spec, platform, qemu, host, cache: &cache };
-                    question.uefi_for(path, format, &mut Choices::default())?;
-                }
-            }
-            Found::Root { root: _, arch: _, kernel, modules } => {
-                kernel_for_root(kernel, modules, &platform.processor, &mut Choices::default())?;
-            }
-            Found::Initramfs { kernel: _, initrd, modules } => {
-                belljar_image::initramfs::check_foreign(initrd).map_err(boot::BootError::from)?;
-                modules.map(ModuleIndex::load).transpose()?;
-            }
-        }
-        Ok(())
-    };
-    obstacles.extend(boots().err());
-    let disks = spec.hardware.disks.iter().filter_map(|disk| Volume::further(&host.qemu_img, disk).err());
-    obstacles.extend(disks.map(PlanError::from));
-    obstacles.iter().map(ToString::to_string).collect()
 }
 
 impl Plan {

@@ -4,8 +4,6 @@ use std::path::{Path, PathBuf};
 
 use belljar_guest_spec::{BootSource, DiskBus};
 use belljar_image::{
-    cache,
-    disk::DiskImage,
     kernel::{self, Arch, Kernel},
     modules::ModuleIndex,
     processor::Processor,
@@ -55,22 +53,6 @@ impl<'a> Found<'a> {
         };
         arch.and_then(platform::of).unwrap_or_else(platform::default)
     }
-}
-
-/// What begins the name, in the cache, of what follows from an image: its files, what their formats are taken for, and the version of what is found out.
-///
-/// # Errors
-/// Where a file of it cannot be looked at.
-pub(crate) fn hash_of_image(image: &DiskImage, version: &[u8]) -> std::io::Result<blake3::Hasher> {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(version);
-    for file in image.files()? {
-        cache::fingerprint(&file, &mut hasher)?;
-    }
-    for layer in image.layers() {
-        hasher.update(layer.format.driver().as_bytes());
-    }
-    Ok(hasher)
 }
 
 /// The kernel for a root directory: the one that was named, or the newest that is installed and will do; and its modules.

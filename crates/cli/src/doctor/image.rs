@@ -5,17 +5,23 @@
 use std::path::Path;
 
 use belljar_disk_reader::{
-    BootEntry, Description, Disk, Init, InitKind, Limits, Loader, Obstacle, Partition, RootPassword, System,
-    SystemKernel, Table, Volume, inspect,
+    BootEntry, Description, Disk, Init, InitKind, Limits, Loader, Partition, RootPassword, System, SystemKernel, Table,
+    Volume, inspect,
 };
 use belljar_image::{
     disk::{self, DiskImage},
     modules::{Feature, Presence},
 };
-use belljar_machine::{console::sanitize::sanitize_line, plan_direct::ways_into, qemu::platform, share};
+use belljar_machine::{
+    console::sanitize::sanitize_line,
+    plan_direct::ways_into,
+    plan_image::{other_processor, processor_of},
+    qemu::platform,
+    share,
+};
 use bytesize::ByteSize;
 
-use super::{Finding, State};
+use super::Finding;
 use crate::settings;
 
 /// The longest text of an image that is shown whole, in characters.
@@ -39,13 +45,12 @@ pub(super) fn look_at(image: &Path) -> Vec<Finding> {
         Err(error) => vec![Finding::bad("image", error.to_string())],
         Ok(found) => {
             let mut findings = of_format(&found);
-            let boot = boot_sector(&found);
             let described =
                 Disk::open(&found, &settings::qemu_img(), Limits::default()).and_then(|disk| inspect(&disk));
             match described.and_then(|description| Ok((description.system()?, description))) {
-                Ok((system, description)) => findings.extend(of_disk(&description, system.as_ref(), boot)),
+                Ok((system, description)) => findings.extend(of_disk(&description, system.as_ref())),
                 Err(error) => {
-                    findings.push(boot);
+                    findings.push(boot_sector(&found));
                     findings.push(Finding::note("disk", plain(&error.to_string()), "what is on it was not looked at"));
                 }
             }
@@ -83,8 +88,8 @@ fn boot_sector(found: &DiskImage) -> Finding {
     }
 }
 
-/// What is on a disk; `boot` is said of its first sector.
-fn of_disk(description: &Description, system: Option<&System>, boot: Finding) -> Vec<Finding> {
+/// What is on a disk.
+fn of_disk(description: &Description, system: Option<&System>) -> Vec<Finding> {
     let mut findings = vec![Finding::good("disk", layout(description))];
     let unreadable = description.volumes.iter().filter_map(|volume| Some((volume, volume.unreadable.as_ref()?)));
     for (volume, why) in unreadable.take(MANY) {
@@ -96,22 +101,22 @@ fn of_disk(description: &Description, system: Option<&System>, boot: Finding) ->
         let what = format!("{}: {}, which cannot be read here", volume.name, volume.content.kind.name());
         findings.push(Finding::note("disk", what, "a guest may well boot from it; what is on it is not known"));
     }
-    let sector_is_bad = boot.state == State::Bad;
-    findings.push(match (boot.state, firmware(description)) {
-        (State::Good, Some(what)) => Finding::good("boot", what),
-        (State::Good, None) => Finding::note(
-            "boot",
-            "its first sector has the boot signature (55 AA), but no code, and there is no EFI system partition",
-            "firmware will hardly find anything to start: get a disk image with a boot loader on it",
-        ),
-        _ => boot,
-    });
-    for obstacle in description.obstacles() {
-        // The first sector says as much.
-        if !(sector_is_bad && matches!(obstacle, Obstacle::Empty | Obstacle::NothingToBoot)) {
-            findings.push(Finding::bad("boot", plain(&obstacle.to_string())));
-        }
-    }
+    let obstacles = description.obstacles();
+    findings.extend(obstacles.iter().map(|obstacle| Finding::bad("boot", plain(&obstacle.to_string()))));
+    findings.extend(firmware(description).map(|what| Finding::good("boot", what)).or_else(|| {
+        let directly = description.default_entry().filter(|entry| !entry.initrds.is_empty()).map(|_| {
+            Finding::good("boot", "no firmware finds anything on it to start, so its kernel would be started directly")
+        });
+        directly.or_else(|| {
+            obstacles.is_empty().then(|| {
+                Finding::note(
+                    "boot",
+                    "there is no code in its first sector, and no EFI system partition",
+                    "firmware will hardly find anything to start: get a disk image with a boot loader on it",
+                )
+            })
+        })
+    }));
     findings.extend(of_menu(description));
     match system {
         Some(system) => findings.extend(of_system(system, description.default_entry())),
@@ -230,15 +235,14 @@ fn of_system(system: &System, entry: Option<&BootEntry>) -> Vec<Finding> {
     let mut findings = Vec::new();
     let name = system.name.as_deref().map_or_else(|| "a system that does not say its name".to_owned(), plain);
     findings.push(Finding::good("system", format!("{name}, on {}", plain(&system.root))));
-    if let Some(arch) = system.arch.or_else(|| system.kernels.iter().find_map(|kernel| kernel.arch)) {
-        let processor = &platform::default().processor;
-        findings.push(if processor.runs(arch) {
-            Finding::good("for", arch.to_string())
-        } else {
-            Finding::bad(
-                "for",
-                format!("{arch}: an image is started on {}, which does not run it\nmend: get the image of the same system for {}", processor.arch, processor.arch),
-            )
+    if let Some(arch) = processor_of(system) {
+        findings.push(match other_processor(system) {
+            None => Finding::good("for", arch.to_string()),
+            Some(arch) => {
+                let machine = platform::default().processor.arch;
+                let what = format!("{arch}: an image is started on {machine}, which does not run it\nmend: get the image of the same system for {machine}");
+                Finding::bad("for", what)
+            }
         });
     }
     findings.push(match &system.init {

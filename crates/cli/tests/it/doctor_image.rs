@@ -2,7 +2,7 @@
 
 use std::{fs, io::Read, path::Path};
 
-use crate::harness::{Lab, WELL};
+use crate::harness::{Lab, SUITE, WELL};
 
 /// A disk of the reader's tests.
 fn disk(name: &str) -> Vec<u8> {
@@ -48,7 +48,7 @@ fn a_disk_that_only_a_kernel_of_its_own_starts_is_described() {
     let lab = Lab::new();
     let (code, text) = doctor(&lab, "disk.raw", &disk("btrfs"));
     insta::assert_snapshot!(text);
-    assert_eq!(code, 125);
+    assert_eq!(code, 0);
 }
 
 #[test]
@@ -62,6 +62,21 @@ fn what_an_image_says_is_shown_and_not_obeyed() {
     assert!(!text.contains(['\x1b', '\x07', '\r', '\u{202e}']), "{text:?}");
 }
 
+/// Fails unless the doctor and `run` refuse it for this reason, and none of them starts anything.
+fn refused(lab: &Lab, name: &str, bytes: &[u8], why: &str) {
+    let (code, text) = doctor(lab, name, bytes);
+    assert!(code == 125 && text.contains(why), "{text}");
+    let image = lab.path(name).display().to_string();
+    for _ in 0..2 {
+        let outcome = lab.run_bare(WELL).args(["--image", &image]).command(["true"]).go();
+        outcome.code(125).complains("no guest boots from ").complains("If one does, say how to get into it: --access");
+        assert!(outcome.stderr.contains(why), "{}", outcome.stderr);
+    }
+    let outcome = lab.run_bare(WELL).args(["--image", &image, "--login", "root:x"]).command(["true"]).go();
+    outcome.code(125).complains("no guest boots from ");
+    assert_eq!(lab.starts(), (0, 0), "nothing was started");
+}
+
 #[test]
 fn what_no_guest_boots_from_is_told_without_a_boot() {
     let lab = Lab::new();
@@ -71,18 +86,45 @@ fn what_no_guest_boots_from_is_told_without_a_boot() {
         b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x03\0\x3e\0",
         b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x03\0\xb7\0",
     );
-    let (code, text) = doctor(&lab, "other.raw", &other);
-    assert!(code == 125 && text.contains("aarch64: an image is started on x86-64, which does not run it"), "{text}");
-
+    refused(&lab, "other.raw", &other, "aarch64: an image is started on x86-64, which does not run it");
     let whole = disk("gpt");
-    let (code, text) = doctor(&lab, "cut.raw", &whole[..12_000_256]);
-    assert!(code == 125 && text.contains("it is cut short: partition 15 has 8388608 bytes"), "{text}");
-
+    refused(&lab, "cut.raw", &whole[..12_000_256], "it is cut short: partition 15 has 8388608 bytes");
     // One partition, encrypted.
     let mut locked = disk("mbr")[..4 << 20].to_vec();
     locked[446 + 16..510].fill(0);
     locked[1 << 20..][..8].copy_from_slice(b"LUKS\xba\xbe\0\x02");
-    let (code, text) = doctor(&lab, "locked.raw", &locked);
-    assert!(code == 125 && text.contains("partition 1 is encrypted (LUKS), and no system is beside it"), "{text}");
+    refused(&lab, "locked.raw", &locked, "partition 1 is encrypted (LUKS), and no system is beside it");
+    refused(&lab, "blank.raw", &[0; 1 << 20], "there is nothing on it");
+    // A partition with something in it, and nothing that a machine would start.
+    let mut data = locked;
+    data[..446].fill(0);
+    data[1 << 20..][..1024].fill(b'x');
+    refused(&lab, "data.raw", &data, "there is nothing to boot on it");
+}
+
+#[test]
+fn who_says_how_to_get_in_is_believed() {
+    let lab = Lab::new();
+    fs::write(lab.path("blank.raw"), [0; 1 << 20]).expect("file");
+    let image = lab.path("blank.raw").display().to_string();
+    let words = ["--image", &image, "--access", "console", "-v"];
+    let outcome = lab
+        .run_bare("[serial]\nshell\n[agent]\nwait agent 85000\nagent pid1=off\n")
+        .args(words)
+        .in_playground()
+        .sh("exit 7")
+        .go();
+    outcome.code(7).complains("image: started all the same, for a way in was named (there is nothing on it");
+}
+
+#[test]
+fn a_suite_is_told_before_anything_is_started() {
+    let lab = Lab::new();
+    let image = lab.path("blank.raw").display().to_string();
+    fs::write(&image, [0; 1 << 20]).expect("file");
+    let config = format!("[guests.h]\nimage = \"{image}\"\n{}", SUITE.replace("\"g\"", "\"h\""));
+    lab.suite(&config, &[("t/a", "true")]);
+    let outcome = lab.test([""; 0]).go();
+    assert!(outcome.code(125).text().contains("no guest boots from "), "{}", outcome.text());
     assert_eq!(lab.starts(), (0, 0), "nothing was started");
 }

@@ -114,11 +114,12 @@ fn text_is_no_image() {
     assert!(outcome.code(125).text().contains("is not a disk image but a text file"), "{}", outcome.text());
     lab.run_bare(WELL).args(["--image", &text]).command(["true"]).go().code(125).complains("a text file");
     // A disk with nothing on it is a fine one, but not to boot from.
-    let blank = lab.image("blank.qcow2", "qcow2").display().to_string();
+    fs::write(lab.path("blank.raw"), [0; 1 << 20]).expect("file");
+    let blank = lab.path("blank.raw").display().to_string();
     let outcome = lab.belljar(["doctor", &blank]).script(WELL).go();
-    assert!(outcome.code(125).text().contains("there is nothing to boot on it"), "{}", outcome.text());
+    assert!(outcome.code(125).text().contains("there is nothing on it"), "{}", outcome.text());
     fs::write(lab.path("disk.raw"), [&[0; 510][..], &[0x55, 0xaa], &[0; 1 << 20]].concat()).expect("file");
     let disk = lab.path("disk.raw").display().to_string();
     let outcome = lab.belljar(["doctor", &disk]).script(WELL).go();
-    assert!(outcome.text().contains("has the boot signature (55 AA), but no code"), "{}", outcome.text());
+    assert!(outcome.text().contains("there is nothing to boot on it"), "{}", outcome.text());
 }

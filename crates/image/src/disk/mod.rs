@@ -64,6 +64,12 @@ impl DiskImage {
         &self.layers
     }
 
+    /// Whether some of it is on a block device, whose changes nobody would notice.
+    #[must_use]
+    pub fn has_device(&self) -> bool {
+        self.layers.iter().any(|layer| layer.device)
+    }
+
     /// Whether firmware finds something to boot in the first sector: BIOS and UEFI alike look for the signature 55 AA at its end (of a
     /// boot loader, or of the table that protects a GPT).
     ///

@@ -13,6 +13,7 @@ use crate::{
     lease::{self, Templates},
     lost::blocking,
     plan::{self, CONTROL_DIR, Plan},
+    plan_obstacles,
     qemu::{platform, probe},
     running::CONSOLE_LOG,
 };
@@ -75,7 +76,7 @@ impl Backend for QemuBackend {
     }
 
     fn obstacles(&self, spec: &GuestSpec) -> Vec<String> {
-        spec.source.boot().map(|source| plan::obstacles(source, spec, &self.host)).unwrap_or_default()
+        spec.source.boot().map(|source| plan_obstacles::obstacles(source, spec, &self.host)).unwrap_or_default()
     }
 
     fn prepare(&self, request: PrepareRequest) -> Answer<'_, Box<dyn PreparedGuest>> {

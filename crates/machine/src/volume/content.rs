@@ -32,12 +32,6 @@ pub(super) enum Content {
 }
 
 impl Content {
-    /// An image that is booted from.
-    pub(super) fn to_boot(qemu_img: &Path, image: &Path, format: Option<&str>) -> Result<Self, VolumeError> {
-        let format = format.map(str::parse).transpose()?;
-        Ok(Self::Image(disk::inspect(qemu_img, image, format, Use::Boot)?))
-    }
-
     /// An image that may hold anything.
     pub(super) fn data(qemu_img: &Path, image: &Path, format: Option<&str>) -> Result<Self, VolumeError> {
         let format = format.map(str::parse).transpose()?;

@@ -81,28 +81,9 @@ enum Bytes<'a> {
 
 impl Volume {
     /// The disk to boot from.
-    pub(crate) fn boot(qemu_img: &Path, image: &Path, format: Option<&str>, bus: DiskBus) -> Result<Self, VolumeError> {
+    pub(crate) fn boot(image: DiskImage, bus: DiskBus) -> Self {
         let front = Front::Disk(DiskFront { bus, serial: None, boot_index: Some(0) });
-        Ok(Self { content: Content::to_boot(qemu_img, image, format)?, front })
-    }
-
-    /// The same for an image whose kernel is started without its boot loader, so that it need not have one.
-    pub(crate) fn started_directly(
-        qemu_img: &Path,
-        image: &Path,
-        format: Option<&str>,
-        bus: DiskBus,
-    ) -> Result<Self, VolumeError> {
-        let front = Front::Disk(DiskFront { bus, serial: None, boot_index: Some(0) });
-        Ok(Self { content: Content::data(qemu_img, image, format)?, front })
-    }
-
-    /// The image that is under it, if one is.
-    pub(crate) fn image(&self) -> Option<&DiskImage> {
-        match &self.content {
-            Content::Image(image) => Some(image),
-            Content::Empty(_) | Content::Seed(_) => None,
-        }
+        Self { content: Content::Image(image), front }
     }
 
     /// Another disk.

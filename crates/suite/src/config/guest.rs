@@ -39,7 +39,7 @@ table! {
         /// How the image is attached.
         "boot-bus" boot_bus: DiskBus = "\"virtio\"",
         /// What starts the image's boot loader: the machine's BIOS, UEFI (OVMF) with variables of its own for each guest, or (auto) what the image has one for.
-        "firmware" firmware: Firmware = "\"bios\"",
+        "firmware" firmware: Firmware = "\"auto\"",
         /// Boot this kernel: with initrd its user space, else with rootfs.
         "kernel" kernel: FilePath = "(the newest installed one that can do it)",
         /// The initramfs to boot the kernel with.

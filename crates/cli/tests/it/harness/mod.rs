@@ -80,11 +80,19 @@ impl Lab {
         fs::read_to_string(self.path("fake.log")).unwrap_or_default()
     }
 
-    /// An image for `--image`, 1 MiB of nothing.
+    /// An image for `--image`, 1 MiB with some code for a BIOS in its first sector.
     pub(crate) fn image(&self, name: &str, format: &str) -> PathBuf {
         let path = self.path(name);
-        let made = Command::new("qemu-img").args(["create", "-q", "-f", format]).arg(&path).arg("1M").status();
-        assert!(made.expect("qemu-img is installed").success());
+        let raw = if format == "raw" { path.clone() } else { self.path("image.raw") };
+        let mut disk = vec![0; 1 << 20];
+        disk[..2].copy_from_slice(b"\xeb\xfe");
+        disk[510..512].copy_from_slice(b"\x55\xaa");
+        fs::write(&raw, disk).expect("disk");
+        if format != "raw" {
+            let words = ["convert", "-q", "-f", "raw", "-O", format];
+            let made = Command::new("qemu-img").args(words).args([&raw, &path]).status();
+            assert!(made.expect("qemu-img is installed").success());
+        }
         path
     }
 

@@ -1,0 +1,231 @@
+//! What an image says of the guest that boots from it: read out of it once, and remembered as long as its files stay as they are.
+
+use std::{
+    cell::OnceCell,
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+};
+
+use belljar_disk_reader::{Description, Disk, Limits, ReadError, System};
+use belljar_guest_spec::{Access, BootSource, GuestSpec};
+use belljar_image::{
+    cache::{self, Cache, CacheError},
+    disk::{self, DiskImage},
+    kernel::Arch,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    host::HostContext,
+    plan::{Choices, PlanError},
+    plan_direct::{Entry, Login},
+    plan_firmware::Wanted,
+    qemu::platform::{self, Platform},
+    volume::VolumeError,
+};
+
+/// Part of the names in the cache: change it with what is read and how.
+const VERSION: &[u8] = b"2";
+
+/// Which guest of an image it is about, and on what host.
+pub(crate) struct ImageQuestion<'a> {
+    pub(crate) source: &'a BootSource,
+    pub(crate) spec: &'a GuestSpec,
+    pub(crate) platform: &'static Platform,
+    pub(crate) host: &'a HostContext,
+}
+
+/// What was found on an image's disk.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Facts {
+    /// Why no machine boots from it, for a person; empty if one may.
+    pub(crate) obstacles: Vec<String>,
+    /// What firmware it wants.
+    pub(crate) firmware: Wanted,
+    /// How one gets into its system, if one was found.
+    pub(crate) login: Option<Login>,
+    /// What its boot loader starts when nobody chooses, or why that is not known.
+    pub(crate) entry: Result<Entry, String>,
+}
+
+impl Facts {
+    /// # Errors
+    /// When a limit was met, so that it is not known.
+    fn of(found: &Description) -> Result<Self, ReadError> {
+        let system = found.system()?;
+        let mut obstacles: Vec<String> = found.obstacles().iter().map(ToString::to_string).collect();
+        let other = system.as_ref().and_then(other_processor);
+        obstacles.extend(other.map(|arch| advice_on_processor(arch, &platform::default().processor.arch)));
+        Ok(Self {
+            obstacles,
+            firmware: Wanted::of(found),
+            login: system.as_ref().map(Login::of),
+            entry: Entry::of(found),
+        })
+    }
+}
+
+/// What a system is for, if that is known and an image's machine does not run it.
+#[must_use]
+pub fn other_processor(system: &System) -> Option<Arch> {
+    let arch = processor_of(system)?;
+    (!platform::default().processor.runs(arch)).then_some(arch)
+}
+
+/// What a system is for, if its programs or its kernels say so.
+#[must_use]
+pub fn processor_of(system: &System) -> Option<Arch> {
+    system.arch.or_else(|| system.kernels.iter().find_map(|kernel| kernel.arch))
+}
+
+fn advice_on_processor(its: Arch, machine: &Arch) -> String {
+    format!(
+        "its system is for {its}: an image is started on {machine}, which does not run it; mend: get the image of the same system for {machine}"
+    )
+}
+
+/// An image that is booted from. One whose kernel is started `directly` need not have anything else to boot.
+///
+/// # Errors
+/// Why it is none.
+pub(crate) fn look_at(
+    qemu_img: &Path,
+    path: &Path,
+    format: Option<&str>,
+    directly: bool,
+) -> Result<DiskImage, VolumeError> {
+    let format = format.map(str::parse).transpose()?;
+    let using = if directly { disk::Use::Data } else { disk::Use::Boot };
+    Ok(disk::inspect(qemu_img, path, format, using)?)
+}
+
+/// An image that is read where that is needed.
+pub(crate) struct ImageReader<'a> {
+    image: &'a DiskImage,
+    qemu_img: &'a Path,
+    cache: &'a Cache,
+    /// What the names in the cache begin with.
+    name: OnceCell<String>,
+    disk: OnceCell<Disk>,
+    description: OnceCell<Description>,
+    facts: OnceCell<Result<Facts, String>>,
+}
+
+impl<'a> ImageReader<'a> {
+    pub(crate) fn new(image: &'a DiskImage, qemu_img: &'a Path, cache: &'a Cache) -> Self {
+        Self {
+            image,
+            qemu_img,
+            cache,
+            name: OnceCell::new(),
+            disk: OnceCell::new(),
+            description: OnceCell::new(),
+            facts: OnceCell::new(),
+        }
+    }
+
+    pub(crate) fn image(&self) -> &'a DiskImage {
+        self.image
+    }
+
+    /// What was found, or why it cannot be read. That it cannot be read is no reason against a boot.
+    pub(crate) fn facts(&self) -> Result<&Facts, &str> {
+        self.facts.get_or_init(|| self.find()).as_ref().map_err(String::as_str)
+    }
+
+    fn find(&self) -> Result<Facts, String> {
+        if self.image.has_device() {
+            // Nobody would notice its changes.
+            return self.look();
+        }
+        let file = self.get("facts", |reader, out| {
+            serde_json::to_writer(out, &reader.look()?).map_err(|error| error.to_string())
+        })?;
+        let json = fs_err::read(file).map_err(|error| error.to_string())?;
+        serde_json::from_slice(&json).map_err(|error| error.to_string())
+    }
+
+    fn look(&self) -> Result<Facts, String> {
+        Facts::of(self.description()?).map_err(|error| error.to_string())
+    }
+
+    /// Refuses an image of which it is known that no machine boots from it. Who says how to get in is believed.
+    ///
+    /// # Errors
+    /// With all that is in the way.
+    pub(crate) fn refuse(&self, source: &BootSource, choices: &mut Choices) -> Result<(), PlanError> {
+        let obstacles = self.facts().map(|facts| facts.obstacles.join("; and ")).unwrap_or_default();
+        if obstacles.is_empty() {
+            return Ok(());
+        }
+        if source.access() == Access::Auto {
+            return Err(PlanError::Unbootable { image: self.image.path().to_owned(), why: obstacles });
+        }
+        choices.add("image", "started all the same, for a way in was named", obstacles);
+        Ok(())
+    }
+
+    /// A file of the cache, which `write` makes if it is not there, or is not as it was made.
+    ///
+    /// # Errors
+    /// Why it cannot be made. That is not remembered.
+    pub(crate) fn get(
+        &self,
+        what: &str,
+        write: impl Fn(&Self, &mut File) -> Result<(), String>,
+    ) -> Result<PathBuf, String> {
+        let name = format!("image-{}-{what}", self.name().map_err(|error| error.to_string())?);
+        let made = self.cache.get_or_write(&name, |out, _| write(self, out).map_err(Failed));
+        made.map(|cached| cached.path).map_err(|Failed(why)| why)
+    }
+
+    fn name(&self) -> io::Result<&str> {
+        if self.name.get().is_none() {
+            let _ = self.name.set(cache::short(&hash(self.image)?));
+        }
+        Ok(self.name.get().map(String::as_str).unwrap_or_default())
+    }
+
+    fn disk(&self) -> Result<&Disk, String> {
+        if let Some(disk) = self.disk.get() {
+            return Ok(disk);
+        }
+        let disk = Disk::open(self.image, self.qemu_img, Limits::default()).map_err(|error| error.to_string())?;
+        Ok(self.disk.get_or_init(|| disk))
+    }
+
+    /// What is on the disk, read now.
+    ///
+    /// # Errors
+    /// Why it cannot be read.
+    pub(crate) fn description(&self) -> Result<&Description, String> {
+        if let Some(description) = self.description.get() {
+            return Ok(description);
+        }
+        let found = belljar_disk_reader::inspect(self.disk()?).map_err(|error| error.to_string())?;
+        Ok(self.description.get_or_init(|| found))
+    }
+}
+
+/// What begins the names, in the cache, of what follows from an image: its files, what their formats are taken for, and the version of what is found out.
+fn hash(image: &DiskImage) -> io::Result<blake3::Hasher> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(VERSION);
+    for file in image.files()? {
+        cache::fingerprint(&file, &mut hasher)?;
+    }
+    for layer in image.layers() {
+        hasher.update(layer.format.driver().as_bytes());
+    }
+    Ok(hasher)
+}
+
+/// Why a file cannot be made.
+struct Failed(String);
+
+impl From<CacheError> for Failed {
+    fn from(error: CacheError) -> Self {
+        Self(error.to_string())
+    }
+}
