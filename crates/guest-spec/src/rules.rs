@@ -138,7 +138,7 @@ pub fn source(has: impl Fn(Key) -> bool, access: Option<Access>, notation: Notat
             let message = format!("{} needs {} or {}", asked(Access::Console), name(Key::Image), name(Key::Initrd));
             wrong(Key::Access, message, "in other guests Belljar's own init is the only way in".into());
         }
-        Some(wanted @ (Access::Credentials | Access::Initrd | Access::CloudInit)) if !image => {
+        Some(wanted @ (Access::Credentials | Access::Initrd | Access::CloudInit | Access::Ignition)) if !image => {
             let message = format!("{} needs {}", asked(wanted), name(Key::Image));
             wrong(Key::Access, message, "leave it out".into());
         }
@@ -187,6 +187,7 @@ mod tests {
         assert_eq!(conflicts(&[Kernel, Initrd, Key::Access], Some(Access::Initrd)), [Key::Access]);
         assert_eq!(conflicts(&[Kernel, Initrd, Key::Access], Some(Access::CloudInit)), [Key::Access]);
         assert_eq!(conflicts(&[Image, Key::Access], Some(Access::CloudInit)), []);
+        assert_eq!(conflicts(&[Kernel, Initrd, Key::Access], Some(Access::Ignition)), [Key::Access]);
         assert_eq!(conflicts(&[Login], None), [Login]);
         assert_eq!(conflicts(&[Kernel, Initrd, Key::Access, Login], Some(Access::Init)), [Login]);
     }

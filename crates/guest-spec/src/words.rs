@@ -77,6 +77,8 @@ words! {
         Initrd = "initrd",
         /// By cloud-init, which the image has, and which finds on a further disk what to start.
         CloudInit = "cloud-init",
+        /// By Ignition, which the image has, at its first boot.
+        Ignition = "ignition",
     }
 }
 

@@ -1,8 +1,13 @@
 //! From QEMU's start to a guest in which a command can run.
 
-use std::{io, path::Path, sync::Arc, time::Duration};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
-use belljar_guest_spec::WorkspaceMode;
+use belljar_guest_spec::{Word, WorkspaceMode};
 use belljar_model::{CrashKind, EventKind, Phase};
 use belljar_proto::message::{Announce, BOOT_REST, BootSign, Identity, Setup};
 use fs_err::File;
@@ -15,21 +20,22 @@ use tokio::{
 use crate::{
     Cause, Lost,
     access::{
-        self, AccessEvent, AccessOptions, Act, Shell,
+        self, AccessError, AccessEvent, AccessOptions, Act, Shell,
         rungs::{self, Rung},
     },
     bounds::Gauge,
-    console::{Console, ConsoleView, Patience},
+    console::{Console, ConsoleView, ExpectError, Patience},
     enter,
     guest::{Observe, Views},
     limits::Limits,
-    plan::{Launch, Plan, Program},
+    plan::{AgentPlace, Launch, Plan, Program},
     qemu::{
         args::MachineConfig,
         process::{Qemu, SpawnError, SpawnRequest},
     },
     replaced::ReplacedFiles,
     running::{CONSOLE_LOG, QEMU_COMMAND, QEMU_LOG, QemuGuest, TAIL},
+    screen,
     session::{
         Session,
         agent::{AgentSession, BoxedPort, Liveness, PortKind, Reports, of_session},
@@ -52,6 +58,8 @@ pub(crate) struct Machine {
     pub(crate) console: Console,
     pub(crate) watch: Watch,
     pub(crate) limits: Limits,
+    /// Where a picture of its screen is kept if nobody gets in, as long as that is awaited and it has one.
+    screen: Option<PathBuf>,
     /// They go with it.
     _servers: Servers,
     _program: Option<Feeding>,
@@ -139,7 +147,7 @@ impl Machine {
             vec![(PortKind::Virtio, Box::new(channels.agent)), (PortKind::Serial, Box::new(channels.serial1))];
         let limits = Limits::new(plan.accel(), plan.boot_timeout);
         let program = program.map(|program| Feeding(tokio::spawn(feed(program))));
-        Ok((Self { qemu, console, watch, limits, _servers: servers, _program: program }, ports))
+        Ok((Self { qemu, console, watch, limits, screen: None, _servers: servers, _program: program }, ports))
     }
 
     /// Does some work, unless the guest dies meanwhile.
@@ -180,9 +188,25 @@ impl Machine {
         // What was said last explains best, and the reason may have come a moment after its consequence.
         let lost = self.watch.explain(lost, phase).await;
         self.watch.last_words(&lost).await;
+        let lost = self.with_picture(lost).await;
         let tail = if lost.tail.is_empty() { self.console.tail(TAIL) } else { lost.tail.clone() };
         self.qemu.kill().await;
         lost.with_tail(tail)
+    }
+}
+
+impl Machine {
+    /// A loss with a picture of the screen of a guest that was not got into.
+    async fn with_picture(&self, lost: Lost) -> Lost {
+        let Some(dir) = &self.screen else { return lost };
+        if !matches!(lost.cause, Cause::Timeout { .. } | Cause::Access(_) | Cause::Crash(_)) {
+            return lost;
+        }
+        match screen::keep(self.qemu.qmp(), dir).await {
+            Ok(path) => lost.and_advice(format!("a picture of its screen: {}", path.display())),
+            Err(Some(why)) => lost.and_advice(format!("there is no picture of its screen: {why}")),
+            Err(None) => lost,
+        }
     }
 }
 
@@ -245,15 +269,20 @@ impl Booted {
         observe: Observe<'_>,
     ) -> Result<Self, Unbooted> {
         let (mut machine, ports) = Machine::start(plan, launch, false, view).await.map_err(Unbooted::Start)?;
+        machine.screen = plan.config.vga.is_some().then(|| plan.dir.clone());
         let limits = machine.limits;
         let mut patience = limits.boot(machine.qemu.cpu_clock());
         let entered = machine
             .attend(Phase::Boot, observe, async |_, console, tell| {
-                get_in(plan, ports, console, &mut patience, &limits, tell).await
+                let entered = get_in(plan, ports, console, &mut patience, &limits, tell).await;
+                entered.map_err(|lost| with_ways(plan, lost))
             })
             .await;
         match entered {
-            Ok(entered) => Ok(Self { machine, entered, patience }),
+            Ok(entered) => {
+                machine.screen = None;
+                Ok(Self { machine, entered, patience })
+            }
             Err(lost) => Err(Unbooted::Lost(machine.give_up(lost, Phase::Boot).await)),
         }
     }
@@ -408,6 +437,24 @@ fn agent(session: AgentSession, announce: &Announce, port: PortKind, tell: Tell<
     Entered::Agent { session: Box::new(session), port }
 }
 
+/// The loss of a guest of an image that was not got into, with what was tried, and what was not.
+fn with_ways(plan: &Plan, lost: Lost) -> Lost {
+    let is_about_access =
+        matches!(lost.cause, Cause::Timeout { phase: Phase::Boot | Phase::Access, .. } | Cause::Access(_));
+    if !is_about_access || plan.agent != AgentPlace::ControlShare {
+        return lost;
+    }
+    let tried: Vec<_> = plan.rungs.iter().map(|rung| rung.name).collect();
+    let others = rungs::LADDER.iter().filter(|rung| rung.agent.is_some() && !rung.is_init);
+    let others: Vec<_> = others.filter(|rung| !tried.contains(&rung.name)).map(|rung| rung.word.word()).collect();
+    let mut said = format!("ways in that were tried: {}", tried.join(", "));
+    said.push_str(&format!("; others, to be asked for with --access: {}", others.join(", ")));
+    if plan.login.is_none() && plan.rungs.iter().any(|rung| !rung.rules.is_empty()) {
+        said.push_str("; or give a --login");
+    }
+    lost.and_advice(format!("{said}. `belljar doctor IMAGE` tells what the image is"))
+}
+
 /// Patience that every byte on the console renews.
 async fn run_out(patience: &mut Patience, view: &ConsoleView) -> crate::console::Overdue {
     let mut last = view.last_line();
@@ -537,13 +584,7 @@ async fn shell_on_console(
     patience: &mut Patience,
     tell: Tell<'_>,
 ) -> Result<Shell, Lost> {
-    if let Some((_, of_it)) = plan.agent_by_itself().filter(|_| plan.rungs.iter().all(|rung| rung.rules.is_empty())) {
-        let overdue = run_out(patience, &console.view()).await;
-        return Err(Lost::timeout(
-            Phase::Boot,
-            format!("the agent, which {}, did not announce itself on its port: {overdue}", of_it.awaited),
-        ));
-    }
+    let only_agent = plan.agent_by_itself().filter(|_| plan.rungs.iter().all(|rung| rung.rules.is_empty()));
     let (rungs, credentials) = (plan.rungs.clone(), plan.login.clone());
     let options = AccessOptions { rungs, credentials, ..AccessOptions::default() };
     let mut booted = false;
@@ -559,7 +600,17 @@ async fn shell_on_console(
         }
     })
     .await
-    .map_err(|error| enter::lost_of_access(error, plan.platform()))
+    .map_err(|error| match (only_agent, error) {
+        (Some((_, of_it)), AccessError::Expect(ExpectError::Overdue { overdue, tail, .. })) => {
+            let what = format!("the agent, which {}, did not announce itself on its port", of_it.awaited);
+            Lost::timeout(Phase::Boot, format!("{what}: {overdue}")).with_tail(tail)
+        }
+        (Some((_, of_it)), error @ AccessError::NoShell { .. }) => {
+            let what = format!("the agent, which {}, did not announce itself on its port", of_it.awaited);
+            Lost::timeout(Phase::Boot, format!("{what}, and {error}"))
+        }
+        (_, error) => enter::lost_of_access(error, plan.platform()),
+    })
 }
 
 /// Nanoseconds since the epoch.

@@ -10,7 +10,7 @@ use belljar_proto::message::{Identity, Mount, PROGRAM_PORT_NAME};
 
 use crate::{
     Cause, Lost,
-    access::{AccessError, AccessEvent, Shell, ShellError, ShellReply, quote},
+    access::{AccessError, AccessEvent, Act, Shell, ShellError, ShellReply, quote},
     console::ExpectError,
     limits::Limits,
     plan::AgentPlace,
@@ -241,6 +241,11 @@ pub(crate) fn event_of(event: &AccessEvent) -> Option<EventKind> {
             what: "root".into(),
             chosen: (*by).into(),
             why: "the shell that was reached is not root's".into(),
+        }),
+        AccessEvent::Did { line, act: Act::Choose, .. } => Some(EventKind::Choice {
+            what: "boot menu".into(),
+            chosen: "the choice that it shows".into(),
+            why: format!("{line} waited for a key on the serial console, and Enter was pressed"),
         }),
         AccessEvent::Did { .. } | AccessEvent::ShellFound { .. } => None,
     }

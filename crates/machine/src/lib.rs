@@ -30,6 +30,7 @@ mod plug;
 pub mod qemu;
 mod replaced;
 pub mod running;
+pub mod screen;
 pub mod session;
 pub mod share;
 pub mod spec;

@@ -302,7 +302,7 @@ impl Lost {
     pub fn message(&self) -> Option<String> {
         match &self.cause {
             cause @ (Cause::Timeout { .. } | Cause::NotStarted { .. } | Cause::Failed { .. }) => {
-                Some(cause.to_string())
+                Some(self.advice.iter().fold(cause.to_string(), |said, advice| format!("{said}\n{advice}")))
             }
             _ => self.advice.clone(),
         }
@@ -328,6 +328,13 @@ impl Lost {
     pub fn with_tail(mut self, tail: Vec<String>) -> Self {
         self.tail = tail;
         self
+    }
+
+    /// With more to say beside what there is already.
+    #[must_use]
+    pub fn and_advice(self, advice: String) -> Self {
+        let all = self.advice.iter().cloned().chain([advice]).collect::<Vec<_>>().join("\n");
+        self.with_advice(all)
     }
 
     /// With more to say.

@@ -4,7 +4,6 @@
 
 use std::{
     ffi::OsString,
-    fmt::Write as _,
     fs::Permissions,
     os::unix::{fs::PermissionsExt, net::UnixStream},
     path::{Path, PathBuf},
@@ -43,6 +42,7 @@ use crate::{
         platform::{self, Platform},
         probe::{self, AccelChoice, QemuInfo},
     },
+    screen,
     share::{self, Kind, served::Served},
     spec::{ShareSpec, Workspace},
     volume::{Volume, VolumeError, Volumes},
@@ -359,12 +359,7 @@ pub fn prepare(
         config.program_port = Some(ProgramPort::Silent);
     }
     attach(&mut config, &rungs, &spec.append);
-    if let (BootSource::Image { .. }, Some((property, value))) = (source, platform.talkative)
-        && !config.machine.contains(&format!("{property}="))
-    {
-        // An image that does not boot says so.
-        let _ = write!(config.machine, ",{property}={value}");
-    }
+    screen::attach(&mut config, source, spec, &qemu);
     config.slots = slots(source, spec, &config, &volumes);
     if config.slots.is_some() {
         config.nic.mac = Some(QEMU_MAC.map(|byte| format!("{byte:02x}")).join(":"));
@@ -569,7 +564,8 @@ impl Plan {
     fn for_people(&self) -> (MachineConfig, Vec<Vec<OsString>>) {
         let channels = args::Channels::terminal();
         // A person gets in without the agent, which goes with the run.
-        let mut config = MachineConfig { channels, program_port: None, smbios: Vec::new(), ..self.config.clone() };
+        let (smbios, fw_cfg) = Default::default();
+        let mut config = MachineConfig { channels, program_port: None, smbios, fw_cfg, ..self.config.clone() };
         if self.share.workspace.is_none() {
             config.shares.retain(|s| s.tag != share::WORKSPACE_TAG);
         }

@@ -22,7 +22,7 @@ const FLAGS: [&str; 13] = [
 ];
 
 /// Options with a value.
-const VALUED: [&str; 48] = [
+const VALUED: [&str; 49] = [
     "incoming",
     "M",
     "machine",
@@ -33,6 +33,7 @@ const VALUED: [&str; 48] = [
     "name",
     "uuid",
     "smbios",
+    "fw_cfg",
     "global",
     "set",
     "boot",

@@ -15,7 +15,7 @@ use rustix::{
 use crate::args::{Args, Opt};
 
 /// Devices that the pretended machine has.
-pub(crate) const DEVICES: [(&str, &str); 28] = [
+pub(crate) const DEVICES: [(&str, &str); 29] = [
     ("virtio-9p-pci", "PCI"),
     ("virtio-blk-pci", "PCI"),
     ("virtio-scsi-pci", "PCI"),
@@ -40,6 +40,7 @@ pub(crate) const DEVICES: [(&str, &str); 28] = [
     ("ich9-ahci", "PCI"),
     ("e1000", "PCI"),
     ("VGA", "PCI"),
+    ("isa-vga", "ISA"),
     ("ide-hd", "IDE"),
     ("ide-cd", "IDE"),
     ("scsi-hd", "SCSI"),

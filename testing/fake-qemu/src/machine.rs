@@ -17,6 +17,7 @@ use crate::{
     journal::Journal,
     migrate::{Manners, Migration},
     qmp::Control,
+    screen::Screen,
 };
 
 /// How the program ends.
@@ -49,6 +50,8 @@ pub(crate) struct Options {
     pub(crate) device_add: Manners,
     /// What becomes of plugging one out; `fail`: the guest keeps it.
     pub(crate) device_del: Manners,
+    /// What becomes of a picture of the screen; `fail`: it is none.
+    pub(crate) screendump: Manners,
     /// The name by which the script was found, if it was one of several.
     pub(crate) name: Option<String>,
 }
@@ -65,6 +68,7 @@ impl Default for Options {
             incoming: Manners::Obey,
             device_add: Manners::Obey,
             device_del: Manners::Obey,
+            screendump: Manners::Obey,
             name: None,
         }
     }
@@ -92,6 +96,8 @@ pub(crate) struct Machine {
     pub(crate) migration: Migration,
     /// Its devices.
     pub(crate) hardware: Hardware,
+    /// What it shows.
+    pub(crate) screen: Screen,
     state: Mutex<State>,
     changed: Condvar,
     /// Of the agent that has a session.
@@ -109,6 +115,7 @@ impl Machine {
         Arc::new(Self {
             migration: Migration::default(),
             hardware: Hardware::new(&args),
+            screen: Screen::default(),
             args,
             options,
             journal,

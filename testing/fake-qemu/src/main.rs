@@ -17,6 +17,7 @@ mod machine;
 mod migrate;
 mod qmp;
 mod rng;
+mod screen;
 mod script;
 mod terminal;
 mod track;

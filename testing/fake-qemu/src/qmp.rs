@@ -176,7 +176,10 @@ fn error(class: &str, desc: &str, id: Option<&Value>) -> Value {
 }
 
 /// Names that `query-commands` lists and [`answer`] knows.
-const COMMANDS: [&str; 31] = [
+const COMMANDS: [&str; 34] = [
+    "add-fd",
+    "remove-fd",
+    "screendump",
     "device_add",
     "device_del",
     "netdev_add",
@@ -233,13 +236,19 @@ fn answer(machine: &Arc<Machine>, guest: &Arc<Guest>, version: &Value, command: 
     if name == "device_add" && machine.options.device_add == Manners::Die {
         return machine.end(End::Signal(11));
     }
-    let mut deleted = None;
+    if name == "screendump" && machine.options.screendump == Manners::Hang {
+        return;
+    }
+    let (mut deleted, mut set) = (None, 0);
     let refused = match name {
         "device_add" => hardware::add(machine, arguments).err(),
         "device_del" => hardware::remove(machine, arguments).map(|gone| deleted = gone).err(),
         "netdev_add" => machine.hardware.add_network(arguments).err(),
         "netdev_del" => machine.hardware.remove_network(arguments).err(),
         "getfd" => machine.migration.take(arguments, fds).err(),
+        "add-fd" => machine.screen.take(fds).map(|number| set = number).err(),
+        "remove-fd" => machine.screen.drop_set(arguments).err(),
+        "screendump" => machine.screen.dump(&machine.args, machine.options.screendump, arguments).err(),
         "migrate-set-capabilities" => machine.migration.set_capabilities(arguments).err(),
         "migrate" => migrate::ask(machine, arguments).err(),
         "migrate-incoming" => migrate::ask_incoming(machine, arguments).err(),
@@ -258,7 +267,10 @@ fn answer(machine: &Arc<Machine>, guest: &Arc<Guest>, version: &Value, command: 
         | "device_add"
         | "device_del"
         | "netdev_add"
-        | "netdev_del" => json!({}),
+        | "netdev_del"
+        | "remove-fd"
+        | "screendump" => json!({}),
+        "add-fd" => json!({ "fdset-id": set, "fd": 99 }),
         "query-migrate" => machine.migration.info(),
         "qmp_capabilities" => {
             control.with(|inner| inner.negotiated = true);

@@ -40,6 +40,7 @@ pub(crate) fn options(script: &Script) -> Result<Options, ScriptError> {
             "cont" => options.cont_obeyed = obeyed()?,
             "migrate" => options.migrate = Manners::of(step)?,
             "incoming" => options.incoming = Manners::of(step)?,
+            "screendump" => options.screendump = Manners::of(step)?,
             "device-add" => options.device_add = Manners::of(step)?,
             "device-del" => options.device_del = Manners::of(step)?,
             other => return Err(step.fail(format!("no option is called {other}"))),

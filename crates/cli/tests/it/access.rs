@@ -100,3 +100,18 @@ fn a_cloud_init_that_does_nothing_is_told() {
         .code(124)
         .complains("was to be started by the guest's cloud-init, which is told to by a disk labelled cidata");
 }
+
+#[test]
+fn ignition_finds_its_configuration_in_the_machine() {
+    let lab = Lab::new();
+    let outcome = run(&lab, &locked(""), &["--access", "ignition"]);
+    outcome.code(7).says("in\n").complains("access: ignition").complains("agetty waits for somebody to log in");
+    let command = String::from_utf8_lossy(&outcome.kept("qemu.cmd")).into_owned();
+    assert!(command.contains("name=opt/com.coreos/config,string={") && !command.contains("io.systemd"), "{command}");
+    assert!(command.contains(r#""version":"3.0.0""#) && command.contains("WantedBy=sysinit.target"), "{command}");
+    let outcome = run(&lab, "[serial]\ndrain\n", &["--access", "ignition", "--boot-timeout", "4s"]);
+    outcome.code(124).complains("by a unit that the guest's Ignition makes at its first boot, did not announce itself");
+    let outcome = lab.run_image("").args(["--dry-run", "--access", "ignition"]).sh("true").go();
+    outcome.code(0);
+    assert!(!outcome.text().contains("coreos"), "{}", outcome.text());
+}

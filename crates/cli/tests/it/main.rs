@@ -16,6 +16,7 @@ mod kernel_faults;
 mod kill;
 mod odd_files;
 mod run;
+mod screen;
 mod suite_config;
 mod suite_console;
 mod suite_forging;

@@ -25,6 +25,12 @@ const BLIND_AFTER: u32 = 4;
 const NEAR: u64 = 700;
 /// Bytes that may come back for an Enter without anybody there but the terminal and a prompt.
 const ECHO: u64 = 64;
+/// How long a boot menu is at rest before it is answered: one that counts its seconds shows each of them.
+const MENU_REST: Duration = Duration::from_secs(5);
+/// How many boot menus are answered before a kernel starts.
+const MENU_ANSWERS: u32 = 3;
+/// How many of the last lines a boot menu is looked for in.
+const SCREEN: usize = 60;
 /// How many of the last lines an error carries.
 const TAIL: usize = 15;
 
@@ -91,6 +97,8 @@ pub async fn climb(
         last_act: Instant::now(),
         stuck: None,
         menu: None,
+        menus_answered: 0,
+        kernel: false,
     };
     climber.run(patience, observer).await
 }
@@ -120,6 +128,10 @@ struct Climber<'a> {
     last_act: Instant,
     stuck: Option<crate::console::Alarm>,
     menu: Option<crate::console::Alarm>,
+    /// How many boot menus were answered.
+    menus_answered: u32,
+    /// Whether a kernel has said that it starts.
+    kernel: bool,
 }
 
 impl Climber<'_> {
@@ -140,12 +152,18 @@ impl Climber<'_> {
             if sight == Sight::Blank && sight::is_covered(&self.console.tail(TAIL)) {
                 sight = Sight::Covered;
             }
+            let waits = self.boot_menu(sight, &line);
+            if waits.is_some() {
+                sight = Sight::BootMenu;
+            }
             let at_rest = self.rest_for(sight);
             // What was judged and left alone is judged again only after it changed, or the long rest.
             let wait = if settled_at == Some(seen) { self.patience_with_silence() } else { at_rest };
             match self.console.wait(seen, wait, patience, || "a shell or a login prompt".to_owned()).await {
                 Ok(Wake::Rest) => {}
-                Ok(Wake::Bytes) if self.last_act.elapsed() > CHATTER && !self.console.is_full_screen() => {
+                Ok(Wake::Bytes)
+                    if self.last_act.elapsed() > CHATTER && self.may_type() && !self.console.is_full_screen() =>
+                {
                     self.last_act = Instant::now();
                     self.press_enter().await?;
                     continue;
@@ -156,7 +174,8 @@ impl Climber<'_> {
                 }
                 Err(overdue) => {
                     // A menu that waits for ever explains it better than the clock does.
-                    return Err(match self.menu.take() {
+                    let stays = sight::boot_menu(&line, &self.console.tail(SCREEN), self.console.is_full_screen());
+                    return Err(match self.menu.take().filter(|_| self.menus_answered == 0 || stays.is_some()) {
                         Some(alarm) => AccessError::Stuck { alarm, tail: self.console.tail(TAIL) },
                         None if self.console.is_full_screen() => AccessError::NoShell {
                             line: "a full-screen program, such as an installer".to_owned(),
@@ -168,6 +187,13 @@ impl Climber<'_> {
             }
             settled_at = Some(seen);
             self.heed_stuck(seen)?;
+            if let Some(menu) = waits {
+                observer(AccessEvent::Did { sight, line: menu.to_owned(), act: Act::Choose });
+                self.menus_answered += 1;
+                self.last_act = Instant::now();
+                self.act(sight, Act::Choose, &line, patience).await?;
+                continue;
+            }
             let rules = |rung: &&'static Rung| rung.rules.iter().zip(std::iter::repeat(*rung));
             let fitting = self.options.rungs.iter().flat_map(rules).find(|((s, _), _)| *s == sight);
             let Some(((_, act), rung)) = fitting else { continue };
@@ -207,11 +233,26 @@ impl Climber<'_> {
         }
     }
 
+    /// The boot loader that waits for a key and is still to be answered, if one does.
+    fn boot_menu(&self, sight: Sight, line: &str) -> Option<&'static str> {
+        let may_be = matches!(sight, Sight::Blank | Sight::Text | Sight::Prompt)
+            && !self.kernel
+            && self.logins == 0
+            && self.menus_answered < MENU_ANSWERS;
+        may_be.then(|| sight::boot_menu(line, &self.console.tail(SCREEN), self.console.is_full_screen())).flatten()
+    }
+
+    /// Whether the console may be typed at for the sake of getting in.
+    fn may_type(&self) -> bool {
+        self.options.rungs.iter().any(|rung| !rung.rules.is_empty())
+    }
+
     /// How long this sight must stay before something is done about it.
     fn rest_for(&self, sight: Sight) -> Duration {
         match sight {
             Sight::Login | Sight::Activate | Sight::NewPassword | Sight::Prompt | Sight::Question => SETTLED,
             Sight::Covered => 2 * SETTLED,
+            Sight::BootMenu => MENU_REST,
             Sight::Password if self.stage != Stage::Watching => SETTLED,
             _ => self.patience_with_silence(),
         }
@@ -233,6 +274,7 @@ impl Climber<'_> {
                 }
                 AlarmKind::BootMenu => self.menu = Some(alarm),
                 AlarmKind::KernelStart | AlarmKind::Restart => {
+                    self.kernel = alarm.kind == AlarmKind::KernelStart;
                     self.menu = None;
                     self.stuck = None;
                     self.stage = Stage::Watching;
@@ -268,6 +310,8 @@ impl Climber<'_> {
             self.entered = None;
         }
         match act {
+            // What a terminal's key sends; boot loaders do not all know a line feed.
+            Act::Choose => self.console.send_raw(b"\r").await?,
             Act::TypeUser => self.type_user(user).await?,
             Act::TypePassword => self.type_password(user).await?,
             Act::TryQuestion if self.question.is_none() => {

@@ -28,6 +28,8 @@ pub(crate) use answer::quote;
 pub enum Act {
     /// Press Enter and look again.
     Enter,
+    /// Press Enter at a boot menu, which takes the choice that it shows.
+    Choose,
     /// Type a line whose answer differs from its echo.
     Probe,
     /// Type the user name.

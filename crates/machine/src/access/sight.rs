@@ -19,6 +19,8 @@ pub enum Sight {
     Maintenance,
     /// A prompt that messages of the kernel were written over: it is gone, and Enter brings it back.
     Covered,
+    /// A boot loader that waits for a key, for as long as it takes.
+    BootMenu,
     /// Some other text that waits.
     Text,
     /// Nothing on the line.
@@ -102,6 +104,39 @@ pub(super) fn is_covered(tail: &[String]) -> bool {
         }
     }
     false
+}
+
+/// What a boot loader shows that waits for a key, each with what says so and with what it shows where it goes on by itself after a while. Sources:
+/// GRUB's `grub-core/normal/menu_text.c`, SYSLINUX's `com32/menu/menumain.c`.
+const MENUS: &[(&str, &str, &str)] = &[
+    ("GRUB's menu", "GNU GRUB ", "executed automatically in"),
+    ("the menu of SYSLINUX", "[Tab] to edit options", "Automatic boot in"),
+];
+
+/// How many of the last lines are where the cursor is.
+const LAST: usize = 3;
+
+/// The boot loader that waits for a key, if one does: `line` is the open line, `tail` has the last lines that were shown, `full_screen` whether the last of it was
+/// put at a place on the screen.
+pub(super) fn boot_menu(line: &str, tail: &[String], full_screen: bool) -> Option<&'static str> {
+    let line = line.trim();
+    if !line.is_empty() && line.replace("boot:", "").trim().is_empty() {
+        return tail.iter().any(|line| line.contains("LINUX ")).then_some("the prompt of SYSLINUX");
+    }
+    if line == "Press any key to continue..." {
+        return Some("GRUB");
+    }
+    let shows = |what: &str| tail.iter().any(|line| line.contains(what));
+    // Some end with an empty line below their box.
+    let last = &tail[tail.len().saturating_sub(LAST)..];
+    let known =
+        MENUS.iter().find(|(_, sign, _)| shows(sign) && (full_screen || last.iter().any(|line| line.contains(sign))));
+    if let Some((name, _, countdown)) = known {
+        return (!shows(countdown)).then_some(name);
+    }
+    // systemd-boot shows nothing but titles.
+    (full_screen && shows("BdsDxe: starting ") && !shows("Boot in "))
+        .then_some("a menu that the UEFI firmware has started")
 }
 
 /// Where the kernel's time stamp begins.

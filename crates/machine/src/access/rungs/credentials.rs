@@ -34,7 +34,7 @@ pub(super) const CREDENTIALS: Rung = Rung {
 pub const OLDEST_SYSTEMD: u32 = 252;
 
 /// The name of the unit, which the guest's `systemctl` shows.
-const UNIT: &str = "belljar-agent.service";
+pub(super) const UNIT: &str = "belljar-agent.service";
 
 /// How long the port may take to be there, once its driver is. A machine without one costs the guest as long.
 const PORT_SECONDS: u32 = 20;
@@ -54,7 +54,7 @@ fn attach(config: &mut MachineConfig) {
 
 /// The unit. It is there before the system is, and not in an initramfs: the agent waits for the end of the boot itself. Whatever becomes of
 /// it, the guest is none the worse: a unit that failed would show in `systemctl is-system-running`.
-fn unit() -> String {
+pub(super) fn unit() -> String {
     // In a command line of systemd's a dollar is written twice (systemd.service(5)).
     let script = enter::from_port("serve", PORT_SECONDS).replace('$', "$$");
     format!(

@@ -5,6 +5,7 @@
 
 mod cloud_init;
 mod credentials;
+mod ignition;
 mod init;
 mod initrd;
 mod login;
@@ -66,8 +67,15 @@ pub enum Suits {
 }
 
 /// Every rung, in the order in which their rules are tried.
-pub const LADDER: &[&Rung] =
-    &[&init::INIT, &initrd::INITRD, &credentials::CREDENTIALS, &cloud_init::CLOUD_INIT, &login::LOGIN, &shell::SHELL];
+pub const LADDER: &[&Rung] = &[
+    &init::INIT,
+    &initrd::INITRD,
+    &credentials::CREDENTIALS,
+    &ignition::IGNITION,
+    &cloud_init::CLOUD_INIT,
+    &login::LOGIN,
+    &shell::SHELL,
+];
 
 /// The rungs for a guest: those that were asked for, else those that suit it.
 #[must_use]
@@ -134,6 +142,7 @@ mod tests {
         assert_eq!(names(&image(Access::Credentials)), ["credentials"]);
         assert_eq!(names(&image(Access::Initrd)), ["initrd"]);
         assert_eq!(names(&image(Access::CloudInit)), ["cloud-init"]);
+        assert_eq!(names(&image(Access::Ignition)), ["ignition"]);
         let direct = choose_direct(&image(Access::Auto));
         assert_eq!(direct.iter().map(|rung| rung.name).collect::<Vec<_>>(), ["initrd", "login", "shell"]);
         assert_eq!(names(&initramfs(Access::Init)), ["Belljar's init"]);

@@ -338,11 +338,103 @@ async fn a_guest_that_is_stuck_is_named() {
     }
 }
 
+/// What real boot loaders wrote to the serial line of a machine without a screen, up to where they wait: GRUB 2.06 with `timeout=-1`, SYSLINUX 6.04 with
+/// `PROMPT 1`, its `menu.c32`, and systemd-boot 252 under OVMF with `timeout menu-force`.
+const MENUS: &[(&str, &[u8])] = &[
+    ("GRUB's menu", include_bytes!("menus/grub-menu")),
+    ("the prompt of SYSLINUX", include_bytes!("menus/syslinux-prompt")),
+    ("the menu of SYSLINUX", include_bytes!("menus/syslinux-menu")),
+    ("a menu that the UEFI firmware has started", include_bytes!("menus/systemd-boot")),
+    ("GRUB", b"error: file `/boot/vmlinuz' not found.\r\n\r\nPress any key to continue..."),
+];
+
+fn menus_answered(events: &[AccessEvent]) -> Vec<&str> {
+    let answered = events.iter().filter_map(|event| match event {
+        AccessEvent::Did { line, act: Act::Choose, .. } => Some(line.as_str()),
+        _ => None,
+    });
+    answered.collect()
+}
+
 #[tokio::test(start_paused = true)]
-async fn a_boot_menu_is_left_alone_and_named() {
+async fn a_boot_menu_that_waits_is_answered_once() {
+    for (name, bytes) in MENUS {
+        let (result, events) = against(quick(), 120, move |mut g| async move {
+            g.echo = false;
+            g.line.write_all(bytes).await.expect("say");
+            assert_eq!(g.byte().await, Some(b'\r'), "{name}");
+            g.say("\x1b[2J\x1b[H\r\n[    0.000000] Linux version 6.1.0\r\n").await;
+            g.echo = true;
+            g.be_a_shell("~ # ").await;
+        })
+        .await;
+        result.unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(menus_answered(&events), [*name]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_boot_menu_is_answered_where_nothing_else_is_typed() {
+    let rungs = LADDER.iter().filter(|rung| rung.name == "credentials").copied().collect();
+    let (result, events) = against(AccessOptions { rungs, ..quick() }, 120, |mut g| async move {
+        g.echo = false;
+        g.line.write_all(MENUS[0].1).await.expect("say");
+        assert_eq!(g.byte().await, Some(b'\r'));
+        g.say("\x1b[2J\x1b[H\r\nPress any key to continue...\r\n~ # ").await;
+        assert_eq!(g.byte().await, None, "a shell's prompt is not the business of that way in");
+    })
+    .await;
+    assert!(matches!(error(result), AccessError::Expect(_)));
+    assert_eq!(menus_answered(&events).len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_boot_menu_that_counts_is_left_alone() {
+    for (name, screen) in [
+        (
+            "GRUB",
+            "\x1b[2J\x1b[1;1H  GNU GRUB  version 2.06\x1b[4;4H*Debian\x1b[23;4HThe highlighted entry will be executed automatically in 0s.\x1b[4;4H",
+        ),
+        ("SYSLINUX", "\x1b[2J\x1b[18;27HPress [Tab] to edit options\x1b[20;4HAutomatic boot in 1 second...\x1b[4;4H"),
+        (
+            "systemd-boot",
+            "BdsDxe: starting Boot0001 \"UEFI\"\r\n\x1b[2J\x1b[10;30HDebian\x1b[20;30HBoot in 1 s.\x1b[4;4H",
+        ),
+    ] {
+        let (result, events) = against(quick(), 300, move |mut g| async move {
+            g.say(screen).await;
+            let silence = tokio::time::timeout(Duration::from_secs(40), g.byte()).await;
+            assert!(silence.is_err(), "{name}: it goes on by itself");
+            g.say("\x1b[2J\x1b[H\r\n[    0.000000] Linux version 6.1.0\r\n").await;
+            g.be_a_shell("~ # ").await;
+        })
+        .await;
+        result.unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(menus_answered(&events), [""; 0]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_looks_like_a_menu_after_the_boot_is_none() {
+    let (result, events) = against(quick(), 120, |mut g| async move {
+        g.say("[    0.000000] Linux version 6.1.0\r\nSYSLINUX 6.04\r\nboot: ").await;
+        assert_eq!(g.hear().await.as_deref(), Some(""), "somebody's prompt");
+        g.be_a_shell("~ # ").await;
+    })
+    .await;
+    assert!(result.is_ok());
+    assert_eq!(menus_answered(&events), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_boot_menu_that_stays_is_named() {
     let (result, _) = against(quick(), 120, |mut g| async move {
+        g.echo = false;
         g.say("\x1b[2J\x1b[1;1H                 GNU GRUB  version 2.06\x1b[4;4H*Debian GNU/Linux\x1b[20;1H").await;
-        assert_eq!(g.hear().await, None, "Enter would choose");
+        for _ in 0..3 {
+            assert_eq!(g.byte().await, Some(b'\r'));
+        }
+        assert_eq!(g.byte().await, None, "it is not for Enter");
     })
     .await;
     let e = error(result);

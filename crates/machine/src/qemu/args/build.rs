@@ -292,6 +292,9 @@ impl MachineConfig {
         for value in &self.smbios {
             push(out, "-smbios", KeyVal::empty().set("type", "11").set("value", value));
         }
+        for (name, text) in &self.fw_cfg {
+            push(out, "-fw_cfg", KeyVal::empty().set("name", name).set("string", text));
+        }
     }
 
     fn push_shares(&self, out: &mut Vec<OsString>) -> Result<(), ArgsError> {

@@ -76,6 +76,8 @@ pub struct MachineConfig {
     pub fd_sets: Vec<FdSet>,
     /// SMBIOS strings (type 11), such as systemd's credentials.
     pub smbios: Vec<String>,
+    /// Files of the firmware's configuration device, `fw_cfg`, each with its name and its text.
+    pub fw_cfg: Vec<(String, String)>,
     /// A second virtio port, from which a guest that has no share yet can read the agent.
     pub program_port: Option<ProgramPort>,
     /// A source of randomness, so that a young guest does not wait for entropy.
@@ -113,6 +115,7 @@ impl Default for MachineConfig {
             shares: Vec::new(),
             fd_sets: Vec::new(),
             smbios: Vec::new(),
+            fw_cfg: Vec::new(),
             program_port: None,
             rng: true,
             pvpanic: true,

@@ -31,6 +31,8 @@ pub struct Platform {
     pub properties: &'static [&'static str],
     /// A property of `-machine` by which the firmware speaks on the serial line, with its value.
     pub talkative: Option<(&'static str, &'static str)>,
+    /// Whether its machines can have a graphics card on the ISA bus that the firmware and every kernel write text to.
+    pub has_isa_screen: bool,
     /// What QEMU loads into a machine that boots from a disk or a kernel: names of files in its data directories.
     pub firmware: &'static [&'static str],
     /// Such directories of distributions, beside QEMU's own.

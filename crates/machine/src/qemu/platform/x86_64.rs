@@ -45,6 +45,7 @@ pub(super) static X86_64: Platform = Platform {
     ],
     // SeaBIOS speaks there then (`etc/sercon-port`, hw/i386/pc.c), and so do boot loaders that know only the firmware's console.
     talkative: Some(("graphics", "off")),
+    has_isa_screen: true,
     firmware: &[
         "bios-256k.bin",
         "bios.bin",

@@ -72,6 +72,8 @@ pub struct QemuInfo {
     pub has_sandbox: bool,
     /// Built with 9p over virtio.
     pub has_9p: bool,
+    /// Built with a graphics card on the ISA bus.
+    pub has_isa_vga: bool,
 }
 
 /// QEMU's version.
@@ -237,7 +239,8 @@ fn interview(platform: &Platform, path: PathBuf, why: String) -> Result<QemuInfo
         // it speaks without them; of one that it has not, only on standard error.
         || (!listed.success() && ask("9p device", &["-device", &format!("{nine_p},help")])?.1.contains(&nine_p));
     let (sandboxed, _) = ask("sandbox", &["-sandbox", super::args::SANDBOX, "-machine", "help"])?;
-    Ok(QemuInfo { why, version, has_sandbox: sandboxed.success(), has_9p, path })
+    let has_isa_vga = devices.contains(&format!("\"{}\"", crate::screen::CARD));
+    Ok(QemuInfo { why, version, has_sandbox: sandboxed.success(), has_9p, has_isa_vga, path })
 }
 
 /// Runs a program that answers and ends.

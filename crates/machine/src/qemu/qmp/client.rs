@@ -181,6 +181,15 @@ impl Qmp {
         self.send(GetFd { fdname }, Some(fd), self.timeout).await.map(drop)
     }
 
+    /// Executes a command that takes a descriptor.
+    ///
+    /// # Errors
+    ///
+    /// See [`QmpError`].
+    pub async fn lend<C: QmpCommand>(&self, command: C, fd: OwnedFd, within: Duration) -> Result<C::Reply, QmpError> {
+        self.send(command, Some(fd), within).await
+    }
+
     async fn send<C: QmpCommand>(
         &self,
         command: C,

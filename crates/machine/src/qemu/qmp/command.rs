@@ -152,6 +152,40 @@ impl QmpCommand for GetFd {
     }
 }
 
+/// Takes the descriptor that comes with it into a set, whose name is a file's for QEMU: `/dev/fdset/N`.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct AddFd {}
+
+impl QmpCommand for AddFd {
+    type Reply = AddedFd;
+    fn name(&self) -> &'static str {
+        "add-fd"
+    }
+}
+
+/// `add-fd`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct AddedFd {
+    /// The set's number.
+    pub fdset_id: u64,
+}
+
+/// Closes the descriptors of a set.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct RemoveFd {
+    /// The set's number.
+    pub fdset_id: u64,
+}
+
+impl QmpCommand for RemoveFd {
+    type Reply = NoReply;
+    fn name(&self) -> &'static str {
+        "remove-fd"
+    }
+}
+
 /// What both ends of a migration have to agree on.
 #[derive(Clone, Debug, Serialize)]
 pub struct MigrateSetCapabilities {

@@ -22,10 +22,11 @@ use thiserror::Error;
 
 pub use self::client::{DEFAULT_TIMEOUT, Qmp};
 pub use self::command::{
-    Capabilities, ChardevInfo, Cont, CpuInfo, DeviceAdd, DeviceDel, GetFd, HumanMonitorCommand, KvmInfo, Migrate,
-    MigrateIncoming, MigrateSetCapabilities, MigrationCapability, MigrationInfo, NetdevAdd, NetdevDel, NoReply,
-    Package, QmpCommand, QueryChardev, QueryCpusFast, QueryKvm, QueryMigrate, QueryStatus, QueryVersion, Quit, Raw,
-    RunState, ScreenDump, Stop, SystemPowerdown, SystemReset, Version, VersionTriple,
+    AddFd, AddedFd, Capabilities, ChardevInfo, Cont, CpuInfo, DeviceAdd, DeviceDel, GetFd, HumanMonitorCommand,
+    KvmInfo, Migrate, MigrateIncoming, MigrateSetCapabilities, MigrationCapability, MigrationInfo, NetdevAdd,
+    NetdevDel, NoReply, Package, QmpCommand, QueryChardev, QueryCpusFast, QueryKvm, QueryMigrate, QueryStatus,
+    QueryVersion, Quit, Raw, RemoveFd, RunState, ScreenDump, Stop, SystemPowerdown, SystemReset, Version,
+    VersionTriple,
 };
 pub use self::decoder::{DecodeError, Decoder, Greeting, MAX_MESSAGE, Message};
 pub use self::event::{EventStream, QmpEvent, QmpTimestamp};
