@@ -2,18 +2,19 @@
 //!
 //! A machine that boots an image has a graphics card on the ISA bus. A boot loader, a kernel without a console on the serial line and an installer show
 //! there what is in the way. It takes no slot on the PCI bus and has no driver but the console that every kernel for PCs has, so that a boot takes no longer.
-//! QEMU writes the picture to a memory file that it is handed, which cannot grow: so it needs no right to make files, and nothing is left when it is killed.
+//! QEMU writes the picture to a memory file that it is lent: so it needs no right to make files, and nothing is left when it is killed.
 
 use std::{
     fs::File,
     io::{self, Read, Write},
+    os::fd::AsRawFd,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use belljar_guest_spec::{BootSource, GuestSpec};
 use flate2::{Compression, write::ZlibEncoder};
-use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::fs::MemfdFlags;
 
 use crate::qemu::{
     args::MachineConfig,
@@ -61,7 +62,7 @@ pub(crate) async fn keep(qmp: &Qmp, dir: &Path) -> Result<PathBuf, Option<String
         error => Some(error.to_string()),
     };
     let of_file = |error: io::Error| Some(error.to_string());
-    let (ours, theirs) = sealed_file().map_err(of_file)?;
+    let (ours, theirs) = memory_file().map_err(of_file)?;
     let set = qmp.lend::<AddFd>(AddFd {}, theirs.into(), LIMIT).await.map_err(of_qemu)?.fdset_id;
     let dumped = qmp.execute_within(ScreenDump { filename: format!("/dev/fdset/{set}").into() }, LIMIT).await;
     // Whatever came of it, the file is not QEMU's any more.
@@ -71,8 +72,7 @@ pub(crate) async fn keep(qmp: &Qmp, dir: &Path) -> Result<PathBuf, Option<String
     let to = path.clone();
     let written = tokio::task::spawn_blocking(move || {
         let mut bytes = Vec::new();
-        let mut file = File::open(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&ours)))?;
-        file.read_to_end(&mut bytes)?;
+        (&ours).take(MAX).read_to_end(&mut bytes)?;
         let png = to_png(&bytes).ok_or_else(|| io::Error::other("what QEMU wrote is no picture"))?;
         fs_err::write(&to, png)
     });
@@ -83,13 +83,10 @@ pub(crate) async fn keep(qmp: &Qmp, dir: &Path) -> Result<PathBuf, Option<String
     Ok(path)
 }
 
-/// A memory file of zeros that keeps its size, and the same for somebody who may only write.
-fn sealed_file() -> io::Result<(File, File)> {
-    let ours = File::from(rustix::fs::memfd_create("belljar-screen", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
-    ours.set_len(MAX)?;
-    rustix::fs::fcntl_add_seals(&ours, SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
-    let own_name = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&ours));
-    let theirs = File::options().write(true).open(own_name)?;
+/// A memory file, and the same for somebody who may only write to it. QEMU empties it before it writes.
+fn memory_file() -> io::Result<(File, File)> {
+    let ours = File::from(rustix::fs::memfd_create("belljar-screen", MemfdFlags::CLOEXEC)?);
+    let theirs = File::options().write(true).open(format!("/proc/self/fd/{}", ours.as_raw_fd()))?;
     Ok((ours, theirs))
 }
 
@@ -181,11 +178,14 @@ mod tests {
     }
 
     #[test]
-    fn the_file_that_is_lent_cannot_grow() {
-        let (ours, mut theirs) = sealed_file().unwrap();
+    fn the_file_that_is_lent_is_for_writing() {
+        let (mut ours, mut theirs) = memory_file().unwrap();
+        theirs.set_len(0).unwrap();
         theirs.write_all(b"P6").unwrap();
-        assert!(theirs.set_len(MAX + 1).is_err() && ours.metadata().unwrap().len() == MAX);
-        assert!(theirs.read(&mut [0]).is_err(), "it is for writing");
+        assert!(theirs.read(&mut [0]).is_err());
+        let mut read = Vec::new();
+        ours.read_to_end(&mut read).unwrap();
+        assert_eq!(read, b"P6");
     }
 
     #[test]

@@ -69,6 +69,7 @@ impl Screen {
                 return Err(format!("failed to open file '{name}': Permission denied"));
             }
             let mut file = File::from(fd.try_clone().map_err(|e| e.to_string())?);
+            file.set_len(0).map_err(|e| format!("failed to open file '{name}': {e}"))?;
             let picture = if manners == Manners::Fail { b"GIF89a".as_slice() } else { PICTURE };
             file.write_all(picture).map_err(|e| e.to_string())
         })
