@@ -24,6 +24,7 @@ use crate::link::{Incoming, Link, Lost};
 use crate::network::Cards;
 use crate::port::{self, Port};
 use crate::renew::{self, Carried};
+use crate::share::disk::Unpacked;
 use crate::{serve, shutdown, sys, text};
 
 /// How often the agent announces itself while nobody has greeted it.
@@ -74,6 +75,8 @@ pub(crate) struct Agent {
     mounts: Vec<Mount>,
     /// Mounts that the setup under way makes.
     mounting: Vec<Mount>,
+    /// What is known of shares that came on a disk, if they did.
+    unpacked: Option<Unpacked>,
     /// The guest was frozen once: what mounting needs is there, so that it is quick.
     quiesced: bool,
     /// The network cards that the guest had when it was frozen.
@@ -113,11 +116,11 @@ impl Agent {
 
     /// Goes on where another process was.
     pub(crate) fn renewed(carried: Carried) -> Result<Self, Errno> {
-        let (port, kernel) = carried.open()?;
+        let (port, kernel, unpacked) = carried.open()?;
         let Carried { env, hostname, mounts, shares, baseline, quiesced, .. } = carried;
         let mut agent = Self::with_record(port, env, kernel)?;
         agent.asks.open();
-        Ok(Self { hostname, mounts, shares, baseline: Some(baseline), quiesced, ..agent })
+        Ok(Self { hostname, mounts, shares, unpacked, baseline: Some(baseline), quiesced, ..agent })
     }
 
     fn with_record(port: Port, env: Vec<Vec<u8>>, kernel: KernelRecord) -> Result<Self, Errno> {
@@ -149,6 +152,7 @@ impl Agent {
             jobs: Vec::new(),
             mounts: Vec::new(),
             mounting: Vec::new(),
+            unpacked: None,
             quiesced: false,
             cards: Cards::default(),
             root: None,

@@ -9,7 +9,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
-use belljar_proto::message::{Leftovers, MAX_NAMED, Mount, MountMode};
+use belljar_proto::message::{Leftovers, MAX_NAMED, Mount, MountMode, Source};
 use rustix::process::{WaitOptions, getpid};
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
@@ -73,19 +73,22 @@ pub(crate) struct Shares {
     mounts: Vec<mount_table::Mounted>,
     /// For how long the guest had been suspended, in milliseconds.
     slept: i64,
+    /// They are the guest's own, and stay as they are while it is suspended.
+    lasting: bool,
 }
 
 impl Shares {
     pub(crate) fn of(mounts: &[Mount]) -> Self {
         let written = mounts.iter().filter(|mount| mount.mode == MountMode::ReadWrite);
         let written: Vec<Mounted> = written.filter_map(|mount| Mounted::at(&mount.path)).collect();
-        Self { written, mounts: mount_table::read(), slept: slept() }
+        let lasting = mounts.iter().all(|mount| mount.sources == [Source::Disk]);
+        Self { written, mounts: mount_table::read(), slept: slept(), lasting }
     }
 
     /// Whether the guest was suspended since they were mounted. Linux does not set up a 9p device again when it wakes: whoever
     /// touches such a share then waits for ever.
     pub(crate) fn are_dead(&self) -> bool {
-        slept() - self.slept > JITTER
+        !self.lasting && slept() - self.slept > JITTER
     }
 
     /// Those that are not as they were.

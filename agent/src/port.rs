@@ -182,11 +182,20 @@ fn open_virtio(found: &Found) -> Result<Port, String> {
 }
 
 /// Opens a character device by its node, or by one that is made for the purpose where nobody has made it.
-pub(crate) fn open_device(node: &str, (major, minor): (u32, u32)) -> Result<OwnedFd, Errno> {
+pub(crate) fn open_device(node: &str, number: (u32, u32)) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    open_node(FileType::CharacterDevice, node, number, flags)
+}
+
+/// The same for a device of this kind.
+pub(crate) fn open_node(
+    kind: FileType,
+    node: &str,
+    (major, minor): (u32, u32),
+    flags: OFlags,
+) -> Result<OwnedFd, Errno> {
     let number = rustix::fs::makedev(major, minor);
-    if rustix::fs::stat(node)
-        .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == number)
+    if rustix::fs::stat(node).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == kind && stat.st_rdev == number)
     {
         return rustix::fs::open(node, flags, Mode::empty());
     }
@@ -196,7 +205,7 @@ pub(crate) fn open_device(node: &str, (major, minor): (u32, u32)) -> Result<Owne
         let own = format!("{directory}/.belljar-port");
         let _ = rustix::fs::unlink(&own);
         let mode = Mode::RUSR | Mode::WUSR;
-        let opened = rustix::fs::mknodat(CWD, &own, FileType::CharacterDevice, mode, number)
+        let opened = rustix::fs::mknodat(CWD, &own, kind, mode, number)
             .and_then(|()| rustix::fs::open(&own, flags, Mode::empty()));
         let _ = rustix::fs::unlink(&own);
         match opened {

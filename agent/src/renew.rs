@@ -16,6 +16,7 @@ use crate::agent::Agent;
 use crate::kmsg::KernelRecord;
 use crate::leftovers::{Baseline, Shares};
 use crate::port::{Kind, Port};
+use crate::share::disk::Unpacked;
 use crate::sys::{self, Strings};
 use crate::text;
 
@@ -32,6 +33,8 @@ pub(crate) struct Carried {
     pub(crate) shares: Shares,
     pub(crate) baseline: Baseline,
     pub(crate) quiesced: bool,
+    /// What is known of shares that came on a disk.
+    pub(crate) unpacked: Option<RawFd>,
 }
 
 /// A new process that is ready to begin.
@@ -52,7 +55,8 @@ pub(crate) fn prepare(carried: &Carried) -> Result<Prepared, Errno> {
     let seals = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
     rustix::fs::fcntl_add_seals(&file, seals)?;
     rustix::fs::seek(&file, SeekFrom::Start(0))?;
-    Ok(Prepared { carried: file, keep: [Some(carried.port), carried.kernel_record].into_iter().flatten().collect() })
+    let keep = [Some(carried.port), carried.kernel_record, carried.unpacked];
+    Ok(Prepared { carried: file, keep: keep.into_iter().flatten().collect() })
 }
 
 /// Becomes the new process; comes back only with an error.
@@ -109,9 +113,10 @@ fn read(file: &OwnedFd) -> Result<Carried, Errno> {
 
 impl Carried {
     /// Takes over what is open.
-    pub(crate) fn open(&self) -> Result<(Port, KernelRecord), Errno> {
+    pub(crate) fn open(&self) -> Result<(Port, KernelRecord, Option<Unpacked>), Errno> {
         let port = Port { fd: sys::inherit(self.port)?, kind: self.port_kind };
         let record = self.kernel_record.map(sys::inherit).transpose()?;
-        Ok((port, KernelRecord::inherited(record, self.tainted)))
+        let unpacked = self.unpacked.map(sys::inherit).transpose()?.map(Unpacked::inherited);
+        Ok((port, KernelRecord::inherited(record, self.tainted), unpacked))
     }
 }

@@ -5,34 +5,48 @@ use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use belljar_proto::frame::{from_bytes, to_bytes};
-use belljar_proto::message::{Mount, MountFault, MountMode, Quiesce, Setup, SetupReport};
+use belljar_proto::message::{Mount, MountFault, MountMode, Quiesce, Setup, SetupReport, SyncFault, SyncReport};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use rustix::time::{ClockId, Timespec};
 
 use crate::job::{Job, Kind};
+use crate::share::disk::Unpacked;
 use crate::{modules, mounts, network, share, text};
 
 /// How long writing back may take before the host is told that it did not happen.
 const SYNC_LIMIT: Duration = Duration::from_secs(60);
+/// The same where all that was written has to be copied. The host waits for less.
+const COPY_LIMIT: Duration = Duration::from_secs(1200);
 /// Most mounts that are told of.
 const MAX_LEFT: usize = 20;
 /// A clock that is off by less is left alone: setting it is a jump for everything that runs.
 const CLOCK_TOLERANCE_NS: u128 = 1_000_000_000;
 
 /// Mounts the shares in a process of its own. `old` are those that an earlier setup mounted.
-pub(crate) fn start(setup: Setup, old: &[Mount]) -> Result<Job, Errno> {
-    Job::start(Kind::Setup, None, || to_bytes(&mount_all(&setup.mounts, old)).unwrap_or_default())
+pub(crate) fn start(
+    setup: Setup,
+    old: &[Mount],
+    before: Option<&Unpacked>,
+    unpacked: Option<&Unpacked>,
+) -> Result<Job, Errno> {
+    Job::start(Kind::Setup, None, || to_bytes(&mount_all(&setup.mounts, old, before, unpacked)).unwrap_or_default())
 }
 
-/// Mounts the shares in place of `old`.
-pub(crate) fn mount_all(wanted: &[Mount], old: &[Mount]) -> SetupReport {
+/// Mounts the shares in place of `old`, of which `before` is known what came on a disk.
+pub(crate) fn mount_all(
+    wanted: &[Mount],
+    old: &[Mount],
+    before: Option<&Unpacked>,
+    unpacked: Option<&Unpacked>,
+) -> SetupReport {
     for mount in old.iter().rev() {
         let _ = rustix::mount::unmount(mount.path.as_str(), UnmountFlags::DETACH);
     }
     share::not_let_go(old.iter().flat_map(|mount| &mount.sources));
-    share::mount_all(wanted)
+    before.into_iter().for_each(Unpacked::discard);
+    share::mount_all(wanted, unpacked)
 }
 
 /// Makes directories that everybody may write to; gives why some could not be made.
@@ -47,7 +61,12 @@ pub(crate) fn make_directories(wanted: &[String]) -> Vec<String> {
 
 /// Unmounts everything of the host's, has what later mounts need, and waits for the network cards; `addressed` as for
 /// [`network::settle`].
-pub(crate) fn start_quiesce(wanted: Quiesce, old: &[Mount], addressed: bool) -> Result<Job, Errno> {
+pub(crate) fn start_quiesce(
+    wanted: Quiesce,
+    old: &[Mount],
+    unpacked: Option<&Unpacked>,
+    addressed: bool,
+) -> Result<Job, Errno> {
     Job::start(Kind::Quiesce, Some(SYNC_LIMIT), || {
         let mut left = Vec::new();
         let shares = old.iter().rev().map(|mount| (mount.path.as_str(), true));
@@ -58,6 +77,7 @@ pub(crate) fn start_quiesce(wanted: Quiesce, old: &[Mount], addressed: bool) -> 
                 let _ = rustix::mount::unmount(path, UnmountFlags::DETACH);
             }
         }
+        unpacked.into_iter().for_each(Unpacked::discard);
         share::load(&wanted.shares);
         if wanted.overlay && !share::is_known("overlay") {
             modules::load(&["overlay"]);
@@ -105,32 +125,37 @@ pub(crate) fn report(report: &[u8]) -> SetupReport {
 }
 
 /// Writes the shares back.
-pub(crate) fn start_sync(mounts: &[Mount]) -> Result<Job, Errno> {
-    Job::start(Kind::Sync, Some(SYNC_LIMIT), || {
-        let failed: Vec<String> = mounts
-            .iter()
-            .filter(|mount| mount.mode == MountMode::ReadWrite)
-            .filter_map(|mount| {
-                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-                let synced = rustix::fs::open(mount.path.as_str(), flags, Mode::empty()).and_then(rustix::fs::syncfs);
-                let errno = synced.err()?;
-                Some(format!("sync {}: {}", mount.path, text::errno(errno)))
-            })
-            .collect();
-        let mut report = failed.join("; ").into_bytes();
-        // Distinguishes success from a helper that died.
-        report.push(b'.');
-        report
+pub(crate) fn start_sync(mounts: &[Mount], unpacked: Option<&Unpacked>) -> Result<Job, Errno> {
+    let limit = if unpacked.is_some() { COPY_LIMIT } else { SYNC_LIMIT };
+    Job::start(Kind::Sync, Some(limit), || {
+        let report = match unpacked {
+            Some(unpacked) => unpacked.bring_back(),
+            None => SyncReport { fault: sync_all(mounts).map(SyncFault::Failed), returned: None },
+        };
+        to_bytes(&report).unwrap_or_default()
     })
 }
 
-/// What could not be written back, if anything.
-pub(crate) fn sync_failure(report: &[u8]) -> Option<String> {
-    match report {
-        [b'.'] => None,
-        [text @ .., b'.'] => Some(text::lossy(text)),
-        _ => Some(format!("writing back did not end within {} s", SYNC_LIMIT.as_secs())),
-    }
+fn sync_all(mounts: &[Mount]) -> Option<String> {
+    let failed: Vec<String> = mounts
+        .iter()
+        .filter(|mount| mount.mode == MountMode::ReadWrite)
+        .filter_map(|mount| {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let synced = rustix::fs::open(mount.path.as_str(), flags, Mode::empty()).and_then(rustix::fs::syncfs);
+            let errno = synced.err()?;
+            Some(format!("sync {}: {}", mount.path, text::errno(errno)))
+        })
+        .collect();
+    Some(failed.join("; ")).filter(|failed| !failed.is_empty())
+}
+
+/// What came of writing back.
+pub(crate) fn sync_report(report: &[u8]) -> SyncReport {
+    from_bytes(report).unwrap_or_else(|_| {
+        let why = "writing back did not end in time, or the agent's helper for it died".to_owned();
+        SyncReport { fault: Some(SyncFault::Failed(why)), returned: None }
+    })
 }
 
 /// Sets the wall clock to the host's.

@@ -38,7 +38,7 @@ fn build() -> Result<()> {
     let here = PathBuf::from(variable("CARGO_MANIFEST_DIR")?);
     let out = PathBuf::from(variable("OUT_DIR")?);
     let workspace = here.join("../..");
-    for source in ["agent", "crates/proto", "Cargo.toml", "Cargo.lock"] {
+    for source in ["agent", "crates/proto", "crates/share-disk", "Cargo.toml", "Cargo.lock"] {
         watch(&workspace.join(source));
     }
     watch(&here.join("build.rs"));

@@ -3,7 +3,8 @@
 use std::os::fd::AsRawFd;
 
 use belljar_proto::message::{
-    AskFiles, Exec, Leftovers, MODULES_SHARE, Mount, Quiesce, Setup, SetupReport, SyncFault, ToAgent, ToHost,
+    AskFiles, Exec, Leftovers, MODULES_SHARE, Mount, Quiesce, Setup, SetupReport, SyncFault, SyncReport, ToAgent,
+    ToHost,
 };
 use rustix::io::Errno;
 
@@ -16,6 +17,7 @@ use crate::leftovers::{Baseline, Shares};
 use crate::network::Cards;
 use crate::port;
 use crate::renew::{self, Carried};
+use crate::share::disk::Unpacked;
 use crate::spawn::Refused;
 use crate::{identity, root, setup, text};
 
@@ -62,15 +64,20 @@ impl Agent {
             }
             ToAgent::Sync if self.shares.are_dead() => {
                 self.tell_of_kernel();
-                self.link.queue(&ToHost::Synced(Some(SyncFault::Suspended)));
+                self.link.queue(&unsynced(SyncFault::Suspended));
             }
-            ToAgent::Sync => match setup::start_sync(&self.mounts) {
+            ToAgent::Sync => match setup::start_sync(&self.mounts, self.unpacked.as_ref()) {
                 Ok(job) => self.jobs.push(job),
                 Err(errno) => {
                     let why = format!("fork: {}", text::errno(errno));
-                    self.link.queue(&ToHost::Synced(Some(SyncFault::Failed(why))));
+                    self.link.queue(&unsynced(SyncFault::Failed(why)));
                 }
             },
+            ToAgent::MakeDirectories(wanted) => {
+                for why in setup::make_directories(&wanted) {
+                    self.link.queue(&ToHost::Log(why));
+                }
+            }
             ToAgent::Shutdown(how) => {
                 self.link.queue(&ToHost::Ending);
                 self.ending = Some(how);
@@ -130,6 +137,7 @@ impl Agent {
             shares: std::mem::take(&mut self.shares),
             baseline: self.baseline.take().unwrap_or_default(),
             quiesced: self.quiesced,
+            unpacked: self.unpacked.as_ref().map(AsRawFd::as_raw_fd),
         })
     }
 
@@ -171,9 +179,20 @@ impl Agent {
         for why in setup::make_directories(&wanted.directories) {
             self.link.queue(&ToHost::Log(why));
         }
-        if self.quiesced {
+        let before = self.unpacked.take();
+        if let Some(content) = &wanted.disk {
+            match Unpacked::new(content) {
+                Ok(unpacked) => self.unpacked = Some(unpacked),
+                Err(errno) => {
+                    let why = format!("memfd_create: {}", text::errno(errno));
+                    self.link.queue(&ToHost::Fatal(why));
+                    return;
+                }
+            }
+        }
+        if self.quiesced && self.unpacked.is_none() {
             // A process for it would cost an emulated guest more than the work.
-            let report = setup::mount_all(&wanted.mounts, &self.mounts);
+            let report = setup::mount_all(&wanted.mounts, &self.mounts, before.as_ref(), None);
             if ours && let Some(identity) = &wanted.identity {
                 identity::change_address(identity, &self.cards.names);
             }
@@ -185,7 +204,7 @@ impl Agent {
             identity::change_address(identity, &self.cards.names);
         }
         let mounting = wanted.mounts.clone();
-        match setup::start(wanted, &self.mounts) {
+        match setup::start(wanted, &self.mounts, before.as_ref(), self.unpacked.as_ref()) {
             Ok(job) => {
                 self.mounting = mounting;
                 self.mounts.clear();
@@ -220,7 +239,7 @@ impl Agent {
     }
 
     fn quiesce(&mut self, wanted: Quiesce) {
-        match setup::start_quiesce(wanted, &self.mounts, self.cards.addressed) {
+        match setup::start_quiesce(wanted, &self.mounts, self.unpacked.as_ref(), self.cards.addressed) {
             Ok(job) => self.jobs.push(job),
             Err(errno) => {
                 let why = format!("fork: {}", text::errno(errno));
@@ -270,6 +289,7 @@ impl Agent {
                 self.quiesced = left.is_empty();
                 if self.quiesced {
                     self.mounts.clear();
+                    self.unpacked = None;
                     self.shares = Shares::default();
                     self.cards = Cards::now();
                 }
@@ -278,15 +298,20 @@ impl Agent {
             }
             Kind::Sync => {
                 let gone = self.shares.changes();
-                let failure = if gone.is_empty() {
+                let mut report = setup::sync_report(report);
+                if gone.is_empty() {
                     let covered = || Some(self.shares.covered()).filter(|places| !places.is_empty());
-                    setup::sync_failure(report).map(SyncFault::Failed).or_else(|| covered().map(SyncFault::Covered))
+                    report.fault = report.fault.or_else(|| covered().map(SyncFault::Covered));
                 } else {
-                    Some(SyncFault::Gone(gone))
-                };
+                    report = SyncReport { fault: Some(SyncFault::Gone(gone)), returned: None };
+                }
                 self.tell_of_kernel();
-                self.link.queue(&ToHost::Synced(failure));
+                self.link.queue(&ToHost::Synced(report));
             }
         }
     }
+}
+
+fn unsynced(fault: SyncFault) -> ToHost {
+    ToHost::Synced(SyncReport { fault: Some(fault), returned: None })
 }

@@ -2,6 +2,7 @@
 //!
 //! What one kind of share does differently is in a file of its own, which is a line in [`carrier`].
 
+pub(crate) mod disk;
 mod fuse;
 mod ninep;
 mod relay;
@@ -13,6 +14,7 @@ use belljar_proto::message::{Mount, MountFault, MountMode, SetupReport, Source};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 
+use self::disk::Unpacked;
 use crate::mounts::{make_directory, overlay};
 use crate::{modules, text};
 
@@ -74,6 +76,7 @@ fn carrier(source: &Source) -> Box<dyn Carrier + '_> {
     match source {
         Source::NineP { tag } => Box::new(ninep::NineP { tag }),
         Source::Fuse { port } => Box::new(fuse::Fuse { port }),
+        Source::Disk => Box::new(disk::Disk),
     }
 }
 
@@ -88,8 +91,9 @@ pub(crate) fn attach(source: &Source, target: &str, wanted: Use) -> Result<(), E
 }
 
 /// Mounts shares as the host asked, all of them by the same kind: the first for which the kernel lacks nothing.
-pub(crate) fn mount_all(shares: &[Mount]) -> SetupReport {
+pub(crate) fn mount_all(shares: &[Mount], unpacked: Option<&Unpacked>) -> SetupReport {
     let mut report = SetupReport::default();
+    let mut on_disk = Vec::new();
     for (index, share) in (0_u32..).zip(shares) {
         loop {
             let at = usize::try_from(report.source).unwrap_or(usize::MAX);
@@ -98,7 +102,15 @@ pub(crate) fn mount_all(shares: &[Mount]) -> SetupReport {
                 report.faults.push((index, MountFault::Failed { detail }));
                 break;
             };
-            match mount(share, source) {
+            let mounted = match (source, unpacked) {
+                (Source::Disk, Some(unpacked)) => {
+                    make_place(share).and_then(|()| unpacked.prepare(index, share, &on_disk)).map(|place| {
+                        on_disk.push(place);
+                    })
+                }
+                _ => mount(share, source),
+            };
+            match mounted {
                 Ok(()) => break,
                 Err(MountFault::NoFileSystem { detail }) if at + 1 < share.sources.len() => {
                     report.source += 1;
@@ -111,17 +123,33 @@ pub(crate) fn mount_all(shares: &[Mount]) -> SetupReport {
             }
         }
     }
+    if let Some(unpacked) = unpacked.filter(|_| !on_disk.is_empty()) {
+        match unpacked.fill(&on_disk) {
+            Ok(()) => report.places = on_disk.iter().map(disk::Place::shown).collect(),
+            Err(detail) => {
+                let failed = |place: &disk::Place| (place.number(), MountFault::Failed { detail: detail.clone() });
+                report.faults.extend(on_disk.iter().map(failed));
+            }
+        }
+    }
     report
 }
 
-/// Mounts one share as the host asked.
-fn mount(share: &Mount, source: &Source) -> Result<(), MountFault> {
+/// Makes the place where a share is to be.
+fn make_place(share: &Mount) -> Result<(), MountFault> {
     let failed = |detail| MountFault::Failed { detail };
     let path = &*share.path;
     if !path.starts_with('/') || path.split('/').any(|name| name == "..") {
         return Err(failed(format!("{path:?} is not an absolute path")));
     }
-    make_directory(path).map_err(failed)?;
+    make_directory(path).map_err(failed)
+}
+
+/// Mounts one share as the host asked.
+fn mount(share: &Mount, source: &Source) -> Result<(), MountFault> {
+    let failed = |detail| MountFault::Failed { detail };
+    make_place(share)?;
+    let path = &*share.path;
     match share.mode {
         MountMode::ReadWrite => attach_or_load(share, source, path, Use::Exchange),
         MountMode::ReadOnly => attach_or_load(share, source, path, Use::Reading),
@@ -179,7 +207,12 @@ pub(crate) fn is_known(file_system: &str) -> bool {
 
 /// Has the kernel know what shares of one of these kinds need, so that a copy can mount its own.
 pub(crate) fn load(sources: &[Source]) {
-    for carrier in sources.iter().map(carrier) {
+    for source in sources {
+        if *source == Source::Disk {
+            modules::load(disk::DRIVERS);
+            return;
+        }
+        let carrier = carrier(source);
         if !is_known(carrier.file_system()) {
             modules::load(carrier.modules());
         }

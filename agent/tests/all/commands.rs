@@ -288,7 +288,7 @@ fn a_terminal_is_hung_up_at_the_end() {
 
 #[test]
 fn setup_and_sync_answer() {
-    use belljar_proto::message::{Mount, MountFault, MountMode, Setup, SetupReport, Source};
+    use belljar_proto::message::{Mount, MountFault, MountMode, Setup, SetupReport, Source, SyncReport};
     let mut peer = Peer::greeted();
     peer.send(&ToAgent::Setup(Setup::default()));
     assert_eq!(peer.message(), ToHost::SetupDone(SetupReport::default()));
@@ -304,7 +304,7 @@ fn setup_and_sync_answer() {
     let ToHost::SetupDone(report) = peer.message() else { panic!("no answer") };
     assert_eq!(report.faults, [(0, MountFault::Failed { detail: "\"relative\" is not an absolute path".into() })]);
     peer.send(&ToAgent::Sync);
-    assert_eq!(peer.message(), ToHost::Synced(None));
+    assert_eq!(peer.message(), ToHost::Synced(SyncReport::default()));
 }
 
 #[test]

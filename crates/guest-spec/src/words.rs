@@ -144,13 +144,15 @@ words! {
     /// What carries the host's directories into a guest.
     #[derive(Default)]
     ShareKind {
-        /// 9p where the guest's kernel has it, else FUSE.
+        /// 9p where the guest's kernel has it, else FUSE; where it is known to have neither, a disk.
         #[default]
         Auto = "auto",
         /// A 9p device, served by QEMU.
         NineP = "9p",
         /// The guest's own FUSE, whose requests go through a port to Belljar.
         Fuse = "fuse",
+        /// A disk with an archive, which the agent unpacks, and another with what was changed.
+        Disk = "disk",
     }
 }
 

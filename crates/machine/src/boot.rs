@@ -9,7 +9,7 @@ use std::{
 
 use belljar_guest_spec::{Word, WorkspaceMode};
 use belljar_model::{CrashKind, EventKind, Phase};
-use belljar_proto::message::{Announce, BOOT_REST, BootSign, Identity, Setup};
+use belljar_proto::message::{Announce, BOOT_REST, BootSign, DiskContent, Identity, Setup};
 use fs_err::File;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -41,7 +41,7 @@ use crate::{
         agent::{AgentSession, BoxedPort, Liveness, PortKind, Reports, of_session},
         console::ConsoleSession,
     },
-    share::{self, Kind, served::Servers},
+    share::{self, Kind, exchange::DiskExchange, served::Servers},
     watch::Watch,
 };
 
@@ -60,6 +60,10 @@ pub(crate) struct Machine {
     pub(crate) limits: Limits,
     /// Where a picture of its screen is kept if nobody gets in, as long as that is awaited and it has one.
     screen: Option<PathBuf>,
+    /// What comes and goes on the disk of its shares, if they do.
+    pub(crate) exchange: Option<DiskExchange>,
+    /// What of the host's directories is not on it, until it is told.
+    left_out: Vec<String>,
     /// They go with it.
     _servers: Servers,
     _program: Option<Feeding>,
@@ -113,9 +117,18 @@ impl Machine {
         again: bool,
         view: Option<&Views>,
     ) -> Result<(Self, Ports), StartError> {
-        let Launch { config, descriptors, served, program } = launch;
+        let Launch { config, descriptors, served, program, exchange } = launch;
         keep_command(plan, &config.inheriting(&descriptors))?;
         let host = &plan.host;
+        // Before anybody counts what is written to it.
+        let exchange = match exchange {
+            Some(exchange) => Some(exchange.filled().await.map_err(|e| {
+                StartError::Files(Cause::host_file("put the guest's shares on a disk", &e, "the directories must be readable, and the run's directory must have room for a copy of them; or use another --share, or -w none"))
+            })?),
+            None => None,
+        };
+        let (exchange, left_out) =
+            exchange.map_or((None, Vec::new()), |(exchange, left_out)| (Some(exchange), left_out));
         let log =
             File::options().create(true).write(true).append(again).truncate(!again).open(plan.dir.join(CONSOLE_LOG));
         let log = log.map_err(|e| StartError::Files(host_file("log the console", &e)))?;
@@ -147,7 +160,20 @@ impl Machine {
             vec![(PortKind::Virtio, Box::new(channels.agent)), (PortKind::Serial, Box::new(channels.serial1))];
         let limits = Limits::new(plan.accel(), plan.boot_timeout);
         let program = program.map(|program| Feeding(tokio::spawn(feed(program))));
-        Ok((Self { qemu, console, watch, limits, screen: None, _servers: servers, _program: program }, ports))
+        Ok((
+            Self {
+                qemu,
+                console,
+                watch,
+                limits,
+                screen: None,
+                exchange,
+                left_out,
+                _servers: servers,
+                _program: program,
+            },
+            ports,
+        ))
     }
 
     /// Does some work, unless the guest dies meanwhile.
@@ -306,10 +332,13 @@ pub(crate) async fn finish(
 ) -> Result<QemuGuest, Lost> {
     let limits = machine.limits;
     let share = &plan.share;
+    let content = machine.exchange.as_ref().map(DiskExchange::content);
+    let limit = limit + limits.unpacking(machine.exchange.as_ref().map_or(0, DiskExchange::bytes));
     let ready = machine
         .attend(Phase::Session, observe, async |_, _, tell| match entered {
             Entered::Agent { session, .. } => {
-                let (session, carried) = finish_setup(*session, plan, identity, &limits, limit, tell).await?;
+                let wanted = (plan, identity, content);
+                let (session, carried) = finish_setup(*session, wanted, &limits, limit, tell).await?;
                 Ok((Box::new(session) as Box<dyn Session>, carried))
             }
             Entered::Shell(mut shell) => {
@@ -323,7 +352,8 @@ pub(crate) async fn finish(
                 } else {
                     let mounted = match share::for_shell(plan.exchange()) {
                         Ok(kind) => {
-                            carried = Some(Carried { kind, lacking: Vec::new(), ports: Vec::new() });
+                            carried =
+                                Some(Carried { kind, lacking: Vec::new(), ports: Vec::new(), places: Vec::new() });
                             enter::mount_by_shell(&mut shell, share, kind, &limits).await?
                         }
                         Err(why) if share.required() => return Err(Cause::NoShares(why).into()),
@@ -351,6 +381,14 @@ pub(crate) async fn finish(
         Ok((session, mut carried)) => {
             machine.watch.ports.mounted(carried.as_mut().map(|c| std::mem::take(&mut c.ports)).unwrap_or_default());
             machine.watch.entered(session.reports());
+            if carried.as_ref().is_some_and(|carried| carried.kind.on_disk) {
+                for message in machine.left_out.drain(..) {
+                    observe(EventKind::Warning { message });
+                }
+            } else {
+                // The guest takes nothing from it.
+                machine.exchange = None;
+            }
             if let Some(choice) = share_choice(plan, &*session, carried) {
                 observe(choice);
             }
@@ -368,12 +406,15 @@ fn share_choice(plan: &Plan, session: &dyn Session, carried: Option<Carried>) ->
     if plan.exchange().is_empty() {
         return Some(no_share("none was asked for"));
     }
-    let Carried { kind, lacking, .. } = carried?;
+    let Carried { kind, lacking, places, .. } = carried?;
     let mounted = workspace.into_iter().chain([format!("the output directory at {}", share::OUT_PATH)]);
     let mounted = mounted.collect::<Vec<_>>().join(" and ");
     let mut why = format!("{by} mounted {mounted}");
     for (other, lacking) in plan.exchange().iter().zip(lacking) {
         why.push_str(&format!("; the guest's kernel has no {} ({lacking})", other.what));
+    }
+    for place in places {
+        why.push_str(&format!("; {place}"));
     }
     Some(EventKind::Choice { what: "share".into(), chosen: kind.name.into(), why })
 }
@@ -386,6 +427,8 @@ struct Carried {
     lacking: Vec<String>,
     /// The ports through which it does, by their ids.
     ports: Vec<String>,
+    /// Where the guest has its copies, where it has copies.
+    places: Vec<String>,
 }
 
 /// That nothing of the host's is in the guest, which nobody asked for.
@@ -625,8 +668,7 @@ pub(crate) fn now_ns() -> u64 {
 /// Mounts the shares and sets the clock.
 async fn finish_setup(
     mut session: AgentSession,
-    plan: &Plan,
-    identity: Option<Identity>,
+    (plan, identity, disk): (&Plan, Option<Identity>, Option<DiskContent>),
     limits: &Limits,
     limit: Duration,
     tell: Tell<'_>,
@@ -636,7 +678,7 @@ async fn finish_setup(
     let mounts = plan.mounts();
     let directories = if mounts.is_empty() { vec![share::OUT_PATH.to_owned()] } else { Vec::new() };
     let setup =
-        Setup { mounts: mounts.clone(), directories, clock_ns: now_ns(), system: plan.system.clone(), identity };
+        Setup { mounts: mounts.clone(), directories, disk, clock_ns: now_ns(), system: plan.system.clone(), identity };
     let report = match tokio::time::timeout(limit, session.setup(setup)).await {
         Ok(answered) => answered.map_err(|e| of_session(e, Phase::Session))?,
         Err(_) => {
@@ -663,7 +705,12 @@ async fn finish_setup(
     let there: Vec<&str> = there.collect();
     let carried = kind.map(|kind| {
         let tags = there.iter().copied().filter(|_| kind.has_port);
-        Carried { kind, lacking: report.lacking, ports: plan.config.share_port_ids(&tags.collect::<Vec<_>>()) }
+        Carried {
+            kind,
+            lacking: report.lacking,
+            ports: plan.config.share_port_ids(&tags.collect::<Vec<_>>()),
+            places: report.places,
+        }
     });
     Ok((session, carried))
 }

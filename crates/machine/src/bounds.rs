@@ -117,10 +117,7 @@ impl Gauge {
             }
         }
         let dir = open(out)?;
-        let limit = match bounds.output {
-            Some(limit) => limit,
-            None => MOST_OUTPUT.min(free(&dir)? / 4),
-        };
+        let limit = output_limit(bounds, &dir)?;
         let started = Instant::now();
         let before = measure(&dir)?.unwrap_or(0);
         let output = Output { dir, limit, before, used: 0, looked: started, took: started.elapsed() };
@@ -190,6 +187,28 @@ impl Disks {
     fn used(&self) -> u64 {
         blocks(&self.files).saturating_sub(self.before)
     }
+}
+
+/// The most that a guest may leave in this output directory at once.
+pub(crate) fn output_limit(bounds: Bounds, out: &OwnedFd) -> io::Result<u64> {
+    match bounds.output {
+        Some(limit) => Ok(limit),
+        None => Ok(MOST_OUTPUT.min(free(out)? / 4)),
+    }
+}
+
+/// Bytes that may be written to a directory so that what is kept for the host stays.
+pub(crate) fn room_of_host(dir: &OwnedFd) -> io::Result<u64> {
+    Ok(free(dir)?.saturating_sub(kept(dir)?))
+}
+
+/// That more than so much was left in the output directory.
+pub(crate) fn output_exceeded(limit: u64) -> Exceeded {
+    Exceeded::of(format!(
+        "what the guest left in its output directory is more than the limit max-output, {}; write less, or raise it with --max-output or \
+         `max-output` in belljar.toml",
+        size(limit)
+    ))
 }
 
 fn exceeded(what: &str, used: u64, limit: u64, key: &str) -> Exceeded {

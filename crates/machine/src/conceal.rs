@@ -176,6 +176,9 @@ pub enum ConcealError {
         /// The guest's.
         share: PathBuf,
     },
+    /// The disk on which shares are to be cannot be made.
+    #[error("cannot make the disk on which the guest gets its shares: {0}")]
+    Disk(#[from] belljar_image::disk::DiskError),
     /// It was possible before.
     #[error("cannot hide from the guest what it must not see: {0}")]
     View(#[from] ViewError),
@@ -259,7 +262,7 @@ impl Concealment {
                     let ours = view.try_clone()?;
                     let view = descriptors.add(Purpose::Directory, view);
                     for share in theirs {
-                        if share.port.is_some() {
+                        if share.port.is_some() || share.on_disk {
                             let (directory, view) = (ours.try_clone()?, Some(views.namespace.try_clone()?));
                             served.push(ServedDirectory { tag: share.tag.clone(), directory, view });
                         }
@@ -271,7 +274,7 @@ impl Concealment {
         } else {
             self.check(&hidden::existing(&shares)?, &self.hidden.find(host, dir)?, host)?;
         }
-        for share in config.shares.iter().filter(|share| share.port.is_some()) {
+        for share in config.shares.iter().filter(|share| share.port.is_some() || share.on_disk) {
             if served.iter().all(|one| one.tag != share.tag) {
                 let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
                 let directory = rustix::fs::open(&share.path, flags, Mode::empty()).map_err(io::Error::from)?;

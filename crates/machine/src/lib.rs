@@ -24,6 +24,7 @@ pub mod plan_direct;
 mod plan_firmware;
 pub mod plan_image;
 mod plan_obstacles;
+mod plan_shares;
 mod plan_source;
 mod plan_template;
 mod plug;

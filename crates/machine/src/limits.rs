@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use crate::{console::Patience, qemu::args::Accel};
 
+/// Bytes that a guest with KVM unpacks in a second, on a slow host.
+const UNPACKED: u64 = 20 << 20;
 /// A guest without KVM is about this much slower.
 const TCG_FACTOR: u32 = 10;
 
@@ -96,6 +98,21 @@ impl Limits {
     #[must_use]
     pub(crate) fn sync(&self) -> Duration {
         Duration::from_secs(30) * self.factor.min(6)
+    }
+
+    /// Unpacking so many bytes that came on a disk, beside the setup itself.
+    pub(crate) fn unpacking(&self, bytes: u64) -> Duration {
+        Duration::from_secs(bytes / UNPACKED) * self.factor.min(10)
+    }
+
+    /// Packing what was changed, and writing it to a disk.
+    pub(crate) fn packing(&self) -> Duration {
+        Duration::from_secs(120) * self.factor.min(5)
+    }
+
+    /// The same where the result is known to be bad.
+    pub(crate) fn packing_late(&self) -> Duration {
+        Duration::from_secs(15) * self.factor.min(4)
     }
 
     /// Killing a command that is not wanted any more.

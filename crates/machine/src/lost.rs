@@ -112,6 +112,8 @@ pub enum Cause {
     ShareServer(String),
     /// What was written to the shares may not have reached the host.
     Unsynced(String),
+    /// What the guest changed in shares on a disk could not be brought back.
+    BroughtBack(String),
     /// The shares, by where they were, are not mounted any more.
     Unmounted(Vec<String>),
     /// Something is mounted below the output directory: where.
@@ -187,6 +189,7 @@ impl fmt::Display for Cause {
             | Self::Answer(said)
             | Self::NoShares(said)
             | Self::Mount(said)
+            | Self::BroughtBack(said)
             | Self::Shell(said)
             | Self::Stdin(said)
             | Self::Output(said)

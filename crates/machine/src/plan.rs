@@ -4,25 +4,23 @@
 
 use std::{
     ffi::OsString,
-    fs::Permissions,
-    os::unix::{fs::PermissionsExt, net::UnixStream},
-    path::{Path, PathBuf},
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    path::PathBuf,
     time::Duration,
 };
 
-use belljar_guest_spec::{
-    Accel, Access, BootSource, Credentials, GuestSpec, OopsPolicy, ShareKind, Unresolved, Word, WorkspaceMode,
-};
+use belljar_guest_spec::{Accel, Access, BootSource, Credentials, GuestSpec, OopsPolicy, ShareKind, Unresolved, Word};
 use belljar_image::{
     boot::{self, BootFiles, InitSpec},
     cache::Cache,
-    disk::DiskError,
+    disk::{DiskError, unnamed},
     kernel::{KernelError, NoKernel},
     modules::{Feature, ModuleIndex},
     rootdir,
 };
 use belljar_model::EventKind;
 use belljar_proto::message::{INIT_AGENT_PATH, Mount, Source as ShareSource, System};
+use belljar_share_disk::layout::{DISK_SIZE, SERIAL};
 use belljar_share_fuse::Use;
 
 use crate::{
@@ -33,6 +31,7 @@ use crate::{
     plan_direct,
     plan_firmware::{machine, uefi_for},
     plan_image::{self, ImageQuestion, ImageReader},
+    plan_shares::{exchanged, make_placeholder, put_agent, share_disk, spec_shares},
     plan_source::{Found, kernel_for_root, modules_for_root},
     plan_template::QEMU_MAC,
     qemu::{
@@ -43,8 +42,8 @@ use crate::{
         probe::{self, AccelChoice, QemuInfo},
     },
     screen,
-    share::{self, Kind, served::Served},
-    spec::{ShareSpec, Workspace},
+    share::{self, Kind, exchange::DiskExchange, served::Served},
+    spec::ShareSpec,
     volume::{Volume, VolumeError, Volumes},
 };
 
@@ -52,8 +51,6 @@ use crate::{
 const HOSTNAME: &str = "belljar";
 /// The directory in the run's directory from which a guest fetches the agent.
 pub const CONTROL_DIR: &str = "ctl";
-/// The directory in the run's directory that is shared where there is no workspace: nothing is in it.
-const PLACEHOLDER: &str = "ctl/no-workspace";
 
 /// Where the guest finds the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,6 +126,8 @@ pub(crate) struct Launch {
     pub(crate) served: Vec<Served>,
     /// What the guest reads from its port for the agent, and where to write it.
     pub(crate) program: Option<Program>,
+    /// What comes and goes on the disk of shares.
+    pub(crate) exchange: Option<DiskExchange>,
 }
 
 /// The agent on its way to a guest that reads it from a port.
@@ -141,7 +140,7 @@ pub(crate) struct Program {
 impl Launch {
     /// A machine that has no volumes yet.
     pub(crate) fn of(config: MachineConfig) -> Self {
-        Self { config, descriptors: Descriptors::default(), served: Vec::new(), program: None }
+        Self { config, descriptors: Descriptors::default(), served: Vec::new(), program: None, exchange: None }
     }
 }
 
@@ -246,14 +245,22 @@ pub fn prepare(
     let sees_host = sees_host(source, is_init, share);
     let before_agent = sees_host.then(|| share::before_agent(&qemu)).transpose().map_err(PlanError::NoShare)?;
     let carried = |tag: &str, path: PathBuf, read_only| {
-        before_agent.map(|kind| Share { tag: tag.to_owned(), device: kind.device, port: None, path, read_only })
+        before_agent.map(|kind| Share {
+            tag: tag.to_owned(),
+            device: kind.device,
+            port: None,
+            on_disk: false,
+            path,
+            read_only,
+        })
     };
     let asked = match (source, spec.share) {
         // A kernel that has its root by it has it.
         (BootSource::RootDir { .. }, ShareKind::Auto) => ShareKind::NineP,
         (_, asked) => asked,
     };
-    let kinds = || share::choose(asked, platform.agent().is_some(), &qemu);
+    let needs_disk = false;
+    let kinds = || share::choose(asked, platform.agent().is_some(), needs_disk, &qemu);
     let kinds = sees_host.then(kinds).transpose().map_err(PlanError::NoShare)?.unwrap_or_default();
     choices.add("qemu", format!("{} ({})", qemu.path.display(), qemu.version), qemu.why.clone());
     let accel = probe::choose_accel(platform, host.accel.or(spec.accel), &qemu, &host.shim, &host.cache_dir)?;
@@ -339,8 +346,10 @@ pub fn prepare(
     let pluggable = seed.is_none();
     volumes.extend(seed);
 
+    let share_disk = shares.iter().any(|share| share.on_disk).then(|| share_disk(source));
     let mut config = MachineConfig {
         name: "belljar".into(),
+        share_disk,
         platform,
         machine: machine(platform, spec).to_owned(),
         flash,
@@ -369,6 +378,7 @@ pub fn prepare(
         let why = match (source, config.slots) {
             (BootSource::Initramfs { .. }, _) => "somebody else's initramfs may look for it while it boots".to_owned(),
             (_, Some(_)) if !pluggable => "the disk for the guest's cloud-init is to come after it".to_owned(),
+            _ if config.share_disk.is_some() => "the disk of the guest's shares comes after it".to_owned(),
             (_, Some(_)) => format!("a disk on {} cannot be plugged into a machine that runs", disk.kind()),
             (_, None) => "where devices are in this machine is not known before it runs".to_owned(),
         };
@@ -525,14 +535,31 @@ impl Plan {
 
     /// Takes what the guest must not see out of its shares, and gives those their ports that Belljar serves itself.
     pub(crate) fn conceal(&self, launch: &mut Launch) -> Result<(), ConcealError> {
-        let Launch { config, descriptors, served, .. } = launch;
+        let Launch { config, descriptors, served, exchange, .. } = launch;
+        let mut on_disk = Vec::new();
         for one in self.concealment.apply(config, descriptors, &self.host, &self.dir)? {
             let ServedDirectory { tag, directory, view } = one;
             let Some(share) = config.shares.iter_mut().find(|share| share.tag == tag) else { continue };
+            // Nothing is known in the guest of a workspace that there is not.
+            if share.on_disk && (share.tag != share::WORKSPACE_TAG || self.share.workspace.is_some()) {
+                let (directory, view) = (directory.try_clone()?, view.as_ref().map(OwnedFd::try_clone).transpose()?);
+                let returns = !share.read_only;
+                on_disk.push((ServedDirectory { tag: tag.clone(), directory, view }, returns));
+            }
+            if share.port.is_none() {
+                continue;
+            }
             let (port, theirs) = UnixStream::pair()?;
             share.port = Some(Chardev::Fd(descriptors.add(Purpose::Port, theirs)));
             let using = if share.read_only { Use::Reading } else { Use::Exchange };
             served.push(Served { tag, port, directory, view, using });
+        }
+        if let Some(disk) = &mut config.share_disk {
+            let file = unnamed(&self.dir)?;
+            file.set_len(DISK_SIZE)?;
+            let file_of_qemu = file.try_clone()?;
+            disk.node.source = DiskSource::FdSet(descriptors.add_set(Purpose::Volume, file_of_qemu));
+            *exchange = Some(DiskExchange::new(file, on_disk, &self.dir, self.share.bounds)?);
         }
         Ok(())
     }
@@ -584,6 +611,11 @@ impl Plan {
             by_hand.push(["mkdir", "-p", "--"].map(OsString::from).into_iter().chain(directories).collect());
         }
         by_hand.extend(self.volumes.describe(&self.host.qemu_img, &mut config));
+        if let Some(disk) = &mut config.share_disk {
+            let (file, size) = (format!("{SERIAL}.raw"), DISK_SIZE.to_string());
+            by_hand.push(["truncate", "-s", &size, "--", &file].map(OsString::from).to_vec());
+            disk.node.source = DiskSource::Path(file.into());
+        }
         (config, by_hand)
     }
 
@@ -635,7 +667,8 @@ fn wanted(kinds: &[&Kind]) -> Vec<Feature> {
 fn slots(source: &BootSource, spec: &GuestSpec, config: &MachineConfig, volumes: &[Volume]) -> Option<&'static Slots> {
     let further = volumes.iter().filter(|volume| volume.takes_slot()).count();
     let boots_alone = !matches!(source, BootSource::Initramfs { .. });
-    let may_be_given = boots_alone && spec.qemu_args.is_empty();
+    // The disk of shares comes after all others, which it could not if some were plugged in later.
+    let may_be_given = boots_alone && spec.qemu_args.is_empty() && config.share_disk.is_none();
     config.machine_type().slots.filter(|slots| may_be_given && slots.has_room(further))
 }
 
@@ -678,47 +711,6 @@ fn has_exchange(agent: AgentPlace, is_init: bool, share: &ShareSpec, others: &[S
         AgentPlace::Initramfs => is_init && !others.is_empty(),
     };
     by_itself || share.required()
-}
-
-/// The agent in the run's directory.
-fn agent_file(run_dir: &Path) -> PathBuf {
-    run_dir.join(CONTROL_DIR).join(share::AGENT_FILE)
-}
-
-/// Puts the agent where the guest can fetch it from.
-fn put_agent(agent: &[u8], run_dir: &Path) -> std::io::Result<()> {
-    let file = agent_file(run_dir);
-    fs_err::create_dir_all(run_dir.join(CONTROL_DIR))?;
-    fs_err::write(&file, agent)?;
-    fs_err::set_permissions(&file, Permissions::from_mode(0o755))
-}
-
-/// The shares of every guest that has any to write to. The workspace's device is there even if there is no workspace: then an empty directory is behind it.
-fn spec_shares(share: &ShareSpec, kinds: &[&Kind], run_dir: &Path) -> [Share; 2] {
-    let (path, read_only) = match &share.workspace {
-        Some(Workspace { dir, mode, .. }) => (dir.clone(), *mode != WorkspaceMode::Rw),
-        None => (run_dir.join(PLACEHOLDER), true),
-    };
-    [
-        exchanged(kinds, share::OUT_TAG.into(), share.out.clone(), false),
-        exchanged(kinds, share::WORKSPACE_TAG.into(), path, read_only),
-    ]
-}
-
-/// A share that any of these kinds may carry: there is what each needs of the machine.
-fn exchanged(kinds: &[&Kind], tag: String, path: PathBuf, read_only: bool) -> Share {
-    let device = kinds.iter().find_map(|kind| kind.device);
-    let port = kinds.iter().any(|kind| kind.has_port).then_some(Chardev::Null);
-    Share { tag, device, port, path, read_only }
-}
-
-/// Makes the empty directory that is behind the device of a workspace that there is not.
-pub(crate) fn make_placeholder(config: &MachineConfig) -> std::io::Result<()> {
-    let mut shares = config.shares.iter().filter(|s| s.tag == share::WORKSPACE_TAG);
-    match shares.find(|s| s.path.ends_with(PLACEHOLDER)) {
-        Some(share) => fs_err::create_dir_all(&share.path),
-        None => Ok(()),
-    }
 }
 
 /// Choices on their way into the event log.

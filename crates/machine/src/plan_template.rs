@@ -7,7 +7,8 @@ use std::{
 };
 
 use crate::{
-    plan::{AgentPlace, CopyError, Launch, Plan, PlanError, make_placeholder},
+    plan::{AgentPlace, CopyError, Launch, Plan, PlanError},
+    plan_shares::make_placeholder,
     qemu::{
         args::{Accel, DiskSource, MachineConfig, NicMode, ProgramPort, Ram},
         descriptors::{Fd, Purpose},

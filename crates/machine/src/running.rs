@@ -13,7 +13,7 @@ use std::{
 };
 
 use belljar_model::{EventKind, Exit, Phase};
-use belljar_proto::files::FileQuery;
+use belljar_proto::{files::FileQuery, message::Returned};
 use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::{
@@ -47,6 +47,8 @@ pub struct QemuGuest {
     machine: Machine,
     session: Box<dyn Session>,
     template: Option<Template>,
+    /// Its shares come and go on a disk.
+    by_disk: bool,
 }
 
 /// The guest's processors, stopped and started over QMP.
@@ -74,7 +76,8 @@ impl GuestClock for QemuClock {
 impl QemuGuest {
     /// A guest in which commands can run.
     pub(crate) fn new(machine: Machine, session: Box<dyn Session>) -> Self {
-        Self { machine, session, template: None }
+        let by_disk = machine.exchange.is_some();
+        Self { machine, session, template: None, by_disk }
     }
 
     /// The same, being the copy of a template.
@@ -158,6 +161,12 @@ impl QemuGuest {
     /// # Errors
     /// A [`Lost`] for everything that is not the command's own end.
     pub async fn exec(&mut self, command: GuestCommand, io: Io<'_>, observe: Observe<'_>) -> Result<Exit, Lost> {
+        if let Some(exchange) = &self.machine.exchange {
+            let new = exchange.new_directories();
+            if !new.is_empty() {
+                self.ask(Phase::Command, None, async |session| session.make_directories(new).await, observe).await?;
+            }
+        }
         self.machine.watch.begin_marks();
         let waits = self.session.wants_whole_stdin() && command.terminal.is_none();
         let read = Arc::new(AtomicBool::new(!waits || io.stdin.is_none()));
@@ -197,7 +206,16 @@ impl QemuGuest {
         self.machine.watch.answer_asks(observe);
         self.machine.watch.look_at_shares_if_due(observe);
         match ended {
-            Ok(exit) => Ok(exit),
+            Ok(exit) => {
+                // Whoever runs commands looks for what they left when they have ended.
+                if self.by_disk {
+                    let brought = self.sync(self.machine.limits.packing(), observe).await;
+                    if let Err(lost) = brought {
+                        return Err(self.explain(lost, Phase::Command).await);
+                    }
+                }
+                Ok(exit)
+            }
             Err(lost) => Err(self.explain(lost, Phase::Command).await),
         }
     }
@@ -233,7 +251,12 @@ impl QemuGuest {
     /// Where the command's result can no longer be believed: what it wrote did not reach the host, or the guest's kernel
     /// turned out to have failed.
     pub async fn close(mut self, how: Ending, observe: Observe<'_>) -> Result<(), Lost> {
-        let limit = if how == Ending::Hurry { self.machine.limits.farewell() } else { self.machine.limits.sync() };
+        let limits = self.machine.limits;
+        let limit = match (how == Ending::Hurry, self.by_disk) {
+            (true, false) => limits.farewell(),
+            (true, true) => limits.packing_late(),
+            (false, _) => self.syncing(),
+        };
         let synced = match self.sync(limit, observe).await {
             Err(lost) if how != Ending::Hurry => Err(self.explain(lost, Phase::Close).await),
             synced => synced,
@@ -268,7 +291,7 @@ impl QemuGuest {
     /// # Errors
     /// As [`QemuGuest::close`]: then what ran cannot be believed, and nothing more should run here.
     pub async fn settle(&mut self, observe: Observe<'_>) -> Result<(), Lost> {
-        if let Err(lost) = self.sync(self.machine.limits.sync(), observe).await {
+        if let Err(lost) = self.sync(self.syncing(), observe).await {
             return Err(self.explain(lost, Phase::Close).await);
         }
         if let Some(exceeded) = self.machine.qemu.exceeded() {
@@ -312,8 +335,13 @@ impl QemuGuest {
         (self.machine.limits.sync(), "the guest was not made ready for the next test")
     }
 
+    /// How long it may take until what was written has reached the host.
+    fn syncing(&self) -> Duration {
+        if self.by_disk { self.machine.limits.packing() } else { self.machine.limits.sync() }
+    }
+
     async fn sync(&mut self, limit: Duration, observe: Observe<'_>) -> Result<(), Lost> {
-        let synced = tokio::select! {
+        let report = tokio::select! {
             biased;
             synced = tokio::time::timeout(limit, self.session.sync()) => synced.unwrap_or_else(|_| Err(Lost::timeout(
                 Phase::Close,
@@ -321,7 +349,27 @@ impl QemuGuest {
             )))?,
             lost = self.machine.watch.trouble(Phase::Close, observe) => return Err(lost),
         };
-        session::of_sync(synced, observe)
+        session::of_sync(report.fault, observe)?;
+        if self.by_disk { self.bring_back(report.returned, observe).await } else { Ok(()) }
+    }
+
+    /// Takes what the guest packed for the host.
+    async fn bring_back(&mut self, returned: Option<Returned>, observe: Observe<'_>) -> Result<(), Lost> {
+        let exchange = self.machine.exchange.take().ok_or_else(|| {
+            Cause::Unsynced("what the guest left was being unpacked when somebody gave up waiting for it".to_owned())
+        })?;
+        let returned = returned.ok_or_else(|| {
+            Cause::BroughtBack(
+                "the agent did not say what it packed for the host, so that what the guest left cannot be had"
+                    .to_owned(),
+            )
+        })?;
+        let (exchange, brought) = exchange.brought_back(returned).await?;
+        self.machine.exchange = Some(exchange);
+        for message in brought?.warnings {
+            observe(EventKind::Warning { message });
+        }
+        Ok(())
     }
 
     /// Has the guest power itself off; one that does not is killed later.

@@ -15,7 +15,7 @@ pub const PROGRAM_PORT_NAME: &str = "belljar.program";
 
 /// Version of everything in this crate. Host and agent come from one build, so it only guards
 /// against a stale agent, such as one resumed from an old template.
-pub const VERSION: u16 = 8;
+pub const VERSION: u16 = 9;
 
 /// Number the host gives to one command; never used twice in a session.
 pub type ExecId = u32;
@@ -88,6 +88,8 @@ pub enum ToAgent {
     },
     /// Writes everything in the shares back to the host. Answered by [`ToHost::Synced`].
     Sync,
+    /// Makes directories that each of the guest's users may write to: the host has them in a share that the guest has only a copy of. Not answered.
+    MakeDirectories(Vec<String>),
     /// Ends the guest. The agent answers with [`ToHost::Ending`] first.
     Shutdown(ShutdownHow),
 }
@@ -111,10 +113,21 @@ pub struct Setup {
     pub directories: Vec<String>,
     /// The host's wall clock, nanoseconds since the Unix epoch; 0 leaves the guest's clock alone.
     pub clock_ns: u64,
+    /// What is on the disk of the shares, if there is one.
+    pub disk: Option<DiskContent>,
     /// For a guest that Belljar initialises: what it is to be like, which may differ between the copies of one frozen guest.
     pub system: Option<System>,
     /// For a copy of a frozen guest: what makes it another than its siblings.
     pub identity: Option<Identity>,
+}
+
+/// What is on the disk of the shares.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskContent {
+    /// By which the guest knows that it reads this content and no earlier one.
+    pub id: [u8; 16],
+    /// The names of shares, with the bytes that the files of each take.
+    pub sizes: Vec<(String, u64)>,
 }
 
 /// What a guest that Belljar initialises is to be like.
@@ -239,6 +252,8 @@ pub enum Source {
         /// The port's name.
         port: String,
     },
+    /// A disk with an archive, which the agent unpacks; see [`Setup::disk`].
+    Disk,
 }
 
 /// What came of a [`Setup`].
@@ -250,6 +265,28 @@ pub struct SetupReport {
     pub source: u32,
     /// Why those before it do not, each.
     pub lacking: Vec<String>,
+    /// Where the guest has its copies of shares that came on a disk, for a person.
+    pub places: Vec<String>,
+}
+
+/// What came of a [`ToAgent::Sync`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyncReport {
+    /// Why not everything has reached the host, if it has not.
+    pub fault: Option<SyncFault>,
+    /// What is on the disk for the host, if the shares came on one.
+    pub returned: Option<Returned>,
+}
+
+/// An archive on the disk of the shares: what the guest changed since the last one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Returned {
+    /// Its length.
+    pub bytes: u64,
+    /// Its CRC-32.
+    pub crc: u32,
+    /// What could not be put into it, a line for each kind of thing.
+    pub left_out: Vec<String>,
 }
 
 /// The name of the virtio port of a share.
@@ -431,8 +468,8 @@ pub enum ToHost {
     StdinClosed(ExecId),
     /// Answer to [`ToAgent::Ping`].
     Pong(u64),
-    /// Answer to [`ToAgent::Sync`]; names what could not be synced.
-    Synced(Option<SyncFault>),
+    /// Answer to [`ToAgent::Sync`].
+    Synced(SyncReport),
     /// Answer to [`ToAgent::Renew`], the last word of the session if the guest is clean.
     Renewing(Leftovers),
     /// Somebody in the guest asks the host for something, at any time. What was asked before a command ended is told before its

@@ -1,6 +1,7 @@
 //! Stands in for our agent on a port: the real frames and messages, real commands on the host, and every way to
 //! misbehave that a script asks for.
 
+mod disk;
 mod exec;
 pub(crate) mod port;
 
@@ -9,8 +10,8 @@ use std::{collections::HashMap, path::PathBuf, sync::Arc, thread, time::Duration
 use belljar_proto::{
     frame::{Assembler, Decoder, Kind, MAX_MESSAGE},
     message::{
-        Announce, BootSign, ExecId, KernelNews, Leftovers, Mount, MountFault, Nonce, OutputEnd, Question, SetupReport,
-        Status, SyncFault, ToAgent, ToHost, VERSION,
+        Announce, BootSign, DiskContent, ExecId, KernelNews, Leftovers, Mount, MountFault, Nonce, OutputEnd, Question,
+        SetupReport, Source, Status, SyncFault, SyncReport, ToAgent, ToHost, VERSION,
     },
 };
 
@@ -20,6 +21,7 @@ use crate::{
     machine::{End, Machine},
     script::{ScriptError, Step},
 };
+use disk::Unpacked;
 use exec::Running;
 use port::Port;
 
@@ -37,6 +39,8 @@ pub(crate) struct Manners {
     pong: bool,
     /// `ok`, `fail`, `never`, `die`.
     sync: String,
+    /// How shares come back on a disk: `ok`, `noted`, `damaged`, `cut`, `much`, `silent`, `forged`, `link`, `set-uid`; `lacking`, `no-room`: they never came.
+    disk: String,
     /// `ok`, `left`, `never`, `die`.
     quiesce: String,
     /// `ok`, `left`, `never`, `die`, `stray`.
@@ -79,7 +83,8 @@ pub(crate) struct ExecManners {
     clock_set: bool,
 }
 
-const KEYS: [&str; 30] = [
+const KEYS: [&str; 31] = [
+    "disk",
     "boot",
     "marks",
     "renew",
@@ -134,6 +139,11 @@ impl Manners {
             setup: one_of(step, "setup", &["ok", "no9p", "no-overlay", "failed", "bad-index", "never"])?,
             pong: step.switch("pong", true)?,
             sync: one_of(step, "sync", &["ok", "fail", "gone", "covered", "covered-out", "never", "die"])?,
+            disk: one_of(
+                step,
+                "disk",
+                &["ok", "noted", "damaged", "cut", "much", "silent", "forged", "link", "set-uid", "lacking", "no-room"],
+            )?,
             quiesce: one_of(step, "quiesce", &["ok", "left", "never", "die"])?,
             renew: one_of(step, "renew", &["ok", "left", "never", "die", "stray"])?,
             marks: step.count("marks")?.and_then(|n| u32::try_from(n).ok()).unwrap_or(0),
@@ -226,6 +236,7 @@ pub(crate) fn serve(
         manners: manners.clone(),
         running: HashMap::new(),
         session: 0,
+        unpacked: None,
         announce,
         greeted: Arc::clone(&greeted),
     };
@@ -290,6 +301,8 @@ struct Agent {
     running: HashMap<ExecId, Running>,
     /// The tag that the host gave.
     session: u64,
+    /// Shares that came on a disk.
+    unpacked: Option<Unpacked>,
     announce: ToHost,
     greeted: Arc<Greeted>,
 }
@@ -346,7 +359,20 @@ impl Agent {
                     self.say(&ToHost::Log(log.clone()));
                 }
             }
-            ToAgent::Setup(setup) => self.setup(&setup.mounts),
+            ToAgent::Setup(setup) => match setup
+                .disk
+                .filter(|_| setup.mounts.first().is_some_and(|mount| mount.sources.contains(&Source::Disk)))
+            {
+                Some(content) => self.setup_from_disk(&content, &setup.mounts),
+                None => self.setup(&setup.mounts),
+            },
+            ToAgent::MakeDirectories(paths) => {
+                for path in paths {
+                    if let Some(unpacked) = &self.unpacked {
+                        unpacked.make_directory(&self.shared.mounts, &path);
+                    }
+                }
+            }
             ToAgent::Quiesce(_) => self.quiesce(),
             ToAgent::Renew { fresh } => self.renew(fresh),
             ToAgent::AwaitDevice(wanted) => {
@@ -408,7 +434,17 @@ impl Agent {
                         "gone" => Some(SyncFault::Gone(vec!["/mnt/hostos (unmounted)".into()])),
                         _ => None,
                     };
-                    self.say(&ToHost::Synced(failed));
+                    let returned = match &mut self.unpacked {
+                        Some(unpacked) if failed.is_none() => match unpacked.bring_back(&self.manners.disk) {
+                            Ok(returned) => returned,
+                            Err(error) => {
+                                self.shared.machine.script_failed(&format!("agent: packing failed: {error}"));
+                                None
+                            }
+                        },
+                        _ => None,
+                    };
+                    self.say(&ToHost::Synced(SyncReport { fault: failed, returned }));
                 }
             },
             ToAgent::Shutdown(_) => {
@@ -460,6 +496,27 @@ impl Agent {
                 self.say(&ToHost::Quiesced(Vec::new()));
             }
         }
+    }
+
+    fn setup_from_disk(&mut self, content: &DiskContent, mounts: &[Mount]) {
+        let mut report = SetupReport::default();
+        let unpacked = match self.manners.disk.as_str() {
+            "lacking" => Err(MountFault::NoFileSystem { detail: "the guest sees no disk of its shares".into() }),
+            "no-room" => Err(MountFault::Failed { detail: "the guest has no room for it: it takes 9 MiB".into() }),
+            _ => Unpacked::new(&self.shared.guest, content, mounts).map_err(|detail| MountFault::Failed { detail }),
+        };
+        match unpacked {
+            Ok((unpacked, known)) => {
+                self.unpacked = Some(unpacked);
+                if let Some(shared) = Arc::get_mut(&mut self.shared) {
+                    shared.mounts = known;
+                }
+                let place = |mount: &Mount| format!("{} is in the guest's memory", mount.path);
+                report.places = mounts.iter().map(place).collect();
+            }
+            Err(fault) => report.faults.extend((0_u32..).zip(mounts).map(|(index, _)| (index, fault.clone()))),
+        }
+        self.say(&ToHost::SetupDone(report));
     }
 
     fn setup(&mut self, mounts: &[Mount]) {

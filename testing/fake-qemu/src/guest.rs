@@ -17,6 +17,7 @@ use std::{
     thread,
 };
 
+use belljar_share_disk::layout::SERIAL;
 use command_fds::{CommandFdExt as _, FdMapping};
 use rustix::{
     fs::{FileType, Mode, OFlags},
@@ -42,6 +43,8 @@ pub(crate) struct Guest {
     pub(crate) root: PathBuf,
     /// Tag and host directory of each 9p share.
     pub(crate) shares: Vec<(String, PathBuf)>,
+    /// The file behind the disk of shares.
+    pub(crate) share_disk: Option<PathBuf>,
     control: Option<fs::File>,
     inherited: Vec<i32>,
     remove: bool,
@@ -74,6 +77,7 @@ impl Guest {
         let mut guest = Self {
             root,
             shares: shares(args),
+            share_disk: share_disk(args),
             control: Some(control),
             inherited: args.descriptors().iter().filter_map(|n| n.parse().ok()).collect(),
             remove: scratch.is_none(),
@@ -205,6 +209,16 @@ fn shares(args: &Args) -> Vec<(String, PathBuf)> {
         shares.extend(path.map(|p| (tag.to_owned(), real(p))));
     }
     shares
+}
+
+/// The file behind the disk on which Belljar puts shares.
+fn share_disk(args: &Args) -> Option<PathBuf> {
+    let device = args.all("device").find(|device| device.get("serial") == Some(SERIAL))?;
+    let node = args.all("blockdev").find(|node| node.get("node-name") == device.get("drive"))?;
+    let name = node.get("file.filename")?;
+    let Some(set) = name.strip_prefix("/dev/fdset/") else { return Some(name.into()) };
+    let added = args.all("add-fd").find(|added| added.get("set") == Some(set))?;
+    Some(format!("/proc/self/fd/{}", added.get("fd")?).into())
 }
 
 /// First argument of the program as a helper of tests: `--on-terminal TTY PROGRAM ARGS…` runs a program as the leader

@@ -312,7 +312,10 @@ fn of_kernels(system: &System, entry: Option<&BootEntry>) -> Vec<Finding> {
         kinds.iter().filter(|(_, has)| *has == wanted).map(|(name, _)| *name).collect::<Vec<_>>().join(", ")
     };
     findings.push(match (named(Some(true)), named(None)) {
-        (can, _) if !can.is_empty() => Finding::good("share", format!("the workspace comes by {can}")),
+        // Where it is not known what else there is, no disk is made for them.
+        (can, unknown) if !can.is_empty() && (can != "disk" || unknown.is_empty()) => {
+            Finding::good("share", format!("the workspace comes by {can}"))
+        }
         (_, unknown) if !unknown.is_empty() => {
             Finding::note("share", format!("whether its kernel has {unknown} is not known"), "only a boot will tell")
         }

@@ -17,6 +17,7 @@ mod kill;
 mod odd_files;
 mod run;
 mod screen;
+mod share_disk;
 mod suite_config;
 mod suite_console;
 mod suite_forging;

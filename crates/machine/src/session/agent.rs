@@ -20,8 +20,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use belljar_proto::message::{
-    Announce, BootSign, ExecId, Quiesce, Setup, SetupReport, ShutdownHow, SyncFault, ToAgent, ToHost, WantedDevice,
+    Announce, BootSign, ExecId, Quiesce, Returned, Setup, SetupReport, ShutdownHow, SyncFault, SyncReport, ToAgent,
+    ToHost, WantedDevice,
 };
+
+/// Most lines that are told of what a guest could not pack.
+const MAX_LEFT_OUT: usize = 16;
 
 pub use belljar_proto::files::{FileQuery, FileRecord, FileRecords, Found, FoundKind, Part, Stamp};
 pub use belljar_proto::message::{LATE_BYTES, LATE_MOST, LATE_QUIET, OutputEnd};
@@ -119,7 +123,7 @@ impl AgentSession {
         let count = setup.mounts.len();
         let sources = setup.mounts.first().map_or(1, |mount| mount.sources.len());
         self.send(&ToAgent::Setup(setup)).await?;
-        let SetupReport { faults, source, lacking } = self
+        let SetupReport { faults, source, lacking, places } = self
             .wait("the answer to setup", |message| match message {
                 ToHost::SetupDone(report) => Ok(report),
                 other => Err(other),
@@ -133,7 +137,8 @@ impl AgentSession {
         }
         let faults = faults.into_iter().map(|(i, fault)| (i, error::clean_fault(fault))).collect();
         let lacking = lacking.iter().take(source as usize).map(|why| error::clean(why)).collect();
-        Ok(SetupReport { faults, source, lacking })
+        let places = places.iter().take(count).map(|place| error::clean(place)).collect();
+        Ok(SetupReport { faults, source, lacking, places })
     }
 
     /// Makes the guest ready to be frozen; gives where something of the host's is still mounted, which is to be nowhere.
@@ -206,24 +211,37 @@ impl AgentSession {
         .await
     }
 
-    /// Has everything that was written to the shares brought to the host. Gives what could not be, if anything.
+    /// Makes directories for the guest's users, where it has only copies of the host's. What could not be made is in the agent's log.
     ///
     /// # Errors
     /// Those of a broken session.
-    pub async fn sync(&mut self) -> Result<Option<SyncFault>, SessionError> {
+    pub async fn make_directories(&mut self, paths: Vec<String>) -> Result<(), SessionError> {
+        self.send(&ToAgent::MakeDirectories(paths)).await
+    }
+
+    /// Has everything that was written to the shares brought to the host, or packed for it. Gives what could not be, if anything.
+    ///
+    /// # Errors
+    /// Those of a broken session.
+    pub async fn sync(&mut self) -> Result<SyncReport, SessionError> {
         self.send(&ToAgent::Sync).await?;
-        let failed = self
+        let report = self
             .wait("the answer to sync", |message| match message {
-                ToHost::Synced(failed) => Ok(failed),
+                ToHost::Synced(report) => Ok(report),
                 other => Err(other),
             })
             .await?;
-        Ok(failed.map(|fault| match fault {
+        let fault = report.fault.map(|fault| match fault {
             SyncFault::Failed(text) => SyncFault::Failed(error::clean(&text)),
             SyncFault::Suspended => SyncFault::Suspended,
             SyncFault::Gone(places) => SyncFault::Gone(places.iter().map(|p| error::clean(p)).collect()),
             SyncFault::Covered(places) => SyncFault::Covered(places.iter().map(|p| error::clean(p)).collect()),
-        }))
+        });
+        let returned = report.returned.map(|returned| Returned {
+            left_out: returned.left_out.iter().take(MAX_LEFT_OUT).map(|line| error::clean(line)).collect(),
+            ..returned
+        });
+        Ok(SyncReport { fault, returned })
     }
 
     /// What comes over the port beside the conversation.

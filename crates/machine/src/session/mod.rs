@@ -8,7 +8,7 @@ use std::{fmt, path::Path, sync::Arc};
 use belljar_model::{EventKind, Exit};
 use belljar_proto::{
     files::FileQuery,
-    message::{Leftovers, SyncFault},
+    message::{Leftovers, SyncFault, SyncReport},
 };
 
 use crate::{
@@ -57,7 +57,10 @@ pub(crate) trait Session: fmt::Debug {
     fn renew(&mut self) -> Answer<'_, Leftovers>;
 
     /// Brings what was written to the shares to the host; tells why that may not have come about.
-    fn sync(&mut self) -> Answer<'_, Option<SyncFault>>;
+    fn sync(&mut self) -> Answer<'_, SyncReport>;
+
+    /// Makes directories that the host has in a share of which the guest has only a copy.
+    fn make_directories(&mut self, paths: Vec<String>) -> Answer<'_, ()>;
 
     /// Asks the guest to power itself off.
     fn power_off(&mut self) -> Answer<'_, ()>;

@@ -17,6 +17,7 @@ pub(crate) const FUSE: Kind = Kind {
     by_shell: None,
     device: None,
     has_port: true,
+    on_disk: false,
     // What QEMU serves is a port, and there is nothing to it.
     obstacle: |_| None,
     // A mounted one is the relay's, whose server a copy does not have; the port alone is nobody's.

@@ -2,6 +2,8 @@
 //!
 //! What one kind of share does differently is in a file of its own, which is a line in `KINDS`.
 
+pub(crate) mod disk;
+pub(crate) mod exchange;
 pub(crate) mod fuse;
 pub mod ninep;
 pub(crate) mod served;
@@ -36,6 +38,8 @@ pub(crate) struct Kind {
     pub(crate) device: Option<PushDevice>,
     /// Whether Belljar serves it, through a port.
     pub(crate) has_port: bool,
+    /// Whether the directories are on a disk, from which the agent copies them.
+    pub(crate) on_disk: bool,
     /// Why this QEMU cannot serve it, with how to mend that.
     pub(crate) obstacle: fn(&QemuInfo) -> Option<String>,
     /// Whether a guest that has one can be frozen while it is not mounted, so that copies mount their own; if not, why.
@@ -54,7 +58,7 @@ pub(crate) struct ByShell {
 }
 
 /// Every kind, the first choice first.
-pub(crate) const KINDS: &[&Kind] = &[&ninep::NINE_P, &fuse::FUSE];
+pub(crate) const KINDS: &[&Kind] = &[&ninep::NINE_P, &fuse::FUSE, &disk::DISK];
 
 /// The kind by which a guest gets its root and the agent, which nothing in it can serve yet.
 ///
@@ -67,24 +71,30 @@ pub(crate) fn before_agent(qemu: &QemuInfo) -> Result<&'static Kind, String> {
     }
 }
 
-/// The kinds of a guest's other shares, of which it gets the first that its kernel has. `has_agent`: it can run the agent.
+/// The kinds of a guest's other shares, of which it gets the first that its kernel has. `has_agent`: it can run the agent. `needs_disk`: it is known to
+/// have nothing by which it could mount one; a disk is put into no machine for nothing, for the guest sees it.
 ///
 /// # Errors
 /// Why there is none.
-pub(crate) fn choose(asked: ShareKind, has_agent: bool, qemu: &QemuInfo) -> Result<Vec<&'static Kind>, String> {
+pub(crate) fn choose(
+    asked: ShareKind,
+    has_agent: bool,
+    needs_disk: bool,
+    qemu: &QemuInfo,
+) -> Result<Vec<&'static Kind>, String> {
     let wanted: &[&'static Kind] = match asked {
-        ShareKind::Auto => KINDS,
+        ShareKind::Auto if needs_disk => KINDS,
+        ShareKind::Auto => &[&ninep::NINE_P, &fuse::FUSE],
         ShareKind::NineP => &[&ninep::NINE_P],
         ShareKind::Fuse => &[&fuse::FUSE],
+        ShareKind::Disk => &[&disk::DISK],
     };
     let mut kinds = Vec::new();
     let mut obstacles = Vec::new();
     for kind in wanted {
         let no_agent = || {
-            let why = format!(
-                "shares by {} are mounted by the agent, of which there is none for this guest's processor",
-                kind.name
-            );
+            let why =
+                format!("shares by {} need the agent, of which there is none for this guest's processor", kind.name);
             (!has_agent && kind.by_shell.is_none()).then_some(why)
         };
         match (kind.obstacle)(qemu).or_else(no_agent) {
@@ -133,9 +143,9 @@ pub const CONTROL_PATH: &str = "/run/belljar/ctl";
 pub const AGENT_FILE: &str = "agent";
 
 /// What the agent is to mount, in order.
-pub(crate) fn mounts(spec: &ShareSpec, kinds: &[&Kind]) -> Vec<Mount> {
+pub(crate) fn mounts(spec: &ShareSpec, kinds: &[&'static Kind]) -> Vec<Mount> {
     let mount = |tag: &str, path: &str, mode| {
-        let sources = kinds.iter().map(|kind| (kind.source)(tag)).collect();
+        let sources = kinds.iter().map(|kind| (carrying(kind, tag).source)(tag)).collect();
         Mount { name: tag.into(), sources, path: path.into(), mode }
     };
     let mut mounts = vec![mount(OUT_TAG, OUT_PATH, MountMode::ReadWrite)];
@@ -153,6 +163,11 @@ pub(crate) fn mounts(spec: &ShareSpec, kinds: &[&Kind]) -> Vec<Mount> {
         mounts.push(mount(MODULES_TAG, &format!("/lib/modules/{}", modules.release), mode));
     }
     mounts
+}
+
+/// What carries this share where the others are carried by a kind: modules are too many to be copied, and who has them has its root by 9p.
+pub(crate) fn carrying(kind: &'static Kind, tag: &str) -> &'static Kind {
+    if kind.on_disk && tag == MODULES_TAG { &ninep::NINE_P } else { kind }
 }
 
 /// What a guest is told of that has no output directory although nobody asked for one.

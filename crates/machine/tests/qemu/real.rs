@@ -152,8 +152,22 @@ async fn every_device_is_accepted() {
             cpus: 2,
             disks,
             shares: vec![
-                Share { tag: "a,b".to_owned(), device: Some(push_device), port: None, path: shared, read_only: false },
-                Share { tag: "t".repeat(31), device: Some(push_device), port: None, path: "/".into(), read_only: true },
+                Share {
+                    tag: "a,b".to_owned(),
+                    device: Some(push_device),
+                    port: None,
+                    on_disk: false,
+                    path: shared,
+                    read_only: false,
+                },
+                Share {
+                    tag: "t".repeat(31),
+                    device: Some(push_device),
+                    port: None,
+                    on_disk: false,
+                    path: "/".into(),
+                    read_only: true,
+                },
             ],
             smbios: vec!["a=b, c".to_owned()],
             vmgenid: true,
@@ -205,6 +219,7 @@ async fn what_a_guest_leaves_is_plain_files_of_the_caller() {
     let shared = bench.path("shared");
     fs::create_dir(&shared).unwrap();
     let share = |tag: &str, path: &Path, read_only| Share {
+        on_disk: false,
         tag: tag.to_owned(),
         device: Some(push_device),
         port: None,

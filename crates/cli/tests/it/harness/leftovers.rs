@@ -18,8 +18,19 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const GUEST: &[u8] = b"FAKE_QEMU_CONTROL=";
 
 /// Files of a run's directory.
-const RUN_FILES: [&str; 10] =
-    ["ctl", "events.jsonl", "console.log", "qemu.log", "qemu.cmd", "lock", "out", "attempts", "guests", "screen.png"];
+const RUN_FILES: [&str; 11] = [
+    "ctl",
+    "workspace-conflicts",
+    "events.jsonl",
+    "console.log",
+    "qemu.log",
+    "qemu.cmd",
+    "lock",
+    "out",
+    "attempts",
+    "guests",
+    "screen.png",
+];
 
 /// Fails if a process or a file is left of this laboratory's calls.
 pub(crate) fn check(lab: &Lab, mark: &str, said: &str) {

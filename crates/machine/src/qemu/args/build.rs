@@ -66,7 +66,14 @@ impl MachineConfig {
         for (at, node) in self.flash.iter().enumerate() {
             push(&mut out, "-blockdev", node.options(&flash(at)));
         }
-        push_disks(self, &mut out)?;
+        match &self.share_disk {
+            None => push_disks(self, &mut out)?,
+            Some(last) => {
+                let mut all = self.clone();
+                all.disks.push(last.clone());
+                push_disks(&all, &mut out)?;
+            }
+        }
         self.push_nic(&mut out)?;
         self.push_shares(&mut out)?;
         self.push_rest(&mut out);

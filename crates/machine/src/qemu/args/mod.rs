@@ -68,6 +68,8 @@ pub struct MachineConfig {
     pub flash: Vec<Node>,
     /// In order: the order decides `vda`, `vdb`….
     pub disks: Vec<Disk>,
+    /// The disk on which shares are, after all others.
+    pub share_disk: Option<Disk>,
     /// The network card.
     pub nic: Nic,
     /// Host directories.
@@ -111,6 +113,7 @@ impl Default for MachineConfig {
             kernel: None,
             flash: Vec::new(),
             disks: Vec::new(),
+            share_disk: None,
             nic: Nic::default(),
             shares: Vec::new(),
             fd_sets: Vec::new(),
@@ -261,6 +264,8 @@ pub struct Share {
     pub device: Option<PushDevice>,
     /// The other end of the port through which Belljar serves it, if it does.
     pub port: Option<Chardev>,
+    /// Whether Belljar puts it on the machine's disk of shares.
+    pub on_disk: bool,
     /// The directory.
     pub path: PathBuf,
     /// Whether writes are refused by the host.

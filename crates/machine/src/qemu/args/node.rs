@@ -20,6 +20,8 @@ pub struct Node {
     pub backing: Option<Box<Backing>>,
     /// Whether writes are refused.
     pub read_only: bool,
+    /// Whether zeros that are written to it take no room.
+    pub drops_zeros: bool,
     /// Whether it ends with the machine: then the guest's flushes need not reach the host's disk.
     pub throw_away: bool,
 }
@@ -28,7 +30,14 @@ impl Node {
     /// Writable bytes that end with the machine.
     #[must_use]
     pub fn new(source: DiskSource, format: &str) -> Self {
-        Self { source, format: format.to_owned(), backing: None, read_only: false, throw_away: true }
+        Self {
+            source,
+            format: format.to_owned(),
+            backing: None,
+            read_only: false,
+            drops_zeros: false,
+            throw_away: true,
+        }
     }
 
     /// Bytes that nobody writes to.
@@ -50,6 +59,9 @@ impl Node {
             KeyVal::empty().set("driver", &self.format).set("node-name", name).set("read-only", on_off(self.read_only));
         if !self.read_only {
             options = options.set("discard", "unmap");
+            if self.drops_zeros {
+                options = options.set("detect-zeroes", "unmap");
+            }
             if self.throw_away {
                 options = options.set("cache.no-flush", "on");
             }

@@ -74,6 +74,7 @@ fn stock_image() {
         ],
         fd_sets: sets,
         shares: vec![Share {
+            on_disk: false,
             tag: "hostos".to_owned(),
             device: Some(push_device),
             port: None,
@@ -100,6 +101,7 @@ fn own_kernel_for_pasting() {
         }),
         nic: Nic { mode: NicMode::None, ..Nic::default() },
         shares: vec![Share {
+            on_disk: false,
             tag: "belljar-root".to_owned(),
             device: Some(push_device),
             port: None,
@@ -139,6 +141,7 @@ fn odd_names_stay_one_value() {
     let path = OsString::from_vec(b"/a,readonly=on,b \n\xff'=\x1b[2J".to_vec());
     let config = MachineConfig {
         shares: vec![Share {
+            on_disk: false,
             tag: "t,x".to_owned(),
             device: Some(push_device),
             port: None,
@@ -164,6 +167,7 @@ fn refusals_name_the_culprit() {
         ..Disk::new(Node { read_only, ..raw("/d") })
     };
     let share = |tag: &str| Share {
+        on_disk: false,
         tag: tag.to_owned(),
         device: Some(push_device),
         port: None,

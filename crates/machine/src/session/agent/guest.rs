@@ -5,7 +5,7 @@ use std::{io, sync::Arc};
 use belljar_model::{CrashKind, Exit, Phase};
 use belljar_proto::{
     files::FileQuery,
-    message::{Exec, Leftovers, Nonce, ShutdownHow, Status, Stdio, SyncFault},
+    message::{Exec, Leftovers, Nonce, ShutdownHow, Status, Stdio, SyncReport},
 };
 
 use super::{AgentSession, ExecIo, OutputSink, PortKind, Reports, SessionError, SinkFuture};
@@ -119,8 +119,12 @@ impl Session for AgentSession {
         Box::pin(async { self.renew().await.map_err(|e| of_session(e, Phase::Session)) })
     }
 
-    fn sync(&mut self) -> Answer<'_, Option<SyncFault>> {
+    fn sync(&mut self) -> Answer<'_, SyncReport> {
         Box::pin(async { self.sync().await.map_err(|e| of_session(e, Phase::Close)) })
+    }
+
+    fn make_directories(&mut self, paths: Vec<String>) -> Answer<'_, ()> {
+        Box::pin(async { self.make_directories(paths).await.map_err(|e| of_session(e, Phase::Command)) })
     }
 
     fn power_off(&mut self) -> Answer<'_, ()> {

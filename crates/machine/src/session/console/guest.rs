@@ -5,7 +5,7 @@ use std::sync::Arc;
 use belljar_model::Exit;
 use belljar_proto::{
     files::FileQuery,
-    message::{Leftovers, SyncFault},
+    message::{Leftovers, SyncFault, SyncReport},
 };
 
 use super::ConsoleSession;
@@ -66,8 +66,13 @@ impl Session for ConsoleSession {
         Box::pin(std::future::ready(Ok(Leftovers::default())))
     }
 
-    fn sync(&mut self) -> Answer<'_, Option<SyncFault>> {
-        Box::pin(async { Ok(self.sync().await?.map(SyncFault::Failed)) })
+    fn sync(&mut self) -> Answer<'_, SyncReport> {
+        Box::pin(async { Ok(SyncReport { fault: self.sync().await?.map(SyncFault::Failed), returned: None }) })
+    }
+
+    /// A shell's shares are the host's own.
+    fn make_directories(&mut self, _: Vec<String>) -> Answer<'_, ()> {
+        Box::pin(async { Ok(()) })
     }
 
     fn power_off(&mut self) -> Answer<'_, ()> {

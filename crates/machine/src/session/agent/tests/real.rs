@@ -3,7 +3,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::Stdio as ProcessStdio;
 use std::time::Duration;
 
-use belljar_proto::message::{Exec, MountFault, MountMode, Setup, ShutdownHow, Status, Stdio, WindowSize};
+use belljar_proto::message::{Exec, MountFault, MountMode, Setup, ShutdownHow, Status, Stdio, SyncReport, WindowSize};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
@@ -56,7 +56,7 @@ fn commands_run_one_after_another() {
         let (status, _) = outcome(&mut session, sh("kill -9 $$")).await;
         assert_eq!(status, Status::Signal { signal: 9, core: false });
         session.ping().await.unwrap();
-        assert_eq!(session.sync().await.unwrap(), None);
+        assert_eq!(session.sync().await.unwrap(), SyncReport::default());
         session.shutdown(ShutdownHow::Immediate).await.unwrap();
         assert!(matches!(session.ping().await, Err(SessionError::Closed { .. })));
     });
