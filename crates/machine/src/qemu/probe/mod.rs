@@ -233,13 +233,16 @@ fn interview(platform: &Platform, path: PathBuf, why: String) -> Result<QemuInfo
         return Err(ProbeError::Old { path, version });
     }
     let (listed, devices) = ask("devices", &["-device", "help"])?;
-    let nine_p = platform.default_machine().transport.device(ninep::DEVICE);
-    let has_9p = devices.contains(&nine_p)
-        // Making the list loads every module, and ends in an abort where another build's are in the way. Of one device
-        // it speaks without them; of one that it has not, only on standard error.
-        || (!listed.success() && ask("9p device", &["-device", &format!("{nine_p},help")])?.1.contains(&nine_p));
+    // Making the list loads every module, and ends in an abort where another build's are in the way. Of one device
+    // it speaks without them; of one that it has not, only on standard error.
+    let has = |device: &str| -> Result<bool, ProbeError> {
+        let is_listed = devices.contains(&format!("\"{device}\""));
+        Ok(is_listed
+            || (!listed.success() && ask("a device", &["-device", &format!("{device},help")])?.1.contains(device)))
+    };
+    let has_9p = has(&platform.default_machine().transport.device(ninep::DEVICE))?;
+    let has_isa_vga = has(crate::screen::CARD)?;
     let (sandboxed, _) = ask("sandbox", &["-sandbox", super::args::SANDBOX, "-machine", "help"])?;
-    let has_isa_vga = devices.contains(&format!("\"{}\"", crate::screen::CARD));
     Ok(QemuInfo { why, version, has_sandbox: sandboxed.success(), has_9p, has_isa_vga, path })
 }
 
