@@ -259,9 +259,8 @@ pub fn prepare(
         (BootSource::RootDir { .. }, ShareKind::Auto) => ShareKind::NineP,
         (_, asked) => asked,
     };
-    let needs_disk = false;
-    let kinds = || share::choose(asked, platform.agent().is_some(), needs_disk, &qemu);
-    let kinds = sees_host.then(kinds).transpose().map_err(PlanError::NoShare)?.unwrap_or_default();
+    let choose = |needs_disk| share::choose(asked, platform.agent().is_some(), needs_disk, &qemu);
+    let mut kinds = sees_host.then(|| choose(false)).transpose().map_err(PlanError::NoShare)?.unwrap_or_default();
     choices.add("qemu", format!("{} ({})", qemu.path.display(), qemu.version), qemu.why.clone());
     let accel = probe::choose_accel(platform, host.accel.or(spec.accel), &qemu, &host.shim, &host.cache_dir)?;
     choices.accelerator(&accel);
@@ -280,6 +279,12 @@ pub fn prepare(
             let image = plan_image::look_at(&host.qemu_img, path, format, directly)?;
             let reader = ImageReader::new(&image, &host.qemu_img, &cache);
             reader.refuse(source, &mut choices)?;
+            if asked == ShareKind::Auto && reader.facts().is_ok_and(|facts| facts.mounts_no_share) {
+                kinds = choose(true).map_err(PlanError::NoShare)?;
+                let why =
+                    "the image's kernel has nothing by which it could mount a share, and gets what is shared from it";
+                choices.add("disk of shares", "attached", why);
+            }
             let question = ImageQuestion { source, spec, platform, host: &host };
             let kernel = plan_direct::of_image(&reader, &question, &cache, &mut rungs, &mut choices)?;
             let kernel = kernel.map(|(files, found)| {

@@ -13,6 +13,7 @@ use belljar_image::{
     cache::{self, Cache, CacheError},
     disk::{self, DiskImage},
     kernel::Arch,
+    modules::Presence,
 };
 use serde::{Deserialize, Serialize};
 
@@ -22,11 +23,12 @@ use crate::{
     plan_direct::{Entry, Login},
     plan_firmware::Wanted,
     qemu::platform::{self, Platform},
+    share,
     volume::VolumeError,
 };
 
 /// Part of the names in the cache: change it with what is read and how.
-const VERSION: &[u8] = b"2";
+const VERSION: &[u8] = b"3";
 
 /// Which guest of an image it is about, and on what host.
 pub(crate) struct ImageQuestion<'a> {
@@ -45,6 +47,8 @@ pub(crate) struct Facts {
     pub(crate) firmware: Wanted,
     /// How one gets into its system, if one was found.
     pub(crate) login: Option<Login>,
+    /// The kernel that is booted is known to have nothing by which it could mount a share.
+    pub(crate) mounts_no_share: bool,
     /// What its boot loader starts when nobody chooses, or why that is not known.
     pub(crate) entry: Result<Entry, String>,
 }
@@ -61,9 +65,21 @@ impl Facts {
             obstacles,
             firmware: Wanted::of(found),
             login: system.as_ref().map(Login::of),
+            mounts_no_share: system.as_ref().is_some_and(|system| mounts_no_share(found, system)),
             entry: Entry::of(found),
         })
     }
+}
+
+/// Whether the kernel that the boot loader starts, else the newest, is known to have nothing by which it could mount a share.
+fn mounts_no_share(found: &Description, system: &System) -> bool {
+    // By their names alone, for where one file system has both the other may see them at another path.
+    let file = |path: &str| path.rsplit('/').next().unwrap_or_default().to_owned();
+    let entry = found.default_entry().map(|entry| file(&entry.kernel.path));
+    let booting = system.kernels.iter().find(|kernel| Some(file(&kernel.path)) == entry).or(system.kernels.first());
+    booting.is_some_and(|kernel| {
+        share::needs_disk(|feature| kernel.feature(feature).map(|presence| presence != Presence::Absent))
+    })
 }
 
 /// What a system is for, if that is known and an image's machine does not run it.

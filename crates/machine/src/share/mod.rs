@@ -105,6 +105,12 @@ pub(crate) fn choose(
     if kinds.is_empty() { Err(obstacles.join("; ")) } else { Ok(kinds) }
 }
 
+/// Whether a kernel is known to lack something for each kind that is mounted, so that only a disk is left. `has` tells what it has, as far as that is known.
+pub(crate) fn needs_disk(has: impl Fn(Feature) -> Option<bool>) -> bool {
+    let lacks = |kind: &&Kind| kind.features.iter().any(|feature| has(*feature) == Some(false));
+    KINDS.iter().copied().filter(|kind| !kind.on_disk).all(|kind| lacks(&kind))
+}
+
 /// The kind by which a shell without an agent mounts shares.
 ///
 /// # Errors
@@ -207,6 +213,17 @@ pub(crate) fn explain(mount: &Mount, kind: &Kind, fault: &MountFault) -> String 
 mod tests {
     use super::*;
     use crate::spec::{KernelModules, Workspace};
+
+    #[test]
+    fn a_disk_is_for_a_kernel_that_is_known_to_have_nothing_else() {
+        let fuse = Feature::FileSystem("fuse");
+        assert!(needs_disk(|feature| Some(feature != Feature::NineP && feature != fuse)));
+        assert!(needs_disk(|_| Some(false)));
+        assert!(!needs_disk(|feature| Some(feature == fuse || feature == Feature::VirtioConsole)));
+        assert!(!needs_disk(|feature| Some(feature == Feature::NineP)));
+        assert!(!needs_disk(|_| None), "nothing is guessed");
+        assert!(!needs_disk(|feature| (feature == Feature::NineP).then_some(false)));
+    }
 
     #[test]
     fn the_output_directory_is_always_there() {
