@@ -25,7 +25,7 @@ use crate::network::Cards;
 use crate::port::{self, Port};
 use crate::renew::{self, Carried};
 use crate::share::disk::Unpacked;
-use crate::{serve, shutdown, sys, text};
+use crate::{mount_table, serve, shutdown, sys, text};
 
 /// How often the agent announces itself while nobody has greeted it.
 const ANNOUNCE: Duration = Duration::from_secs(1);
@@ -423,6 +423,7 @@ impl Agent {
             kernel: text::lossy(name.release().to_bytes()),
             machine: text::lossy(name.machine().to_bytes()),
             hostname: text::lossy(name.nodename().to_bytes()),
+            in_initramfs: mount_table::is_initial_root(),
         }));
     }
 

@@ -71,6 +71,16 @@ pub(crate) fn read() -> Vec<Mounted> {
     parse(&own.unwrap_or_default())
 }
 
+/// Whether the root is the kernel's initial one; no where the kernel does not say.
+pub(crate) fn is_initial_root() -> bool {
+    is_initial_root_of(&read())
+}
+
+fn is_initial_root_of(mounts: &[Mounted]) -> bool {
+    // What was mounted over it is below it in the list.
+    mounts.iter().rfind(|mounted| mounted.at == "/").is_some_and(|root| root.kind == "rootfs")
+}
+
 fn own_list() -> Option<Vec<u8>> {
     let context = rustix::mount::fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC).ok()?;
     rustix::mount::fsconfig_create(&context).ok()?;
@@ -193,5 +203,15 @@ mod tests {
     #[test]
     fn the_list_is_there() {
         assert!(read().iter().any(|mounted| mounted.at == "/"));
+    }
+
+    #[test]
+    fn the_initial_root_is_told_from_one_that_was_mounted() {
+        let initial = b"1 1 0:2 / / rw - rootfs rootfs rw\n20 1 0:19 / /proc rw - proc proc rw\n";
+        assert!(is_initial_root_of(&parse(initial)));
+        assert!(!is_initial_root_of(&parse(&[&initial[..], b"22 1 254:1 / / rw - ext4 /dev/vda1 rw\n"].concat())));
+        assert!(!is_initial_root_of(&parse(b"22 1 254:1 / / rw - ext4 /dev/vda1 rw\n")));
+        assert!(!is_initial_root_of(&parse(b"22 1 0:40 / / rw - tmpfs root rw\n")), "a system may live in memory");
+        assert!(!is_initial_root_of(&[]));
     }
 }

@@ -114,3 +114,14 @@ belljar_pid() {
             ! grep -qz __exec "$p/cmdline"; then echo "${p#/proc/}"; fi
     done 2>/dev/null | sort -n | head -n 1
 }
+
+# Has Belljar find the fixture's firmware, as a user without root's rights does who unpacked it somewhere.
+with_ovmf() {
+    export XDG_CONFIG_HOME=$dir/config
+    mkdir -p "$dir/config/qemu/firmware"
+    local description parts
+    parts=$(fixture ovmf)
+    for description in "$parts"/usr/share/qemu/firmware/*.json; do
+        sed "s|\"/usr/share/|\"$parts/usr/share/|" "$description" >"$dir/config/qemu/firmware/${description##*/}"
+    done
+}

@@ -552,6 +552,7 @@ async fn get_in(
             match tokio::time::timeout(limits.agent_start(), connecting).await {
                 Ok(connected) => {
                     let (session, announce, port) = connected.map_err(|e| of_session(e, Phase::Session))?;
+                    expect_system(plan, &announce)?;
                     Ok(agent(session, &announce, port, tell))
                 }
                 Err(_) => Err(Lost::timeout(
@@ -571,12 +572,24 @@ async fn get_in(
             {
                 let (session, announce, port) = connected.map_err(|e| of_session(e, Phase::Session))?;
                 shell.restore_messages(&mut limits.line()).await.map_err(|e| enter::of_shell(&e, Phase::Session))?;
+                expect_system(plan, &announce)?;
                 return Ok(agent(session, &announce, port, tell));
             }
             tell(EventKind::Choice { what: "session".into(), chosen: "sh on the console".into(), why });
             Ok(Entered::Shell(Box::new(shell)))
         }
     }
+}
+
+/// Refuses the shell of an initramfs where the system is known to be on the guest's disk: it would be taken for the system.
+fn expect_system(plan: &Plan, announce: &Announce) -> Result<(), Lost> {
+    if !(plan.root_is_on_disk && announce.in_initramfs) {
+        return Ok(());
+    }
+    let seen = "the guest did not get to the system on its disk: a shell answered, but it is one of its initramfs";
+    let advice = "the console's lines before it say what was missing, often the driver of the disk (--boot-bus) or the right root= on the kernel's line; \
+                  a kernel and an initramfs that are to be all of the guest are given with --kernel and --initrd";
+    Err(Lost::crash(CrashKind::BootFailed, seen.to_owned(), Phase::Boot).with_advice(advice))
 }
 
 /// Takes the agent that came of its own accord, and waits for the end of the boot where it came before that.

@@ -87,6 +87,8 @@ pub struct Plan {
     pub(crate) agent: AgentPlace,
     pub(crate) login: Option<Credentials>,
     pub(crate) share: ShareSpec,
+    /// Whether a system was found on its disk, so that no initramfs is all of it.
+    pub(crate) root_is_on_disk: bool,
     /// What brings its root and the agent, if something does.
     pub(crate) before_agent: Option<&'static Kind>,
     /// What may carry its other host directories, the first choice first; none if it sees none.
@@ -273,6 +275,7 @@ pub fn prepare(
     let mut of_kernel = None;
     // Those of the guest's own, for its kernel.
     let mut words = String::new();
+    let mut root_is_on_disk = false;
     let (kernel, place) = match found? {
         Found::Image { path, format, bus } => {
             let directly = rungs.iter().any(|rung| rung.starts_directly);
@@ -291,6 +294,7 @@ pub fn prepare(
                 words = found;
                 files
             });
+            root_is_on_disk = reader.facts().is_ok_and(|facts| facts.login.is_some());
             volumes.push(Volume::boot(image.clone(), bus));
             if let Some(Uefi { code, variables, .. }) = uefi_for(&reader, &question, &qemu, &mut choices)? {
                 flash.push(Node::fixed(DiskSource::Path(code.path), &code.format));
@@ -400,6 +404,7 @@ pub fn prepare(
         agent: place,
         login: spec.credentials()?,
         share: ShareSpec { modules: of_kernel, ..share.clone() },
+        root_is_on_disk,
         before_agent,
         kinds,
         qemu,

@@ -15,7 +15,7 @@ pub const PROGRAM_PORT_NAME: &str = "belljar.program";
 
 /// Version of everything in this crate. Host and agent come from one build, so it only guards
 /// against a stale agent, such as one resumed from an old template.
-pub const VERSION: u16 = 9;
+pub const VERSION: u16 = 10;
 
 /// Number the host gives to one command; never used twice in a session.
 pub type ExecId = u32;
@@ -563,6 +563,8 @@ pub struct Announce {
     pub machine: String,
     /// `/proc/sys/kernel/hostname`.
     pub hostname: String,
+    /// Whether the guest's root is still the kernel's initial one, in which its initramfs was unpacked.
+    pub in_initramfs: bool,
 }
 
 /// What the agent does as PID 1 of an initramfs, in the file [`INIT_CONFIG_PATH`] (postcard).

@@ -33,6 +33,7 @@ const SLOW: Duration = Duration::from_secs(7);
 pub(crate) struct Manners {
     version: u16,
     pid1: bool,
+    in_initramfs: bool,
     every: Duration,
     hostname: String,
     setup: String,
@@ -83,7 +84,7 @@ pub(crate) struct ExecManners {
     clock_set: bool,
 }
 
-const KEYS: [&str; 31] = [
+const KEYS: [&str; 32] = [
     "disk",
     "boot",
     "marks",
@@ -95,6 +96,7 @@ const KEYS: [&str; 31] = [
     "sync",
     "version",
     "pid1",
+    "initramfs",
     "every",
     "hostname",
     "setup",
@@ -134,6 +136,7 @@ impl Manners {
         Ok(Self {
             version: step.count("version")?.and_then(|v| u16::try_from(v).ok()).unwrap_or(VERSION),
             pid1: step.switch("pid1", true)?,
+            in_initramfs: step.switch("initramfs", false)?,
             every: Duration::from_millis(step.count("every")?.unwrap_or(200)),
             hostname: step.text("hostname").unwrap_or_else(|| "fake".into()),
             setup: one_of(step, "setup", &["ok", "no9p", "no-overlay", "failed", "bad-index", "never"])?,
@@ -218,6 +221,7 @@ pub(crate) fn serve(
         kernel: "6.1.0-fake".into(),
         machine: "x86_64".into(),
         hostname: manners.hostname.clone(),
+        in_initramfs: manners.in_initramfs,
     });
     let greeted: Arc<Greeted> = Arc::new((std::sync::Mutex::new(resumed), std::sync::Condvar::new()));
     if !resumed {

@@ -2,16 +2,6 @@
 # shellcheck disable=SC2016,SC2154 # what is quoted is expanded in the guest; run and lib.sh set dir, code
 # A stock Debian disk image, started by UEFI.
 
-# Has Belljar find the fixture's firmware, as a user without root's rights does who unpacked it somewhere.
-with_ovmf() {
-    export XDG_CONFIG_HOME=$dir/config
-    mkdir -p "$dir/config/qemu/firmware"
-    local description parts
-    parts=$(fixture ovmf)
-    for description in "$parts"/usr/share/qemu/firmware/*.json; do
-        sed "s|\"/usr/share/|\"$parts/usr/share/|" "$description" >"$dir/config/qemu/firmware/${description##*/}"
-    done
-}
 uefi() { bj -v --image "$(fixture debian-bookworm)" --login root:belljar --firmware uefi "$@"; }
 no_boot() { want_no_line '^belljar: (template: made|template: none|access: login)' err; }
 # Sets a variable of the firmware's that must not be there yet.

@@ -97,3 +97,28 @@ test_a_picture_of_who_was_not_entered() {
     # Text of the firmware's, of GRUB's or of the kernel's: an empty screen of that size is less than two KiB.
     [ "$(stat -c %s "$picture")" -gt 2500 ] || fail "nothing is on the picture ($(stat -c %s "$picture") bytes)"
 }
+
+# fixtures: debian-uefi ovmf
+test_by_uefi_alone() {
+    with_ovmf
+    enters credentials "$(fixture debian-uefi)"
+    want_line '^belljar: firmware: .*/OVMF_CODE_4M.fd .*an EFI system partition, and no code that a BIOS would run' err
+    bj --image "$(fixture debian-uefi)" -- sh -c 'ls -d /sys/firmware/efi; findmnt -no SOURCE /'
+    want_out /sys/firmware/efi /dev/vda1
+}
+
+# fixtures: debian-lvm
+test_on_a_logical_volume() {
+    enters credentials "$(fixture debian-lvm)"
+    enters initrd "$(fixture debian-lvm)" --access initrd
+    bj --image "$(fixture debian-lvm)" --access initrd -- sh -c 'findmnt -no SOURCE /; systemctl is-system-running'
+    want_out /dev/mapper/vg0-root running
+}
+
+# fixtures: debian-btrfs
+test_where_no_firmware_finds_anything() {
+    enters initrd "$(fixture debian-btrfs)"
+    want_line '^belljar: start: directly, without the image.s boot loader \(no firmware finds anything on it to start' err
+    bj --image "$(fixture debian-btrfs)" -- sh -c 'findmnt -no FSTYPE /; systemctl is-system-running'
+    want_out btrfs running
+}

@@ -1,6 +1,11 @@
 //! Guests that do not get as far as a session, or only just.
 
-use crate::harness::{Lab, snapshot};
+use std::fs;
+
+use crate::{
+    doctor_image::disk,
+    harness::{Lab, snapshot},
+};
 
 #[test]
 fn a_silent_guest_is_given_up() {
@@ -53,6 +58,32 @@ fn an_emergency_shell_is_no_session() {
     let script = "[serial]\nsend \"You are in emergency mode. After logging in, type \\\"journalctl -xb\\\" to view system logs.\\r\\nGive root password for maintenance\\r\\n(or press Control-D to continue): \"\ndrain\n";
     let outcome = lab.run_image(script).args(["--boot-timeout", "60s"]).sh("true").go();
     outcome.code(121).complains("emergency mode");
+}
+
+#[test]
+fn a_shell_of_the_initramfs_is_not_the_system_on_the_disk() {
+    let script = |initramfs: &str| {
+        format!("[serial]\nshell prompt=\"~ # \"\n[agent]\nwait agent 85000\nagent pid1=off initramfs={initramfs}\n")
+    };
+    // A disk with a system on it, and one of which nothing is known: that may live in its initramfs.
+    for (has_system, code) in [(true, 121), (false, 7)] {
+        let lab = Lab::new();
+        let image = lab.image("disk.raw", "raw");
+        if has_system {
+            fs::write(&image, disk("gpt")).expect("disk");
+        }
+        let image = image.display().to_string();
+        let run = |initramfs| {
+            let words = ["--image", &image, "--login", "root"];
+            lab.run_bare(&script(initramfs)).args(words).in_playground().sh("exit 7").go()
+        };
+        run("off").code(7);
+        let outcome = run("on");
+        outcome.code(code);
+        if code == 121 {
+            outcome.complains("a shell answered, but it is one of its initramfs").complains("--boot-bus");
+        }
+    }
 }
 
 #[test]

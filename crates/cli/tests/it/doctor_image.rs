@@ -5,7 +5,7 @@ use std::{fs, io::Read, path::Path};
 use crate::harness::{Lab, SUITE, WELL};
 
 /// A disk of the reader's tests.
-fn disk(name: &str) -> Vec<u8> {
+pub(crate) fn disk(name: &str) -> Vec<u8> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../disk-reader/tests/data/{name}.img.xz"));
     let packed = fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let mut bytes = Vec::new();

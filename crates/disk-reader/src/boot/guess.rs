@@ -55,7 +55,12 @@ pub(super) fn find(volumes: &[Volume], fs: &mut FileSystems) -> Option<Boot> {
     .find(|name| names.contains(name));
     let directory = super::parent(&place.path).to_owned();
     let initrds = initrd.and_then(|name| file_ref(volumes, fs, &place.with(&format!("{directory}/{name}"))).ok());
-    let command_line = root.as_ref().map(|root| words(volumes, root)).unwrap_or_default();
+    let command_line = root.as_ref().map(|root| {
+        let release = Place { volume: root.volume, view: root.view, path: format!("{}/etc/alpine-release", root.top) };
+        let is_alpine = file_ref(volumes, fs, &release).is_ok();
+        words(volumes, root, is_alpine)
+    });
+    let command_line = command_line.unwrap_or_default();
     let mut notes = vec![
         "no boot loader's configuration was found: the newest kernel was taken, and the words for it made up"
             .to_owned(),
@@ -77,7 +82,10 @@ pub(super) fn find(volumes: &[Volume], fs: &mut FileSystems) -> Option<Boot> {
     Some(boot)
 }
 
-fn words(volumes: &[Volume], root: &Root) -> String {
+/// What Alpine's initramfs (mkinitfs) is to load, which it does not find out by itself: the file system, and drivers of whatever the disk may be on.
+const MKINITFS_DRIVERS: &str = "virtio_pci,virtio_blk,virtio_scsi,sd-mod,ahci,ata_piix,nvme";
+
+fn words(volumes: &[Volume], root: &Root, is_alpine: bool) -> String {
     let Some(volume) = volumes.get(root.volume) else { return String::new() };
     let partition = volume.partition.as_ref().map(|partition| format!("root=PARTUUID={}", partition.partuuid));
     let mut words = match volume.content.uuid.as_str() {
@@ -89,6 +97,10 @@ fn words(volumes: &[Volume], root: &Root) -> String {
         if let Some(subvolume) = root.top.strip_prefix('/') {
             words.push_str(" rootflags=subvol=");
             words.push_str(subvolume);
+        }
+        if is_alpine {
+            let kind = volume.content.kind.name().to_lowercase();
+            words.push_str(&format!(" rootfstype={kind} modules={kind},{MKINITFS_DRIVERS}"));
         }
     }
     words

@@ -22,6 +22,7 @@ fn announce() -> ToHost {
         kernel: "6.1\x1b[31m".into(),
         machine: "x86_64".into(),
         hostname: "guest".into(),
+        in_initramfs: false,
     })
 }
 
