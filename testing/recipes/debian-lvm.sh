@@ -91,7 +91,7 @@ header += struct.pack("<QQII", SECTOR, len(text), crc(text), 0)
 header = header.ljust(SECTOR - 4, b"\0")
 label = identity("p").replace("-", "").encode() + struct.pack("<Q", size)
 label += struct.pack("<QQQQ", DATA * SECTOR, 0, 0, 0) + struct.pack("<QQQQ", area, area_size, 0, 0)
-label += struct.pack("<IIQQ", 2, 0, 0, 0)
+label += struct.pack("<IIQQ", 2, 1, 0, 0)
 checked = struct.pack("<I8s", 32, b"LVM2 001") + label
 checked = checked.ljust(SECTOR - 20, b"\0")
 with open(image, "r+b") as disk:

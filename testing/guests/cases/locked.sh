@@ -37,7 +37,7 @@ test_by_a_unit_with_nothing_on_the_serial_line() { enters credentials "$(fixture
 test_without_9p() {
     enters credentials "$(fixture debian-cloud)"
     want_line '^belljar: share: fuse \(the agent mounted the workspace at /mnt/hostos \(rw\).* has no 9p file system' err
-    bj --image "$(fixture debian-cloud)" --out "$dir/results" -- sh -c 'uname -r >made && cp made $BELLJAR_OUT/copy && systemctl is-system-running'
+    bj --image "$(fixture debian-cloud)" --out "$dir/results" -- sh -c 'uname -r >made && cp made $BELLJAR_OUT/copy && systemctl is-system-running --wait'
     want_out running
     cmp ws/made results/copy || fail 'the output directory has not what the guest wrote'
     grep -q cloud ws/made || fail 'the workspace has not what the guest wrote'
@@ -111,7 +111,7 @@ test_by_uefi_alone() {
 test_on_a_logical_volume() {
     enters credentials "$(fixture debian-lvm)"
     enters initrd "$(fixture debian-lvm)" --access initrd
-    bj --image "$(fixture debian-lvm)" --access initrd -- sh -c 'findmnt -no SOURCE /; systemctl is-system-running'
+    bj --image "$(fixture debian-lvm)" --access initrd -- sh -c 'findmnt -no SOURCE /; systemctl is-system-running --wait'
     want_out /dev/mapper/vg0-root running
 }
 
@@ -119,6 +119,6 @@ test_on_a_logical_volume() {
 test_where_no_firmware_finds_anything() {
     enters initrd "$(fixture debian-btrfs)"
     want_line '^belljar: start: directly, without the image.s boot loader \(no firmware finds anything on it to start' err
-    bj --image "$(fixture debian-btrfs)" -- sh -c 'findmnt -no FSTYPE /; systemctl is-system-running'
+    bj --image "$(fixture debian-btrfs)" -- sh -c 'findmnt -no FSTYPE /; systemctl is-system-running --wait'
     want_out btrfs running
 }
