@@ -5,7 +5,7 @@ export CARGO_TERM_COLOR ?= auto
 # What could not be tried on this machine: no step that was skipped counts as passed.
 export SKIPPED := $(CURDIR)/target/skipped
 
-.PHONY: help build demo example test check html bare bare-all guests guests-all bench fixtures lint-shell clean-fixtures
+.PHONY: help build demo example test check html bare bare-all guests guests-all table bench fixtures lint-shell clean-fixtures
 
 help:
 	@echo 'make build        the program, target/release/belljar'
@@ -18,7 +18,8 @@ help:
 	@echo 'make bare-all     the same, and make demo and make test as a whole there (takes an hour)'
 	@echo 'make guests       the part of it in real guests (CASES=pattern for some)'
 	@echo 'make guests-all   in all real guests: all formats, login shells and distributions, of which make guests takes one each; a thousand clones'
-	@echo 'make bench        ratios against a bare QEMU, and against virtme-ng where that is installed; clones against cold boots'
+	@echo 'make table        the table of guests in the README, measured anew (takes half an hour without KVM)'
+	@echo 'make bench        ratios against a bare QEMU, and against virtme-ng where that is installed; clones against cold boots; shares against each other'
 	@echo 'make fixtures     build the images of the tests'
 
 build:
@@ -88,6 +89,12 @@ guests-all:
 	cargo build --locked --quiet
 	@testing/guests/run --all $(CASES)
 
+# The table in the README, with what it measures.
+table:
+	@testing/setup test
+	cargo build --locked --quiet
+	@testing/guests/table --update
+
 bench:
 	@testing/setup bench
 	cargo build --release --locked --quiet -p belljar -p fake-qemu
@@ -95,6 +102,7 @@ bench:
 	@testing/fixture debian-bookworm >/dev/null
 	@testing/bench/run
 	@testing/bench/clones
+	@testing/bench/shares
 
 fixtures:
 	@testing/setup test
