@@ -138,12 +138,12 @@ fn the_image_is_not_written_to() {
     let lab = Lab::new();
     for format in ["qcow2", "raw", "vmdk", "vdi", "vhdx"] {
         let image = lab.image(&format!("disk.{format}"), format);
-        let before = std::fs::read(&image).expect("image");
+        let before = fs::read(&image).expect("image");
         let script = "[serial]\nshell\n[agent]\nwait agent 80000\nagent pid1=off\n";
         let outcome =
             lab.run_bare(script).args(["--image".as_ref(), image.as_os_str()]).in_playground().sh("true").go();
         outcome.code(0);
-        assert!(std::fs::read(&image).expect("image") == before, "{format}");
+        assert!(fs::read(&image).expect("image") == before, "{format}");
     }
 }
 
