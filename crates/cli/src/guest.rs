@@ -34,7 +34,7 @@ pub(crate) struct GuestArgs {
     #[arg(long, value_name = "FORMAT")]
     pub(crate) image_format: Option<String>,
 
-    /// What starts the image's boot loader: the machine's BIOS, UEFI, or what the image has one for [default: bios]
+    /// What starts the image's boot loader: the machine's BIOS, UEFI, or what the image has one for [default: auto]
     #[arg(long, value_name = "FIRMWARE", value_parser = word::<Firmware>())]
     pub(crate) firmware: Option<Firmware>,
 
@@ -62,7 +62,7 @@ pub(crate) struct GuestArgs {
     #[arg(long, value_name = "USER[:PASSWORD]", env = env::LOGIN, hide_env = true, hide_env_values = true)]
     pub(crate) login: Option<String>,
 
-    /// How to get in: what the serial line offers, or Belljar's own init (only with --kernel) [default: auto]
+    /// How to get in; the manual, Getting in, tells of each way [default: what is there decides]
     #[arg(long, value_name = "ACCESS", value_parser = word::<Access>())]
     pub(crate) access: Option<Access>,
 

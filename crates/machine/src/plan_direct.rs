@@ -108,7 +108,7 @@ enum Detour {
 fn detour(firmware: &Wanted, login: Option<&Login>, entry: Option<&Entry>, nobody_logs_in: bool) -> Option<Detour> {
     let entry = entry.filter(|entry| !entry.initrds.is_empty());
     if firmware.finds_nothing && entry.is_some() {
-        let why = "no firmware finds anything on it to start: no code in its first sector, no EFI system partition";
+        let why = "no firmware finds anything on it to start: no code in its first sector, and nothing for UEFI";
         return Some(Detour::Direct(why.to_owned()));
     }
     let login = login.filter(|login| nobody_logs_in && login.root_is_locked && !login.takes_credentials())?;

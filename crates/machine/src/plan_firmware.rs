@@ -70,7 +70,7 @@ impl Wanted {
 /// What of a disk tells what starts it.
 #[derive(Clone, Copy, Debug)]
 struct Signs {
-    /// Whether there is a partition from which UEFI firmware boots.
+    /// Whether there is a partition from which UEFI firmware boots, by its type or by the program in it.
     esp: bool,
     /// Whether there is code in the first sector.
     code: bool,
@@ -83,7 +83,7 @@ impl Signs {
     fn of(found: &Description) -> Self {
         let mut partitions = found.volumes.iter().filter_map(|volume| volume.partition.as_ref());
         Self {
-            esp: found.esp().is_some(),
+            esp: found.esp().is_some() || !found.efi_programs().is_empty(),
             code: found.has_boot_code,
             goes_on: found.table != Table::Gpt
                 || found.loader == Loader::Syslinux
@@ -93,13 +93,10 @@ impl Signs {
 
     fn wanted(self) -> Wanted {
         let (uefi, why) = match self {
-            Self { esp: false, .. } => (false, "the image has no EFI system partition"),
-            Self { code: false, .. } => {
-                (true, "the image has an EFI system partition, and no code that a BIOS would run")
-            }
+            Self { esp: false, .. } => (false, "the image has nothing that UEFI would start"),
+            Self { code: false, .. } => (true, "the image has what UEFI starts, and no code that a BIOS would run"),
             Self { goes_on: false, .. } => {
-                let why =
-                    "the image has an EFI system partition, and nothing that the code in its first sector would start";
+                let why = "the image has what UEFI starts, and nothing that the code in its first sector would start";
                 (true, why)
             }
             Self { .. } => (false, "the image has code that a BIOS runs, which is there sooner than UEFI"),

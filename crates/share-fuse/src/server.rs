@@ -116,6 +116,8 @@ pub enum Answer {
     Nothing,
     /// The guest is through with the share.
     End,
+    /// The guest knows of as many files as this process may hold. It would be told of no more, and take them for not there.
+    Full(usize),
 }
 
 /// What a request comes to beside the bytes of its reply.
@@ -172,6 +174,7 @@ impl Server {
             Ok(Outcome::Replied) => 0,
             Ok(Outcome::Silent) => return Ok(Answer::Nothing),
             Ok(Outcome::End) => return Ok(Answer::End),
+            Err(Errno::NFILE | Errno::MFILE) => return Ok(Answer::Full(self.most)),
             Err(errno) => errno.raw_os_error(),
         };
         Ok(Answer::Reply(reply.finish(header.unique, error)))
@@ -412,9 +415,6 @@ impl Server {
     }
 
     fn open(&mut self, node: u64, flags: u32, reply: &mut Reply) -> Result<(), Errno> {
-        if self.using == Use::Reading && flags & open::ACCESS != 0 {
-            return Err(Errno::ROFS);
-        }
         if self.using == Use::Reading && self.offered & init::NO_OPEN_SUPPORT != 0 {
             // Nothing more is told of opening, which saves two ways there and back for each file.
             return Err(Errno::NOSYS);
@@ -656,7 +656,7 @@ fn writes(request: &Request<'_>) -> bool {
             | Request::RemoveXAttr(_)
             | Request::FAllocate { .. }
             | Request::CopyFileRange { .. }
-    )
+    ) || matches!(request, Request::Open { flags } if flags & (open::ACCESS | open::TRUNCATE) != 0)
 }
 
 /// A name is one of a directory's: nothing that leads elsewhere.

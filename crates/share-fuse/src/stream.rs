@@ -13,6 +13,8 @@ pub enum ServeError {
     Stream(io::Error),
     /// Bytes came that no kernel sends.
     Malformed,
+    /// The guest knows of as many files as this process may hold.
+    Full(usize),
 }
 
 impl std::fmt::Display for ServeError {
@@ -20,6 +22,11 @@ impl std::fmt::Display for ServeError {
         match self {
             Self::Stream(error) => write!(f, "the port of the share: {error}"),
             Self::Malformed => f.write_str("the guest sent what no kernel sends"),
+            Self::Full(most) => write!(
+                f,
+                "the guest knows of {most} files of it, as many as may be held open for it, and would take all others for not there; \
+                 raise the limit of open files (ulimit -Hn), share fewer files, or use --share 9p"
+            ),
         }
     }
 }
@@ -65,6 +72,7 @@ pub fn serve(mut server: Server, stream: &mut (impl Read + Write)) -> Result<(),
             }
             Answer::Nothing => {}
             Answer::End => return Ok(()),
+            Answer::Full(most) => return Err(ServeError::Full(most)),
         }
         start += length;
         if start == end {

@@ -312,6 +312,23 @@ fn what_comes_of_it_on_the_host_are_plain_files_of_the_user() {
     }
 }
 
+/// The guest says itself what its kernel can do: one that wants to be asked for each opening changes nothing either.
+#[test]
+fn a_share_for_reading_is_emptied_by_no_opening() {
+    let mut guest = Guest::new(Use::Reading);
+    guest.ask(INIT, 0, &numbers(&[7, 38, 0, 0, 0])).unwrap();
+    fs::write(guest.share().join("file"), "text").unwrap();
+    let file = guest.look_up(ROOT, "file").unwrap();
+    for flags in 0..(1 << 14) {
+        let writes = flags & 0o3 != 0 || flags & 0o1000 != 0;
+        match guest.open(file, flags) {
+            Ok(handle) if !writes => drop(guest.ask(RELEASE, file, &[handle.to_le_bytes(), [0; 8], [0; 8]].concat())),
+            found => assert_eq!(found.err(), Some(EROFS), "{flags:o}"),
+        }
+    }
+    assert_eq!(fs::read(guest.share().join("file")).unwrap(), b"text");
+}
+
 #[test]
 fn a_share_for_reading_is_read() {
     let mut guest = Guest::new(Use::Reading);
@@ -398,22 +415,28 @@ fn floods_of_forgetting_forget_what_was_known() {
     assert_eq!(guest.server.answer(&request(BATCH_FORGET, 0, &body)), Err(Malformed), "more than there are");
 }
 
-/// No more is known than there are descriptors; what does not fit is an error, and the rest goes on.
+/// No more is known than there are descriptors. What does not fit would be taken for not there, so it is the end.
 #[test]
 fn what_is_known_has_an_end() {
     let mut guest = Guest::new(Use::Exchange);
     for n in 0..1200 {
         fs::write(guest.share().join(n.to_string()), "").unwrap();
     }
-    let found: Vec<_> = (0..1200).map(|n| guest.look_up(ROOT, &n.to_string())).collect();
-    let last = found.last().unwrap();
-    assert_eq!(*last, Err(Errno::NFILE.raw_os_error()));
-    assert!(found.iter().filter(|found| found.is_ok()).count() > 800);
-    let first = found[0].unwrap();
+    let first = guest.look_up(ROOT, "0").unwrap();
+    for n in 1..800 {
+        guest.look_up(ROOT, &n.to_string()).unwrap();
+    }
+    let look = |n: u32| request(LOOKUP, ROOT, &name(n.to_string()));
+    let full =
+        (800..1200).map(|n| guest.server.answer(&look(n)).unwrap()).find(|answer| matches!(answer, Answer::Full(_)));
+    let Some(Answer::Full(most)) = full else { panic!("nothing ended: {full:?}") };
+    assert!((800..1200).contains(&most));
+    let error = crate::ServeError::Full(most).to_string();
+    assert!(error.contains("ulimit -Hn"), "{error}");
     guest.server.answer(&request(FORGET, first, &1_u64.to_le_bytes())).unwrap();
     assert!(guest.look_up(ROOT, "1199").is_ok());
-    let directory = guest.ask(OPENDIR, ROOT, &numbers(&[0, 0]));
-    assert!(directory.is_err(), "that is one more");
+    let directory = guest.server.answer(&request(OPENDIR, ROOT, &numbers(&[0, 0])));
+    assert_eq!(directory, Ok(Answer::Full(most)), "that is one more");
 }
 
 #[test]
@@ -532,10 +555,14 @@ proptest! {
             0..40,
         ),
         using in prop_oneof![Just(Use::Exchange), Just(Use::Reading)],
+        offered in any::<Option<u32>>(),
     ) {
         // Reserving room for real takes time.
         let requests = requests.into_iter().filter(|(opcode, ..)| *opcode != 43);
         let mut guest = Guest::new(using);
+        if let Some(offered) = offered {
+            guest.ask(INIT, 0, &numbers(&[7, 38, 0, offered, 0])).unwrap();
+        }
         fs::write(guest.share().join("a"), "a").unwrap();
         symlink("../secret", guest.share().join("b")).unwrap();
         for (opcode, node, body) in requests {
@@ -545,8 +572,12 @@ proptest! {
                     prop_assert_eq!(u32_at(&reply, 0) as usize, reply.len());
                     guest.server.reuse(reply);
                 }
-                Ok(Answer::Nothing | Answer::End) | Err(Malformed) => {}
+                Ok(Answer::Nothing | Answer::End | Answer::Full(_)) | Err(Malformed) => {}
             }
+        }
+        if using == Use::Reading {
+            prop_assert_eq!(fs::read(guest.share().join("a")).unwrap(), b"a");
+            prop_assert_eq!(fs::read_dir(guest.share()).unwrap().count(), 2);
         }
         prop_assert_eq!(fs::read(guest.dir.path().join("secret")).unwrap(), b"secret");
         prop_assert_eq!(fs::read_dir(guest.dir.path()).unwrap().count(), 2);

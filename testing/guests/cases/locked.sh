@@ -102,7 +102,7 @@ test_a_picture_of_who_was_not_entered() {
 test_by_uefi_alone() {
     with_ovmf
     enters credentials "$(fixture debian-uefi)"
-    want_line '^belljar: firmware: .*/OVMF_CODE_4M.fd .*an EFI system partition, and no code that a BIOS would run' err
+    want_line '^belljar: firmware: .*/OVMF_CODE_4M.fd .*the image has what UEFI starts, and no code that a BIOS would run' err
     bj --image "$(fixture debian-uefi)" -- sh -c 'ls -d /sys/firmware/efi; findmnt -no SOURCE /'
     want_out /sys/firmware/efi /dev/vda1
 }

@@ -181,7 +181,7 @@ fn what_an_image_wants_is_found_out_and_remembered() {
         (&bare, true, "no code that a BIOS would run"),
         (&qcow2, true, "no code that a BIOS would run"),
         (&bios, false, "the image has code that a BIOS runs"),
-        (&lab.image("empty.qcow2", "qcow2").display().to_string(), false, "no EFI system partition"),
+        (&lab.image("empty.qcow2", "qcow2").display().to_string(), false, "nothing that UEFI would start"),
     ] {
         for _ in 0..2 {
             let before = lab.flash().len();

@@ -30,6 +30,8 @@ const PURPOSES: &[(&str, &str)] = &[
 ];
 
 const MAX_ENTRY: usize = 4096;
+/// Most entries of a table, used or not.
+const MAX_ENTRIES: usize = 1 << 14;
 
 pub(super) fn purpose(kind: &str) -> Option<&'static str> {
     PURPOSES.iter().find(|(guid, _)| *guid == kind).map(|(_, purpose)| *purpose)
@@ -56,7 +58,9 @@ pub(super) fn read(
             }
         }
         if broken {
-            notes.push("there is a GPT, but its checksum is wrong, and there is no good copy at the disk's end".into());
+            notes.push(format!(
+                "there is a GPT, but its checksum is wrong (or it has more than {MAX_ENTRIES} entries), and there is no good copy at the disk's end"
+            ));
             return Ok(None);
         }
     }
@@ -94,7 +98,7 @@ fn table(whole: &Part, sector: u64, at: u64) -> Result<Entries, Broken> {
     }
     let size =
         usize::try_from(field(84)?).ok().filter(|size| (128..=MAX_ENTRY).contains(size)).ok_or(Broken::Header)?;
-    let count = usize::try_from(field(80)?).ok().filter(|&count| count <= 4 * MAX_PARTITIONS).ok_or(Broken::Header)?;
+    let count = usize::try_from(field(80)?).ok().filter(|&count| count <= MAX_ENTRIES).ok_or(Broken::Header)?;
     let start = le64(&header, 72).and_then(|lba| lba.checked_mul(sector)).ok_or(Broken::Entries)?;
     let bytes = whole.bytes(start, count * size).map_err(|_| Broken::Entries)?;
     if crc32fast::hash(&bytes) != field(88)? {

@@ -119,6 +119,9 @@ pub enum ShimError {
         /// What the system said.
         source: io::Error,
     },
+    /// A share cannot be served any longer.
+    #[error("{0}")]
+    Serve(belljar_share_fuse::ServeError),
     /// The system-call filter could not be installed.
     #[error(
         "cannot install the system-call filter: {0}; \

@@ -58,6 +58,8 @@ pub(super) fn run(parent: &OsString, words: &[OsString]) -> Result<(), ShimError
     let limit = getrlimit(Resource::Nofile);
     let most = limit.maximum.unwrap_or(DESCRIPTORS).min(DESCRIPTORS);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(most), ..limit });
+    // Root may have more than that.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(DESCRIPTORS), maximum: Some(DESCRIPTORS) });
     let most = getrlimit(Resource::Nofile).current.unwrap_or(most);
     let what = "open the directory to be served";
     let server = Server::new(directory, using, usize::try_from(most).unwrap_or(usize::MAX));
@@ -68,28 +70,54 @@ pub(super) fn run(parent: &OsString, words: &[OsString]) -> Result<(), ShimError
     if getppid().map(Pid::as_raw_pid) != Some(parent) {
         return Err(ShimError::Orphaned { parent });
     }
-    seccompiler::apply_filter(&program()?)?;
+    seccompiler::apply_filter(&program(using)?)?;
     // What is left of `received` keeps the directory as it is seen.
     let served = serve(server, &mut File::from(port));
-    served.map_err(|error| ShimError::Prepare { what: "serve the share", source: io::Error::other(error.to_string()) })
+    served.map_err(ShimError::Serve)
 }
 
-/// The filter: what is not listed ends with `EPERM`.
-fn program() -> Result<BpfProgram, Error> {
-    let mut rules: std::collections::BTreeMap<i64, Vec<_>> = ALLOWED.iter().map(|&call| (call, Vec::new())).collect();
-    for &(call, mode) in MODES {
-        // No set-uid bit comes of any call.
-        let none = SeccompCmpOp::MaskedEq(libc::S_ISUID.into());
-        let condition = SeccompCondition::new(mode, SeccompCmpArgLen::Dword, none, 0)?;
-        rules.insert(call, vec![seccompiler::SeccompRule::new(vec![condition])?]);
+/// The filter: what is not listed ends with `EPERM`. Where a share is for reading, nothing that changes a file is among it, whatever the server were
+/// talked into.
+fn program(using: Use) -> Result<BpfProgram, Error> {
+    let changing = if using == Use::Exchange { CHANGING } else { &[] };
+    let allowed = ALLOWED.iter().chain(changing);
+    let mut rules: std::collections::BTreeMap<i64, Vec<_>> = allowed.map(|&call| (call, Vec::new())).collect();
+    let none_of = |argument, bits: u32| {
+        SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(bits.into()), 0)
+    };
+    // No set-uid bit comes of any call.
+    let mut opened = vec![none_of(3, libc::S_ISUID)?];
+    if using == Use::Reading {
+        let writing = libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC | libc::O_TMPFILE & !libc::O_DIRECTORY;
+        opened.push(none_of(2, writing.cast_unsigned())?);
+    } else {
+        for &(call, mode) in MODES {
+            rules.insert(call, vec![seccompiler::SeccompRule::new(vec![none_of(mode, libc::S_ISUID)?])?]);
+        }
     }
+    rules.insert(libc::SYS_openat, vec![seccompiler::SeccompRule::new(opened)?]);
     let refused = SeccompAction::Errno(EPERM as u32);
     SeccompFilter::new(rules, refused, SeccompAction::Allow, filter::ARCH)?.try_into().map_err(Error::Backend)
 }
 
-/// Calls that set the mode of a file, and which argument it is.
-const MODES: &[(c_long, u8)] =
-    &[(libc::SYS_fchmodat, 2), (libc::SYS_mkdirat, 2), (libc::SYS_mknodat, 2), (libc::SYS_openat, 3)];
+/// Calls that make a file or set its mode, and which argument that is.
+const MODES: &[(c_long, u8)] = &[(libc::SYS_fchmodat, 2), (libc::SYS_mkdirat, 2), (libc::SYS_mknodat, 2)];
+
+/// Other calls that change files or directories.
+const CHANGING: &[c_long] = &[
+    libc::SYS_pwrite64,
+    libc::SYS_pwritev2,
+    libc::SYS_unlinkat,
+    libc::SYS_symlinkat,
+    libc::SYS_linkat,
+    libc::SYS_renameat2,
+    libc::SYS_utimensat,
+    libc::SYS_ftruncate,
+    libc::SYS_fallocate,
+    libc::SYS_copy_file_range,
+    libc::SYS_setxattr,
+    libc::SYS_removexattr,
+];
 
 /// What serving files takes: files, memory, and the end of the process.
 const ALLOWED: &[c_long] = &[
@@ -97,8 +125,6 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_write,
     libc::SYS_writev,
     libc::SYS_pread64,
-    libc::SYS_pwrite64,
-    libc::SYS_pwritev2,
     libc::SYS_close,
     libc::SYS_fstat,
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64"))]
@@ -108,20 +134,10 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_lseek,
     libc::SYS_getdents64,
     libc::SYS_readlinkat,
-    libc::SYS_unlinkat,
-    libc::SYS_symlinkat,
-    libc::SYS_linkat,
-    libc::SYS_renameat2,
-    libc::SYS_utimensat,
-    libc::SYS_ftruncate,
-    libc::SYS_fallocate,
-    libc::SYS_copy_file_range,
     libc::SYS_fsync,
     libc::SYS_fdatasync,
     libc::SYS_getxattr,
-    libc::SYS_setxattr,
     libc::SYS_listxattr,
-    libc::SYS_removexattr,
     libc::SYS_fcntl,
     libc::SYS_brk,
     libc::SYS_mmap,
@@ -149,8 +165,8 @@ mod tests {
 
     #[test]
     fn the_filter_compiles_and_words_read_back() {
-        assert!(program().unwrap().len() < 1000);
         for each in [Use::Exchange, Use::Reading] {
+            assert!(program(each).unwrap().len() < 1000);
             assert_eq!(using(&word(each).into()), Some(each));
         }
         let words = |text: &str| text.split_whitespace().map(OsString::from).collect::<Vec<_>>();
