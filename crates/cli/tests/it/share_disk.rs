@@ -36,7 +36,12 @@ fn each_mode_is_what_it_is_on_other_shares() {
             fs::remove_dir_all(run).unwrap();
         }
     }
-    lab.run(&agent("ok")).args(["--share", "disk", "-w", "none"]).sh("echo left >$BELLJAR_OUT/left").go().code(0);
+    let alone = lab.belljar(["run", "--accel", "tcg", "--share", "disk", "-w", "none"]).script(&agent("ok"));
+    alone.args(lab.kernel_and_root()).sh("echo left >$BELLJAR_OUT/left").go().code(0);
+    assert_eq!(fs::read_to_string(lab.runs().pop().unwrap().join("out/left")).unwrap(), "left\n");
+    for run in lab.runs() {
+        fs::remove_dir_all(run).unwrap();
+    }
     // What a failed command left is there too.
     run(&lab, "ok", "cow").sh("echo left >$BELLJAR_OUT/left; exit 7").go().code(7);
     assert_eq!(fs::read_to_string(lab.runs().pop().unwrap().join("out/left")).unwrap(), "left\n");

@@ -126,7 +126,7 @@ impl Lab {
         self.belljar(["shell", "--accel", "tcg", "-w", "none"]).script(script).args(self.kernel_and_root())
     }
 
-    fn kernel_and_root(&self) -> [OsString; 4] {
+    pub(crate) fn kernel_and_root(&self) -> [OsString; 4] {
         ["--kernel".into(), self.path("vmlinux").into(), "--rootfs".into(), self.path("rootfs").into()]
     }
 
