@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# shellcheck disable=SC2016,SC2154 # what is quoted is expanded in the guest; run and lib.sh set dir, top, code
+# shellcheck disable=SC2015,SC2016,SC2154 # what is quoted is expanded in the guest; run and lib.sh set dir, top, code
 # Shares on a disk: copied into the guest, and what was changed copied back.
 
 # What the three modes leave: MODE, then `belljar run`'s other options.
