@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use belljar_proto::message::{DiskContent, Mount, MountFault, MountMode, Returned, SyncFault, SyncReport};
 use belljar_share_disk::device::{RangeReader, RangeWriter};
 use belljar_share_disk::layout::{BLOCK, CONTENT_AT, DISK_SIZE, Header, MAX_ARCHIVE, RETURN_AT};
-use belljar_share_disk::pack::{Manifest, look, pack};
+use belljar_share_disk::pack::{Contents, Manifest, contents, look, pack_changes};
 use belljar_share_disk::record;
 use belljar_share_disk::tar::Writer;
 use belljar_share_disk::unpack::{Rules, Target, open_root, unpack};
@@ -87,6 +87,8 @@ struct KnownShare {
     top: (u64, u64),
     /// What was in it when the host knew all of it last; none where the host is not to know.
     files: Option<Manifest>,
+    /// And what was in them.
+    contents: Contents,
 }
 
 /// Where a share is.
@@ -221,12 +223,19 @@ impl Unpacked {
                 .then(|| look(root))
                 .transpose()
                 .map_err(|error| format!("look at {}: {error}", place.path))?;
+            let contents = files.as_ref().map(|files| contents(root, files)).transpose();
+            let contents = contents.map_err(|error| format!("read {}: {error}", place.path))?.unwrap_or_default();
             if place.mode == MountMode::ReadOnly {
                 let bind = if place.directory.is_some() { MountFlags::BIND } else { MountFlags::empty() };
                 mount_remount(place.path.as_str(), bind | MountFlags::RDONLY, c"")
                     .map_err(|errno| format!("remount {} read-only: {}", place.path, text::errno(errno)))?;
             }
-            known.shares.push(KnownShare { place: place.clone(), top: top(root).map_err(text::errno)?, files });
+            known.shares.push(KnownShare {
+                place: place.clone(),
+                top: top(root).map_err(text::errno)?,
+                files,
+                contents,
+            });
         }
         self.write(&known).map_err(text::errno)
     }
@@ -258,7 +267,7 @@ impl Unpacked {
             if top(&root) != Ok(share.top) {
                 return Err(SyncFault::Gone(vec![path.clone()]));
             }
-            let packed = pack(&mut archive, &share.place.name, &root, Some(files))
+            let packed = pack_changes(&mut archive, &share.place.name, &root, files, &mut share.contents)
                 .map_err(|error| failed(format!("pack {path}: {error}")))?;
             *files = packed.manifest;
             left_out.extend(packed.left_out.lines().into_iter().map(|line| format!("{path}: {line}")));

@@ -13,7 +13,10 @@ use std::{
 };
 
 use belljar_model::{EventKind, Exit, Phase};
-use belljar_proto::{files::FileQuery, message::Returned};
+use belljar_proto::{
+    files::FileQuery,
+    message::{Returned, SyncFault},
+};
 use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::{
@@ -349,12 +352,29 @@ impl QemuGuest {
             )))?,
             lost = self.machine.watch.trouble(Phase::Close, observe) => return Err(lost),
         };
+        if !self.by_disk {
+            return session::of_sync(report.fault, observe);
+        }
+        if let Some(SyncFault::Covered(places)) = &report.fault {
+            // What is below such a place cannot be told from what was deleted, or put there.
+            let places = places.join(", ");
+            return Err(Lost::from(Cause::BroughtBack(format!(
+                "the command has left something mounted in a directory that is shared on a disk, so that nothing of it was brought back: {places}; \
+                 have it unmounted by the command, or mount it elsewhere"
+            )))
+            .lasting());
+        }
         session::of_sync(report.fault, observe)?;
-        if self.by_disk { self.bring_back(report.returned, observe).await } else { Ok(()) }
+        self.bring_back(report.returned, limit, observe).await
     }
 
     /// Takes what the guest packed for the host.
-    async fn bring_back(&mut self, returned: Option<Returned>, observe: Observe<'_>) -> Result<(), Lost> {
+    async fn bring_back(
+        &mut self,
+        returned: Option<Returned>,
+        limit: Duration,
+        observe: Observe<'_>,
+    ) -> Result<(), Lost> {
         let exchange = self.machine.exchange.take().ok_or_else(|| {
             Cause::Unsynced("what the guest left was being unpacked when somebody gave up waiting for it".to_owned())
         })?;
@@ -364,7 +384,7 @@ impl QemuGuest {
                     .to_owned(),
             )
         })?;
-        let (exchange, brought) = exchange.brought_back(returned).await?;
+        let (exchange, brought) = exchange.brought_back(returned, limit).await?;
         self.machine.exchange = Some(exchange);
         for message in brought?.warnings {
             observe(EventKind::Warning { message });

@@ -1,6 +1,6 @@
 //! From directories to an archive: all of them, or what has changed since.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::CStr;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -9,10 +9,13 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, fstat, openat, read
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use crate::tar::{Entry, Kind, MAX_NAME, Writer};
+use crate::tar::{Entry, Kind, Writer};
 
 /// Most directories in one another.
 const MAX_DEPTH: usize = 200;
+/// Longest path below a directory, and most names in one.
+pub(crate) const MAX_PATH: usize = 4096;
+pub(crate) const MAX_NAMES: usize = MAX_DEPTH + 2;
 /// Most entries of all directories.
 pub const MAX_ENTRIES: usize = 500_000;
 /// Most names that are told of each thing that was left out.
@@ -65,6 +68,9 @@ impl Stamp {
 
 /// What was in a directory: each path below it, and its own, which is empty.
 pub type Manifest = BTreeMap<Vec<u8>, Stamp>;
+
+/// What was in each file, as its CRC-32: a store to mapped memory need not change any time. tmpfs sees only the first store to a page, and not that where it was read before.
+pub type Contents = BTreeMap<Vec<u8>, u32>;
 
 /// What kind of thing, how many, and names of the first.
 type OneKind = (&'static str, u64, Vec<String>);
@@ -126,6 +132,66 @@ pub fn pack<W: Write>(
     root: impl AsFd,
     since: Option<&Manifest>,
 ) -> io::Result<Packed> {
+    pack_what_changed(archive, name, root, since, None)
+}
+
+/// Puts into an archive what is not as it was, by times and by content, as [`pack`] does. `contents` are kept up to date.
+///
+/// # Errors
+/// As for [`pack`].
+pub fn pack_changes<W: Write>(
+    archive: &mut Writer<W>,
+    name: &str,
+    root: impl AsFd,
+    since: &Manifest,
+    contents: &mut Contents,
+) -> io::Result<Packed> {
+    pack_what_changed(archive, name, root, Some(since), Some(contents))
+}
+
+/// What is in the regular files of a directory.
+///
+/// # Errors
+/// Where one cannot be read.
+pub fn contents(root: impl AsFd, manifest: &Manifest) -> io::Result<Contents> {
+    let root = openat(root, c".", DIRECTORY, Mode::empty())?;
+    let mut contents = Contents::new();
+    for (path, stamp) in manifest {
+        if FileType::from_raw_mode(stamp.mode) == FileType::RegularFile {
+            contents.extend(checksum(&root, path)?.map(|crc| (path.clone(), crc)));
+        }
+    }
+    Ok(contents)
+}
+
+/// Of what is in a regular file; nothing if it is none, or may not be read.
+fn checksum(root: &OwnedFd, path: &[u8]) -> io::Result<Option<u32>> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+    let Ok(file) = with_parent(root, path, |dir, name| openat(dir, name, flags, Mode::empty())) else {
+        return Ok(None);
+    };
+    if kind_of(&fstat(&file)?) != FileType::RegularFile {
+        return Ok(None);
+    }
+    let mut crc = crc32fast::Hasher::new();
+    let mut buffer = vec![0; PIECE];
+    loop {
+        match rustix::io::read(&file, &mut buffer) {
+            Ok(0) => return Ok(Some(crc.finalize())),
+            Ok(read) => crc.update(&buffer[..read]),
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+fn pack_what_changed<W: Write>(
+    archive: &mut Writer<W>,
+    name: &str,
+    root: impl AsFd,
+    since: Option<&Manifest>,
+    mut contents: Option<&mut Contents>,
+) -> io::Result<Packed> {
     let root = openat(root, c".", DIRECTORY, Mode::empty())?;
     let stat = fstat(&root)?;
     let walk = walk(&root, &stat)?;
@@ -133,6 +199,11 @@ pub fn pack<W: Write>(
     if let Some(since) = since {
         for (path, before) in since.iter().rev() {
             let kind = |mode: u32| mode & 0o170_000;
+            if is_hidden(path, &walk.hidden) {
+                // Nobody knows what has become of it, so it has not changed.
+                packed.manifest.insert(path.clone(), *before);
+                continue;
+            }
             if walk.found.get(path).is_none_or(|now| kind(now.stamp.mode) != kind(before.mode)) {
                 archive.entry(&Entry {
                     path: join(name, path),
@@ -151,13 +222,26 @@ pub fn pack<W: Write>(
         if found.kind == FileType::RegularFile {
             packed.bytes += found.size;
         }
-        if since.and_then(|since| since.get(&path)) == Some(&found.stamp)
-            || put(archive, name, (&root, &path), &found, &mut linked, &mut packed.left_out)?
-        {
+        let mut is_same = since.and_then(|since| since.get(&path)) == Some(&found.stamp);
+        if let Some(contents) = contents.as_mut().filter(|_| found.kind == FileType::RegularFile) {
+            let now = checksum(&root, &path)?;
+            let before = match now {
+                Some(crc) => contents.insert(path.clone(), crc),
+                None => contents.remove(&path),
+            };
+            is_same &= before == now;
+        }
+        if is_same || put(archive, name, (&root, &path), &found, &mut linked, &mut packed.left_out)? {
             packed.manifest.insert(path, found.stamp);
         }
     }
     Ok(packed)
+}
+
+/// Whether a path, or a directory that it is in, was there and could not be looked at.
+fn is_hidden(path: &[u8], hidden: &BTreeSet<Vec<u8>>) -> bool {
+    let ends = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
+    !hidden.is_empty() && ends.chain([path.len()]).any(|end| hidden.contains(&path[..end]))
 }
 
 /// What is in a directory.
@@ -183,6 +267,15 @@ struct Found {
 struct Walk {
     found: BTreeMap<Vec<u8>, Found>,
     left_out: LeftOut,
+    /// What is there and was not looked at, so that nothing is known of what is below or under it.
+    hidden: BTreeSet<Vec<u8>>,
+}
+
+impl Walk {
+    fn hide(&mut self, what: &'static str, path: Vec<u8>) {
+        self.left_out.add(what, &path);
+        self.hidden.insert(path);
+    }
 }
 
 #[expect(clippy::unnecessary_cast, reason = "the types differ between processors")]
@@ -203,7 +296,11 @@ fn kind_of(stat: &Stat) -> FileType {
 
 /// Looks at all below a directory, through no link.
 fn walk(root: &OwnedFd, of_root: &Stat) -> io::Result<Walk> {
-    let mut walk = Walk { found: BTreeMap::from([(Vec::new(), found(of_root))]), left_out: LeftOut::default() };
+    let mut walk = Walk {
+        found: BTreeMap::from([(Vec::new(), found(of_root))]),
+        left_out: LeftOut::default(),
+        hidden: BTreeSet::new(),
+    };
     let mut open: Vec<(OwnedFd, Vec<u8>, Vec<std::ffi::CString>)> = Vec::new();
     let mut next = Some((openat(root, c".", DIRECTORY, Mode::empty())?, Vec::new()));
     loop {
@@ -221,19 +318,19 @@ fn walk(root: &OwnedFd, of_root: &Stat) -> io::Result<Walk> {
                     Err(Errno::NOENT) => continue,
                     Err(errno) => return Err(errno.into()),
                 };
-                if below.len() > MAX_NAME / 2 {
+                if below.len() > MAX_PATH {
                     walk.left_out.add("paths that are too long", &below[..200]);
                     continue;
                 }
                 match kind_of(&stat) {
                     FileType::Directory if stat.st_dev != of_root.st_dev => {
-                        walk.left_out.add("directories on which something else is mounted", &below);
+                        walk.hide("directories on which something else is mounted", below);
                         continue;
                     }
                     FileType::Directory => inner.push(name.to_owned()),
                     FileType::RegularFile | FileType::Symlink | FileType::Fifo => {}
                     _ => {
-                        walk.left_out.add("sockets and device nodes", &below);
+                        walk.hide("sockets and device nodes", below);
                         continue;
                     }
                 }
@@ -261,7 +358,7 @@ fn walk(root: &OwnedFd, of_root: &Stat) -> io::Result<Walk> {
             Ok(dir) => Some((dir, below)),
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => None,
             Err(Errno::ACCESS) => {
-                walk.left_out.add("directories that may not be read", &below);
+                walk.hide("directories that may not be read", below);
                 None
             }
             Err(errno) => return Err(errno.into()),

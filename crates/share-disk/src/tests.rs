@@ -182,6 +182,94 @@ fn what_was_changed_on_both_sides_is_told_and_stays() {
     assert_eq!(read(&aside.path().join("deleted here")), "changed");
 }
 
+/// As after a store to memory that is mapped, which changes no time.
+#[test]
+fn what_changed_without_a_time_is_seen_by_its_content() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["same", "other"] {
+        fs::write(dir.path().join(name), "text").unwrap();
+    }
+    let (_, before, _) = archive(dir.path(), None);
+    let mut known = crate::pack::contents(root(dir.path()), &before).unwrap();
+    known.insert(b"other".to_vec(), 7);
+    for wanted in [&["w/other"][..], &[]] {
+        let mut writer = Writer::new(Vec::new());
+        let packed = crate::pack::pack_changes(&mut writer, "w", root(dir.path()), &before, &mut known).unwrap();
+        assert_eq!(packed.manifest, before);
+        let bytes = writer.end().unwrap();
+        let mut reader = Reader::new(bytes.as_slice());
+        let mut found = Vec::new();
+        while let Some(entry) = reader.entry().unwrap() {
+            found.push(String::from_utf8(entry.path).unwrap());
+        }
+        assert_eq!(found, wanted);
+    }
+}
+
+/// What is there and cannot be looked at is not taken for deleted.
+#[test]
+fn what_is_hidden_in_the_guest_stays_on_the_host() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("sub")).unwrap();
+    for name in ["file", "sub/file", "deleted"] {
+        fs::write(dir.path().join(name), "text").unwrap();
+    }
+    let (_, mut before, _) = archive(dir.path(), None);
+    // As under something that is mounted there: a socket.
+    fs::remove_file(dir.path().join("file")).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(dir.path().join("file")).unwrap();
+    fs::remove_dir_all(dir.path().join("sub")).unwrap();
+    let _other = std::os::unix::net::UnixListener::bind(dir.path().join("sub")).unwrap();
+    fs::remove_file(dir.path().join("deleted")).unwrap();
+    let (bytes, after, left_out) = archive(dir.path(), Some(&before));
+    let mut reader = Reader::new(bytes.as_slice());
+    let mut gone = Vec::new();
+    while let Some(entry) = reader.entry().unwrap() {
+        if entry.kind == Kind::Gone {
+            gone.push(String::from_utf8(entry.path).unwrap());
+        }
+    }
+    assert_eq!(gone, ["w/deleted"]);
+    assert_eq!(left_out.len(), 1, "{left_out:?}");
+    before.remove(b"deleted".as_slice());
+    assert!(after.keys().eq(before.keys()), "what is hidden is known as it was");
+}
+
+#[test]
+fn directories_of_the_host_keep_what_is_the_hosts() {
+    let dir = tempfile::tempdir().unwrap();
+    let mode = |name: &str| fs::metadata(dir.path().join(name)).unwrap().mode() & 0o7777;
+    for (name, bits) in [("known", 0o2755), ("unknown", 0o700), ("changed", 0o755)] {
+        fs::create_dir(dir.path().join(name)).unwrap();
+        fs::set_permissions(dir.path().join(name), PermissionsExt::from_mode(bits)).unwrap();
+    }
+    let (_, mut known, _) = archive(dir.path(), None);
+    known.remove(b"unknown".as_slice());
+    fs::set_permissions(dir.path().join("changed"), PermissionsExt::from_mode(0o711)).unwrap();
+    let directory = |path, mode| (Entry { mode, ..entry(path, Kind::Directory) }, &b""[..]);
+    let all = [
+        directory("w/known", 0o4),
+        directory("w/unknown", 0o777),
+        directory("w/changed", 0o777),
+        directory("w/new", 0),
+    ];
+    let (done, conflicts) = bring_back(&archive_of(&all), dir.path(), &mut known, 1 << 20);
+    done.unwrap();
+    assert_eq!(conflicts, [""; 0]);
+    assert_eq!([mode("known"), mode("unknown"), mode("changed"), mode("new")], [0o2704, 0o700, 0o711, 0o700]);
+}
+
+#[test]
+fn a_path_has_an_end() {
+    let dir = tempfile::tempdir().unwrap();
+    for path in [format!("w{}", "/a".repeat(300)), format!("w{}", format!("/{}", "a".repeat(250)).repeat(20))] {
+        let (done, _) =
+            bring_back(&archive_of(&[(entry(&path, Kind::File), b"x")]), dir.path(), &mut Manifest::new(), 1 << 20);
+        assert!(matches!(done, Err(UnpackError::Path(_))), "{done:?}");
+    }
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
 #[test]
 fn an_archive_of_a_guest_leads_nowhere_else() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,5 +1,6 @@
 //! From an archive to files: what the guest gets, or what it brings back.
 
+use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
@@ -10,12 +11,12 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use crate::pack::{DIRECTORY, MAX_ENTRIES, Manifest, Stamp, shown};
+use crate::pack::{DIRECTORY, MAX_ENTRIES, MAX_NAMES, MAX_PATH, Manifest, Stamp, shown};
 use crate::tar::{Entry, Kind, Reader, TarError};
 
 const PIECE: usize = 256 * 1024;
-/// What an entry counts for beside its data: no one can be had for nothing.
-const PER_ENTRY: u64 = 512;
+/// What file systems give out at least: an entry counts for as much, and so does a name that is made on the way to one.
+const BLOCK: u64 = 4096;
 /// The name under which a file is written until it is whole.
 const PARTIAL: &str = ".belljar-partial";
 
@@ -43,6 +44,8 @@ pub struct Target<'a> {
     pub aside: Option<&'a OwnedFd>,
     /// Paths that were changed on both sides, at most [`Target::MAX_CONFLICTS`], and how many there are.
     pub conflicts: (Vec<String>, u64),
+    /// Of how many of them something else is there now.
+    pub overridden: u64,
 }
 
 impl<'a> Target<'a> {
@@ -52,7 +55,7 @@ impl<'a> Target<'a> {
     /// A directory in which nothing is yet.
     #[must_use]
     pub fn fresh(name: &'a str, root: &'a OwnedFd) -> Self {
-        Self { name, root, known: None, room: u64::MAX, aside: None, conflicts: (Vec::new(), 0) }
+        Self { name, root, known: None, room: u64::MAX, aside: None, conflicts: (Vec::new(), 0), overridden: 0 }
     }
 }
 
@@ -105,23 +108,24 @@ impl From<TarError> for UnpackError {
 pub fn unpack<R: Read>(input: R, targets: &mut [Target<'_>], rules: Rules) -> Result<(), UnpackError> {
     let mut reader = Reader::new(input);
     // A directory gets its mode and its time when all is in it.
-    let mut directories: Vec<(usize, Vec<u8>, Entry)> = Vec::new();
+    let mut directories: BTreeMap<(usize, Vec<u8>), Entry> = BTreeMap::new();
     let mut entries = 0;
-    while let Some(entry) = reader.entry()? {
+    while let Some(mut entry) = reader.entry()? {
         entries += 1;
         if entries > 2 * MAX_ENTRIES {
             return Err(UnpackError::TooMany);
         }
         let (at, path) = place(&entry.path, targets)?;
         let target = &mut targets[at];
-        spend(target, PER_ENTRY)?;
+        spend(target, BLOCK)?;
         if apply(&mut reader, target, &path, &entry, rules, targets_names_link(&entry, target.name)?)?
             && entry.kind == Kind::Directory
         {
-            directories.push((at, path, entry));
+            entry.path = Vec::new();
+            directories.insert((at, path), entry);
         }
     }
-    for (at, path, entry) in directories.into_iter().rev() {
+    for ((at, path), entry) in directories.into_iter().rev() {
         let target = &mut targets[at];
         finish_directory(target, &path, &entry, rules)
             .map_err(|errno| failed("set the mode of", target.name, &path, errno))?;
@@ -144,6 +148,9 @@ fn place(path: &[u8], targets: &[Target<'_>]) -> Result<(usize, Vec<u8>), Unpack
     let at = targets.iter().position(|target| target.name.as_bytes() == name).ok_or_else(bad)?;
     let is_name = |name: &[u8]| !matches!(name, b"" | b"." | b"..") && name.len() <= 255 && !name.contains(&0);
     if !(rest.is_empty() && path.len() == name.len() || rest.split(|&byte| byte == b'/').all(is_name)) {
+        return Err(bad());
+    }
+    if rest.len() > MAX_PATH || rest.split(|&byte| byte == b'/').count() > MAX_NAMES {
         return Err(bad());
     }
     Ok((at, rest.to_vec()))
@@ -223,7 +230,9 @@ fn apply<R: Read>(
     let there = spot.stat().map_err(|errno| failed("look at", target.name, path, errno))?;
     let is_directory = there.as_ref().is_some_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory);
     if is_directory && entry.kind == Kind::Directory {
-        return Ok(true);
+        // One that the guest does not know of, or that was changed here, stays as it is here.
+        let now = there.as_ref().map(Stamp::of);
+        return Ok(target.known.as_ref().is_none_or(|known| path.is_empty() || known.get(path) == now.as_ref()));
     }
     if let Some(known) = &target.known {
         let before = known.get(path);
@@ -236,6 +245,7 @@ fn apply<R: Read>(
             (None, Some(_)) => false,
         };
         if !as_it_was {
+            target.overridden += u64::from(entry.kind != Kind::Gone && there.is_some());
             conflict(reader, target, path, entry, rules)?;
             return Ok(false);
         }
@@ -248,6 +258,7 @@ fn apply<R: Read>(
         match unlinkat(&spot.dir, &*spot.name, flags) {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(Errno::NOTEMPTY | Errno::EXIST) if target.known.is_some() => {
+                target.overridden += u64::from(entry.kind != Kind::Gone && there.is_some());
                 conflict(reader, target, path, entry, rules)?;
                 return Ok(false);
             }
@@ -260,6 +271,7 @@ fn apply<R: Read>(
         return Ok(true);
     }
     if is_directory {
+        target.overridden += u64::from(entry.kind != Kind::Gone && there.is_some());
         conflict(reader, target, path, entry, rules)?;
         return Ok(false);
     }
@@ -312,17 +324,19 @@ fn conflict<R: Read>(
         paths.push(shown(path));
     }
     let Some(aside) = target.aside.filter(|_| entry.kind == Kind::File && !path.is_empty()) else { return Ok(()) };
+    let names = path.split(|&byte| byte == b'/').count() as u64;
+    spend(target, names.saturating_mul(BLOCK))?;
     let spot = Spot::find(aside, path, true).map_err(|errno| failed("keep aside", target.name, path, errno))?;
     make(reader, target, &spot, path, entry, rules, (b"", true))
 }
 
 fn bits(entry: &Entry, rules: Rules) -> Mode {
-    let mask = match (rules, &entry.kind) {
-        (Rules::Whole, _) => 0o7777,
-        (Rules::Plain, Kind::Directory) => 0o1777,
-        (Rules::Plain, _) => 0o777,
-    };
-    Mode::from_raw_mode(entry.mode & mask)
+    Mode::from_raw_mode(match (rules, &entry.kind) {
+        (Rules::Whole, _) => entry.mode & 0o7777,
+        // Whoever it belongs to has to look into it, to measure and to remove it.
+        (Rules::Plain, Kind::Directory) => entry.mode & 0o1777 | 0o700,
+        (Rules::Plain, _) => entry.mode & 0o777,
+    })
 }
 
 fn make<R: Read>(
@@ -409,7 +423,7 @@ fn write<R: Read>(
             break;
         }
         if buffer[..filled].iter().any(|&byte| byte != 0) {
-            spend(target, filled as u64)?;
+            spend(target, (filled as u64).next_multiple_of(BLOCK))?;
             let mut done = 0;
             while done < filled {
                 match rustix::io::pwrite(&file, &buffer[done..filled], offset + done as u64) {
@@ -468,7 +482,9 @@ fn finish_directory(target: &mut Target<'_>, path: &[u8], entry: &Entry, rules: 
         let (uid, gid) = entry.owner;
         fchown(&dir, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
     }
-    fchmod(&dir, bits(entry, rules))?;
+    // The bit by which files in it get its group is the host's to set.
+    let kept = if rules == Rules::Plain { fstat(&dir)?.st_mode & 0o2000 } else { 0 };
+    fchmod(&dir, bits(entry, rules) | Mode::from_raw_mode(kept))?;
     if rules == Rules::Whole {
         futimens(&dir, &times(entry))?;
     }

@@ -59,6 +59,18 @@ test_disk_does_what_the_manual_says() {
     [ "$(cat state/runs/*/out/x)" = x ] || fail 'what it wrote before its time was over is not there'
 }
 
+# What times do not tell, and what is not there because something is over it.
+test_disk_takes_nothing_for_removed_that_is_hidden() {
+    mkdir -p ws/build; echo kept >ws/build/a; echo before >ws/mapped
+    bj --share disk -- python3 -c 'import mmap; f = open("mapped", "r+b"); m = mmap.mmap(f.fileno(), 0); v = m[0]; m[0] = ord("B")'
+    want_code 0
+    [ "$(cat ws/mapped)" = Before ] || fail 'a store to mapped memory did not come back'
+    bj --share disk -- sh -c 'mount -t tmpfs none build; echo x >new'
+    want_code 125
+    want_err 'left something mounted in a directory that is shared on a disk'
+    [ "$(cat ws/build/a)" = kept ] && [ ! -e ws/new ] || fail "$(find ws -ls)"
+}
+
 # In an image, booted and copied.
 # fixtures: debian-bookworm
 test_disk_in_an_image() {

@@ -13,6 +13,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use belljar_proto::message::{DiskContent, Returned};
@@ -194,19 +195,29 @@ impl DiskExchange {
         new.filter_map(|name| Some(format!("{}/{}", share::OUT_PATH, String::from_utf8(name).ok()?))).collect()
     }
 
-    /// Brings what the guest changed, and has put on the disk, into the directories. It goes on even if nobody waits for it.
+    /// Brings what the guest changed, and has put on the disk, into the directories. It goes on even if nobody waits for it, but not longer than `limit`.
     pub(crate) async fn brought_back(
         mut self,
         returned: Returned,
+        limit: Duration,
     ) -> Result<(Self, Result<BroughtBack, Cause>), Cause> {
+        let abandoned = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&abandoned);
         let brought = tokio::task::spawn_blocking(move || {
-            let brought = self.bring_back(&returned);
+            let brought = self.bring_back(&returned, flag);
             (self, brought)
         });
-        brought.await.map_err(|error| Cause::Defect(format!("what the guest left could not be unpacked: {error}")))
+        let Ok(brought) = tokio::time::timeout(limit, brought).await else {
+            abandoned.store(true, Ordering::Relaxed);
+            return Err(Cause::Unsynced(format!(
+                "what the guest left on the disk of its shares was not unpacked within {}",
+                crate::for_people(limit)
+            )));
+        };
+        brought.map_err(|error| Cause::Defect(format!("what the guest left could not be unpacked: {error}")))
     }
 
-    fn bring_back(&mut self, returned: &Returned) -> Result<BroughtBack, Cause> {
+    fn bring_back(&mut self, returned: &Returned, abandoned: Arc<AtomicBool>) -> Result<BroughtBack, Cause> {
         let mut brought = BroughtBack::default();
         brought.warnings.extend(
             returned.left_out.iter().map(|line| format!("the guest's directory reaches the host without {line}")),
@@ -237,7 +248,7 @@ impl DiskExchange {
             .into();
         let mut targets = Vec::new();
         let mut output_limit = 0;
-        let archive = archive();
+        let mut archive = archive();
         for share in self.shares.iter_mut().filter(|share| share.returns) {
             let is_out = share.tag == share::OUT_TAG;
             let room = if is_out {
@@ -257,16 +268,26 @@ impl DiskExchange {
                 ..Target::fresh(tag, directory)
             });
         }
-        let done = unpack(archive, &mut targets, Rules::Plain);
-        let conflicts: Vec<_> =
-            targets.into_iter().map(|target| (target.name == share::OUT_TAG, target.conflicts)).collect();
+        let done = unpack(Awaited { inner: &mut archive, abandoned }, &mut targets, Rules::Plain);
+        let conflict = |target: Target<'_>| (target.name == share::OUT_TAG, target.overridden, target.conflicts);
+        let conflicts: Vec<_> = targets.into_iter().map(conflict).collect();
         // Nothing was put there, most likely.
         let is_empty = std::fs::remove_dir(&aside).is_ok();
         done.map_err(|error| of_unpack(error, output_limit))?;
-        for (is_out, (paths, count)) in conflicts.into_iter().filter(|(_, (_, count))| *count > 0) {
+        // What was unpacked is what was checked before.
+        if archive.finish().map_err(|error| unread(&error))? != returned.crc {
+            return Err(damaged("it was changed while it was read"));
+        }
+        for (is_out, overridden, (paths, count)) in conflicts.into_iter().filter(|(_, _, (_, count))| *count > 0) {
             let more = count.saturating_sub(paths.len() as u64);
             let more = if more > 0 { format!(" and {more} more") } else { String::new() };
             let paths = format!("{}{more}", paths.join(", "));
+            if is_out && overridden > 0 {
+                return Err(Cause::BroughtBack(format!(
+                    "the guest left files in its output directory where others are on the host, which stay as they are there, so that the guest's are \
+                     lost: {paths}; let --out name an empty directory that nobody else writes to"
+                )));
+            }
             if is_out {
                 brought.warnings.push(format!(
                     "what the guest changed in its output directory was changed or moved on the host meanwhile, and stays as it is there: {paths}"
@@ -372,7 +393,7 @@ mod tests {
             Returned { bytes: good.bytes - 512, ..good.clone() },
             Returned { bytes: MAX_ARCHIVE + 1, ..good.clone() },
         ] {
-            let cause = lab.exchange.bring_back(&bad).unwrap_err();
+            let cause = lab.exchange.bring_back(&bad, Arc::default()).unwrap_err();
             assert!(matches!(cause, Cause::BroughtBack(_)), "{bad:?}: {cause}");
         }
         let cut = {
@@ -381,17 +402,17 @@ mod tests {
             let crc = RangeReader::new(lab.exchange.file.as_fd(), RETURN_AT, bytes).finish().unwrap();
             Returned { bytes, crc, left_out: Vec::new() }
         };
-        let cause = lab.exchange.bring_back(&cut).unwrap_err();
+        let cause = lab.exchange.bring_back(&cut, Arc::default()).unwrap_err();
         assert!(cause.to_string().contains("it ends in the middle"), "{cause}");
         fs::remove_file(lab.dir.path().join("out/result")).unwrap();
         lab.exchange.shares[0].known.clear();
-        lab.exchange.bring_back(&lab.returned("belljar-out/result", b"passed")).unwrap();
+        lab.exchange.bring_back(&lab.returned("belljar-out/result", b"passed"), Arc::default()).unwrap();
         assert_eq!(fs::read(lab.dir.path().join("out/result")).unwrap(), b"passed");
         let forged = lab.returned("belljar-out/../w/file", b"forged");
-        let cause = lab.exchange.bring_back(&forged).unwrap_err();
+        let cause = lab.exchange.bring_back(&forged, Arc::default()).unwrap_err();
         assert!(cause.to_string().contains("leads out of its directory"), "{cause}");
         let much = lab.returned("belljar-out/much", &vec![1; 2 << 20]);
-        let cause = lab.exchange.bring_back(&much).unwrap_err();
+        let cause = lab.exchange.bring_back(&much, Arc::default()).unwrap_err();
         assert!(matches!(cause, Cause::Exceeded(_)) && cause.to_string().contains("max-output"), "{cause}");
         assert_eq!(fs::read(lab.dir.path().join("w/file")).unwrap(), b"before");
     }
@@ -399,19 +420,31 @@ mod tests {
     #[test]
     fn a_file_that_both_sides_changed_stays_the_hosts_and_the_guests_is_kept() {
         let mut lab = Lab::new(Bounds::default());
-        lab.exchange.bring_back(&lab.returned("hostos/file", b"by the guest")).unwrap();
+        lab.exchange.bring_back(&lab.returned("hostos/file", b"by the guest"), Arc::default()).unwrap();
         let file = lab.dir.path().join("w/file");
         assert_eq!(fs::read(&file).unwrap(), b"by the guest");
         assert!(!lab.dir.path().join(ASIDE).exists());
         fs::write(&file, "by the host").unwrap();
-        let cause = lab.exchange.bring_back(&lab.returned("hostos/file", b"once more")).unwrap_err();
+        let cause = lab.exchange.bring_back(&lab.returned("hostos/file", b"once more"), Arc::default()).unwrap_err();
         assert!(cause.to_string().contains("both changed files of the workspace"), "{cause}");
         assert_eq!(fs::read(&file).unwrap(), b"by the host");
         assert_eq!(fs::read(lab.dir.path().join(ASIDE).join("file")).unwrap(), b"once more");
         // Of the output directory it is only said.
         let top = lab.exchange.shares[0].known[b"".as_slice()];
         lab.exchange.shares[0].known.insert(b"x".to_vec(), top);
-        let brought = lab.exchange.bring_back(&lab.returned("belljar-out/x", b"x")).unwrap();
+        let brought = lab.exchange.bring_back(&lab.returned("belljar-out/x", b"x"), Arc::default()).unwrap();
         assert_eq!(brought.warnings.len(), 1, "{brought:?}");
+        // Where another file is in the place of the guest's, that is not had.
+        fs::write(lab.dir.path().join("out/result"), "of an earlier run").unwrap();
+        let cause = lab.exchange.bring_back(&lab.returned("belljar-out/result", b"new"), Arc::default()).unwrap_err();
+        assert!(cause.to_string().contains("let --out name an empty directory"), "{cause}");
+    }
+
+    #[tokio::test]
+    async fn what_takes_too_long_is_given_up() {
+        let lab = Lab::new(Bounds::default());
+        let returned = lab.returned("belljar-out/result", b"x");
+        let given_up = lab.exchange.brought_back(returned, Duration::ZERO).await;
+        assert!(matches!(given_up, Err(Cause::Unsynced(said)) if said.contains("was not unpacked within")));
     }
 }
