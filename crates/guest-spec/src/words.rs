@@ -151,7 +151,7 @@ words! {
         NineP = "9p",
         /// The guest's own FUSE, whose requests go through a port to Belljar.
         Fuse = "fuse",
-        /// A disk with an archive, which the agent unpacks, and another with what was changed.
+        /// A disk with an archive, which the agent unpacks, and to which it writes what was changed.
         Disk = "disk",
     }
 }

@@ -60,7 +60,7 @@ impl Facts {
         let system = found.system()?;
         let mut obstacles: Vec<String> = found.obstacles().iter().map(ToString::to_string).collect();
         let other = system.as_ref().and_then(other_processor);
-        obstacles.extend(other.map(|arch| advice_on_processor(arch, &platform::default().processor.arch)));
+        obstacles.extend(other.map(|(what, mend)| format!("its system is for {what}; mend: {mend}")));
         Ok(Self {
             obstacles,
             firmware: Wanted::of(found),
@@ -82,23 +82,20 @@ fn mounts_no_share(found: &Description, system: &System) -> bool {
     })
 }
 
-/// What a system is for, if that is known and an image's machine does not run it.
+/// What a system is for, if that is known and an image's machine does not run it, for a person; and how to mend it.
 #[must_use]
-pub fn other_processor(system: &System) -> Option<Arch> {
-    let arch = processor_of(system)?;
-    (!platform::default().processor.runs(arch)).then_some(arch)
+pub fn other_processor(system: &System) -> Option<(String, String)> {
+    let machine = &platform::default().processor;
+    let its = processor_of(system).filter(|&arch| !machine.runs(arch))?;
+    let machine = machine.arch;
+    let what = format!("{its}: an image is started on {machine}, which does not run it");
+    Some((what, format!("get the image of the same system for {machine}")))
 }
 
 /// What a system is for, if its programs or its kernels say so.
 #[must_use]
 pub fn processor_of(system: &System) -> Option<Arch> {
     system.arch.or_else(|| system.kernels.iter().find_map(|kernel| kernel.arch))
-}
-
-fn advice_on_processor(its: Arch, machine: &Arch) -> String {
-    format!(
-        "its system is for {its}: an image is started on {machine}, which does not run it; mend: get the image of the same system for {machine}"
-    )
 }
 
 /// An image that is booted from. One whose kernel is started `directly` need not have anything else to boot.

@@ -164,12 +164,15 @@ pub fn contents(root: impl AsFd, manifest: &Manifest) -> io::Result<Contents> {
     Ok(contents)
 }
 
+/// Opens a file to be read, whatever it is: a FIFO is not waited for.
+fn open_file(root: &OwnedFd, path: &[u8]) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+    with_parent(root, path, |dir, name| openat(dir, name, flags, Mode::empty()))
+}
+
 /// Of what is in a regular file; nothing if it is none, or may not be read.
 fn checksum(root: &OwnedFd, path: &[u8]) -> io::Result<Option<u32>> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
-    let Ok(file) = with_parent(root, path, |dir, name| openat(dir, name, flags, Mode::empty())) else {
-        return Ok(None);
-    };
+    let Ok(file) = open_file(root, path) else { return Ok(None) };
     if kind_of(&fstat(&file)?) != FileType::RegularFile {
         return Ok(None);
     }
@@ -393,8 +396,7 @@ fn put<W: Write>(
                 archive.entry(&entry)?;
                 return Ok(true);
             }
-            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
-            let file = match with_parent(root, path, |dir, name| openat(dir, name, flags, Mode::empty())) {
+            let file = match open_file(root, path) {
                 Ok(file) => file,
                 Err(errno) => return gone(errno, path, left_out),
             };

@@ -1,7 +1,7 @@
 //! From an archive to files: what the guest gets, or what it brings back.
 
 use std::collections::BTreeMap;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 
@@ -18,7 +18,7 @@ const PIECE: usize = 256 * 1024;
 /// What file systems give out at least: an entry counts for as much, and so does a name that is made on the way to one.
 const BLOCK: u64 = 4096;
 /// The name under which a file is written until it is whole.
-const PARTIAL: &str = ".belljar-partial";
+const PARTIAL: &CStr = c".belljar-partial";
 
 /// How files are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -359,13 +359,12 @@ fn make<R: Read>(
     }
     match &entry.kind {
         Kind::File if replaces => {
-            let partial = CString::new(PARTIAL).map_err(|_| fail(Errno::INVAL))?;
-            match unlinkat(dir, &*partial, AtFlags::empty()) {
+            match unlinkat(dir, PARTIAL, AtFlags::empty()) {
                 Ok(()) | Err(Errno::NOENT) => {}
                 Err(errno) => return Err(fail(errno)),
             }
-            write(reader, target, dir, &partial, path, entry, rules)?;
-            renameat(dir, &*partial, dir, at).map_err(fail)?;
+            write(reader, target, dir, PARTIAL, path, entry, rules)?;
+            renameat(dir, PARTIAL, dir, at).map_err(fail)?;
         }
         Kind::File => write(reader, target, dir, at, path, entry, rules)?,
         Kind::Directory => {
@@ -399,7 +398,7 @@ fn write<R: Read>(
     reader: &mut Reader<R>,
     target: &mut Target<'_>,
     dir: &OwnedFd,
-    at: &std::ffi::CStr,
+    at: &CStr,
     path: &[u8],
     entry: &Entry,
     rules: Rules,

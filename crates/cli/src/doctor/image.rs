@@ -16,7 +16,6 @@ use belljar_machine::{
     console::sanitize::sanitize_line,
     plan_direct::ways_into,
     plan_image::{other_processor, processor_of},
-    qemu::platform,
     share,
 };
 use bytesize::ByteSize;
@@ -238,11 +237,7 @@ fn of_system(system: &System, entry: Option<&BootEntry>) -> Vec<Finding> {
     if let Some(arch) = processor_of(system) {
         findings.push(match other_processor(system) {
             None => Finding::good("for", arch.to_string()),
-            Some(arch) => {
-                let machine = platform::default().processor.arch;
-                let what = format!("{arch}: an image is started on {machine}, which does not run it\nmend: get the image of the same system for {machine}");
-                Finding::bad("for", what)
-            }
+            Some((what, mend)) => Finding::bad("for", format!("{what}\nmend: {mend}")),
         });
     }
     findings.push(match &system.init {

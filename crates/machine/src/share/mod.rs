@@ -82,12 +82,11 @@ pub(crate) fn choose(
     needs_disk: bool,
     qemu: &QemuInfo,
 ) -> Result<Vec<&'static Kind>, String> {
-    let wanted: &[&'static Kind] = match asked {
-        ShareKind::Auto if needs_disk => KINDS,
-        ShareKind::Auto => &[&ninep::NINE_P, &fuse::FUSE],
-        ShareKind::NineP => &[&ninep::NINE_P],
-        ShareKind::Fuse => &[&fuse::FUSE],
-        ShareKind::Disk => &[&disk::DISK],
+    let wanted: Vec<&'static Kind> = match asked {
+        ShareKind::Auto => KINDS.iter().copied().filter(|kind| needs_disk || !kind.on_disk).collect(),
+        ShareKind::NineP => vec![&ninep::NINE_P],
+        ShareKind::Fuse => vec![&fuse::FUSE],
+        ShareKind::Disk => vec![&disk::DISK],
     };
     let mut kinds = Vec::new();
     let mut obstacles = Vec::new();
@@ -98,7 +97,7 @@ pub(crate) fn choose(
             (!has_agent && kind.by_shell.is_none()).then_some(why)
         };
         match (kind.obstacle)(qemu).or_else(no_agent) {
-            None => kinds.push(*kind),
+            None => kinds.push(kind),
             Some(why) => obstacles.push(why),
         }
     }

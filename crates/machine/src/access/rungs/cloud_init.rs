@@ -5,19 +5,16 @@
 //! So all that it is given to do is to run one command, before there is a network: none of its modules for users, keys, names, locales or disks
 //! is in the lists that it gets. Alpine's tiny-cloud and FreeBSD's nuageinit look for the same disk.
 
-use belljar_guest_spec::{Access, BootSource};
+use belljar_guest_spec::Access;
 use belljar_image::seed::{SeedError, seed_disk};
 
-use super::{Agent, Rung, Suits, nothing};
+use super::{Agent, Rung, image_if_asked, nothing};
 use crate::enter;
 
 pub(super) const CLOUD_INIT: Rung = Rung {
     name: "cloud-init",
     word: Access::CloudInit,
-    suits: |source| match source {
-        BootSource::Image { .. } => Suits::IfAsked,
-        BootSource::Initramfs { .. } | BootSource::RootDir { .. } => Suits::No,
-    },
+    suits: image_if_asked,
     attach: nothing,
     rules: &[],
     agent: Some(Agent {

@@ -2,18 +2,15 @@
 //! starts the agent. Source: Ignition's "Configuration Specification v3.0.0", which all of its versions since 2.0 read, and the file's name for QEMU from its
 //! "Supported Platforms".
 
-use belljar_guest_spec::{Access, BootSource};
+use belljar_guest_spec::Access;
 
-use super::{Agent, Rung, Suits, credentials};
+use super::{Agent, Rung, credentials, image_if_asked};
 use crate::qemu::args::MachineConfig;
 
 pub(super) const IGNITION: Rung = Rung {
     name: "ignition",
     word: Access::Ignition,
-    suits: |source| match source {
-        BootSource::Image { .. } => Suits::IfAsked,
-        BootSource::Initramfs { .. } | BootSource::RootDir { .. } => Suits::No,
-    },
+    suits: image_if_asked,
     attach,
     rules: &[],
     agent: Some(Agent {

@@ -3,19 +3,16 @@
 //!
 //! It is there earlier than by any other way, whatever init the guest has, and leaves nothing in the guest.
 
-use belljar_guest_spec::{Access, BootSource};
+use belljar_guest_spec::Access;
 use belljar_proto::message::INIT_AGENT_PATH;
 
-use super::{Agent, Rung, Suits};
+use super::{Agent, Rung, image_if_asked};
 use crate::qemu::args::MachineConfig;
 
 pub(super) const INITRD: Rung = Rung {
     name: "initrd",
     word: Access::Initrd,
-    suits: |source| match source {
-        BootSource::Image { .. } => Suits::IfAsked,
-        BootSource::Initramfs { .. } | BootSource::RootDir { .. } => Suits::No,
-    },
+    suits: image_if_asked,
     attach,
     rules: &[],
     agent: Some(Agent {

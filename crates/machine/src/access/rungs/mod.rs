@@ -110,6 +110,14 @@ fn instead_of_agents(rung: &'static Rung, source: &BootSource) -> Vec<&'static R
 /// For a rung that needs nothing of the machine but the serial line.
 fn nothing(_: &mut MachineConfig) {}
 
+/// For a rung into an image that a user has to ask for.
+fn image_if_asked(source: &BootSource) -> Suits {
+    match source {
+        BootSource::Image { .. } => Suits::IfAsked,
+        BootSource::Initramfs { .. } | BootSource::RootDir { .. } => Suits::No,
+    }
+}
+
 /// A guest that boots by itself, to a console that may be typed at.
 fn boots_by_itself(source: &BootSource) -> Suits {
     match source {
