@@ -129,6 +129,8 @@ impl GuestArgs {
             Key::BootBus => self.boot_bus.is_some(),
             Key::Firmware => self.firmware.is_some(),
             Key::Kernel => self.kernel.is_some(),
+            // Several guests are a matter of belljar.toml.
+            Key::Kernels => false,
             Key::Initrd => self.initrd.is_some(),
             Key::Rootfs => self.rootfs.is_some(),
             Key::Modules => self.modules.is_some(),

@@ -15,6 +15,8 @@ pub enum Key {
     Firmware,
     /// The kernel.
     Kernel,
+    /// Several kernels, for a guest each.
+    Kernels,
     /// The initramfs.
     Initrd,
     /// The root directory.
@@ -39,6 +41,7 @@ impl Key {
             Self::BootBus => "boot-bus",
             Self::Firmware => "firmware",
             Self::Kernel => "kernel",
+            Self::Kernels => "kernels",
             Self::Initrd => "initrd",
             Self::Rootfs => "rootfs",
             Self::Modules => "modules",
@@ -97,7 +100,7 @@ pub fn source(has: impl Fn(Key) -> bool, access: Option<Access>, notation: Notat
     };
     let (image, initrd) = (has(Key::Image), has(Key::Initrd));
     if image {
-        for key in [Key::Kernel, Key::Initrd, Key::Rootfs, Key::Modules, Key::Append] {
+        for key in [Key::Kernel, Key::Kernels, Key::Initrd, Key::Rootfs, Key::Modules, Key::Append] {
             let (key_name, image) = (name(key), name(Key::Image));
             let message =
                 format!("{key_name} does not go with {image}: a disk image brings its own kernel and kernel line");
@@ -115,7 +118,16 @@ pub fn source(has: impl Fn(Key) -> bool, access: Option<Access>, notation: Notat
         let (firmware, image) = (name(Key::Firmware), name(Key::Image));
         let message = format!("{firmware} needs {image}: the kernel of any other guest is started without it");
         wrong(Key::Firmware, message, "leave it out".into());
-        if !has(Key::Kernel) {
+        if has(Key::Kernels) {
+            let kernels = name(Key::Kernels);
+            let message = format!("{} does not go with {kernels}", name(Key::Kernel));
+            wrong(Key::Kernel, message, "add it to the others, or leave them out".into());
+            for key in [Key::Initrd, Key::Modules] {
+                let message = format!("{} does not go with {kernels}: it would be the same for all of them", name(key));
+                wrong(key, message, "describe a guest of its own for each kernel".into());
+            }
+        }
+        if !has(Key::Kernel) && !has(Key::Kernels) {
             let message = format!("{} needs {}", name(Key::Initrd), name(Key::Kernel));
             wrong(Key::Initrd, message, format!("such as {}", notation.with_value(Key::Kernel, "boot/vmlinuz")));
         }
@@ -161,7 +173,7 @@ mod tests {
 
     #[test]
     fn what_does_not_go_together() {
-        use Key::{Append, BootBus, Firmware, Image, ImageFormat, Initrd, Kernel, Login, Modules, Rootfs};
+        use Key::{Append, BootBus, Firmware, Image, ImageFormat, Initrd, Kernel, Kernels, Login, Modules, Rootfs};
         for fine in [
             &[][..],
             &[Image, ImageFormat, BootBus, Firmware, Login],
@@ -179,6 +191,9 @@ mod tests {
         assert_eq!(conflicts(&[Firmware], None), [Firmware]);
         assert_eq!(conflicts(&[Kernel, Initrd, Firmware], None), [Firmware]);
         assert_eq!(conflicts(&[Initrd], None), [Initrd]);
+        assert_eq!(conflicts(&[Kernels, Rootfs, Append], None), []);
+        assert_eq!(conflicts(&[Kernels, Kernel, Initrd, Modules], None), [Kernel, Initrd, Modules]);
+        assert_eq!(conflicts(&[Image, Kernels], None), [Kernels]);
         assert_eq!(conflicts(&[Kernel, Initrd, Rootfs], None), [Rootfs]);
         assert_eq!(conflicts(&[Image, Key::Access], Some(Access::Init)), [Key::Access]);
         assert_eq!(conflicts(&[Kernel, Initrd, Key::Access], Some(Access::Init)), []);

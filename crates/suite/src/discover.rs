@@ -394,8 +394,8 @@ fn start_of(path: &Path) -> io::Result<Vec<u8>> {
 fn check_header(config: &Config, suite: &Suite, header: &Header, source: &SourceText) -> Diagnostics {
     let mut out = Diagnostics::default();
     for (guest, span) in header.guests.iter().flatten() {
-        if !config.guests.contains_key(guest) {
-            out.push(no_such("guest", guest, config.guests.keys()).at(source.place(span.clone())));
+        if !config.guest_names().any(|name| name == guest) {
+            out.push(no_such("guest", guest, config.guest_names()).at(source.place(span.clone())));
         }
     }
     if let (Some(group), Some(span)) = (&header.layer.group, &header.group)
@@ -413,17 +413,12 @@ fn check_header(config: &Config, suite: &Suite, header: &Header, source: &Source
         }
     }
     let guests = match &header.guests {
-        Some(guests) => guests.iter().map(|(name, _)| name).collect::<Vec<_>>(),
-        None => suite.guests.iter().collect(),
+        Some(guests) => config.guests_named(guests.iter().map(|(name, _)| name)),
+        None => config.guests_named(&suite.guests),
     };
     let serials = header.layer.disks.iter().flatten().filter_map(|d| d.serial.as_ref());
     let twice: Vec<_> = serials
-        .filter(|s| {
-            guests
-                .iter()
-                .filter_map(|g| config.guests.get(*g))
-                .any(|g| g.spec.hardware.disks.iter().any(|d| d.serial.as_ref() == Some(s)))
-        })
+        .filter(|s| guests.iter().any(|g| g.spec.hardware.disks.iter().any(|d| d.serial.as_ref() == Some(s))))
         .collect();
     if let (false, Some((_, span))) = (twice.is_empty(), header.hardware.iter().find(|(key, _)| *key == "disks")) {
         let message = format!("the guest has a disk with the serial number {} already", enumerate(twice));

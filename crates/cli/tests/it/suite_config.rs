@@ -70,6 +70,35 @@ fn what_would_not_run_is_listed_as_such() {
 }
 
 #[test]
+fn a_guest_with_several_kernels_is_one_for_each() {
+    let lab = Lab::new();
+    let suite = SUITE.replace("[\"g\"]", "[\"k\"]");
+    lab.suite(
+        &format!("[guests.k]\nkernels = [\"../kernels/vmlinux-*\"]\nrootfs = \"../rootfs\"\n{suite}"),
+        &[("a", "exit 0"), ("b", "# belljar: guests = [\"k-two\", \"g\"]\nexit 0")],
+    );
+    // Nobody tested what is not there.
+    lab.test([""; 0]).script(WELL).go().code(96).complains("\"../kernels/vmlinux-*\" matches no file");
+    fs::create_dir(lab.path("kernels")).expect("directory");
+    for name in ["one", "two"] {
+        fs::copy(lab.path("vmlinux"), lab.path(format!("kernels/vmlinux-{name}"))).expect("kernel");
+    }
+    let outcome = lab.test([""; 0]).script(WELL).go();
+    let units = outcome.code(0).text();
+    for unit in ["s/a@k-one", "s/a@k-two", "s/b@k-two", "s/b@g"] {
+        assert!(units.contains(unit), "{units}");
+    }
+    assert!(units.contains("4 tests: 4 passed"), "{units}");
+    let outcome = lab.test(["guest(k) and name(a)"]).script(WELL).go();
+    assert!(outcome.code(0).text().contains("2 tests: 2 passed"), "{}", outcome.text());
+    lab.belljar(["run", "--guest", "k", "--", "true"])
+        .script(WELL)
+        .go()
+        .code(125)
+        .complains("name one of them: \"k-one\" and \"k-two\"");
+}
+
+#[test]
 fn a_file_that_is_no_toml() {
     let lab = Lab::new();
     fs::write(lab.path("workspace/belljar.toml"), "[[suites]\nname = \"s\"\n").expect("file");

@@ -180,7 +180,7 @@ pub fn discover(roots: &[PathBuf], processors: &[&Processor]) -> Discovery {
                 }
                 seen.push(identity);
                 match Kernel::open(&path, processors) {
-                    Ok(kernel) => found.kernels.push(with_modules(kernel, &path, roots)),
+                    Ok(kernel) => found.kernels.push(with_modules(kernel, roots)),
                     Err(error) => found.refused.push((path, error)),
                 }
             }
@@ -192,11 +192,8 @@ pub fn discover(roots: &[PathBuf], processors: &[&Processor]) -> Discovery {
     found
 }
 
-fn with_modules(kernel: Kernel, path: &Path, roots: &[PathBuf]) -> InstalledKernel {
-    // A kernel beside its modules needs no looking for them.
-    let beside = path.parent().filter(|dir| dir.join("kernel").is_dir()).map(Path::to_owned);
-    let dir = beside.or_else(|| kernel.find_modules(roots));
-    let (modules, modules_error) = match dir.map(|dir| ModuleIndex::load(&dir)) {
+fn with_modules(kernel: Kernel, roots: &[PathBuf]) -> InstalledKernel {
+    let (modules, modules_error) = match kernel.find_modules(roots).map(|dir| ModuleIndex::load(&dir)) {
         Some(Ok(modules)) => (Some(modules), None),
         Some(Err(error)) => (None, Some(error)),
         None => (None, None),

@@ -139,10 +139,17 @@ impl Kernel {
         roots.iter().flat_map(|root| below.map(|dir| root.join(dir).join(release.as_str()))).collect()
     }
 
-    /// The first of [`Kernel::module_dirs`] that exists.
+    /// The directory of its modules: the one that it lies in, else the first that exists of [`Kernel::module_dirs`] in the tree whose `/boot` it lies in, and
+    /// then below `roots`.
     #[must_use]
     pub fn find_modules(&self, roots: &[PathBuf]) -> Option<PathBuf> {
-        self.module_dirs(roots).into_iter().find(|dir| dir.is_dir())
+        let dir = self.path.parent()?;
+        if dir.join("kernel").is_dir() {
+            return Some(dir.to_owned());
+        }
+        let tree = dir.parent().filter(|_| dir.ends_with("boot")).map(Path::to_owned);
+        let roots: Vec<PathBuf> = tree.into_iter().chain(roots.iter().cloned()).collect();
+        self.module_dirs(&roots).into_iter().find(|dir| dir.is_dir())
     }
 }
 
@@ -213,6 +220,30 @@ mod tests {
             kernel.module_dirs(&["/r".into()]),
             [PathBuf::from("/r/lib/modules/6.1.0-56-amd64"), "/r/usr/lib/modules/6.1.0-56-amd64".into()]
         );
+    }
+
+    #[test]
+    fn modules_are_looked_for_in_the_kernels_own_tree_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |path: &str| dir.path().canonicalize().unwrap().join(path);
+        let put = |path: &str| {
+            std::fs::create_dir_all(at(path).parent().unwrap()).unwrap();
+            std::fs::write(at(path), fake_bzimage("6.1", b"x")).unwrap();
+        };
+        let found = |path: &str| {
+            let kernel = Kernel::open(&at(path), &[&processor::X86_64]).unwrap();
+            kernel.find_modules(&[at("host")]).map(|dir| dir.strip_prefix(at("")).unwrap().to_owned())
+        };
+        for path in ["a/boot/k", "a/other/k", "b/boot/k", "host/lib/modules/6.1/x", "a/usr/lib/modules/6.1/kernel/x"] {
+            put(path);
+        }
+        put("a/usr/lib/modules/6.1/vmlinuz");
+        assert_eq!(found("a/boot/k"), Some("a/usr/lib/modules/6.1".into()));
+        assert_eq!(found("a/usr/lib/modules/6.1/vmlinuz"), Some("a/usr/lib/modules/6.1".into()));
+        assert_eq!(found("a/other/k"), Some("host/lib/modules/6.1".into()));
+        assert_eq!(found("b/boot/k"), Some("host/lib/modules/6.1".into()));
+        std::fs::remove_dir_all(at("host")).unwrap();
+        assert_eq!(found("b/boot/k"), None);
     }
 
     #[test]

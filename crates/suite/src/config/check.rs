@@ -11,6 +11,7 @@ use toml::Spanned;
 use super::{
     HOST_GUEST,
     guest::{self, GuestTable},
+    kernels::Families,
     typed::{FileTable, FilterText, HeaderTable, OverrideTable, ProfileTable, RetriesValue, SuiteTable},
     words::{Backoff, Format},
 };
@@ -27,7 +28,7 @@ struct Names<'a> {
     groups: BTreeSet<&'a str>,
 }
 
-pub(super) fn file(file: &FileTable, walk: &mut Walk) {
+pub(super) fn file(file: &FileTable, families: &Families, walk: &mut Walk) {
     let guests = || file.guests.iter().flat_map(|g| &g.get_ref().0);
     let suites = || file.suites.iter().flat_map(|s| &s.get_ref().0);
     let groups = || file.groups.iter().flat_map(|g| &g.get_ref().0);
@@ -37,6 +38,10 @@ pub(super) fn file(file: &FileTable, walk: &mut Walk) {
         groups: groups().map(|(name, _)| name.0.as_str()).collect(),
     };
     names.guests.extend(guests().map(|(name, (_, table))| (name.0.as_str(), Some(table))));
+    for (name, (_, table)) in guests() {
+        let members = families.get(&name.0).into_iter().flatten();
+        names.guests.extend(members.map(|member| (member.name.as_str(), Some(table))));
+    }
     for (_, (_, table)) in guests() {
         guest::check(table, walk);
     }

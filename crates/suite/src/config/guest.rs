@@ -42,6 +42,8 @@ table! {
         "firmware" firmware: Firmware = "\"auto\"",
         /// Boot this kernel: with initrd its user space, else with rootfs.
         "kernel" kernel: FilePath = "(the newest installed one that can do it)",
+        /// A guest for each of these kernels, named after its version (NAME-6.1.0-56-amd64): files, or patterns of them; NAME stands for all of them. With rootfs.
+        "kernels" kernels: OneOrMany<FilePath> = "(none)",
         /// The initramfs to boot the kernel with.
         "initrd" initrd: FilePath = "(none)",
         /// Use this directory as the guest's root, read-only under a writable layer.
@@ -155,6 +157,7 @@ fn check_source(table: &GuestTable, walk: &mut Walk) {
         Key::ImageFormat => table.image_format.as_ref().map(Spanned::span),
         Key::BootBus => table.boot_bus.as_ref().map(Spanned::span),
         Key::Firmware => table.firmware.as_ref().map(Spanned::span),
+        Key::Kernels => table.kernels.as_ref().map(Spanned::span),
         Key::Kernel => table.kernel.as_ref().map(Spanned::span),
         Key::Initrd => table.initrd.as_ref().map(Spanned::span),
         Key::Rootfs => table.rootfs.as_ref().map(Spanned::span),
@@ -218,7 +221,7 @@ pub(super) fn resolve(name: &str, table: &GuestTable, dir: &Path) -> Guest {
     spec.boot_timeout = plain(&table.boot_timeout);
     spec.hide = table.hide.iter().flat_map(|l| &l.get_ref().0).map(|p| of_host(dir, &p.get_ref().0)).collect();
     spec.mount_at = plain(&table.mount_at).unwrap_or(spec.mount_at);
-    Guest { name: name.to_owned(), spec, layer }
+    Guest { name: name.to_owned(), family: None, spec, layer }
 }
 
 /// A path of the host, of which a `~` at the beginning is for later.

@@ -2,6 +2,7 @@
 
 mod check;
 pub mod guest;
+mod kernels;
 mod layers;
 mod resolve;
 pub mod typed;
@@ -52,6 +53,8 @@ pub struct Config {
     pub workspace: PathBuf,
     /// The guests by name; [`HOST_GUEST`] is always there.
     pub guests: BTreeMap<String, Arc<Guest>>,
+    /// The names of guests that came of one with `kernels`, by its name, which is that of no guest.
+    pub families: BTreeMap<String, Vec<String>>,
     /// The suites in the order of the file.
     pub suites: Vec<Arc<Suite>>,
     /// How many tests of a group may run at the same time.
@@ -65,6 +68,8 @@ pub struct Config {
 pub struct Guest {
     /// Its name.
     pub name: String,
+    /// The name of the guest with `kernels` that it came of.
+    pub family: Option<String>,
     /// The machine, with disks of its own.
     pub spec: GuestSpec,
     /// What holds for tests on it.
@@ -233,9 +238,12 @@ impl Config {
         let (file, mut walk) = Walk::read::<typed::FileTable>(&source, text.len() - body.len(), body);
         let config = file.map(|file| {
             if walk.parsed() {
-                check::file(&file, &mut walk);
+                let dir = path.parent().unwrap_or_else(|| Path::new(""));
+                let families = kernels::expand(&file, dir, &mut walk);
+                check::file(&file, &families, &mut walk);
+                return resolve::file(path, shown, &file, &families, &walk);
             }
-            resolve::file(path, shown, &file, &walk)
+            resolve::file(path, shown, &file, &kernels::Families::new(), &walk)
         });
         let diagnostics = walk.finish().sorted();
         match config {
@@ -253,6 +261,7 @@ impl Config {
             shown_dir: dir.to_owned(),
             workspace: dir.to_owned(),
             guests: BTreeMap::from([(HOST_GUEST.to_owned(), Arc::new(Guest::host(HOST_GUEST)))]),
+            families: BTreeMap::new(),
             suites: Vec::new(),
             groups: BTreeMap::new(),
             profiles: BTreeMap::from([(DEFAULT_PROFILE.to_owned(), Arc::new(Profile::empty(DEFAULT_PROFILE)))]),
@@ -275,7 +284,34 @@ impl Config {
     ///
     /// Says which there are.
     pub fn guest(&self, name: &str) -> Result<&Arc<Guest>, Box<Diagnostic>> {
-        self.guests.get(name).ok_or_else(|| no_such("guest", name, self.guests.keys()))
+        match self.families.get(name).map(Vec::as_slice) {
+            Some([only]) => self.guest(only),
+            Some(members) => {
+                let members = enumerate(members.iter().map(|n| format!("{n:?}")));
+                let message = format!("{name:?} is a guest for each of its kernels");
+                Err(Box::new(Diagnostic::error(message).help(format!("name one of them: {members}"))))
+            }
+            None => self.guests.get(name).ok_or_else(|| no_such("guest", name, self.guests.keys())),
+        }
+    }
+
+    /// All that may be named where a guest is to be: guests and families.
+    pub(crate) fn guest_names(&self) -> impl Iterator<Item = &String> + Clone {
+        self.guests.keys().chain(self.families.keys())
+    }
+
+    /// The guests that `names` stand for, each once.
+    pub(crate) fn guests_named<'a>(&'a self, names: impl IntoIterator<Item = &'a String>) -> Vec<&'a Arc<Guest>> {
+        let mut guests: Vec<&Arc<Guest>> = Vec::new();
+        for name in names {
+            for name in self.families.get(name).map_or(std::slice::from_ref(name), Vec::as_slice) {
+                let Some(guest) = self.guests.get(name) else { continue };
+                if !guests.iter().any(|known| Arc::ptr_eq(known, guest)) {
+                    guests.push(guest);
+                }
+            }
+        }
+        guests
     }
 }
 
@@ -292,7 +328,7 @@ impl Guest {
     /// This host's own userland.
     #[must_use]
     pub fn host(name: &str) -> Self {
-        Self { name: name.to_owned(), spec: GuestSpec::new(Source::host()), layer: Layer::default() }
+        Self { name: name.to_owned(), family: None, spec: GuestSpec::new(Source::host()), layer: Layer::default() }
     }
 }
 

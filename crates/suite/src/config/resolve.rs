@@ -11,6 +11,7 @@ use toml::Spanned;
 
 use super::{
     Config, DEFAULT_PROFILE, Guest, HOST_GUEST, Override, Profile, Suite, guest,
+    kernels::Families,
     layers::{self, plain, unsigned},
     typed::{FileTable, Pattern as PatternText, ProfileTable, SuiteTable},
 };
@@ -20,34 +21,49 @@ use crate::{
     toml_tree::{FilePath, OneOrMany, Walk},
 };
 
-pub(super) fn file(path: &Path, shown: &Path, file: &FileTable, walk: &Walk) -> Config {
+pub(super) fn file(path: &Path, shown: &Path, file: &FileTable, families: &Families, walk: &Walk) -> Config {
     let dir = path.parent().unwrap_or_else(|| Path::new("")).to_owned();
     let mut guests = BTreeMap::new();
     let mut declared = Vec::new();
     for (name, (_, table)) in file.guests.iter().flat_map(|g| &g.get_ref().0) {
-        guests.insert(name.0.clone(), Arc::new(guest::resolve(&name.0, table, &dir)));
+        let guest = guest::resolve(&name.0, table, &dir);
         declared.push(name.0.clone());
+        let Some(members) = families.get(&name.0) else {
+            guests.insert(name.0.clone(), Arc::new(guest));
+            continue;
+        };
+        for member in members {
+            guests.insert(member.name.clone(), Arc::new(guest.of_family(&name.0, member)));
+        }
     }
     guests.entry(HOST_GUEST.to_owned()).or_insert_with(|| Arc::new(Guest::host(HOST_GUEST)));
     if declared.is_empty() {
         declared.push(HOST_GUEST.to_owned());
     }
     let suites = file.suites.iter().flat_map(|s| &s.get_ref().0);
-    let suites = suites.filter_map(|s| suite(s.get_ref(), &dir, &declared, walk)).map(Arc::new).collect();
+    let mut config = Config {
+        families: families.iter().map(|(n, m)| (n.clone(), m.iter().map(|m| m.name.clone()).collect())).collect(),
+        guests,
+        ..Config::empty(&dir)
+    };
+    let named = |names: &[String]| config.guests_named(names).into_iter().map(|g| g.name.clone()).collect();
+    let of_table = |table| {
+        let mut suite = suite(table, &dir, &declared, walk)?;
+        suite.guests = named(&suite.guests);
+        Some(Arc::new(suite))
+    };
+    let suites = suites.filter_map(|s| of_table(s.get_ref())).collect();
     let groups = file.groups.iter().flat_map(|g| &g.get_ref().0);
     let groups = groups
         .map(|(name, (_, g))| (name.0.clone(), g.max_parallel.as_ref().map_or(1, |m| m.get_ref().unsigned())))
         .collect();
-    Config {
-        path: path.to_owned(),
-        shown_dir: shown.parent().unwrap_or_else(|| Path::new("")).to_owned(),
-        workspace: file.workspace.as_ref().map_or_else(|| dir.clone(), |w| dir.join(&w.get_ref().0)),
-        guests,
-        suites,
-        groups,
-        profiles: profiles(file, &dir),
-        dir,
-    }
+    config.path = path.to_owned();
+    config.shown_dir = shown.parent().unwrap_or_else(|| Path::new("")).to_owned();
+    config.workspace = file.workspace.as_ref().map_or_else(|| dir.clone(), |w| dir.join(&w.get_ref().0));
+    config.suites = suites;
+    config.groups = groups;
+    config.profiles = profiles(file, &dir);
+    config
 }
 
 pub(super) fn below(dir: &Path, path: &Option<Spanned<FilePath>>) -> Option<PathBuf> {

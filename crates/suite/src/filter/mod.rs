@@ -143,6 +143,8 @@ pub struct Subject<'a> {
     pub suite: &'a str,
     /// The guest's name.
     pub guest: &'a str,
+    /// The guest with several kernels that it came of.
+    pub family: Option<&'a str>,
     /// The test's tags.
     pub tags: &'a BTreeSet<String>,
     /// Whether it holds tests whose names are not known yet.
@@ -269,7 +271,7 @@ fn is(field: Field, matcher: &Matcher, subject: &Subject<'_>) -> Answer {
         Field::Id => matcher.matches(subject.id) || matcher.matches(subject.path),
         Field::Name => matcher.matches(subject.name),
         Field::Suite => matcher.matches(subject.suite),
-        Field::Guest => matcher.matches(subject.guest),
+        Field::Guest => matcher.matches(subject.guest) || subject.family.is_some_and(|name| matcher.matches(name)),
         Field::Tag => subject.tags.iter().any(|tag| matcher.matches(tag)),
     };
     match (field, matcher) {

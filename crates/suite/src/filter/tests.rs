@@ -6,7 +6,8 @@ fn yes(filter: &str, name: &str, guest: &str, tags: &[&str]) -> bool {
     let tags = tags.iter().map(|&t| t.to_owned()).collect();
     let id = format!("storage/{name}@{guest}");
     let path = format!("tests/{name}");
-    let subject = Subject { id: &id, path: &path, name, suite: "storage", guest, tags: &tags, to_be_listed: false };
+    let subject =
+        Subject { id: &id, path: &path, name, suite: "storage", guest, family: None, tags: &tags, to_be_listed: false };
     filter.parse::<Filter>().unwrap().answer(&subject) == Answer::Yes
 }
 
@@ -61,6 +62,7 @@ fn waits_for_names_that_are_not_known() {
         path: "target/bin",
         name: "bin",
         suite: "unit",
+        family: None,
         guest: "host",
         tags: &tags,
         to_be_listed: true,

@@ -301,6 +301,7 @@ impl Candidate {
             name: &self.name,
             suite: &unit.suite.name,
             guest: &unit.guest.name,
+            family: unit.guest.family.as_deref(),
             tags: &unit.settings.tags,
             to_be_listed: unit.to_be_listed,
         }
@@ -333,7 +334,7 @@ const ALIKE: usize = 8;
 fn candidates(config: &Config, discovery: &Discovery, options: &PlanOptions<'_>) -> Vec<Candidate> {
     let mut all: Vec<Candidate> = Vec::new();
     for test in &discovery.tests {
-        for guest in guests_of(test).into_iter().filter_map(|name| config.guests.get(name)) {
+        for guest in guests_of(config, test) {
             let id = unit_id(&test.suite.name, &test.name, None, &guest.name);
             let format = test.header.layer.format.or(test.suite.layer.format);
             let cases = options.cases.and_then(|c| c.get(&id));
@@ -372,6 +373,7 @@ fn candidate(
         name: &name,
         suite: &suite.name,
         guest: &guest.name,
+        family: guest.family.as_deref(),
         tags: &tags,
         to_be_listed,
     };
@@ -473,10 +475,10 @@ fn gone(rerun: &BTreeSet<String>, candidates: &[Candidate]) -> Diagnostics {
     gone.map(|id| Diagnostic::note(format!("{id} failed last time and is not there any more"))).collect()
 }
 
-fn guests_of(test: &TestFile) -> Vec<&String> {
+fn guests_of<'a>(config: &'a Config, test: &'a TestFile) -> Vec<&'a Arc<Guest>> {
     match &test.header.guests {
-        Some(guests) => guests.iter().map(|(name, _)| name).collect(),
-        None => test.suite.guests.iter().collect(),
+        Some(guests) => config.guests_named(guests.iter().map(|(name, _)| name)),
+        None => config.guests_named(&test.suite.guests),
     }
 }
 
@@ -493,7 +495,7 @@ fn unknown_names(config: &Config, discovery: &Discovery, filter: &Filter) -> Dia
         })
     };
     let names = filter.names().into_iter().filter_map(|(field, name)| match field {
-        Field::Guest => note("guest", name, config.guests.keys().collect()),
+        Field::Guest => note("guest", name, config.guest_names().collect()),
         Field::Suite => note("suite", name, suites.iter().collect()),
         Field::Tag => note("tag", name, tags.iter().collect()),
         Field::Id | Field::Name => None,

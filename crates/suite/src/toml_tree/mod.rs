@@ -20,7 +20,7 @@ pub use self::scalar::{
     VarName,
 };
 pub(crate) use self::{
-    scalar::read_text,
+    scalar::{name, read_text},
     table::{table, word_value},
 };
 use crate::diagnostic::{Diagnostic, Diagnostics, Place, SourceText, enumerate, suggest};
