@@ -9,7 +9,8 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
-use belljar_proto::message::{Leftovers, MAX_NAMED, Mount, MountMode, Source};
+use belljar_proto::message::{Leftovers, MAX_NAMED, Mount, MountMode, RELAY_NAME, Source};
+use rustix::io::Errno;
 use rustix::process::{WaitOptions, getpid};
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
@@ -47,19 +48,21 @@ struct Mounted {
 }
 
 impl Mounted {
-    fn at(path: &str) -> Option<Self> {
-        let device = fs::metadata(path).ok()?.dev();
-        let flags = rustix::fs::statvfs(path).ok()?.f_flag;
-        Some(Self { at: path.to_owned(), device, read_only: flags.contains(rustix::fs::StatVfsMountFlags::RDONLY) })
+    fn at(path: &str) -> Result<Self, Errno> {
+        let device = rustix::fs::stat(path)?.st_dev;
+        let flags = rustix::fs::statvfs(path)?.f_flag;
+        Ok(Self { at: path.to_owned(), device, read_only: flags.contains(rustix::fs::StatVfsMountFlags::RDONLY) })
     }
 
     /// What has become of it, where it is not as it was.
     fn change(&self) -> Option<String> {
         match Self::at(&self.at) {
-            Some(now) if now == *self => None,
-            Some(now) if now.device == self.device => {
+            Ok(now) if now == *self => None,
+            Ok(now) if now.device == self.device => {
                 Some(format!("{} (mounted {} now)", self.at, if now.read_only { "read-only" } else { "writable" }))
             }
+            // What FUSE answers when the relay, or whoever it passes requests to, has ended.
+            Err(Errno::NOTCONN | Errno::CONNABORTED) => Some(format!("{} (what serves it has ended)", self.at)),
             _ => Some(format!("{} (unmounted, or something else is mounted there)", self.at)),
         }
     }
@@ -80,7 +83,7 @@ pub(crate) struct Shares {
 impl Shares {
     pub(crate) fn of(mounts: &[Mount]) -> Self {
         let written = mounts.iter().filter(|mount| mount.mode == MountMode::ReadWrite);
-        let written: Vec<Mounted> = written.filter_map(|mount| Mounted::at(&mount.path)).collect();
+        let written: Vec<Mounted> = written.filter_map(|mount| Mounted::at(&mount.path).ok()).collect();
         let lasting = mounts.iter().all(|mount| mount.sources == [Source::Disk]);
         Self { written, mounts: mount_table::read(), slept: slept(), lasting }
     }
@@ -121,6 +124,7 @@ struct Process {
     start: u64,
     name: String,
     dead: bool,
+    stopped: bool,
 }
 
 impl Process {
@@ -130,7 +134,7 @@ impl Process {
             // Something that is mounted over it hides nothing.
             let hidden = sys::kill(pid, 0).is_ok();
             let name = "one that hides".to_owned();
-            return hidden.then_some(Self { pid, parent: 0, start: 0, name, dead: false });
+            return hidden.then_some(Self { pid, parent: 0, start: 0, name, dead: false, stopped: false });
         };
         Self::parse(pid, &text::lossy(&stat))
     }
@@ -144,8 +148,9 @@ impl Process {
         if number(6)? & KERNEL_THREAD != 0 {
             return None;
         }
-        let dead = matches!(*fields.first()?, "Z" | "X");
-        Some(Self { pid, parent: i32::try_from(number(1)?).ok()?, start: number(19)?, name, dead })
+        let state = *fields.first()?;
+        let (dead, stopped) = (matches!(state, "Z" | "X"), state == "T");
+        Some(Self { pid, parent: i32::try_from(number(1)?).ok()?, start: number(19)?, name, dead, stopped })
     }
 
     fn key(&self) -> (i32, u64) {
@@ -164,6 +169,13 @@ fn processes() -> Vec<Process> {
     numbers.filter_map(Process::read).collect()
 }
 
+/// Has relays of shares go on that somebody has stopped: whoever looks at a share of theirs would wait for ever.
+pub(crate) fn wake_relays() {
+    for relay in processes().iter().filter(|process| process.stopped && process.name == RELAY_NAME) {
+        let _ = sys::kill(relay.pid, libc::SIGCONT);
+    }
+}
+
 /// The file that a process runs.
 fn program(pid: i32) -> Option<(u64, u64)> {
     let file = fs::metadata(format!("/proc/{pid}/exe")).ok()?;
@@ -176,7 +188,7 @@ impl Baseline {
         let shares = mounts.iter().map(|mount| mount.path.as_str());
         Self {
             processes: processes().iter().map(Process::key).collect(),
-            places: SYSTEM.iter().copied().chain(shares.clone()).filter_map(Mounted::at).collect(),
+            places: SYSTEM.iter().copied().chain(shares.clone()).filter_map(|path| Mounted::at(path).ok()).collect(),
             shares: shares.map(str::to_owned).collect(),
             mounts: mount_table::read(),
         }
@@ -185,6 +197,7 @@ impl Baseline {
     /// Ends what does not belong to the guest, and says what else is not as it was. With `own_only` nothing is touched but what descends
     /// from the agent.
     pub(crate) fn restore(&mut self, own_only: bool) -> Leftovers {
+        wake_relays();
         let mut found =
             Leftovers { left: self.places.iter().filter_map(Mounted::change).collect(), ..Leftovers::default() };
         if found.left.is_empty() && !own_only {
@@ -278,7 +291,7 @@ mod tests {
     use super::*;
 
     fn process(pid: i32, parent: i32) -> Process {
-        Process { pid, parent, start: 7, name: "x".into(), dead: false }
+        Process { pid, parent, start: 7, name: "x".into(), dead: false, stopped: false }
     }
 
     #[test]
@@ -286,6 +299,8 @@ mod tests {
         let stat = "412 (a) b (c)) S 1 412 412 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 99887 0 0";
         let read = Process::parse(412, stat).unwrap();
         assert_eq!((read.parent, read.start, read.name.as_str(), read.dead), (1, 99887, "a) b (c)", false));
+        let stopped = |state: &str| Process::parse(412, &stat.replace(" S ", state)).unwrap().stopped;
+        assert_eq!((stopped(" S "), stopped(" T "), stopped(" t ")), (false, true, false));
         let kernel = stat.replace("4194560", "2129984");
         assert!(Process::parse(412, &kernel).is_none());
         for broken in ["", "412 (x", "412 (x) S", "412 (x) S a b c"] {

@@ -12,6 +12,7 @@ use rustix::mount::UnmountFlags;
 use rustix::time::{ClockId, Timespec};
 
 use crate::job::{Job, Kind};
+use crate::leftovers;
 use crate::share::disk::Unpacked;
 use crate::{modules, mounts, network, share, text};
 
@@ -126,6 +127,8 @@ pub(crate) fn report(report: &[u8]) -> SetupReport {
 
 /// Writes the shares back.
 pub(crate) fn start_sync(mounts: &[Mount], unpacked: Option<&Unpacked>) -> Result<Job, Errno> {
+    // The report comes of a look at the shares, which this process takes itself.
+    leftovers::wake_relays();
     let limit = if unpacked.is_some() { COPY_LIMIT } else { SYNC_LIMIT };
     Job::start(Kind::Sync, Some(limit), || {
         let report = match unpacked {

@@ -29,6 +29,7 @@ use belljar_machine::qemu::process::all_ended;
 use belljar_model::exit_code;
 use clap::{CommandFactory, Parser};
 use guest::GuestArgs;
+use nix::sys::signal::{SigSet, Signal};
 
 /// First argument of a process that is about to become QEMU.
 pub(crate) const EXEC: &str = "__exec";
@@ -37,6 +38,7 @@ pub(crate) const EXEC: &str = "__exec";
 const LAST_LIMIT: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
+    outlive_file_size_limit();
     let mut words = std::env::args_os();
     let (program, first) = (words.next(), words.next());
     // Not for people, and not for clap: what follows belongs to another program.
@@ -70,6 +72,14 @@ fn main() -> ExitCode {
     // They are killed, but not gone the same moment.
     all_ended(LAST_LIMIT);
     code
+}
+
+/// Where files may not be longer than so much (`ulimit -f`), writing more is an error like a full disk, and does not end this process, nor those that it starts.
+fn outlive_file_size_limit() {
+    let mut set = SigSet::empty();
+    set.add(Signal::SIGXFSZ);
+    // Without it the kernel ends us: no pass either.
+    let _ = set.thread_block();
 }
 
 /// A panic in the reader of a file system is caught and told as an error of the disk.

@@ -36,6 +36,10 @@ const MOST_KEPT: u64 = 1 << 30;
 const SMALL: u64 = 64 << 20;
 /// Bytes of a file system in one of which room is kept.
 const SHARE_KEPT: u64 = 20;
+/// Most files that the host is left room for.
+const MOST_FILES_KEPT: u64 = 10_000;
+/// What a file is counted as where it is asked how soon there may be too many: nobody makes files faster than that makes it.
+const FILE: u64 = 4096;
 /// Faster than a guest writes.
 const SPEED: u64 = 2 << 30;
 const SOONEST: Duration = Duration::from_millis(4);
@@ -80,7 +84,15 @@ struct Disks {
 struct Room {
     dir: OwnedFd,
     at: PathBuf,
-    keep: u64,
+    keep: Left,
+}
+
+/// What a file system has left.
+#[derive(Clone, Copy, Debug)]
+struct Left {
+    bytes: u64,
+    /// Files that can still be made; a file system that sets no limit to them has any number.
+    files: u64,
 }
 
 /// There is too much.
@@ -136,14 +148,23 @@ impl Gauge {
             return Some(exceeded("what the guest wrote to its disks", used, self.disks.limit, "max-disk"));
         }
         for room in &self.rooms {
-            let free = free(&room.dir).unwrap_or(u64::MAX);
-            if free < room.keep {
+            let Ok(left) = left(&room.dir) else { continue };
+            if left.files < room.keep.files {
+                return Some(Exceeded::of(format!(
+                    "the guest was ended because the host's file system at {} can hold only {} files more, of which {} are kept for the host; \
+                     remove some, have the guest make fewer, or use another file system",
+                    room.at.display(),
+                    left.files,
+                    room.keep.files
+                )));
+            }
+            if left.bytes < room.keep.bytes {
                 return Some(Exceeded::of(format!(
                     "the guest was ended because the host's file system at {} has only {} left, of which {} are kept for the host; make \
                      room, have the guest write less, or use another file system",
                     room.at.display(),
-                    size(free),
-                    size(room.keep)
+                    size(left.bytes),
+                    size(room.keep.bytes)
                 )));
             }
         }
@@ -176,7 +197,12 @@ impl Gauge {
     pub(crate) fn next(&self) -> Duration {
         let output = self.output.limit.saturating_sub(self.output.used);
         let disks = self.disks.limit.saturating_sub(self.disks.used());
-        let rooms = self.rooms.iter().map(|room| free(&room.dir).unwrap_or(0).saturating_sub(room.keep));
+        let room = |room: &Room| {
+            let left = left(&room.dir).unwrap_or(Left { bytes: 0, files: 0 });
+            let files = left.files.saturating_sub(room.keep.files).saturating_mul(FILE);
+            left.bytes.saturating_sub(room.keep.bytes).min(files)
+        };
+        let rooms = self.rooms.iter().map(room);
         let least = rooms.chain([output, disks]).min().unwrap_or(0);
         let until = Duration::from_nanos(least.saturating_mul(1_000_000_000 / (SPEED >> 20)) >> 20);
         until.clamp(SOONEST, LATEST).max(self.output.took * COST / 4)
@@ -199,7 +225,7 @@ pub(crate) fn output_limit(bounds: Bounds, out: &OwnedFd) -> io::Result<u64> {
 
 /// Bytes that may be written to a directory so that what is kept for the host stays.
 pub(crate) fn room_of_host(dir: &OwnedFd) -> io::Result<u64> {
-    Ok(free(dir)?.saturating_sub(kept(dir)?))
+    Ok(free(dir)?.saturating_sub(kept(dir)?.bytes))
 }
 
 /// That more than so much was left in the output directory.
@@ -226,18 +252,29 @@ fn open(dir: &Path) -> io::Result<OwnedFd> {
 
 /// Bytes that this user can still write.
 fn free(dir: &OwnedFd) -> io::Result<u64> {
-    let stat = fstatvfs(dir)?;
-    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    Ok(left(dir)?.bytes)
 }
 
-/// Bytes that are left to the host: a part of the file system, and never more than half of what is there at the beginning.
-fn kept(dir: &OwnedFd) -> io::Result<u64> {
+/// What this user can still write.
+fn left(dir: &OwnedFd) -> io::Result<Left> {
+    let stat = fstatvfs(dir)?;
+    // Some, such as btrfs, say that they have no files at all.
+    let files = if stat.f_files == 0 { u64::MAX } else { stat.f_favail };
+    Ok(Left { bytes: stat.f_bavail.saturating_mul(stat.f_frsize), files })
+}
+
+/// What is left to the host: a part of the file system, and never more than half of what is there at the beginning.
+fn kept(dir: &OwnedFd) -> io::Result<Left> {
     let stat = fstatvfs(dir)?;
     let all = stat.f_blocks.saturating_mul(stat.f_frsize);
     if all < SMALL {
-        return Ok(0);
+        return Ok(Left { bytes: 0, files: 0 });
     }
-    Ok((all / SHARE_KEPT).min(MOST_KEPT).min(free(dir)? / 2))
+    let left = left(dir)?;
+    Ok(Left {
+        bytes: (all / SHARE_KEPT).min(MOST_KEPT).min(left.bytes / 2),
+        files: (stat.f_files / SHARE_KEPT).min(MOST_FILES_KEPT).min(left.files / 2),
+    })
 }
 
 fn blocks(files: &[File]) -> u64 {

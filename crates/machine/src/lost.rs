@@ -170,7 +170,7 @@ impl fmt::Display for Cause {
             Self::Unmounted(places) => write!(
                 f,
                 "the command changed what is mounted in the guest, so that what it wrote there may not have reached the host: {}; unmount \
-                 only what the command has mounted itself",
+                 only what the command has mounted itself, and end no process of Belljar's",
                 places.join(", ")
             ),
             Self::OutCovered(places) => write!(

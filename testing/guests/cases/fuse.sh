@@ -88,6 +88,21 @@ test_fuse_stays_in_its_directory() {
     want_err 'max-output|has only'
 }
 
+# A relay that a test leaves standing goes on for the next one, and one that it ends is told as what it is.
+test_fuse_a_relay_that_a_test_stops() {
+    mkdir ws/t
+    printf '#!/bin/sh\npkill -STOP belljar-fuse; exit 0\n' >ws/t/a
+    printf '#!/bin/sh\ntest -s t/a\n' | tee ws/t/b >ws/t/d
+    printf '#!/bin/sh\npkill -KILL belljar-fuse; exit 0\n' >ws/t/c
+    chmod +x ws/t/*
+    printf '[guests.g]\nshare = "fuse"\n[[suites]]\nname = "s"\ntests = "t/*"\nisolation = "suite"\ntimeout = "100s"\nworkspace-mode = "ro"\n' >ws/belljar.toml
+    if (cd ws && "$BELLJAR" test -v) >out 2>err; then fail 'it passed'; fi
+    cat out err
+    for test in a b d; do want_line "PASS .* s/$test@g"; done
+    want_line '4 tests: 3 passed, 1 could not be judged'
+    want_line 'what serves it has ended|server of the workspace ended|closed the port'
+}
+
 # A kernel without 9p gets its shares over FUSE in the same boot, and it is said what it lacks.
 # fixtures: busybox-initrd
 test_auto_takes_fuse_where_there_is_no_9p() {

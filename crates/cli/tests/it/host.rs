@@ -105,6 +105,40 @@ fn no_space_for_the_logs() {
     outcome.complains("No space left on device");
 }
 
+/// A user's limit to the size of files is no death.
+#[test]
+fn a_file_that_may_not_grow() {
+    let lab = Lab::new();
+    let limited = |blocks: &str| {
+        let text = format!("ulimit -f {blocks}; exec \"$@\"");
+        ["sh", "-c", &text, "sh"].iter().map(Into::into).collect::<Vec<std::ffi::OsString>>()
+    };
+    let script = "[serial]\ndrain\nwait up 80000\nflood 4MiB\nmark flooded\n[agent]\nagent\n";
+    let text = format!("mark up; {}", until("flooded"));
+    let outcome = lab.run(script).args(["--no-template"]).under(limited("600")).sh(&text).spawn().end_dirty();
+    assert_eq!(outcome.status.code(), Some(125), "{}", outcome.stderr);
+    outcome.complains("File too large");
+    let outcome = lab.run(WELL).args(["--no-template"]).under(limited("0")).sh("true").spawn().end_dirty();
+    assert_eq!(outcome.status.code(), Some(125), "{}", outcome.stderr);
+    outcome.complains("File too large");
+}
+
+/// The host keeps some files, as it keeps some room.
+#[test]
+fn no_file_is_left_for_the_host() {
+    let lab = Lab::new();
+    let out = lab.path("out");
+    fs::create_dir_all(&out).expect("directory");
+    let text = "mount -t tmpfs -o size=128M,nr_inodes=1000 tmpfs \"$0\" && exec \"$@\"";
+    let words = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", text];
+    let words = words.iter().map(Into::into).chain([out.clone().into_os_string()]).collect::<Vec<std::ffi::OsString>>();
+    let fill = "i=0; while [ $i -lt 990 ]; do : >$BELLJAR_OUT/$i; i=$((i + 1)); done; sleep 100";
+    let run = lab.run(WELL).args(["--out".as_ref(), out.as_os_str()]).under(words);
+    let outcome = run.sh(fill).spawn().end_dirty();
+    assert_eq!(outcome.status.code(), Some(125), "{}", outcome.stderr);
+    outcome.complains("files more, of which 50 are kept for the host");
+}
+
 #[test]
 fn no_space_for_anything() {
     let lab = Lab::new();
