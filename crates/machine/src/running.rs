@@ -330,7 +330,7 @@ impl QemuGuest {
         let Machine { watch, qemu, .. } = &mut self.machine;
         match watch.doubt(Phase::Command, observe).await {
             Some(lost) => Some(lost),
-            None => watch.ports.check(qemu.qmp(), Phase::Command).await,
+            None => watch.shares(qemu.qmp(), Phase::Command).await,
         }
     }
 

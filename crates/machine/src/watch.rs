@@ -78,6 +78,8 @@ pub(crate) struct Watch {
     pub(crate) ports: SharePorts,
     /// Tells of servers of shares that end.
     servers: Ends,
+    /// One that has ended, which is not forgotten when nobody waits any more.
+    server_end: Option<String>,
     /// The guest's time was stopped from here.
     stopped: bool,
     /// What of the host's the guest may damage without noticing, and when it is looked for again.
@@ -105,6 +107,7 @@ impl Watch {
             closed: None,
             ports: SharePorts::default(),
             servers,
+            server_end: None,
             stopped: false,
             replaced: None,
         }
@@ -206,7 +209,10 @@ impl Watch {
                     None => qmp_open = false,
                 },
                 end = self.exit.ended() => return of_end(&end, phase),
-                Some(why) = self.servers.recv() => return self.of_server(why, phase).await,
+                Some(why) = self.servers.recv() => {
+                    self.server_end = Some(why.clone());
+                    return self.of_server(why, phase).await;
+                }
                 () = changed(changes) => {}
                 () = tokio::time::sleep_until(due) => {
                     if let Some(lost) = self.of_silence(phase) {
@@ -257,6 +263,19 @@ impl Watch {
             crate::for_people(silent)
         );
         Some(Lost::crash(CrashKind::Silent, seen, phase))
+    }
+
+    /// What became of the shares without anybody having noticed. A server that ends explains a port that is closed, and may be told of a moment later.
+    pub(crate) async fn shares(&mut self, qmp: &crate::qemu::qmp::Qmp, phase: Phase) -> Option<Lost> {
+        let closed = self.ports.check(qmp, phase).await;
+        if self.server_end.is_none() {
+            let patience = if closed.is_some() { AFTERMATH } else { Duration::ZERO };
+            self.server_end = tokio::time::timeout(patience, self.servers.recv()).await.ok().flatten();
+        }
+        match self.server_end.clone() {
+            Some(why) => Some(self.of_server(why, phase).await),
+            None => closed,
+        }
     }
 
     /// A server of a share has ended, perhaps because QEMU did.

@@ -3,6 +3,7 @@
 
 mod disk;
 mod exec;
+mod fuse;
 pub(crate) mod port;
 
 use std::{collections::HashMap, path::PathBuf, sync::Arc, thread, time::Duration};
@@ -23,6 +24,7 @@ use crate::{
 };
 use disk::Unpacked;
 use exec::Running;
+use fuse::Fuse;
 use port::Port;
 
 /// How long a slow guest is without an agent before it is off: longer than a closed port is taken for anything but a death.
@@ -42,6 +44,8 @@ pub(crate) struct Manners {
     sync: String,
     /// How shares come back on a disk: `ok`, `noted`, `damaged`, `cut`, `much`, `silent`, `forged`, `link`, `set-uid`; `lacking`, `no-room`: they never came.
     disk: String,
+    /// What the guest does with shares over FUSE when a command begins: `ok` (nothing), `unknown`, `outside`, `short`, `long`, `cut`, `closed`, `killed`.
+    fuse: String,
     /// `ok`, `left`, `never`, `die`.
     quiesce: String,
     /// `ok`, `left`, `never`, `die`, `stray`.
@@ -84,8 +88,9 @@ pub(crate) struct ExecManners {
     clock_set: bool,
 }
 
-const KEYS: [&str; 32] = [
+const KEYS: [&str; 33] = [
     "disk",
+    "fuse",
     "boot",
     "marks",
     "renew",
@@ -147,6 +152,7 @@ impl Manners {
                 "disk",
                 &["ok", "noted", "damaged", "cut", "much", "silent", "forged", "link", "set-uid", "lacking", "no-room"],
             )?,
+            fuse: one_of(step, "fuse", &["ok", "unknown", "outside", "short", "long", "cut", "closed", "killed"])?,
             quiesce: one_of(step, "quiesce", &["ok", "left", "never", "die"])?,
             renew: one_of(step, "renew", &["ok", "left", "never", "die", "stray"])?,
             marks: step.count("marks")?.and_then(|n| u32::try_from(n).ok()).unwrap_or(0),
@@ -241,6 +247,7 @@ pub(crate) fn serve(
         running: HashMap::new(),
         session: 0,
         unpacked: None,
+        fuse: Vec::new(),
         announce,
         greeted: Arc::clone(&greeted),
     };
@@ -307,6 +314,8 @@ struct Agent {
     session: u64,
     /// Shares that came on a disk.
     unpacked: Option<Unpacked>,
+    /// Shares that are mounted over FUSE.
+    fuse: Vec<Fuse>,
     announce: ToHost,
     greeted: Arc<Greeted>,
 }
@@ -402,6 +411,13 @@ impl Agent {
                     let question = Question::Mark(format!("step {number}\x1b[31m"));
                     self.say(&ToHost::Ask { number, question });
                 }
+                let mut fuse = std::mem::take(&mut self.fuse);
+                for share in &mut fuse {
+                    if let Err(why) = share.play(&self.shared.machine, &self.manners.fuse) {
+                        self.shared.machine.script_failed(&format!("agent: {why}"));
+                    }
+                }
+                self.fuse = fuse;
                 let id = command.id;
                 if let Some(running) = exec::start(&self.shared, *command) {
                     self.running.insert(id, running);
@@ -523,12 +539,29 @@ impl Agent {
         self.say(&ToHost::SetupDone(report));
     }
 
+    /// Mounts a share over FUSE; gives an empty directory in its place, for nothing here has a kernel that could look into it.
+    fn mount_fuse(&mut self, port: &str, mount: &Mount) -> Result<PathBuf, String> {
+        let place = self.shared.guest.root.join("fuse").join(&mount.name);
+        std::fs::create_dir_all(&place).map_err(|e| e.to_string())?;
+        self.fuse.push(Fuse::mount(&self.shared.machine, port)?);
+        Ok(place)
+    }
+
     fn setup(&mut self, mounts: &[Mount]) {
         let mut faults = Vec::new();
         let mut known = Vec::new();
         let mut tags = Vec::new();
         for (index, mount) in (0_u32..).zip(mounts) {
             let detail = "mount 9p: said by the script".to_owned();
+            if let Some(Source::Fuse { port }) = mount.sources.first()
+                && self.manners.setup == "ok"
+            {
+                match self.mount_fuse(port, mount) {
+                    Ok(place) => known.push((mount.path.clone().into_bytes(), place)),
+                    Err(why) => self.shared.machine.script_failed(&format!("agent: {why}")),
+                }
+                continue;
+            }
             let share = self.shared.guest.shares.iter().find(|(tag, _)| *tag == mount.name);
             match self.manners.setup.as_str() {
                 "no9p" => faults.push((index, MountFault::NoFileSystem { detail })),

@@ -102,6 +102,8 @@ pub(crate) struct Machine {
     changed: Condvar,
     /// Of the agent that has a session.
     agent: Mutex<Option<Port>>,
+    /// Ports of shares that the guest has closed.
+    closed: Mutex<BTreeSet<String>>,
 }
 
 impl Machine {
@@ -123,6 +125,7 @@ impl Machine {
             state: Mutex::new(State { status, marks: BTreeSet::new(), end: None }),
             changed: Condvar::new(),
             agent: Mutex::new(None),
+            closed: Mutex::default(),
         })
     }
 
@@ -257,6 +260,23 @@ impl Machine {
         for id in self.args.all("device").filter(|d| d.driver() == "virtserialport").filter_map(Opt::id) {
             self.control.event("VSERPORT_CHANGE", &json!({"open": open, "id": id}));
         }
+    }
+
+    /// A share's relay opens or closes its port.
+    pub(crate) fn share_port(&self, id: &str, open: bool) {
+        let mut closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
+        if open {
+            closed.remove(id)
+        } else {
+            closed.insert(id.to_owned())
+        };
+        drop(closed);
+        self.control.event("VSERPORT_CHANGE", &json!({ "open": open, "id": id }));
+    }
+
+    /// Whether the guest has closed the port of a share.
+    pub(crate) fn is_closed(&self, id: &str) -> bool {
+        self.closed.lock().unwrap_or_else(PoisonError::into_inner).contains(id)
     }
 
     /// Whether it was started with a disk of this serial number.

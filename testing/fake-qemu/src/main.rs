@@ -149,7 +149,7 @@ fn of_machine(dir: &Path, name: Option<&str>) -> Result<String, String> {
 }
 
 /// The inherited socket with this number.
-fn socket(fd: &str) -> std::io::Result<UnixStream> {
+pub(crate) fn socket(fd: &str) -> std::io::Result<UnixStream> {
     let number = fd.parse().map_err(std::io::Error::other)?;
     // The safe way to own a descriptor known by its number only; the original stays open beside it.
     let this = pidfd_open(getpid(), PidfdFlags::empty())?;

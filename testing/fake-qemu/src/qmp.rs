@@ -284,7 +284,8 @@ fn answer(machine: &Arc<Machine>, guest: &Arc<Guest>, version: &Value, command: 
         "query-uuid" => json!({ "UUID": "00000000-0000-0000-0000-000000000000" }),
         "query-chardev" => {
             let devs = machine.args.all("chardev");
-            devs.map(|d| json!({ "label": d.id(), "filename": "fd", "frontend-open": true })).collect()
+            let open = |id: Option<&str>| id.is_none_or(|id| !machine.is_closed(id));
+            devs.map(|d| json!({ "label": d.id(), "filename": "fd", "frontend-open": open(d.id()) })).collect()
         }
         "query-fdsets" | "query-block" | "query-blockstats" => json!([]),
         "query-cpus-fast" => json!([{ "cpu-index": 0, "thread-id": std::process::id(), "target": "x86_64" }]),

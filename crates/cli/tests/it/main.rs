@@ -18,6 +18,7 @@ mod odd_files;
 mod run;
 mod screen;
 mod share_disk;
+mod share_fuse;
 mod suite_config;
 mod suite_console;
 mod suite_forging;

@@ -1,0 +1,37 @@
+//! Shares over FUSE: what a guest's kernel asks, what none asks, and servers that end.
+
+use crate::harness::{Lab, WELL};
+
+/// A guest whose kernel does this with its shares when a command begins.
+fn agent(how: &str) -> String {
+    WELL.replace("\nagent\n", &format!("\nagent fuse={how}\n"))
+}
+
+#[test]
+fn a_kernel_s_first_requests_are_answered_and_nothing_leads_outside() {
+    for (how, mode) in
+        [("ok", "ro"), ("ok", "rw"), ("ok", "cow"), ("unknown", "rw"), ("outside", "rw"), ("outside", "ro")]
+    {
+        let lab = Lab::new();
+        let outcome = lab.run(&agent(how)).args(["-v", "--share", "fuse", "--workspace-mode", mode]).sh("exit 7").go();
+        outcome.code(7).complains("share: fuse");
+    }
+}
+
+#[test]
+fn a_share_that_is_served_no_more_is_never_a_pass() {
+    for (how, said) in [
+        ("short", "the server of the"),
+        ("long", "the server of the"),
+        ("cut", "the server of the"),
+        ("killed", "the server of the"),
+        ("closed", "the port of a share was closed in the guest"),
+    ] {
+        let lab = Lab::new();
+        // Whether the command ends at once or not.
+        for command in ["sleep 100", "true"] {
+            let outcome = lab.run(&agent(how)).args(["--share", "fuse"]).sh(command).go();
+            outcome.code(if how == "closed" { 121 } else { 125 }).complains(said).complains("is not to be believed");
+        }
+    }
+}
