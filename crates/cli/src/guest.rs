@@ -106,6 +106,10 @@ pub(crate) struct GuestArgs {
     #[arg(long, value_name = "KIND", value_parser = word::<ShareKind>())]
     pub(crate) share: Option<ShareKind>,
 
+    /// Give it a TPM 2.0, a new one each time (swtpm); such a guest has no template
+    #[arg(long)]
+    pub(crate) tpm: bool,
+
     /// Give up on the boot after this time [default: 2m, 20m without KVM, sooner if nothing moves]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub(crate) boot_timeout: Option<Duration>,
@@ -195,6 +199,7 @@ pub(crate) fn guest(args: &GuestArgs, named: Option<&Named>) -> Result<(GuestSpe
     spec.qemu_args.extend(args.qemu_args.iter().cloned());
     spec.oops = args.oops.unwrap_or(spec.oops);
     spec.share = args.share.unwrap_or(spec.share);
+    spec.tpm |= args.tpm;
     spec.boot_timeout = args.boot_timeout.or(spec.boot_timeout);
     for path in &args.hide {
         // A shell leaves `~` in `--hide=~/x` as it is.

@@ -47,6 +47,8 @@ pub struct GuestSpec {
     pub oops: OopsPolicy,
     /// What carries the workspace and the output directory.
     pub share: ShareKind,
+    /// Whether it has a TPM 2.0 of its own.
+    pub tpm: bool,
     /// Limit to the boot, from QEMU's start until a command can run; none is the default for the accelerator.
     pub boot_timeout: Option<Duration>,
     /// What of the host it must not see, beside what no guest sees. A path may begin with `~` until it is resolved, and its last
@@ -286,6 +288,7 @@ impl GuestSpec {
             login: None,
             oops: OopsPolicy::default(),
             share: ShareKind::default(),
+            tpm: false,
             boot_timeout: None,
             hide: Vec::new(),
             mount_at: DEFAULT_MOUNT_AT.to_owned(),

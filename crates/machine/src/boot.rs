@@ -42,6 +42,7 @@ use crate::{
         console::ConsoleSession,
     },
     share::{self, Kind, exchange::DiskExchange, served::Servers},
+    tpm::Emulator,
     watch::Watch,
 };
 
@@ -66,6 +67,7 @@ pub(crate) struct Machine {
     left_out: Vec<String>,
     /// They go with it.
     _servers: Servers,
+    _tpm: Option<Emulator>,
     _program: Option<Feeding>,
 }
 
@@ -117,7 +119,7 @@ impl Machine {
         again: bool,
         view: Option<&Views>,
     ) -> Result<(Self, Ports), StartError> {
-        let Launch { config, descriptors, served, program, exchange } = launch;
+        let Launch { config, descriptors, served, program, exchange, tpm } = launch;
         keep_command(plan, &config.inheriting(&descriptors))?;
         let host = &plan.host;
         // Before anybody counts what is written to it.
@@ -146,6 +148,16 @@ impl Machine {
             log: &plan.dir.join(QEMU_LOG),
             descriptors,
         };
+        let tpm = match (&plan.tpm, tpm) {
+            (Some(tpm), Some(line)) => Some(Emulator::start(tpm, line, &plan.dir, host).await.map_err(|e| {
+                StartError::Files(Cause::host_file(
+                    "start the guest's TPM (swtpm)",
+                    &e,
+                    "leave `tpm` out, or see whether swtpm works",
+                ))
+            })?),
+            _ => None,
+        };
         let mut qemu = Qemu::spawn(request).await.map_err(StartError::Spawn)?;
         let channels = qemu.take_channels();
         let console = Console::new(channels.console, log);
@@ -170,6 +182,7 @@ impl Machine {
                 exchange,
                 left_out,
                 _servers: servers,
+                _tpm: tpm,
                 _program: program,
             },
             ports,

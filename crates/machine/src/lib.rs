@@ -36,6 +36,7 @@ pub mod session;
 pub mod share;
 pub mod spec;
 pub mod template;
+mod tpm;
 pub mod tree;
 mod volume;
 mod watch;

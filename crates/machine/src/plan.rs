@@ -44,6 +44,7 @@ use crate::{
     screen,
     share::{self, Kind, exchange::DiskExchange, served::Served},
     spec::ShareSpec,
+    tpm::{self, NoTpm, Tpm},
     volume::{Volume, VolumeError, Volumes},
 };
 
@@ -99,6 +100,8 @@ pub struct Plan {
     pub(crate) dir: PathBuf,
     pub(crate) oops: OopsPolicy,
     pub(crate) boot_timeout: Option<Duration>,
+    /// What makes its TPM, if it has one.
+    pub(crate) tpm: Option<Tpm>,
     concealment: Concealment,
     choices: Vec<EventKind>,
     /// The guest in a person's words.
@@ -130,6 +133,8 @@ pub(crate) struct Launch {
     pub(crate) program: Option<Program>,
     /// What comes and goes on the disk of shares.
     pub(crate) exchange: Option<DiskExchange>,
+    /// The line to its TPM.
+    pub(crate) tpm: Option<tpm::Line>,
 }
 
 /// The agent on its way to a guest that reads it from a port.
@@ -142,7 +147,14 @@ pub(crate) struct Program {
 impl Launch {
     /// A machine that has no volumes yet.
     pub(crate) fn of(config: MachineConfig) -> Self {
-        Self { config, descriptors: Descriptors::default(), served: Vec::new(), program: None, exchange: None }
+        Self {
+            config,
+            descriptors: Descriptors::default(),
+            served: Vec::new(),
+            program: None,
+            exchange: None,
+            tpm: None,
+        }
     }
 }
 
@@ -155,6 +167,9 @@ pub enum PlanError {
     /// No UEFI firmware, or none for this machine.
     #[error(transparent)]
     NoUefi(#[from] NoUefi),
+    /// There is no TPM to be had.
+    #[error(transparent)]
+    Tpm(#[from] NoTpm),
     /// QEMU cannot share directories.
     #[error("{0}")]
     NoShare(String),
@@ -207,6 +222,12 @@ pub enum PlanError {
     /// The agent could not be put where the guest fetches it.
     #[error("cannot put the agent into the run's directory: {source}; it must be writable and have room")]
     Control {
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// There is no socket for the TPM.
+    #[error("cannot make the line to the TPM: {source}")]
+    TpmLine {
         /// What the system said.
         source: std::io::Error,
     },
@@ -266,6 +287,7 @@ pub fn prepare(
     choices.add("qemu", format!("{} ({})", qemu.path.display(), qemu.version), qemu.why.clone());
     let accel = probe::choose_accel(platform, host.accel.or(spec.accel), &qemu, &host.shim, &host.cache_dir)?;
     choices.accelerator(&accel);
+    let tpm = spec.tpm.then(|| Tpm::find(&qemu, host.path.as_deref())).transpose()?;
 
     let cache = Cache::new(&host.cache_dir, &dir);
     let agent = platform.agent().map(|agent| agent.program);
@@ -370,6 +392,7 @@ pub fn prepare(
         kernel: kernel.map(|files| args::Kernel { image: files.kernel, initrd: files.initrd, append: words }),
         nic: Nic { mode: spec.hardware.nic, ..Nic::default() },
         shares,
+        tpm: tpm.as_ref().map(Tpm::config),
         extra: spec.qemu_args.clone(),
         ..MachineConfig::default()
     };
@@ -396,6 +419,7 @@ pub fn prepare(
     let system = System { hostname: HOSTNAME.to_owned(), env: host.guest_env.clone() };
     let concealment = Concealment::new(&spec.hide, &config, &host, &dir, &mut |kind| choices.0.push(kind))?;
     let plan = Plan {
+        tpm,
         concealment,
         config,
         volumes,
@@ -525,6 +549,7 @@ impl Plan {
         self.volumes.boot(&self.dir, &mut launch).map_err(VolumeError::from)?;
         self.bring_agent(&mut launch)?;
         self.conceal(&mut launch)?;
+        launch.tpm = tpm::connect(&mut launch).map_err(|source| PlanError::TpmLine { source })?;
         Ok(launch)
     }
 
@@ -620,6 +645,9 @@ impl Plan {
         if !directories.is_empty() {
             by_hand.push(["mkdir", "-p", "--"].map(OsString::from).into_iter().chain(directories).collect());
         }
+        if self.tpm.is_some() {
+            by_hand.extend(Tpm::by_hand());
+        }
         by_hand.extend(self.volumes.describe(&self.host.qemu_img, &mut config));
         if let Some(disk) = &mut config.share_disk {
             let (file, size) = (format!("{SERIAL}.raw"), DISK_SIZE.to_string());
@@ -686,6 +714,7 @@ fn slots(source: &BootSource, spec: &GuestSpec, config: &MachineConfig, volumes:
 fn attach(config: &mut MachineConfig, rungs: &[&Rung], append: &[String]) {
     if let Some(kernel) = &mut config.kernel {
         kernel.add(&format!("console={}", config.platform.console));
+        config.tpm.iter().filter_map(tpm::word).for_each(|word| kernel.add(word));
     }
     for rung in rungs {
         (rung.attach)(config);

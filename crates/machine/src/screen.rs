@@ -202,6 +202,7 @@ mod tests {
             version: Version { major: 7, minor: 2, micro: 0 },
             has_sandbox: true,
             has_9p: true,
+            tpms: Vec::new(),
             has_isa_vga,
         };
         let has = |machine: &str, memory: u64, source: &BootSource, args: &[&str], known| {

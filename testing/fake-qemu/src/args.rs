@@ -22,7 +22,7 @@ const FLAGS: [&str; 13] = [
 ];
 
 /// Options with a value.
-const VALUED: [&str; 49] = [
+const VALUED: [&str; 50] = [
     "incoming",
     "M",
     "machine",
@@ -54,6 +54,7 @@ const VALUED: [&str; 49] = [
     "mon",
     "qmp",
     "netdev",
+    "tpmdev",
     "nic",
     "net",
     "fsdev",

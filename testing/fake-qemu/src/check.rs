@@ -15,7 +15,7 @@ use rustix::{
 use crate::args::{Args, Opt};
 
 /// Devices that the pretended machine has.
-pub(crate) const DEVICES: [(&str, &str); 29] = [
+pub(crate) const DEVICES: [(&str, &str); 30] = [
     ("virtio-9p-pci", "PCI"),
     ("virtio-blk-pci", "PCI"),
     ("virtio-scsi-pci", "PCI"),
@@ -41,6 +41,7 @@ pub(crate) const DEVICES: [(&str, &str); 29] = [
     ("e1000", "PCI"),
     ("VGA", "PCI"),
     ("isa-vga", "ISA"),
+    ("tpm-tis", "ISA"),
     ("ide-hd", "IDE"),
     ("ide-cd", "IDE"),
     ("scsi-hd", "SCSI"),
@@ -134,8 +135,14 @@ fn sockets(args: &Args, wrong: &mut Vec<String>) {
 /// What refers to another thing's id finds it, and nothing is left over.
 fn references(args: &Args, wrong: &mut Vec<String>) {
     let mut used: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
-    let kinds =
-        [("chardev", "chardev"), ("fsdev", "fsdev"), ("netdev", "netdev"), ("rng", "object"), ("iothread", "object")];
+    let kinds = [
+        ("chardev", "chardev"),
+        ("fsdev", "fsdev"),
+        ("netdev", "netdev"),
+        ("rng", "object"),
+        ("iothread", "object"),
+        ("tpmdev", "tpmdev"),
+    ];
     let mut tags = BTreeSet::new();
     let nodes: BTreeSet<&str> = args.all("blockdev").chain(args.all("drive")).filter_map(Opt::id).collect();
     for dev in args.all("device") {
@@ -168,6 +175,9 @@ fn references(args: &Args, wrong: &mut Vec<String>) {
             }
         }
     }
+    for tpm in args.all("tpmdev") {
+        used.entry("chardev").or_default().extend(tpm.get("chardev").map(str::to_owned));
+    }
     for mon in args.all("mon") {
         let id = mon.get("chardev").or(mon.first.as_deref());
         used.entry("chardev").or_default().extend(id.map(str::to_owned));
@@ -175,7 +185,7 @@ fn references(args: &Args, wrong: &mut Vec<String>) {
             wrong.push(format!("-mon {}: not mode=control, so no QMP", mon.raw));
         }
     }
-    for kind in ["chardev", "fsdev", "netdev"] {
+    for kind in ["chardev", "fsdev", "netdev", "tpmdev"] {
         let have: BTreeSet<String> = args.all(kind).filter_map(Opt::id).map(str::to_owned).collect();
         let used = used.remove(kind).unwrap_or_default();
         for id in used.difference(&have) {

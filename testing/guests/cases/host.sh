@@ -396,3 +396,22 @@ test_doctor() {
     want_line '[Kk][Vv][Mm]'
     want_line '[Kk]ernel'
 }
+
+# A TPM of its own for each guest: what one has extended no other sees, and nothing of it stays.
+test_a_tpm() {
+    command -v swtpm >/dev/null || skip 'there is no swtpm here'
+    local pcr=/sys/class/tpm/tpm0/pcr-sha256/23 text
+    # TPM2_PCR_Extend of PCR 23 with no password session (the TPM 2.0 library specification, part 3, section 22.2).
+    # shellcheck disable=SC2016 # the guest expands it
+    text='printf "\200\002\0\0\0\101\0\0\001\202\0\0\0\027\0\0\0\011\100\0\0\011\0\0\0\0\0\0\0\0\001\0\013%032d" 0 >/tmp/extend; '
+    text+="cat $pcr; cat /tmp/extend >/dev/tpm0; cat $pcr"
+    bj -v --tpm -- sh -c "$text"
+    want_code 0
+    cp out first
+    [ "$(sed -n 1p first)" = "$(printf '%064d' 0)" ] || fail "PCR 23 is not new: $(cat first)"
+    [ "$(sed -n 2p first)" != "$(sed -n 1p first)" ] || fail "PCR 23 was not extended: $(cat first)"
+    want_err 'template: none .*TPM'
+    bj --tpm -- sh -c "$text"
+    diff out first || fail 'the second guest has not a new TPM'
+    if find state -name tpm | grep .; then fail 'the state of a TPM is left'; fi
+}

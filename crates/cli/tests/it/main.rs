@@ -36,6 +36,7 @@ mod template_run;
 mod template_setup;
 mod template_suite;
 mod terminal;
+mod tpm;
 mod untrusted;
 mod usage;
 

@@ -79,6 +79,8 @@ pub enum Purpose {
     Directory,
     /// A share's port, whose other end a server of Belljar's has.
     Port,
+    /// The line to the guest's TPM.
+    Tpm,
     /// The other end of the virtio port from which a guest reads the agent.
     Program,
     /// Nothing but to be there as long as QEMU is: what keeps directories as they are seen.

@@ -74,6 +74,8 @@ table! {
         "oops" oops: OopsPolicy = "\"crash\"",
         /// What carries the workspace and the output directory into the guest: 9p where its kernel has that, else FUSE, or one by name.
         "share" share: ShareKind = "\"auto\"",
+        /// Give it a TPM 2.0, a new one each time it boots (swtpm); such a guest has no template.
+        "tpm" tpm: bool = "false",
         /// Give up on the boot after this time.
         "boot-timeout" boot_timeout: TimeLimit = "(2m, 20m without KVM, sooner if nothing moves)",
         /// What of the host the guest does not see in its root directory and workspace, beside keys and tokens in home directories,
@@ -218,6 +220,7 @@ pub(super) fn resolve(name: &str, table: &GuestTable, dir: &Path) -> Guest {
     spec.login = table.login.as_ref().map(|l| login(l.get_ref()));
     spec.oops = table.oops.as_ref().map(|o| *o.get_ref()).unwrap_or_default();
     spec.share = table.share.as_ref().map(|s| *s.get_ref()).unwrap_or_default();
+    spec.tpm = plain(&table.tpm).unwrap_or_default();
     spec.boot_timeout = plain(&table.boot_timeout);
     spec.hide = table.hide.iter().flat_map(|l| &l.get_ref().0).map(|p| of_host(dir, &p.get_ref().0)).collect();
     spec.mount_at = plain(&table.mount_at).unwrap_or(spec.mount_at);

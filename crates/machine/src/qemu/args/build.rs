@@ -8,7 +8,7 @@ use belljar_proto::message::{PORT_NAME, PROGRAM_PORT_NAME, share_port};
 
 use super::disk::{push, push_disks};
 use super::keyval::{Device, KeyVal};
-use super::{Accel, ArgsError, Chardev, MachineConfig, NicMode, ProgramPort, Ram};
+use super::{Accel, ArgsError, Chardev, MachineConfig, NicMode, ProgramPort, Ram, Tpm, TpmLine};
 
 /// QEMU's seccomp filter at its tightest: no obsolete system calls, no change of user, no child
 /// processes, no change of scheduling.
@@ -295,6 +295,16 @@ impl MachineConfig {
         }
         if let Some(vga) = &self.vga {
             push(out, "-device", KeyVal::new(vga));
+        }
+        if let Some(Tpm { device, line }) = &self.tpm {
+            let socket = KeyVal::new("socket").set("id", "tpm-line");
+            let socket = match line {
+                TpmLine::Fd(fd) => socket.set("fd", fd.to_string()),
+                TpmLine::Path(path) => socket.set("path", path),
+            };
+            push(out, "-chardev", socket);
+            push(out, "-tpmdev", KeyVal::new("emulator").set("id", "tpm0").set("chardev", "tpm-line"));
+            push(out, "-device", KeyVal::new(device).set("tpmdev", "tpm0"));
         }
         for value in &self.smbios {
             push(out, "-smbios", KeyVal::empty().set("type", "11").set("value", value));

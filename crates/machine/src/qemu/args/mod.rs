@@ -82,6 +82,8 @@ pub struct MachineConfig {
     pub fw_cfg: Vec<(String, String)>,
     /// A second virtio port, from which a guest that has no share yet can read the agent.
     pub program_port: Option<ProgramPort>,
+    /// A TPM.
+    pub tpm: Option<Tpm>,
     /// A source of randomness, so that a young guest does not wait for entropy.
     pub rng: bool,
     /// A device by which the guest's kernel tells of its panic.
@@ -120,6 +122,7 @@ impl Default for MachineConfig {
             smbios: Vec::new(),
             fw_cfg: Vec::new(),
             program_port: None,
+            tpm: None,
             rng: true,
             pvpanic: true,
             vmgenid: false,
@@ -127,6 +130,24 @@ impl Default for MachineConfig {
             extra: Vec::new(),
         }
     }
+}
+
+/// A TPM that a process beside QEMU emulates.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tpm {
+    /// QEMU's device.
+    pub device: String,
+    /// Where the emulator is.
+    pub line: TpmLine,
+}
+
+/// The line to an emulator of a TPM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TpmLine {
+    /// A connected socket.
+    Fd(Fd),
+    /// A socket by its name: for a command line that a person pastes.
+    Path(PathBuf),
 }
 
 /// Where a machine's memory is.

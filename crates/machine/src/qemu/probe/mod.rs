@@ -57,6 +57,8 @@ const NO_FOR: Duration = Duration::from_secs(3600);
 /// Longest answer of QEMU that is read.
 const MAX_ANSWER: u64 = 4 << 20;
 /// The device node.
+/// Devices for a TPM: of PCs, of machines with a device tree, of POWER. No QEMU has two of these that suit its machines.
+const TPMS: [&str; 3] = ["tpm-tis", "tpm-tis-device", "tpm-spapr"];
 const KVM: &str = "/dev/kvm";
 
 /// A QEMU that can be used.
@@ -74,6 +76,8 @@ pub struct QemuInfo {
     pub has_9p: bool,
     /// Built with a graphics card on the ISA bus.
     pub has_isa_vga: bool,
+    /// Its devices for a TPM, the one to take first. An answer that is kept from before there was this question is none.
+    pub tpms: Vec<String>,
 }
 
 /// QEMU's version.
@@ -204,7 +208,7 @@ fn first_found(platform: &Platform, path: Option<&OsStr>) -> Option<(PathBuf, St
 }
 
 /// As `execvp` would.
-fn look_up(name: &Path, path: Option<&OsStr>) -> Option<PathBuf> {
+pub(crate) fn look_up(name: &Path, path: Option<&OsStr>) -> Option<PathBuf> {
     if name.components().count() > 1 {
         return is_program(name).then(|| name.to_owned());
     }
@@ -242,8 +246,14 @@ fn interview(platform: &Platform, path: PathBuf, why: String) -> Result<QemuInfo
     };
     let has_9p = has(&platform.default_machine().transport.device(ninep::DEVICE))?;
     let has_isa_vga = has(crate::screen::CARD)?;
+    let mut tpms = Vec::new();
+    for device in TPMS {
+        if has(device)? {
+            tpms.push(device.to_owned());
+        }
+    }
     let (sandboxed, _) = ask("sandbox", &["-sandbox", super::args::SANDBOX, "-machine", "help"])?;
-    Ok(QemuInfo { why, version, has_sandbox: sandboxed.success(), has_9p, has_isa_vga, path })
+    Ok(QemuInfo { why, version, has_sandbox: sandboxed.success(), has_9p, has_isa_vga, tpms, path })
 }
 
 /// Runs a program that answers and ends.

@@ -1,0 +1,247 @@
+//! A TPM 2.0 for a guest: `swtpm`, a process of its own for each machine, behind QEMU's backend `emulator`.
+//!
+//! The two speak over a socket pair, so that nothing has to be named, and swtpm ends with QEMU, with Belljar, and in any case with [`Emulator`]. What the
+//! TPM keeps is in a directory of the guest's that goes with it: each machine has a new TPM. Protocol: swtpm's manual page `swtpm_ioctls(3)`.
+
+use std::{
+    ffi::OsStr,
+    io::{self, Read},
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    path::{Path, PathBuf},
+    process::{Child, Stdio},
+    time::Duration,
+};
+
+use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::{
+    console::sanitize::sanitize_line,
+    host::HostContext,
+    plan::Launch,
+    qemu::{
+        args::{self, TpmLine},
+        descriptors::Purpose,
+        probe::{QemuInfo, look_up},
+    },
+};
+
+/// The program.
+const PROGRAM: &str = "swtpm";
+/// Its package, where distributions have one.
+const PACKAGE: &str = "swtpm";
+/// The directory with the state, in the guest's own.
+pub(crate) const DIR: &str = "tpm";
+/// The socket's name there for a person who starts the guest by hand.
+pub(crate) const CONTROL: &str = "control";
+/// The number under which it finds the line to QEMU.
+const LINE: i32 = 3;
+/// `CMD_GET_CAPABILITY`, and the length of the answer, which begins with a result that is zero.
+const ASK: [u8; 4] = 1_u32.to_be_bytes();
+const ANSWER: usize = 8;
+/// How long it may take to answer.
+const LIMIT: Duration = Duration::from_secs(20);
+/// Most bytes of what it says that are told.
+const MAX_SAID: u64 = 4096;
+
+/// Why a guest cannot have a TPM.
+#[derive(Debug, thiserror::Error)]
+pub enum NoTpm {
+    /// QEMU has none.
+    #[error("{} has no device for a TPM; name another QEMU with --qemu, or leave the TPM out", path.display())]
+    Qemu {
+        /// The program.
+        path: PathBuf,
+    },
+    /// The emulator is not there.
+    #[error(
+        "a TPM is emulated by {PROGRAM}, which is not in PATH; install the package {PACKAGE}, or leave the TPM out"
+    )]
+    Emulator,
+}
+
+/// What makes a guest's TPM.
+#[derive(Clone, Debug)]
+pub(crate) struct Tpm {
+    program: PathBuf,
+    /// QEMU's device.
+    pub(crate) device: String,
+}
+
+impl Tpm {
+    pub(crate) fn find(qemu: &QemuInfo, path: Option<&OsStr>) -> Result<Self, NoTpm> {
+        let device = qemu.tpms.first().cloned().ok_or_else(|| NoTpm::Qemu { path: qemu.path.clone() })?;
+        let program = look_up(Path::new(PROGRAM), path).ok_or(NoTpm::Emulator)?;
+        Ok(Self { program, device })
+    }
+
+    /// The machine's, as a person starts it.
+    pub(crate) fn config(&self) -> args::Tpm {
+        args::Tpm { device: self.device.clone(), line: TpmLine::Path(Path::new(DIR).join(CONTROL)) }
+    }
+
+    /// Words for swtpm whose line to QEMU is this.
+    fn words(line: &str, dir: &Path) -> Vec<String> {
+        let state = format!("dir={}", dir.display());
+        ["socket", "--tpm2", "--terminate", "--tpmstate", &state, "--ctrl", line].map(str::to_owned).to_vec()
+    }
+
+    /// The commands by which a person starts it: in the background, with its socket in the directory [`DIR`].
+    pub(crate) fn by_hand() -> [Vec<std::ffi::OsString>; 2] {
+        let line = format!("type=unixio,path={DIR}/{CONTROL}");
+        let words = Self::words(&line, Path::new(DIR));
+        let start = std::iter::once(PROGRAM.to_owned()).chain(words).chain(["--daemon".to_owned()]);
+        [["mkdir", "-p", "--", DIR].map(Into::into).to_vec(), start.map(Into::into).collect()]
+    }
+}
+
+/// The two ends of the line between QEMU and a TPM that is not there yet.
+#[derive(Debug)]
+pub(crate) struct Line {
+    /// QEMU's.
+    pub(crate) of_qemu: UnixStream,
+    /// swtpm's.
+    pub(crate) of_tpm: UnixStream,
+}
+
+/// What a kernel that Belljar starts must be told to find the TPM. There are no ACPI tables that tell of it where such a kernel was started without the firmware.
+pub(crate) fn word(tpm: &args::Tpm) -> Option<&'static str> {
+    (tpm.device == "tpm-tis").then_some("tpm_tis.force=1")
+}
+
+/// Gives a machine that has a TPM its line to it.
+pub(crate) fn connect(launch: &mut Launch) -> io::Result<Option<Line>> {
+    let Some(tpm) = &mut launch.config.tpm else { return Ok(None) };
+    let (of_qemu, of_tpm) = UnixStream::pair()?;
+    tpm.line = TpmLine::Fd(launch.descriptors.add(Purpose::Tpm, of_qemu.try_clone()?));
+    Ok(Some(Line { of_qemu, of_tpm }))
+}
+
+/// A running TPM. Dropping it ends it and removes what it kept.
+#[derive(Debug)]
+pub(crate) struct Emulator {
+    child: Child,
+    dir: PathBuf,
+}
+
+impl Emulator {
+    /// Starts a new TPM in the guest's directory, and waits until it answers.
+    ///
+    /// # Errors
+    /// When it does not; with what it said.
+    pub(crate) async fn start(tpm: &Tpm, line: Line, dir: &Path, host: &HostContext) -> io::Result<Self> {
+        let dir = dir.join(DIR);
+        let _ = fs_err::remove_dir_all(&dir);
+        fs_err::create_dir(&dir)?;
+        let mut command = host.shim.command_with(&tpm.program, vec![(LINE, line.of_tpm.into())])?;
+        let (said, theirs) = UnixStream::pair()?;
+        // Its working directory may go while it runs.
+        let words = Tpm::words(&format!("type=unixio,clientfd={LINE}"), &std::path::absolute(&dir)?);
+        let env = host.qemu_env.iter().map(|(name, value)| (name, value));
+        command.args(words).env_clear().envs(env).stdout(Stdio::null()).stderr(OwnedFd::from(theirs));
+        let mut emulator = Self { child: command.spawn()?, dir };
+        // Its other end is to be the emulator's alone.
+        drop(command);
+        match tokio::time::timeout(LIMIT, answers(&line.of_qemu)).await {
+            Ok(Ok(())) => Ok(emulator),
+            Ok(Err(error)) => {
+                emulator.end();
+                let mut text = Vec::new();
+                // What it has said by now; somebody else may have the other end.
+                let _ = said.set_nonblocking(true);
+                let _ = said.take(MAX_SAID).read_to_end(&mut text);
+                let text = sanitize_line(&text);
+                let text = text.trim();
+                Err(io::Error::other(if text.is_empty() { error.to_string() } else { format!("{error}: {text}") }))
+            }
+            Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} s", LIMIT.as_secs()))),
+        }
+    }
+
+    fn end(&mut self) {
+        // It leads a group of its own, if it has come so far.
+        let group = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        let _ = group.map(|group| kill_process_group(group, Signal::KILL));
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Emulator {
+    fn drop(&mut self) {
+        self.end();
+        let _ = fs_err::remove_dir_all(&self.dir);
+    }
+}
+
+/// Asks it something that changes nothing.
+async fn answers(line: &UnixStream) -> io::Result<()> {
+    let ours = line.try_clone()?;
+    ours.set_nonblocking(true)?;
+    let mut stream = tokio::net::UnixStream::from_std(ours)?;
+    let mut answer = [0; ANSWER];
+    let asked = match stream.write_all(&ASK).await {
+        Ok(()) => stream.read_exact(&mut answer).await.map(drop),
+        Err(error) => Err(error),
+    };
+    drop(stream);
+    // For QEMU, which is to find it as a new one is.
+    line.set_nonblocking(false)?;
+    match asked {
+        Ok(()) if answer.starts_with(&[0; 4]) => Ok(()),
+        Ok(()) => Err(io::Error::other(format!("it answered {answer:02x?}"))),
+        Err(error) => Err(match error.kind() {
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
+                io::Error::other("it has ended")
+            }
+            _ => error,
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    /// What comes of asking an emulator that says this, and ends if it is to.
+    async fn asked(answer: &[u8]) -> io::Result<()> {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        (&theirs).write_all(answer).unwrap();
+        if answer.len() < ANSWER {
+            theirs.shutdown(std::net::Shutdown::Write).unwrap();
+        }
+        let answered = answers(&ours).await;
+        let mut question = [0; 4];
+        (&theirs).read_exact(&mut question).unwrap();
+        assert_eq!(question, ASK);
+        answered
+    }
+
+    #[tokio::test]
+    async fn an_emulator_that_works_says_what_it_can() {
+        asked(&[0, 0, 0, 0, 0, 1, 0x7f, 0xff]).await.unwrap();
+        assert_eq!(asked(&[]).await.unwrap_err().to_string(), "it has ended");
+        assert_eq!(asked(&[0; 5]).await.unwrap_err().to_string(), "it has ended");
+        let wrong = asked(&[0, 0, 0, 9, 0, 0, 0, 0]).await.unwrap_err().to_string();
+        assert!(wrong.starts_with("it answered [00, 00, 00, 09"), "{wrong}");
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let qemu = |tpms: &[&str]| QemuInfo {
+            path: "/usr/bin/qemu".into(),
+            why: String::new(),
+            version: crate::qemu::probe::Version { major: 7, minor: 2, micro: 0 },
+            has_sandbox: true,
+            has_9p: true,
+            has_isa_vga: true,
+            tpms: tpms.iter().map(|&tpm| tpm.to_owned()).collect(),
+        };
+        let none = Tpm::find(&qemu(&[]), None).unwrap_err().to_string();
+        assert!(none.contains("/usr/bin/qemu has no device for a TPM"), "{none}");
+        let none = Tpm::find(&qemu(&["tpm-tis"]), Some(OsStr::new("/no/such"))).unwrap_err().to_string();
+        assert!(none.contains("install the package swtpm"), "{none}");
+    }
+}
