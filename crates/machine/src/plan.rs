@@ -399,6 +399,7 @@ pub fn prepare(
     if place == AgentPlace::ControlShare {
         config.program_port = Some(ProgramPort::Silent);
     }
+    tpm::check(&config)?;
     attach(&mut config, &rungs, &spec.append);
     screen::attach(&mut config, source, spec, &qemu);
     config.slots = slots(source, spec, &config, &volumes);

@@ -20,7 +20,7 @@ use crate::{
     host::HostContext,
     plan::Launch,
     qemu::{
-        args::{self, TpmLine},
+        args::{self, MachineConfig, TpmLine},
         descriptors::Purpose,
         probe::{QemuInfo, look_up},
     },
@@ -58,6 +58,12 @@ pub enum NoTpm {
         "a TPM is emulated by {PROGRAM}, which is not in PATH; install the package {PACKAGE}, or leave the TPM out"
     )]
     Emulator,
+    /// The kernel would not find its processors.
+    #[error(
+        "a guest with a TPM whose kernel is started without its firmware has one processor: QEMU puts its initramfs over the tables that tell of others; \
+         give it one processor, or boot an image by its own boot loader"
+    )]
+    Processors,
 }
 
 /// What makes a guest's TPM.
@@ -104,7 +110,14 @@ pub(crate) struct Line {
     pub(crate) of_tpm: UnixStream,
 }
 
-/// What a kernel that Belljar starts must be told to find the TPM. There are no ACPI tables that tell of it where such a kernel was started without the firmware.
+/// Whether the machine can have what it has beside a TPM. Firmware that finds one takes more of the memory's end for its ACPI tables than QEMU (`hw/i386/x86.c`, `acpi_data_size`)
+/// leaves free there, and the initramfs of a kernel that is started directly comes over them: tried with 7.2.
+pub(crate) fn check(config: &MachineConfig) -> Result<(), NoTpm> {
+    let loses_tables = config.tpm.as_ref().is_some_and(|tpm| word(tpm).is_some()) && config.kernel.is_some();
+    if loses_tables && config.cpus > 1 { Err(NoTpm::Processors) } else { Ok(()) }
+}
+
+/// What a kernel that is started directly must be told to find the TPM, since it has no ACPI tables.
 pub(crate) fn word(tpm: &args::Tpm) -> Option<&'static str> {
     (tpm.device == "tpm-tis").then_some("tpm_tis.force=1")
 }

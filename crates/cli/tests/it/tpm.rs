@@ -49,6 +49,14 @@ fn one_that_does_not_work_is_told_of_and_nothing_is_started() {
 }
 
 #[test]
+fn processors_that_the_kernel_would_not_find_are_refused() {
+    let lab = Lab::new();
+    let path = emulator(&lab, WELL_DONE);
+    let outcome = lab.run(WELL).args(["--tpm", "--cpus", "2"]).env("PATH", path).sh("true").go();
+    outcome.code(125).complains("has one processor");
+}
+
+#[test]
 fn the_command_to_paste_starts_one_too() {
     let lab = Lab::new();
     let path = emulator(&lab, WELL_DONE);
