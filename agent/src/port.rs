@@ -92,7 +92,10 @@ fn virtio_port(name: &str, may_modprobe: bool) -> Result<Option<Port>, String> {
         if !(may_modprobe && has_unclaimed_virtio()) {
             return Ok(None);
         }
-        modules::modprobe("virtio_pci");
+        if modules::modprobe("virtio_pci").is_some() && !has_virtio_console() {
+            // There is no driver that would find it.
+            return Ok(None);
+        }
     }
     let deadline = Instant::now() + APPEARS;
     loop {

@@ -25,7 +25,7 @@ use super::{Carrier, Cause, Use};
 use crate::{modules, mounts, port, sys, text};
 
 /// Drivers of the buses that the disk may be on.
-pub(super) const DRIVERS: &[&str] = &["virtio_pci", "virtio_blk", "ahci", "ata_piix", "sd_mod"];
+pub(super) const DRIVERS: &[&str] = &["virtio_pci", "virtio_blk", "ahci", "ata_piix", "nvme", "virtio_scsi", "sd_mod"];
 /// How long the disk may take to be there once its driver is.
 const APPEARS: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(50);

@@ -3,7 +3,7 @@
 use std::{ffi::OsString, path::PathBuf, sync::Arc, time::Duration};
 
 use belljar_guest_spec::{
-    Accel, Access, BootSource, DiskBus, Firmware, GuestSpec, Login, NicMode, OopsPolicy, ShareKind, Source,
+    Accel, Access, BootSource, BusChoice, Firmware, GuestSpec, Login, NicMode, OopsPolicy, ShareKind, Source,
     Surroundings, WorkspaceMode, in_home,
     rules::{self, Key, Notation},
 };
@@ -86,13 +86,13 @@ pub(crate) struct GuestArgs {
     #[arg(long, value_name = "ACCEL", value_parser = word::<Accel>(), env = env::ACCEL, hide_env = true)]
     pub(crate) accel: Option<Accel>,
 
-    /// Add a disk: size=1G or file=IMAGE, with serial=NAME, bus=virtio|scsi|sata|ide|nvme; thrown away at the end
+    /// Add a disk: size=1G or file=IMAGE, with serial=NAME, bus=auto|virtio|scsi|sata|ide|nvme; thrown away at the end
     #[arg(long = "disk", value_name = "SPEC")]
     pub(crate) disks: Vec<String>,
 
-    /// How the boot disk is attached [default: virtio]
-    #[arg(long, value_name = "BUS", value_parser = word::<DiskBus>())]
-    pub(crate) boot_bus: Option<DiskBus>,
+    /// How the boot disk is attached [default: auto: virtio, or what the image has a driver for where it has none for that]
+    #[arg(long, value_name = "BUS", value_parser = word::<BusChoice>())]
+    pub(crate) boot_bus: Option<BusChoice>,
 
     /// Network: none, isolated (DHCP answers, nothing is reachable) or user (the outside world by NAT) [default: isolated]
     #[arg(long, value_name = "NIC", value_parser = word::<NicMode>())]

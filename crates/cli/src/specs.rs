@@ -6,7 +6,7 @@ use std::{
     path::PathBuf,
 };
 
-use belljar_guest_spec::{DiskBus, DiskContent, DiskSpec, Word, values};
+use belljar_guest_spec::{BusChoice, DiskContent, DiskSpec, Word, values};
 
 /// Reads a size such as `512M` or `2GiB`, the value of an option.
 pub(crate) fn size(option: &str, text: &str) -> Result<u64, String> {
@@ -22,7 +22,7 @@ pub(crate) fn memory(text: &str) -> Result<u64, String> {
 pub(crate) fn disk(text: &str) -> Result<DiskSpec, String> {
     let mut content = None;
     let mut serial = None;
-    let mut bus = DiskBus::default();
+    let mut bus = BusChoice::default();
     for part in split_commas(text) {
         let (key, value) =
             part.split_once('=').ok_or_else(|| format!("in --disk {text}: {part:?} should be KEY=VALUE"))?;
@@ -37,8 +37,8 @@ pub(crate) fn disk(text: &str) -> Result<DiskSpec, String> {
                 serial = Some(read.to_owned());
             }
             "bus" => {
-                bus = DiskBus::of(value).ok_or_else(|| {
-                    let words: Vec<_> = DiskBus::words().collect();
+                bus = BusChoice::of(value).ok_or_else(|| {
+                    let words: Vec<_> = BusChoice::words().collect();
                     format!("in --disk {text}: unknown bus {value:?}; there are {}", words.join(", "))
                 })?;
             }
@@ -95,7 +95,7 @@ mod tests {
         let disk_of = |text| disk(text).unwrap();
         assert_eq!(
             disk_of("size=1G,serial=x"),
-            DiskSpec { content: DiskContent::Empty(1 << 30), serial: Some("x".into()), bus: DiskBus::Virtio }
+            DiskSpec { content: DiskContent::Empty(1 << 30), serial: Some("x".into()), bus: BusChoice::Auto }
         );
         assert_eq!(disk_of("file=a,,b.img,bus=nvme").content, DiskContent::Image("a,b.img".into()));
         for (wrong, says) in [

@@ -1,7 +1,9 @@
 //! What is on a disk, as data; its files can still be read.
 
+use std::collections::HashSet;
 use std::io::Write;
 
+use belljar_image::initramfs::modules_in;
 use serde::Serialize;
 
 use crate::boot::{self, Boot, BootEntry, FileRef, Loader};
@@ -14,6 +16,8 @@ use crate::system::{self, System};
 
 /// Code that a BIOS runs is in the first bytes of a disk.
 const BOOT_CODE: usize = 440;
+/// Bytes of an initramfs whose contents are looked at, which are held in memory meanwhile.
+const MAX_INITRAMFS: u64 = 256 << 20;
 
 /// A part of a disk that may hold a file system.
 #[derive(Clone, Debug, Serialize)]
@@ -195,6 +199,20 @@ impl Description {
     pub fn copy_file(&self, file: &FileRef, max: u64, out: &mut dyn Write) -> Result<u64, FileError> {
         self.disk.begin();
         file_systems(&self.volumes).copy_range(file, max, out)
+    }
+
+    /// The names of the kernel modules in the initramfs that an entry hands to its kernel; none where it hands over no initramfs.
+    ///
+    /// # Errors
+    /// When one of its files cannot be read, is too large, or is nothing that a kernel unpacks: for a person.
+    pub fn initramfs_modules(&self, entry: &BootEntry) -> Result<HashSet<String>, String> {
+        let mut modules = HashSet::new();
+        for file in &entry.initrds {
+            let failed = |why: &dyn std::fmt::Display| format!("{}: {why}", file.path);
+            let bytes = self.read_file(file, MAX_INITRAMFS).map_err(|error| failed(&error))?;
+            modules.extend(modules_in(&bytes).map_err(|error| failed(&error))?);
+        }
+        Ok(modules)
     }
 
     /// The operating system, or the first that is found of several; none if none is.

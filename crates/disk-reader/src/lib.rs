@@ -33,7 +33,7 @@ pub use disk::{Disk, Limits, ReadError};
 pub use fs::{FileError, View, is_reading};
 pub use obstacle::Obstacle;
 pub use partition::{Partition, Table};
-pub use system::{Abilities, Init, InitKind, Provisioning, RootPassword, System, SystemKernel};
+pub use system::{Abilities, Init, InitKind, Provisioning, RootPassword, System, SystemKernel, all_known};
 
 /// Whether there is a program at a path, or, for a name alone, in the places where programs are. That it is named by a path is up to the caller.
 fn is_program(program: &Path) -> bool {

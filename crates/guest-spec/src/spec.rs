@@ -14,7 +14,7 @@ use thiserror::Error;
 use crate::{
     login::{Credentials, Login, Password, Secret},
     rules::Key,
-    words::{Accel, Access, DiskBus, Firmware, NicMode, OopsPolicy, ShareKind},
+    words::{Accel, Access, BusChoice, Firmware, NicMode, OopsPolicy, ShareKind},
 };
 
 /// Bytes of memory where nothing else is said.
@@ -98,7 +98,7 @@ pub enum BootSource {
         /// Its format where the user gave it; none asks `qemu-img`.
         format: Option<String>,
         /// How it is attached.
-        bus: DiskBus,
+        bus: BusChoice,
         /// How to get in.
         access: Access,
     },
@@ -225,11 +225,11 @@ pub struct DiskSpec {
     /// What is on it at first.
     #[serde(flatten)]
     pub content: DiskContent,
-    /// Its serial number, by which the guest finds it (`/dev/disk/by-id/virtio-SERIAL`).
+    /// Its serial number, by which the guest finds it (`/dev/disk/by-id/virtio-SERIAL` on virtio).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,
     /// Where it is attached.
-    pub bus: DiskBus,
+    pub bus: BusChoice,
 }
 
 /// What is on a disk at first.

@@ -83,11 +83,44 @@ words! {
 }
 
 words! {
-    /// What a disk is plugged into.
+    /// What a disk is to be plugged into.
     #[derive(Default)]
+    BusChoice {
+        /// virtio, or what else an image's kernel has a driver for where it is known to have none for that.
+        #[default]
+        Auto = "auto",
+        /// [`DiskBus::Virtio`].
+        Virtio = "virtio",
+        /// [`DiskBus::Scsi`].
+        Scsi = "scsi",
+        /// [`DiskBus::Sata`].
+        Sata = "sata",
+        /// [`DiskBus::Ide`].
+        Ide = "ide",
+        /// [`DiskBus::Nvme`].
+        Nvme = "nvme",
+    }
+}
+
+impl BusChoice {
+    /// The bus that was asked for, if one was.
+    #[must_use]
+    pub fn asked(self) -> Option<DiskBus> {
+        match self {
+            Self::Auto => None,
+            Self::Virtio => Some(DiskBus::Virtio),
+            Self::Scsi => Some(DiskBus::Scsi),
+            Self::Sata => Some(DiskBus::Sata),
+            Self::Ide => Some(DiskBus::Ide),
+            Self::Nvme => Some(DiskBus::Nvme),
+        }
+    }
+}
+
+words! {
+    /// What a disk is plugged into.
     DiskBus {
         /// virtio-blk: `vda`.
-        #[default]
         Virtio = "virtio",
         /// virtio-scsi: `sda`.
         Scsi = "scsi",
@@ -180,9 +213,17 @@ mod tests {
     }
 
     #[test]
+    fn a_bus_is_asked_for_by_its_own_word() {
+        for (word, choice) in BusChoice::ALL {
+            assert_eq!(choice.asked(), DiskBus::of(word), "{word}");
+        }
+    }
+
+    #[test]
     fn words_go_both_ways() {
         go_both_ways::<Accel>();
         go_both_ways::<Access>();
+        go_both_ways::<BusChoice>();
         go_both_ways::<DiskBus>();
         go_both_ways::<Firmware>();
         go_both_ways::<NicMode>();

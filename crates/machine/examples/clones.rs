@@ -14,7 +14,7 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use belljar_guest_spec::{Accel, Access, BootSource, DiskBus, GuestSpec, Login};
+use belljar_guest_spec::{Accel, Access, BootSource, BusChoice, GuestSpec, Login};
 use belljar_machine::{
     bounds::Bounds,
     command::GuestCommand,
@@ -95,7 +95,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let scratch = tempfile::tempdir()?;
     let image =
-        BootSource::Image { path: image.into(), format: None, bus: DiskBus::default(), access: Access::default() };
+        BootSource::Image { path: image.into(), format: None, bus: BusChoice::default(), access: Access::default() };
     let spec = GuestSpec { login: Some(Login::parse(login)?), ..GuestSpec::new(image.clone()) };
     let (share, dir) = place_of(scratch.path(), 0)?;
     let host = HostContext {

@@ -28,7 +28,7 @@ use crate::{
     enter,
     guest::{Observe, Views},
     limits::Limits,
-    plan::{AgentPlace, Launch, Plan, Program},
+    plan::{AgentPlace, FedProgram, Launch, Plan},
     qemu::{
         args::MachineConfig,
         process::{Qemu, SpawnError, SpawnRequest},
@@ -82,7 +82,7 @@ impl Drop for Feeding {
 }
 
 /// Writes the agent to who reads it. Who does not get all of it cannot run it, and says so.
-async fn feed(Program { bytes, to }: Program) {
+async fn feed(FedProgram { bytes, to }: FedProgram) {
     let connected = to.set_nonblocking(true).and_then(|()| tokio::net::UnixStream::from_std(to));
     if let Ok(mut to) = connected
         && to.write_all(bytes).await.is_ok()
@@ -558,7 +558,7 @@ async fn get_in(
         }
     };
     tell(EventKind::Phase { phase: Phase::Session });
-    match enter::start_agent(&mut shell, plan.agent, plan.before_agent, limits).await? {
+    match enter::start_agent(&mut shell, plan.agent, &plan.config.program, plan.control_kind(), limits).await? {
         enter::AgentStart::Started => {
             // The console is the kernel's again: its faults have to be seen.
             shell.restore_messages(&mut limits.line()).await.map_err(|e| enter::of_shell(&e, Phase::Session))?;

@@ -7,6 +7,7 @@ use std::{fmt::Write as _, sync::Arc};
 use belljar_guest_spec::WorkspaceMode;
 use belljar_model::{CrashKind, EventKind, Phase};
 use belljar_proto::message::{Identity, Mount, PROGRAM_PORT_NAME};
+use belljar_share_disk::layout::{self, BLOCK, DISK_SIZE, MAGIC, PROGRAM_AT};
 
 use crate::{
     Cause, Lost,
@@ -14,7 +15,10 @@ use crate::{
     console::ExpectError,
     limits::Limits,
     plan::AgentPlace,
-    qemu::platform::Platform,
+    qemu::{
+        args::{Program, ProgramSource},
+        platform::Platform,
+    },
     session::console::Exchange,
     share::{self, Kind},
     spec::ShareSpec,
@@ -37,6 +41,11 @@ pub(crate) enum AgentStart {
 /// The agent's exit code where there is a port that it cannot open.
 const PORT_UNOPENED: u8 = 1;
 
+/// The exit code of what fetches the agent where there was none that runs, as of shells.
+const NO_PROGRAM: u8 = 126;
+/// The same where what was fetched is damaged (`EUCLEAN`).
+const DAMAGED: u8 = 117;
+
 /// Commands that take the agent from its virtio port to where it can run, run it, and leave nothing behind: it needs neither a share nor a disk.
 /// They end with its exit code, and with 126 if there was none that runs. No single quotation mark is in them. The port's name has to be looked
 /// up, since not every guest has an udev that links it; its bytes can be read once. In a guest that boots it may take `seconds` until the port is
@@ -51,20 +60,61 @@ pub(crate) fn from_port(arguments: &str, seconds: u32) -> String {
     )
 }
 
-/// Has the shell start the agent.
+/// The same from the disk of shares, which is known by its size and its first line, on whatever bus it is, and whose file the host has summed up for
+/// cksum(1). They end with 117 if it is not as it was put there, and with 126 if there is none. Where there is no cksum, the program's own start tells.
+pub(crate) fn from_disk(program: layout::Program, arguments: &str, seconds: u32) -> String {
+    let tries = (0..=seconds).map(|second| second.to_string()).collect::<Vec<_>>().join(" ");
+    let (first_line, sectors) = (String::from_utf8_lossy(MAGIC.trim_ascii_end()).into_owned(), DISK_SIZE / 512);
+    let layout::Program { blocks, sum } = program;
+    let (at, bytes, magic) = (PROGRAM_AT / BLOCK as u64, blocks * BLOCK as u64, first_line.len());
+    format!(
+        "modprobe -qa ahci ata_piix nvme sd_mod; c=126; for t in {tries}; do for b in /sys/block/*; do s=; [ -e $b/size ] && read -r s <$b/size; \
+         [ \"$s\" = {sectors} ] || continue; n=/dev/${{b##*/}}; [ \"$(dd if=$n bs={magic} count=1)\" = {first_line} ] || continue; \
+         for d in /run /dev/shm /tmp; do f=$d/.belljar-agent; dd if=$n of=$f bs={BLOCK} skip={at} count={blocks} || continue; c=117; \
+         case $(cksum <$f) in \"\"|\"{sum} {bytes}\"*) chmod 700 $f; c=126; if $f version; then $f {arguments} </dev/null; c=$?; rm -f $f; break 3; fi;; \
+         esac; rm -f $f; done; break 2; done; [ $t = {seconds} ] || sleep 1; done; (exit $c)"
+    )
+}
+
+/// Commands that take the agent from where this machine has it, and run it.
+pub(crate) fn fetch(program: ProgramSource, arguments: &str, seconds: u32) -> String {
+    match program {
+        ProgramSource::Port => from_port(arguments, seconds),
+        ProgramSource::Disk(program) => from_disk(program, arguments, seconds),
+    }
+}
+
+/// Has the shell start the agent. `kind` carries the control share, if there is one.
 pub(crate) async fn start_agent(
     shell: &mut Shell,
     place: AgentPlace,
+    program: &Program,
     kind: Option<&Kind>,
     limits: &Limits,
 ) -> Result<AgentStart, Lost> {
-    if let (AgentPlace::ControlShare, Some(kind)) = (place, kind) {
-        match mount(shell, kind, share::CONTROL_TAG, share::CONTROL_PATH, "ro", limits).await {
-            Err(Lost { cause: Cause::NoShares(_), .. }) => {
-                let reply = run(shell, &from_port("serve", 0), limits).await?;
+    if place == AgentPlace::ControlShare {
+        let mut last = None;
+        if let ProgramSource::Disk(program) = program.source() {
+            let reply = run(shell, &from_disk(program, "serve", 0), limits).await?;
+            if reply.code != NO_PROGRAM || kind.is_none() {
                 return Ok(started(&reply));
             }
-            mounted => mounted?,
+            last = Some(reply);
+        }
+        if let Some(kind) = kind {
+            match mount(shell, kind, share::CONTROL_TAG, share::CONTROL_PATH, "ro", limits).await {
+                Err(Lost { cause: Cause::NoShares(_), .. }) => {
+                    if let Some(reply) = last {
+                        return Ok(started(&reply));
+                    }
+                    let mut reply = run(shell, &from_port("serve", 0), limits).await?;
+                    if let Some(program) = program.on_disk.filter(|_| reply.code == NO_PROGRAM) {
+                        reply = run(shell, &from_disk(program, "serve", 0), limits).await?;
+                    }
+                    return Ok(started(&reply));
+                }
+                mounted => mounted?,
+            }
         }
     }
     let Some(mut agent) = place.path() else {
@@ -89,7 +139,11 @@ fn started(reply: &ShellReply) -> AgentStart {
         return AgentStart::Started;
     }
     let said = crate::console::sanitize::sanitize_line(&reply.output);
-    let why = format!("the agent does not run in this guest: exit code {}, {said}", reply.code);
+    let why = if reply.code == DAMAGED {
+        format!("what the guest read from the disk of shares is not the agent that is on it: {said}")
+    } else {
+        format!("the agent does not run in this guest: exit code {}, {said}", reply.code)
+    };
     AgentStart::CannotRun { why, port_taken: reply.code == PORT_UNOPENED }
 }
 
@@ -297,6 +351,110 @@ fn of_expect(error: &ExpectError, phase: Phase) -> Lost {
         ExpectError::Closed { what, tail } => {
             let seen = format!("the serial console was closed while {what} was awaited");
             Lost::crash(CrashKind::Silent, seen, phase).with_tail(tail.clone())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs::{self, File},
+        path::Path,
+        process::Command,
+    };
+
+    use belljar_share_disk::layout::Header;
+    use rustix::fs::SeekFrom;
+
+    use super::*;
+
+    /// What is written into `ran` says how it was started.
+    const PROGRAM: &[u8] = b"#!/bin/sh\n[ \"$1\" = version ] && exit 0\necho \"$@\" >ran\nexit 0\n";
+
+    /// A guest's `/sys/block` and `/dev`, with a disk of shares as its second disk.
+    struct Lab(tempfile::TempDir);
+
+    impl Lab {
+        fn new(program: &[u8]) -> Self {
+            let lab = Self(tempfile::tempdir().unwrap());
+            for name in ["sda", "sdb"] {
+                fs::create_dir_all(lab.path(&format!("sys/{name}"))).unwrap();
+            }
+            fs::create_dir_all(lab.path("dev")).unwrap();
+            fs::create_dir_all(lab.path("run")).unwrap();
+            fs::write(lab.path("sys/sda/size"), "4194304\n").unwrap();
+            fs::write(lab.path("sys/sdb/size"), format!("{}\n", DISK_SIZE / 512)).unwrap();
+            fs::write(lab.path("dev/sda"), [0xff; 4096]).unwrap();
+            let header = Header { id: [7; 16], program: program.len() as u64, content: 0, crc: 0 };
+            fs::write(lab.path("dev/sdb"), header.to_block()).unwrap();
+            let disk = File::options().write(true).open(lab.path("dev/sdb")).unwrap();
+            disk.set_len(PROGRAM_AT + (64 << 10)).unwrap();
+            rustix::fs::seek(&disk, SeekFrom::Start(PROGRAM_AT)).unwrap();
+            rustix::io::write(&disk, program).unwrap();
+            lab
+        }
+
+        fn path(&self, name: &str) -> std::path::PathBuf {
+            self.0.path().join(name)
+        }
+
+        /// The exit code of what fetches it, and how it was started then, by a shell that finds programs there.
+        fn fetch(&self, shell: &[&str], path: &str, program: layout::Program) -> (Option<i32>, Option<String>) {
+            let dir = |name: &str| format!("{}/", self.path(name).display());
+            let text = from_disk(program, "serve now", 0);
+            let text = text.replace("/sys/block/", &dir("sys")).replace("n=/dev/", &format!("n={}", dir("dev")));
+            let text = text.replace("in /run /dev/shm /tmp", &format!("in {0}none {0}run", dir("")));
+            let mut command = Command::new(shell[0]);
+            command.args(&shell[1..]).args(["-c", &text]).env("PATH", path).current_dir(self.0.path());
+            let done = command.status().unwrap();
+            let left = fs::read_dir(self.path("run")).unwrap().count();
+            assert_eq!(left, 0, "nothing is left behind");
+            let ran = fs::read_to_string(self.path("ran")).ok();
+            let _ = fs::remove_file(self.path("ran"));
+            (done.code(), ran)
+        }
+    }
+
+    #[test]
+    fn a_shell_takes_the_agent_from_the_disk_that_has_it() {
+        let path = "/usr/sbin:/usr/bin:/sbin:/bin";
+        let program = layout::Program::of(PROGRAM);
+        let started = (Some(0), Some("serve now\n".to_owned()));
+        for shell in [&["dash"][..], &["bash"], &["busybox", "sh"]] {
+            let lab = Lab::new(PROGRAM);
+            assert_eq!(lab.fetch(shell, path, program), started, "{shell:?}");
+            // Damaged, by what cksum says.
+            let other = layout::Program { sum: program.sum ^ 1, ..program };
+            assert_eq!(lab.fetch(shell, path, other), (Some(DAMAGED.into()), None), "{shell:?}");
+            // Without cksum its own start tells.
+            let few = lab.path("bin");
+            fs::create_dir(&few).unwrap();
+            for name in ["dd", "chmod", "rm", "cat"] {
+                let real = ["/usr/bin", "/bin"].iter().map(|dir| Path::new(dir).join(name)).find(|file| file.exists());
+                std::os::unix::fs::symlink(real.unwrap(), few.join(name)).unwrap();
+            }
+            if shell[0] != "busybox" {
+                let shell = [format!("/bin/{}", shell[0])];
+                assert_eq!(lab.fetch(&[&shell[0]], &few.display().to_string(), other), started, "{shell:?}");
+            }
+            // A disk of that size with something else on it, and none of that size.
+            fs::write(lab.path("dev/sdb"), [0; 8192]).unwrap();
+            assert_eq!(lab.fetch(shell, path, program), (Some(NO_PROGRAM.into()), None), "{shell:?}");
+            fs::remove_file(lab.path("sys/sdb/size")).unwrap();
+            assert_eq!(lab.fetch(shell, path, program), (Some(NO_PROGRAM.into()), None), "{shell:?}");
+        }
+        let lab = Lab::new(b"\x7fELF for another processor");
+        let program = layout::Program::of(b"\x7fELF for another processor");
+        assert_eq!(lab.fetch(&["dash"], path, program), (Some(NO_PROGRAM.into()), None));
+    }
+
+    #[test]
+    fn both_ways_fit_everywhere_that_they_are_written() {
+        let program = layout::Program { blocks: 9999, sum: u32::MAX };
+        for source in [ProgramSource::Port, ProgramSource::Disk(program)] {
+            let text = fetch(source, "serve", 20);
+            assert!(!text.contains(['\'', '\n', '%', '\\']), "{text}");
+            assert!(text.len() < 1024, "{}: {text}", text.len());
         }
     }
 }

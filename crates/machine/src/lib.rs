@@ -21,6 +21,7 @@ mod limits;
 mod lost;
 pub mod plan;
 pub mod plan_direct;
+pub mod plan_drivers;
 mod plan_firmware;
 pub mod plan_image;
 mod plan_obstacles;

@@ -20,7 +20,7 @@ use belljar_image::{
 };
 use belljar_model::EventKind;
 use belljar_proto::message::{INIT_AGENT_PATH, Mount, Source as ShareSource, System};
-use belljar_share_disk::layout::{DISK_SIZE, SERIAL};
+use belljar_share_disk::layout::{self, DISK_SIZE, SERIAL};
 use belljar_share_fuse::Use;
 
 use crate::{
@@ -29,13 +29,14 @@ use crate::{
     host::HostContext,
     limits::Limits,
     plan_direct,
+    plan_drivers::{self, Buses, Drivers},
     plan_firmware::{machine, uefi_for},
     plan_image::{self, ImageQuestion, ImageReader},
     plan_shares::{exchanged, make_placeholder, put_agent, share_disk, spec_shares},
     plan_source::{Found, kernel_for_root, modules_for_root},
     plan_template::QEMU_MAC,
     qemu::{
-        args::{self, Chardev, DiskSource, MachineConfig, Nic, Node, ProgramPort, Share, Slots},
+        args::{self, Chardev, DiskSource, MachineConfig, Nic, Node, Program, ProgramPort, Share, Slots},
         descriptors::{Descriptors, Purpose},
         firmware::{NoUefi, Uefi},
         platform::{self, Platform},
@@ -130,7 +131,7 @@ pub(crate) struct Launch {
     /// What Belljar serves itself.
     pub(crate) served: Vec<Served>,
     /// What the guest reads from its port for the agent, and where to write it.
-    pub(crate) program: Option<Program>,
+    pub(crate) program: Option<FedProgram>,
     /// What comes and goes on the disk of shares.
     pub(crate) exchange: Option<DiskExchange>,
     /// The line to its TPM.
@@ -139,7 +140,7 @@ pub(crate) struct Launch {
 
 /// The agent on its way to a guest that reads it from a port.
 #[derive(Debug)]
-pub(crate) struct Program {
+pub(crate) struct FedProgram {
     pub(crate) bytes: &'static [u8],
     pub(crate) to: UnixStream,
 }
@@ -298,13 +299,17 @@ pub fn prepare(
     // Those of the guest's own, for its kernel.
     let mut words = String::new();
     let mut root_is_on_disk = false;
+    let mut buses = Buses::default();
+    let mut card = None;
+    let mut lacks_ports = false;
     let (kernel, place) = match found? {
         Found::Image { path, format, bus } => {
             let directly = rungs.iter().any(|rung| rung.starts_directly);
             let image = plan_image::look_at(&host.qemu_img, path, format, directly)?;
             let reader = ImageReader::new(&image, &host.qemu_img, &cache);
             reader.refuse(source, &mut choices)?;
-            if asked == ShareKind::Auto && reader.facts().is_ok_and(|facts| facts.mounts_no_share) {
+            let mounts_no_share = reader.facts().is_ok_and(|facts| facts.mounts_no_share);
+            if asked == ShareKind::Auto && mounts_no_share {
                 kinds = choose(true).map_err(PlanError::NoShare)?;
                 let why =
                     "the image's kernel has nothing by which it could mount a share, and gets what is shared from it";
@@ -317,12 +322,18 @@ pub fn prepare(
                 files
             });
             root_is_on_disk = reader.facts().is_ok_and(|facts| facts.login.is_some());
-            volumes.push(Volume::boot(image.clone(), bus));
+            let drivers = reader.drivers();
+            buses = plan_drivers::buses(bus, drivers, platform.machine_type(machine(platform, spec)), &mut choices);
+            card = plan_drivers::card(drivers.ok(), spec.hardware.nic, &mut choices);
+            lacks_ports = drivers.is_ok_and(Drivers::lacks_ports);
+            volumes.push(Volume::boot(image.clone(), buses.boot));
             if let Some(Uefi { code, variables, .. }) = uefi_for(&reader, &question, &qemu, &mut choices)? {
                 flash.push(Node::fixed(DiskSource::Path(code.path), &code.format));
                 volumes.push(Volume::variables(&host.qemu_img, &variables)?);
             }
-            shares.extend(carried(share::CONTROL_TAG, dir.join(CONTROL_DIR), true));
+            if !(lacks_ports && mounts_no_share) {
+                shares.extend(carried(share::CONTROL_TAG, dir.join(CONTROL_DIR), true));
+            }
             (kernel, agent.map_or(AgentPlace::Nowhere, |_| AgentPlace::ControlShare))
         }
         Found::Root { root, arch: _, kernel, modules } => {
@@ -367,17 +378,25 @@ pub fn prepare(
         shares.extend(spec_shares(share, &kinds, &dir));
     }
     for disk in &spec.hardware.disks {
-        volumes.push(Volume::further(&host.qemu_img, disk)?);
+        volumes.push(Volume::further(&host.qemu_img, disk, buses.further)?);
     }
-    let seed = match source {
-        BootSource::Image { bus, .. } => rungs.iter().find_map(|rung| Some(Volume::seed(rung.seed?, *bus))),
-        BootSource::Initramfs { .. } | BootSource::RootDir { .. } => None,
-    };
+    let on_disk = shares.iter().any(|share| share.on_disk);
+    let fetched = agent.filter(|_| place == AgentPlace::ControlShare);
+    if lacks_ports && fetched.is_some() && !rungs.iter().any(|rung| rung.starts_directly) {
+        let why = "the image's kernel has no virtio ports, from which the guest could read it, so that it speaks on the second serial port";
+        choices.add("agent", "on the disk of shares", why);
+    }
+    let program = fetched.map(|agent| Program {
+        port: (!lacks_ports).then_some(ProgramPort::Silent),
+        on_disk: (lacks_ports || on_disk).then(|| layout::Program::of(agent)),
+    });
+    let program = program.unwrap_or_default();
+    let seed = rungs.iter().find_map(|rung| Some(Volume::seed(rung.seed?, buses.boot, program.source())));
     // It comes behind the user's disks, which have to be there then when the guest boots.
     let pluggable = seed.is_none();
     volumes.extend(seed);
 
-    let share_disk = shares.iter().any(|share| share.on_disk).then(|| share_disk(source));
+    let share_disk = (on_disk || program.on_disk.is_some()).then(|| share_disk(buses.boot));
     let mut config = MachineConfig {
         name: "belljar".into(),
         share_disk,
@@ -390,15 +409,13 @@ pub fn prepare(
         cpus: spec.hardware.cpus,
         sandbox: qemu.has_sandbox,
         kernel: kernel.map(|files| args::Kernel { image: files.kernel, initrd: files.initrd, append: words }),
-        nic: Nic { mode: spec.hardware.nic, ..Nic::default() },
+        nic: Nic { mode: spec.hardware.nic, model: card, ..Nic::default() },
         shares,
         tpm: tpm.as_ref().map(Tpm::config),
+        program,
         extra: spec.qemu_args.clone(),
         ..MachineConfig::default()
     };
-    if place == AgentPlace::ControlShare {
-        config.program_port = Some(ProgramPort::Silent);
-    }
     tpm::check(&config)?;
     attach(&mut config, &rungs, &spec.append);
     screen::attach(&mut config, source, spec, &qemu);
@@ -507,6 +524,11 @@ impl Plan {
         self.rungs.iter().find_map(|rung| Some((*rung, rung.agent?)))
     }
 
+    /// What carries the control share, if there is one.
+    pub(crate) fn control_kind(&self) -> Option<&'static Kind> {
+        self.before_agent.filter(|_| self.config.shares.iter().any(|s| s.tag == share::CONTROL_TAG))
+    }
+
     /// What may carry the output directory and the workspace, the first choice first; none if the guest has neither.
     pub(crate) fn exchange(&self) -> &[&'static Kind] {
         if self.config.shares.iter().any(|s| s.tag == share::OUT_TAG) { &self.kinds } else { &[] }
@@ -551,7 +573,15 @@ impl Plan {
         self.bring_agent(&mut launch)?;
         self.conceal(&mut launch)?;
         launch.tpm = tpm::connect(&mut launch).map_err(|source| PlanError::TpmLine { source })?;
+        self.put_agent_on_disk(&mut launch);
         Ok(launch)
+    }
+
+    /// Puts the agent onto the disk of shares, for a guest that boots.
+    pub(crate) fn put_agent_on_disk(&self, launch: &mut Launch) {
+        if let Some(exchange) = launch.exchange.as_mut().filter(|_| self.config.program.on_disk.is_some()) {
+            exchange.program = self.platform().agent().map(|agent| agent.program);
+        }
     }
 
     /// What the guest runs on.
@@ -605,10 +635,10 @@ impl Plan {
         let Launch { config, descriptors, program, .. } = launch;
         make_placeholder(config).map_err(|source| PlanError::Control { source })?;
         let agent = self.platform().agent();
-        if let Some(agent) = agent.filter(|_| config.program_port.is_some()) {
+        if let Some(agent) = agent.filter(|_| config.program.port.is_some()) {
             let (to, theirs) = UnixStream::pair().map_err(|source| PlanError::Control { source })?;
-            config.program_port = Some(ProgramPort::Fed(descriptors.add(Purpose::Program, theirs)));
-            *program = Some(Program { bytes: agent.program, to });
+            config.program.port = Some(ProgramPort::Fed(descriptors.add(Purpose::Program, theirs)));
+            *program = Some(FedProgram { bytes: agent.program, to });
         }
         if let Some(agent) = agent
             && config.shares.iter().any(|s| s.tag == share::CONTROL_TAG)
@@ -627,8 +657,8 @@ impl Plan {
     fn for_people(&self) -> (MachineConfig, Vec<Vec<OsString>>) {
         let channels = args::Channels::terminal();
         // A person gets in without the agent, which goes with the run.
-        let (smbios, fw_cfg) = Default::default();
-        let mut config = MachineConfig { channels, program_port: None, smbios, fw_cfg, ..self.config.clone() };
+        let (smbios, fw_cfg, program) = Default::default();
+        let mut config = MachineConfig { channels, program, smbios, fw_cfg, ..self.config.clone() };
         if self.share.workspace.is_none() {
             config.shares.retain(|s| s.tag != share::WORKSPACE_TAG);
         }
@@ -755,7 +785,7 @@ fn has_exchange(agent: AgentPlace, is_init: bool, share: &ShareSpec, others: &[S
 
 /// Choices on their way into the event log.
 #[derive(Default)]
-pub(crate) struct Choices(Vec<EventKind>);
+pub(crate) struct Choices(pub(crate) Vec<EventKind>);
 
 impl Choices {
     pub(crate) fn add(&mut self, what: &str, chosen: impl Into<String>, why: impl Into<String>) {

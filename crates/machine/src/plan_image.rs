@@ -21,6 +21,7 @@ use crate::{
     host::HostContext,
     plan::{Choices, PlanError},
     plan_direct::{Entry, Login},
+    plan_drivers::{self, Drivers},
     plan_firmware::Wanted,
     qemu::platform::{self, Platform},
     share,
@@ -28,7 +29,7 @@ use crate::{
 };
 
 /// Part of the names in the cache: change it with what is read and how.
-const VERSION: &[u8] = b"3";
+const VERSION: &[u8] = b"4";
 
 /// Which guest of an image it is about, and on what host.
 pub(crate) struct ImageQuestion<'a> {
@@ -49,6 +50,8 @@ pub(crate) struct Facts {
     pub(crate) login: Option<Login>,
     /// The kernel that is booted is known to have nothing by which it could mount a share.
     pub(crate) mounts_no_share: bool,
+    /// What that kernel has drivers for; none where no system was found.
+    pub(crate) drivers: Option<Drivers>,
     /// What its boot loader starts when nobody chooses, or why that is not known.
     pub(crate) entry: Result<Entry, String>,
 }
@@ -66,6 +69,7 @@ impl Facts {
             firmware: Wanted::of(found),
             login: system.as_ref().map(Login::of),
             mounts_no_share: system.as_ref().is_some_and(|system| mounts_no_share(found, system)),
+            drivers: system.as_ref().map(|system| Drivers::of(found, system)),
             entry: Entry::of(found),
         })
     }
@@ -73,11 +77,7 @@ impl Facts {
 
 /// Whether the kernel that the boot loader starts, else the newest, is known to have nothing by which it could mount a share.
 fn mounts_no_share(found: &Description, system: &System) -> bool {
-    // By their names alone, for where one file system has both the other may see them at another path.
-    let file = |path: &str| path.rsplit('/').next().unwrap_or_default().to_owned();
-    let entry = found.default_entry().map(|entry| file(&entry.kernel.path));
-    let booting = system.kernels.iter().find(|kernel| Some(file(&kernel.path)) == entry).or(system.kernels.first());
-    booting.is_some_and(|kernel| {
+    plan_drivers::booting(found, system).is_some_and(|kernel| {
         share::needs_disk(|feature| kernel.feature(feature).map(|presence| presence != Presence::Absent))
     })
 }
@@ -161,6 +161,11 @@ impl<'a> ImageReader<'a> {
 
     fn look(&self) -> Result<Facts, String> {
         Facts::of(self.description()?).map_err(|error| error.to_string())
+    }
+
+    /// What its kernel has drivers for, or why that is not known.
+    pub(crate) fn drivers(&self) -> Result<&Drivers, &str> {
+        self.facts()?.drivers.as_ref().ok_or("no system was found on it")
     }
 
     /// Refuses an image of which it is known that no machine boots from it. Who says how to get in is believed.

@@ -1,6 +1,6 @@
 //! What keeps a guest from being started, as far as that can be said before it is.
 
-use belljar_guest_spec::{Access, BootSource, GuestSpec};
+use belljar_guest_spec::{Access, BootSource, DiskBus, GuestSpec};
 use belljar_image::{boot, cache::Cache, initramfs, modules::ModuleIndex};
 
 use crate::{
@@ -52,7 +52,8 @@ pub(crate) fn obstacles(source: &BootSource, spec: &GuestSpec, host: &HostContex
         Ok(())
     };
     obstacles.extend(boots().err());
-    let disks = spec.hardware.disks.iter().filter_map(|disk| Volume::further(&host.qemu_img, disk).err());
+    let disks =
+        spec.hardware.disks.iter().filter_map(|disk| Volume::further(&host.qemu_img, disk, DiskBus::Virtio).err());
     obstacles.extend(disks.map(PlanError::from));
     obstacles.iter().map(ToString::to_string).collect()
 }

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use belljar_guest_spec::{BootSource, DiskBus, WorkspaceMode};
+use belljar_guest_spec::{DiskBus, WorkspaceMode};
 use belljar_share_disk::layout::SERIAL;
 
 use crate::{
@@ -44,9 +44,8 @@ pub(crate) fn spec_shares(share: &ShareSpec, kinds: &[&'static Kind], run_dir: &
     ]
 }
 
-/// The disk on which shares are, on a bus of which the guest's kernel has the driver if it boots from a disk. What is in it each guest has for itself.
-pub(crate) fn share_disk(source: &BootSource) -> Disk {
-    let bus = if let BootSource::Image { bus, .. } = source { *bus } else { DiskBus::Virtio };
+/// The disk on which shares are, on the bus of the disk that is booted from. What is in it each guest has for itself.
+pub(crate) fn share_disk(bus: DiskBus) -> Disk {
     let node = Node { drops_zeros: true, ..Node::new(DiskSource::Path(PathBuf::new()), "raw") };
     Disk { bus, serial: Some(SERIAL.to_owned()), ..Disk::new(node) }
 }

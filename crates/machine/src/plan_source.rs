@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use belljar_guest_spec::{BootSource, DiskBus};
+use belljar_guest_spec::{BootSource, BusChoice};
 use belljar_image::{
     kernel::{self, Arch, Kernel},
     modules::ModuleIndex,
@@ -21,7 +21,7 @@ const HOST_ROOT: &str = "/";
 
 /// A guest's source that was looked at, as far as that tells what processor the guest has.
 pub(crate) enum Found<'a> {
-    Image { path: &'a Path, format: Option<&'a str>, bus: DiskBus },
+    Image { path: &'a Path, format: Option<&'a str>, bus: BusChoice },
     Root { root: &'a Path, arch: Option<Arch>, kernel: Option<&'a Path>, modules: Option<&'a Path> },
     Initramfs { kernel: Kernel, initrd: &'a Path, modules: Option<&'a Path> },
 }

@@ -10,7 +10,7 @@ use crate::{
     plan::{AgentPlace, CopyError, Launch, Plan, PlanError},
     plan_shares::make_placeholder,
     qemu::{
-        args::{Accel, DiskSource, MachineConfig, NicMode, ProgramPort, Ram},
+        args::{Accel, DiskSource, MachineConfig, NicMode, Ram},
         descriptors::{Fd, Purpose},
         platform::Platform,
     },
@@ -88,8 +88,7 @@ impl Plan {
     /// its host name, nor the disks that each copy gets for itself.
     pub(crate) fn template_key(&self, layer: Option<&[u8; 32]>) -> Result<TemplateKey, Unkeyable> {
         // What is behind the port is the agent.
-        let program_port = self.config.program_port.as_ref().map(|_| ProgramPort::Silent);
-        let mut config = MachineConfig { program_port, ..self.config_to_freeze() };
+        let mut config = MachineConfig { program: self.config.program.read_already(), ..self.config_to_freeze() };
         if !config.extra.is_empty() {
             let why = "arguments that are passed to QEMU as they are may name what cannot be copied";
             return Err(Unkeyable::Impossible(why.into()));
@@ -175,6 +174,7 @@ impl Plan {
         self.bring_agent(&mut launch)?;
         launch.config.ram = Ram::Shared(launch.descriptors.add(Purpose::Memory, ram));
         self.conceal(&mut launch)?;
+        self.put_agent_on_disk(&mut launch);
         Ok(launch)
     }
 
@@ -228,8 +228,8 @@ impl Plan {
 
     /// The machine of a copy. Kernel and initramfs are in its memory already, and it is never reset.
     fn config_to_go_on(&self) -> std::io::Result<MachineConfig> {
-        let program_port = self.config.program_port.as_ref().map(|_| ProgramPort::Silent);
-        let config = MachineConfig { kernel: None, program_port, ..self.config_to_freeze() };
+        let program = self.config.program.read_already();
+        let config = MachineConfig { kernel: None, program, ..self.config_to_freeze() };
         if let Some(control) = config.shares.iter().find(|s| s.tag == share::CONTROL_TAG) {
             // The agent is in memory too.
             fs_err::create_dir_all(&control.path)?;

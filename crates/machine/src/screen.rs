@@ -193,7 +193,7 @@ mod tests {
         let image = |path: &str| BootSource::Image {
             path: path.into(),
             format: None,
-            bus: belljar_guest_spec::DiskBus::Virtio,
+            bus: belljar_guest_spec::BusChoice::Auto,
             access: belljar_guest_spec::Access::Auto,
         };
         let qemu = |has_isa_vga| QemuInfo {

@@ -32,6 +32,37 @@ pub const SERIAL: &str = "belljar-share";
 /// Bytes of the header that mean something.
 const HEADER: usize = 16 + 16 + 8 + 8 + 4 + 4;
 
+/// The agent as it is on the disk: in whole blocks, with zeros behind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Program {
+    /// How many blocks.
+    pub blocks: u64,
+    /// What POSIX's `cksum` says of them.
+    pub sum: u32,
+}
+
+impl Program {
+    /// Of these bytes.
+    #[must_use]
+    pub fn of(program: &[u8]) -> Self {
+        let blocks = program.len().div_ceil(BLOCK);
+        let mut padded = program.to_vec();
+        padded.resize(blocks * BLOCK, 0);
+        Self { blocks: blocks as u64, sum: cksum(&padded) }
+    }
+}
+
+/// The checksum of POSIX's `cksum`: a CRC-32 that takes the highest bit of each byte first and begins with zero, over the bytes and their number. It is
+/// that of `crc32fast` with all bits the other way round.
+fn cksum(bytes: &[u8]) -> u32 {
+    let length = (bytes.len() as u64).to_le_bytes();
+    let used = length.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    let reversed: Vec<u8> = bytes.iter().chain(&length[..used]).map(|byte| byte.reverse_bits()).collect();
+    let mut crc = crc32fast::Hasher::new_with_initial(u32::MAX);
+    crc.update(&reversed);
+    crc.finalize().reverse_bits()
+}
+
 /// How the disk begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
@@ -77,5 +108,19 @@ impl Header {
         let header =
             Self { id: bytes[16..32].try_into().ok()?, program: number(32)?, content: number(40)?, crc: crc(48)? };
         (header.program <= MAX_PROGRAM && header.content <= MAX_ARCHIVE).then_some(header)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sum_is_that_of_cksum() {
+        // Of GNU's: `printf 123456789 | cksum`, and of nothing.
+        assert_eq!((cksum(b"123456789"), cksum(b"")), (930_766_865, 4_294_967_295));
+        let program = Program::of(&[7; 5000]);
+        let padded = [&[7; 5000][..], &[0; 3192]].concat();
+        assert_eq!(program, Program { blocks: 2, sum: cksum(&padded) });
     }
 }

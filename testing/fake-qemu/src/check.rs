@@ -15,7 +15,7 @@ use rustix::{
 use crate::args::{Args, Opt};
 
 /// Devices that the pretended machine has.
-pub(crate) const DEVICES: [(&str, &str); 30] = [
+pub(crate) const DEVICES: [(&str, &str); 31] = [
     ("virtio-9p-pci", "PCI"),
     ("virtio-blk-pci", "PCI"),
     ("virtio-scsi-pci", "PCI"),
@@ -39,6 +39,7 @@ pub(crate) const DEVICES: [(&str, &str); 30] = [
     ("nvme", "PCI"),
     ("ich9-ahci", "PCI"),
     ("e1000", "PCI"),
+    ("e1000e", "PCI"),
     ("VGA", "PCI"),
     ("isa-vga", "ISA"),
     ("tpm-tis", "ISA"),

@@ -15,6 +15,7 @@ use belljar_image::{
 use belljar_machine::{
     console::sanitize::sanitize_line,
     plan_direct::ways_into,
+    plan_drivers::hardware_for,
     plan_image::{other_processor, processor_of},
     share,
 };
@@ -35,6 +36,9 @@ const FEATURES: &[(&str, Feature)] = &[
     ("virtio disk", Feature::VirtioBlk),
     ("virtio network", Feature::VirtioNet),
     ("virtio console", Feature::VirtioConsole),
+    ("SATA", Feature::Ahci),
+    ("IDE", Feature::Piix),
+    ("NVMe", Feature::Nvme),
     ("overlay", Feature::Overlay),
 ];
 
@@ -118,7 +122,12 @@ fn of_disk(description: &Description, system: Option<&System>) -> Vec<Finding> {
     }));
     findings.extend(of_menu(description));
     match system {
-        Some(system) => findings.extend(of_system(system, description.default_entry())),
+        Some(system) => {
+            findings.extend(of_system(system, description.default_entry()));
+            findings.extend(
+                hardware_for(description, system).into_iter().map(|(what, said)| Finding::good(what, plain(&said))),
+            );
+        }
         None => findings.push(Finding::note("system", "none was found", "only a boot will tell what is on it")),
     }
     findings.push(ladder(description));
@@ -342,7 +351,7 @@ fn ladder(found: &Description) -> Finding {
     let source = belljar_guest_spec::BootSource::Image {
         path: "image".into(),
         format: None,
-        bus: belljar_guest_spec::DiskBus::Virtio,
+        bus: belljar_guest_spec::BusChoice::Auto,
         access: belljar_guest_spec::Access::Auto,
     };
     let (names, directly) = ways_into(&source, found);

@@ -14,7 +14,7 @@ pub(crate) fn disk(name: &str) -> Vec<u8> {
 }
 
 /// Puts other bytes of the same length wherever some are.
-fn replace(bytes: &mut [u8], old: &[u8], new: &[u8]) {
+pub(crate) fn replace(bytes: &mut [u8], old: &[u8], new: &[u8]) {
     assert_eq!(old.len(), new.len());
     let places: Vec<usize> =
         bytes.windows(old.len()).enumerate().filter(|(_, w)| *w == old).map(|(at, _)| at).collect();
@@ -25,7 +25,7 @@ fn replace(bytes: &mut [u8], old: &[u8], new: &[u8]) {
 }
 
 /// What is said of an image, from the line with its name on, and the exit code.
-fn doctor(lab: &Lab, name: &str, bytes: &[u8]) -> (i32, String) {
+pub(crate) fn doctor(lab: &Lab, name: &str, bytes: &[u8]) -> (i32, String) {
     let path = lab.path(name);
     fs::write(&path, bytes).expect("file");
     let path = path.display().to_string();

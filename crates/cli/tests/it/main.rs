@@ -14,6 +14,7 @@ mod host;
 mod interrupt;
 mod kernel_faults;
 mod kill;
+mod no_virtio;
 mod odd_files;
 mod run;
 mod screen;

@@ -60,6 +60,47 @@ impl SystemKernel {
     }
 }
 
+impl SystemKernel {
+    /// Whether the kernel has something when it looks for its root: by itself, or by the modules in its initramfs, if it is known which these are; none if
+    /// that is not known.
+    #[must_use]
+    pub fn feature_at_start(&self, feature: Feature, initramfs: Option<&HashSet<String>>) -> Option<bool> {
+        let in_initramfs = |name: &str| initramfs.map(|names| names.contains(name));
+        match &self.abilities {
+            Abilities::Modules(names) => {
+                let each = feature.modules().iter().map(|name| match names.presence(name) {
+                    Presence::Builtin => Some(true),
+                    Presence::Module => in_initramfs(name),
+                    // An initramfs may have what was removed from the system since.
+                    Presence::Absent => Some(in_initramfs(name).unwrap_or(false)),
+                });
+                all_known(each)
+            }
+            Abilities::Configuration(_) | Abilities::Unknown => {
+                if self.feature(feature) == Some(Presence::Builtin) {
+                    return Some(true);
+                }
+                let in_it = all_known(feature.modules().iter().map(|name| in_initramfs(name)))?;
+                // What is neither there nor known to be built in may be built in.
+                (in_it || matches!(self.abilities, Abilities::Configuration(_))).then_some(in_it)
+            }
+        }
+    }
+}
+
+/// Whether all are so; one that is known not to be decides, whatever is not known of the others.
+pub fn all_known(each: impl IntoIterator<Item = Option<bool>>) -> Option<bool> {
+    let mut known = Some(true);
+    for one in each {
+        match one {
+            Some(true) => {}
+            Some(false) => return Some(false),
+            None => known = None,
+        }
+    }
+    known
+}
+
 impl Names {
     fn presence(&self, name: &str) -> Presence {
         match (self.builtin.contains(name), self.loadable.contains(name)) {
@@ -81,6 +122,10 @@ fn keys(feature: Feature) -> Option<&'static [&'static str]> {
         Feature::VirtioScsi => &["CONFIG_SCSI_VIRTIO"],
         Feature::VirtioNet => &["CONFIG_VIRTIO_NET"],
         Feature::Nvme => &["CONFIG_BLK_DEV_NVME"],
+        Feature::Ahci => &["CONFIG_SATA_AHCI", "CONFIG_BLK_DEV_SD"],
+        Feature::Piix => &["CONFIG_ATA_PIIX", "CONFIG_BLK_DEV_SD"],
+        Feature::E1000e => &["CONFIG_E1000E"],
+        Feature::E1000 => &["CONFIG_E1000"],
         Feature::AfPacket => &["CONFIG_PACKET"],
         Feature::VirtioRng => &["CONFIG_HW_RANDOM_VIRTIO"],
         Feature::FileSystem("fuse") => &["CONFIG_FUSE_FS"],

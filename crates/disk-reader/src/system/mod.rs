@@ -6,7 +6,7 @@ mod tree;
 
 use belljar_image::kernel::Arch;
 
-pub use kernels::{Abilities, SystemKernel};
+pub use kernels::{Abilities, SystemKernel, all_known};
 pub(crate) use root::{Root, find_root};
 
 use crate::boot::BootEntry;

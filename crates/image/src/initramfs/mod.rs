@@ -10,6 +10,7 @@
 //! /dev/console, /dev/null and /tmp
 //! ```
 
+mod contents;
 mod cpio;
 
 use std::fs::File;
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 
 use belljar_proto::message::{INIT_AGENT_PATH, INIT_CONFIG_PATH, INIT_MODULE_DIR, InitConfig, InitRoot};
 
+pub use contents::modules_in;
 pub use cpio::{Node, Writer};
 
 use crate::bounded;

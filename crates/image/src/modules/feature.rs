@@ -28,6 +28,14 @@ pub enum Feature {
     VirtioScsi,
     /// NVMe disks.
     Nvme,
+    /// SATA disks, on an AHCI controller.
+    Ahci,
+    /// Disks on the IDE controller of QEMU's machine `pc`.
+    Piix,
+    /// Network cards that QEMU calls `e1000e`.
+    E1000e,
+    /// Network cards that QEMU calls `e1000`.
+    E1000,
     /// virtio network interfaces.
     VirtioNet,
     /// Raw packets, which DHCP clients use.
@@ -50,6 +58,10 @@ impl Feature {
         Feature::VirtioBlk,
         Feature::VirtioScsi,
         Feature::Nvme,
+        Feature::Ahci,
+        Feature::Piix,
+        Feature::E1000e,
+        Feature::E1000,
         Feature::VirtioNet,
         Feature::AfPacket,
         Feature::VirtioRng,
@@ -73,6 +85,10 @@ impl Feature {
             Feature::VirtioBlk => &["virtio_blk"],
             Feature::VirtioScsi => &["virtio_scsi", "sd_mod"],
             Feature::Nvme => &["nvme"],
+            Feature::Ahci => &["ahci", "sd_mod"],
+            Feature::Piix => &["ata_piix", "sd_mod"],
+            Feature::E1000e => &["e1000e"],
+            Feature::E1000 => &["e1000"],
             Feature::VirtioNet => &["virtio_net"],
             Feature::AfPacket => &["af_packet"],
             Feature::VirtioRng => &["virtio_rng"],
@@ -93,6 +109,10 @@ impl std::fmt::Display for Feature {
             Feature::VirtioBlk => "virtio disk",
             Feature::VirtioScsi => "virtio SCSI disk",
             Feature::Nvme => "NVMe disk",
+            Feature::Ahci => "SATA disk",
+            Feature::Piix => "IDE disk",
+            Feature::E1000e => "e1000e network",
+            Feature::E1000 => "e1000 network",
             Feature::VirtioNet => "virtio network",
             Feature::AfPacket => "packet socket",
             Feature::VirtioRng => "virtio random numbers",

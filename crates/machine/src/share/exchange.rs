@@ -25,6 +25,7 @@ use belljar_share_disk::{
     unpack::{Rules, Target, UnpackError, unpack},
 };
 use rustix::fs::{Dir, FileType, Mode, OFlags, openat};
+use tokio::time::Instant;
 
 use crate::{
     Cause,
@@ -74,22 +75,46 @@ pub(crate) struct BroughtBack {
 #[derive(Debug, Default)]
 struct Abandon(Arc<AtomicBool>);
 
+impl Abandon {
+    fn end(&self) -> End {
+        End::Abandoned(Arc::clone(&self.0))
+    }
+}
+
 impl Drop for Abandon {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
 }
 
-/// Passes bytes on as long as somebody waits for it.
+/// When work on a thread of its own is given up.
+#[derive(Clone, Debug)]
+enum End {
+    /// When nobody waits for it any more.
+    Abandoned(Arc<AtomicBool>),
+    /// Then, whoever waits; by tokio's clock, which stands still while Belljar is stopped.
+    At(Instant),
+}
+
+impl End {
+    fn has_come(&self) -> bool {
+        match self {
+            Self::Abandoned(abandoned) => abandoned.load(Ordering::Relaxed),
+            Self::At(deadline) => Instant::now() >= *deadline,
+        }
+    }
+}
+
+/// Passes bytes on until the work is given up.
 struct Awaited<T> {
     inner: T,
-    abandoned: Arc<AtomicBool>,
+    end: End,
 }
 
 impl<T> Awaited<T> {
     fn check(&self) -> io::Result<()> {
         // Not `Interrupted`, which is tried again.
-        if self.abandoned.load(Ordering::Relaxed) { Err(io::ErrorKind::TimedOut.into()) } else { Ok(()) }
+        if self.end.has_come() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(()) }
     }
 }
 
@@ -139,20 +164,20 @@ impl DiskExchange {
     /// Where one cannot be read, or there is no room.
     pub(crate) async fn filled(mut self) -> io::Result<(Self, Vec<String>)> {
         let abandon = Abandon::default();
-        let abandoned = Arc::clone(&abandon.0);
-        tokio::task::spawn_blocking(move || self.fill(abandoned).map(|left_out| (self, left_out)))
+        let end = abandon.end();
+        tokio::task::spawn_blocking(move || self.fill(end).map(|left_out| (self, left_out)))
             .await
             .map_err(io::Error::other)?
     }
 
-    fn fill(&mut self, abandoned: Arc<AtomicBool>) -> io::Result<Vec<String>> {
+    fn fill(&mut self, end: End) -> io::Result<Vec<String>> {
         if let Some(program) = self.program {
             let mut writer = RangeWriter::new(self.file.as_fd(), PROGRAM_AT, MAX_PROGRAM);
             writer.write_all(program)?;
             writer.finish()?;
         }
         let writer = RangeWriter::new(self.file.as_fd(), CONTENT_AT, MAX_ARCHIVE);
-        let mut archive = Writer::new(Awaited { inner: writer, abandoned });
+        let mut archive = Writer::new(Awaited { inner: writer, end });
         let mut left_out = Vec::new();
         for share in &mut self.shares {
             let packed = pack(&mut archive, &share.tag, &share.directory, None).map_err(|error| {
@@ -201,23 +226,28 @@ impl DiskExchange {
         returned: Returned,
         limit: Duration,
     ) -> Result<(Self, Result<BroughtBack, Cause>), Cause> {
-        let abandoned = Arc::new(AtomicBool::new(false));
-        let flag = Arc::clone(&abandoned);
-        let brought = tokio::task::spawn_blocking(move || {
-            let brought = self.bring_back(&returned, flag);
+        let end = End::At(Instant::now() + limit);
+        let of_thread = end.clone();
+        let work = tokio::task::spawn_blocking(move || {
+            let brought = self.bring_back(&returned, of_thread);
             (self, brought)
         });
-        let Ok(brought) = tokio::time::timeout(limit, brought).await else {
-            abandoned.store(true, Ordering::Relaxed);
-            return Err(Cause::Unsynced(format!(
-                "what the guest left on the disk of its shares was not unpacked within {}",
-                crate::for_people(limit)
-            )));
+        let given_up = || {
+            let limit = crate::for_people(limit);
+            Err(Cause::Unsynced(format!(
+                "what the guest left on the disk of its shares was not unpacked within {limit}"
+            )))
         };
-        brought.map_err(|error| Cause::Defect(format!("what the guest left could not be unpacked: {error}")))
+        // The thread may be stuck in one call, which nothing ends.
+        match tokio::time::timeout(limit, work).await {
+            Err(_) => given_up(),
+            Ok(Ok((_, Err(_)))) if end.has_come() => given_up(),
+            Ok(Ok(done)) => Ok(done),
+            Ok(Err(error)) => Err(Cause::Defect(format!("what the guest left could not be unpacked: {error}"))),
+        }
     }
 
-    fn bring_back(&mut self, returned: &Returned, abandoned: Arc<AtomicBool>) -> Result<BroughtBack, Cause> {
+    fn bring_back(&mut self, returned: &Returned, end: End) -> Result<BroughtBack, Cause> {
         let mut brought = BroughtBack::default();
         brought.warnings.extend(
             returned.left_out.iter().map(|line| format!("the guest's directory reaches the host without {line}")),
@@ -268,7 +298,7 @@ impl DiskExchange {
                 ..Target::fresh(tag, directory)
             });
         }
-        let done = unpack(Awaited { inner: &mut archive, abandoned }, &mut targets, Rules::Plain);
+        let done = unpack(Awaited { inner: &mut archive, end }, &mut targets, Rules::Plain);
         let conflict = |target: Target<'_>| (target.name == share::OUT_TAG, target.overridden, target.conflicts);
         let conflicts: Vec<_> = targets.into_iter().map(conflict).collect();
         // Nothing was put there, most likely.
@@ -333,6 +363,10 @@ mod tests {
 
     use super::*;
 
+    fn never() -> End {
+        End::Abandoned(Arc::default())
+    }
+
     struct Lab {
         dir: tempfile::TempDir,
         exchange: DiskExchange,
@@ -352,7 +386,7 @@ mod tests {
             file.set_len(DISK_SIZE).unwrap();
             let mut exchange = DiskExchange::new(file, shares, dir.path(), bounds).unwrap();
             exchange.program = Some(b"program");
-            exchange.fill(Arc::default()).unwrap();
+            exchange.fill(never()).unwrap();
             Self { dir, exchange }
         }
 
@@ -393,7 +427,7 @@ mod tests {
             Returned { bytes: good.bytes - 512, ..good.clone() },
             Returned { bytes: MAX_ARCHIVE + 1, ..good.clone() },
         ] {
-            let cause = lab.exchange.bring_back(&bad, Arc::default()).unwrap_err();
+            let cause = lab.exchange.bring_back(&bad, never()).unwrap_err();
             assert!(matches!(cause, Cause::BroughtBack(_)), "{bad:?}: {cause}");
         }
         let cut = {
@@ -402,17 +436,17 @@ mod tests {
             let crc = RangeReader::new(lab.exchange.file.as_fd(), RETURN_AT, bytes).finish().unwrap();
             Returned { bytes, crc, left_out: Vec::new() }
         };
-        let cause = lab.exchange.bring_back(&cut, Arc::default()).unwrap_err();
+        let cause = lab.exchange.bring_back(&cut, never()).unwrap_err();
         assert!(cause.to_string().contains("it ends in the middle"), "{cause}");
         fs::remove_file(lab.dir.path().join("out/result")).unwrap();
         lab.exchange.shares[0].known.clear();
-        lab.exchange.bring_back(&lab.returned("belljar-out/result", b"passed"), Arc::default()).unwrap();
+        lab.exchange.bring_back(&lab.returned("belljar-out/result", b"passed"), never()).unwrap();
         assert_eq!(fs::read(lab.dir.path().join("out/result")).unwrap(), b"passed");
         let forged = lab.returned("belljar-out/../w/file", b"forged");
-        let cause = lab.exchange.bring_back(&forged, Arc::default()).unwrap_err();
+        let cause = lab.exchange.bring_back(&forged, never()).unwrap_err();
         assert!(cause.to_string().contains("leads out of its directory"), "{cause}");
         let much = lab.returned("belljar-out/much", &vec![1; 2 << 20]);
-        let cause = lab.exchange.bring_back(&much, Arc::default()).unwrap_err();
+        let cause = lab.exchange.bring_back(&much, never()).unwrap_err();
         assert!(matches!(cause, Cause::Exceeded(_)) && cause.to_string().contains("max-output"), "{cause}");
         assert_eq!(fs::read(lab.dir.path().join("w/file")).unwrap(), b"before");
     }
@@ -420,23 +454,23 @@ mod tests {
     #[test]
     fn a_file_that_both_sides_changed_stays_the_hosts_and_the_guests_is_kept() {
         let mut lab = Lab::new(Bounds::default());
-        lab.exchange.bring_back(&lab.returned("hostos/file", b"by the guest"), Arc::default()).unwrap();
+        lab.exchange.bring_back(&lab.returned("hostos/file", b"by the guest"), never()).unwrap();
         let file = lab.dir.path().join("w/file");
         assert_eq!(fs::read(&file).unwrap(), b"by the guest");
         assert!(!lab.dir.path().join(ASIDE).exists());
         fs::write(&file, "by the host").unwrap();
-        let cause = lab.exchange.bring_back(&lab.returned("hostos/file", b"once more"), Arc::default()).unwrap_err();
+        let cause = lab.exchange.bring_back(&lab.returned("hostos/file", b"once more"), never()).unwrap_err();
         assert!(cause.to_string().contains("both changed files of the workspace"), "{cause}");
         assert_eq!(fs::read(&file).unwrap(), b"by the host");
         assert_eq!(fs::read(lab.dir.path().join(ASIDE).join("file")).unwrap(), b"once more");
         // Of the output directory it is only said.
         let top = lab.exchange.shares[0].known[b"".as_slice()];
         lab.exchange.shares[0].known.insert(b"x".to_vec(), top);
-        let brought = lab.exchange.bring_back(&lab.returned("belljar-out/x", b"x"), Arc::default()).unwrap();
+        let brought = lab.exchange.bring_back(&lab.returned("belljar-out/x", b"x"), never()).unwrap();
         assert_eq!(brought.warnings.len(), 1, "{brought:?}");
         // Where another file is in the place of the guest's, that is not had.
         fs::write(lab.dir.path().join("out/result"), "of an earlier run").unwrap();
-        let cause = lab.exchange.bring_back(&lab.returned("belljar-out/result", b"new"), Arc::default()).unwrap_err();
+        let cause = lab.exchange.bring_back(&lab.returned("belljar-out/result", b"new"), never()).unwrap_err();
         assert!(cause.to_string().contains("let --out name an empty directory"), "{cause}");
     }
 

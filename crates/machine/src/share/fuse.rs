@@ -11,7 +11,7 @@ pub(crate) const FUSE: Kind = Kind {
     file_system: "fuse.belljar",
     what: "FUSE file systems",
     advice: "use a kernel that has the module fuse, or one with 9p and --share auto, or do without shares: --workspace none, and no --out",
-    features: &[Feature::FileSystem("fuse"), Feature::VirtioConsole],
+    features: &[Feature::FileSystem("fuse"), Feature::VirtioPci, Feature::VirtioConsole],
     source: |tag| Source::Fuse { port: share_port(tag) },
     // What serves the kernel must be a program.
     by_shell: None,

@@ -72,7 +72,7 @@ pub(crate) fn before_agent(qemu: &QemuInfo) -> Result<&'static Kind, String> {
 }
 
 /// The kinds of a guest's other shares, of which it gets the first that its kernel has. `has_agent`: it can run the agent. `needs_disk`: it is known to
-/// have nothing by which it could mount one; a disk is put into no machine for nothing, for the guest sees it.
+/// have nothing by which it could mount one, so that none is tried; a disk is put into no machine for nothing, for the guest sees it.
 ///
 /// # Errors
 /// Why there is none.
@@ -83,7 +83,7 @@ pub(crate) fn choose(
     qemu: &QemuInfo,
 ) -> Result<Vec<&'static Kind>, String> {
     let wanted: Vec<&'static Kind> = match asked {
-        ShareKind::Auto => KINDS.iter().copied().filter(|kind| needs_disk || !kind.on_disk).collect(),
+        ShareKind::Auto => KINDS.iter().copied().filter(|kind| kind.on_disk == needs_disk).collect(),
         ShareKind::NineP => vec![&ninep::NINE_P],
         ShareKind::Fuse => vec![&fuse::FUSE],
         ShareKind::Disk => vec![&disk::DISK],
@@ -218,8 +218,10 @@ mod tests {
         let fuse = Feature::FileSystem("fuse");
         assert!(needs_disk(|feature| Some(feature != Feature::NineP && feature != fuse)));
         assert!(needs_disk(|_| Some(false)));
-        assert!(!needs_disk(|feature| Some(feature == fuse || feature == Feature::VirtioConsole)));
-        assert!(!needs_disk(|feature| Some(feature == Feature::NineP)));
+        let has = |all: &'static [Feature]| move |feature| Some(all.contains(&feature));
+        assert!(!needs_disk(has(&[Feature::FileSystem("fuse"), Feature::VirtioConsole, Feature::VirtioPci])));
+        assert!(!needs_disk(has(&[Feature::NineP, Feature::VirtioPci])));
+        assert!(needs_disk(has(&[Feature::NineP, Feature::FileSystem("fuse"), Feature::VirtioConsole])), "on no bus");
         assert!(!needs_disk(|_| None), "nothing is guessed");
         assert!(!needs_disk(|feature| (feature == Feature::NineP).then_some(false)));
     }

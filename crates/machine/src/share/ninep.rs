@@ -22,7 +22,7 @@ pub(crate) const NINE_P: Kind = Kind {
     what: "9p file system over virtio",
     advice: "Debian's cloud kernel and the RHEL family have none; use a kernel that has the modules 9p and 9pnet_virtio, or do without \
              shares: --workspace none, and no --out",
-    features: &[Feature::NineP],
+    features: &[Feature::VirtioPci, Feature::NineP],
     source: |tag| Source::NineP { tag: tag.to_owned() },
     // These options every kernel since 2.6.38 knows.
     by_shell: Some(ByShell {

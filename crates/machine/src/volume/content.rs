@@ -17,7 +17,7 @@ use data_encoding::HEXLOWER;
 use super::VolumeError;
 use crate::{
     access::rungs::Seed,
-    qemu::args::{Backing, DiskSource, Node},
+    qemu::args::{Backing, DiskSource, Node, ProgramSource},
     template::{KeyMaker, Unkeyable},
 };
 
@@ -28,7 +28,7 @@ pub(super) enum Content {
     /// This many bytes of zeros.
     Empty(u64),
     /// What tells a program in the guest what to do, other bytes for each boot.
-    Seed(Seed),
+    Seed(Seed, ProgramSource),
 }
 
 impl Content {
@@ -43,8 +43,8 @@ impl Content {
         match self {
             Self::Empty(size) => key.add("empty", &size.to_le_bytes()),
             // The same whatever the boot's name is.
-            Self::Seed(seed) => {
-                let bytes = (seed.make)("").map_err(|error| Unkeyable::Impossible(error.to_string()))?;
+            Self::Seed(seed, program) => {
+                let bytes = (seed.make)("", *program).map_err(|error| Unkeyable::Impossible(error.to_string()))?;
                 key.add("seed", &bytes);
             }
             Self::Image(image) => {
@@ -71,7 +71,7 @@ impl Content {
         match self {
             Self::Image(image) => image.virtual_size,
             Self::Empty(size) => *size,
-            Self::Seed(_) => SEED_SIZE,
+            Self::Seed(..) => SEED_SIZE,
         }
     }
 
@@ -80,8 +80,8 @@ impl Content {
         let made = match self {
             Self::Image(image) => overlay_in(file, dir, image.virtual_size)?,
             Self::Empty(size) => empty_in(file, dir, *size)?,
-            Self::Seed(seed) => {
-                let written = seed_for_one_boot(seed).and_then(|bytes| (&file).write_all(&bytes));
+            Self::Seed(seed, program) => {
+                let written = seed_for_one_boot(seed, *program).and_then(|bytes| (&file).write_all(&bytes));
                 written.map_err(|source| DiskError::Layer { dir: dir.to_owned(), source })?;
                 return Ok(file);
             }
@@ -98,7 +98,7 @@ impl Content {
     pub(super) fn node(&self, source: DiskSource) -> Node {
         match self {
             Self::Image(image) => Node { backing: backing(image.layers()), ..Node::layer(source) },
-            Self::Empty(_) | Self::Seed(_) => Node::new(source, Format::Raw.driver()),
+            Self::Empty(_) | Self::Seed(..) => Node::new(source, Format::Raw.driver()),
         }
     }
 
@@ -106,14 +106,14 @@ impl Content {
     pub(super) fn extension(&self) -> &'static str {
         match self {
             Self::Image(_) => "qcow2",
-            Self::Empty(_) | Self::Seed(_) => "raw",
+            Self::Empty(_) | Self::Seed(..) => "raw",
         }
     }
 
     /// How a person makes the same; none for what only Belljar has a use for.
     pub(super) fn by_hand(&self, qemu_img: &Path, file: &Path) -> Option<Vec<OsString>> {
         let (options, operands) = match self {
-            Self::Seed(_) => return None,
+            Self::Seed(..) => return None,
             Self::Image(image) => (
                 vec!["-f", "qcow2", "-F", image.format().driver(), "-b"],
                 vec![image.path().as_os_str().to_owned(), file.as_os_str().to_owned()],
@@ -126,10 +126,10 @@ impl Content {
 }
 
 /// The bytes of a seed, under a name that no other boot has.
-fn seed_for_one_boot(seed: &Seed) -> io::Result<Vec<u8>> {
+fn seed_for_one_boot(seed: &Seed, program: ProgramSource) -> io::Result<Vec<u8>> {
     let mut name = [0; 8];
     getrandom::fill(&mut name).map_err(io::Error::other)?;
-    (seed.make)(&HEXLOWER.encode(&name)).map_err(io::Error::other)
+    (seed.make)(&HEXLOWER.encode(&name), program).map_err(io::Error::other)
 }
 
 /// The whole chain below a layer, formats included, so that QEMU takes nothing from a header on trust.

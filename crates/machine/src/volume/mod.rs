@@ -22,7 +22,7 @@ use crate::{
     access::rungs::Seed,
     plan::Launch,
     qemu::{
-        args::{Backing, DiskSource, MachineConfig, Node},
+        args::{Backing, DiskSource, MachineConfig, Node, ProgramSource},
         descriptors::Purpose,
         firmware::FlashImage,
     },
@@ -86,20 +86,21 @@ impl Volume {
         Self { content: Content::Image(image), front }
     }
 
-    /// Another disk.
-    pub(crate) fn further(qemu_img: &Path, spec: &DiskSpec) -> Result<Self, VolumeError> {
+    /// Another disk, on this bus if none was asked for.
+    pub(crate) fn further(qemu_img: &Path, spec: &DiskSpec, bus: DiskBus) -> Result<Self, VolumeError> {
         let content = match &spec.content {
             DiskContent::Image(path) => Content::data(qemu_img, path, None)?,
             DiskContent::Empty(size) => Content::Empty(*size),
         };
-        let front = Front::Disk(DiskFront { bus: spec.bus, serial: spec.serial.clone(), boot_index: None });
+        let bus = spec.bus.asked().unwrap_or(bus);
+        let front = Front::Disk(DiskFront { bus, serial: spec.serial.clone(), boot_index: None });
         Ok(Self { content, front })
     }
 
-    /// The disk by which a rung tells a program in the guest what to do.
-    pub(crate) fn seed(seed: Seed, bus: DiskBus) -> Self {
+    /// The disk by which a rung tells a program in the guest what to do: to start the agent that comes from `program`.
+    pub(crate) fn seed(seed: Seed, bus: DiskBus, program: ProgramSource) -> Self {
         let front = Front::Disk(DiskFront { bus, serial: Some(seed.serial.to_owned()), boot_index: None });
-        Self { content: Content::Seed(seed), front }
+        Self { content: Content::Seed(seed, program), front }
     }
 
     /// The variables of the firmware, which are these at first.
@@ -119,7 +120,7 @@ impl Volume {
     /// Whether it is a disk of the user's beside that which is booted from.
     pub(crate) fn is_further(&self) -> bool {
         match &self.front {
-            Front::Disk(disk) => disk.boot_index.is_none() && !matches!(self.content, Content::Seed(_)),
+            Front::Disk(disk) => disk.boot_index.is_none() && !matches!(self.content, Content::Seed(..)),
             Front::Flash(_) => false,
         }
     }
@@ -295,14 +296,16 @@ impl Volumes {
 
 #[cfg(test)]
 mod tests {
+    use belljar_guest_spec::BusChoice;
+
     use super::*;
     use crate::template::{Claim, TemplateStore};
 
     const SIZE: u64 = 1 << 20;
 
     fn volumes(buses: &[DiskBus], pluggable: bool) -> Volumes {
-        let disk = |bus: &DiskBus| DiskSpec { content: DiskContent::Empty(SIZE), serial: None, bus: *bus };
-        let all = buses.iter().map(|bus| Volume::further(Path::new("qemu-img"), &disk(bus)).unwrap());
+        let disk = DiskSpec { content: DiskContent::Empty(SIZE), serial: None, bus: BusChoice::Auto };
+        let all = buses.iter().map(|bus| Volume::further(Path::new("qemu-img"), &disk, *bus).unwrap());
         Volumes::new(all.collect(), pluggable)
     }
 

@@ -6,7 +6,7 @@ use std::{
 };
 
 use belljar_guest_spec::{
-    Accel, Access, BootSource, DiskBus, DiskContent, DiskSpec, Firmware, GuestSpec, Login, NicMode, OopsPolicy,
+    Accel, Access, BootSource, BusChoice, DiskContent, DiskSpec, Firmware, GuestSpec, Login, NicMode, OopsPolicy,
     Password, Secret, ShareKind, Source, WorkspaceMode,
     rules::{self, Key, Notation},
 };
@@ -27,7 +27,7 @@ use crate::{
     },
 };
 
-word_value!(Accel, Access, DiskBus, Firmware, NicMode, OopsPolicy, ShareKind, WorkspaceMode);
+word_value!(Accel, Access, BusChoice, Firmware, NicMode, OopsPolicy, ShareKind, WorkspaceMode);
 
 table! {
     /// A guest: the machine under test. Without image, kernel and rootfs it is this host's own userland.
@@ -36,8 +36,8 @@ table! {
         "image" image: FilePath = "(none)",
         /// Take the image as being of this format.
         "image-format" image_format: Text = "(what qemu-img says)",
-        /// How the image is attached.
-        "boot-bus" boot_bus: DiskBus = "\"virtio\"",
+        /// How the image is attached; auto is virtio, or what the image has a driver for where it has none for that.
+        "boot-bus" boot_bus: BusChoice = "\"auto\"",
         /// What starts the image's boot loader: the machine's BIOS, UEFI (OVMF) with variables of its own for each guest, or (auto) what the image has one for.
         "firmware" firmware: Firmware = "\"auto\"",
         /// Boot this kernel: with initrd its user space, else with rootfs.
@@ -128,8 +128,8 @@ table! {
         "file" file: FilePath = "(none)",
         /// The serial number by which the guest finds the disk: /dev/disk/by-id/virtio-SERIAL.
         "serial" serial: Serial = "(none)",
-        /// How it is attached.
-        "bus" bus: DiskBus = "\"virtio\"",
+        /// How it is attached; auto is virtio, or the bus of the boot disk where the image's kernel has no virtio.
+        "bus" bus: BusChoice = "\"auto\"",
     }
 }
 
@@ -268,7 +268,7 @@ pub(super) fn disks(list: &Option<Spanned<List<DiskTable>>>, dir: &Path) -> Opti
         Some(DiskSpec {
             content,
             serial: disk.serial.as_ref().map(|s| s.get_ref().0.clone()),
-            bus: disk.bus.as_ref().map_or(DiskBus::default(), |b| *b.get_ref()),
+            bus: disk.bus.as_ref().map(|b| *b.get_ref()).unwrap_or_default(),
         })
     };
     Some(list.0.iter().filter_map(disk).collect())
@@ -300,7 +300,10 @@ mod tests {
         assert_eq!(values::memory(&told("memory")), Ok(DEFAULT_MEMORY));
         assert_eq!((told("cpus"), told("nic")), (hardware.cpus.to_string(), hardware.nic.to_string()));
         assert_eq!(told("mount-at"), DEFAULT_MOUNT_AT);
-        assert_eq!((told("access"), told("boot-bus")), (Access::default().to_string(), DiskBus::default().to_string()));
+        assert_eq!(
+            (told("access"), told("boot-bus")),
+            (Access::default().to_string(), BusChoice::default().to_string())
+        );
         assert_eq!(told("firmware"), Firmware::default().to_string());
         assert_eq!(told("oops"), OopsPolicy::default().to_string());
         assert_eq!(told("share"), ShareKind::default().to_string());

@@ -1,6 +1,6 @@
 use proptest::prelude::*;
 
-use belljar_guest_spec::{Access, BootSource, DiskBus, DiskContent, DiskSpec, Password, Secret};
+use belljar_guest_spec::{Access, BootSource, BusChoice, DiskContent, DiskSpec, Password, Secret};
 
 use super::*;
 use crate::settings::Layer;
@@ -44,12 +44,12 @@ junit = "junit.xml"
     let path = PathBuf::from("/p/images/debian-12.qcow2");
     assert_eq!(
         config.guests["debian"].spec.source,
-        BootSource::Image { path, format: None, bus: DiskBus::Virtio, access: Access::Auto }.into()
+        BootSource::Image { path, format: None, bus: BusChoice::Auto, access: Access::Auto }.into()
     );
     assert_eq!(config.workspace, Path::new("/p"));
     assert_eq!(config.suites[0].guests, ["debian"]);
     assert_eq!(config.suites[0].layer.timeout, Some(Duration::from_secs(300)));
-    let disk = DiskSpec { content: DiskContent::Empty(1 << 30), serial: Some("data0".into()), bus: DiskBus::Virtio };
+    let disk = DiskSpec { content: DiskContent::Empty(1 << 30), serial: Some("data0".into()), bus: BusChoice::Auto };
     assert_eq!(config.suites[0].layer.disks, Some(vec![disk]));
     let ci = config.profile("ci").unwrap();
     assert_eq!(ci.layer.retries, Some(Retries::at_once(2)));

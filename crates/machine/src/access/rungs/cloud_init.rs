@@ -9,7 +9,7 @@ use belljar_guest_spec::Access;
 use belljar_image::seed::{SeedError, seed_disk};
 
 use super::{Agent, Rung, image_if_asked, nothing};
-use crate::enter;
+use crate::{enter, qemu::args::ProgramSource};
 
 pub(super) const CLOUD_INIT: Rung = Rung {
     name: "cloud-init",
@@ -33,15 +33,15 @@ pub(super) const CLOUD_INIT: Rung = Rung {
 pub struct Seed {
     /// The disk's serial number, by which a person knows it.
     pub serial: &'static str,
-    /// The disk's bytes for a boot that has this name, which no other has.
-    pub make: fn(&str) -> Result<Vec<u8>, SeedError>,
+    /// The disk's bytes for a boot that has this name, which no other has, in a machine whose agent comes from there.
+    pub make: fn(&str, ProgramSource) -> Result<Vec<u8>, SeedError>,
 }
 
-/// How long the port may take to be there: its driver may not be loaded yet.
-const PORT_SECONDS: u32 = 20;
+/// How long the port, or the disk, may take to be there: its driver may not be loaded yet.
+const SECONDS: u32 = 20;
 
-fn make(boot: &str) -> Result<Vec<u8>, SeedError> {
-    let (meta, user) = (meta_data(boot), user_data());
+fn make(boot: &str, program: ProgramSource) -> Result<Vec<u8>, SeedError> {
+    let (meta, user) = (meta_data(boot), user_data(program));
     seed_disk(
         "cidata",
         &[
@@ -61,10 +61,10 @@ fn meta_data(boot: &str) -> String {
 const NETWORK_CONFIG: &str = "version: 1\nconfig: disabled\n";
 
 /// What is to be done: JSON, which is YAML too. The keys after the lists hold where a system has its lists elsewhere.
-fn user_data() -> String {
+fn user_data(program: ProgramSource) -> String {
     let script = format!(
         "unset INSTANCE_ID; export HOME=/root USER=root LOGNAME=root SHELL=/bin/sh; cd /; ({}) >/dev/null 2>&1 || :",
-        enter::from_port("serve", PORT_SECONDS)
+        enter::fetch(program, "serve", SECONDS)
     );
     let config = serde_json::json!({
         "bootcmd": [script],
@@ -93,14 +93,18 @@ mod tests {
 
     #[test]
     fn the_disk_tells_of_one_command() {
-        insta::assert_snapshot!(format!("{}--\n{}--\n{NETWORK_CONFIG}", meta_data("7"), user_data()));
+        insta::assert_snapshot!(format!(
+            "{}--\n{}--\n{NETWORK_CONFIG}",
+            meta_data("7"),
+            user_data(ProgramSource::Port)
+        ));
     }
 
     #[test]
     fn what_is_written_is_what_another_reader_sees() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("seed");
-        fs_err::write(&path, make("7").unwrap()).unwrap();
+        fs_err::write(&path, make("7", ProgramSource::Port).unwrap()).unwrap();
         let image = disk::inspect(Path::new("qemu-img"), &path, Some(Format::Raw), Use::Data).unwrap();
         let found = inspect(&Disk::open(&image, Path::new("qemu-img"), Limits::default()).unwrap()).unwrap();
         let [volume] = &found.volumes[..] else { panic!("it has partitions: {found:?}") };
@@ -108,7 +112,7 @@ mod tests {
         let read = |name| String::from_utf8(found.read_path(0, name, 64 << 10).unwrap()).unwrap();
         assert_eq!(found.list_path(0, "/").unwrap(), ["meta-data", "network-config", "user-data"]);
         assert_eq!(read("/meta-data"), meta_data("7"));
-        assert_eq!(read("/user-data"), user_data());
+        assert_eq!(read("/user-data"), user_data(ProgramSource::Port));
         assert_eq!(read("/network-config"), NETWORK_CONFIG);
         assert!(!found.has_boot_code || found.loader == belljar_disk_reader::Loader::None, "nothing boots from it");
     }

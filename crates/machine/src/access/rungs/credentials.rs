@@ -8,7 +8,10 @@ use belljar_guest_spec::{Access, BootSource};
 use data_encoding::BASE64;
 
 use super::{Agent, Rung, Suits};
-use crate::{enter, qemu::args::MachineConfig};
+use crate::{
+    enter,
+    qemu::args::{MachineConfig, ProgramSource},
+};
 
 pub(super) const CREDENTIALS: Rung = Rung {
     name: "credentials",
@@ -36,11 +39,11 @@ pub const OLDEST_SYSTEMD: u32 = 252;
 /// The name of the unit, which the guest's `systemctl` shows.
 pub(super) const UNIT: &str = "belljar-agent.service";
 
-/// How long the port may take to be there, once its driver is. A machine without one costs the guest as long.
-const PORT_SECONDS: u32 = 20;
+/// How long the port, or the disk, may take to be there, once its driver is. A machine without one costs the guest as long.
+const SECONDS: u32 = 20;
 
 fn attach(config: &mut MachineConfig) {
-    let unit = unit();
+    let unit = unit(config.program.source());
     let wants = format!("[Unit]\nWants={UNIT}\n");
     for (name, value) in [
         (format!("systemd.extra-unit.{UNIT}"), unit.as_str()),
@@ -54,9 +57,9 @@ fn attach(config: &mut MachineConfig) {
 
 /// The unit. It is there before the system is, and not in an initramfs: the agent waits for the end of the boot itself. Whatever becomes of
 /// it, the guest is none the worse: a unit that failed would show in `systemctl is-system-running`.
-pub(super) fn unit() -> String {
+pub(super) fn unit(program: ProgramSource) -> String {
     // In a command line of systemd's a dollar is written twice (systemd.service(5)).
-    let script = enter::from_port("serve", PORT_SECONDS).replace('$', "$$");
+    let script = enter::fetch(program, "serve", SECONDS).replace('$', "$$");
     format!(
         "[Unit]\nDescription=Belljar's agent\nDefaultDependencies=no\nIgnoreOnIsolate=yes\nConditionPathExists=!/etc/initrd-release\n\
          [Service]\nType=oneshot\nRemainAfterExit=yes\nKillMode=process\nStandardOutput=null\nStandardError=null\n\
@@ -101,5 +104,12 @@ mod tests {
         assert_eq!(escaped.replace("\\n", "\n"), decoded[0].1);
         assert!(!decoded[0].1.contains(['%', '\\']), "neither systemd nor tmpfiles may read anything into it");
         assert!(config.smbios.iter().all(|string| string.len() < 2048));
+        config.smbios.clear();
+        config.program.on_disk = Some(belljar_share_disk::layout::Program { blocks: 9999, sum: u32::MAX });
+        attach(&mut config);
+        let lengths: Vec<_> = config.smbios.iter().map(String::len).collect();
+        assert!(lengths.iter().all(|length| *length < 2048), "{lengths:?}");
+        let of_disk = unit(config.program.source());
+        assert!(of_disk.contains("belljar-share-1") && !of_disk.contains("virtio"), "{of_disk}");
     }
 }

@@ -5,7 +5,7 @@
 use belljar_guest_spec::Access;
 
 use super::{Agent, Rung, credentials, image_if_asked};
-use crate::qemu::args::MachineConfig;
+use crate::qemu::args::{MachineConfig, ProgramSource};
 
 pub(super) const IGNITION: Rung = Rung {
     name: "ignition",
@@ -28,12 +28,12 @@ pub(super) const IGNITION: Rung = Rung {
 const FILE: &str = "opt/com.coreos/config";
 
 fn attach(config: &mut MachineConfig) {
-    config.fw_cfg.push((FILE.to_owned(), ignition_config()));
+    config.fw_cfg.push((FILE.to_owned(), ignition_config(config.program.source())));
 }
 
 /// The same unit as by a credential, which is enabled by what its last section says.
-fn ignition_config() -> String {
-    let unit = format!("{}[Install]\nWantedBy=sysinit.target\n", credentials::unit());
+fn ignition_config(program: ProgramSource) -> String {
+    let unit = format!("{}[Install]\nWantedBy=sysinit.target\n", credentials::unit(program));
     let unit = serde_json::json!({ "name": credentials::UNIT, "enabled": true, "contents": unit });
     serde_json::json!({ "ignition": { "version": "3.0.0" }, "systemd": { "units": [unit] } }).to_string()
 }

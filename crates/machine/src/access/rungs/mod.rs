@@ -138,7 +138,7 @@ mod tests {
         let image = |access| BootSource::Image {
             path: "d".into(),
             format: None,
-            bus: belljar_guest_spec::DiskBus::Virtio,
+            bus: belljar_guest_spec::BusChoice::Auto,
             access,
         };
         assert_eq!(names(&BootSource::host()), ["Belljar's init"]);

@@ -66,14 +66,7 @@ impl MachineConfig {
         for (at, node) in self.flash.iter().enumerate() {
             push(&mut out, "-blockdev", node.options(&flash(at)));
         }
-        match &self.share_disk {
-            None => push_disks(self, &mut out)?,
-            Some(last) => {
-                let mut all = self.clone();
-                all.disks.push(last.clone());
-                push_disks(&all, &mut out)?;
-            }
-        }
+        push_disks(self, &mut out)?;
         self.push_nic(&mut out)?;
         self.push_shares(&mut out)?;
         self.push_rest(&mut out);
@@ -190,7 +183,7 @@ impl MachineConfig {
         if channels.agent.is_some() {
             // The guest's driver sets up a pair of queues for each possible port, and 31 are the default.
             let of_shares: Vec<(usize, &str, Chardev)> = self.share_ports().collect();
-            let count = 2 + of_shares.len() + usize::from(self.program_port.is_some());
+            let count = 2 + of_shares.len() + usize::from(self.program.port.is_some());
             let count = u32::try_from(count).unwrap_or(u32::MAX);
             let ports = self.virtio("virtio-serial").text("id", "ports").number("max_ports", count);
             push(out, "-device", ports.at(self.ports_slot()).key_val());
@@ -212,7 +205,7 @@ impl MachineConfig {
                 push(out, "-device", port);
             }
         }
-        if let Some(program) = self.program_port.as_ref().filter(|_| channels.agent.is_some()) {
+        if let Some(program) = self.program.port.as_ref().filter(|_| channels.agent.is_some()) {
             let back = match program {
                 ProgramPort::Fed(fd) => KeyVal::new("socket").set("id", "program").set("fd", fd.to_string()),
                 ProgramPort::Silent => KeyVal::new("null").set("id", "program"),

@@ -41,9 +41,10 @@ const SATA_MAX: usize = 6;
 
 /// Appends the options for all disks of a machine.
 pub(super) fn push_disks(config: &MachineConfig, out: &mut Vec<OsString>) -> Result<(), ArgsError> {
+    let disks: Vec<&Disk> = config.all_disks().collect();
     let ide = config.machine_type().ide;
     let place = |bus| place_on(config, bus);
-    let count = |bus| config.disks.iter().filter(|d| place(d.bus) == bus).count();
+    let count = |bus| disks.iter().filter(|d| place(d.bus) == bus).count();
     let ide_max = match ide {
         Ide::Channels(channels) => channels * DISKS_OF_CHANNEL,
         Ide::Ahci(_) => SATA_MAX,
@@ -54,17 +55,17 @@ pub(super) fn push_disks(config: &MachineConfig, out: &mut Vec<OsString>) -> Res
         }
     }
     for bus in [DiskBus::Scsi, DiskBus::Sata] {
-        if config.disks.iter().any(|d| d.attached && place(d.bus) == bus)
+        if disks.iter().any(|d| d.attached && place(d.bus) == bus)
             && !(bus == DiskBus::Sata && matches!(ide, Ide::Ahci(_)))
         {
             push(out, "-device", controller(config, bus).key_val());
         }
     }
-    for (at, disk) in config.disks.iter().enumerate() {
+    for (at, disk) in disks.iter().enumerate() {
         check(disk)?;
         push(out, "-blockdev", disk.node.options(&node(at)));
         if disk.attached {
-            push(out, "-device", device(config, at).key_val());
+            push(out, "-device", device(config, at, disk).key_val());
         }
     }
     Ok(())
@@ -92,10 +93,9 @@ fn controller(config: &MachineConfig, bus: DiskBus) -> Device {
 }
 
 /// The device of one of the disks.
-fn device(config: &MachineConfig, at: usize) -> Device {
-    let disk = &config.disks[at];
+fn device(config: &MachineConfig, at: usize, disk: &Disk) -> Device {
     let bus = place_on(config, disk.bus);
-    let before = config.disks[..at].iter().filter(|d| place_on(config, d.bus) == bus).count();
+    let before = config.all_disks().take(at).filter(|d| place_on(config, d.bus) == bus).count();
     let number = u32::try_from(before).unwrap_or(u32::MAX);
     let device = match bus {
         DiskBus::Virtio => config.virtio("virtio-blk").at(config.disk_slot(at)),
@@ -144,6 +144,11 @@ pub struct Plugged {
 }
 
 impl MachineConfig {
+    /// All disks, the last one being that of shares.
+    fn all_disks(&self) -> impl Iterator<Item = &Disk> {
+        self.disks.iter().chain(&self.share_disk)
+    }
+
     /// What is to be plugged in for the disks that are not attached, in this order. `None`: one of them has no slot of its own.
     #[must_use]
     pub fn plugged(&self) -> Option<Vec<Plugged>> {
@@ -170,7 +175,7 @@ impl MachineConfig {
             };
             let serial = disk.serial.as_ref().map_or_else(String::new, |serial| format!(" {serial}"));
             all.push(Plugged {
-                device: device(self, at),
+                device: device(self, at, disk),
                 name: format!("the {} disk{serial}", disk.bus),
                 kind: disk.bus.word(),
                 slot,

@@ -19,6 +19,7 @@ use std::path::PathBuf;
 
 use belljar_guest_spec::DEFAULT_MEMORY;
 pub use belljar_guest_spec::{Accel, DiskBus, NicMode};
+use belljar_share_disk::layout;
 use thiserror::Error;
 
 pub(crate) use self::build::AGENT_PORT_ID;
@@ -80,10 +81,10 @@ pub struct MachineConfig {
     pub smbios: Vec<String>,
     /// Files of the firmware's configuration device, `fw_cfg`, each with its name and its text.
     pub fw_cfg: Vec<(String, String)>,
-    /// A second virtio port, from which a guest that has no share yet can read the agent.
-    pub program_port: Option<ProgramPort>,
     /// A TPM.
     pub tpm: Option<Tpm>,
+    /// From where a guest that has no share yet can read the agent.
+    pub program: Program,
     /// A source of randomness, so that a young guest does not wait for entropy.
     pub rng: bool,
     /// A device by which the guest's kernel tells of its panic.
@@ -121,8 +122,8 @@ impl Default for MachineConfig {
             fd_sets: Vec::new(),
             smbios: Vec::new(),
             fw_cfg: Vec::new(),
-            program_port: None,
             tpm: None,
+            program: Program::default(),
             rng: true,
             pvpanic: true,
             vmgenid: false,
@@ -223,6 +224,41 @@ impl Channels {
     #[must_use]
     pub const fn terminal() -> Self {
         Self { console: Some(Chardev::Stdio), agent: Some(Chardev::Null), serial1: Some(Chardev::Null), qmp: None }
+    }
+}
+
+/// The agent for a guest that cannot mount anything yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Program {
+    /// A second virtio port, from which it can be read once.
+    pub port: Option<ProgramPort>,
+    /// How it is on the disk of shares, if it is there.
+    pub on_disk: Option<layout::Program>,
+}
+
+/// From where such a guest is told to read the agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProgramSource {
+    /// From the virtio port.
+    Port,
+    /// From the disk of shares.
+    Disk(layout::Program),
+}
+
+impl Program {
+    /// From where it is to be read: from the port, wherever there is one.
+    #[must_use]
+    pub fn source(&self) -> ProgramSource {
+        match (&self.port, self.on_disk) {
+            (None, Some(program)) => ProgramSource::Disk(program),
+            _ => ProgramSource::Port,
+        }
+    }
+
+    /// The same in a machine whose guest has the agent.
+    #[must_use]
+    pub(crate) fn read_already(&self) -> Self {
+        Self { port: self.port.as_ref().map(|_| ProgramPort::Silent), on_disk: self.on_disk }
     }
 }
 
