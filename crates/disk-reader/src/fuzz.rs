@@ -32,12 +32,20 @@ pub fn grub(data: &[u8]) {
     crate::boot::run_grub(&description.volumes, &text);
 }
 
+/// An initramfs: it is read to its end, or is an error.
+pub fn initramfs(data: &[u8]) {
+    if let Ok(modules) = belljar_image::initramfs::modules_in(data) {
+        assert!(modules.iter().all(|name| !name.is_empty() && !name.contains(['/', '-'])), "{modules:?}");
+    }
+}
+
 /// Everything that is read of a disk.
 fn look(disk: &Disk) {
     let Ok(description) = inspect(disk) else { return };
     let told = serde_json::to_string(&description).expect("it is data");
     assert!(!told.contains("its reader failed (a bug)"), "{told}");
     for entry in &description.entries {
+        drop(description.initramfs_modules(entry));
         for file in std::iter::once(&entry.kernel).chain(&entry.initrds) {
             match description.read_file(file, MAX_FILE) {
                 Ok(bytes) => assert_eq!(bytes.len() as u64, file.size),
@@ -66,6 +74,13 @@ mod tests {
         #[test]
         fn grub(text in "(set |\\$\\{?[a-z@#]{0,3}\\}?|menuentry |submenu |if |then\n|else\n|fi\n|\\{|\\}|for x in a b; do |done\n|\\[ |\\]|;|\n|'|\"|\\\\|linux /a |source /x |function f |f |while |-a|-o|! |\\(|\\)|[a-z ]{0,4}){0,40}") {
             super::grub(text.as_bytes());
+        }
+
+        #[test]
+        fn initramfs(mut data in prop::collection::vec(any::<u8>(), 0..512), magic in 0usize..6) {
+            let word: &[u8] = [&b"070701"[..], b"\x1f\x8b\x08", b"\xfd7zXZ\0", b"\x5d\0\0", b"\x28\xb5\x2f\xfd", b"\x02\x21\x4c\x18"][magic];
+            data.splice(0..0, word.iter().copied());
+            super::initramfs(&data);
         }
 
         #[test]

@@ -198,3 +198,54 @@ fn abilities(tree: &mut Tree, release: &Release) -> Abilities {
         Err(_) => Abilities::Unknown,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(names: &[&str]) -> HashSet<String> {
+        names.iter().map(ToString::to_string).collect()
+    }
+
+    fn kernel(abilities: Abilities) -> SystemKernel {
+        SystemKernel { path: "/boot/vmlinuz".into(), release: None, arch: None, abilities }
+    }
+
+    #[test]
+    fn what_is_there_at_the_start_is_built_in_or_in_the_initramfs() {
+        let all = Names { builtin: names(&["sd_mod", "virtio_pci"]), loadable: names(&["ahci", "virtio_blk", "nvme"]) };
+        let kernel = kernel(Abilities::Modules(Box::new(all)));
+        let has = |feature, initramfs: Option<&[&str]>| kernel.feature_at_start(feature, initramfs.map(names).as_ref());
+        let with: Option<&[&str]> = Some(&["ahci", "e1000"]);
+        assert_eq!(has(Feature::VirtioPci, None), Some(true), "built in");
+        assert_eq!(has(Feature::Ahci, with), Some(true), "one part of it in each");
+        assert_eq!(has(Feature::Nvme, with), Some(false), "a module of the system's alone");
+        assert_eq!(has(Feature::Nvme, None), None, "it is not known what is in the initramfs");
+        assert_eq!(has(Feature::Piix, None), Some(false), "it has none at all, whatever is in there");
+        assert_eq!(has(Feature::E1000, with), Some(true), "removed from the system since");
+        assert_eq!(has(Feature::VirtioBlk, Some(&[])), Some(false), "without an initramfs");
+    }
+
+    #[test]
+    fn where_no_modules_are_seen_only_an_initramfs_or_a_configuration_tells() {
+        let by_name: Option<&[&str]> = Some(&["virtio_pci", "ahci", "sd_mod"]);
+        let configured = kernel(Abilities::Configuration(Box::new(names(&["CONFIG_VIRTIO_PCI"]))));
+        let unknown = kernel(Abilities::Unknown);
+        let has = |kernel: &SystemKernel, feature, initramfs: Option<&[&str]>| {
+            kernel.feature_at_start(feature, initramfs.map(names).as_ref())
+        };
+        assert_eq!(has(&configured, Feature::VirtioPci, Some(&[])), Some(true));
+        assert_eq!(has(&configured, Feature::Ahci, by_name), Some(true));
+        assert_eq!(has(&configured, Feature::Nvme, by_name), Some(false));
+        assert_eq!(has(&configured, Feature::Nvme, None), None);
+        assert_eq!(has(&unknown, Feature::Ahci, by_name), Some(true));
+        assert_eq!(has(&unknown, Feature::Nvme, by_name), None, "it may be built in");
+    }
+
+    #[test]
+    fn one_that_is_not_decides() {
+        assert_eq!(all_known([Some(true), None, Some(false)]), Some(false));
+        assert_eq!(all_known([None, Some(true)]), None);
+        assert_eq!(all_known([]), Some(true));
+    }
+}
