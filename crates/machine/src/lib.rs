@@ -20,6 +20,7 @@ pub mod lease;
 mod limits;
 mod lost;
 pub mod plan;
+mod plan_choices;
 pub mod plan_direct;
 pub mod plan_drivers;
 mod plan_firmware;

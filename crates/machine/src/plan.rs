@@ -9,13 +9,13 @@ use std::{
     time::Duration,
 };
 
-use belljar_guest_spec::{Accel, Access, BootSource, Credentials, GuestSpec, OopsPolicy, ShareKind, Unresolved, Word};
+use belljar_guest_spec::{Accel, Access, BootSource, Credentials, GuestSpec, OopsPolicy, ShareKind, Unresolved};
 use belljar_image::{
-    boot::{self, BootFiles, InitSpec},
+    boot::{self, InitSpec},
     cache::Cache,
     disk::{DiskError, unnamed},
     kernel::{KernelError, NoKernel},
-    modules::{Feature, ModuleIndex},
+    modules::ModuleIndex,
     rootdir,
 };
 use belljar_model::EventKind;
@@ -28,19 +28,20 @@ use crate::{
     conceal::{ConcealError, Concealment, ServedDirectory},
     host::HostContext,
     limits::Limits,
+    plan_choices::Choices,
     plan_direct,
     plan_drivers::{self, Buses, Drivers},
     plan_firmware::{machine, uefi_for},
     plan_image::{self, ImageQuestion, ImageReader},
     plan_shares::{exchanged, make_placeholder, put_agent, share_disk, spec_shares},
-    plan_source::{Found, kernel_for_root, modules_for_root},
+    plan_source::{Found, init_spec, kernel_for_root, modules_for_root, wanted},
     plan_template::QEMU_MAC,
     qemu::{
         args::{self, Chardev, DiskSource, MachineConfig, Nic, Node, Program, ProgramPort, Share, Slots},
         descriptors::{Descriptors, Purpose},
         firmware::{NoUefi, Uefi},
         platform::{self, Platform},
-        probe::{self, AccelChoice, QemuInfo},
+        probe::{self, QemuInfo},
     },
     screen,
     share::{self, Kind, exchange::DiskExchange, served::Served},
@@ -703,33 +704,6 @@ impl Plan {
     }
 }
 
-fn init_spec<'a>(platform: &'static Platform, agent: &'static [u8], modules: Option<&'a ModuleIndex>) -> InitSpec<'a> {
-    InitSpec { processor: &platform.processor, agent, modules, required: &[], wanted: &[] }
-}
-
-/// What the devices that a guest may have want of the kernel. It is the same for all guests, whatever they have: devices are plugged into
-/// copies of a guest that booted without them.
-const WANTED: &[Feature] = &[
-    Feature::VirtioRng,
-    Feature::VirtioNet,
-    Feature::AfPacket,
-    Feature::VirtioBlk,
-    Feature::VirtioScsi,
-    Feature::Nvme,
-    Feature::FileSystem("ext4"),
-];
-
-/// The same, and what shares of these kinds want.
-fn wanted(kinds: &[&Kind]) -> Vec<Feature> {
-    let mut wanted: Vec<Feature> = WANTED.to_vec();
-    for &feature in kinds.iter().flat_map(|kind| kind.features).chain(&[Feature::Overlay]) {
-        if !wanted.contains(&feature) {
-            wanted.push(feature);
-        }
-    }
-    wanted
-}
-
 /// Where devices are. They are left to QEMU where a machine is not of a type whose slots are known, or the user's own arguments may take
 /// some of them. They are, too, where a kernel is given with somebody else's initramfs: its root may be one of the disks, so that it has to boot
 /// with all of them.
@@ -781,31 +755,6 @@ fn has_exchange(agent: AgentPlace, is_init: bool, share: &ShareSpec, others: &[S
         AgentPlace::Initramfs => is_init && !others.is_empty(),
     };
     by_itself || share.required()
-}
-
-/// Choices on their way into the event log.
-#[derive(Default)]
-pub(crate) struct Choices(pub(crate) Vec<EventKind>);
-
-impl Choices {
-    pub(crate) fn add(&mut self, what: &str, chosen: impl Into<String>, why: impl Into<String>) {
-        self.0.push(EventKind::Choice { what: what.into(), chosen: chosen.into(), why: why.into() });
-    }
-
-    fn accelerator(&mut self, choice: &AccelChoice) {
-        self.add("accelerator", choice.accel.word(), choice.why.clone());
-        // Said to everybody when it is new, later only to those who ask.
-        if let Some(mend) = choice.mend.as_ref().filter(|_| !choice.remembered) {
-            self.0.push(EventKind::Warning { message: format!("running without KVM, about ten times slower: {mend}") });
-        }
-    }
-
-    fn boot_files(&mut self, files: &BootFiles) {
-        for choice in &files.choices {
-            self.add("boot", choice.clone(), "see the manual, Guests");
-        }
-        self.0.extend(files.mended.iter().map(|message| EventKind::Warning { message: message.clone() }));
-    }
 }
 
 #[cfg(test)]

@@ -18,7 +18,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     access::rungs::{self, OLDEST_SYSTEMD, Rung},
-    plan::{Choices, PlanError},
+    plan::PlanError,
+    plan_choices::Choices,
     plan_firmware::Wanted,
     plan_image::{ImageQuestion, ImageReader},
     qemu::platform::{self, Platform},

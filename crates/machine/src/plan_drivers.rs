@@ -10,7 +10,7 @@ use belljar_image::modules::{Feature, Presence};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    plan::Choices,
+    plan_choices::Choices,
     qemu::platform::{self, Ide, MachineType},
 };
 

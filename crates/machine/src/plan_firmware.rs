@@ -5,7 +5,7 @@ use belljar_guest_spec::{Firmware, GuestSpec};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    plan::Choices,
+    plan_choices::Choices,
     plan_image::{ImageQuestion, ImageReader},
     qemu::{
         firmware::{self, NoUefi, Uefi},

@@ -19,7 +19,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     host::HostContext,
-    plan::{Choices, PlanError},
+    plan::PlanError,
+    plan_choices::Choices,
     plan_direct::{Entry, Login},
     plan_drivers::{self, Drivers},
     plan_firmware::Wanted,

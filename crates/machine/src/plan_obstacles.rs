@@ -5,7 +5,8 @@ use belljar_image::{boot, cache::Cache, initramfs, modules::ModuleIndex};
 
 use crate::{
     host::HostContext,
-    plan::{Choices, PlanError},
+    plan::PlanError,
+    plan_choices::Choices,
     plan_firmware::uefi_for,
     plan_image::{self, ImageQuestion, ImageReader},
     plan_source::{Found, kernel_for_root},

@@ -4,15 +4,18 @@ use std::path::{Path, PathBuf};
 
 use belljar_guest_spec::{BootSource, BusChoice};
 use belljar_image::{
+    boot::InitSpec,
     kernel::{self, Arch, Kernel},
-    modules::ModuleIndex,
+    modules::{Feature, ModuleIndex},
     processor::Processor,
     rootdir::{self, OwnModules},
 };
 
 use crate::{
-    plan::{Choices, PlanError},
+    plan::PlanError,
+    plan_choices::Choices,
     qemu::platform::{self, Platform},
+    share::Kind,
     spec::KernelModules,
 };
 
@@ -110,4 +113,36 @@ pub(crate) fn modules_for_root(
     };
     choices.add("modules in the guest", chosen, why);
     (own == OwnModules::None || asked).then_some(KernelModules { dir, release })
+}
+
+/// What an initramfs that Belljar writes is to have in any case.
+pub(crate) fn init_spec<'a>(
+    platform: &'static Platform,
+    agent: &'static [u8],
+    modules: Option<&'a ModuleIndex>,
+) -> InitSpec<'a> {
+    InitSpec { processor: &platform.processor, agent, modules, required: &[], wanted: &[] }
+}
+
+/// What the devices that a guest may have want of the kernel. It is the same for all guests, whatever they have: devices are plugged into
+/// copies of a guest that booted without them.
+const WANTED: &[Feature] = &[
+    Feature::VirtioRng,
+    Feature::VirtioNet,
+    Feature::AfPacket,
+    Feature::VirtioBlk,
+    Feature::VirtioScsi,
+    Feature::Nvme,
+    Feature::FileSystem("ext4"),
+];
+
+/// The same, and what shares of these kinds want.
+pub(crate) fn wanted(kinds: &[&Kind]) -> Vec<Feature> {
+    let mut wanted: Vec<Feature> = WANTED.to_vec();
+    for &feature in kinds.iter().flat_map(|kind| kind.features).chain(&[Feature::Overlay]) {
+        if !wanted.contains(&feature) {
+            wanted.push(feature);
+        }
+    }
+    wanted
 }
