@@ -153,7 +153,13 @@ fn machine(head: &[u8]) -> Option<String> {
         let bytes: [u8; 2] = head.get(at..at + 2)?.try_into().ok()?;
         Some(if head[5] == 2 { u16::from_be_bytes(bytes) } else { u16::from_le_bytes(bytes) })
     };
-    let (number, own) = (pair(18)?, if cfg!(target_arch = "x86_64") { 62 } else { 183 });
+    let own = match std::env::consts::ARCH {
+        "x86_64" => 62,
+        "aarch64" => 183,
+        "riscv64" => 243,
+        _ => 0,
+    };
+    let number = pair(18)?;
     // Numbers of the ELF specification (e_machine).
     let name = match number {
         own_number if own_number == own => return None,

@@ -316,7 +316,7 @@ pub(crate) fn be_a_relay(name: &str) {
             let room = CStr::from_ptr(first).count_bytes();
             let name = std::iter::once(&b'@').chain(name.as_bytes()).chain(std::iter::repeat(&0));
             for (at, byte) in name.take(room).enumerate() {
-                *first.add(at) = byte.cast_signed();
+                first.cast::<u8>().add(at).write(*byte);
             }
         }
         let mut all: libc::sigset_t = std::mem::zeroed();

@@ -17,7 +17,7 @@ fn start() -> (UnixStream, Child) {
     ours.set_nonblocking(true).unwrap();
     let program = rustix::fs::memfd_create("agent", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
     let mut program = std::fs::File::from(program);
-    program.write_all(belljar_agent_binary::AGENT).unwrap();
+    program.write_all(belljar_agent_binary::AGENTS[0].program).unwrap();
     let agent = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
         .args(["serve", "--fd", "0"])
         .stdin(ProcessStdio::from(OwnedFd::from(theirs)))
@@ -265,7 +265,7 @@ fn the_agent_works_over_a_terminal() {
         let theirs = rustix::fs::open(path, flags, rustix::fs::Mode::empty()).unwrap();
         let program = rustix::fs::memfd_create("agent", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
         let mut program = std::fs::File::from(program);
-        program.write_all(belljar_agent_binary::AGENT).unwrap();
+        program.write_all(belljar_agent_binary::AGENTS[0].program).unwrap();
         let _agent = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
             .args(["serve", "--fd", "0"])
             .stdin(ProcessStdio::from(theirs))
