@@ -49,8 +49,11 @@ pub struct InitSpec<'a> {
 /// Why a guest cannot be booted so.
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
-    /// The kernel is for a processor that the agent is not built for.
-    #[error("the kernel {} is for {arch}: Belljar's own init runs on {wanted} only", kernel.display())]
+    /// The kernel is for another processor than what it is to start.
+    #[error(
+        "the kernel {} is for {arch}, and the root that it is to start, with Belljar's own init, is for {wanted}; give a kernel for {wanted} with --kernel (Debian's package {package} has one)",
+        kernel.display()
+    )]
     Arch {
         /// The kernel.
         kernel: PathBuf,
@@ -58,6 +61,8 @@ pub enum BootError {
         arch: Arch,
         /// What the agent is for.
         wanted: Arch,
+        /// The package of Debian's that has one.
+        package: &'static str,
     },
     /// The kernel lacks something.
     #[error(
@@ -217,7 +222,8 @@ fn prepare(
 ) -> Result<BootFiles, BootError> {
     let wanted = spec.processor.arch;
     if let Some(arch) = kernel.arch.filter(|&arch| arch != wanted) {
-        return Err(BootError::Arch { kernel: kernel.path.clone(), arch, wanted });
+        let package = spec.processor.kernel_package;
+        return Err(BootError::Arch { kernel: kernel.path.clone(), arch, wanted, package });
     }
     let (modules, chosen) = choose_modules(kernel, spec, &root)?;
     let mut files = kernel_alone(kernel, cache)?;

@@ -118,7 +118,7 @@ pub(crate) async fn start_agent(
         }
     }
     let Some(mut agent) = place.path() else {
-        let why = "the kernel is for another processor than the agent".into();
+        let why = "there is no agent for its processor".into();
         return Ok(AgentStart::CannotRun { why, port_taken: false });
     };
     if place == AgentPlace::Initramfs

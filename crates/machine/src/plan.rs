@@ -32,7 +32,7 @@ use crate::{
     plan_direct,
     plan_drivers::{self, Buses, Drivers},
     plan_firmware::{machine, uefi_for},
-    plan_image::{self, ImageQuestion, ImageReader},
+    plan_image::ImageQuestion,
     plan_shares::{exchanged, make_placeholder, put_agent, share_disk, spec_shares},
     plan_source::{Found, init_spec, kernel_for_root, modules_for_root, wanted},
     plan_template::QEMU_MAC,
@@ -194,8 +194,26 @@ pub enum PlanError {
     #[error(transparent)]
     Root(#[from] rootdir::RootDirError),
     /// Belljar's program is to be the guest's first process, and there is none for its processor.
-    #[error("this belljar has no agent for {}, which a guest that it initialises itself needs; give an image, or a kernel with an initramfs", platform.processor.arch)]
+    #[error(
+        "this belljar has no agent for {}, which a guest that it initialises itself needs, and one that nobody logs in to; give an image whose login is known, \
+         or a kernel with an initramfs{}", platform.processor.arch, platform.how_to_have_agent().map(|how| format!("; or {how}")).unwrap_or_default()
+    )]
     NoAgent {
+        /// What the guest runs on.
+        platform: &'static Platform,
+    },
+    /// Credentials were asked for where nothing carries them.
+    #[error(
+        "systemd's credentials come by SMBIOS, which machines for {} do not have; leave access at \"auto\", or ask for another way in (--access initrd)",
+        platform.processor.arch
+    )]
+    NoTables {
+        /// What the guest runs on.
+        platform: &'static Platform,
+    },
+    /// A BIOS was asked for where there is none.
+    #[error("machines for {} have no BIOS: a disk is started by UEFI there; leave firmware at \"auto\"", platform.processor.arch)]
+    NoBios {
         /// What the guest runs on.
         platform: &'static Platform,
     },
@@ -254,10 +272,25 @@ pub fn prepare(
     dir: PathBuf,
 ) -> Result<Plan, PlanError> {
     let mut choices = Choices::default();
-    let found = Found::look_at(source);
-    let platform = found.as_ref().map_or_else(|_| platform::default(), Found::platform);
+    let cache = Cache::new(&host.cache_dir, &dir);
+    let found = match Found::look_at(source, &host.qemu_img, &cache) {
+        Ok(found) => found,
+        Err(error) => {
+            // Without QEMU nothing else matters.
+            probe::find_qemu(platform::default(), host.qemu.as_deref(), host.path.as_deref(), &host.cache_dir)?;
+            return Err(error);
+        }
+    };
+    let (platform, said_by) = found.platform();
+    if let Some(why) = said_by.filter(|_| !platform.is_hosts()) {
+        choices.add("processor", platform.processor.name, why);
+    }
     let qemu = probe::find_qemu(platform, host.qemu.as_deref(), host.path.as_deref(), &host.cache_dir)?;
     let mut rungs = rungs::choose(source);
+    rungs.retain(|rung| rung.is_for(platform));
+    if rungs.is_empty() {
+        return Err(PlanError::NoTables { platform });
+    }
     let is_init = rungs.iter().any(|rung| rung.is_init);
     let login_is_given = spec.login.is_some() && source.access() == Access::Auto;
     if (platform.agent().is_none() || login_is_given) && !is_init {
@@ -291,7 +324,6 @@ pub fn prepare(
     choices.accelerator(&accel);
     let tpm = spec.tpm.then(|| Tpm::find(&qemu, host.path.as_deref())).transpose()?;
 
-    let cache = Cache::new(&host.cache_dir, &dir);
     let agent = platform.agent().map(|agent| agent.program);
     let mut shares = Vec::new();
     let mut volumes = Vec::new();
@@ -303,11 +335,8 @@ pub fn prepare(
     let mut buses = Buses::default();
     let mut card = None;
     let mut lacks_ports = false;
-    let (kernel, place) = match found? {
-        Found::Image { path, format, bus } => {
-            let directly = rungs.iter().any(|rung| rung.starts_directly);
-            let image = plan_image::look_at(&host.qemu_img, path, format, directly)?;
-            let reader = ImageReader::new(&image, &host.qemu_img, &cache);
+    let (kernel, place) = match &found {
+        Found::Image { reader, bus } => {
             reader.refuse(source, &mut choices)?;
             let mounts_no_share = reader.facts().is_ok_and(|facts| facts.mounts_no_share);
             if asked == ShareKind::Auto && mounts_no_share {
@@ -317,30 +346,31 @@ pub fn prepare(
                 choices.add("disk of shares", "attached", why);
             }
             let question = ImageQuestion { source, spec, platform, host: &host };
-            let kernel = plan_direct::of_image(&reader, &question, &cache, &mut rungs, &mut choices)?;
+            let kernel = plan_direct::of_image(reader, &question, &cache, &mut rungs, &mut choices)?;
             let kernel = kernel.map(|(files, found)| {
                 words = found;
                 files
             });
             root_is_on_disk = reader.facts().is_ok_and(|facts| facts.login.is_some());
             let drivers = reader.drivers();
-            buses = plan_drivers::buses(bus, drivers, platform.machine_type(machine(platform, spec)), &mut choices);
+            buses = plan_drivers::buses(*bus, drivers, platform.machine_type(machine(platform, spec)), &mut choices);
             card = plan_drivers::card(drivers.ok(), spec.hardware.nic, &mut choices);
             lacks_ports = drivers.is_ok_and(Drivers::lacks_ports);
-            volumes.push(Volume::boot(image.clone(), buses.boot));
-            if let Some(Uefi { code, variables, .. }) = uefi_for(&reader, &question, &qemu, &mut choices)? {
+            volumes.push(Volume::boot(reader.image().clone(), buses.boot));
+            let directly = kernel.is_some();
+            if let Some(Uefi { code, variables, .. }) = uefi_for(reader, &question, &qemu, directly, &mut choices)? {
                 flash.push(Node::fixed(DiskSource::Path(code.path), &code.format));
                 volumes.push(Volume::variables(&host.qemu_img, &variables)?);
             }
-            if !(lacks_ports && mounts_no_share) {
+            if agent.is_some() && !(lacks_ports && mounts_no_share) {
                 shares.extend(carried(share::CONTROL_TAG, dir.join(CONTROL_DIR), true));
             }
             (kernel, agent.map_or(AgentPlace::Nowhere, |_| AgentPlace::ControlShare))
         }
-        Found::Root { root, arch: _, kernel, modules } => {
+        &Found::Root { root, arch: _, kernel, modules } => {
             let agent = agent.ok_or(PlanError::NoAgent { platform })?;
             let asked = modules.is_some();
-            let (kernel, modules) = kernel_for_root(kernel, modules, &platform.processor, &mut choices)?;
+            let (kernel, modules) = kernel_for_root(root, kernel, modules, &platform.processor, &mut choices)?;
             of_kernel = modules.as_ref().and_then(|index| modules_for_root(root, &kernel, index, asked, &mut choices));
             let wanted = wanted(&kinds);
             let spec = InitSpec { wanted: &wanted, ..init_spec(platform, agent, modules.as_ref()) };
@@ -363,7 +393,7 @@ pub fn prepare(
                 return Err(PlanError::NoAgent { platform });
             }
             let spec = agent.map(|agent| InitSpec { wanted: &wanted, ..init_spec(platform, agent, modules.as_ref()) });
-            let files = boot::foreign_initramfs(&kernel, initrd, spec.as_ref(), &cache)?;
+            let files = boot::foreign_initramfs(kernel, initrd, spec.as_ref(), &cache)?;
             let agent = agent.map_or(AgentPlace::Nowhere, |_| AgentPlace::Initramfs);
             if agent == AgentPlace::Initramfs && !is_init {
                 // For an initramfs that gives way to another root, and takes its files with it.

@@ -21,7 +21,7 @@ use crate::{
     plan::PlanError,
     plan_choices::Choices,
     plan_firmware::Wanted,
-    plan_image::{ImageQuestion, ImageReader},
+    plan_image::{self, ImageQuestion, ImageReader},
     qemu::platform::{self, Platform},
 };
 
@@ -106,15 +106,29 @@ enum Detour {
 }
 
 /// How to get into an image where no way in was asked for, if its own boot is known to lead to nobody who can. `nobody_logs_in`: no login was given.
-fn detour(firmware: &Wanted, login: Option<&Login>, entry: Option<&Entry>, nobody_logs_in: bool) -> Option<Detour> {
+fn detour(
+    platform: &Platform,
+    firmware: &Wanted,
+    login: Option<&Login>,
+    entry: Option<&Entry>,
+    nobody_logs_in: bool,
+) -> Option<Detour> {
     let entry = entry.filter(|entry| !entry.initrds.is_empty());
     if firmware.finds_nothing && entry.is_some() {
         let why = "no firmware finds anything on it to start: no code in its first sector, and nothing for UEFI";
         return Some(Detour::Direct(why.to_owned()));
     }
-    let login = login.filter(|login| nobody_logs_in && login.root_is_locked && !login.takes_credentials())?;
+    let takes_unit = |login: &Login| platform.has_smbios && login.takes_credentials();
+    let login = login.filter(|login| nobody_logs_in && login.root_is_locked && !takes_unit(login))?;
     let init = &login.init;
-    let why = format!("its root has no login without a password, and its init, {init}, takes no unit from outside");
+    let why = if platform.has_smbios {
+        format!("its root has no login without a password, and its init, {init}, takes no unit from outside")
+    } else {
+        let processor = platform.processor.name;
+        format!(
+            "its root has no login without a password, and a machine for {processor} has no tables to give a unit by"
+        )
+    };
     if entry.is_some_and(|entry| !entry.guess) {
         return Some(Detour::Direct(why));
     }
@@ -128,12 +142,21 @@ fn detour(firmware: &Wanted, login: Option<&Login>, entry: Option<&Entry>, nobod
 /// They suit every disk where nothing is known of its system.
 #[must_use]
 pub fn ways_into(source: &BootSource, found: &Description) -> (Vec<&'static str>, Option<String>) {
-    let login = found.system().ok().flatten().as_ref().map(Login::of);
-    let (rungs, why) = match detour(&Wanted::of(found), login.as_ref(), Entry::of(found).ok().as_ref(), true) {
+    let system = found.system().ok().flatten();
+    let login = system.as_ref().map(Login::of);
+    let platform = system.as_ref().and_then(plan_image::processor_of).and_then(platform::of);
+    let platform = platform.unwrap_or_else(platform::default);
+    if platform.agent().is_none() {
+        let rungs = rungs::choose(source).into_iter().filter(|rung| rung.agent.is_none());
+        return (rungs.map(|rung| rung.name).collect(), None);
+    }
+    let detour = detour(platform, &Wanted::of(found), login.as_ref(), Entry::of(found).ok().as_ref(), true);
+    let (rungs, why) = match detour {
         Some(Detour::Direct(why)) => (rungs::choose_direct(source), Some(why)),
         Some(Detour::CloudInit(_)) => (rungs::choose_cloud_init(source), None),
         None => (rungs::choose(source), None),
     };
+    let rungs: Vec<_> = rungs.into_iter().filter(|rung| rung.is_for(platform)).collect();
     (rungs.iter().map(|rung| rung.name).collect(), why)
 }
 
@@ -153,7 +176,7 @@ pub(crate) fn of_image(
         let facts = reader.facts().ok().filter(|_| source.access() == Access::Auto && !reader.image().has_device());
         let detour = facts.and_then(|facts| {
             let entry = facts.entry.as_ref().ok();
-            detour(&facts.firmware, facts.login.as_ref(), entry, spec.login.is_none())
+            detour(platform, &facts.firmware, facts.login.as_ref(), entry, spec.login.is_none())
         });
         match detour {
             Some(Detour::Direct(why)) => {
@@ -260,7 +283,7 @@ mod tests {
         };
         let (good, guessed, bare) = (entry(&["i"], false), entry(&["i"], true), entry(&[], false));
         fn asked(firmware: &Wanted, login: &Login, entry: &Entry, nobody_logs_in: bool) -> Option<Detour> {
-            detour(firmware, Some(login), Some(entry), nobody_logs_in)
+            detour(platform::PLATFORMS[0], firmware, Some(login), Some(entry), nobody_logs_in)
         }
         fn directly(login: &Login, firmware: &Wanted, entry: &Entry, nobody_logs_in: bool, why: &str) -> bool {
             matches!(asked(firmware, login, entry, nobody_logs_in), Some(Detour::Direct(said)) if said.contains(why))
@@ -285,6 +308,24 @@ mod tests {
             assert_eq!(asked(&boots, &login(true, None, false), entry, true), None, "nothing is known to start");
             let late = asked(&boots, &login(true, Some(247), true), entry, true);
             assert!(matches!(late, Some(Detour::CloudInit(why)) if why.contains("cloud-init is there")));
+        }
+    }
+
+    #[test]
+    fn a_machine_without_tables_gives_no_unit() {
+        let boots = Wanted { uefi: true, why: String::new(), finds_nothing: false };
+        let login = Login { root_is_locked: true, systemd: Some(257), init: "systemd 257".into(), cloud_init: false };
+        let entry = Entry {
+            title: String::new(),
+            kernel: "/vmlinuz".into(),
+            initrds: vec!["i".to_owned()],
+            words: String::new(),
+            from: String::new(),
+            guess: false,
+        };
+        for platform in platform::PLATFORMS {
+            let chosen = detour(platform, &boots, Some(&login), Some(&entry), true);
+            assert_eq!(chosen.is_none(), platform.has_smbios, "{}: {chosen:?}", platform.processor.name);
         }
     }
 

@@ -5,30 +5,45 @@ use belljar_guest_spec::{Firmware, GuestSpec};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    plan::PlanError,
     plan_choices::Choices,
     plan_image::{ImageQuestion, ImageReader},
     qemu::{
-        firmware::{self, NoUefi, Uefi},
+        firmware::{self, Uefi},
         platform::Platform,
         probe::QemuInfo,
     },
 };
 
-/// The UEFI firmware that starts this image, if it is to be started by one. What was found out is told. An image that cannot be read is left to the BIOS.
+/// The UEFI firmware that starts this image, if it is to be started by one. What was found out is told. An image that cannot be read is left to what
+/// the machine has of its own. `directly`: its kernel is started without any.
 ///
 /// # Errors
-/// Where there is none for the guest's machine.
+/// Where there is none for the guest's machine, or nothing but UEFI.
 pub(crate) fn uefi_for(
     reader: &ImageReader<'_>,
     question: &ImageQuestion<'_>,
     qemu: &QemuInfo,
+    directly: bool,
     choices: &mut Choices,
-) -> Result<Option<Uefi>, NoUefi> {
+) -> Result<Option<Uefi>, PlanError> {
     let ImageQuestion { spec, platform, host, .. } = question;
     let mut told = String::new();
     match spec.firmware {
+        Firmware::Bios if platform.own_firmware.is_none() => return Err(PlanError::NoBios { platform }),
         Firmware::Bios => return Ok(None),
         Firmware::Uefi => {}
+        Firmware::Auto if platform.own_firmware.is_none() && directly => {
+            choices.add("firmware", "none", "its kernel is started directly");
+            return Ok(None);
+        }
+        Firmware::Auto if platform.own_firmware.is_none() => {
+            told = format!("; nothing else starts a disk on {}", platform.processor.arch);
+        }
+        Firmware::Auto if platform.uefi_packages.is_none() => {
+            choices.add("firmware", "the machine's own", platform.own_firmware.unwrap_or_default());
+            return Ok(None);
+        }
         Firmware::Auto => {
             let Wanted { uefi, why, .. } = reader.facts().map(|facts| facts.firmware.clone()).unwrap_or_else(|why| {
                 let why = format!("the image does not say what it wants, for it cannot be read: {why}");
@@ -49,7 +64,7 @@ pub(crate) fn uefi_for(
 
 /// The type of the guest's machine, with its properties.
 pub(crate) fn machine<'a>(platform: &Platform, spec: &'a GuestSpec) -> &'a str {
-    spec.machine.as_deref().unwrap_or(platform.default_machine().name)
+    spec.machine.as_deref().unwrap_or(platform.machine)
 }
 
 /// What an image wants, and why.

@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// Part of the names in the cache: change it with what is read and how.
-const VERSION: &[u8] = b"4";
+const VERSION: &[u8] = b"6";
 
 /// Which guest of an image it is about, and on what host.
 pub(crate) struct ImageQuestion<'a> {
@@ -45,6 +45,8 @@ pub(crate) struct ImageQuestion<'a> {
 pub(crate) struct Facts {
     /// Why no machine boots from it, for a person; empty if one may.
     pub(crate) obstacles: Vec<String>,
+    /// What its system is for, if that is known, by its number in ELF files.
+    elf_machine: Option<u16>,
     /// What firmware it wants.
     pub(crate) firmware: Wanted,
     /// How one gets into its system, if one was found.
@@ -63,16 +65,24 @@ impl Facts {
     fn of(found: &Description) -> Result<Self, ReadError> {
         let system = found.system()?;
         let mut obstacles: Vec<String> = found.obstacles().iter().map(ToString::to_string).collect();
-        let other = system.as_ref().and_then(other_processor);
-        obstacles.extend(other.map(|(what, mend)| format!("its system is for {what}; mend: {mend}")));
+        let arch = system.as_ref().and_then(processor_of);
+        obstacles.extend(arch.and_then(no_machine));
         Ok(Self {
             obstacles,
+            elf_machine: arch.map(Arch::elf_machine),
             firmware: Wanted::of(found),
             login: system.as_ref().map(Login::of),
             mounts_no_share: system.as_ref().is_some_and(|system| mounts_no_share(found, system)),
             drivers: system.as_ref().map(|system| Drivers::of(found, system)),
             entry: Entry::of(found),
         })
+    }
+}
+
+impl Facts {
+    /// What its system is for, if that is known.
+    pub(crate) fn arch(&self) -> Option<Arch> {
+        self.elf_machine.map(Arch::from_elf_machine)
     }
 }
 
@@ -83,14 +93,17 @@ fn mounts_no_share(found: &Description, system: &System) -> bool {
     })
 }
 
-/// What a system is for, if that is known and an image's machine does not run it, for a person; and how to mend it.
+/// Why no machine runs what is for `arch`, if Belljar makes none that does, for a person.
 #[must_use]
-pub fn other_processor(system: &System) -> Option<(String, String)> {
-    let machine = &platform::default().processor;
-    let its = processor_of(system).filter(|&arch| !machine.runs(arch))?;
-    let machine = machine.arch;
-    let what = format!("{its}: an image is started on {machine}, which does not run it");
-    Some((what, format!("get the image of the same system for {machine}")))
+pub fn no_machine(arch: Arch) -> Option<String> {
+    let known: Vec<_> = platform::processors().iter().map(|processor| processor.arch.to_string()).collect();
+    let why = || {
+        format!(
+            "its system is for {arch}, and Belljar makes machines for {} only; get the image of the same system for one of these",
+            known.join(", ")
+        )
+    };
+    platform::of(arch).is_none().then(why)
 }
 
 /// What a system is for, if its programs or its kernels say so.
@@ -115,8 +128,9 @@ pub(crate) fn look_at(
 }
 
 /// An image that is read where that is needed.
+#[derive(Debug)]
 pub(crate) struct ImageReader<'a> {
-    image: &'a DiskImage,
+    image: DiskImage,
     qemu_img: &'a Path,
     cache: &'a Cache,
     /// What the names in the cache begin with.
@@ -127,7 +141,7 @@ pub(crate) struct ImageReader<'a> {
 }
 
 impl<'a> ImageReader<'a> {
-    pub(crate) fn new(image: &'a DiskImage, qemu_img: &'a Path, cache: &'a Cache) -> Self {
+    pub(crate) fn new(image: DiskImage, qemu_img: &'a Path, cache: &'a Cache) -> Self {
         Self {
             image,
             qemu_img,
@@ -139,8 +153,8 @@ impl<'a> ImageReader<'a> {
         }
     }
 
-    pub(crate) fn image(&self) -> &'a DiskImage {
-        self.image
+    pub(crate) fn image(&self) -> &DiskImage {
+        &self.image
     }
 
     /// What was found, or why it cannot be read. That it cannot be read is no reason against a boot.
@@ -201,7 +215,7 @@ impl<'a> ImageReader<'a> {
 
     fn name(&self) -> io::Result<&str> {
         if self.name.get().is_none() {
-            let _ = self.name.set(cache::short(&hash(self.image)?));
+            let _ = self.name.set(cache::short(&hash(&self.image)?));
         }
         Ok(self.name.get().map(String::as_str).unwrap_or_default())
     }
@@ -210,7 +224,7 @@ impl<'a> ImageReader<'a> {
         if let Some(disk) = self.disk.get() {
             return Ok(disk);
         }
-        let disk = Disk::open(self.image, self.qemu_img, Limits::default()).map_err(|error| error.to_string())?;
+        let disk = Disk::open(&self.image, self.qemu_img, Limits::default()).map_err(|error| error.to_string())?;
         Ok(self.disk.get_or_init(|| disk))
     }
 

@@ -8,7 +8,7 @@ use crate::{
     plan::PlanError,
     plan_choices::Choices,
     plan_firmware::uefi_for,
-    plan_image::{self, ImageQuestion, ImageReader},
+    plan_image::ImageQuestion,
     plan_source::{Found, kernel_for_root},
     qemu::{platform, probe},
     share,
@@ -19,8 +19,9 @@ use crate::{
 #[must_use]
 pub(crate) fn obstacles(source: &BootSource, spec: &GuestSpec, host: &HostContext) -> Vec<String> {
     let mut obstacles: Vec<PlanError> = Vec::new();
-    let found = Found::look_at(source);
-    let platform = found.as_ref().map_or_else(|_| platform::default(), Found::platform);
+    let cache = Cache::new(&host.cache_dir, &host.cache_dir);
+    let found = Found::look_at(source, &host.qemu_img, &cache);
+    let platform = found.as_ref().map_or_else(|_| platform::default(), |found| found.platform().0);
     let mut qemu = None;
     match probe::find_qemu(platform, host.qemu.as_deref(), host.path.as_deref(), &host.cache_dir) {
         Ok(found) => {
@@ -29,30 +30,33 @@ pub(crate) fn obstacles(source: &BootSource, spec: &GuestSpec, host: &HostContex
         }
         Err(error) => obstacles.push(error.into()),
     }
-    let boots = || -> Result<(), PlanError> {
-        match found? {
-            Found::Image { path, format, bus: _ } => {
-                let directly = source.access() == Access::Initrd;
-                let image = plan_image::look_at(&host.qemu_img, path, format, directly)?;
-                let cache = Cache::new(&host.cache_dir, &host.cache_dir);
-                let reader = ImageReader::new(&image, &host.qemu_img, &cache);
+    let boots = |found: &Found<'_>| -> Result<(), PlanError> {
+        match found {
+            Found::Image { reader, bus: _ } => {
                 reader.refuse(source, &mut Choices::default())?;
                 if let Some(qemu) = &qemu {
                     let question = ImageQuestion { source, spec, platform, host };
-                    uefi_for(&reader, &question, qemu, &mut Choices::default())?;
+                    let directly = source.access() == Access::Initrd;
+                    uefi_for(reader, &question, qemu, directly, &mut Choices::default())?;
                 }
             }
-            Found::Root { root: _, arch: _, kernel, modules } => {
-                kernel_for_root(kernel, modules, &platform.processor, &mut Choices::default())?;
+            &Found::Root { root, arch: _, kernel, modules } => {
+                if platform.agent().is_none() {
+                    return Err(PlanError::NoAgent { platform });
+                }
+                kernel_for_root(root, kernel, modules, &platform.processor, &mut Choices::default())?;
             }
-            Found::Initramfs { kernel: _, initrd, modules } => {
+            &Found::Initramfs { kernel: _, initrd, modules } => {
                 initramfs::check_foreign(initrd).map_err(boot::BootError::from)?;
                 modules.map(ModuleIndex::load).transpose()?;
             }
         }
         Ok(())
     };
-    obstacles.extend(boots().err());
+    if let Ok(found) = &found {
+        obstacles.extend(boots(found).err());
+    }
+    obstacles.extend(found.err());
     let disks =
         spec.hardware.disks.iter().filter_map(|disk| Volume::further(&host.qemu_img, disk, DiskBus::Virtio).err());
     obstacles.extend(disks.map(PlanError::from));

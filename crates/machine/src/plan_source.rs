@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use belljar_guest_spec::{BootSource, BusChoice};
 use belljar_image::{
     boot::InitSpec,
+    cache::Cache,
     kernel::{self, Arch, Kernel},
     modules::{Feature, ModuleIndex},
     processor::Processor,
@@ -12,8 +13,10 @@ use belljar_image::{
 };
 
 use crate::{
+    access::rungs,
     plan::PlanError,
     plan_choices::Choices,
+    plan_image::{self, Facts, ImageReader},
     qemu::platform::{self, Platform},
     share::Kind,
     spec::KernelModules,
@@ -24,17 +27,19 @@ const HOST_ROOT: &str = "/";
 
 /// A guest's source that was looked at, as far as that tells what processor the guest has.
 pub(crate) enum Found<'a> {
-    Image { path: &'a Path, format: Option<&'a str>, bus: BusChoice },
+    Image { reader: Box<ImageReader<'a>>, bus: BusChoice },
     Root { root: &'a Path, arch: Option<Arch>, kernel: Option<&'a Path>, modules: Option<&'a Path> },
     Initramfs { kernel: Kernel, initrd: &'a Path, modules: Option<&'a Path> },
 }
 
 impl<'a> Found<'a> {
-    pub(crate) fn look_at(source: &'a BootSource) -> Result<Self, PlanError> {
+    pub(crate) fn look_at(source: &'a BootSource, qemu_img: &'a Path, cache: &'a Cache) -> Result<Self, PlanError> {
         let processors = platform::processors();
         Ok(match source {
             BootSource::Image { path, format, bus, access: _ } => {
-                Self::Image { path, format: format.as_deref(), bus: *bus }
+                let directly = rungs::choose(source).iter().any(|rung| rung.starts_directly);
+                let image = plan_image::look_at(qemu_img, path, format.as_deref(), directly)?;
+                Self::Image { reader: Box::new(ImageReader::new(image, qemu_img, cache)), bus: *bus }
             }
             BootSource::RootDir { root, kernel, modules } => {
                 let root = root.as_deref().unwrap_or(Path::new(HOST_ROOT));
@@ -47,25 +52,33 @@ impl<'a> Found<'a> {
         })
     }
 
-    /// What the guest runs on.
-    pub(crate) fn platform(&self) -> &'static Platform {
-        let arch = match self {
-            Self::Image { .. } => None,
-            Self::Root { arch, .. } => *arch,
-            Self::Initramfs { kernel, .. } => kernel.arch,
+    /// What the guest runs on, and what says so, if something does.
+    pub(crate) fn platform(&self) -> (&'static Platform, Option<&'static str>) {
+        let (arch, said_by) = match self {
+            Self::Image { reader, .. } => {
+                (reader.facts().ok().and_then(Facts::arch), "the system on its disk is for it")
+            }
+            Self::Root { arch, .. } => (*arch, "the programs in its root are for it"),
+            Self::Initramfs { kernel, .. } => (kernel.arch, "its kernel is for it"),
         };
-        arch.and_then(platform::of).unwrap_or_else(platform::default)
+        match arch.and_then(platform::of) {
+            Some(platform) => (platform, Some(said_by)),
+            None => (platform::default(), None),
+        }
     }
 }
 
-/// The kernel for a root directory: the one that was named, or the newest that is installed and will do; and its modules.
+/// The kernel for a root directory: the one that was named, or the newest that is installed and will do; and its modules. That for another
+/// processor than the host's is installed in the root itself, if anywhere.
 pub(crate) fn kernel_for_root(
+    root: &Path,
     kernel: Option<&Path>,
     modules: Option<&Path>,
     processor: &Processor,
     choices: &mut Choices,
 ) -> Result<(Kernel, Option<ModuleIndex>), PlanError> {
-    let roots = [PathBuf::from(HOST_ROOT)];
+    let is_hosts = platform::default().processor.runs(processor.arch);
+    let roots = [if is_hosts { PathBuf::from(HOST_ROOT) } else { root.to_owned() }];
     if let Some(path) = kernel {
         let kernel = Kernel::open(path, &platform::processors())?;
         let dir = modules.map(Path::to_owned).or_else(|| kernel.find_modules(&roots));

@@ -98,6 +98,9 @@ impl Plan {
             let why = "the state of the guest's TPM is in another process, and no copy has it";
             return Err(Unkeyable::Impossible(why.into()));
         }
+        if let Some(why) = config.platform.uncopied {
+            return Err(Unkeyable::Impossible(why.into()));
+        }
         if let Some(Err(why)) = self.kinds.iter().chain(&self.before_agent).map(|kind| kind.frozen).find(Result::is_err)
         {
             return Err(Unkeyable::Impossible(why.into()));

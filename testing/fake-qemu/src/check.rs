@@ -15,7 +15,13 @@ use rustix::{
 use crate::args::{Args, Opt};
 
 /// Devices that the pretended machine has.
-pub(crate) const DEVICES: [(&str, &str); 31] = [
+pub(crate) const DEVICES: [(&str, &str); 37] = [
+    ("virtio-9p-ccw", "virtual-css-bus"),
+    ("virtio-blk-ccw", "virtual-css-bus"),
+    ("virtio-scsi-ccw", "virtual-css-bus"),
+    ("virtio-serial-ccw", "virtual-css-bus"),
+    ("virtio-rng-ccw", "virtual-css-bus"),
+    ("virtio-net-ccw", "virtual-css-bus"),
     ("virtio-9p-pci", "PCI"),
     ("virtio-blk-pci", "PCI"),
     ("virtio-scsi-pci", "PCI"),

@@ -10,19 +10,21 @@ use belljar_disk_reader::{
 };
 use belljar_image::{
     disk::{self, DiskImage},
+    kernel::Arch,
     modules::{Feature, Presence},
 };
 use belljar_machine::{
     console::sanitize::sanitize_line,
     plan_direct::ways_into,
     plan_drivers::hardware_for,
-    plan_image::{other_processor, processor_of},
+    plan_image::{no_machine, processor_of},
+    qemu::{platform, probe},
     share,
 };
 use bytesize::ByteSize;
 
 use super::Finding;
-use crate::settings;
+use crate::{env, settings};
 
 /// The longest text of an image that is shown whole, in characters.
 const LONGEST: usize = 400;
@@ -244,10 +246,7 @@ fn of_system(system: &System, entry: Option<&BootEntry>) -> Vec<Finding> {
     let name = system.name.as_deref().map_or_else(|| "a system that does not say its name".to_owned(), plain);
     findings.push(Finding::good("system", format!("{name}, on {}", plain(&system.root))));
     if let Some(arch) = processor_of(system) {
-        findings.push(match other_processor(system) {
-            None => Finding::good("for", arch.to_string()),
-            Some((what, mend)) => Finding::bad("for", format!("{what}\nmend: {mend}")),
-        });
+        findings.push(of_processor(arch));
     }
     findings.push(match &system.init {
         Some(init) => Finding::good("init", of_init(init)),
@@ -263,6 +262,30 @@ fn of_system(system: &System, entry: Option<&BootEntry>) -> Vec<Finding> {
         findings.push(Finding::good("set-up", format!("{} is there", names.join(", "))));
     }
     findings
+}
+
+/// What a system is for, and whether there is a QEMU for it and an agent.
+fn of_processor(arch: Arch) -> Finding {
+    let Some(platform) = platform::of(arch) else {
+        return Finding::bad("for", no_machine(arch).unwrap_or_else(|| arch.to_string()));
+    };
+    if platform.processor.name == platform::default().processor.name {
+        return Finding::good("for", arch.to_string());
+    }
+    match probe::find_program(platform, None, env::get("PATH").as_deref()) {
+        Err(error) => Finding::bad("for", format!("{arch}: {error}")),
+        Ok((qemu, _)) => match platform.agent().is_none().then(|| platform.how_to_have_agent()) {
+            None => Finding::good("for", format!("{arch}, by {}", qemu.display())),
+            Some(how) => Finding::note(
+                "for",
+                format!("{arch}, by {}, without Belljar's agent, of which there is none for it", qemu.display()),
+                format!(
+                    "it is driven by a shell on its console{}",
+                    how.map(|how| format!("; or {how}")).unwrap_or_default()
+                ),
+            ),
+        },
+    }
 }
 
 fn of_init(init: &Init) -> String {
@@ -332,10 +355,19 @@ fn of_kernels(system: &System, entry: Option<&BootEntry>) -> Vec<Finding> {
     findings
 }
 
+fn lacks_agent(system: &System) -> bool {
+    processor_of(system).and_then(platform::of).is_some_and(|platform| platform.agent().is_none())
+}
+
 fn of_login(system: &System) -> Finding {
     match system.root_password {
         RootPassword::None => Finding::good("root", "has no password: a login prompt lets it in"),
         RootPassword::Set => Finding::note("root", "has a password", "give it with --login root:PASSWORD"),
+        RootPassword::Locked if lacks_agent(system) => Finding::note(
+            "root",
+            "is locked: no password lets it in at a login prompt",
+            "without Belljar's agent for its processor nothing else gets in: see above how to have one, or unlock root",
+        ),
         RootPassword::Locked => Finding::good(
             "root",
             "is locked: no password lets it in at a login prompt, and none is needed for the ways in below",

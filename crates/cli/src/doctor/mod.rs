@@ -12,7 +12,11 @@ use belljar_image::{
     kernel::{self, Discovery},
     processor::Processor,
 };
-use belljar_machine::qemu::{args::Accel, platform, probe};
+use belljar_machine::qemu::{
+    args::Accel,
+    platform::{self, Platform},
+    probe,
+};
 use belljar_model::exit_code;
 use bytesize::ByteSize;
 
@@ -105,6 +109,7 @@ fn host(args: &DoctorArgs, cache: &Path) -> Vec<Finding> {
             }
         }
     }
+    findings.push(others());
     if let Some(dir) = fresh {
         forget(&dir, cache);
     }
@@ -121,6 +126,29 @@ fn host(args: &DoctorArgs, cache: &Path) -> Vec<Finding> {
     findings.push(free_memory());
     findings.push(free_space(cache));
     findings
+}
+
+/// The processors besides this host's that guests can have.
+fn others() -> Finding {
+    let is_other = |platform: &&&'static Platform| !platform.is_hosts();
+    let mut lines = Vec::new();
+    let mut lacking = Vec::new();
+    for &platform in platform::PLATFORMS.iter().filter(is_other) {
+        let name = platform.processor.name;
+        match probe::find_program(platform, None, env::get("PATH").as_deref()) {
+            Err(_) => lacking.push(format!("{name} ({})", platform.packages)),
+            Ok((qemu, _)) => {
+                let session = if platform.agent().is_some() { "with an agent" } else { "by a shell on the console" };
+                lines.push(format!("{name}: {}, {session}", qemu.display()));
+            }
+        }
+    }
+    if !lacking.is_empty() {
+        lines.push(format!("no QEMU for {}", lacking.join(", ")));
+    }
+    let ways: Vec<String> = platform::PLATFORMS.iter().filter_map(|platform| platform.how_to_have_agent()).collect();
+    lines.extend(ways);
+    Finding::good("others", lines.join("\n"))
 }
 
 /// A place for what is found now, so that it replaces what was remembered.

@@ -84,9 +84,14 @@ fn what_no_guest_boots_from_is_told_without_a_boot() {
     replace(
         &mut other,
         b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x03\0\x3e\0",
-        b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x03\0\xb7\0",
+        b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x03\0\x08\0",
     );
-    refused(&lab, "other.raw", &other, "aarch64: an image is started on x86-64, which does not run it");
+    refused(
+        &lab,
+        "other.raw",
+        &other,
+        "its system is for ELF machine 8, and Belljar makes machines for x86-64, aarch64",
+    );
     let whole = disk("gpt");
     refused(&lab, "cut.raw", &whole[..12_000_256], "it is cut short: partition 15 has 8388608 bytes");
     // One partition, encrypted.

@@ -16,6 +16,7 @@ mod kernel_faults;
 mod kill;
 mod no_virtio;
 mod odd_files;
+mod processors;
 mod run;
 mod screen;
 mod share_disk;

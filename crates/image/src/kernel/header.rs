@@ -1,7 +1,8 @@
 //! What a kernel file says of itself, from its first bytes.
 //!
 //! Sources: `Documentation/arch/x86/boot.rst` (the setup header of a bzImage), `Documentation/arch/arm64/booting.rst`
-//! (the header of an Image), the ELF specification.
+//! (the header of an Image), `Documentation/arch/arm/booting.rst` and `arch/arm/boot/compressed/head.S` (that of a zImage), `arch/s390/boot/head.S`
+//! and `arch/s390/include/asm/setup.h` (what is at the beginning of s390x's), `drivers/firmware/efi/libstub/zboot-header.S`, the ELF specification.
 
 use crate::bounded::le;
 
@@ -33,6 +34,18 @@ impl Arch {
             183 => Arch::Aarch64,
             243 => Arch::Riscv64,
             other => Arch::Elf(other),
+        }
+    }
+
+    /// The machine number of ELF headers for it.
+    #[must_use]
+    pub fn elf_machine(self) -> u16 {
+        match self {
+            Arch::X86 => 3,
+            Arch::X86_64 => 62,
+            Arch::Aarch64 => 183,
+            Arch::Riscv64 => 243,
+            Arch::Elf(number) => number,
         }
     }
 }
@@ -67,6 +80,10 @@ pub enum Format {
     Image,
     /// A packed Image in an EFI program.
     EfiZboot,
+    /// 32-bit Arm; it unpacks itself.
+    ZImage,
+    /// IBM Z; it unpacks itself.
+    S390,
 }
 
 /// What [`parse`] found.
@@ -81,7 +98,12 @@ pub(crate) struct Header {
 
 /// Reads the header of a kernel from the first [`HEAD`] bytes of its file. `None` when it is no kernel.
 pub(crate) fn parse(head: &[u8]) -> Option<Header> {
-    bzimage(head).or_else(|| elf(head)).or_else(|| image(head)).or_else(|| zboot(head))
+    bzimage(head)
+        .or_else(|| elf(head))
+        .or_else(|| image(head))
+        .or_else(|| zboot(head))
+        .or_else(|| zimage(head))
+        .or_else(|| s390(head))
 }
 
 fn bzimage(head: &[u8]) -> Option<Header> {
@@ -161,12 +183,37 @@ fn image(head: &[u8]) -> Option<Header> {
 }
 
 fn zboot(head: &[u8]) -> Option<Header> {
-    (head.get(..2)? == b"MZ" && head.get(4..8)? == b"zimg").then_some(Header {
-        format: Format::EfiZboot,
-        arch: None,
-        release: None,
-        payload: None,
-    })
+    if head.get(..2)? != b"MZ" || head.get(4..8)? != b"zimg" {
+        return None;
+    }
+    // As of every EFI program: a PE header, with the processor's number (PE format, "Machine Types").
+    let pe = usize::try_from(le::u32(head, 0x3c)?).ok()?;
+    let machine =
+        head.get(pe..pe.checked_add(4)?).filter(|magic| magic == b"PE\0\0").and_then(|_| le::u16(head, pe + 4));
+    let arch = match machine {
+        Some(0xaa64) => Some(Arch::Aarch64),
+        Some(0x5064) => Some(Arch::Riscv64),
+        Some(0x6264) => Some(Arch::Elf(258)),
+        _ => None,
+    };
+    Some(Header { format: Format::EfiZboot, arch, release: None, payload: None })
+}
+
+fn zimage(head: &[u8]) -> Option<Header> {
+    const MAGIC: u32 = 0x016f_2818;
+    let arch = Some(Arch::Elf(40));
+    (le::u32(head, 0x24)? == MAGIC).then_some(Header { format: Format::ZImage, arch, release: None, payload: None })
+}
+
+fn s390(head: &[u8]) -> Option<Header> {
+    if head.get(0x1_0008..0x1_000e)? != b"S390EP" {
+        return None;
+    }
+    // The address of the text, as it is in memory and in the file; older kernels have zero there.
+    let at = head.get(0x1_0428..0x1_0430).and_then(|bytes| bytes.try_into().ok()).map(u64::from_be_bytes);
+    let text = at.filter(|&at| at > 0).and_then(|at| head.get(usize::try_from(at).ok()?..));
+    let release = text.and_then(|text| release_in(&text[..text.len().min(256)]));
+    Some(Header { format: Format::S390, arch: Some(Arch::Elf(22)), release, payload: None })
 }
 
 /// The release in the banner `Linux version 6.1.0-56-amd64 (…` of an unpacked kernel.
@@ -225,6 +272,21 @@ mod tests {
         let mut arm = vec![0; 64];
         arm[56..60].copy_from_slice(b"ARM\x64");
         assert_eq!(parse(&arm).unwrap().arch, Some(Arch::Aarch64));
+        let mut zboot = vec![0; 0x100];
+        zboot[..8].copy_from_slice(b"MZ\0\0zimg");
+        zboot[0x3c] = 0x80;
+        zboot[0x80..0x86].copy_from_slice(b"PE\0\0\x64\x50");
+        assert_eq!(parse(&zboot).unwrap().arch, Some(Arch::Riscv64));
+        let mut zimage = vec![0; 0x30];
+        zimage[0x24..0x28].copy_from_slice(&[0x18, 0x28, 0x6f, 0x01]);
+        assert_eq!(parse(&zimage).unwrap().arch, Some(Arch::Elf(40)));
+        let mut z = vec![0; 0x1_2000];
+        z[0x1_0008..0x1_000e].copy_from_slice(b"S390EP");
+        assert_eq!(parse(&z).unwrap().release, None);
+        z[0x1_042d..0x1_0430].copy_from_slice(&[1, 0x10, 0]);
+        z[0x1_1000..0x1_1012].copy_from_slice(b"6.12.118-s390x (x)");
+        let header = parse(&z).unwrap();
+        assert_eq!((header.arch, header.release.as_deref()), (Some(Arch::Elf(22)), Some("6.12.118-s390x")));
         assert_eq!(parse(b"#!/bin/sh\n"), None);
         assert_eq!(parse(&std::fs::read("/proc/self/exe").unwrap()), None, "a program is no kernel");
     }
@@ -237,6 +299,18 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn no_address_in_a_header_panics(at: u64, pe: u32) {
+            let mut z = vec![0; 0x1_1000];
+            z[0x1_0008..0x1_000e].copy_from_slice(b"S390EP");
+            z[0x1_0428..0x1_0430].copy_from_slice(&at.to_be_bytes());
+            parse(&z);
+            let mut zboot = b"MZ\0\0zimg".to_vec();
+            zboot.resize(0x60, 0);
+            zboot[0x3c..0x40].copy_from_slice(&pe.to_le_bytes());
+            parse(&zboot);
+        }
+
         #[test]
         fn no_bytes_panic(bytes: Vec<u8>) {
             parse(&bytes);

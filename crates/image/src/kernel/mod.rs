@@ -107,6 +107,9 @@ impl Kernel {
         let head = bounded::head(&file, header::HEAD).map_err(failed)?;
         let not = |looks_like| KernelError::NotAKernel { path: path.clone(), looks_like };
         let Some(mut header) = header::parse(&head) else { return Err(not(looks_like(&head))) };
+        if header.format == Format::Image {
+            header.release = banner(path).map_err(failed)?;
+        }
         if header.format == Format::Vmlinux {
             header.release = banner(path).map_err(failed)?;
             if header.release.is_none() {

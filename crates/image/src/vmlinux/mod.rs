@@ -14,7 +14,7 @@ pub use elf::pvh_entry;
 
 use crate::cache::{self, Cache, CacheError, Cached};
 use crate::decompress::Packing;
-use crate::kernel::{Format, Kernel};
+use crate::kernel::{Arch, Format, Kernel};
 
 /// No unpacked kernel has more, debug sections included (the build strips them before packing).
 const MAX_VMLINUX: u64 = 1 << 30;
@@ -44,6 +44,9 @@ pub enum NoPvh {
     /// Its kind of file has none inside.
     #[error("the kernel's header does not say where its packed part is")]
     NoPayload,
+    /// It is for another machine.
+    #[error("only kernels for PCs are")]
+    NoPc,
     /// There is no decoder.
     #[error("the kernel is packed with {0}, which has no decoder here")]
     Packing(&'static str),
@@ -96,6 +99,9 @@ impl From<CacheError> for Failed {
 pub fn bootable(kernel: &Kernel, cache: &Cache) -> Result<Bootable, VmlinuxError> {
     let read = |source| VmlinuxError::Read { path: kernel.path.clone(), source };
     let as_is = |why| Ok(Bootable::AsIs { path: kernel.path.clone(), why });
+    if !matches!(kernel.arch, None | Some(Arch::X86 | Arch::X86_64)) {
+        return as_is(NoPvh::NoPc);
+    }
     if kernel.format == Format::Vmlinux {
         let file = File::open(&kernel.path).map_err(read)?;
         return match pvh_entry(&file).map_err(read)? {

@@ -154,8 +154,8 @@ impl Descriptors {
         written.map(|descriptor| Ok(descriptor.fd.as_fd().try_clone_to_owned()?.into())).collect()
     }
 
-    /// All of them under their numbers, with QEMU's ends of the lines.
-    pub(super) fn with_lines(self, ends: [(Line, OwnedFd); Line::COUNT]) -> Vec<(i32, OwnedFd)> {
+    /// All of them under their numbers, with QEMU's ends of the lines that its machine has.
+    pub(super) fn with_lines(self, ends: impl IntoIterator<Item = (Line, OwnedFd)>) -> Vec<(i32, OwnedFd)> {
         let lines = ends.into_iter().map(|(line, end)| (line.fd().0, end));
         lines.chain(self.without_lines()).collect()
     }

@@ -43,7 +43,7 @@ pub struct FlashImage {
 /// No UEFI firmware fits.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "there is no UEFI firmware for this guest (machine type {machine} on {architecture}): no description in {dirs} fits; install {packages}\
+    "there is no UEFI firmware for this guest (machine type {machine} on {architecture}): no description in {dirs} fits; {mend}\
      {passed_over}"
 )]
 pub struct NoUefi {
@@ -53,7 +53,8 @@ pub struct NoUefi {
     dirs: String,
     /// Those that do not fit, with the reason.
     passed_over: String,
-    packages: &'static str,
+    /// What to do.
+    mend: String,
 }
 
 #[derive(Deserialize)]
@@ -111,7 +112,10 @@ fn find_in(dirs: &[PathBuf], platform: &Platform, machine: &str) -> Result<Uefi,
         architecture: platform.processor.name,
         dirs: shown.join(", "),
         passed_over,
-        packages: platform.uefi_packages,
+        mend: platform.uefi_packages.map_or_else(
+            || "there is none for such a processor: leave firmware at \"auto\"".to_owned(),
+            |packages| format!("install {packages}"),
+        ),
     })
 }
 

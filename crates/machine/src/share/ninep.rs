@@ -27,7 +27,8 @@ pub(crate) const NINE_P: Kind = Kind {
     // These options every kernel since 2.6.38 knows.
     by_shell: Some(ByShell {
         mount: |tag, at, mode| format!("mount -t 9p -o trans=virtio,version=9p2000.L,{mode} {tag} {at}"),
-        load: "modprobe 9pnet_virtio; modprobe 9p",
+        // The first is built into most kernels, which modprobe may not know.
+        load: "modprobe virtio_pci 2>/dev/null; modprobe 9pnet_virtio; modprobe 9p",
         known: "grep -qw 9p /proc/filesystems && ls /sys/bus/virtio/drivers/9pnet_virtio",
     }),
     device: Some(push_device),

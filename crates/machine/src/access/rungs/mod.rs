@@ -17,7 +17,7 @@ pub use credentials::OLDEST_SYSTEMD;
 use belljar_guest_spec::{Access, BootSource};
 
 use super::{Act, Sight};
-use crate::qemu::args::MachineConfig;
+use crate::qemu::{args::MachineConfig, platform::Platform};
 
 /// One way in.
 #[derive(Debug)]
@@ -40,6 +40,14 @@ pub struct Rung {
     pub seed: Option<Seed>,
     /// Whether the kernel and the initramfs in the image are started without its boot loader.
     pub starts_directly: bool,
+}
+
+impl Rung {
+    /// Whether machines for this processor have what it needs.
+    #[must_use]
+    pub fn is_for(&self, platform: &Platform) -> bool {
+        self.word != Access::Credentials || platform.has_smbios
+    }
 }
 
 /// What is said of an agent that comes of its own accord.

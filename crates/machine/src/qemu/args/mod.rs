@@ -103,7 +103,7 @@ impl Default for MachineConfig {
         Self {
             name: "belljar".to_owned(),
             platform,
-            machine: platform.default_machine().name.to_owned(),
+            machine: platform.machine.to_owned(),
             accel: Accel::Tcg,
             cpu: None,
             memory: DEFAULT_MEMORY,

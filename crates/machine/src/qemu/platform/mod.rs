@@ -1,8 +1,13 @@
 //! What differs between the machines of one processor and those of another, in one table.
 //!
 //! A platform is data, in a file of its own, and a line in [`PLATFORMS`]. Which one a guest has follows from the processor that its
-//! kernel or its root is for ([`of`]); an image does not say, and gets that of the host ([`default`]).
+//! kernel, its root or the system on its disk is for ([`of`]); where that is not known, it has that of the host ([`default`]).
 
+mod aarch64;
+mod arm;
+mod ppc64le;
+mod riscv64;
+mod s390x;
 mod x86_64;
 
 use belljar_agent_binary::Agent;
@@ -12,7 +17,8 @@ use belljar_image::{kernel::Arch, processor::Processor};
 use super::args::Slots;
 
 /// Every platform.
-pub static PLATFORMS: &[&Platform] = &[&x86_64::X86_64];
+pub static PLATFORMS: &[&Platform] =
+    &[&x86_64::X86_64, &aarch64::AARCH64, &riscv64::RISCV64, &s390x::S390X, &ppc64le::PPC64LE, &arm::ARM];
 
 /// A processor, the machines that QEMU makes for it, and what these have.
 #[derive(Clone, Debug)]
@@ -25,6 +31,8 @@ pub struct Platform {
     pub places: &'static [&'static str],
     /// The packages that have one, for a person.
     pub packages: &'static str,
+    /// `-machine` where none is asked for: the first of its types, with properties where it needs some.
+    pub machine: &'static str,
     /// Machine types. The first is the default, and its name is complete; the last is for all whose names no other knows.
     pub machines: &'static [MachineType],
     /// Properties of `-machine` that name no file. Of others it is not known.
@@ -33,12 +41,16 @@ pub struct Platform {
     pub talkative: Option<(&'static str, &'static str)>,
     /// Whether its machines can have a graphics card on the ISA bus that the firmware and every kernel write text to.
     pub has_isa_screen: bool,
+    /// Whether its guests find SMBIOS tables, so that they can be told something by these.
+    pub has_smbios: bool,
+    /// What starts a disk where no UEFI firmware does, for a person; none if a disk is started by UEFI alone.
+    pub own_firmware: Option<&'static str>,
     /// What QEMU loads into a machine that boots from a disk or a kernel: names of files in its data directories.
     pub firmware: &'static [&'static str],
     /// Such directories of distributions, beside QEMU's own.
     pub firmware_dirs: &'static [&'static str],
-    /// The packages that have UEFI firmware, for a person.
-    pub uefi_packages: &'static str,
+    /// The packages that have UEFI firmware, for a person; none if there is no such firmware for it.
+    pub uefi_packages: Option<&'static str>,
     /// `-cpu` where none is asked for.
     pub cpu: fn(Accel) -> &'static str,
     /// The first serial port, as its guests call it.
@@ -49,6 +61,8 @@ pub struct Platform {
     pub panic_device: Option<&'static str>,
     /// The device by which a resumed guest notices that it is a copy.
     pub generation_device: Option<&'static str>,
+    /// Why a machine's copies are not to be trusted, if they are not: none is kept as a template then.
+    pub uncopied: Option<&'static str>,
     /// KVM on such a processor; `None` where it is not used.
     pub kvm: Option<Kvm>,
 }
@@ -75,6 +89,8 @@ pub struct MachineType {
 pub enum Transport {
     /// On a PCI bus.
     Pci,
+    /// Behind channels, as all of an IBM Z machine's devices are.
+    Ccw,
 }
 
 impl Transport {
@@ -83,6 +99,7 @@ impl Transport {
     pub fn device(self, virtio: &str) -> String {
         match self {
             Self::Pci => format!("{virtio}-pci"),
+            Self::Ccw => format!("{virtio}-ccw"),
         }
     }
 }
@@ -150,6 +167,12 @@ impl Platform {
         self.processor.name == std::env::consts::ARCH
     }
 
+    /// How to have an agent for it, for a person; none if there is one, or there can be none.
+    #[must_use]
+    pub fn how_to_have_agent(&self) -> Option<String> {
+        belljar_agent_binary::how_to_have(self.processor.name)
+    }
+
     /// The agent, if there is one for it.
     #[must_use]
     pub fn agent(&self) -> Option<Agent> {
@@ -184,6 +207,14 @@ mod tests {
     fn each_platform_is_whole() {
         for platform in PLATFORMS {
             let default = platform.default_machine();
+            assert_eq!(platform.machine_type(platform.machine).name, default.name);
+            let properties = platform.machine.split(',').skip(1).filter_map(|property| property.split('=').next());
+            for property in properties {
+                assert!(
+                    platform.properties.contains(&property),
+                    "{property}: machines that nobody changed have templates"
+                );
+            }
             assert_eq!(platform.machine_type(default.name).name, default.name);
             assert_eq!(platform.machine_type(&format!("{},x=y", default.name)).name, default.name);
             let other = platform.machine_type("no-machine-of-this-name");
@@ -191,6 +222,26 @@ mod tests {
             assert_eq!(of(platform.processor.arch).map(|p| p.processor.name), Some(platform.processor.name));
             assert!(!platform.programs.is_empty() && !platform.packages.is_empty());
         }
+    }
+
+    #[test]
+    fn what_starts_a_disk_is_known_of_each() {
+        for platform in PLATFORMS {
+            assert!(
+                platform.own_firmware.is_some() || platform.uefi_packages.is_some(),
+                "{}: nothing would start an image",
+                platform.processor.name
+            );
+        }
+    }
+
+    #[test]
+    fn each_has_one_name_of_its_devices() {
+        let device = |name: &str| {
+            let found = PLATFORMS.iter().find(|platform| platform.processor.name == name).unwrap();
+            found.default_machine().transport.device("virtio-blk")
+        };
+        assert_eq!(["x86_64", "aarch64", "s390x"].map(device), ["virtio-blk-pci", "virtio-blk-pci", "virtio-blk-ccw"]);
     }
 
     #[test]

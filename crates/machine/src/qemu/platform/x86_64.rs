@@ -18,6 +18,7 @@ pub(super) static X86_64: Platform = Platform {
     programs: &["qemu-system-x86_64", "qemu-kvm"],
     places: &["/usr/libexec/qemu-kvm", "/usr/lib/qemu/qemu-system-x86_64"],
     packages: "qemu-system-x86 (Debian), qemu-kvm (Fedora, RHEL)",
+    machine: "pc",
     machines: &[PC, Q35, OTHER],
     // QEMU's `-machine pc,help`.
     properties: &[
@@ -46,6 +47,8 @@ pub(super) static X86_64: Platform = Platform {
     // SeaBIOS speaks there then (`etc/sercon-port`, hw/i386/pc.c), and so do boot loaders that know only the firmware's console.
     talkative: Some(("graphics", "off")),
     has_isa_screen: true,
+    has_smbios: true,
+    own_firmware: Some("a BIOS"),
     firmware: &[
         "bios-256k.bin",
         "bios.bin",
@@ -56,12 +59,13 @@ pub(super) static X86_64: Platform = Platform {
         "pvh.bin",
     ],
     firmware_dirs: &["/usr/share/qemu", "/usr/share/seabios", "/usr/share/qemu-kvm"],
-    uefi_packages: "ovmf (Debian), edk2-ovmf (Fedora, RHEL, Arch) or qemu-ovmf-x86_64 (openSUSE)",
+    uefi_packages: Some("ovmf (Debian), edk2-ovmf (Fedora, RHEL, Arch) or qemu-ovmf-x86_64 (openSUSE)"),
     cpu,
     console: "ttyS0",
     second_serial: Some("ttyS1"),
     panic_device: Some("pvpanic"),
     generation_device: Some("vmgenid"),
+    uncopied: None,
     kvm: Some(Kvm { switches: "VT-x, AMD-V", modules: "kvm_intel or kvm_amd", probe: probe_guest::GUEST }),
 };
 

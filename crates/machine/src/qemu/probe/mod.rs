@@ -183,10 +183,7 @@ pub fn find_qemu(
     path: Option<&OsStr>,
     cache: &Path,
 ) -> Result<QemuInfo, ProbeError> {
-    let (program, why) = match named {
-        Some(named) => (look_up(named, path).unwrap_or_else(|| named.to_owned()), "named by the user".to_owned()),
-        None => first_found(platform, path).ok_or(ProbeError::None { platform })?,
-    };
+    let (program, why) = find_program(platform, named, path)?;
     let memory = Memory::new(cache);
     let key = identity(&program).map(|program| format!("{}\0{program}", platform.processor.name));
     if let Some(known) = key.as_deref().and_then(|k| memory.recall::<QemuInfo>("qemu", k)) {
@@ -197,6 +194,21 @@ pub fn find_qemu(
         memory.keep("qemu", &key, &info);
     }
     Ok(info)
+}
+
+/// Finds the program, with what speaks for it; see [`find_qemu`].
+///
+/// # Errors
+/// Where there is none.
+pub fn find_program(
+    platform: &'static Platform,
+    named: Option<&Path>,
+    path: Option<&OsStr>,
+) -> Result<(PathBuf, String), ProbeError> {
+    match named {
+        Some(named) => Ok((look_up(named, path).unwrap_or_else(|| named.to_owned()), "named by the user".to_owned())),
+        None => first_found(platform, path).ok_or(ProbeError::None { platform }),
+    }
 }
 
 fn first_found(platform: &Platform, path: Option<&OsStr>) -> Option<(PathBuf, String)> {
@@ -334,6 +346,11 @@ pub fn choose_accel(
 ) -> Result<AccelChoice, AccelError> {
     if requested == Some(Accel::Tcg) {
         let why = "asked for".into();
+        return Ok(AccelChoice { accel: Accel::Tcg, why, mend: None, remembered: false });
+    }
+    if !platform.is_hosts() && requested.is_none() {
+        // Nothing is amiss on this host.
+        let why = format!("guests for {} are emulated on a host of another processor", platform.processor.arch);
         return Ok(AccelChoice { accel: Accel::Tcg, why, mend: None, remembered: false });
     }
     let (answer, remembered) = kvm(platform, requested, qemu, shim, cache);

@@ -15,6 +15,7 @@ mod text;
 use std::ffi::OsString;
 use std::fmt;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -188,6 +189,8 @@ pub struct Qemu {
     qmp: Qmp,
     first_events: Mutex<Option<EventStream>>,
     channels: Option<Channels>,
+    /// The other end of the second serial port, where the machine has none: it is silent until QEMU has ended.
+    _no_port: Option<StdStream>,
 }
 
 impl Qemu {
@@ -208,12 +211,16 @@ impl Qemu {
         let (agent, agent_end) = pair()?;
         let (serial1, serial1_end) = pair()?;
         let (control, control_end) = pair()?;
-        let ends = [
+        let mut ends: Vec<(Line, OwnedFd)> = vec![
             (Line::Console, console_end.into()),
             (Line::Agent, agent_end.into()),
-            (Line::Serial1, serial1_end.into()),
             (Line::Control, control_end.into()),
         ];
+        let mut no_port = None;
+        match config.platform.second_serial {
+            Some(_) => ends.push((Line::Serial1, serial1_end.into())),
+            None => no_port = Some(serial1_end),
+        }
 
         let command = shim.command_with(program, descriptors.with_lines(ends));
         let mut command = command.map_err(|source| SpawnError::Resources { what: "hand descriptors over", source })?;
@@ -228,7 +235,7 @@ impl Qemu {
 
         let (qmp, events) = connect(control, &mut child, program).await?;
         let channels = Channels { console, agent, serial1 };
-        Ok(Self { child, qmp, first_events: Mutex::new(Some(events)), channels: Some(channels) })
+        Ok(Self { child, qmp, first_events: Mutex::new(Some(events)), channels: Some(channels), _no_port: no_port })
     }
 
     /// Our ends of its lines.
