@@ -45,9 +45,11 @@ pub(crate) fn attach(config: &mut MachineConfig, source: &BootSource, spec: &Gue
         config.machine.push_str(&format!(",{property}={value}"));
     }
     // The firmware has to know the card: UEFI's does not. What the user gives QEMU may be another.
-    let is_free = config.flash.is_empty() && spec.qemu_args.is_empty() && !config.machine_type().name.is_empty();
+    let is_free = config.flash.is_empty() && spec.qemu_args.is_empty();
+    // On q35 the BIOS does not come to its first line with it (SeaBIOS 1.16.2 of QEMU 7.2).
+    let is_usual = config.machine_type().name == config.platform.default_machine().name;
     let is_far = !(FRAME_BUFFER - DISTANCE + 1..=FRAME_BUFFER).contains(&config.ram_size());
-    if config.platform.has_isa_screen && qemu.has_isa_vga && is_free && is_far {
+    if config.platform.has_isa_screen && qemu.has_isa_vga && is_free && is_usual && is_far {
         config.vga = Some(CARD.to_owned());
     }
 }
@@ -213,12 +215,14 @@ mod tests {
             (config.vga.is_some(), config.machine.contains("graphics=off"))
         };
         let disk = image("d");
-        for (machine, memory) in [("pc", 1 << 30), ("q35", 1 << 30), ("pc", 3 << 30), ("pc", 4 << 30)] {
+        for (machine, memory) in [("pc", 1 << 30), ("pc-i440fx-7.2", 1 << 30), ("pc", 3 << 30), ("pc", 4 << 30)] {
             assert_eq!(has(machine, memory, &disk, &[], true), (true, true), "{machine} {memory}");
         }
         assert_eq!(has("pc", 1 << 30, &BootSource::host(), &[], true), (false, false));
         assert_eq!(has("pc", 1 << 30, &disk, &["-vga", "std"], true), (false, true));
-        assert_eq!(has("microvm", 1 << 30, &disk, &[], true), (false, true));
+        for other in ["q35", "microvm"] {
+            assert_eq!(has(other, 1 << 30, &disk, &[], true), (false, true), "{other}");
+        }
         assert_eq!(has("pc", 1 << 30, &disk, &[], false), (false, true), "this QEMU has no such card");
         assert_eq!(
             has("pc", 7 << 29, &disk, &[], true),
