@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::io::Write;
 
-use belljar_image::initramfs::modules_in;
+use belljar_image::initramfs::ModuleNames;
 use serde::Serialize;
 
 use crate::boot::{self, Boot, BootEntry, FileRef, Loader};
@@ -18,6 +18,8 @@ use crate::system::{self, System};
 const BOOT_CODE: usize = 440;
 /// Bytes of an initramfs whose contents are looked at, which are held in memory meanwhile.
 const MAX_INITRAMFS: u64 = 256 << 20;
+/// What one file of it counts as at least, so that there are not very many of them.
+const SMALLEST_INITRAMFS: u64 = 4 << 20;
 
 /// A part of a disk that may hold a file system.
 #[derive(Clone, Debug, Serialize)]
@@ -206,13 +208,16 @@ impl Description {
     /// # Errors
     /// When one of its files cannot be read, is too large, or is nothing that a kernel unpacks: for a person.
     pub fn initramfs_modules(&self, entry: &BootEntry) -> Result<HashSet<String>, String> {
-        let mut modules = HashSet::new();
+        let mut names = ModuleNames::default();
+        // For all of them together.
+        let mut left = MAX_INITRAMFS;
         for file in &entry.initrds {
             let failed = |why: &dyn std::fmt::Display| format!("{}: {why}", file.path);
-            let bytes = self.read_file(file, MAX_INITRAMFS).map_err(|error| failed(&error))?;
-            modules.extend(modules_in(&bytes).map_err(|error| failed(&error))?);
+            let bytes = self.read_file(file, left).map_err(|error| failed(&error))?;
+            left = left.saturating_sub((bytes.len() as u64).max(SMALLEST_INITRAMFS));
+            names.add(&bytes).map_err(|error| failed(&error))?;
         }
-        Ok(modules)
+        Ok(names.into_modules())
     }
 
     /// The operating system, or the first that is found of several; none if none is.

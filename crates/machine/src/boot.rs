@@ -148,7 +148,7 @@ impl Machine {
             log: &plan.dir.join(QEMU_LOG),
             descriptors,
         };
-        let tpm = match (&plan.tpm, tpm) {
+        let mut tpm = match (&plan.tpm, tpm) {
             (Some(tpm), Some(line)) => Some(Emulator::start(tpm, line, &plan.dir, host).await.map_err(|e| {
                 StartError::Files(Cause::host_file(
                     "start the guest's TPM (swtpm)",
@@ -165,7 +165,11 @@ impl Machine {
             // Nobody looking is fine.
             drop(view.send(console.view()));
         }
-        let (servers, ends) = Servers::start(served, host)
+        let (tell, ends) = mpsc::unbounded_channel();
+        if let Some(tpm) = &mut tpm {
+            tpm.watch(tell.clone()).map_err(|e| StartError::Files(host_file("watch the guest's TPM", &e)))?;
+        }
+        let servers = Servers::start(served, host, tell)
             .map_err(|e| StartError::Files(host_file("wait at the ports of shares", &e)))?;
         let watch = Watch::new(&console, &qemu, plan.oops, ends);
         let ports: Ports =

@@ -163,7 +163,7 @@ impl fmt::Display for Cause {
             Self::NoRandom(error) => write!(f, "no random numbers from the system: {error}"),
             Self::ConsoleLog(fault) => write!(f, "{fault}; free some space"),
             Self::Access(error) => write!(f, "{error}"),
-            Self::ShareServer(why) => write!(f, "{why}; what the guest saw of the share since then is not to be believed"),
+            Self::ShareServer(why) => write!(f, "{why}; what the guest saw of it since then is not to be believed"),
             Self::Unsynced(what) => {
                 write!(f, "what the guest wrote to the shares may not have reached the host: {what}; is the disk full?")
             }

@@ -34,13 +34,13 @@ use crate::{
     plan_firmware::{machine, uefi_for},
     plan_image::ImageQuestion,
     plan_shares::{exchanged, make_placeholder, put_agent, share_disk, spec_shares},
-    plan_source::{Found, init_spec, kernel_for_root, modules_for_root, wanted},
+    plan_source::{Found, attach, init_spec, kernel_for_root, modules_for_root, title, wanted},
     plan_template::QEMU_MAC,
     qemu::{
         args::{self, Chardev, DiskSource, MachineConfig, Nic, Node, Program, ProgramPort, Share, Slots},
         descriptors::{Descriptors, Purpose},
         firmware::{NoUefi, Uefi},
-        platform::{self, Platform},
+        platform::{self, Platform, Transport},
         probe::{self, QemuInfo},
     },
     screen,
@@ -338,7 +338,9 @@ pub fn prepare(
     let (kernel, place) = match &found {
         Found::Image { reader, bus } => {
             reader.refuse(source, &mut choices)?;
-            let mounts_no_share = reader.facts().is_ok_and(|facts| facts.mounts_no_share);
+            // What was asked of the kernel is whether it has virtio on a PCI bus.
+            let by_pci = platform.default_machine().transport == Transport::Pci;
+            let mounts_no_share = by_pci && reader.facts().is_ok_and(|facts| facts.mounts_no_share);
             if asked == ShareKind::Auto && mounts_no_share {
                 kinds = choose(true).map_err(PlanError::NoShare)?;
                 let why =
@@ -355,7 +357,7 @@ pub fn prepare(
             let drivers = reader.drivers();
             buses = plan_drivers::buses(*bus, drivers, platform.machine_type(machine(platform, spec)), &mut choices);
             card = plan_drivers::card(drivers.ok(), spec.hardware.nic, &mut choices);
-            lacks_ports = drivers.is_ok_and(Drivers::lacks_ports);
+            lacks_ports = by_pci && drivers.is_ok_and(Drivers::lacks_ports);
             volumes.push(Volume::boot(reader.image().clone(), buses.boot));
             let directly = kernel.is_some();
             if let Some(Uefi { code, variables, .. }) = uefi_for(reader, &question, &qemu, directly, &mut choices)? {
@@ -743,29 +745,6 @@ fn slots(source: &BootSource, spec: &GuestSpec, config: &MachineConfig, volumes:
     // The disk of shares comes after all others, which it could not if some were plugged in later.
     let may_be_given = boots_alone && spec.qemu_args.is_empty() && config.share_disk.is_none();
     config.machine_type().slots.filter(|slots| may_be_given && slots.has_room(further))
-}
-
-/// Attaches what the rungs need to the machine, and puts the kernel's command line together.
-fn attach(config: &mut MachineConfig, rungs: &[&Rung], append: &[String]) {
-    if let Some(kernel) = &mut config.kernel {
-        kernel.add(&format!("console={}", config.platform.console));
-        config.tpm.iter().filter_map(tpm::word).for_each(|word| kernel.add(word));
-    }
-    for rung in rungs {
-        (rung.attach)(config);
-    }
-    if let Some(kernel) = &mut config.kernel {
-        append.iter().for_each(|words| kernel.add(words));
-    }
-}
-
-fn title(source: &BootSource) -> String {
-    match source {
-        BootSource::Image { path, .. } => path.display().to_string(),
-        BootSource::Initramfs { kernel, initrd, .. } => format!("{} with {}", kernel.display(), initrd.display()),
-        BootSource::RootDir { kernel: Some(kernel), .. } => format!("{} with a root directory", kernel.display()),
-        BootSource::RootDir { kernel: None, .. } => "the host's kernel with a root directory".into(),
-    }
 }
 
 /// Whether the guest sees anything of the host: what was asked for, its root, or what brings the agent in.

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     plan_choices::Choices,
-    qemu::platform::{self, Ide, MachineType},
+    qemu::platform::{self, Ide, MachineType, Transport},
 };
 
 /// Buses of disks in the order in which they are taken, and what a kernel needs for each.
@@ -102,6 +102,9 @@ impl Drivers {
 
     /// The bus from which it boots, and why.
     fn boot_bus(&self, machine: &MachineType) -> (DiskBus, String) {
+        if machine.transport != Transport::Pci {
+            return (DiskBus::Virtio, "such a machine has no other disks".to_owned());
+        }
         match self.starts_from(DiskBus::Virtio) {
             Some(true) => (DiskBus::Virtio, "the image's kernel has its driver when it looks for its root".to_owned()),
             None => {
@@ -109,7 +112,7 @@ impl Drivers {
                 (DiskBus::Virtio, format!("what the image's kernel has drivers for is not known{why}"))
             }
             Some(false) => {
-                let is_there = |bus| !(bus == DiskBus::Ide && matches!(machine.ide, Ide::Ahci(_)));
+                let is_there = |bus| !(bus == DiskBus::Ide && matches!(machine.ide, Ide::Ahci(_) | Ide::Channels(0)));
                 let others = BUSES.iter().map(|(bus, _)| *bus).filter(|bus| is_there(*bus));
                 let lacking = "the image's kernel has no virtio disks when it looks for its root";
                 let has_virtio_later =

@@ -13,13 +13,17 @@ use belljar_image::{
 };
 
 use crate::{
-    access::rungs,
+    access::rungs::{self, Rung},
     plan::PlanError,
     plan_choices::Choices,
     plan_image::{self, Facts, ImageReader},
-    qemu::platform::{self, Platform},
+    qemu::{
+        args::MachineConfig,
+        platform::{self, Platform},
+    },
     share::Kind,
     spec::KernelModules,
+    tpm,
 };
 
 /// Where kernels and modules of the host are looked for.
@@ -158,4 +162,28 @@ pub(crate) fn wanted(kinds: &[&Kind]) -> Vec<Feature> {
         }
     }
     wanted
+}
+
+/// Attaches what the rungs need to the machine, and puts the kernel's command line together.
+pub(crate) fn attach(config: &mut MachineConfig, rungs: &[&Rung], append: &[String]) {
+    if let Some(kernel) = &mut config.kernel {
+        kernel.add(&format!("console={}", config.platform.console));
+        config.tpm.iter().filter_map(tpm::word).for_each(|word| kernel.add(word));
+    }
+    for rung in rungs {
+        (rung.attach)(config);
+    }
+    if let Some(kernel) = &mut config.kernel {
+        append.iter().for_each(|words| kernel.add(words));
+    }
+}
+
+/// The guest in a person's words.
+pub(crate) fn title(source: &BootSource) -> String {
+    match source {
+        BootSource::Image { path, .. } => path.display().to_string(),
+        BootSource::Initramfs { kernel, initrd, .. } => format!("{} with {}", kernel.display(), initrd.display()),
+        BootSource::RootDir { kernel: Some(kernel), .. } => format!("{} with a root directory", kernel.display()),
+        BootSource::RootDir { kernel: None, .. } => "the host's kernel with a root directory".into(),
+    }
 }

@@ -5,15 +5,19 @@
 
 use std::{
     ffi::OsStr,
+    fs::File,
     io::{self, Read},
-    os::{fd::OwnedFd, unix::net::UnixStream},
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Stdio},
     time::Duration,
 };
 
 use rustix::process::{Pid, Signal, kill_process_group};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    sync::mpsc::UnboundedSender,
+};
 
 use crate::{
     console::sanitize::sanitize_line,
@@ -39,6 +43,10 @@ const LINE: i32 = 3;
 /// `CMD_GET_CAPABILITY`, and the length of the answer, which begins with a result that is zero.
 const ASK: [u8; 4] = 1_u32.to_be_bytes();
 const ANSWER: usize = 8;
+/// The number under which it has what is open as long as it lives, and knows nothing of.
+const LIFE: i32 = 4;
+/// What it says, in the guest's directory.
+const LOG: &str = "tpm.log";
 /// How long it may take to answer.
 const LIMIT: Duration = Duration::from_secs(20);
 /// Most bytes of what it says that are told.
@@ -135,6 +143,9 @@ pub(crate) fn connect(launch: &mut Launch) -> io::Result<Option<Line>> {
 pub(crate) struct Emulator {
     child: Child,
     dir: PathBuf,
+    log: PathBuf,
+    /// Closed by its end.
+    life: Option<UnixStream>,
 }
 
 impl Emulator {
@@ -143,16 +154,19 @@ impl Emulator {
     /// # Errors
     /// When it does not; with what it said.
     pub(crate) async fn start(tpm: &Tpm, line: Line, dir: &Path, host: &HostContext) -> io::Result<Self> {
+        let log = dir.join(LOG);
         let dir = dir.join(DIR);
         let _ = fs_err::remove_dir_all(&dir);
         fs_err::create_dir(&dir)?;
-        let mut command = host.shim.command_with(&tpm.program, vec![(LINE, line.of_tpm.into())])?;
-        let (said, theirs) = UnixStream::pair()?;
+        let (life, theirs) = UnixStream::pair()?;
+        let descriptors = vec![(LINE, line.of_tpm.into()), (LIFE, theirs.into())];
+        let mut command = host.shim.command_with(&tpm.program, descriptors)?;
+        let said = File::options().create(true).append(true).open(&log)?;
         // Its working directory may go while it runs.
         let words = Tpm::words(&format!("type=unixio,clientfd={LINE}"), &std::path::absolute(&dir)?);
         let env = host.qemu_env.iter().map(|(name, value)| (name, value));
-        command.args(words).env_clear().envs(env).stdout(Stdio::null()).stderr(OwnedFd::from(theirs));
-        let mut emulator = Self { child: command.spawn()?, dir };
+        command.args(words).env_clear().envs(env).stdout(Stdio::null()).stderr(said);
+        let mut emulator = Self { child: command.spawn()?, dir, log, life: Some(life) };
         // Its other end is to be the emulator's alone.
         drop(command);
         match tokio::time::timeout(LIMIT, answers(&line.of_qemu)).await {
@@ -160,15 +174,30 @@ impl Emulator {
             Ok(Err(error)) => {
                 emulator.end();
                 let mut text = Vec::new();
-                // What it has said by now; somebody else may have the other end.
-                let _ = said.set_nonblocking(true);
-                let _ = said.take(MAX_SAID).read_to_end(&mut text);
+                let _ = File::open(&emulator.log).map(|said| said.take(MAX_SAID).read_to_end(&mut text));
                 let text = sanitize_line(&text);
                 let text = text.trim();
                 Err(io::Error::other(if text.is_empty() { error.to_string() } else { format!("{error}: {text}") }))
             }
             Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} s", LIMIT.as_secs()))),
         }
+    }
+
+    /// Tells, once, when it has ended.
+    ///
+    /// # Errors
+    /// When that cannot be waited for.
+    pub(crate) fn watch(&mut self, tell: UnboundedSender<String>) -> io::Result<()> {
+        let Some(life) = self.life.take() else { return Ok(()) };
+        life.set_nonblocking(true)?;
+        let mut life = tokio::net::UnixStream::from_std(life)?;
+        tokio::spawn(async move {
+            // Nothing is ever said there.
+            let _ = life.read(&mut [0]).await;
+            // Nobody listening is fine.
+            drop(tell.send("the guest's TPM (swtpm) ended".to_owned()));
+        });
+        Ok(())
     }
 
     fn end(&mut self) {
@@ -184,6 +213,9 @@ impl Drop for Emulator {
     fn drop(&mut self) {
         self.end();
         let _ = fs_err::remove_dir_all(&self.dir);
+        if fs_err::metadata(&self.log).is_ok_and(|log| log.len() == 0) {
+            let _ = fs_err::remove_file(&self.log);
+        }
     }
 }
 

@@ -48,6 +48,19 @@ fn one_that_does_not_work_is_told_of_and_nothing_is_started() {
     outcome.code(125).complains("install the package swtpm");
 }
 
+/// What a test says that asked a TPM which was not there any more is nobody's word.
+#[test]
+fn one_that_ends_during_a_test_is_never_a_pass() {
+    let well = "dd bs=4 count=1 <&3 2>/dev/null >/dev/null; printf '\\0\\0\\0\\0\\0\\1\\177\\377' >&3; echo $$ >\"$(dirname \"$0\")/pid\"; cat <&3 >/dev/null";
+    for command in ["sleep 100", "true"] {
+        let lab = Lab::new();
+        let path = emulator(&lab, well);
+        let kill = format!("kill -9 -$(cat {}); sleep 0.3; {command}", lab.path("programs/pid").display());
+        let outcome = lab.run(WELL).args(["--tpm"]).env("PATH", path).sh(&kill).go();
+        outcome.code(125).complains("the guest's TPM (swtpm) ended").complains("is not to be believed");
+    }
+}
+
 #[test]
 fn processors_that_the_kernel_would_not_find_are_refused() {
     let lab = Lab::new();

@@ -8,7 +8,7 @@ use crate::decompress::Packing;
 use crate::modules::module_name;
 
 /// Unpacked bytes that are looked at. A distribution's has a quarter of a gigabyte at most, with all its firmware.
-const MAX_UNPACKED: u64 = 1 << 30;
+const MAX_UNPACKED: u64 = 512 << 20;
 /// Files that are looked at.
 const MAX_FILES: usize = 200_000;
 /// Archives, one after the other.
@@ -25,70 +25,99 @@ const END: &[u8] = b"TRAILER!!!";
 /// # Errors
 /// When it is none, is cut short or too large, or is packed in a way that is not known here.
 pub fn modules_in(initramfs: &[u8]) -> io::Result<HashSet<String>> {
-    let mut names = Names { modules: HashSet::new(), files: 0, left: MAX_UNPACKED };
-    let mut rest = initramfs;
-    let mut any = false;
-    for _ in 0..MAX_ARCHIVES {
-        // Between archives there are zeros.
-        let zeros = rest.iter().take_while(|byte| **byte == 0).count();
-        rest = &rest[zeros..];
-        if rest.is_empty() && any {
-            return Ok(names.modules);
-        }
-        if is_archive(rest) {
-            names.archive(&mut rest)?;
-            any = true;
-            continue;
-        }
-        let packing = Packing::of(rest);
-        if packing == Packing::None {
-            if any {
-                // A boot loader's padding or a signature: the kernel ends here, too.
-                return Ok(names.modules);
-            }
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "it is no archive that a kernel unpacks"));
-        }
-        let packed = packing.reader(&mut rest)?.ok_or_else(|| {
-            io::Error::new(io::ErrorKind::Unsupported, format!("it is packed with {}", packing.name()))
-        })?;
-        let mut unpacked = BufReader::with_capacity(64 << 10, packed);
-        // What is packed together may be several archives.
-        while skip_zeros(&mut unpacked)? {
-            names.archive(&mut unpacked)?;
-        }
-        any = true;
+    let mut names = ModuleNames::default();
+    names.add(initramfs)?;
+    Ok(names.modules)
+}
+
+/// The names of the kernel modules in what a kernel is given for its initramfs, which may be several files: the limits hold for all of them together.
+#[derive(Debug)]
+pub struct ModuleNames {
+    modules: HashSet<String>,
+    files: usize,
+    archives: usize,
+    /// Bytes that may still be unpacked.
+    left: u64,
+}
+
+impl Default for ModuleNames {
+    fn default() -> Self {
+        Self { modules: HashSet::new(), files: 0, archives: 0, left: MAX_UNPACKED }
     }
-    Err(io::Error::new(io::ErrorKind::FileTooLarge, "it has too many archives"))
+}
+
+impl ModuleNames {
+    /// Those that were found.
+    #[must_use]
+    pub fn into_modules(self) -> HashSet<String> {
+        self.modules
+    }
+
+    /// Reads one more file.
+    ///
+    /// # Errors
+    /// See [`modules_in`].
+    pub fn add(&mut self, initramfs: &[u8]) -> io::Result<()> {
+        let names = self;
+        let mut rest = initramfs;
+        let mut any = false;
+        while names.archives < MAX_ARCHIVES {
+            names.archives += 1;
+            // Between archives there are zeros.
+            let zeros = rest.iter().take_while(|byte| **byte == 0).count();
+            rest = &rest[zeros..];
+            if rest.is_empty() && any {
+                return Ok(());
+            }
+            if is_archive(rest) {
+                names.archive(&mut rest)?;
+                any = true;
+                continue;
+            }
+            let packing = Packing::of(rest);
+            if packing == Packing::None {
+                if any {
+                    // A boot loader's padding or a signature: the kernel ends here, too.
+                    return Ok(());
+                }
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "it is no archive that a kernel unpacks"));
+            }
+            let packed = packing.reader(&mut rest)?.ok_or_else(|| {
+                io::Error::new(io::ErrorKind::Unsupported, format!("it is packed with {}", packing.name()))
+            })?;
+            let mut unpacked = BufReader::with_capacity(64 << 10, packed);
+            // What is packed together may be several archives.
+            while names.skip_zeros(&mut unpacked)? {
+                names.archive(&mut unpacked)?;
+            }
+            any = true;
+        }
+        Err(io::Error::new(io::ErrorKind::FileTooLarge, "it has too many archives"))
+    }
+
+    /// Whether something comes after zeros.
+    fn skip_zeros(&mut self, source: &mut impl BufRead) -> io::Result<bool> {
+        loop {
+            let buffer = source.fill_buf()?;
+            if buffer.is_empty() {
+                return Ok(false);
+            }
+            let zeros = buffer.iter().take_while(|byte| **byte == 0).count();
+            let all = zeros == buffer.len();
+            source.consume(zeros);
+            self.take(zeros as u64)?;
+            if !all {
+                return Ok(true);
+            }
+        }
+    }
 }
 
 fn is_archive(bytes: &[u8]) -> bool {
     matches!(bytes, [b'0', b'7', b'0', b'7', b'0', b'1' | b'2', ..])
 }
 
-/// Whether something comes after zeros.
-fn skip_zeros(source: &mut impl BufRead) -> io::Result<bool> {
-    loop {
-        let buffer = source.fill_buf()?;
-        if buffer.is_empty() {
-            return Ok(false);
-        }
-        let zeros = buffer.iter().take_while(|byte| **byte == 0).count();
-        let all = zeros == buffer.len();
-        source.consume(zeros);
-        if !all {
-            return Ok(true);
-        }
-    }
-}
-
-struct Names {
-    modules: HashSet<String>,
-    files: usize,
-    /// Bytes that may still be unpacked.
-    left: u64,
-}
-
-impl Names {
+impl ModuleNames {
     /// Reads one archive to its end.
     fn archive(&mut self, source: &mut impl Read) -> io::Result<()> {
         loop {
@@ -191,6 +220,22 @@ mod tests {
         assert_eq!(names(&gzip(&both)), ["ahci", "nvme", "virtio_blk"]);
         assert_eq!(names(&[gzip(&main), vec![0; 6], more.clone()].concat()), ["ahci", "nvme", "virtio_blk"]);
         assert_eq!(names(&[&main[..], b"#padding of somebody's"].concat()), ["ahci", "virtio_blk"]);
+    }
+
+    #[test]
+    fn zeros_count_as_what_they_are() {
+        let zeros = vec![0; 1 << 20];
+        let bomb = pack_with(&["zstd", "-q", "-c"], &[&archive(&["a"])[..], &zeros].concat());
+        let mut names = ModuleNames { left: 1 << 20, ..ModuleNames::default() };
+        assert_eq!(names.add(&bomb).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+        // The limits are one budget for all files.
+        let mut names = ModuleNames { left: 5000, ..ModuleNames::default() };
+        let one = archive(&["lib/modules/6.1/ahci.ko"]);
+        let added = (0..100).take_while(|_| names.add(&one).is_ok()).count();
+        assert!((1..100).contains(&added), "{added}");
+        assert!(names.into_modules().contains("ahci"));
+        let mut names = ModuleNames::default();
+        assert_eq!((0..200).take_while(|_| names.add(&one).is_ok()).count(), MAX_ARCHIVES / 2);
     }
 
     #[test]

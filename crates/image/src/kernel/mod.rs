@@ -147,7 +147,9 @@ impl Kernel {
     #[must_use]
     pub fn find_modules(&self, roots: &[PathBuf]) -> Option<PathBuf> {
         let dir = self.path.parent()?;
-        if dir.join("kernel").is_dir() {
+        // Its source tree has a directory `kernel` too.
+        if ["modules.dep", "modules.builtin"].iter().any(|list| dir.join(list).is_file()) && dir.join("kernel").is_dir()
+        {
             return Some(dir.to_owned());
         }
         let tree = dir.parent().filter(|_| dir.ends_with("boot")).map(Path::to_owned);
@@ -237,12 +239,22 @@ mod tests {
             let kernel = Kernel::open(&at(path), &[&processor::X86_64]).unwrap();
             kernel.find_modules(&[at("host")]).map(|dir| dir.strip_prefix(at("")).unwrap().to_owned())
         };
-        for path in ["a/boot/k", "a/other/k", "b/boot/k", "host/lib/modules/6.1/x", "a/usr/lib/modules/6.1/kernel/x"] {
+        for path in [
+            "a/boot/k",
+            "a/other/k",
+            "b/boot/k",
+            "host/lib/modules/6.1/x",
+            "a/usr/lib/modules/6.1/kernel/x",
+            "a/usr/lib/modules/6.1/modules.dep",
+            "src/vmlinux",
+            "src/kernel/x",
+        ] {
             put(path);
         }
         put("a/usr/lib/modules/6.1/vmlinuz");
         assert_eq!(found("a/boot/k"), Some("a/usr/lib/modules/6.1".into()));
         assert_eq!(found("a/usr/lib/modules/6.1/vmlinuz"), Some("a/usr/lib/modules/6.1".into()));
+        assert_eq!(found("src/vmlinux"), Some("host/lib/modules/6.1".into()));
         assert_eq!(found("a/other/k"), Some("host/lib/modules/6.1".into()));
         assert_eq!(found("b/boot/k"), Some("host/lib/modules/6.1".into()));
         std::fs::remove_dir_all(at("host")).unwrap();

@@ -46,7 +46,7 @@ pub(crate) struct Servers {
 /// How servers are started, and all that they get of the environment.
 type Surroundings = (Shim, Vec<(OsString, OsString)>);
 
-/// Tells when one of them has ended: which, and why.
+/// Tells when one of them, or another process that the guest depends on, has ended: which, and why.
 pub(crate) type Ends = mpsc::UnboundedReceiver<String>;
 
 impl Servers {
@@ -54,8 +54,11 @@ impl Servers {
     ///
     /// # Errors
     /// When a socket cannot be waited for.
-    pub(crate) fn start(served: Vec<Served>, host: &HostContext) -> io::Result<(Self, Ends)> {
-        let (tell, ends) = mpsc::unbounded_channel();
+    pub(crate) fn start(
+        served: Vec<Served>,
+        host: &HostContext,
+        tell: mpsc::UnboundedSender<String>,
+    ) -> io::Result<Self> {
         let host = Arc::new((host.shim.clone(), host.qemu_env.clone()));
         let mut tasks = Vec::new();
         for one in served {
@@ -76,7 +79,7 @@ impl Servers {
                 drop(tell.send(format!("the server of {what} ended{}{why}", if why.is_empty() { "" } else { ": " })));
             }));
         }
-        Ok((Self { tasks }, ends))
+        Ok(Self { tasks })
     }
 }
 

@@ -45,6 +45,7 @@ pub(super) fn expand(file: &FileTable, dir: &Path, walk: &mut Walk) -> Families 
     let guests = || file.guests.iter().flat_map(|g| &g.get_ref().0);
     let declared: BTreeSet<&str> = guests().map(|(name, _)| name.0.as_str()).collect();
     let mut families = Families::new();
+    let mut known: BTreeMap<String, String> = BTreeMap::new();
     for (guest, (_, table)) in guests() {
         // What a table has besides is spoken of elsewhere.
         let Some(kernels) = &table.kernels else { continue };
@@ -56,6 +57,16 @@ pub(super) fn expand(file: &FileTable, dir: &Path, walk: &mut Walk) -> Families 
         } else if let Some(member) = taken {
             let message = format!("the guest under {} would be called {:?}", member.kernel.display(), member.name);
             wrong(walk, kernels, &message, "there is one of this name in the file; give that another");
+        }
+        for member in &members {
+            if let Some(other) = known.insert(member.name.clone(), guest.0.clone()) {
+                let message = format!(
+                    "the guest under {} would be called {:?}, as one of {other:?}",
+                    member.kernel.display(),
+                    member.name
+                );
+                wrong(walk, kernels, &message, "give one of the two guests another name");
+            }
         }
         families.insert(guest.0.clone(), members);
     }
@@ -187,8 +198,21 @@ fn look_for(pattern: &Path, dir: &Path) -> Result<Vec<Found>, String> {
         }
         at = next;
     }
-    let mut found: Vec<Found> =
-        at.into_iter().filter(|(path, _)| path.is_file()).map(|(path, label)| read(path, label)).collect();
+    let mut found = Vec::new();
+    for (path, label) in at {
+        match fs_err::metadata(&path) {
+            Ok(metadata) if metadata.is_dir() => {}
+            Ok(_) => found.push(read(path, label)),
+            // A link that leads nowhere, or a place that cannot be looked at.
+            Err(e)
+                if fs_err::symlink_metadata(&path).is_ok_and(|m| m.is_symlink())
+                    || e.kind() != std::io::ErrorKind::NotFound =>
+            {
+                return Err(format!("a kernel cannot be looked at: {e}"));
+            }
+            Err(_) => {}
+        }
+    }
     found.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(found)
 }
@@ -325,7 +349,14 @@ mod tests {
 
     #[test]
     fn what_cannot_be_a_matrix_is_told() {
-        let lab = Lab::new(&[("v/vmlinuz-1", b"x"), ("v/x/bzImage", b"x"), ("w/x/bzImage", b"x")]);
+        let lab = Lab::new(&[
+            ("v/vmlinuz-1", b"x"),
+            ("v/x/bzImage", b"x"),
+            ("w/x/bzImage", b"x"),
+            ("u/vmlinuz-rt-1", b"x"),
+            ("l/vmlinuz-1", b"x"),
+        ]);
+        std::os::unix::fs::symlink("nowhere", lab.0.path().join("l/vmlinuz-2")).unwrap();
         let told = |text: &str| {
             let found = lab.config(text).unwrap_err();
             found.replace(&lab.0.path().display().to_string(), "DIR")
@@ -338,6 +369,8 @@ mod tests {
             "[guests.k]\nkernels = [\"v/x/bzImage\", \"w/x/bzImage\"]\n",
             "[guests.host]\nkernels = \"v/vmlinuz-*\"\n",
             "[guests.k]\nkernels = \"v/vmlinuz-*\"\n[guests.k-1]\n",
+            "[guests.k]\nkernels = \"u/vmlinuz-rt-1\"\n[guests.k-rt]\nkernels = \"v/vmlinuz-1\"\n",
+            "[guests.k]\nkernels = \"l/*\"\n",
             "[guests.k]\nkernels = \"v/vmlinuz-*\"\nkernel = \"v/vmlinuz-1\"\nmodules = \"m\"\n",
             "[guests.k]\nkernels = \"v/vmlinuz-*\"\nimage = \"i.qcow2\"\n",
             "[guests.k]\nkernels = \"v/vmlinuz-*\"\ninitrd = \"i\"\n",

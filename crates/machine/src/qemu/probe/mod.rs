@@ -56,9 +56,9 @@ const LOOK: Duration = Duration::from_millis(50);
 const NO_FOR: Duration = Duration::from_secs(3600);
 /// Longest answer of QEMU that is read.
 const MAX_ANSWER: u64 = 4 << 20;
-/// The device node.
 /// Devices for a TPM: of PCs, of machines with a device tree, of POWER. No QEMU has two of these that suit its machines.
 const TPMS: [&str; 3] = ["tpm-tis", "tpm-tis-device", "tpm-spapr"];
+/// The device node.
 const KVM: &str = "/dev/kvm";
 
 /// A QEMU that can be used.
