@@ -34,7 +34,9 @@ pub fn grub(data: &[u8]) {
 
 /// An initramfs: it is read to its end, or is an error.
 pub fn initramfs(data: &[u8]) {
-    if let Ok(modules) = belljar_image::initramfs::modules_in(data) {
+    let mut names = belljar_image::initramfs::ModuleNames::default();
+    if names.add(data).is_ok() {
+        let modules = names.into_modules();
         assert!(modules.iter().all(|name| !name.is_empty() && !name.contains(['/', '-'])), "{modules:?}");
     }
 }

@@ -20,16 +20,6 @@ const HEADER: usize = 110;
 /// The name of what ends an archive.
 const END: &[u8] = b"TRAILER!!!";
 
-/// The names of the kernel modules in an initramfs.
-///
-/// # Errors
-/// When it is none, is cut short or too large, or is packed in a way that is not known here.
-pub fn modules_in(initramfs: &[u8]) -> io::Result<HashSet<String>> {
-    let mut names = ModuleNames::default();
-    names.add(initramfs)?;
-    Ok(names.modules)
-}
-
 /// The names of the kernel modules in what a kernel is given for its initramfs, which may be several files: the limits hold for all of them together.
 #[derive(Debug)]
 pub struct ModuleNames {
@@ -56,7 +46,7 @@ impl ModuleNames {
     /// Reads one more file.
     ///
     /// # Errors
-    /// See [`modules_in`].
+    /// When it is no initramfs, is cut short or too large, or is packed in a way that is not known here.
     pub fn add(&mut self, initramfs: &[u8]) -> io::Result<()> {
         let names = self;
         let mut rest = initramfs;
@@ -183,6 +173,11 @@ mod tests {
     use super::super::cpio::{Node, Writer};
     use super::*;
     use crate::decompress::tests::{gzip, pack_with};
+
+    fn modules_in(initramfs: &[u8]) -> io::Result<HashSet<String>> {
+        let mut names = ModuleNames::default();
+        names.add(initramfs).map(|()| names.into_modules())
+    }
 
     fn archive(names: &[&str]) -> Vec<u8> {
         let mut out = Vec::new();

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 
 use belljar_proto::message::{INIT_AGENT_PATH, INIT_CONFIG_PATH, INIT_MODULE_DIR, InitConfig, InitRoot};
 
-pub use contents::{ModuleNames, modules_in};
+pub use contents::ModuleNames;
 pub use cpio::{Node, Writer};
 
 use crate::bounded;

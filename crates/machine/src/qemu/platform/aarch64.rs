@@ -3,7 +3,7 @@
 use belljar_guest_spec::Accel;
 use belljar_image::{kernel::Arch, processor::Processor};
 
-use super::{Ide, MachineType, Platform, Transport};
+use super::{MachineType, Platform, Transport};
 
 pub(super) static AARCH64: Platform = Platform {
     processor: Processor { name: "aarch64", arch: Arch::Aarch64, also_runs: &[], kernel_package: "linux-image-arm64" },
@@ -52,23 +52,9 @@ pub(super) const VIRT_PROPERTIES: &[&str] = &[
     "virtualization",
 ];
 
-pub(super) const VIRT: MachineType = MachineType {
-    name: "virt",
-    versions: "virt-",
-    transport: Transport::Pci,
-    ide: Ide::Channels(0),
-    slots: None,
-    words_without_kvm: "",
-};
+pub(super) const VIRT: MachineType = MachineType::plain("virt", "virt-", Transport::Pci);
 
-pub(super) const OTHER: MachineType = MachineType {
-    name: "",
-    versions: "",
-    transport: Transport::Pci,
-    ide: Ide::Channels(0),
-    slots: None,
-    words_without_kvm: "",
-};
+pub(super) const OTHER: MachineType = MachineType::plain("", "", Transport::Pci);
 
 /// Under KVM the host's own processor.
 ///

@@ -84,6 +84,13 @@ pub struct MachineType {
     pub words_without_kvm: &'static str,
 }
 
+impl MachineType {
+    /// One without IDE disks, of whose slots nothing is known.
+    const fn plain(name: &'static str, versions: &'static str, transport: Transport) -> Self {
+        Self { name, versions, transport, ide: Ide::Channels(0), slots: None, words_without_kvm: "" }
+    }
+}
+
 /// How virtio devices are connected: the end of their names in QEMU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {

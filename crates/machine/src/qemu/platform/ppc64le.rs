@@ -3,7 +3,7 @@
 use belljar_guest_spec::Accel;
 use belljar_image::{kernel::Arch, processor::Processor};
 
-use super::{Ide, MachineType, Platform, Transport};
+use super::{MachineType, Platform, Transport};
 
 pub(super) static PPC64LE: Platform = Platform {
     processor: Processor {
@@ -62,16 +62,9 @@ pub(super) static PPC64LE: Platform = Platform {
     kvm: None,
 };
 
-const PSERIES: MachineType = MachineType {
-    name: "pseries",
-    versions: "pseries-",
-    transport: Transport::Pci,
-    ide: Ide::Channels(0),
-    slots: None,
-    words_without_kvm: "",
-};
+const PSERIES: MachineType = MachineType::plain("pseries", "pseries-", Transport::Pci);
 
-const OTHER: MachineType = MachineType { name: "", versions: "", ..PSERIES };
+const OTHER: MachineType = MachineType::plain("", "", Transport::Pci);
 
 fn cpu(accel: Accel) -> &'static str {
     match accel {

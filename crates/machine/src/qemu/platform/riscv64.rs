@@ -3,7 +3,7 @@
 use belljar_guest_spec::Accel;
 use belljar_image::{kernel::Arch, processor::Processor};
 
-use super::{Ide, MachineType, Platform, Transport};
+use super::{MachineType, Platform, Transport};
 
 pub(super) static RISCV64: Platform = Platform {
     processor: Processor {
@@ -45,16 +45,9 @@ pub(super) static RISCV64: Platform = Platform {
     kvm: None,
 };
 
-const VIRT: MachineType = MachineType {
-    name: "virt",
-    versions: "virt-",
-    transport: Transport::Pci,
-    ide: Ide::Channels(0),
-    slots: None,
-    words_without_kvm: "",
-};
+const VIRT: MachineType = MachineType::plain("virt", "virt-", Transport::Pci);
 
-const OTHER: MachineType = MachineType { name: "", versions: "", ..VIRT };
+const OTHER: MachineType = MachineType::plain("", "", Transport::Pci);
 
 fn cpu(accel: Accel) -> &'static str {
     match accel {

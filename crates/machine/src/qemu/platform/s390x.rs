@@ -3,7 +3,7 @@
 use belljar_guest_spec::Accel;
 use belljar_image::{kernel::Arch, processor::Processor};
 
-use super::{Ide, MachineType, Platform, Transport};
+use super::{MachineType, Platform, Transport};
 
 pub(super) static S390X: Platform = Platform {
     processor: Processor { name: "s390x", arch: Arch::Elf(22), also_runs: &[], kernel_package: "linux-image-s390x" },
@@ -40,16 +40,9 @@ pub(super) static S390X: Platform = Platform {
     kvm: None,
 };
 
-const CCW: MachineType = MachineType {
-    name: "s390-ccw-virtio",
-    versions: "s390-ccw-virtio-",
-    transport: Transport::Ccw,
-    ide: Ide::Channels(0),
-    slots: None,
-    words_without_kvm: "",
-};
+const CCW: MachineType = MachineType::plain("s390-ccw-virtio", "s390-ccw-virtio-", Transport::Ccw);
 
-const OTHER: MachineType = MachineType { name: "", versions: "", ..CCW };
+const OTHER: MachineType = MachineType::plain("", "", Transport::Ccw);
 
 fn cpu(accel: Accel) -> &'static str {
     match accel {
