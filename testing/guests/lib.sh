@@ -64,7 +64,7 @@ as_the_manual_says() {
     fill_workspace
     bj "$@" -- python3 probe.py /mnt/hostos/t
     want_code 0
-    # | what (`probe`) | rw over 9p | rw over FUSE | cow |
+    # | what (`probe`) | rw over 9p | rw over FUSE | rw over virtiofs | cow |
     sed -n '/<!-- shares -->/,/<!-- \/shares -->/p' "$top/docs/manual.md" | grep '^| .*(`' |
         awk -F'|' -v c="$column" '{ match($2, /`[a-z_0-9]+`\)/); n = substr($2, RSTART + 1, RLENGTH - 3); gsub(/^ +| +$/, "", $c); gsub(/`/, "", $c); print n ": " $c }' >said
     [ "$(wc -l <said)" -ge 15 ] || fail "the manual has hardly any rows: $(cat said)"

@@ -6,6 +6,7 @@ pub(crate) mod disk;
 mod fuse;
 mod ninep;
 mod relay;
+mod virtiofs;
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -77,6 +78,7 @@ fn carrier(source: &Source) -> Box<dyn Carrier + '_> {
         Source::NineP { tag } => Box::new(ninep::NineP { tag }),
         Source::Fuse { port } => Box::new(fuse::Fuse { port }),
         Source::Disk => Box::new(disk::Disk),
+        Source::Virtiofs { tag } => Box::new(virtiofs::Virtiofs { tag }),
     }
 }
 

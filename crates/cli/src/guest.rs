@@ -102,7 +102,7 @@ pub(crate) struct GuestArgs {
     #[arg(long, value_name = "OOPS", value_parser = word::<OopsPolicy>())]
     pub(crate) oops: Option<OopsPolicy>,
 
-    /// What carries the workspace and the output directory: 9p, fuse, disk, or auto (the first that the guest can do)
+    /// What carries the workspace and the output directory: 9p, fuse, disk, virtiofs, or auto (the first of 9p and fuse that the guest can do, else disk)
     #[arg(long, value_name = "KIND", value_parser = word::<ShareKind>())]
     pub(crate) share: Option<ShareKind>,
 

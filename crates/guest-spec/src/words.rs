@@ -186,6 +186,8 @@ words! {
         Fuse = "fuse",
         /// A disk with an archive, which the agent unpacks, and to which it writes what was changed.
         Disk = "disk",
+        /// A virtiofs device, served by the program `virtiofsd`; never chosen by itself.
+        Virtiofs = "virtiofs",
     }
 }
 

@@ -41,7 +41,7 @@ use crate::{
         agent::{AgentSession, BoxedPort, Liveness, PortKind, Reports, of_session},
         console::ConsoleSession,
     },
-    share::{self, Kind, exchange::DiskExchange, served::Servers},
+    share::{self, Kind, exchange::DiskExchange, served::Servers, virtiofsd},
     tpm::Emulator,
     watch::Watch,
 };
@@ -68,6 +68,7 @@ pub(crate) struct Machine {
     /// They go with it.
     _servers: Servers,
     _tpm: Option<Emulator>,
+    _virtiofsds: Vec<virtiofsd::Running>,
     _program: Option<Feeding>,
 }
 
@@ -119,7 +120,7 @@ impl Machine {
         again: bool,
         view: Option<&Views>,
     ) -> Result<(Self, Ports), StartError> {
-        let Launch { config, descriptors, served, program, exchange, tpm } = launch;
+        let Launch { config, descriptors, served, program, exchange, tpm, to_serve } = launch;
         keep_command(plan, &config.inheriting(&descriptors))?;
         let host = &plan.host;
         // Before anybody counts what is written to it.
@@ -158,6 +159,15 @@ impl Machine {
             })?),
             _ => None,
         };
+        let mut virtiofsds = Vec::new();
+        if let Some(program) = &plan.virtiofsd {
+            for one in to_serve {
+                let what = format!("start the server of {} (virtiofsd)", share::what(&one.tag));
+                let started = virtiofsd::Running::start(program, one, host).await;
+                let advice = "leave --share at auto, or see whether virtiofsd works";
+                virtiofsds.push(started.map_err(|e| StartError::Files(Cause::host_file(&what, &e, advice)))?);
+            }
+        }
         let mut qemu = Qemu::spawn(request).await.map_err(StartError::Spawn)?;
         let channels = qemu.take_channels();
         let console = Console::new(channels.console, log);
@@ -168,6 +178,10 @@ impl Machine {
         let (tell, ends) = mpsc::unbounded_channel();
         if let Some(tpm) = &mut tpm {
             tpm.watch(tell.clone()).map_err(|e| StartError::Files(host_file("watch the guest's TPM", &e)))?;
+        }
+        for one in &mut virtiofsds {
+            let watched = one.watch(tell.clone());
+            watched.map_err(|e| StartError::Files(host_file("watch the server of a share", &e)))?;
         }
         let servers = Servers::start(served, host, tell)
             .map_err(|e| StartError::Files(host_file("wait at the ports of shares", &e)))?;
@@ -187,6 +201,7 @@ impl Machine {
                 left_out,
                 _servers: servers,
                 _tpm: tpm,
+                _virtiofsds: virtiofsds,
                 _program: program,
             },
             ports,

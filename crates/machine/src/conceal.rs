@@ -179,6 +179,9 @@ pub enum ConcealError {
     /// The disk on which shares are to be cannot be made.
     #[error("cannot make the disk on which the guest gets its shares: {0}")]
     Disk(#[from] belljar_image::disk::DiskError),
+    /// The server of a share cannot be reached.
+    #[error("cannot make the line to the server of a share (virtiofsd): {0}; the run's directory must be writable")]
+    Line(io::Error),
     /// It was possible before.
     #[error("cannot hide from the guest what it must not see: {0}")]
     View(#[from] ViewError),
@@ -262,7 +265,7 @@ impl Concealment {
                     let ours = view.try_clone()?;
                     let view = descriptors.add(Purpose::Directory, view);
                     for share in theirs {
-                        if share.port.is_some() || share.on_disk {
+                        if share.is_served() {
                             let (directory, view) = (ours.try_clone()?, Some(views.namespace.try_clone()?));
                             served.push(ServedDirectory { tag: share.tag.clone(), directory, view });
                         }
@@ -274,7 +277,7 @@ impl Concealment {
         } else {
             self.check(&hidden::existing(&shares)?, &self.hidden.find(host, dir)?, host)?;
         }
-        for share in config.shares.iter().filter(|share| share.port.is_some() || share.on_disk) {
+        for share in config.shares.iter().filter(|share| share.is_served()) {
             if served.iter().all(|one| one.tag != share.tag) {
                 let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
                 let directory = rustix::fs::open(&share.path, flags, Mode::empty()).map_err(io::Error::from)?;

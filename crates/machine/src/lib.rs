@@ -8,6 +8,7 @@ pub mod backend;
 mod boot;
 pub mod bounds;
 pub mod command;
+mod companion;
 mod conceal;
 pub mod console;
 mod derive;

@@ -37,14 +37,21 @@ use crate::{
     plan_source::{Found, attach, init_spec, kernel_for_root, modules_for_root, title, wanted},
     plan_template::QEMU_MAC,
     qemu::{
-        args::{self, Chardev, DiskSource, MachineConfig, Nic, Node, Program, ProgramPort, Share, Slots},
+        args::{
+            self, Chardev, DiskSource, HelperLine, MachineConfig, Nic, Node, Program, ProgramPort, Ram, Share, Slots,
+        },
         descriptors::{Descriptors, Purpose},
         firmware::{NoUefi, Uefi},
         platform::{self, Platform, Transport},
         probe::{self, QemuInfo},
     },
     screen,
-    share::{self, Kind, exchange::DiskExchange, served::Served},
+    share::{
+        self, Kind,
+        exchange::DiskExchange,
+        served::Served,
+        virtiofsd::{NoVirtiofsd, ToServe, Virtiofsd},
+    },
     spec::ShareSpec,
     tpm::{self, NoTpm, Tpm},
     volume::{Volume, VolumeError, Volumes},
@@ -104,6 +111,8 @@ pub struct Plan {
     pub(crate) boot_timeout: Option<Duration>,
     /// What makes its TPM, if it has one.
     pub(crate) tpm: Option<Tpm>,
+    /// What serves its shares, if a program beside QEMU does.
+    pub(crate) virtiofsd: Option<Virtiofsd>,
     concealment: Concealment,
     choices: Vec<EventKind>,
     /// The guest in a person's words.
@@ -137,6 +146,8 @@ pub(crate) struct Launch {
     pub(crate) exchange: Option<DiskExchange>,
     /// The line to its TPM.
     pub(crate) tpm: Option<tpm::Line>,
+    /// What programs beside QEMU serve.
+    pub(crate) to_serve: Vec<ToServe>,
 }
 
 /// The agent on its way to a guest that reads it from a port.
@@ -156,6 +167,7 @@ impl Launch {
             program: None,
             exchange: None,
             tpm: None,
+            to_serve: Vec::new(),
         }
     }
 }
@@ -172,6 +184,9 @@ pub enum PlanError {
     /// There is no TPM to be had.
     #[error(transparent)]
     Tpm(#[from] NoTpm),
+    /// There is no server for shares over virtiofs.
+    #[error(transparent)]
+    Virtiofsd(#[from] NoVirtiofsd),
     /// QEMU cannot share directories.
     #[error("{0}")]
     NoShare(String),
@@ -307,6 +322,7 @@ pub fn prepare(
             tag: tag.to_owned(),
             device: kind.device,
             port: None,
+            server: None,
             on_disk: false,
             path,
             read_only,
@@ -323,6 +339,8 @@ pub fn prepare(
     let accel = probe::choose_accel(platform, host.accel.or(spec.accel), &qemu, &host.shim, &host.cache_dir)?;
     choices.accelerator(&accel);
     let tpm = spec.tpm.then(|| Tpm::find(&qemu, host.path.as_deref())).transpose()?;
+    let has_server = kinds.iter().any(|kind| kind.has_server);
+    let virtiofsd = has_server.then(|| Virtiofsd::find(host.path.as_deref())).transpose()?;
 
     let agent = platform.agent().map(|agent| agent.program);
     let mut shares = Vec::new();
@@ -445,6 +463,7 @@ pub fn prepare(
         nic: Nic { mode: spec.hardware.nic, model: card, ..Nic::default() },
         shares,
         tpm: tpm.as_ref().map(Tpm::config),
+        ram: if virtiofsd.is_some() { Ram::Lent } else { Ram::Anonymous },
         program,
         extra: spec.qemu_args.clone(),
         ..MachineConfig::default()
@@ -471,6 +490,7 @@ pub fn prepare(
     let concealment = Concealment::new(&spec.hide, &config, &host, &dir, &mut |kind| choices.0.push(kind))?;
     let plan = Plan {
         tpm,
+        virtiofsd,
         concealment,
         config,
         volumes,
@@ -634,7 +654,7 @@ impl Plan {
 
     /// Takes what the guest must not see out of its shares, and gives those their ports that Belljar serves itself.
     pub(crate) fn conceal(&self, launch: &mut Launch) -> Result<(), ConcealError> {
-        let Launch { config, descriptors, served, exchange, .. } = launch;
+        let Launch { config, descriptors, served, exchange, to_serve, .. } = launch;
         let mut on_disk = Vec::new();
         for one in self.concealment.apply(config, descriptors, &self.host, &self.dir)? {
             let ServedDirectory { tag, directory, view } = one;
@@ -645,12 +665,19 @@ impl Plan {
                 let returns = !share.read_only;
                 on_disk.push((ServedDirectory { tag: tag.clone(), directory, view }, returns));
             }
+            let using = if share.read_only { Use::Reading } else { Use::Exchange };
+            if share.server.is_some() {
+                let (directory, view) = (directory.try_clone()?, view.as_ref().map(OwnedFd::try_clone).transpose()?);
+                let made = ToServe::new(tag.clone(), directory, view, using, &self.dir);
+                let (one, line) = made.map_err(ConcealError::Line)?;
+                share.server = Some(HelperLine::Fd(descriptors.add(Purpose::Server, line)));
+                to_serve.push(one);
+            }
             if share.port.is_none() {
                 continue;
             }
             let (port, theirs) = UnixStream::pair()?;
             share.port = Some(Chardev::Fd(descriptors.add(Purpose::Port, theirs)));
-            let using = if share.read_only { Use::Reading } else { Use::Exchange };
             served.push(Served { tag, port, directory, view, using });
         }
         if let Some(disk) = &mut config.share_disk {
@@ -711,6 +738,10 @@ impl Plan {
         }
         if self.tpm.is_some() {
             by_hand.extend(Tpm::by_hand());
+        }
+        if let Some(virtiofsd) = &self.virtiofsd {
+            let shares = config.shares.iter().filter(|share| share.server.is_some());
+            by_hand.extend(shares.map(|share| virtiofsd.by_hand(&share.tag, &share.path, share.read_only)));
         }
         by_hand.extend(self.volumes.describe(&self.host.qemu_img, &mut config));
         if let Some(disk) = &mut config.share_disk {

@@ -11,8 +11,8 @@ use belljar_share_disk::layout::SERIAL;
 
 use crate::{
     plan::CONTROL_DIR,
-    qemu::args::{Chardev, Disk, DiskSource, MachineConfig, Node, Share},
-    share::{self, Kind},
+    qemu::args::{Chardev, Disk, DiskSource, HelperLine, MachineConfig, Node, Share},
+    share::{self, Kind, virtiofsd},
     spec::{ShareSpec, Workspace},
 };
 
@@ -32,16 +32,18 @@ pub(crate) fn put_agent(agent: &[u8], run_dir: &Path) -> std::io::Result<()> {
     fs_err::set_permissions(&file, Permissions::from_mode(0o755))
 }
 
-/// The shares of every guest that has any to write to. The workspace's device is there even if there is no workspace: then an empty directory is behind it.
-pub(crate) fn spec_shares(share: &ShareSpec, kinds: &[&'static Kind], run_dir: &Path) -> [Share; 2] {
+/// The shares of every guest that has any to write to. The workspace's device is there even if there is no workspace, for the sake of a template's copies: then an
+/// empty directory is behind it.
+pub(crate) fn spec_shares(share: &ShareSpec, kinds: &[&'static Kind], run_dir: &Path) -> Vec<Share> {
     let (path, read_only) = match &share.workspace {
         Some(Workspace { dir, mode, .. }) => (dir.clone(), *mode != WorkspaceMode::Rw),
         None => (run_dir.join(PLACEHOLDER), true),
     };
-    [
-        exchanged(kinds, share::OUT_TAG.into(), share.out.clone(), false),
-        exchanged(kinds, share::WORKSPACE_TAG.into(), path, read_only),
-    ]
+    let mut shares = vec![exchanged(kinds, share::OUT_TAG.into(), share.out.clone(), false)];
+    if share.workspace.is_some() || kinds.iter().any(|kind| kind.frozen.is_ok()) {
+        shares.push(exchanged(kinds, share::WORKSPACE_TAG.into(), path, read_only));
+    }
+    shares
 }
 
 /// The disk on which shares are, on the bus of the disk that is booted from. What is in it each guest has for itself.
@@ -56,7 +58,10 @@ pub(crate) fn exchanged(kinds: &[&'static Kind], tag: String, path: PathBuf, rea
     let device = kinds.iter().find_map(|kind| kind.device);
     let port = kinds.iter().any(|kind| kind.has_port).then_some(Chardev::Null);
     let on_disk = kinds.iter().any(|kind| kind.on_disk);
-    Share { tag, device, port, on_disk, path, read_only }
+    // Where a person would have it; a run makes its own.
+    let has_server = kinds.iter().any(|kind| kind.has_server);
+    let server = has_server.then(|| HelperLine::Path(virtiofsd::socket_by_hand(&tag).into()));
+    Share { tag, device, port, server, on_disk, path, read_only }
 }
 
 /// Makes the empty directory that is behind the device of a workspace that there is not.

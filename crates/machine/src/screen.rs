@@ -204,6 +204,7 @@ mod tests {
             version: Version { major: 7, minor: 2, micro: 0 },
             has_sandbox: true,
             has_9p: true,
+            has_virtiofs: true,
             tpms: Vec::new(),
             has_isa_vga,
         };

@@ -5,26 +5,22 @@
 
 use std::{
     ffi::OsStr,
-    fs::File,
-    io::{self, Read},
+    io,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
-    process::{Child, Stdio},
-    time::Duration,
 };
 
-use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     sync::mpsc::UnboundedSender,
 };
 
 use crate::{
-    console::sanitize::sanitize_line,
+    companion::{Companion, of_line},
     host::HostContext,
     plan::Launch,
     qemu::{
-        args::{self, MachineConfig, TpmLine},
+        args::{self, HelperLine, MachineConfig},
         descriptors::Purpose,
         probe::{QemuInfo, look_up},
     },
@@ -43,14 +39,6 @@ const LINE: i32 = 3;
 /// `CMD_GET_CAPABILITY`, and the length of the answer, which begins with a result that is zero.
 const ASK: [u8; 4] = 1_u32.to_be_bytes();
 const ANSWER: usize = 8;
-/// The number under which it has what is open as long as it lives, and knows nothing of.
-const LIFE: i32 = 4;
-/// What it says, in the guest's directory.
-const LOG: &str = "tpm.log";
-/// How long it may take to answer.
-const LIMIT: Duration = Duration::from_secs(20);
-/// Most bytes of what it says that are told.
-const MAX_SAID: u64 = 4096;
 
 /// Why a guest cannot have a TPM.
 #[derive(Debug, thiserror::Error)]
@@ -91,7 +79,7 @@ impl Tpm {
 
     /// The machine's, as a person starts it.
     pub(crate) fn config(&self) -> args::Tpm {
-        args::Tpm { device: self.device.clone(), line: TpmLine::Path(Path::new(DIR).join(CONTROL)) }
+        args::Tpm { device: self.device.clone(), line: HelperLine::Path(Path::new(DIR).join(CONTROL)) }
     }
 
     /// Words for swtpm whose line to QEMU is this.
@@ -134,18 +122,15 @@ pub(crate) fn word(tpm: &args::Tpm) -> Option<&'static str> {
 pub(crate) fn connect(launch: &mut Launch) -> io::Result<Option<Line>> {
     let Some(tpm) = &mut launch.config.tpm else { return Ok(None) };
     let (of_qemu, of_tpm) = UnixStream::pair()?;
-    tpm.line = TpmLine::Fd(launch.descriptors.add(Purpose::Tpm, of_qemu.try_clone()?));
+    tpm.line = HelperLine::Fd(launch.descriptors.add(Purpose::Tpm, of_qemu.try_clone()?));
     Ok(Some(Line { of_qemu, of_tpm }))
 }
 
 /// A running TPM. Dropping it ends it and removes what it kept.
 #[derive(Debug)]
 pub(crate) struct Emulator {
-    child: Child,
+    process: Companion,
     dir: PathBuf,
-    log: PathBuf,
-    /// Closed by its end.
-    life: Option<UnixStream>,
 }
 
 impl Emulator {
@@ -154,33 +139,15 @@ impl Emulator {
     /// # Errors
     /// When it does not; with what it said.
     pub(crate) async fn start(tpm: &Tpm, line: Line, dir: &Path, host: &HostContext) -> io::Result<Self> {
-        let log = dir.join(LOG);
         let dir = dir.join(DIR);
         let _ = fs_err::remove_dir_all(&dir);
         fs_err::create_dir(&dir)?;
-        let (life, theirs) = UnixStream::pair()?;
-        let descriptors = vec![(LINE, line.of_tpm.into()), (LIFE, theirs.into())];
-        let mut command = host.shim.command_with(&tpm.program, descriptors)?;
-        let said = File::options().create(true).append(true).open(&log)?;
+        let mut command = host.shim.command_with(&tpm.program, vec![(LINE, line.of_tpm.into())])?;
         // Its working directory may go while it runs.
-        let words = Tpm::words(&format!("type=unixio,clientfd={LINE}"), &std::path::absolute(&dir)?);
-        let env = host.qemu_env.iter().map(|(name, value)| (name, value));
-        command.args(words).env_clear().envs(env).stdout(Stdio::null()).stderr(said);
-        let mut emulator = Self { child: command.spawn()?, dir, log, life: Some(life) };
-        // Its other end is to be the emulator's alone.
-        drop(command);
-        match tokio::time::timeout(LIMIT, answers(&line.of_qemu)).await {
-            Ok(Ok(())) => Ok(emulator),
-            Ok(Err(error)) => {
-                emulator.end();
-                let mut text = Vec::new();
-                let _ = File::open(&emulator.log).map(|said| said.take(MAX_SAID).read_to_end(&mut text));
-                let text = sanitize_line(&text);
-                let text = text.trim();
-                Err(io::Error::other(if text.is_empty() { error.to_string() } else { format!("{error}: {text}") }))
-            }
-            Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} s", LIMIT.as_secs()))),
-        }
+        command.args(Tpm::words(&format!("type=unixio,clientfd={LINE}"), &std::path::absolute(&dir)?));
+        let mut emulator = Self { process: Companion::start(command, host)?, dir };
+        emulator.process.answers(answers(&line.of_qemu)).await?;
+        Ok(emulator)
     }
 
     /// Tells, once, when it has ended.
@@ -188,34 +155,14 @@ impl Emulator {
     /// # Errors
     /// When that cannot be waited for.
     pub(crate) fn watch(&mut self, tell: UnboundedSender<String>) -> io::Result<()> {
-        let Some(life) = self.life.take() else { return Ok(()) };
-        life.set_nonblocking(true)?;
-        let mut life = tokio::net::UnixStream::from_std(life)?;
-        tokio::spawn(async move {
-            // Nothing is ever said there.
-            let _ = life.read(&mut [0]).await;
-            // Nobody listening is fine.
-            drop(tell.send("the guest's TPM (swtpm) ended".to_owned()));
-        });
-        Ok(())
-    }
-
-    fn end(&mut self) {
-        // It leads a group of its own, if it has come so far.
-        let group = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
-        let _ = group.map(|group| kill_process_group(group, Signal::KILL));
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.process.watch("the guest's TPM (swtpm)".to_owned(), tell)
     }
 }
 
 impl Drop for Emulator {
     fn drop(&mut self) {
-        self.end();
+        self.process.end();
         let _ = fs_err::remove_dir_all(&self.dir);
-        if fs_err::metadata(&self.log).is_ok_and(|log| log.len() == 0) {
-            let _ = fs_err::remove_file(&self.log);
-        }
     }
 }
 
@@ -235,18 +182,13 @@ async fn answers(line: &UnixStream) -> io::Result<()> {
     match asked {
         Ok(()) if answer.starts_with(&[0; 4]) => Ok(()),
         Ok(()) => Err(io::Error::other(format!("it answered {answer:02x?}"))),
-        Err(error) => Err(match error.kind() {
-            io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
-                io::Error::other("it has ended")
-            }
-            _ => error,
-        }),
+        Err(error) => Err(of_line(error)),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write as _;
+    use std::io::{Read as _, Write as _};
 
     use super::*;
 
@@ -282,6 +224,7 @@ mod tests {
             has_sandbox: true,
             has_9p: true,
             has_isa_vga: true,
+            has_virtiofs: true,
             tpms: tpms.iter().map(|&tpm| tpm.to_owned()).collect(),
         };
         let none = Tpm::find(&qemu(&[]), None).unwrap_err().to_string();

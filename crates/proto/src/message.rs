@@ -254,6 +254,11 @@ pub enum Source {
     },
     /// A disk with an archive, which the agent unpacks; see [`Setup::disk`].
     Disk,
+    /// A virtiofs device of the machine.
+    Virtiofs {
+        /// Its tag.
+        tag: String,
+    },
 }
 
 /// What came of a [`Setup`].

@@ -17,6 +17,7 @@ use belljar_proto::{
 };
 
 use crate::{
+    args::Opt,
     channel::Channel,
     guest::Guest,
     machine::{End, Machine},
@@ -547,6 +548,17 @@ impl Agent {
         Ok(place)
     }
 
+    /// The same over virtiofs.
+    fn mount_virtiofs(&self, tag: &str, mount: &Mount) -> Result<PathBuf, String> {
+        let has = |d: &Opt| d.driver().starts_with("vhost-user-fs") && d.get("tag") == Some(tag);
+        if !self.shared.machine.args.all("device").any(has) {
+            return Err(format!("the machine has no virtiofs of the tag {tag}"));
+        }
+        let place = self.shared.guest.root.join("virtiofs").join(&mount.name);
+        std::fs::create_dir_all(&place).map_err(|e| e.to_string())?;
+        Ok(place)
+    }
+
     fn setup(&mut self, mounts: &[Mount]) {
         let mut faults = Vec::new();
         let mut known = Vec::new();
@@ -557,6 +569,15 @@ impl Agent {
                 && self.manners.setup == "ok"
             {
                 match self.mount_fuse(port, mount) {
+                    Ok(place) => known.push((mount.path.clone().into_bytes(), place)),
+                    Err(why) => self.shared.machine.script_failed(&format!("agent: {why}")),
+                }
+                continue;
+            }
+            if let Some(Source::Virtiofs { tag }) = mount.sources.first()
+                && self.manners.setup == "ok"
+            {
+                match self.mount_virtiofs(tag, mount) {
                     Ok(place) => known.push((mount.path.clone().into_bytes(), place)),
                     Err(why) => self.shared.machine.script_failed(&format!("agent: {why}")),
                 }

@@ -15,7 +15,9 @@ use rustix::{
 use crate::args::{Args, Opt};
 
 /// Devices that the pretended machine has.
-pub(crate) const DEVICES: [(&str, &str); 37] = [
+pub(crate) const DEVICES: [(&str, &str); 39] = [
+    ("vhost-user-fs-pci", "PCI"),
+    ("vhost-user-fs-ccw", "virtual-css-bus"),
     ("virtio-9p-ccw", "virtual-css-bus"),
     ("virtio-blk-ccw", "virtual-css-bus"),
     ("virtio-scsi-ccw", "virtual-css-bus"),
@@ -169,7 +171,7 @@ fn references(args: &Args, wrong: &mut Vec<String>) {
                 wrong.push(format!("-device {}: {kind} {id} is in use", dev.raw));
             }
         }
-        if let Some(tag) = dev.get("mount_tag")
+        if let Some(tag) = dev.get("mount_tag").or_else(|| dev.get("tag"))
             && (tag.is_empty() || tag.len() > 31 || !tags.insert(tag.to_owned()))
         {
             wrong.push(format!("mount tag {tag:?} is empty, too long, or there twice"));
@@ -213,15 +215,26 @@ fn references(args: &Args, wrong: &mut Vec<String>) {
 /// Memory that is a file is one, is used, and can be frozen.
 fn memory(args: &Args, wrong: &mut Vec<String>) {
     let named = args.last("machine").and_then(|m| m.get("memory-backend"));
+    let lends = args.all("device").any(|device| device.driver().starts_with("vhost-user-fs"));
+    let is_lent = |o: &Opt| o.driver() == "memory-backend-memfd" && o.get("share") == Some("on");
+    let lent = args.all("object").find(|object| is_lent(object) && object.id() == named);
+    if lends && lent.is_none() {
+        wrong.push("vhost-user-fs: the guest's memory is not shared with its back end".into());
+    }
     for object in args.all("object").filter(|o| o.driver().starts_with("memory-backend")) {
         if object.id().is_none() || object.id() != named {
             wrong.push(format!("-object {}: memory that is used by nothing", object.raw));
         }
-        if object.driver() != "memory-backend-file" {
+        if object.driver() != "memory-backend-file" && !(lends && is_lent(object)) {
             wrong.push(format!("-object {}: QEMU writes it to the state of a frozen machine", object.raw));
         }
     }
+    let size = lent.and_then(|object| object.get("size")?.parse::<u64>().ok());
+    if size.is_some_and(|size| args.last("m").is_none_or(|m| m.raw != format!("{}M", size >> 20))) {
+        wrong.push("the memory's size is not the machine's".into());
+    }
     match (named, args.ram()) {
+        (Some(_), None) if lends => {}
         (Some(id), None) => wrong.push(format!("Property can't find memory-backend value '{id}', or it is no file")),
         (_, Some(ram)) if args.last("m").is_none_or(|m| m.raw != format!("{}M", ram.size >> 20)) => {
             wrong.push("the memory's size is not the machine's".into());

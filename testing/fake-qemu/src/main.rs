@@ -21,6 +21,7 @@ mod screen;
 mod script;
 mod terminal;
 mod track;
+mod virtiofsd;
 
 use std::{
     env,
@@ -69,6 +70,16 @@ fn main() -> ExitCode {
     }
     if words.get(1).is_some_and(|w| w == guest::ON_TERMINAL) {
         return guest::on_terminal(&words[2..]);
+    }
+    if words.get(1).is_some_and(|w| w == virtiofsd::WORD) {
+        let words: Vec<String> = words[2..].iter().map(|w| w.to_string_lossy().into_owned()).collect();
+        return match virtiofsd::main(&words) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(why) => {
+                complain(&why);
+                ExitCode::FAILURE
+            }
+        };
     }
     match run(&words) {
         Ok(code) => code,
@@ -176,6 +187,7 @@ fn power_on(
             Some(id) => of(id)?.map(|s| Channel::new(id, s)).transpose()?,
         });
     }
+    let _shares = virtiofsd::connect(&args).map_err(std::io::Error::other)?;
     let mut guest = Guest::new(&args, scratch.as_deref())?;
     let control = Control::new(qmp.as_ref().map(UnixStream::try_clone).transpose()?);
     let machine = Machine::new(args, settings, journal, control);

@@ -4,7 +4,7 @@
 
 test_fuse_does_what_the_manual_says() {
     as_the_manual_says 4 --share fuse --workspace-mode rw
-    as_the_manual_says 5 --share fuse --workspace-mode cow
+    as_the_manual_says 6 --share fuse --workspace-mode cow
 }
 
 # In an image, booted and copied.

@@ -5,7 +5,7 @@
 # The manual has a table of what works in which mode.
 test_what_the_manual_says_of_shares() {
     as_the_manual_says 3 --workspace-mode rw
-    as_the_manual_says 5 --workspace-mode cow
+    as_the_manual_says 6 --workspace-mode cow
 }
 
 # A descriptor of a file that another took the place of reaches the new file: what QEMU's 9p does cannot be undone, but is said.

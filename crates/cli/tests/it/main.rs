@@ -21,6 +21,7 @@ mod run;
 mod screen;
 mod share_disk;
 mod share_fuse;
+mod share_virtiofs;
 mod suite_config;
 mod suite_console;
 mod suite_forging;

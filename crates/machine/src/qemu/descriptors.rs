@@ -81,6 +81,8 @@ pub enum Purpose {
     Port,
     /// The line to the guest's TPM.
     Tpm,
+    /// The line to the server of a share.
+    Server,
     /// The other end of the virtio port from which a guest reads the agent.
     Program,
     /// Nothing but to be there as long as QEMU is: what keeps directories as they are seen.

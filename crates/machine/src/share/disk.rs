@@ -17,6 +17,7 @@ pub(crate) const DISK: Kind = Kind {
     by_shell: None,
     device: None,
     has_port: false,
+    has_server: false,
     on_disk: true,
     obstacle: |_| None,
     // Nobody has it open when a guest is frozen, and what is read of it is read past the guest's cache: each copy has another content.

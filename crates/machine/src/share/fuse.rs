@@ -17,6 +17,7 @@ pub(crate) const FUSE: Kind = Kind {
     by_shell: None,
     device: None,
     has_port: true,
+    has_server: false,
     on_disk: false,
     // What QEMU serves is a port, and there is nothing to it.
     obstacle: |_| None,

@@ -7,6 +7,8 @@ pub(crate) mod exchange;
 pub(crate) mod fuse;
 pub mod ninep;
 pub(crate) mod served;
+pub(crate) mod virtiofs;
+pub(crate) mod virtiofsd;
 
 use belljar_guest_spec::{ShareKind, WorkspaceMode};
 use belljar_image::modules::Feature;
@@ -38,6 +40,8 @@ pub(crate) struct Kind {
     pub(crate) device: Option<PushDevice>,
     /// Whether Belljar serves it, through a port.
     pub(crate) has_port: bool,
+    /// Whether a program beside QEMU serves it, to which the guest's memory is shared.
+    pub(crate) has_server: bool,
     /// Whether the directories are on a disk, from which the agent copies them.
     pub(crate) on_disk: bool,
     /// Why this QEMU cannot serve it, with how to mend that.
@@ -57,7 +61,7 @@ pub(crate) struct ByShell {
     pub(crate) known: &'static str,
 }
 
-/// Every kind, the first choice first.
+/// Every kind that is taken without being asked for, the first choice first.
 pub(crate) const KINDS: &[&Kind] = &[&ninep::NINE_P, &fuse::FUSE, &disk::DISK];
 
 /// The kind by which a guest gets its root and the agent, which nothing in it can serve yet.
@@ -87,6 +91,7 @@ pub(crate) fn choose(
         ShareKind::NineP => vec![&ninep::NINE_P],
         ShareKind::Fuse => vec![&fuse::FUSE],
         ShareKind::Disk => vec![&disk::DISK],
+        ShareKind::Virtiofs => vec![&virtiofs::VIRTIOFS],
     };
     let mut kinds = Vec::new();
     let mut obstacles = Vec::new();
@@ -118,7 +123,7 @@ pub(crate) fn for_shell(kinds: &[&'static Kind]) -> Result<&'static Kind, String
     kinds.iter().copied().find(|kind| kind.by_shell.is_some()).ok_or_else(|| {
         let names: Vec<&str> = kinds.iter().map(|kind| kind.name).collect();
         format!(
-            "the guest has no agent, which shares by {} need; use --share auto or 9p, or do without shares: --workspace none, and no --out",
+            "the guest has no agent, which shares by {} need; use --share auto, 9p or virtiofs, or do without shares: --workspace none, and no --out",
             names.join(" and ")
         )
     })

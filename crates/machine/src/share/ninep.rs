@@ -33,6 +33,7 @@ pub(crate) const NINE_P: Kind = Kind {
     }),
     device: Some(push_device),
     has_port: false,
+    has_server: false,
     on_disk: false,
     obstacle,
     // A mounted one is state in QEMU that cannot be saved; the device alone can, and each copy mounts its own directory by it.

@@ -156,6 +156,7 @@ async fn every_device_is_accepted() {
                     tag: "a,b".to_owned(),
                     device: Some(push_device),
                     port: None,
+                    server: None,
                     on_disk: false,
                     path: shared,
                     read_only: false,
@@ -164,6 +165,7 @@ async fn every_device_is_accepted() {
                     tag: "t".repeat(31),
                     device: Some(push_device),
                     port: None,
+                    server: None,
                     on_disk: false,
                     path: "/".into(),
                     read_only: true,
@@ -223,6 +225,7 @@ async fn what_a_guest_leaves_is_plain_files_of_the_caller() {
         tag: tag.to_owned(),
         device: Some(push_device),
         port: None,
+        server: None,
         path: path.to_owned(),
         read_only,
     };

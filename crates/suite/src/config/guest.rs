@@ -72,7 +72,7 @@ table! {
         "nic" nic: NicMode = "\"isolated\"",
         /// What a fault that the guest's kernel reports does: the guest counts as crashed, or it is noted.
         "oops" oops: OopsPolicy = "\"crash\"",
-        /// What carries the workspace and the output directory into the guest: 9p where its kernel has that, else FUSE, else a disk; or one by name (9p, fuse, disk).
+        /// What carries the workspace and the output directory into the guest: 9p where its kernel has that, else FUSE, else a disk; or one by name (9p, fuse, disk, virtiofs).
         "share" share: ShareKind = "\"auto\"",
         /// Give it a TPM 2.0, a new one each time it boots (swtpm); such a guest has no template.
         "tpm" tpm: bool = "false",

@@ -18,13 +18,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const GUEST: &[u8] = b"FAKE_QEMU_CONTROL=";
 
 /// Files of a run's directory.
-const RUN_FILES: [&str; 12] = [
+const RUN_FILES: [&str; 11] = [
     "ctl",
     "workspace-conflicts",
     "events.jsonl",
     "console.log",
     "qemu.log",
-    "tpm.log",
     "qemu.cmd",
     "lock",
     "out",

@@ -8,7 +8,7 @@ use belljar_proto::message::{PORT_NAME, PROGRAM_PORT_NAME, share_port};
 
 use super::disk::{push, push_disks};
 use super::keyval::{Device, KeyVal};
-use super::{Accel, ArgsError, Chardev, MachineConfig, NicMode, ProgramPort, Ram, Tpm, TpmLine};
+use super::{Accel, ArgsError, Chardev, HelperLine, MachineConfig, NicMode, ProgramPort, Ram, Tpm};
 
 /// QEMU's seccomp filter at its tightest: no obsolete system calls, no change of user, no child
 /// processes, no change of scheduling.
@@ -109,6 +109,12 @@ impl MachineConfig {
         }
         match self.ram {
             Ram::Anonymous => out.extend(["-machine".into(), machine.into()]),
+            Ram::Lent => {
+                let object =
+                    KeyVal::new("memory-backend-memfd").set("id", "ram").set("size", self.ram_size().to_string());
+                push(out, "-object", object.set("share", "on"));
+                out.extend(["-machine".into(), format!("{machine},memory-backend=ram").into()]);
+            }
             Ram::Shared(fd) | Ram::Private(fd) => {
                 // By the descriptor's own name, since QEMU knows no other way to a file without one; a "memory-backend-memfd" would be
                 // written to a frozen machine's state by QEMU 8.1 and later.
@@ -292,8 +298,8 @@ impl MachineConfig {
         if let Some(Tpm { device, line }) = &self.tpm {
             let socket = KeyVal::new("socket").set("id", "tpm-line");
             let socket = match line {
-                TpmLine::Fd(fd) => socket.set("fd", fd.to_string()),
-                TpmLine::Path(path) => socket.set("path", path),
+                HelperLine::Fd(fd) => socket.set("fd", fd.to_string()),
+                HelperLine::Path(path) => socket.set("path", path),
             };
             push(out, "-chardev", socket);
             push(out, "-tpmdev", KeyVal::new("emulator").set("id", "tpm0").set("chardev", "tpm-line"));

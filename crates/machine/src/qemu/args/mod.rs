@@ -139,12 +139,12 @@ pub struct Tpm {
     /// QEMU's device.
     pub device: String,
     /// Where the emulator is.
-    pub line: TpmLine,
+    pub line: HelperLine,
 }
 
-/// The line to an emulator of a TPM.
+/// The line to a process beside QEMU.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum TpmLine {
+pub enum HelperLine {
     /// A connected socket.
     Fd(Fd),
     /// A socket by its name: for a command line that a person pastes.
@@ -157,6 +157,8 @@ pub enum Ram {
     /// Nowhere but in the process.
     #[default]
     Anonymous,
+    /// In a file without a name that QEMU makes, and lends to the processes that serve its devices.
+    Lent,
     /// In the file under this descriptor: what the guest writes gets there.
     Shared(Fd),
     /// In the same, but what the guest writes stays in the process.
@@ -321,12 +323,22 @@ pub struct Share {
     pub device: Option<PushDevice>,
     /// The other end of the port through which Belljar serves it, if it does.
     pub port: Option<Chardev>,
+    /// The line to the process beside QEMU that serves it, if one does.
+    pub server: Option<HelperLine>,
     /// Whether Belljar puts it on the machine's disk of shares.
     pub on_disk: bool,
     /// The directory.
     pub path: PathBuf,
     /// Whether writes are refused by the host.
     pub read_only: bool,
+}
+
+impl Share {
+    /// Whether somebody else than QEMU opens the directory.
+    #[must_use]
+    pub(crate) fn is_served(&self) -> bool {
+        self.port.is_some() || self.on_disk || self.server.is_some()
+    }
 }
 
 /// Why there is no command line for a machine.

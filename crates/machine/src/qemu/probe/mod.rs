@@ -38,7 +38,7 @@ use super::{
     process::stat,
     sandbox::Shim,
 };
-use crate::share::ninep;
+use crate::share::{ninep, virtiofs};
 use remember::Memory;
 
 /// The oldest major and minor version that Belljar works with.
@@ -76,6 +76,8 @@ pub struct QemuInfo {
     pub has_9p: bool,
     /// Built with a graphics card on the ISA bus.
     pub has_isa_vga: bool,
+    /// Built with virtiofs.
+    pub has_virtiofs: bool,
     /// Its devices for a TPM, the one to take first. An answer that is kept from before there was this question is none.
     pub tpms: Vec<String>,
 }
@@ -257,6 +259,7 @@ fn interview(platform: &Platform, path: PathBuf, why: String) -> Result<QemuInfo
             || (!listed.success() && ask("a device", &["-device", &format!("{device},help")])?.1.contains(device)))
     };
     let has_9p = has(&platform.default_machine().transport.device(ninep::DEVICE))?;
+    let has_virtiofs = has(&platform.default_machine().transport.device(virtiofs::DEVICE))?;
     let has_isa_vga = has(crate::screen::CARD)?;
     let mut tpms = Vec::new();
     for device in TPMS {
@@ -265,11 +268,11 @@ fn interview(platform: &Platform, path: PathBuf, why: String) -> Result<QemuInfo
         }
     }
     let (sandboxed, _) = ask("sandbox", &["-sandbox", super::args::SANDBOX, "-machine", "help"])?;
-    Ok(QemuInfo { why, version, has_sandbox: sandboxed.success(), has_9p, has_isa_vga, tpms, path })
+    Ok(QemuInfo { why, version, has_sandbox: sandboxed.success(), has_9p, has_virtiofs, has_isa_vga, tpms, path })
 }
 
 /// Runs a program that answers and ends.
-fn answer(program: &Path, args: &[&str]) -> io::Result<(ExitStatus, String)> {
+pub(crate) fn answer(program: &Path, args: &[&str]) -> io::Result<(ExitStatus, String)> {
     let mut child =
         Command::new(program).args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
     let out = child.stdout.take();

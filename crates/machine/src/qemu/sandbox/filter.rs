@@ -21,6 +21,7 @@
 
 use std::collections::BTreeMap;
 
+use belljar_share_fuse::Use;
 use libc::{EPERM, O_CREAT, S_IFBLK, S_IFCHR, S_IFMT, S_ISGID, S_ISUID, c_int, c_long};
 use seccompiler::{
     BpfProgram, Error, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
@@ -46,6 +47,39 @@ pub(super) fn install() -> Result<(), Error> {
         seccompiler::apply_filter(&program)?;
     }
     Ok(())
+}
+
+/// Adds what a program is to have beside that which serves a share, and would become whoever asks in the guest: that succeeds without effect, so that what is
+/// made is the user's, as a change of owner does. Where the share is for reading, what changes a file ends with `EROFS`, whatever the server were talked into.
+pub(super) fn install_for_server(using: Use) -> Result<(), Error> {
+    let becoming = [libc::SYS_setresuid, libc::SYS_setresgid, libc::SYS_setgroups];
+    let becoming = becoming.into_iter().map(|call| (call, Vec::new())).collect();
+    seccompiler::apply_filter(&compile(becoming, SeccompAction::Errno(0))?)?;
+    if using == Use::Reading {
+        seccompiler::apply_filter(&compile(changing()?, SeccompAction::Errno(libc::EROFS as u32))?)?;
+    }
+    Ok(())
+}
+
+/// Calls that change a file or a directory, or open one for that.
+fn changing() -> Result<Rules, Error> {
+    let mut rules: Rules = CHANGING.iter().map(|&call| (call, Vec::new())).collect();
+    for &(call, flags, _) in OPENS {
+        let Some(flags) = flags else {
+            rules.insert(call, Vec::new());
+            continue;
+        };
+        let access = |value: c_int| Bits { arg: flags, mask: libc::O_ACCMODE as u32, value: value as u32 };
+        let bits = [
+            access(libc::O_WRONLY),
+            access(libc::O_RDWR),
+            Bits::set(flags, O_CREAT as u32),
+            Bits::set(flags, libc::O_TRUNC as u32),
+            Bits::set(flags, TMPFILE as u32),
+        ];
+        rules.insert(call, bits.iter().map(|bits| rule(&[*bits])).collect::<Result<_, _>>()?);
+    }
+    Ok(rules)
 }
 
 /// One filter for each answer, as a filter has only one. No call matches two of them.
@@ -181,6 +215,55 @@ const OPENS: &[(c_long, Option<u8>, u8)] = &[
     (libc::SYS_openat, Some(2), 3),
 ];
 
+/// Calls that change a file by its name or a descriptor of any kind. What is written goes to one that is open for that, of which there is none.
+const CHANGING: &[c_long] = &[
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_rename,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_link,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_unlink,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_rmdir,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_symlink,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_mkdir,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_mknod,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_chmod,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_utime,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_utimes,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_futimesat,
+    #[cfg(not(target_arch = "riscv64"))]
+    libc::SYS_renameat,
+    libc::SYS_renameat2,
+    libc::SYS_linkat,
+    libc::SYS_unlinkat,
+    libc::SYS_symlinkat,
+    libc::SYS_mkdirat,
+    libc::SYS_mknodat,
+    libc::SYS_fchmod,
+    libc::SYS_fchmodat,
+    SYS_FCHMODAT2,
+    libc::SYS_utimensat,
+    libc::SYS_truncate,
+    libc::SYS_ftruncate,
+    libc::SYS_fallocate,
+    libc::SYS_setxattr,
+    libc::SYS_lsetxattr,
+    libc::SYS_fsetxattr,
+    libc::SYS_removexattr,
+    libc::SYS_lremovexattr,
+    libc::SYS_fremovexattr,
+    // By no name, and root may.
+    libc::SYS_open_by_handle_at,
+];
+
 /// Calls that change an owner.
 const CHOWNS: &[c_long] = &[
     #[cfg(target_arch = "x86_64")]
@@ -197,7 +280,8 @@ mod tests {
 
     #[test]
     fn the_filters_compile_and_fit() {
-        for program in programs().unwrap() {
+        let changing = compile(changing().unwrap(), SeccompAction::Errno(libc::EROFS as u32)).unwrap();
+        for program in programs().unwrap().into_iter().chain([changing]) {
             assert!(program.len() < 1000, "{} of at most 4096 instructions", program.len());
         }
     }

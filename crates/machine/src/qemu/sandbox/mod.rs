@@ -19,6 +19,9 @@
 //! Descriptors that QEMU is to have under certain numbers come through standard input (`descriptors`), which is `/dev/null` after
 //! that. Environment and working directory pass through untouched.
 //!
+//! With `--server` a program is started so that serves a share as QEMU serves one (`virtiofsd`). It has no `umask(2)`, as many descriptors as it may have, a filter more
+//! (`filter::install_for_server`), and what it takes to confine itself to the share's directory: as root two capabilities, else a user namespace of its own.
+//!
 //! With `--view` after the parent's id it is another process: one that opens the directories for a guest without what they are not to show
 //! ([`namespace`]); with `--share` one that serves a directory to a guest (`serving`).
 
@@ -40,10 +43,12 @@ use std::process::{Command, Stdio};
 
 use belljar_share_fuse::Use;
 use command_fds::{CommandFdExt, FdMapping};
+use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::process::{
-    Pid, Resource, Rlimit, Signal, getpid, getppid, set_parent_process_death_signal, setpgid, setrlimit,
+    Pid, Resource, Rlimit, Signal, getpid, getppid, getrlimit, set_parent_process_death_signal, setpgid, setrlimit,
 };
+use rustix::thread::UnshareFlags;
 use thiserror::Error;
 
 /// How to start a program through [`shim_main`].
@@ -79,6 +84,24 @@ impl Shim {
         Ok(command)
     }
 
+    /// The same for a program that serves a share.
+    ///
+    /// # Errors
+    /// See [`Shim::command_with`].
+    pub(crate) fn command_of_server(
+        &self,
+        program: &Path,
+        server: Server,
+        descriptors: Vec<(i32, OwnedFd)>,
+    ) -> io::Result<Command> {
+        let mut command = self.begin();
+        let (numbers, descriptors): (Vec<_>, Vec<_>) = descriptors.into_iter().unzip();
+        let numbers: Vec<String> = numbers.iter().map(i32::to_string).collect();
+        command.stdin(descriptors::send(&descriptors)?);
+        command.arg(SERVER).arg(server.word()).arg("--descriptors").arg(numbers.join(",")).arg("--").arg(program);
+        Ok(command)
+    }
+
     /// A command that serves a share. Its standard input must be left as it is; `descriptors` are the port, the directory, and what keeps
     /// that as it is seen.
     ///
@@ -96,6 +119,48 @@ impl Shim {
         let parent = getpid().as_raw_nonzero().to_string();
         command.args(&self.args).arg("--parent").arg(parent);
         command
+    }
+}
+
+/// What makes the shim start a program that serves a share.
+const SERVER: &str = "--server";
+
+/// A program that serves a share as QEMU does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Server {
+    /// What the share is for.
+    pub(crate) using: Use,
+    /// Whether it confines itself to the directory although it is not started by root.
+    pub(crate) own_users: bool,
+}
+
+impl Server {
+    fn word(self) -> String {
+        let users = if self.own_users { "own" } else { "host" };
+        format!("{},{users}", serving::word(self.using))
+    }
+
+    fn of(word: &OsStr) -> Option<Self> {
+        let words = [Use::Exchange, Use::Reading]
+            .into_iter()
+            .flat_map(|using| [false, true].into_iter().map(move |own_users| Self { using, own_users }));
+        words.into_iter().find(|server| word == OsStr::new(&server.word()))
+    }
+
+    /// What only it has of what the process gives up, before the filters that all have.
+    fn prepare(self) -> Result<(), ShimError> {
+        rustix::process::umask(Mode::empty());
+        let limit = getrlimit(Resource::Nofile);
+        // It has a descriptor for each file that the guest knows.
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+        if self.own_users {
+            namespace::own_users(UnshareFlags::empty())?;
+        }
+        caps::drop_for_confined().map_err(|e| prepare(DROP_CAPABILITIES, e))?;
+        if self.own_users {
+            caps::keep_to_confine().map_err(|e| prepare("keep what confines it", e))?;
+        }
+        Ok(())
     }
 }
 
@@ -185,9 +250,15 @@ pub fn shim_main(args: impl IntoIterator<Item = OsString>) -> Result<Infallible,
     }
     let nothing = Rlimit { current: Some(0), maximum: Some(0) };
     setrlimit(Resource::Core, nothing).map_err(|e| prepare("forbid core files", e))?;
-    caps::drop_for_qemu().map_err(|e| prepare(DROP_CAPABILITIES, e))?;
+    match order.server {
+        Some(server) => server.prepare()?,
+        None => caps::drop_for_qemu().map_err(|e| prepare(DROP_CAPABILITIES, e))?,
+    }
     rustix::thread::set_no_new_privs(true).map_err(|e| prepare("renounce new privileges", e))?;
     filter::install()?;
+    if let Some(server) = order.server {
+        filter::install_for_server(server.using)?;
+    }
     set_parent_process_death_signal(Some(Signal::KILL)).map_err(|e| prepare("tie its life to Belljar's", e))?;
     if getppid().map(Pid::as_raw_pid) != Some(order.parent) {
         return Err(ShimError::Orphaned { parent: order.parent });
@@ -204,6 +275,8 @@ fn prepare(what: &'static str, error: Errno) -> ShimError {
 #[derive(Debug, PartialEq, Eq)]
 struct Order {
     parent: i32,
+    /// Whether it serves a share, and which.
+    server: Option<Server>,
     /// Numbers of descriptors, above those of the standard streams.
     descriptors: Vec<i32>,
     program: PathBuf,
@@ -218,6 +291,12 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Order, ShimError> {
     let parent = args.next().and_then(|pid| pid.to_str()?.parse().ok()).filter(|&pid: &i32| pid > 0);
     let parent = parent.ok_or(ShimError::Usage("no process id after --parent"))?;
     let mut word = args.next();
+    let mut server = None;
+    if word.as_deref() == Some(OsStr::new(SERVER)) {
+        let said = args.next().as_deref().and_then(Server::of);
+        server = Some(said.ok_or(ShimError::Usage("no use after --server"))?);
+        word = args.next();
+    }
     let mut descriptors = Vec::new();
     if word.as_deref() == Some(OsStr::new("--descriptors")) {
         const NONE: ShimError = ShimError::Usage("no numbers above 2 after --descriptors");
@@ -231,7 +310,7 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Order, ShimError> {
         return Err(ShimError::Usage("no --"));
     }
     let program = args.next().ok_or(ShimError::Usage("no program"))?.into();
-    Ok(Order { parent, descriptors, program, args: args.collect() })
+    Ok(Order { parent, server, descriptors, program, args: args.collect() })
 }
 
 #[cfg(test)]
@@ -259,6 +338,12 @@ mod tests {
         let command = shim.command_with(Path::new("/usr/bin/qemu"), given).unwrap();
         let args: Vec<OsString> = command.get_args().skip(1).map(OsStr::to_owned).collect();
         assert_eq!(parse(args).unwrap().descriptors, [7, 3]);
+
+        let server = Server { using: Use::Reading, own_users: true };
+        let given = vec![(3, tempfile::tempfile().unwrap().into())];
+        let command = shim.command_of_server(Path::new("/usr/bin/virtiofsd"), server, given).unwrap();
+        let order = parse(command.get_args().skip(1).map(OsStr::to_owned).collect::<Vec<_>>()).unwrap();
+        assert_eq!((order.server, order.descriptors.as_slice()), (Some(server), [3].as_slice()));
     }
 
     #[test]
@@ -275,6 +360,9 @@ mod tests {
             "--parent 7 --descriptors 3,2 -- a",
             "--parent 7 --descriptors 3, -- a",
             "--parent 7 --descriptors 3 a",
+            "--parent 7 --server",
+            "--parent 7 --server reading -- a",
+            "--parent 7 --server reading,other -- a",
         ] {
             assert!(matches!(shim_main(words(text)), Err(ShimError::Usage(_))), "{text}");
         }

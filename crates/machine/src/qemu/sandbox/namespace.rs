@@ -188,7 +188,6 @@ pub(super) fn serve(words: impl Iterator<Item = OsString>) -> Result<(), StepErr
 /// Goes where mounts are nobody else's.
 fn separate() -> Result<(), StepError> {
     let step = |what: &str, source: Errno| StepError { what: what.to_owned(), source: source.into() };
-    let (user, group) = (geteuid(), getegid());
     match unshare(UnshareFlags::NEWNS) {
         Ok(()) => {
             // The host would see what is mounted here where its mounts are shared, which is what systemd makes them.
@@ -199,7 +198,14 @@ fn separate() -> Result<(), StepError> {
         Err(error) => return Err(step("get a mount namespace", error)),
     }
     // There, what is mounted does not reach the namespace from which the mounts came.
-    unshare(UnshareFlags::NEWUSER | UnshareFlags::NEWNS).map_err(|e| step("get a user namespace", e))?;
+    own_users(UnshareFlags::NEWNS)
+}
+
+/// Goes into a user namespace in which the user is who it was, and all others are nobody.
+pub(super) fn own_users(and: UnshareFlags) -> Result<(), StepError> {
+    let step = |what: &str, source: Errno| StepError { what: what.to_owned(), source: source.into() };
+    let (user, group) = (geteuid(), getegid());
+    unshare(UnshareFlags::NEWUSER | and).map_err(|e| step("get a user namespace", e))?;
     let write = |file: &str, text: String| {
         let written = fs::OpenOptions::new().write(true).open(file).and_then(|mut f| f.write_all(text.as_bytes()));
         written.map_err(|source| StepError { what: format!("write {file}"), source })
