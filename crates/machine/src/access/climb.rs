@@ -17,6 +17,8 @@ const PROBE_REST: Duration = Duration::from_secs(3);
 const CHATTER: Duration = Duration::from_secs(30);
 /// How often a user name is typed before we give up.
 const LOGIN_TRIES: u32 = 6;
+/// How many refusals may be our own doing: where the guest is slow, it is silent for long while it judges a password, too.
+const FORGIVEN: u32 = 2;
 /// How often a shell is probed with every form before we give up.
 const PROBE_ROUNDS: u32 = 3;
 /// How many Enters a blank line gets before it is probed as it is.
@@ -88,6 +90,8 @@ pub async fn climb(
         name_arrived: true,
         question: None,
         question_is_password: false,
+        disturbed: false,
+        forgiven: 0,
         typed_by: None,
         logged_in: None,
         logins: 0,
@@ -115,6 +119,10 @@ struct Climber<'a> {
     question: Option<String>,
     /// The question was answered with Enter, and the login prompt came again.
     question_is_password: bool,
+    /// Enter was pressed while a login was under way, which may have been taken for its password.
+    disturbed: bool,
+    /// How many refusals were not believed for that reason.
+    forgiven: u32,
     /// The rung whose rule had the user's name typed.
     typed_by: Option<&'static Rung>,
     /// The same, when something came of it.
@@ -251,9 +259,11 @@ impl Climber<'_> {
     fn rest_for(&self, sight: Sight) -> Duration {
         match sight {
             Sight::Login | Sight::Activate | Sight::NewPassword | Sight::Prompt | Sight::Question => SETTLED,
-            Sight::Covered => 2 * SETTLED,
+            Sight::Covered if self.stage == Stage::Watching => 2 * SETTLED,
             Sight::BootMenu => MENU_REST,
             Sight::Password if self.stage != Stage::Watching => SETTLED,
+            // What was typed is under way: an Enter on top would be a slow guest's password.
+            _ if self.stage != Stage::Watching => 2 * self.patience_with_silence(),
             _ => self.patience_with_silence(),
         }
     }
@@ -360,6 +370,7 @@ impl Climber<'_> {
 
     async fn press_enter(&mut self) -> Result<(), AccessError> {
         self.enters += 1;
+        self.disturbed |= self.stage != Stage::Watching;
         self.entered = Some((self.console.bytes_seen(), self.console.open_line()));
         self.console.send(b"\n").await?;
         Ok(())
@@ -372,21 +383,30 @@ impl Climber<'_> {
             if self.credentials.password.is_none() {
                 return Err(AccessError::PasswordWanted { user });
             }
-        } else if said.refused && !said.too_early && self.name_arrived && self.stage != Stage::Watching {
-            return Err(AccessError::Refused { user, tail: self.console.tail(TAIL) });
-        }
-        // After the password, the prompt alone says no, in whatever language.
-        if self.stage == Stage::PasswordTyped && !said.too_early && self.name_arrived {
-            return Err(AccessError::Refused { user, tail: self.console.tail(TAIL) });
+        } else if !said.too_early && self.name_arrived {
+            // After the password, the prompt alone says no, in whatever language.
+            let no = self.stage == Stage::PasswordTyped || said.refused && self.stage == Stage::NameTyped;
+            if no && !self.forgives() {
+                return Err(AccessError::Refused { user, tail: self.console.tail(TAIL) });
+            }
         }
         if self.logins == LOGIN_TRIES {
             return Err(AccessError::LoginLoop { user, tries: self.logins, tail: self.console.tail(TAIL) });
         }
         self.logins += 1;
+        self.disturbed = false;
         self.console.skip_unread();
         self.console.send(format!("{user}\n").as_bytes()).await?;
         self.stage = Stage::NameTyped;
         Ok(())
+    }
+
+    /// Whether a refusal is no judgement, since it may be our own Enter that was refused.
+    fn forgives(&mut self) -> bool {
+        let forgives = self.disturbed && self.forgiven < FORGIVEN;
+        self.disturbed = false;
+        self.forgiven += u32::from(forgives);
+        forgives
     }
 
     async fn type_password(&mut self, user: String) -> Result<(), AccessError> {
@@ -395,6 +415,11 @@ impl Climber<'_> {
             return self.press_enter().await;
         }
         if self.stage == Stage::PasswordTyped {
+            if self.forgives() {
+                // The password went to the next prompt, as a name.
+                self.stage = Stage::Watching;
+                return self.press_enter().await;
+            }
             return Err(AccessError::Refused { user, tail: self.console.tail(TAIL) });
         }
         // The name is echoed as it arrived; where characters were lost, a password would go to somebody else.

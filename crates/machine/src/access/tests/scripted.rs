@@ -206,6 +206,39 @@ async fn a_prompt_under_boot_messages_comes_back_with_enter() {
     assert!(events.iter().any(|e| matches!(e, AccessEvent::Held { rung: "login", .. })), "{events:?}");
 }
 
+/// A guest so slow that messages come before the name is taken, and that is silent for long then.
+#[tokio::test(start_paused = true)]
+async fn an_enter_of_ours_in_the_middle_of_a_login_is_no_wrong_password() {
+    for pause in [700, 40_000] {
+        let (result, events) = against(login("root", Some("secret")), 600, move |mut g| async move {
+            g.say("debian login: ").await;
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            g.say("[  142.545981] kvm: Nested Virtualization enabled\r\n").await;
+            assert_eq!(g.hear().await.as_deref(), Some("root"));
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+            for tries in 1.. {
+                g.echo = false;
+                g.say("Password: ").await;
+                let password = g.hear().await.expect("password");
+                g.echo = true;
+                if password == "secret" {
+                    break;
+                }
+                assert!(tries < 3 && password.is_empty(), "the password is {password:?}");
+                g.say("\r\nLogin incorrect\r\ndebian login: ").await;
+                while g.hear().await.is_some_and(|name| name != "root") {
+                    g.say("debian login: ").await;
+                }
+            }
+            g.be_a_shell("\r\n# ").await;
+        })
+        .await;
+        result.unwrap_or_else(|e| panic!("{e}\n{events:#?}"));
+        let entered = events.iter().any(|e| matches!(e, AccessEvent::Did { act: Act::Enter, .. }));
+        assert_eq!(entered, pause == 40_000, "{events:?}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_is_typed_too_early_is_typed_again() {
     let (result, events) = against(quick(), 300, |mut g| async move {
