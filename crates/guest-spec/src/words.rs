@@ -177,7 +177,7 @@ words! {
     /// What carries the host's directories into a guest.
     #[derive(Default)]
     ShareKind {
-        /// 9p where the guest's kernel has it, else FUSE; where it is known to have neither, a disk.
+        /// FUSE where the guest's kernel has it, else 9p; where it is known to have neither, a disk.
         #[default]
         Auto = "auto",
         /// A 9p device, served by QEMU.

@@ -62,8 +62,6 @@ impl Use {
     }
 }
 
-/// Most files of which something is known, or that are open, and no more than the process may have descriptors.
-const MOST: usize = 1 << 20;
 /// Descriptors that are left for what is opened on the way.
 const SPARE: usize = 64;
 /// Files that stay open where the guest's kernel does not say what it opens.
@@ -93,8 +91,6 @@ pub struct Server {
     greeted: bool,
     /// What it could do.
     offered: u64,
-    /// Most files and descriptors together.
-    most: usize,
     memory: Vec<u8>,
     entries: Vec<u8>,
 }
@@ -116,7 +112,7 @@ pub enum Answer {
     Nothing,
     /// The guest is through with the share.
     End,
-    /// The guest knows of as many files as this process may hold. It would be told of no more, and take them for not there.
+    /// The guest knows of as many files, or has as many open, as this process may hold. It would be told of no more, and take them for not there.
     Full(usize),
 }
 
@@ -142,16 +138,21 @@ impl Server {
     pub fn new(directory: OwnedFd, using: Use, descriptors: usize) -> Result<Self, Errno> {
         Ok(Self {
             using,
-            nodes: Nodes::new(directory)?,
+            nodes: Nodes::new(directory, descriptors.saturating_sub(SPARE + KEPT_OPEN))?,
             handles: HashMap::new(),
             next_handle: 1,
             kept_open: VecDeque::new(),
             greeted: false,
             offered: 0,
-            most: descriptors.saturating_sub(SPARE + KEPT_OPEN).min(MOST),
             memory: Vec::new(),
             entries: Vec::with_capacity(DIRECTORY_BUFFER),
         })
+    }
+
+    /// How many files are held.
+    #[cfg(test)]
+    pub(crate) fn held(&self) -> usize {
+        self.nodes.held()
     }
 
     /// Gives the memory of a reply that was sent back for the next one.
@@ -174,7 +175,7 @@ impl Server {
             Ok(Outcome::Replied) => 0,
             Ok(Outcome::Silent) => return Ok(Answer::Nothing),
             Ok(Outcome::End) => return Ok(Answer::End),
-            Err(Errno::NFILE | Errno::MFILE) => return Ok(Answer::Full(self.most)),
+            Err(Errno::NFILE | Errno::MFILE) => return Ok(Answer::Full(self.nodes.limit())),
             Err(errno) => errno.raw_os_error(),
         };
         Ok(Answer::Reply(reply.finish(header.unique, error)))
@@ -183,6 +184,14 @@ impl Server {
     fn perform(&mut self, node: u64, request: Request<'_>, reply: &mut Reply) -> Result<Outcome, Errno> {
         if self.using == Use::Reading && writes(&request) {
             return Err(Errno::ROFS);
+        }
+        let open = self.handles.len();
+        for number in needs(node, &request) {
+            match self.nodes.hold(number, open) {
+                // What is done with it says so, unless it is done with a file that is open.
+                Ok(()) | Err(Errno::STALE) => {}
+                Err(errno) => return Err(errno),
+            }
         }
         match request {
             Request::Init { major, minor, max_readahead, flags } => {
@@ -227,7 +236,7 @@ impl Server {
                 Ok(())
             }
             Request::ReadLink => {
-                let target = readlinkat(&self.nodes.get(node)?.place, c"", Vec::new())?;
+                let target = readlinkat(self.nodes.place(node)?, c"", Vec::new())?;
                 reply.bytes(target.as_bytes());
                 Ok(())
             }
@@ -247,12 +256,12 @@ impl Server {
                 mkdirat(self.parent(node, name)?, name, Mode::from_raw_mode(mode & PERMISSIONS))?;
                 self.look_up(node, name, reply)
             }
-            Request::Unlink(name) => unlinkat(self.parent(node, name)?, name, AtFlags::empty()),
-            Request::RmDir(name) => unlinkat(self.parent(node, name)?, name, AtFlags::REMOVEDIR),
+            Request::Unlink(name) => self.remove(node, name, AtFlags::empty()),
+            Request::RmDir(name) => self.remove(node, name, AtFlags::REMOVEDIR),
             Request::Rename { name, to, new_name, flags } => {
                 let known = RenameFlags::NOREPLACE | RenameFlags::EXCHANGE;
                 let flags = RenameFlags::from_bits(flags).filter(|f| known.contains(*f)).ok_or(Errno::INVAL)?;
-                renameat_with(self.parent(node, name)?, name, self.parent(to, new_name)?, new_name, flags)
+                self.rename((node, name), (to, new_name), flags)
             }
             Request::Link { node: of, name } => {
                 let (descriptors, path) = self.nodes.path(of)?;
@@ -374,13 +383,37 @@ impl Server {
     fn look_up(&mut self, parent: u64, name: &CStr, reply: &mut Reply) -> Result<(), Errno> {
         check_name(name)?;
         self.have_room()?;
-        let (node, attr) = self.nodes.look_up(parent, name)?;
+        let (node, attr) = self.nodes.look_up(parent, name, self.handles.len())?;
         reply.entry(node, self.using.seconds(), &attr);
         Ok(())
     }
 
-    fn have_room(&self) -> Result<(), Errno> {
-        if self.nodes.len() + self.handles.len() < self.most { Ok(()) } else { Err(Errno::NFILE) }
+    fn have_room(&mut self) -> Result<(), Errno> {
+        self.nodes.have_room(self.handles.len())
+    }
+
+    fn remove(&mut self, node: u64, name: &CStr, flags: AtFlags) -> Result<(), Errno> {
+        check_name(name)?;
+        let known = self.nodes.hold_named(node, name, self.handles.len())?;
+        unlinkat(self.nodes.directory(node)?, name, flags)?;
+        known.into_iter().for_each(|number| self.nodes.rename(number, None));
+        Ok(())
+    }
+
+    fn rename(&mut self, from: (u64, &CStr), to: (u64, &CStr), flags: RenameFlags) -> Result<(), Errno> {
+        let mut known = [None; 2];
+        for (known, (node, name)) in known.iter_mut().zip([from, to]) {
+            check_name(name)?;
+            *known = self.nodes.hold_named(node, name, self.handles.len())?;
+        }
+        renameat_with(self.nodes.directory(from.0)?, from.1, self.nodes.directory(to.0)?, to.1, flags)?;
+        let [moved, replaced] = known;
+        if moved != replaced {
+            let exchanged = flags.contains(RenameFlags::EXCHANGE).then_some(from);
+            replaced.into_iter().for_each(|number| self.nodes.rename(number, exchanged));
+            moved.into_iter().for_each(|number| self.nodes.rename(number, Some(to)));
+        }
+        Ok(())
     }
 
     fn add_handle(&mut self, handle: Handle) -> Result<u64, Errno> {
@@ -438,13 +471,13 @@ impl Server {
         let wanted = host_flags(flags, 0) | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         match openat(self.parent(node, name)?, name, wanted, mode) {
             Ok(fd) => {
-                let (number, attr) = self.nodes.enter_file(&fd)?;
+                let (number, attr) = self.nodes.enter_file(&fd, Some((node, name)), self.handles.len())?;
                 reply.entry(number, self.using.seconds(), &attr);
                 self.reply_open(fd, flags, reply)
             }
             // Somebody on the host was first, perhaps with a link or a FIFO.
             Err(Errno::EXIST) if flags & open::EXCLUSIVE == 0 => {
-                let (number, _) = self.nodes.look_up(node, name)?;
+                let (number, _) = self.nodes.look_up(node, name, self.handles.len())?;
                 let opened = self.nodes.open(number, host_flags(flags, open::TRUNCATE));
                 let attr = self.nodes.attr_of(number)?;
                 match opened {
@@ -468,7 +501,7 @@ impl Server {
         let exclusive = if flags & open::EXCLUSIVE != 0 { OFlags::EXCL } else { OFlags::empty() };
         let wanted = host_flags(flags, 0) | OFlags::TMPFILE | OFlags::CLOEXEC | exclusive;
         let fd = openat(self.nodes.directory(node)?, c".", wanted, mode)?;
-        let (number, attr) = self.nodes.enter_file(&fd)?;
+        let (number, attr) = self.nodes.enter_file(&fd, None, self.handles.len())?;
         reply.entry(number, self.using.seconds(), &attr);
         self.reply_open(fd, flags, reply)
     }
@@ -510,14 +543,14 @@ impl Server {
         let times = Timestamps { last_access: timespec(atime), last_modification: timespec(mtime) };
         let found = self.nodes.get(node)?;
         if found.kind == FileType::Symlink {
-            return utimensat(&found.place, c"", &times, ITSELF);
+            return utimensat(self.nodes.place(node)?, c"", &times, ITSELF);
         }
         let (descriptors, path) = self.nodes.path(node)?;
         utimensat(descriptors, path, &times, AtFlags::empty())
     }
 
     fn statfs(&mut self, node: u64, reply: &mut Reply) -> Result<(), Errno> {
-        let stat = fstatvfs(&self.nodes.get(node)?.place)?;
+        let stat = fstatvfs(self.nodes.place(node)?)?;
         for number in [stat.f_blocks, stat.f_bfree, stat.f_bavail, stat.f_files, stat.f_ffree] {
             reply.u64(number);
         }
@@ -615,7 +648,7 @@ impl Server {
                     None
                 } else {
                     // It may be gone by now: then the guest asks for itself.
-                    self.nodes.look_up(node, name).ok()
+                    self.nodes.look_up(node, name, self.handles.len()).ok()
                 };
                 let (number, attr) = found.unwrap_or_default();
                 if number != 0 {
@@ -636,6 +669,31 @@ const SET_GROUP: u32 = 0o2000;
 const PERMISSIONS: u32 = 0o1777;
 /// The bits of a mode that say what kind of file it is.
 const FORMAT: u32 = 0o170_000;
+
+/// The files that a request does something with, other than by a descriptor that the guest has, of those that it names.
+fn needs(node: u64, request: &Request<'_>) -> impl Iterator<Item = u64> {
+    let first = match request {
+        Request::Init { .. }
+        | Request::Destroy
+        | Request::Forget(_)
+        | Request::BatchForget(_)
+        | Request::NotifyReply
+        | Request::Write { .. }
+        | Request::Release { .. }
+        | Request::ReleaseDir { .. }
+        | Request::Flush
+        | Request::FAllocate { .. }
+        | Request::CopyFileRange { .. }
+        | Request::Other => None,
+        _ => Some(node),
+    };
+    let second = match *request {
+        Request::Rename { to, .. } => Some(to),
+        Request::Link { node, .. } => Some(node),
+        _ => None,
+    };
+    first.into_iter().chain(second)
+}
 
 /// Whether a request changes anything.
 fn writes(request: &Request<'_>) -> bool {

@@ -13,7 +13,7 @@ pub enum ServeError {
     Stream(io::Error),
     /// Bytes came that no kernel sends.
     Malformed,
-    /// The guest knows of as many files as this process may hold.
+    /// The guest knows of as many files, or has as many open, as this process may hold.
     Full(usize),
 }
 
@@ -24,7 +24,7 @@ impl std::fmt::Display for ServeError {
             Self::Malformed => f.write_str("the guest sent what no kernel sends"),
             Self::Full(most) => write!(
                 f,
-                "the guest knows of {most} files of it, as many as may be held open for it, and would take all others for not there; \
+                "the guest has {most} files of it open or in mind, as many as may be held for it, and would take all others for not there; \
                  raise the limit of open files (ulimit -Hn), share fewer files, or use --share 9p"
             ),
         }

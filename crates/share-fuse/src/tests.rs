@@ -415,28 +415,118 @@ fn floods_of_forgetting_forget_what_was_known() {
     assert_eq!(guest.server.answer(&request(BATCH_FORGET, 0, &body)), Err(Malformed), "more than there are");
 }
 
-/// No more is known than there are descriptors. What does not fit would be taken for not there, so it is the end.
-#[test]
-fn what_is_known_has_an_end() {
+/// A share with more files than may be open, all of which the guest knows, and what it calls them.
+fn many() -> (Guest, Vec<(String, u64)>) {
     let mut guest = Guest::new(Use::Exchange);
-    for n in 0..1200 {
-        fs::write(guest.share().join(n.to_string()), "").unwrap();
+    let mut known = Vec::new();
+    for d in 0..30 {
+        let directory = format!("d{d}");
+        fs::create_dir_all(guest.share().join(&directory).join("below")).unwrap();
+        let outer = guest.look_up(ROOT, &directory).unwrap();
+        let inner = guest.look_up(outer, "below").unwrap();
+        for n in 0..100 {
+            let path = format!("{directory}/below/{n}");
+            fs::write(guest.share().join(&path), &path).unwrap();
+            known.push((path, guest.look_up(inner, &n.to_string()).unwrap()));
+            assert!(guest.server.held() < 1024, "{} are held", guest.server.held());
+        }
     }
-    let first = guest.look_up(ROOT, "0").unwrap();
-    for n in 1..800 {
-        guest.look_up(ROOT, &n.to_string()).unwrap();
+    (guest, known)
+}
+
+#[test]
+fn a_guest_may_know_more_files_than_may_be_open() {
+    let (mut guest, known) = many();
+    for (path, node) in known.iter().rev().chain(&known) {
+        let handle = guest.open(*node, 0).unwrap();
+        let mut body = handle.to_le_bytes().to_vec();
+        body.extend(0_u64.to_le_bytes());
+        body.extend(numbers(&[100, 0, 0, 0, 0, 0, 0, 0]));
+        assert_eq!(guest.ask(READ, *node, &body).unwrap(), path.as_bytes());
+        guest.ask(RELEASE, *node, &[&handle.to_le_bytes()[..], &[0; 16]].concat()).unwrap();
+        assert!(guest.server.held() < 1024, "{} are held", guest.server.held());
     }
-    let look = |n: u32| request(LOOKUP, ROOT, &name(n.to_string()));
-    let full =
-        (800..1200).map(|n| guest.server.answer(&look(n)).unwrap()).find(|answer| matches!(answer, Answer::Full(_)));
+    // What is looked up again is what it was.
+    for (path, node) in &known {
+        let mut at = ROOT;
+        for part in path.split('/') {
+            at = guest.look_up(at, part).unwrap();
+        }
+        assert_eq!(at, *node, "{path}");
+    }
+}
+
+#[test]
+fn what_was_let_go_of_is_found_where_the_guest_has_put_it() {
+    let (mut guest, known) = many();
+    let (first, last) = (known[0].1, known[99].1);
+    // All of it is let go of by now. The guest moves the directory, a file, and one over another.
+    let directory = guest.look_up(ROOT, "d0").unwrap();
+    let below = guest.look_up(directory, "below").unwrap();
+    let rename = |to: u64, from: &str, new: &str| [&to.to_le_bytes()[..], &[0; 8], &name(from), &name(new)].concat();
+    guest.ask(RENAME2, ROOT, &rename(ROOT, "d0", "moved")).unwrap();
+    guest.ask(RENAME2, below, &rename(ROOT, "0", "first")).unwrap();
+    guest.ask(RENAME2, below, &rename(below, "98", "99")).unwrap();
+    guest.ask(UNLINK, below, &name("50")).unwrap();
+    for (path, node) in &known[100..] {
+        assert!(
+            guest
+                .open(*node, 0)
+                .is_ok_and(|handle| guest.ask(RELEASE, *node, &[&handle.to_le_bytes()[..], &[0; 16]].concat()).is_ok()),
+            "{path}"
+        );
+    }
+    let links = |guest: &mut Guest, node| guest.ask(GETATTR, node, &[0; 16]).map(|reply| u32_at(&reply, 16 + 64));
+    assert_eq!(links(&mut guest, first), Ok(1));
+    assert_eq!(guest.look_up(ROOT, "first"), Ok(first));
+    assert_eq!(links(&mut guest, known[97].1), Ok(1), "in the directory that was moved");
+    assert_eq!(links(&mut guest, known[98].1), Ok(1), "the one that was moved over another");
+    assert_eq!(links(&mut guest, last), Ok(0), "the one that it took the place of");
+    assert_eq!(links(&mut guest, known[50].1), Ok(0), "the one that has no name any more");
+}
+
+/// Nobody on the host leads the guest elsewhere by changing what was let go of.
+#[test]
+fn what_the_host_has_changed_meanwhile_is_stale() {
+    let (mut guest, known) = many();
+    let share = guest.share();
+    fs::rename(share.join("d0/below/0"), share.join("elsewhere")).unwrap();
+    fs::write(share.join("d0/below/0"), "another").unwrap();
+    fs::remove_file(share.join("d0/below/1")).unwrap();
+    symlink("../../../secret", share.join("d0/below/1")).unwrap();
+    fs::rename(share.join("d1/below"), share.join("d1/was-below")).unwrap();
+    symlink(guest.dir.path(), share.join("d1/below")).unwrap();
+    fs::write(guest.dir.path().join("5"), "secret").unwrap();
+    let stale = Errno::STALE.raw_os_error();
+    for at in [0, 1, 105] {
+        assert_eq!(guest.open(known[at].1, 0), Err(stale), "{}", known[at].0);
+        assert_eq!(guest.ask(GETATTR, known[at].1, &[0; 16]), Err(stale), "{}", known[at].0);
+    }
+    // A name that is looked up again is the file that is there now.
+    let directory = guest.look_up(ROOT, "d0").unwrap();
+    let below = guest.look_up(directory, "below").unwrap();
+    let now = guest.look_up(below, "0").unwrap();
+    assert_ne!(now, known[0].1);
+    assert!(guest.open(now, 0).is_ok());
+    assert!(guest.open(known[2].1, 0).is_ok());
+}
+
+/// No more can be open than there are descriptors. What does not fit would be taken for not there, so it is the end.
+#[test]
+fn what_is_open_has_an_end() {
+    let mut guest = Guest::new(Use::Exchange);
+    fs::write(guest.share().join("file"), "").unwrap();
+    let file = guest.look_up(ROOT, "file").unwrap();
+    let open = request(OPEN, file, &numbers(&[0, 0]));
+    let full = (0..1200).map(|_| guest.server.answer(&open).unwrap()).find(|answer| matches!(answer, Answer::Full(_)));
     let Some(Answer::Full(most)) = full else { panic!("nothing ended: {full:?}") };
-    assert!((800..1200).contains(&most));
+    assert!((800..1024).contains(&most));
     let error = crate::ServeError::Full(most).to_string();
     assert!(error.contains("ulimit -Hn"), "{error}");
-    guest.server.answer(&request(FORGET, first, &1_u64.to_le_bytes())).unwrap();
-    assert!(guest.look_up(ROOT, "1199").is_ok());
     let directory = guest.server.answer(&request(OPENDIR, ROOT, &numbers(&[0, 0])));
     assert_eq!(directory, Ok(Answer::Full(most)), "that is one more");
+    guest.ask(RELEASE, file, &[&1_u64.to_le_bytes()[..], &[0; 16]].concat()).unwrap();
+    assert!(matches!(guest.server.answer(&open), Ok(Answer::Reply(_))));
 }
 
 #[test]

@@ -88,6 +88,27 @@ test_fuse_stays_in_its_directory() {
     want_err 'max-output|has only'
 }
 
+# Of more files than may be open none is taken for missing.
+test_fuse_with_more_files_than_may_be_open() {
+    local d mode n
+    for d in {1..60}; do
+        mkdir -p "ws/d$d/below"
+        printf '%s\n' {1..50} | (cd "ws/d$d/below" && while read -r n; do echo "$d $n" >"$n"; done)
+    done
+    for mode in cow rw; do
+        (ulimit -n 512 && bj --share fuse --workspace-mode $mode -- sh -ec '
+            find . -type f | wc -l
+            find . -type f -exec cat {} + | sort -u | wc -l
+            cat d1/below/1 d60/below/50
+            mv d2 e2; mv d3/below/7 d3/below/8; rm d4/below/9
+            find . -type f -exec cat {} + | sort -u | wc -l
+            cat e2/below/50 d3/below/8 d1/below/2; ! cat d4/below/9'
+            want_code 0
+            want_out 3000 3000 '1 1' '60 50' 2998 '2 50' '3 7' '1 2')
+    done
+    if [ ! -e ws/e2/below/50 ] || [ -e ws/d2 ]; then fail "the host has $(ls ws)"; fi
+}
+
 # A relay that a test leaves standing goes on for the next one, and one that it ends is told as what it is.
 test_fuse_a_relay_that_a_test_stops() {
     mkdir ws/t
@@ -103,22 +124,27 @@ test_fuse_a_relay_that_a_test_stops() {
     want_line 'what serves it has ended|server of the workspace ended|closed the port'
 }
 
-# A kernel without 9p gets its shares over FUSE in the same boot, and it is said what it lacks.
+# FUSE is what a share comes over by itself. A kernel without it gets 9p in the same boot, and it is said what it lacks.
 # fixtures: busybox-initrd
-test_auto_takes_fuse_where_there_is_no_9p() {
+test_auto_takes_fuse_where_it_can() {
     local files release
     files=$(fixture busybox-initrd) release=$(uname_of "$(fixture busybox-initrd)/vmlinuz")
     [ -d "/lib/modules/$release" ] || skip "no modules of $release here"
     mkdir -p modules/lib/modules
     cp -a "/lib/modules/$release" modules/lib/modules/
-    rm -rf "modules/lib/modules/$release/kernel/fs/9p" "modules/lib/modules/$release/kernel/net/9p"
-    depmod -b modules "$release"
     echo hi >ws/f
-    bj -v --kernel "$files/vmlinuz" --initrd "$files/initrd" --modules "$dir/modules/lib/modules/$release" --access init -- sh -c 'cat f; echo y >g'
-    want_code 0
-    want_out hi
-    want_err 'share: fuse .*has no 9p'
-    [ "$(cat ws/g)" = y ] || fail 'the host does not see it'
+    taken() { # KIND
+        bj -v --kernel "$files/vmlinuz" --initrd "$files/initrd" --modules "$dir/modules/lib/modules/$release" --access init -- sh -c 'cat f; echo y >g'
+        want_code 0
+        want_out hi
+        want_err "share: $1"
+        [ "$(cat ws/g)" = y ] || fail 'the host does not see it'
+        rm ws/g
+    }
+    taken fuse
+    rm -rf "modules/lib/modules/$release/kernel/fs/fuse"
+    depmod -b modules "$release"
+    taken '9p .*has no FUSE'
     rm -rf modules
 }
 

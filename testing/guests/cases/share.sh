@@ -4,19 +4,25 @@
 
 # The manual has a table of what works in which mode.
 test_what_the_manual_says_of_shares() {
-    as_the_manual_says 3 --workspace-mode rw
-    as_the_manual_says 6 --workspace-mode cow
+    as_the_manual_says 3 --share 9p --workspace-mode rw
+    as_the_manual_says 6 --share 9p --workspace-mode cow
 }
 
 # A descriptor of a file that another took the place of reaches the new file: what QEMU's 9p does cannot be undone, but is said.
 test_replaced_file_that_is_open_is_told_of() {
-    bj -- sh -c 'echo old >log; exec 3>>log; echo new >next; mv next log; sleep 2; echo more >&3'
+    bj --share 9p -- sh -c 'echo old >log; exec 3>>log; echo new >next; mv next log; sleep 2; echo more >&3'
     want_code 0
     want_err 'log.*(replaced|removed)'
     rm -rf ws/*
-    bj --workspace-mode cow -- sh -c 'echo old >log; exec 3>>log; echo new >next; mv next log; sleep 2; echo more >&3'
+    bj --share 9p --workspace-mode cow -- sh -c 'echo old >log; exec 3>>log; echo new >next; mv next log; sleep 2; echo more >&3'
     want_code 0
     if grep -q 'replaced\|removed' err; then fail 'a warning where nothing can be lost'; fi
+    # By default there is nothing to lose, either.
+    rm -rf ws/*
+    bj -- sh -c 'echo old >log; exec 3>>log; echo new >next; mv next log; sleep 2; echo more >&3; truncate -s 0 /proc/self/fd/3'
+    want_code 0
+    if grep -q 'replaced\|removed' err; then fail 'a warning where nothing can be lost'; fi
+    [ "$(cat ws/log)" = new ] || fail "the new file has $(cat ws/log)"
 }
 
 test_another_user_has_its_streams_and_a_workspace() {

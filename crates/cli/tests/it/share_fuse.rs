@@ -19,6 +19,13 @@ fn a_kernel_s_first_requests_are_answered_and_nothing_leads_outside() {
 }
 
 #[test]
+fn it_is_what_a_share_comes_over_by_itself() {
+    let lab = Lab::new();
+    lab.run(&agent("ok")).args(["-v"]).sh("exit 7").go().code(7).complains("share: fuse");
+    lab.run(&agent("ok")).args(["-v", "--share", "9p"]).sh("exit 7").go().code(7).complains("share: 9p");
+}
+
+#[test]
 fn a_share_that_is_served_no_more_is_never_a_pass() {
     for (how, said) in [
         ("short", "the server of the"),

@@ -61,8 +61,9 @@ pub(crate) struct ByShell {
     pub(crate) known: &'static str,
 }
 
-/// Every kind that is taken without being asked for, the first choice first.
-pub(crate) const KINDS: &[&Kind] = &[&ninep::NINE_P, &fuse::FUSE, &disk::DISK];
+/// Every kind that is taken without being asked for, the first choice first. FUSE is faster than 9p where there are many files, and does what a disk does; QEMU's 9p goes by the names of
+/// files that are open, so that what took the place of one is changed instead of it.
+pub(crate) const KINDS: &[&Kind] = &[&fuse::FUSE, &ninep::NINE_P, &disk::DISK];
 
 /// The kind by which a guest gets its root and the agent, which nothing in it can serve yet.
 ///
