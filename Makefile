@@ -17,7 +17,7 @@ help:
 	@echo 'make bare         the part of it in bare root directories of Debian 12 and 13: what a fresh machine has to install'
 	@echo 'make bare-all     the same, and make demo and make test as a whole there (takes an hour)'
 	@echo 'make guests       the part of it in real guests (CASES=pattern for some)'
-	@echo 'make guests-all   in all real guests: all formats, login shells and distributions, of which make guests takes one each; a thousand clones'
+	@echo 'make guests-all   in all real guests: all formats, login shells and distributions, of which make guests takes some in turn; a thousand clones'
 	@echo 'make table        the table of guests in the README, measured anew (takes half an hour without KVM)'
 	@echo 'make bench        ratios against a bare QEMU, and against virtme-ng where that is installed; clones against cold boots; shares against each other'
 	@echo 'make fixtures     build the images of the tests'

@@ -9,7 +9,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
-use belljar_proto::message::{Leftovers, MAX_NAMED, Mount, MountMode, RELAY_NAME, Source};
+use belljar_proto::message::{Leftovers, MAX_NAMED, Mount, MountMode, RELAY_NAME};
 use rustix::io::Errno;
 use rustix::process::{WaitOptions, getpid};
 use rustix::time::{ClockId, clock_gettime};
@@ -68,6 +68,9 @@ impl Mounted {
     }
 }
 
+/// File systems whose devices Linux does not set up again when it wakes.
+const LOST_IN_SLEEP: &[&str] = &["9p", "virtiofs"];
+
 /// The shares that are written to, as they are mounted now.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Shares {
@@ -76,7 +79,7 @@ pub(crate) struct Shares {
     mounts: Vec<mount_table::Mounted>,
     /// For how long the guest had been suspended, in milliseconds.
     slept: i64,
-    /// They are the guest's own, and stay as they are while it is suspended.
+    /// Nothing is mounted that a suspended guest loses.
     lasting: bool,
 }
 
@@ -84,12 +87,12 @@ impl Shares {
     pub(crate) fn of(mounts: &[Mount]) -> Self {
         let written = mounts.iter().filter(|mount| mount.mode == MountMode::ReadWrite);
         let written: Vec<Mounted> = written.filter_map(|mount| Mounted::at(&mount.path).ok()).collect();
-        let lasting = mounts.iter().all(|mount| mount.sources == [Source::Disk]);
-        Self { written, mounts: mount_table::read(), slept: slept(), lasting }
+        let mounts = mount_table::read();
+        let lasting = !mounts.iter().any(|mount| LOST_IN_SLEEP.contains(&mount.kind()));
+        Self { written, mounts, slept: slept(), lasting }
     }
 
-    /// Whether the guest was suspended since they were mounted. Linux does not set up a 9p device again when it wakes: whoever
-    /// touches such a share then waits for ever.
+    /// Whether the guest was suspended since they were mounted, and they did not survive it: whoever touches such a share then waits for ever.
     pub(crate) fn are_dead(&self) -> bool {
         !self.lasting && slept() - self.slept > JITTER
     }

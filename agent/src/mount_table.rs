@@ -51,6 +51,11 @@ pub(crate) struct Mounted {
 }
 
 impl Mounted {
+    /// Its file system.
+    pub(crate) fn kind(&self) -> &str {
+        &self.kind
+    }
+
     fn is_below(&self, directory: &str) -> bool {
         is_below(&self.at, directory)
     }

@@ -201,17 +201,20 @@ test_an_agent_that_is_killed() {
 
 # fixtures: debian-bookworm
 test_a_guest_that_suspends_itself() {
-    # Nothing of it is on a share while it sleeps.
-    bj --image "$(fixture debian-bookworm)" --login root:belljar -w none --timeout 200s -- sh -c 'cd /; (sleep 1; echo +4 >/sys/class/rtc/rtc0/wakealarm; echo mem >/sys/power/state); echo awake; exit 5'
+    # Nothing of it is under way on a share while it sleeps.
+    echo before >ws/file
+    bj --image "$(fixture debian-bookworm)" --login root:belljar --timeout 200s -- sh -c 'cd /; (sleep 1; echo +4 >/sys/class/rtc/rtc0/wakealarm; echo mem >/sys/power/state); echo awake; cat /mnt/hostos/file; echo after >$BELLJAR_OUT/file; exit 5'
     want_err 'suspended itself'
     want_err 'woke after'
     want_code 5
-    want_out awake
+    want_out awake before
+    [ "$(cat state/runs/*/out/file)" = after ] || fail 'what came after is lost'
+    if grep -q 'did not survive that' err; then fail 'its shares have survived'; fi
 }
 
 test_a_root_directory_that_does_not_wake_is_told() {
     bj --timeout 30s -- rtcwake -m mem -s 3
     want_code 124
     want_err 'woke after'
-    want_err '9p shares from now on hangs'
+    want_err 'whatever uses a 9p share from now on hangs, its root'
 }

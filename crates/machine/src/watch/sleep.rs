@@ -79,7 +79,7 @@ impl Watch {
         let slept = crate::for_people(since.elapsed());
         observe(EventKind::Warning {
             message: format!(
-                "the guest woke after {slept}; whatever uses its 9p shares from now on hangs, for these do not survive a suspend"
+                "the guest woke after {slept}; whatever uses a 9p share from now on hangs, its root if that is one, for 9p does not survive a suspend"
             ),
         });
         self.sleep_changed();
