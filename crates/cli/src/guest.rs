@@ -62,6 +62,10 @@ pub(crate) struct GuestArgs {
     #[arg(long, value_name = "USER[:PASSWORD]", env = env::LOGIN, hide_env = true, hide_env_values = true)]
     pub(crate) login: Option<String>,
 
+    /// Let the user of --login (root) in over SSH with this private key, where nothing else lets anybody in, or with --access ssh
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ssh_key: Option<PathBuf>,
+
     /// How to get in; the manual, Getting in, tells of each way [default: what is there decides]
     #[arg(long, value_name = "ACCESS", value_parser = word::<Access>())]
     pub(crate) access: Option<Access>,
@@ -142,6 +146,7 @@ impl GuestArgs {
             Key::Access => self.access.is_some(),
             // It may come from the environment, and is then for those guests that ask.
             Key::Login => false,
+            Key::SshKey => self.ssh_key.is_some(),
         }
     }
 
@@ -181,6 +186,9 @@ pub(crate) fn guest(args: &GuestArgs, named: Option<&Named>) -> Result<(GuestSpe
     };
     if let Some(text) = &args.login {
         spec.login = Some(Login::parse(text).map_err(|e| format!("--login: {e}"))?);
+    }
+    if let Some(key) = &args.ssh_key {
+        spec.ssh_key = Some(settings::absolute(key)?);
     }
     let hardware = &mut spec.hardware;
     if let Some(memory) = &args.memory {
@@ -241,7 +249,7 @@ impl Named {
     /// What it is, got into as the options say.
     fn with_access(&self, args: &GuestArgs) -> Result<GuestSpec, String> {
         let mut spec = self.0.spec.clone();
-        let of_options = |key| matches!(key, Key::Access | Key::Append | Key::Firmware) && args.has(key);
+        let of_options = |key| matches!(key, Key::Access | Key::Append | Key::Firmware | Key::SshKey) && args.has(key);
         let has = |key| spec.source.has(key) || of_options(key);
         if let Some(conflict) = rules::source(has, args.access, Notation::Options).first() {
             return Err(format!("--guest {}: {}; {}", self.0.name, conflict.message, conflict.help));
