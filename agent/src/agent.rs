@@ -25,6 +25,7 @@ use crate::network::Cards;
 use crate::port::{self, Port};
 use crate::renew::{self, Carried};
 use crate::share::disk::Unpacked;
+use crate::still::{self, StoodStill};
 use crate::{mount_table, serve, shutdown, sys, text};
 
 /// How often the agent announces itself while nobody has greeted it.
@@ -101,6 +102,8 @@ pub(crate) struct Agent {
     /// Bytes were lost in the session; the next frame says whether it matters.
     garbage: Option<FrameError>,
     ending: Option<ShutdownHow>,
+    /// The container's processes stand still.
+    still: Option<StoodStill>,
     /// Which command's output is read first in this turn, so that none is always last.
     turn: usize,
     clock: ClockWatch,
@@ -109,8 +112,8 @@ pub(crate) struct Agent {
 impl Agent {
     /// An agent on an open port.
     pub(crate) fn new(port: Port, env: Vec<Vec<u8>>) -> Result<Self, Errno> {
-        // A test's agent runs on the machine of who wrote the test, whose kernel is nobody's business.
-        let record = if port.kind == port::Kind::Given { KernelRecord::none() } else { KernelRecord::open() };
+        // Where the kernel is not the guest's own, what it says is nobody's business here.
+        let record = if port.kind.has_own_kernel() { KernelRecord::open() } else { KernelRecord::none() };
         Self::with_record(port, env, record)
     }
 
@@ -132,7 +135,10 @@ impl Agent {
             let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
         }
         let mut wanted = vec![libc::SIGCHLD];
-        if getpid().is_init() {
+        if port.kind == port::Kind::Container {
+            // What an engine sends to have a container end.
+            wanted.push(libc::SIGTERM);
+        } else if getpid().is_init() {
             // What shutdown tools send to the first process.
             wanted.extend([libc::SIGTERM, libc::SIGINT, libc::SIGUSR1, libc::SIGUSR2]);
             wanted.extend([HALT, POWEROFF, REBOOT]);
@@ -165,6 +171,7 @@ impl Agent {
             booting: None,
             garbage: None,
             ending: None,
+            still: None,
             turn: 0,
             clock: ClockWatch::default(),
         })
@@ -189,8 +196,8 @@ impl Agent {
         let mut whose = Vec::new();
         loop {
             if self.turn_once(&mut fds, &mut whose).is_err() {
-                if self.link.kind() == port::Kind::Given {
-                    self.kill_all();
+                if self.link.kind().is_for_life() {
+                    self.end();
                     return;
                 }
                 self.link.restart();
@@ -211,7 +218,7 @@ impl Agent {
         }
         if let Some(sign) = self.booting.as_mut().and_then(BootWatch::look) {
             self.booting = None;
-            if self.link.kind() != port::Kind::Given {
+            if self.link.kind().has_own_kernel() {
                 serve::leave_groups();
             }
             self.link.queue(&ToHost::Booted(sign));
@@ -220,8 +227,8 @@ impl Agent {
             self.link.flush()?;
             if let Some(how) = self.ending.filter(|_| self.link.is_idle()) {
                 self.ending = None;
-                if self.link.kind() == port::Kind::Given {
-                    // Not a guest of ours to end: a test's agent runs on the machine of who wrote it.
+                if self.link.kind().is_for_life() {
+                    // A container ends with its first process, and a test's agent runs on the machine of who wrote it.
                     return Err(Lost);
                 }
                 shutdown::run(how, &self.mounts);
@@ -503,11 +510,19 @@ impl Agent {
             self.session = Some(session);
             self.asks.begin();
             self.link.queue(&ToHost::Ready);
-            if self.link.kind() != port::Kind::Given {
+            if self.link.kind().has_own_kernel() {
                 self.kernel.introduce(&mut self.link);
             }
         } else {
             self.link.queue(&ToHost::Fatal(format!("the host speaks version {version}, the agent version {VERSION}")));
+        }
+    }
+
+    /// Ends what it has started; as the first process of a container, all that runs in it, so that nothing is left when it has ended itself.
+    fn end(&mut self) {
+        self.kill_all();
+        if self.link.kind() == port::Kind::Container {
+            still::kill_everything();
         }
     }
 
@@ -546,6 +561,10 @@ impl Agent {
         while let Some(signal) = sys::next_signal(self.signals.as_fd()) {
             match signal {
                 libc::SIGCHLD => self.reap(),
+                libc::SIGTERM if self.link.kind() == port::Kind::Container => {
+                    self.end();
+                    sys::exit_now(0);
+                }
                 libc::SIGUSR1 | HALT => shutdown::by_signal(RebootCommand::Halt),
                 libc::SIGUSR2 | POWEROFF => shutdown::by_signal(RebootCommand::PowerOff),
                 libc::SIGTERM | libc::SIGINT | REBOOT => {

@@ -9,7 +9,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
-use belljar_proto::message::{Leftovers, MAX_NAMED, Mount, MountMode, RELAY_NAME};
+use belljar_proto::message::{Leftovers, MAX_NAMED, Mount, MountMode, RELAY_NAME, Source};
 use rustix::io::Errno;
 use rustix::process::{WaitOptions, getpid};
 use rustix::time::{ClockId, clock_gettime};
@@ -87,8 +87,11 @@ impl Shares {
     pub(crate) fn of(mounts: &[Mount]) -> Self {
         let written = mounts.iter().filter(|mount| mount.mode == MountMode::ReadWrite);
         let written: Vec<Mounted> = written.filter_map(|mount| Mounted::at(&mount.path).ok()).collect();
+        // A container's are the host's own directories, whatever these are on.
+        let of_engine = |mount: &Mount| matches!(mount.sources[..], [Source::Engine { .. }]);
+        let of_host = !mounts.is_empty() && mounts.iter().all(of_engine);
         let mounts = mount_table::read();
-        let lasting = !mounts.iter().any(|mount| LOST_IN_SLEEP.contains(&mount.kind()));
+        let lasting = of_host || !mounts.iter().any(|mount| LOST_IN_SLEEP.contains(&mount.kind()));
         Self { written, mounts, slept: slept(), lasting }
     }
 
@@ -121,13 +124,13 @@ fn slept() -> i64 {
 
 /// One process of the guest.
 #[derive(Debug)]
-struct Process {
-    pid: i32,
-    parent: i32,
+pub(crate) struct Process {
+    pub(crate) pid: i32,
+    pub(crate) parent: i32,
     start: u64,
     name: String,
     dead: bool,
-    stopped: bool,
+    pub(crate) stopped: bool,
 }
 
 impl Process {
@@ -156,7 +159,8 @@ impl Process {
         Some(Self { pid, parent: i32::try_from(number(1)?).ok()?, start: number(19)?, name, dead, stopped })
     }
 
-    fn key(&self) -> (i32, u64) {
+    /// What no other process has, even if its number comes again.
+    pub(crate) fn key(&self) -> (i32, u64) {
         (self.pid, self.start)
     }
 
@@ -166,7 +170,7 @@ impl Process {
 }
 
 /// Every process but the kernel's threads.
-fn processes() -> Vec<Process> {
+pub(crate) fn processes() -> Vec<Process> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     let numbers = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     numbers.filter_map(Process::read).collect()

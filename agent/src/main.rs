@@ -27,6 +27,7 @@ mod mount_table;
 mod mounts;
 mod network;
 mod owner;
+mod plain;
 mod port;
 mod refusal;
 mod renew;
@@ -36,6 +37,7 @@ mod setup;
 mod share;
 mod shutdown;
 mod spawn;
+mod still;
 mod sys;
 mod text;
 mod trust;
@@ -65,6 +67,14 @@ fn run(args: &[&[u8]]) -> c_int {
     if let [b"serve", b"--renewed", fd] = args {
         return with_fd(fd, renew::go_on);
     }
+    if let [b"serve", b"--container", path] = args {
+        return serve::in_container(std::ffi::OsStr::from_bytes(path).as_ref());
+    }
+    if let [b"version" | b"--version"] = args {
+        let version = concat!("belljar-agent ", env!("CARGO_PKG_VERSION"), "\n");
+        let _ = rustix::io::write(rustix::stdio::stdout(), version.as_bytes());
+        return 0;
+    }
     // The kernel passes words of its command line that it does not know to the first process: they mean nothing here.
     if rustix::process::getpid().is_init() {
         init::run();
@@ -78,11 +88,6 @@ fn run(args: &[&[u8]]) -> c_int {
         [b"serve", b"--fd", fd] => with_fd(fd, |fd| serve::on_fd(fd, None)),
         [b"serve", b"--fd", fd, b"--ask", path] => {
             with_fd(fd, |fd| serve::on_fd(fd, Some(std::ffi::OsStr::from_bytes(path).as_ref())))
-        }
-        [b"version" | b"--version"] => {
-            let version = concat!("belljar-agent ", env!("CARGO_PKG_VERSION"), "\n");
-            let _ = rustix::io::write(rustix::stdio::stdout(), version.as_bytes());
-            0
         }
         _ => {
             text::say(USAGE);

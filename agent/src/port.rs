@@ -31,6 +31,25 @@ pub(crate) enum Kind {
     Serial,
     /// Handed over by whoever started the agent; when it ends, so does the agent.
     Given,
+    /// A socket of the host's in a container, in which the agent is the first process; when it ends, so does the container.
+    Container,
+}
+
+impl Kind {
+    /// Whether the agent ends with its port: there will be no other host.
+    pub(crate) fn is_for_life(self) -> bool {
+        matches!(self, Self::Given | Self::Container)
+    }
+
+    /// Whether the kernel is the guest's own, with its clock, its record and its names: a container has the host's.
+    pub(crate) fn has_own_kernel(self) -> bool {
+        matches!(self, Self::Virtio | Self::Serial)
+    }
+
+    /// Whether all that runs here is the guest's: a test's agent runs on the machine of who wrote the test.
+    pub(crate) fn is_in_guest(self) -> bool {
+        self != Self::Given
+    }
 }
 
 /// An open port.

@@ -11,6 +11,7 @@ use std::time::Duration;
 use rustix::fs::{MemfdFlags, Mode, OFlags};
 use rustix::io::{Errno, FdFlags};
 use rustix::mount::MountFlags;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::agent::Agent;
 use crate::port::{self, NoPort, Port};
@@ -127,6 +128,32 @@ pub(crate) fn on_fd(fd: OwnedFd, ask_at: Option<&Path>) -> i32 {
         Some(path) => agent.asked_at(path),
         None => agent,
     }))
+}
+
+/// `serve --container`: as the first process of a container, for the host that listens at this path.
+pub(crate) fn in_container(host: &Path) -> i32 {
+    let connected = || -> Result<OwnedFd, Errno> {
+        let flags = SocketFlags::CLOEXEC;
+        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        rustix::net::connect(&socket, &SocketAddrUnix::new(host)?)?;
+        rustix::io::ioctl_fionbio(&socket, true)?;
+        Ok(socket)
+    };
+    let fd = match connected() {
+        Ok(fd) => fd,
+        Err(errno) => {
+            text::say(&format!("serve: connect to Belljar at {}: {}", host.display(), text::errno(errno)));
+            return 1;
+        }
+    };
+    sys::close_others(fd.as_raw_fd());
+    let _ = rustix::thread::set_name(c"belljar-agent");
+    let _ = rustix::process::chdir("/");
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    protect();
+    // What the engine has at their other ends takes all that is written to them, and no test is to write there.
+    silence();
+    run(Agent::new(Port { fd, kind: port::Kind::Container }, environment()))
 }
 
 /// The agent in the background, with a pipe on which to say how it went.
@@ -250,6 +277,11 @@ fn leave() {
     rustix::process::umask(Mode::from_raw_mode(0o022));
     protect();
     leave_groups();
+    silence();
+}
+
+/// Has its standard streams lead nowhere.
+fn silence() {
     let flags = OFlags::RDWR | OFlags::CLOEXEC;
     let nothing = rustix::fs::open("/dev/null", flags, Mode::empty())
         .or_else(|_| rustix::fs::memfd_create("null", MemfdFlags::CLOEXEC));

@@ -5,7 +5,9 @@ use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use belljar_proto::frame::{from_bytes, to_bytes};
-use belljar_proto::message::{Mount, MountFault, MountMode, Quiesce, Setup, SetupReport, SyncFault, SyncReport};
+use belljar_proto::message::{
+    Mount, MountFault, MountMode, Quiesce, Setup, SetupReport, Source, SyncFault, SyncReport,
+};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
@@ -14,7 +16,7 @@ use rustix::time::{ClockId, Timespec};
 use crate::job::{Job, Kind};
 use crate::leftovers;
 use crate::share::disk::Unpacked;
-use crate::{modules, mounts, network, share, text};
+use crate::{modules, mounts, network, plain, share, text};
 
 /// How long writing back may take before the host is told that it did not happen.
 const SYNC_LIMIT: Duration = Duration::from_secs(60);
@@ -140,10 +142,13 @@ pub(crate) fn start_sync(mounts: &[Mount], unpacked: Option<&Unpacked>) -> Resul
 }
 
 fn sync_all(mounts: &[Mount]) -> Option<String> {
-    let failed: Vec<String> = mounts
-        .iter()
-        .filter(|mount| mount.mode == MountMode::ReadWrite)
+    let written = mounts.iter().filter(|mount| mount.mode == MountMode::ReadWrite);
+    let failed: Vec<String> = written
         .filter_map(|mount| {
+            if matches!(mount.sources[..], [Source::Engine { .. }]) {
+                // It is the host's own file system, which has what was written; only whose it is has to be mended.
+                return plain::make_plain(mount.path.as_ref()).err();
+            }
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
             let synced = rustix::fs::open(mount.path.as_str(), flags, Mode::empty()).and_then(rustix::fs::syncfs);
             let errno = synced.err()?;

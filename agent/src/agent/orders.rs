@@ -15,11 +15,11 @@ use crate::devices::Awaited;
 use crate::job::Kind;
 use crate::leftovers::{Baseline, Shares};
 use crate::network::Cards;
-use crate::port;
 use crate::renew::{self, Carried};
 use crate::share::disk::Unpacked;
 use crate::spawn::Refused;
-use crate::{identity, root, setup, text};
+use crate::still::StoodStill;
+use crate::{identity, port, root, setup, text};
 
 /// How often the kernel's record is looked at again before an answer.
 const KERNEL_TURNS: usize = 16;
@@ -53,8 +53,16 @@ impl Agent {
                 }
             }
             ToAgent::Clock(now) => {
-                if self.link.kind() != port::Kind::Given {
+                if self.link.kind().has_own_kernel() {
                     setup::set_clock(now);
+                }
+            }
+            ToAgent::StandStill(wanted) => {
+                if self.link.kind() == port::Kind::Container {
+                    match (wanted, self.still.take()) {
+                        (true, still) => self.still = still.or_else(|| Some(StoodStill::begin())),
+                        (false, still) => still.into_iter().for_each(StoodStill::end),
+                    }
                 }
             }
             ToAgent::Answer { number, done } => self.asks.answered(number, done),
@@ -109,7 +117,7 @@ impl Agent {
                     job.kill();
                 }
                 self.leftovers.clear();
-                found = baseline.restore(self.link.kind() == port::Kind::Given);
+                found = baseline.restore(!self.link.kind().is_in_guest());
             }
             (true, None) => found.left.push("nobody knows what belongs to the guest".into()),
             (false, _) => self.baseline = Some(Baseline::now(&self.mounts)),
@@ -152,8 +160,8 @@ impl Agent {
     }
 
     fn set_up(&mut self, wanted: Setup) {
-        // Not on a machine of who wrote a test.
-        let ours = self.link.kind() != port::Kind::Given;
+        // Neither on a machine of who wrote a test, nor on the host of a container.
+        let ours = self.link.kind().has_own_kernel();
         if let Some(system) = &wanted.system {
             self.env = system.env.iter().map(|entry| entry.clone().into_bytes()).collect();
         }

@@ -3,6 +3,7 @@
 //! What one kind of share does differently is in a file of its own, which is a line in [`carrier`].
 
 pub(crate) mod disk;
+mod engine;
 mod fuse;
 mod ninep;
 mod relay;
@@ -79,6 +80,7 @@ fn carrier(source: &Source) -> Box<dyn Carrier + '_> {
         Source::Fuse { port } => Box::new(fuse::Fuse { port }),
         Source::Disk => Box::new(disk::Disk),
         Source::Virtiofs { tag } => Box::new(virtiofs::Virtiofs { tag }),
+        Source::Engine { .. } => Box::new(engine::Engine),
     }
 }
 
@@ -110,6 +112,7 @@ pub(crate) fn mount_all(shares: &[Mount], unpacked: Option<&Unpacked>) -> SetupR
                         on_disk.push(place);
                     })
                 }
+                (Source::Engine { copy_of }, _) => engine::place(share, copy_of.as_deref()),
                 _ => mount(share, source),
             };
             match mounted {

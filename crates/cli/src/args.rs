@@ -164,6 +164,10 @@ pub(crate) struct DoctorArgs {
     #[arg(long, value_name = "FILE", env = env::QEMU, hide_env = true, value_hint = ValueHint::FilePath)]
     pub(crate) qemu: Option<PathBuf>,
 
+    /// Container engine to use [default: podman, or docker where that works]
+    #[arg(long, value_name = "FILE", env = env::ENGINE, hide_env = true, value_hint = ValueHint::CommandName)]
+    pub(crate) engine: Option<PathBuf>,
+
     /// Ask again instead of remembering what was found before
     #[arg(long)]
     pub(crate) fresh: bool,
@@ -222,6 +226,10 @@ pub(crate) struct HostArgs {
     /// QEMU to use [default: the first qemu-system-x86_64 found]
     #[arg(long, value_name = "FILE", env = env::QEMU, hide_env = true, value_hint = ValueHint::FilePath)]
     pub(crate) qemu: Option<PathBuf>,
+
+    /// Container engine to use [default: podman, or docker where that works]
+    #[arg(long, value_name = "FILE", env = env::ENGINE, hide_env = true, value_hint = ValueHint::CommandName)]
+    pub(crate) engine: Option<PathBuf>,
 
     /// Put the logs of this run here [default: a directory of its own under the state directory]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]

@@ -8,6 +8,8 @@ use std::{
 
 /// QEMU to use, as `--qemu`.
 pub(crate) const QEMU: &str = "BELLJAR_QEMU";
+/// Container engine to use, as `--engine`.
+pub(crate) const ENGINE: &str = "BELLJAR_ENGINE";
 /// `USER[:PASSWORD]` for the serial console, as `--login`.
 pub(crate) const LOGIN: &str = "BELLJAR_LOGIN";
 /// `kvm` or `tcg`, as `--accel`.
@@ -39,6 +41,7 @@ pub(crate) const NO_COLOR: &str = "NO_COLOR";
 #[cfg(test)]
 const ALL: &[(&str, &str)] = &[
     (QEMU, "QEMU to use, as `--qemu`"),
+    (ENGINE, "container engine to use, as `--engine`"),
     (LOGIN, "`USER[:PASSWORD]` for the serial console, as `--login`"),
     (ACCEL, "`kvm` or `tcg`, as `--accel`"),
     (

@@ -3,8 +3,8 @@
 use std::{ffi::OsString, path::PathBuf, sync::Arc, time::Duration};
 
 use belljar_guest_spec::{
-    Accel, Access, BootSource, BusChoice, Firmware, GuestSpec, Login, NicMode, OopsPolicy, ShareKind, Source,
-    Surroundings, WorkspaceMode, in_home,
+    Accel, Access, BootSource, BusChoice, ContainerSource, Firmware, GuestSpec, Login, NicMode, OopsPolicy, PullPolicy,
+    ShareKind, Source, Surroundings, WorkspaceMode, in_home,
     rules::{self, Key, Notation},
 };
 use belljar_machine::bounds::Bounds;
@@ -19,12 +19,24 @@ use crate::{args::word, env, settings, specs, suite};
 pub(crate) struct GuestArgs {
     /// Take this guest of belljar.toml; options say what is to be different about it
     #[arg(short = 'g', long, value_name = "NAME",
-          conflicts_with_all = ["image", "image_format", "kernel", "rootfs", "initrd", "modules", "boot_bus"])]
+          conflicts_with_all = ["container", "image", "image_format", "kernel", "rootfs", "initrd", "modules", "boot_bus"])]
     pub(crate) guest: Option<String>,
 
     /// The configuration with the guest [default: belljar.toml here, or in the nearest directory above]
     #[arg(short = 'c', long, value_name = "FILE", requires = "guest", value_hint = ValueHint::FilePath)]
     pub(crate) config: Option<PathBuf>,
+
+    /// Run in a container of this image, of podman or docker, instead of a machine
+    #[arg(long, value_name = "IMAGE")]
+    pub(crate) container: Option<String>,
+
+    /// Whether the engine may fetch the container's image: never, missing or always [default: never]
+    #[arg(long, value_name = "PULL", value_parser = word::<PullPolicy>())]
+    pub(crate) pull: Option<PullPolicy>,
+
+    /// Let the container's processes do what the engine's user may do on this host
+    #[arg(long)]
+    pub(crate) privileged: bool,
 
     /// Boot this disk image (qcow2, raw, vmdk, vdi, vhdx, vpc), unmodified; nothing is written to it
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
@@ -62,10 +74,6 @@ pub(crate) struct GuestArgs {
     #[arg(long, value_name = "USER[:PASSWORD]", env = env::LOGIN, hide_env = true, hide_env_values = true)]
     pub(crate) login: Option<String>,
 
-    /// Let the user of --login (root) in over SSH with this private key, where nothing else lets anybody in, or with --access ssh
-    #[arg(long, value_name = "FILE")]
-    pub(crate) ssh_key: Option<PathBuf>,
-
     /// How to get in; the manual, Getting in, tells of each way [default: what is there decides]
     #[arg(long, value_name = "ACCESS", value_parser = word::<Access>())]
     pub(crate) access: Option<Access>,
@@ -98,7 +106,7 @@ pub(crate) struct GuestArgs {
     #[arg(long, value_name = "BUS", value_parser = word::<BusChoice>())]
     pub(crate) boot_bus: Option<BusChoice>,
 
-    /// Network: none, isolated (DHCP answers, nothing is reachable) or user (the outside world by NAT) [default: isolated]
+    /// Network: none, isolated (DHCP answers, nothing is reachable) or user (the outside world by NAT) [default: isolated, in a container none]
     #[arg(long, value_name = "NIC", value_parser = word::<NicMode>())]
     pub(crate) nic: Option<NicMode>,
 
@@ -146,7 +154,14 @@ impl GuestArgs {
             Key::Access => self.access.is_some(),
             // It may come from the environment, and is then for those guests that ask.
             Key::Login => false,
-            Key::SshKey => self.ssh_key.is_some(),
+            Key::Container => self.container.is_some(),
+            Key::Pull => self.pull.is_some(),
+            Key::Privileged => self.privileged,
+            Key::Tpm => self.tpm,
+            Key::Machine => self.machine.is_some(),
+            Key::Cpu => self.cpu.is_some(),
+            Key::QemuArgs => !self.qemu_args.is_empty(),
+            Key::Share => self.share.is_some(),
         }
     }
 
@@ -163,6 +178,10 @@ impl GuestArgs {
     fn source(&self) -> Source {
         let access = self.access.unwrap_or_default();
         let modules = self.modules.clone();
+        if let Some(image) = self.container.clone() {
+            let pull = self.pull.unwrap_or_default();
+            return ContainerSource { image, pull, privileged: self.privileged }.into();
+        }
         if let Some(path) = self.image.clone() {
             let bus = self.boot_bus.unwrap_or_default();
             return BootSource::Image { path, format: self.image_format.clone(), bus, access }.into();
@@ -186,9 +205,6 @@ pub(crate) fn guest(args: &GuestArgs, named: Option<&Named>) -> Result<(GuestSpe
     };
     if let Some(text) = &args.login {
         spec.login = Some(Login::parse(text).map_err(|e| format!("--login: {e}"))?);
-    }
-    if let Some(key) = &args.ssh_key {
-        spec.ssh_key = Some(settings::absolute(key)?);
     }
     let hardware = &mut spec.hardware;
     if let Some(memory) = &args.memory {
@@ -230,6 +246,20 @@ pub(crate) fn surroundings<'a>(guests: impl IntoIterator<Item = &'a GuestSpec>) 
     Surroundings { passwords: passwords.collect(), home: settings::home() }
 }
 
+/// Options that may say otherwise what a guest of `belljar.toml` is, and may not go together with what that is made of.
+const OF_NAMED: [Key; 10] = [
+    Key::Access,
+    Key::Append,
+    Key::Firmware,
+    Key::Pull,
+    Key::Privileged,
+    Key::Tpm,
+    Key::Machine,
+    Key::Cpu,
+    Key::QemuArgs,
+    Key::Share,
+];
+
 /// A guest that was asked for by name.
 pub(crate) struct Named(Arc<Guest>);
 
@@ -249,13 +279,17 @@ impl Named {
     /// What it is, got into as the options say.
     fn with_access(&self, args: &GuestArgs) -> Result<GuestSpec, String> {
         let mut spec = self.0.spec.clone();
-        let of_options = |key| matches!(key, Key::Access | Key::Append | Key::Firmware | Key::SshKey) && args.has(key);
+        let of_options = |key| OF_NAMED.contains(&key) && args.has(key);
         let has = |key| spec.source.has(key) || of_options(key);
         if let Some(conflict) = rules::source(has, args.access, Notation::Options).first() {
             return Err(format!("--guest {}: {}; {}", self.0.name, conflict.message, conflict.help));
         }
         if let Some(access) = args.access {
             spec.source.set_access(access);
+        }
+        if let Source::Container(container) = &mut spec.source {
+            container.pull = args.pull.unwrap_or(container.pull);
+            container.privileged |= args.privileged;
         }
         Ok(spec)
     }

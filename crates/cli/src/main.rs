@@ -25,7 +25,7 @@ use std::{
 };
 
 use args::{Cli, Command};
-use belljar_machine::qemu::process::all_ended;
+use belljar_machine::{backend::container, qemu::process::all_ended};
 use belljar_model::exit_code;
 use clap::{CommandFactory, Parser};
 use guest::GuestArgs;
@@ -68,10 +68,20 @@ fn main() -> ExitCode {
     quiet_readers();
     // Whoever was killed could not do it, and its user may never make a template again.
     template::sweep();
+    sweep_containers();
     let code = obey(cli.command);
     // They are killed, but not gone the same moment.
     all_ended(LAST_LIMIT);
     code
+}
+
+/// Removes containers that are left of a Belljar that was killed, where there is a sign of one.
+fn sweep_containers() {
+    // Whoever needs the directory says what is wrong with it.
+    let Ok(cache) = settings::cache_dir() else { return };
+    for said in container::sweep(&cache, &settings::shim()) {
+        complain_note(&said);
+    }
 }
 
 /// Where files may not be longer than so much (`ulimit -f`), writing more is an error like a full disk, and does not end this process, nor those that it starts.

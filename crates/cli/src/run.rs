@@ -100,7 +100,8 @@ impl Prepared {
         let named = named.as_ref();
         let (spec, guest_name) = guest::guest(guest_args, named)?;
         let run_dir = settings::run_dir(host, settings::exposed(share, named))?;
-        let backends = settings::backends(host.qemu.as_deref(), None, template::settings(host)?)?;
+        let backends =
+            settings::backends(host.qemu.as_deref(), host.engine.as_deref(), None, template::settings(host)?)?;
         let user = exec.user.clone().or_else(|| named?.user().map(str::to_owned));
         let out_is_ours = share.out.is_none();
         let share = settings::share(share, &spec, named, &run_dir, host.dry_run)?;

@@ -135,11 +135,26 @@ pub(crate) fn exposed<'a>(args: &'a ShareArgs, named: Option<&Named>) -> Option<
 }
 
 /// What gives guests.
-pub(crate) fn backends(qemu: Option<&Path>, accel: Option<Accel>, templates: Templates) -> Result<Backends, String> {
-    let host = HostContext {
+pub(crate) fn backends(
+    qemu: Option<&Path>,
+    engine: Option<&Path>,
+    accel: Option<Accel>,
+    templates: Templates,
+) -> Result<Backends, String> {
+    Ok(Backends::all(host_context(qemu, engine, accel)?, templates))
+}
+
+/// What the host's side of guests stands on.
+pub(crate) fn host_context(
+    qemu: Option<&Path>,
+    engine: Option<&Path>,
+    accel: Option<Accel>,
+) -> Result<HostContext, String> {
+    Ok(HostContext {
         cache_dir: cache_dir()?,
         qemu: qemu.map(Path::to_owned),
         path: env::get("PATH"),
+        engine: engine.map(Path::to_owned),
         qemu_img: qemu_img(),
         firmware_dirs: vec![base_dirs()?.config_dir().join("qemu/firmware")],
         own: vec![state_dir()?],
@@ -148,8 +163,7 @@ pub(crate) fn backends(qemu: Option<&Path>, accel: Option<Accel>, templates: Tem
         qemu_env: qemu_env(),
         shim: shim(),
         accel,
-    };
-    Ok(Backends::all(host, templates))
+    })
 }
 
 /// The user's home directory.

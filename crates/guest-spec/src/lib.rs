@@ -11,7 +11,7 @@ mod words;
 
 pub use login::{Credentials, Login, Password, Secret};
 pub use spec::{
-    BootSource, DEFAULT_MEMORY, DEFAULT_MOUNT_AT, DiskContent, DiskSpec, GuestSpec, Hardware, Source, Surroundings,
-    Unresolved, in_home,
+    BootSource, ContainerSource, DEFAULT_MEMORY, DEFAULT_MOUNT_AT, DiskContent, DiskSpec, GuestSpec, Hardware, Source,
+    Surroundings, Unresolved, in_home,
 };
 pub use words::*;

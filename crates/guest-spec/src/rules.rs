@@ -29,8 +29,22 @@ pub enum Key {
     Access,
     /// The login on the serial console.
     Login,
-    /// The key for SSH.
-    SshKey,
+    /// The container's image.
+    Container,
+    /// Whether it may be fetched.
+    Pull,
+    /// Whether the container may do what its engine may.
+    Privileged,
+    /// The TPM.
+    Tpm,
+    /// QEMU's machine type.
+    Machine,
+    /// QEMU's CPU model.
+    Cpu,
+    /// Arguments for QEMU.
+    QemuArgs,
+    /// What carries the workspace.
+    Share,
 }
 
 impl Key {
@@ -50,7 +64,14 @@ impl Key {
             Self::Append => "append",
             Self::Access => "access",
             Self::Login => "login",
-            Self::SshKey => "ssh-key",
+            Self::Container => "container",
+            Self::Pull => "pull",
+            Self::Privileged => "privileged",
+            Self::Tpm => "tpm",
+            Self::Machine => "machine",
+            Self::Cpu => "cpu",
+            Self::QemuArgs => "qemu-args",
+            Self::Share => "share",
         }
     }
 }
@@ -67,6 +88,7 @@ pub enum Notation {
 impl Notation {
     fn key(self, key: Key) -> String {
         match self {
+            Self::Options if key == Key::QemuArgs => "--qemu-arg".to_owned(),
             Self::Toml => format!("`{}`", key.word()),
             Self::Options => format!("--{}", key.word()),
         }
@@ -91,6 +113,27 @@ pub struct Conflict {
     pub help: String,
 }
 
+/// What only a machine has.
+const OF_MACHINES: [Key; 17] = [
+    Key::Image,
+    Key::ImageFormat,
+    Key::BootBus,
+    Key::Firmware,
+    Key::Kernel,
+    Key::Kernels,
+    Key::Initrd,
+    Key::Rootfs,
+    Key::Modules,
+    Key::Append,
+    Key::Access,
+    Key::Login,
+    Key::Tpm,
+    Key::Machine,
+    Key::Cpu,
+    Key::QemuArgs,
+    Key::Share,
+];
+
 /// All that is wrong with the settings that say what a guest boots from. `has` tells which are there.
 #[must_use]
 pub fn source(has: impl Fn(Key) -> bool, access: Option<Access>, notation: Notation) -> Vec<Conflict> {
@@ -102,6 +145,19 @@ pub fn source(has: impl Fn(Key) -> bool, access: Option<Access>, notation: Notat
         }
     };
     let (image, initrd) = (has(Key::Image), has(Key::Initrd));
+    if has(Key::Container) {
+        let container = name(Key::Container);
+        for key in OF_MACHINES {
+            let message = format!("{} does not go with {container}: a container is no machine", name(key));
+            wrong(key, message, "leave one of the two out".into());
+        }
+        return found;
+    }
+    for key in [Key::Pull, Key::Privileged] {
+        let (key_name, container) = (name(key), name(Key::Container));
+        let message = format!("{key_name} says something about {container}, which is not given");
+        wrong(key, message, format!("give {container} too"));
+    }
     if image {
         for key in [Key::Kernel, Key::Kernels, Key::Initrd, Key::Rootfs, Key::Modules, Key::Append] {
             let (key_name, image) = (name(key), name(Key::Image));
@@ -153,20 +209,11 @@ pub fn source(has: impl Fn(Key) -> bool, access: Option<Access>, notation: Notat
             let message = format!("{} needs {} or {}", asked(Access::Console), name(Key::Image), name(Key::Initrd));
             wrong(Key::Access, message, "in other guests Belljar's own init is the only way in".into());
         }
-        Some(wanted @ (Access::Credentials | Access::Initrd | Access::CloudInit | Access::Ignition | Access::Ssh))
-            if !image =>
-        {
+        Some(wanted @ (Access::Credentials | Access::Initrd | Access::CloudInit | Access::Ignition)) if !image => {
             let message = format!("{} needs {}", asked(wanted), name(Key::Image));
             wrong(Key::Access, message, "leave it out".into());
         }
         _ => {}
-    }
-    if !matches!(access, None | Some(Access::Auto | Access::Ssh)) {
-        let message = format!("{} has no effect with {}", name(Key::SshKey), asked(access.unwrap_or_default()));
-        wrong(Key::SshKey, message, format!("leave one of the two out, or say {}", asked(Access::Ssh)));
-    } else if !image {
-        let message = format!("{} needs {}", name(Key::SshKey), name(Key::Image));
-        wrong(Key::SshKey, message, "leave it out".into());
     }
     if access == Some(Access::Init) || (!image && !initrd) {
         let message = format!("{} has no effect in a guest that starts Belljar's own init", name(Key::Login));
@@ -216,10 +263,11 @@ mod tests {
         assert_eq!(conflicts(&[Image, Key::Access], Some(Access::CloudInit)), []);
         assert_eq!(conflicts(&[Kernel, Initrd, Key::Access], Some(Access::Ignition)), [Key::Access]);
         assert_eq!(conflicts(&[Login], None), [Login]);
-        assert_eq!(conflicts(&[Image, Key::SshKey, Login], None), []);
-        assert_eq!(conflicts(&[Image, Key::SshKey, Key::Access], Some(Access::Ssh)), []);
-        assert_eq!(conflicts(&[Image, Key::SshKey, Key::Access], Some(Access::Console)), [Key::SshKey]);
-        assert_eq!(conflicts(&[Kernel, Initrd, Key::SshKey], None), [Key::SshKey]);
+        let (container, tpm) = (Key::Container, Key::Tpm);
+        assert_eq!(conflicts(&[container, Key::Pull, Key::Privileged], None), []);
+        assert_eq!(conflicts(&[Key::Pull, Key::Privileged], None), [Key::Pull, Key::Privileged]);
+        assert_eq!(conflicts(&[container, Image, Kernel, tpm, Login], None), [Image, Kernel, Login, tpm]);
+        assert_eq!(conflicts(&[tpm, Image], None), []);
         assert_eq!(conflicts(&[Kernel, Initrd, Key::Access, Login], Some(Access::Init)), [Login]);
     }
 

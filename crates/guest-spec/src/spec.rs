@@ -14,7 +14,7 @@ use thiserror::Error;
 use crate::{
     login::{Credentials, Login, Password, Secret},
     rules::Key,
-    words::{Accel, Access, BusChoice, Firmware, NicMode, OopsPolicy, ShareKind},
+    words::{Accel, Access, BusChoice, Firmware, NicMode, OopsPolicy, PullPolicy, ShareKind},
 };
 
 /// Bytes of memory where nothing else is said.
@@ -43,8 +43,6 @@ pub struct GuestSpec {
     pub qemu_args: Vec<OsString>,
     /// How to log in on the serial console.
     pub login: Option<Login>,
-    /// The key by which that user is let in over SSH. A `~` at its beginning stands until it is resolved.
-    pub ssh_key: Option<PathBuf>,
     /// What a fault that the guest's kernel reports does.
     pub oops: OopsPolicy,
     /// What carries the workspace and the output directory.
@@ -87,6 +85,20 @@ impl Default for Hardware {
 pub enum Source {
     /// A machine boots it.
     Boot(BootSource),
+    /// A container is made of it.
+    Container(ContainerSource),
+}
+
+/// What a container is made of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case", rename = "container", tag = "source")]
+pub struct ContainerSource {
+    /// The image, as the engine names it.
+    pub image: String,
+    /// Whether the engine may fetch it.
+    pub pull: PullPolicy,
+    /// Whether its processes may do on the host what the engine's user may.
+    pub privileged: bool,
 }
 
 /// What a machine boots from.
@@ -138,6 +150,26 @@ impl Source {
     pub fn boot(&self) -> Option<&BootSource> {
         match self {
             Self::Boot(source) => Some(source),
+            Self::Container(_) => None,
+        }
+    }
+
+    /// What a container is made of; none if the guest is a machine.
+    #[must_use]
+    pub fn container(&self) -> Option<&ContainerSource> {
+        match self {
+            Self::Boot(_) => None,
+            Self::Container(source) => Some(source),
+        }
+    }
+
+    /// The network where nothing else is said. A machine without a card is not what people test; a container without a network is safe, and
+    /// costs least.
+    #[must_use]
+    pub fn default_nic(&self) -> NicMode {
+        match self {
+            Self::Boot(_) => NicMode::default(),
+            Self::Container(_) => NicMode::None,
         }
     }
 
@@ -146,6 +178,12 @@ impl Source {
     pub fn has(&self, key: Key) -> bool {
         match self {
             Self::Boot(source) => source.has(key),
+            Self::Container(source) => match key {
+                Key::Container => true,
+                Key::Pull => source.pull != PullPolicy::default(),
+                Key::Privileged => source.privileged,
+                _ => false,
+            },
         }
     }
 
@@ -153,7 +191,14 @@ impl Source {
     pub fn set_access(&mut self, wanted: Access) {
         match self {
             Self::Boot(source) => source.set_access(wanted),
+            Self::Container(_) => {}
         }
+    }
+}
+
+impl From<ContainerSource> for Source {
+    fn from(source: ContainerSource) -> Self {
+        Self::Container(source)
     }
 }
 
@@ -168,6 +213,7 @@ impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Boot(source) => source.fmt(f),
+            Self::Container(source) => write!(f, "a container of {}", source.image),
         }
     }
 }
@@ -278,9 +324,10 @@ impl GuestSpec {
     /// The guest that is made of `source` where nothing else is said of it.
     #[must_use]
     pub fn new(source: impl Into<Source>) -> Self {
+        let source = source.into();
         Self {
-            source: source.into(),
-            hardware: Hardware::default(),
+            hardware: Hardware { nic: source.default_nic(), ..Hardware::default() },
+            source,
             firmware: Firmware::default(),
             machine: None,
             cpu: None,
@@ -288,7 +335,6 @@ impl GuestSpec {
             append: Vec::new(),
             qemu_args: Vec::new(),
             login: None,
-            ssh_key: None,
             oops: OopsPolicy::default(),
             share: ShareKind::default(),
             tpm: false,
@@ -320,7 +366,7 @@ impl GuestSpec {
             };
             login.password = Password::Given(Secret::new(password.clone()));
         }
-        for path in self.hide.iter_mut().chain(&mut self.ssh_key) {
+        for path in &mut self.hide {
             *path = in_home(path, around.home.as_deref())?;
         }
         Ok(self)

@@ -79,8 +79,6 @@ words! {
         CloudInit = "cloud-init",
         /// By Ignition, which the image has, at its first boot.
         Ignition = "ignition",
-        /// By SSH, with a key or a password.
-        Ssh = "ssh",
     }
 }
 
@@ -164,6 +162,29 @@ words! {
 }
 
 words! {
+    /// Whether a container's image may be fetched from where it comes from.
+    #[derive(Default)]
+    PullPolicy {
+        /// It must be here.
+        #[default]
+        Never = "never",
+        /// It is fetched if it is not here.
+        Missing = "missing",
+        /// What is newer than what is here is fetched.
+        Always = "always",
+    }
+}
+
+words! {
+    /// What a test needs of the kind of guest that it runs in.
+    #[derive(PartialOrd, Ord)]
+    Need {
+        /// A machine of its own, with a kernel, devices and a boot: no container.
+        Machine = "machine",
+    }
+}
+
+words! {
     /// What a fault that the guest's kernel reports does to the run. A panic always ends it.
     #[derive(Default)]
     OopsPolicy {
@@ -230,8 +251,10 @@ mod tests {
         go_both_ways::<BusChoice>();
         go_both_ways::<DiskBus>();
         go_both_ways::<Firmware>();
+        go_both_ways::<Need>();
         go_both_ways::<NicMode>();
         go_both_ways::<OopsPolicy>();
+        go_both_ways::<PullPolicy>();
         go_both_ways::<ShareKind>();
         go_both_ways::<WorkspaceMode>();
     }

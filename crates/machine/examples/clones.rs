@@ -102,6 +102,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         cache_dir: cache.into(),
         qemu: None,
         path: std::env::var_os("PATH"),
+        engine: None,
         qemu_img: "qemu-img".into(),
         firmware_dirs: Vec::new(),
         own: Vec::new(),

@@ -111,17 +111,18 @@ impl Exceeded {
 }
 
 impl Gauge {
-    /// Looks what is there before the guest writes.
+    /// Looks what is there before the guest writes. `others` are directories that it can fill beside its output directory and its disks.
     pub(crate) fn new(
         bounds: Bounds,
         out: &Path,
         layers: Vec<File>,
         run_dir: &Path,
-        workspace: Option<&Path>,
+        others: &[&Path],
     ) -> io::Result<Self> {
         let mut rooms = Vec::new();
         let mut devices = HashSet::new();
-        for at in [Some(out), (!layers.is_empty()).then_some(run_dir), workspace].into_iter().flatten() {
+        let of_layers = (!layers.is_empty()).then_some(run_dir);
+        for at in [Some(out), of_layers].into_iter().flatten().chain(others.iter().copied()) {
             let dir = open(at)?;
             if devices.insert(fstat(&dir)?.st_dev) {
                 let keep = kept(&dir)?;
@@ -353,7 +354,7 @@ mod tests {
     use super::*;
 
     fn gauge(dir: &Path, output: u64, layers: Vec<File>) -> Gauge {
-        Gauge::new(Bounds { output: Some(output), disk: Some(1 << 20) }, dir, layers, dir, None).unwrap()
+        Gauge::new(Bounds { output: Some(output), disk: Some(1 << 20) }, dir, layers, dir, &[]).unwrap()
     }
 
     #[test]
@@ -413,7 +414,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(gauge(dir.path(), 0, Vec::new()).next(), SOONEST);
         let wide =
-            Gauge::new(Bounds { output: Some(1 << 40), disk: Some(1 << 40) }, dir.path(), Vec::new(), dir.path(), None);
+            Gauge::new(Bounds { output: Some(1 << 40), disk: Some(1 << 40) }, dir.path(), Vec::new(), dir.path(), &[]);
         assert!(wide.unwrap().next() > SOONEST);
         for (bytes, text) in [(0, "0 bytes"), (1 << 20, "1 MiB"), (3 << 29, "1.5 GiB"), (2047, "1.9 KiB")] {
             assert_eq!(size(bytes), text);

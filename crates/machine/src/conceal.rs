@@ -202,29 +202,10 @@ impl Concealment {
     ) -> Result<Self, ConcealError> {
         let shares = shares(config);
         look_at(hide, &shares, tell)?;
-        let secrets = hidden::defaults(homes(host).iter().map(PathBuf::as_path));
         let real = hidden::existing(&shares)?;
         let mounts = MountTable::read()?;
-        if let Some((secret, share)) = hidden::within(&writable(&real), &see_all(&secrets, &mounts)) {
-            tell(EventKind::Warning {
-                message: format!(
-                    "{} lies in {}, which the guest may write to, and so may read under another name; share the workspace read-only or \
-                     copy-on-write (--workspace-mode ro or cow), or a smaller one",
-                    secret.display(),
-                    share.display()
-                ),
-            });
-        }
-        let all = secrets
-            .into_iter()
-            .chain(own_places(host).map(Path::to_owned))
-            .chain([dir.to_owned()])
-            .chain(hide.iter().cloned());
-        let mut concealment = Self {
-            hidden: Arc::new(Hidden { named: all.collect(), found: Mutex::default() }),
-            hide: hide.into(),
-            possible: true,
-        };
+        tell_of_secrets(&real, host, tell)?;
+        let mut concealment = Self { hidden: Arc::new(all_hidden(hide, host, dir)), hide: hide.into(), possible: true };
         let why = match concealment.open(&shares, host, dir) {
             Ok(_) => return Ok(concealment),
             Err(ConcealError::View(why)) => why,
@@ -323,6 +304,59 @@ impl Concealment {
             None => Ok(()),
         }
     }
+}
+
+/// What of the directories of a container is not to be seen: an engine mounts something empty there.
+#[derive(Debug)]
+pub(crate) struct Covers(Concealment);
+
+impl Covers {
+    /// Decides what is hidden, by the rules for machines. `dir` is where this run writes.
+    pub(crate) fn new(
+        hide: &[PathBuf],
+        shares: &[Shared],
+        host: &HostContext,
+        dir: &Path,
+        tell: &mut dyn FnMut(EventKind),
+    ) -> Result<Self, ConcealError> {
+        look_at(hide, shares, tell)?;
+        let concealment =
+            Concealment { hidden: Arc::new(all_hidden(hide, host, dir)), hide: hide.into(), possible: true };
+        tell_of_secrets(&hidden::existing(shares)?, host, tell)?;
+        Ok(Self(concealment))
+    }
+
+    /// The real paths below these directories that have to be covered, the deepest first. `dir` is the guest's own directory.
+    pub(crate) fn of(&self, shares: &[Shared], host: &HostContext, dir: &Path) -> Result<Vec<PathBuf>, ConcealError> {
+        let shares = hidden::existing(shares)?;
+        let places = self.0.hidden.find(host, dir)?;
+        self.0.check(&shares, &places, host)?;
+        Ok(hidden::order(&shares, &places.hidden).map(|order| order.covers).unwrap_or_default())
+    }
+}
+
+/// What no guest is to see.
+fn all_hidden(hide: &[PathBuf], host: &HostContext, dir: &Path) -> Hidden {
+    let secrets = hidden::defaults(homes(host).iter().map(PathBuf::as_path));
+    let own = own_places(host).map(Path::to_owned);
+    let all = secrets.into_iter().chain(own).chain([dir.to_owned()]).chain(hide.iter().cloned());
+    Hidden { named: all.collect(), found: Mutex::default() }
+}
+
+/// Tells of keys and the like that a guest may write to, and so may read under another name.
+fn tell_of_secrets(real: &[Shared], host: &HostContext, tell: &mut dyn FnMut(EventKind)) -> Result<(), ConcealError> {
+    let secrets = hidden::defaults(homes(host).iter().map(PathBuf::as_path));
+    if let Some((secret, share)) = hidden::within(&writable(real), &see_all(&secrets, &MountTable::read()?)) {
+        tell(EventKind::Warning {
+            message: format!(
+                "{} lies in {}, which the guest may write to, and so may read under another name; share the workspace read-only or \
+                 copy-on-write (--workspace-mode ro or cow), or a smaller one",
+                secret.display(),
+                share.display()
+            ),
+        });
+    }
+    Ok(())
 }
 
 /// Looks whether what the user wants hidden can mean what it says.

@@ -32,6 +32,8 @@ pub enum Origin {
     Cold,
     /// It is the copy of one that booted.
     Clone,
+    /// It is a container that was started.
+    Container,
 }
 
 impl Origin {
@@ -41,6 +43,7 @@ impl Origin {
         match self {
             Self::Cold => "boot",
             Self::Clone => "clone",
+            Self::Container => "container",
         }
     }
 
@@ -50,7 +53,7 @@ impl Origin {
     pub fn is_quick(self) -> bool {
         match self {
             Self::Cold => false,
-            Self::Clone => true,
+            Self::Clone | Self::Container => true,
         }
     }
 }

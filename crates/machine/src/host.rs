@@ -13,6 +13,8 @@ pub struct HostContext {
     pub qemu: Option<PathBuf>,
     /// The value of `PATH`, in which it is looked for otherwise.
     pub path: Option<OsString>,
+    /// The container engine that the user named: a path, or a name to be looked for in `path`.
+    pub engine: Option<PathBuf>,
     /// `qemu-img`.
     pub qemu_img: PathBuf,
     /// Where the user keeps descriptions of firmware, beside those of the system; see [`firmware`](crate::qemu::firmware).

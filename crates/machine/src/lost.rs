@@ -74,6 +74,8 @@ pub enum Cause {
 
     /// The guest cannot be had as it is described: what is wrong with the description, or missing on this host.
     Description(String),
+    /// The container engine did not do its part: what was attempted, what it said, and what to do.
+    Engine(String),
     /// QEMU could not be started.
     QemuStart(QemuStart),
     /// QEMU refused what it was told: its own words.
@@ -184,6 +186,7 @@ impl fmt::Display for Cause {
             | Self::Failed { why: said, .. }
             | Self::Skipped(said)
             | Self::Description(said)
+            | Self::Engine(said)
             | Self::QemuRefused(said)
             | Self::Session(said)
             | Self::Answer(said)

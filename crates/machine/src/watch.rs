@@ -33,7 +33,7 @@ use crate::{
     session::agent::Reports,
     share::served::Ends,
 };
-use asked::Marks;
+pub(crate) use asked::Marks;
 use doubt::Suspect;
 pub(crate) use expected::{Expectation, Expected};
 use heartbeat::Heartbeat;
@@ -431,7 +431,7 @@ fn is_routine(kind: AlarmKind) -> bool {
 fn rank(lost: &Lost) -> u8 {
     match lost.cause.crash_kind() {
         Some(CrashKind::Silent) => 0,
-        Some(CrashKind::Qemu) => 1,
+        Some(CrashKind::Qemu | CrashKind::Container) => 1,
         Some(CrashKind::PowerOff | CrashKind::Reboot) => 2,
         Some(CrashKind::Panic | CrashKind::Oops | CrashKind::BootFailed) | None => FATAL,
     }

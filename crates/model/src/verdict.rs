@@ -150,6 +150,8 @@ pub enum CrashKind {
     Silent,
     /// QEMU itself ended.
     Qemu,
+    /// The container ended.
+    Container,
     /// The boot came to an end that is none: a maintenance shell, a boot loader's prompt.
     BootFailed,
 }
@@ -163,6 +165,7 @@ impl fmt::Display for CrashKind {
             Self::Reboot => "the guest rebooted unasked",
             Self::Silent => "the guest stopped answering",
             Self::Qemu => "QEMU ended",
+            Self::Container => "the container ended",
             Self::BootFailed => "the guest did not boot",
         })
     }

@@ -15,7 +15,7 @@ pub const PROGRAM_PORT_NAME: &str = "belljar.program";
 
 /// Version of everything in this crate. Host and agent come from one build, so it only guards
 /// against a stale agent, such as one resumed from an old template.
-pub const VERSION: u16 = 10;
+pub const VERSION: u16 = 11;
 
 /// Number the host gives to one command; never used twice in a session.
 pub type ExecId = u32;
@@ -77,6 +77,8 @@ pub enum ToAgent {
     },
     /// Sets the guest's clock to these nanoseconds since the Unix epoch, if it is off by much. Not answered.
     Clock(u64),
+    /// Stops all that runs in a container but the agent, or lets it go on. A machine is stopped from outside. Not answered.
+    StandStill(bool),
     /// Asks for a [`ToHost::Pong`] with the same number.
     Ping(u64),
     /// Answer to [`ToHost::Ask`].
@@ -258,6 +260,11 @@ pub enum Source {
     Virtiofs {
         /// Its tag.
         tag: String,
+    },
+    /// Nothing that the agent mounts: the engine of the container has put it there.
+    Engine {
+        /// Where the engine has put it instead, only to be read: the agent copies it to its place.
+        copy_of: Option<String>,
     },
 }
 

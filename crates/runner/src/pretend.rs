@@ -23,7 +23,7 @@ use std::{
     time::Duration,
 };
 
-use belljar_guest_spec::{BootSource, GuestSpec, Hardware, Source};
+use belljar_guest_spec::{BootSource, GuestSpec, Hardware, Need, Source};
 use belljar_machine::{
     Cause, Lost,
     backend::{Backend, Backends, ByHand, Footprint, GuestFiles, Layer, LeaseRequest, PrepareRequest, PreparedGuest},
@@ -145,7 +145,10 @@ impl Backend for Pretend {
         Footprint { memory: hardware.memory, overhead: 0, program: "nothing", cpus: hardware.cpus }
     }
 
-    fn lacks(&self, hardware: &Hardware) -> Option<String> {
+    fn lacks(&self, hardware: &Hardware, needs: &BTreeSet<Need>) -> Option<String> {
+        if needs.contains(&Need::Machine) {
+            return Some("a pretended guest is no machine".to_owned());
+        }
         (!hardware.disks.is_empty()).then(|| "a pretended guest has no disks".to_owned())
     }
 

@@ -11,7 +11,7 @@
 //! 6. the **guest**,
 //! 7. the **default**.
 //!
-//! Variables of all places are put together, the stronger winning by name. Tags and requirements of suite and header are put together.
+//! Variables of all places are put together, the stronger winning by name. Tags, needs and requirements of suite and header are put together.
 //! Disks of the guest come first, then those of the header, or else of the suite.
 
 use std::{
@@ -19,7 +19,7 @@ use std::{
     time::Duration,
 };
 
-use belljar_guest_spec::{DiskSpec, Hardware, NicMode, WorkspaceMode};
+use belljar_guest_spec::{DiskSpec, Hardware, Need, NicMode, WorkspaceMode};
 use serde::Serialize;
 
 use crate::{
@@ -97,6 +97,8 @@ pub struct Layer {
     pub tags: BTreeSet<String>,
     /// Commands that must be in the guest.
     pub requires: BTreeSet<String>,
+    /// What the guest must be.
+    pub needs: BTreeSet<Need>,
     /// Bytes that may be left in the output directory.
     pub max_output: Option<u64>,
     /// Bytes that may be written to the guest's disks.
@@ -152,6 +154,9 @@ pub struct Settings {
     /// Commands that must be in the guest.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub requires: BTreeSet<String>,
+    /// What the guest must be.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub needs: BTreeSet<Need>,
     /// Bytes that may be left in the output directory; none means what fits the host.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_output: Option<u64>,
@@ -187,6 +192,7 @@ impl Layer {
                     env: weaker.env.iter().chain(&self.env).map(|(k, v)| (k.clone(), v.clone())).collect(),
                     tags: &self.tags | &weaker.tags,
                     requires: &self.requires | &weaker.requires,
+                    needs: &self.needs | &weaker.needs,
                 }
             };
         }
@@ -249,6 +255,7 @@ impl Layer {
             junit: self.junit.unwrap_or_default(),
             tags: self.tags,
             requires: self.requires,
+            needs: self.needs,
             max_output: self.max_output,
             max_disk: self.max_disk,
         };

@@ -436,7 +436,7 @@ impl Agent {
                     running.resize(size);
                 }
             }
-            ToAgent::Clock(_) => {}
+            ToAgent::Clock(_) | ToAgent::StandStill(_) => {}
             ToAgent::Ping(number) => {
                 if self.manners.pong {
                     self.say(&ToHost::Pong(number));

@@ -19,7 +19,6 @@ mod qmp;
 mod rng;
 mod screen;
 mod script;
-mod sshd;
 mod terminal;
 mod track;
 mod virtiofsd;

@@ -12,15 +12,19 @@ use belljar_image::{
     kernel::{self, Discovery},
     processor::Processor,
 };
-use belljar_machine::qemu::{
-    args::Accel,
-    platform::{self, Platform},
-    probe,
+use belljar_machine::{
+    backend::container::ContainerBackend,
+    host::HostContext,
+    qemu::{
+        args::Accel,
+        platform::{self, Platform},
+        probe,
+    },
 };
 use belljar_model::exit_code;
 use bytesize::ByteSize;
 
-use crate::{args::DoctorArgs, env, settings, write_out};
+use crate::{args::DoctorArgs, env, run, settings, write_out};
 
 /// Memory below which a guest of the default size drives the host into swap.
 const LITTLE_MEMORY: u64 = 1536 << 20;
@@ -110,6 +114,7 @@ fn host(args: &DoctorArgs, cache: &Path) -> Vec<Finding> {
         }
     }
     findings.push(others());
+    findings.extend(engines(args, memory));
     if let Some(dir) = fresh {
         forget(&dir, cache);
     }
@@ -149,6 +154,27 @@ fn others() -> Finding {
     let ways: Vec<String> = platform::PLATFORMS.iter().filter_map(|platform| platform.how_to_have_agent()).collect();
     lines.extend(ways);
     Finding::good("others", lines.join("\n"))
+}
+
+/// The container engines. No machine needs one, so that none is bad.
+fn engines(args: &DoctorArgs, memory: &Path) -> Vec<Finding> {
+    let look = || -> Result<_, String> {
+        let host = settings::host_context(None, args.engine.as_deref(), None)?;
+        let backend = ContainerBackend::new(HostContext { cache_dir: memory.to_owned(), ..host });
+        run::runtime()?.block_on(backend.look())
+    };
+    match look() {
+        Err(why) => vec![Finding::note("engine", why, "guests that are containers need one; machines do not")],
+        Ok(engines) => {
+            let find = |(works, said)| match works {
+                true => Finding::good("engine", said),
+                false => {
+                    Finding::note("engine", said, "guests that are containers need one that works; machines do not")
+                }
+            };
+            engines.into_iter().map(find).collect()
+        }
+    }
 }
 
 /// A place for what is found now, so that it replaces what was remembered.

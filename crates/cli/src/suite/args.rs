@@ -178,6 +178,10 @@ pub(crate) struct ListArgs {
     #[arg(short, long)]
     pub(crate) verbose: bool,
 
+    /// Container engine that would be used [default: podman, or docker where that works]
+    #[arg(long, value_name = "FILE", env = env::ENGINE, hide_env = true, value_hint = ValueHint::CommandName)]
+    pub(crate) engine: Option<PathBuf>,
+
     /// QEMU that would be used [default: the first qemu-system-x86_64 found]
     #[arg(long, value_name = "FILE", env = env::QEMU, hide_env = true, value_hint = ValueHint::FilePath)]
     pub(crate) qemu: Option<PathBuf>,

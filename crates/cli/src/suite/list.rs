@@ -5,15 +5,20 @@ use std::path::Path;
 use belljar_guest_spec::Surroundings;
 use belljar_model::exit_code;
 use belljar_runner::suite::{self, Cases};
-use belljar_suite::plan::Plan;
+use belljar_suite::plan::{Listing, Plan};
 
 use super::{Refused, args::ListArgs, chosen::Chosen};
 use crate::{complain_note, guest, settings, template, write_out};
 
-/// What keeps the plan's machines from running here.
-pub(super) fn obstacles(plan: &Plan, chosen: &Chosen, qemu: Option<&Path>) -> Result<Vec<Vec<String>>, Refused> {
-    let backends = settings::backends(qemu, None, template::unused()?)?;
-    Ok(suite::obstacles(plan, chosen.profile.max_memory, &surroundings(plan), &backends))
+/// The plan for showing, with what keeps its machines from running here, and which tests are skipped for what their guests are.
+pub(super) fn listing<'a>(
+    plan: &'a Plan,
+    chosen: &Chosen,
+    (qemu, engine): (Option<&Path>, Option<&Path>),
+) -> Result<Listing<'a>, Refused> {
+    let backends = settings::backends(qemu, engine, None, template::unused()?)?;
+    let obstacles = suite::obstacles(plan, chosen.profile.max_memory, &surroundings(plan), &backends);
+    Ok(plan.listing().with_obstacles(obstacles).with_lacks(suite::lacks(plan, &backends)))
 }
 
 /// What of the environment the plan's guests depend on.
@@ -28,7 +33,7 @@ pub(crate) fn list(args: &ListArgs) -> Result<u8, Refused> {
     for note in chosen.discovery.notes.iter().chain(plan.notes.iter()) {
         complain_note(&note.to_string());
     }
-    let listing = plan.listing().with_obstacles(obstacles(&plan, &chosen, args.qemu.as_deref())?);
+    let listing = listing(&plan, &chosen, (args.qemu.as_deref(), args.engine.as_deref()))?;
     let text = if args.json {
         serde_json::to_string_pretty(&listing).map_err(|e| format!("cannot write the listing as JSON: {e}"))? + "\n"
     } else {

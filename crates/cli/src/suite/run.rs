@@ -35,7 +35,7 @@ use super::{
     Refused,
     args::TestArgs,
     chosen::Chosen,
-    list::{obstacles, surroundings},
+    list::{listing, surroundings},
     report::{check_target, write_file},
 };
 use crate::{
@@ -67,7 +67,7 @@ pub(crate) fn test(args: TestArgs) -> Result<u8, Refused> {
         return Err(Refused { message: chosen.why_none(&plan), code });
     }
     if args.host.dry_run {
-        let listing = plan.listing().with_obstacles(obstacles(&plan, &chosen, args.host.qemu.as_deref())?);
+        let listing = listing(&plan, &chosen, (args.host.qemu.as_deref(), args.host.engine.as_deref()))?;
         return Ok(write_out(listing.human(args.host.verbose > 0).as_bytes())?);
     }
     let around = surroundings(&plan);
@@ -79,7 +79,7 @@ pub(crate) fn test(args: TestArgs) -> Result<u8, Refused> {
     let templates = template::settings(&args.host)?;
     let mut reports = reports(&args, &chosen)?;
     let mut run_dir = settings::run_dir(&args.host, exposed)?;
-    let backends = settings::backends(args.host.qemu.as_deref(), args.accel, templates)?;
+    let backends = settings::backends(args.host.qemu.as_deref(), args.host.engine.as_deref(), args.accel, templates)?;
     // The next run learns from this one even if it is cut off.
     chosen.history.begin(run_dir.path());
     remember(&chosen);

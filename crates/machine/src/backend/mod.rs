@@ -8,16 +8,17 @@
 //!
 //! A further backend is a room of its own here, its line in [`Backends::all`], and the [`Source`] of its guests in `guest-spec`.
 
+pub mod container;
 pub mod qemu;
 mod setup;
 
-use std::{fmt, path::PathBuf, rc::Rc};
+use std::{collections::BTreeSet, fmt, path::PathBuf, rc::Rc};
 
-use belljar_guest_spec::{GuestSpec, Hardware, Source};
+use belljar_guest_spec::{GuestSpec, Hardware, Need, Source};
 use belljar_model::EventKind;
 
-use self::qemu::QemuBackend;
 pub use self::setup::{Layer, SetUp};
+use self::{container::ContainerBackend, qemu::QemuBackend};
 use crate::{
     Cause, Lost,
     guest::{Answer, Guest, Observe, Views},
@@ -35,7 +36,7 @@ pub trait Backend: fmt::Debug {
     fn footprint(&self, hardware: &Hardware) -> Footprint;
 
     /// What a test wants that no guest of its own ever has: the reason for which the test is skipped.
-    fn lacks(&self, hardware: &Hardware) -> Option<String>;
+    fn lacks(&self, hardware: &Hardware, needs: &BTreeSet<Need>) -> Option<String>;
 
     /// The files that it keeps of each guest.
     fn files(&self) -> GuestFiles;
@@ -145,7 +146,7 @@ impl Backends {
     /// Those of Belljar.
     #[must_use]
     pub fn all(host: HostContext, templates: Templates) -> Self {
-        Self(vec![Rc::new(QemuBackend::new(host, templates))])
+        Self(vec![Rc::new(ContainerBackend::new(host.clone())), Rc::new(QemuBackend::new(host, templates))])
     }
 
     /// These. Of two that give guests of the same source, the first does.

@@ -1,8 +1,8 @@
 //! Guests that are machines in QEMU.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
-use belljar_guest_spec::{GuestSpec, Hardware, Source};
+use belljar_guest_spec::{GuestSpec, Hardware, Need, Source};
 use belljar_model::EventKind;
 
 use super::{Backend, ByHand, Footprint, GuestFiles, LeaseRequest, PrepareRequest, PreparedGuest};
@@ -52,7 +52,7 @@ impl Backend for QemuBackend {
         Footprint { memory: hardware.memory, overhead: OVERHEAD, program: "QEMU", cpus: hardware.cpus }
     }
 
-    fn lacks(&self, _: &Hardware) -> Option<String> {
+    fn lacks(&self, _: &Hardware, _: &BTreeSet<Need>) -> Option<String> {
         // A machine can have all that can be asked for.
         None
     }

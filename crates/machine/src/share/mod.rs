@@ -195,6 +195,15 @@ pub(crate) fn what(tag: &str) -> &str {
     }
 }
 
+/// What the agent says of a share that could not be mounted.
+pub(crate) fn detail(fault: &MountFault) -> &str {
+    match fault {
+        MountFault::NoFileSystem { detail } | MountFault::NoOverlay { detail } | MountFault::Failed { detail } => {
+            detail
+        }
+    }
+}
+
 /// A person's words for a share that could not be mounted.
 pub(crate) fn explain(mount: &Mount, kind: &Kind, fault: &MountFault) -> String {
     let what = what(&mount.name);

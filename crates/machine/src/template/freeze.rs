@@ -87,7 +87,7 @@ pub(crate) async fn freeze(
         Rest::AtMost(limit) => *limit,
     };
     let session = match entered {
-        Entered::Agent { port: PortKind::Virtio, .. } => Frozen::AgentOnVirtio,
+        Entered::Agent { port: PortKind::Virtio | PortKind::Socket, .. } => Frozen::AgentOnVirtio,
         Entered::Agent { port: PortKind::Serial, .. } => Frozen::AgentOnSerial,
         Entered::Shell(_) => Frozen::Shell,
     };

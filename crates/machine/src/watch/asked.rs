@@ -4,14 +4,17 @@ use belljar_model::EventKind;
 use belljar_proto::message::{MAX_QUESTION, Question};
 
 use super::Watch;
-use crate::{guest::Observe, session::agent::Asks};
+use crate::{
+    guest::Observe,
+    session::agent::{Asks, Reports},
+};
 
 /// Most marks of one command that are recorded.
 pub(crate) const MOST_MARKS: usize = 1000;
 
 /// How many marks the command has set.
 #[derive(Debug, Default)]
-pub(super) struct Marks {
+pub(crate) struct Marks {
     set: usize,
     cut: bool,
 }
@@ -24,13 +27,21 @@ impl Watch {
 
     /// Does what was asked for up to now, and answers.
     pub(crate) fn answer_asks(&mut self, observe: Observe<'_>) {
-        let Some(reports) = self.reports.clone() else { return };
+        if let Some(reports) = self.reports.clone() {
+            self.marks.answer(&reports, observe);
+        }
+    }
+}
+
+impl Marks {
+    /// Does what programs in the guest have asked for up to now, and answers.
+    pub(crate) fn answer(&mut self, reports: &Reports, observe: Observe<'_>) {
         let Asks { asks, lost } = reports.take_asks();
         let mut cut = lost > 0;
         for (number, question) in asks {
             let done = match question {
-                Question::Mark(text) if self.marks.set < MOST_MARKS => {
-                    self.marks.set += 1;
+                Question::Mark(text) if self.set < MOST_MARKS => {
+                    self.set += 1;
                     observe(EventKind::Mark { text: clean(&text) });
                     true
                 }
@@ -41,7 +52,7 @@ impl Watch {
             };
             reports.answer(number, done);
         }
-        if cut && !std::mem::replace(&mut self.marks.cut, true) {
+        if cut && !std::mem::replace(&mut self.cut, true) {
             let message = format!("the command sets more than {MOST_MARKS} marks: the rest is not recorded");
             observe(EventKind::Warning { message });
         }

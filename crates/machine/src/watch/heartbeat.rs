@@ -38,7 +38,7 @@ impl std::fmt::Debug for Heartbeat {
 /// guest are left to be found, and a guest that suspends itself without QEMU's knowing is given some time.
 fn limit(kind: PortKind) -> u32 {
     match kind {
-        PortKind::Virtio => 12,
+        PortKind::Virtio | PortKind::Socket => 12,
         PortKind::Serial => 3,
     }
 }

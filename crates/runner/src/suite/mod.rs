@@ -15,7 +15,7 @@ mod run;
 mod tests;
 
 pub use self::{
-    obstacles::obstacles,
+    obstacles::{lacks, obstacles},
     run::{Ended, Request, run},
 };
 pub use crate::{

@@ -2,9 +2,19 @@
 
 use belljar_guest_spec::Surroundings;
 use belljar_machine::backend::Backends;
-use belljar_suite::plan::{Machine, Plan};
+use belljar_suite::plan::{Machine, Plan, Unit};
 
 use crate::schedule::resources::{self, Memory, no_room_for};
+
+/// What each of the plan's units wants that its guests never have, for which it is skipped.
+#[must_use]
+pub fn lacks(plan: &Plan, backends: &Backends) -> Vec<Option<String>> {
+    let of = |unit: &Unit| {
+        let machine = plan.machines.get(unit.machine)?;
+        backends.of(&machine.guest.spec.source).ok()?.lacks(&machine.hardware, &unit.settings.needs)
+    };
+    plan.units.iter().map(of).collect()
+}
 
 /// What keeps each of the plan's machines from running, as far as a look at the host tells, with how to mend it.
 #[must_use]

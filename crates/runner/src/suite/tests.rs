@@ -450,6 +450,7 @@ fn no_qemu(cache: &Path) -> QemuBackend {
         cache_dir: cache.to_owned(),
         qemu: None,
         path: Some("/nonexistent".into()),
+        engine: None,
         qemu_img: "/nonexistent/qemu-img".into(),
         firmware_dirs: Vec::new(),
         own: Vec::new(),

@@ -6,8 +6,8 @@ use std::{
 };
 
 use belljar_guest_spec::{
-    Accel, Access, BootSource, BusChoice, DiskContent, DiskSpec, Firmware, GuestSpec, Login, NicMode, OopsPolicy,
-    Password, Secret, ShareKind, Source, WorkspaceMode,
+    Accel, Access, BootSource, BusChoice, ContainerSource, DiskContent, DiskSpec, Firmware, GuestSpec, Login, Need,
+    NicMode, OopsPolicy, Password, PullPolicy, Secret, ShareKind, Source, WorkspaceMode,
     rules::{self, Key, Notation},
 };
 use toml::Spanned;
@@ -27,11 +27,17 @@ use crate::{
     },
 };
 
-word_value!(Accel, Access, BusChoice, Firmware, NicMode, OopsPolicy, ShareKind, WorkspaceMode);
+word_value!(Accel, Access, BusChoice, Firmware, Need, NicMode, PullPolicy, OopsPolicy, ShareKind, WorkspaceMode);
 
 table! {
     /// A guest: the machine under test. Without image, kernel and rootfs it is this host's own userland.
     GuestTable is "a guest" {
+        /// Run in a container of this image, of podman or docker.
+        "container" container: Text = "(none)",
+        /// Whether the engine may fetch the container's image: never, if it is missing, or always.
+        "pull" pull: PullPolicy = "\"never\"",
+        /// The container's processes may do what the engine's user may do on the host; else they have the rights that the engine gives.
+        "privileged" privileged: bool = "false",
         /// Boot this disk image (qcow2, raw, vmdk, vdi, vhdx, vpc), unmodified; nothing is written to it.
         "image" image: FilePath = "(none)",
         /// Take the image as being of this format.
@@ -56,8 +62,6 @@ table! {
         "access" access: Access = "\"auto\"",
         /// Log in on the serial console as this user.
         "login" login: LoginTable = "(root without a password, where a login is asked for)",
-        /// The private key, without a passphrase, by which the user of the login, or root, is let in over SSH, where nothing else lets anybody in or access is ssh.
-        "ssh-key" ssh_key: FilePath = "(none)",
         /// The guest's memory.
         "memory" memory: Memory = "\"1GiB\"",
         /// The guest's processors.
@@ -70,7 +74,7 @@ table! {
         "accel" accel: Accel = "(KVM if a probe shows that it runs a guest)",
         /// Extra disks, thrown away with the guest. Those of suites and headers come after them.
         "disks" disks: List<DiskTable> = "[]",
-        /// Network: none, isolated (DHCP answers, nothing is reachable), user (the outside world by NAT).
+        /// Network: none, isolated (DHCP answers, nothing is reachable), user (the outside world by NAT). A container has none unless it is asked for.
         "nic" nic: NicMode = "\"isolated\"",
         /// What a fault that the guest's kernel reports does: the guest counts as crashed, or it is noted.
         "oops" oops: OopsPolicy = "\"crash\"",
@@ -103,9 +107,6 @@ table! {
         "max-output" max_output: Size = "(1GiB, or a quarter of what is free)",
         /// Most that a test may write to the guest's disks.
         "max-disk" max_disk: Size = "(half of what is free)",
-    }
-    not_yet {
-        "container": "unpack the container image (`podman export`) and name its directory in `rootfs`",
     }
 }
 
@@ -153,9 +154,6 @@ pub(super) fn check(table: &GuestTable, walk: &mut Walk) {
 /// Whether the keys that say what a guest boots from go together.
 fn check_source(table: &GuestTable, walk: &mut Walk) {
     let has = |key: &str| table.seen.contains(key);
-    if has("container") {
-        return;
-    }
     let span = |key| match key {
         Key::Image => table.image.as_ref().map(Spanned::span),
         Key::ImageFormat => table.image_format.as_ref().map(Spanned::span),
@@ -169,7 +167,14 @@ fn check_source(table: &GuestTable, walk: &mut Walk) {
         Key::Append => table.append.as_ref().map(Spanned::span),
         Key::Access => table.access.as_ref().map(Spanned::span),
         Key::Login => table.login.as_ref().map(Spanned::span),
-        Key::SshKey => table.ssh_key.as_ref().map(Spanned::span),
+        Key::Container => table.container.as_ref().map(Spanned::span),
+        Key::Pull => table.pull.as_ref().map(Spanned::span),
+        Key::Privileged => table.privileged.as_ref().map(Spanned::span),
+        Key::Tpm => table.tpm.as_ref().map(Spanned::span),
+        Key::Machine => table.machine.as_ref().map(Spanned::span),
+        Key::Cpu => table.cpu.as_ref().map(Spanned::span),
+        Key::QemuArgs => table.qemu_args.as_ref().map(Spanned::span),
+        Key::Share => table.share.as_ref().map(Spanned::span),
     };
     let access = table.access.as_ref().map(|a| *a.get_ref());
     for conflict in rules::source(|key| has(key.word()), access, Notation::Toml) {
@@ -221,7 +226,6 @@ pub(super) fn resolve(name: &str, table: &GuestTable, dir: &Path) -> Guest {
     spec.append = plain(&table.append).unwrap_or_default();
     spec.qemu_args = plain(&table.qemu_args).unwrap_or_default().into_iter().map(Into::into).collect();
     spec.login = table.login.as_ref().map(|l| login(l.get_ref()));
-    spec.ssh_key = table.ssh_key.as_ref().map(|k| of_host(dir, &k.get_ref().0));
     spec.oops = table.oops.as_ref().map(|o| *o.get_ref()).unwrap_or_default();
     spec.share = table.share.as_ref().map(|s| *s.get_ref()).unwrap_or_default();
     spec.tpm = plain(&table.tpm).unwrap_or_default();
@@ -239,6 +243,10 @@ fn of_host(dir: &Path, path: &Path) -> PathBuf {
 fn source(table: &GuestTable, dir: &Path) -> Source {
     let access = table.access.as_ref().map(|a| *a.get_ref()).unwrap_or_default();
     let modules = below(dir, &table.modules);
+    if let Some(image) = plain(&table.container) {
+        let pull = table.pull.as_ref().map(|p| *p.get_ref()).unwrap_or_default();
+        return ContainerSource { image, pull, privileged: plain(&table.privileged).unwrap_or_default() }.into();
+    }
     let kernel = below(dir, &table.kernel);
     if let Some(path) = below(dir, &table.image) {
         let bus = table.boot_bus.as_ref().map(|b| *b.get_ref()).unwrap_or_default();
@@ -283,7 +291,7 @@ fn layer_of(table: &GuestTable) -> Layer {
     Layer {
         memory: plain(&table.memory),
         cpus: plain(&table.cpus).map(unsigned),
-        nic: plain(&table.nic),
+        nic: plain(&table.nic).or_else(|| table.container.as_ref().map(|_| NicMode::None)),
         ..layer!(table: timeout, slow_timeout, workspace_mode, cwd, user, max_output, max_disk)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use belljar_guest_spec::{NicMode, WorkspaceMode};
+use belljar_guest_spec::{Need, NicMode, WorkspaceMode};
 use toml::Spanned;
 
 use super::{
@@ -33,7 +33,7 @@ macro_rules! plain_copies {
         fn plain(&self) -> $ty { *self }
     } )* };
 }
-plain_copies!(bool, Format, Isolation, WorkspaceMode, NicMode);
+plain_copies!(bool, Format, Isolation, WorkspaceMode, Need, NicMode);
 
 macro_rules! plain_wrappers {
     ($($ty:ty => $out:ty),*) => { $( impl Plain for $ty {
@@ -110,6 +110,7 @@ macro_rules! of_suite_or_header {
             priority: plain(&$table.priority).and_then(|p| i32::try_from(p).ok()),
             disks: disks(&$table.disks, $dir),
             tags: plain(&$table.tags).unwrap_or_default().into_iter().collect(),
+            needs: plain(&$table.needs).unwrap_or_default().into_iter().collect(),
             requires: plain(&$table.requires).unwrap_or_default().into_iter().collect(),
             ..layer!($table: timeout, slow_timeout, retries, format, isolation, workspace_mode, exclusive, group, skip, memory, nic,
                      cwd, user, args, junit, max_output, max_disk)

@@ -183,7 +183,8 @@ fn each_contradiction_is_told() {
         guest("access = 'console'"),
         guest("login = { user = 'x' }"),
         guest("image = 'i'\nlogin = { user = 'x', password = 'secret', password-env = 'Y' }"),
-        guest("container = 'alpine'"),
+        guest("container = 'alpine'\nimage = 'i'\ntpm = true"),
+        guest("pull = 'missing'"),
         guest(
             "disks = [{ size = '1G', file = 'f' }, {}, { size = '1G', serial = 'a' }, { size = '1G', serial = 'a' }]",
         ),
@@ -247,7 +248,7 @@ fn the_documented_defaults_are_the_real_ones() {
     let guest = lines(guest::GuestTable::keys());
     let image: String = guest
         .lines()
-        .filter(|l| !l.starts_with("rootfs") && !l.starts_with("append"))
+        .filter(|l| !["rootfs", "append", "pull", "privileged"].iter().any(|key| l.starts_with(key)))
         .map(|l| format!("{l}\n"))
         .collect();
     let text = format!(

@@ -2,7 +2,7 @@
 //!
 //! This is the one list of keys, with that of a guest's in [`super::guest`]. The reader, the errors, the JSON Schema and the test of `docs/belljar.toml` follow from it.
 
-use belljar_guest_spec::{NicMode, WorkspaceMode};
+use belljar_guest_spec::{Need, NicMode, WorkspaceMode};
 
 use crate::{
     config::{
@@ -88,6 +88,8 @@ table! {
         "setup-timeout" setup_timeout: TimeLimit = "\"10m\"",
         /// Commands that must be in the guest, else the test is skipped.
         "requires" requires: List<Text> = "[]",
+        /// What the guest must be, or the test is skipped: "machine" is one with a kernel of its own, no container.
+        "needs" needs: OneOrMany<Need> = "[]",
         /// The guest's memory instead of its own setting.
         "memory" memory: Memory = "(the guest's)",
         /// The guest's processors instead of its own setting.
@@ -142,6 +144,8 @@ table! {
         "skip" skip: Text = "(the suite's)",
         /// Commands that must be in the guest on top of the suite's, else the test is skipped.
         "requires" requires: List<Text> = "[]",
+        /// What the guest must be, or the test is skipped: "machine" is one with a kernel of its own, no container.
+        "needs" needs: OneOrMany<Need> = "[]",
         /// The guest's memory.
         "memory" memory: Memory = "(the suite's)",
         /// The guest's processors.

@@ -81,6 +81,9 @@ pub struct ListedUnit<'a> {
     pub recorded_ms: Option<u64>,
     /// Whether what is in it is not known before it is asked.
     pub to_be_listed: bool,
+    /// What it wants that its guest never has, so that it is skipped; see [`Listing::with_lacks`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lacks: Option<String>,
     /// How it is run.
     pub settings: &'a Settings,
 }
@@ -121,6 +124,7 @@ impl Plan {
                     shares,
                     recorded_ms: unit.recorded.map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX)),
                     to_be_listed: unit.to_be_listed,
+                    lacks: None,
                     settings: &unit.settings,
                 })
                 .collect(),
@@ -140,6 +144,15 @@ impl Listing<'_> {
         self
     }
 
+    /// Says of each unit what it wants that its guest never has: it would be skipped.
+    #[must_use]
+    pub fn with_lacks(mut self, lacks: Vec<Option<String>>) -> Self {
+        for (unit, lacking) in self.units.iter_mut().zip(lacks) {
+            unit.lacks = lacking;
+        }
+        self
+    }
+
     fn cannot_run(&self, unit: &ListedUnit<'_>) -> Option<&str> {
         self.machines.get(unit.machine)?.obstacles.first().map(String::as_str)
     }
@@ -154,10 +167,11 @@ impl Listing<'_> {
         for unit in &self.units {
             let name = unit.id.strip_prefix(unit.suite).and_then(|t| t.strip_prefix('/')).unwrap_or(unit.test);
             let name = name.rsplit_once('@').map_or(name, |(test, _)| test);
-            let says = match self.cannot_run(unit) {
-                Some(why) => format!("cannot run: {}", why.replace('\n', "; ")),
-                None if unit.to_be_listed => "to be listed".to_owned(),
-                None => String::new(),
+            let says = match (&unit.lacks, self.cannot_run(unit)) {
+                (Some(why), _) => format!("skipped: {why}"),
+                (None, Some(why)) => format!("cannot run: {}", why.replace('\n', "; ")),
+                (None, None) if unit.to_be_listed => "to be listed".to_owned(),
+                (None, None) => String::new(),
             };
             let tests = suites.entry(unit.suite).or_default();
             tests.entry(name).or_default().entry(says).or_default().push(unit.guest);
@@ -184,7 +198,7 @@ impl Listing<'_> {
             }
         }
         let skipped = self.skipped.len();
-        let cannot = self.units.iter().filter(|u| self.cannot_run(u).is_some()).count();
+        let cannot = self.units.iter().filter(|u| u.lacks.is_none() && self.cannot_run(u).is_some()).count();
         let cannot = if cannot > 0 { format!(" ({cannot} cannot run here)") } else { String::new() };
         let _ = writeln!(out, "{}{cannot}, {skipped} skipped", count(self.units.len(), "unit"));
         for (why, count) in counted {

@@ -18,8 +18,11 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const GUEST: &[u8] = b"FAKE_QEMU_CONTROL=";
 
 /// Files of a run's directory.
-const RUN_FILES: [&str; 11] = [
+const RUN_FILES: [&str; 14] = [
     "ctl",
+    "covers",
+    "engine.cmd",
+    "engine.log",
     "workspace-conflicts",
     "events.jsonl",
     "console.log",

@@ -48,6 +48,14 @@ impl Outcome<'_> {
         self
     }
 
+    /// Fails unless standard output has this in it.
+    #[track_caller]
+    pub(crate) fn tells(&self, text: &str) -> &Self {
+        let told = self.text();
+        assert!(told.contains(text), "{text:?} is not in stdout: {told}\nstderr: {}", self.stderr);
+        self
+    }
+
     /// Fails unless standard error has this in it.
     #[track_caller]
     pub(crate) fn complains(&self, text: &str) -> &Self {

@@ -6,7 +6,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "it blocks in a thread of its own, and measures what the host can do")]
 
-mod remember;
+pub(crate) mod remember;
 
 use std::{
     ffi::{OsStr, OsString},
@@ -234,7 +234,7 @@ fn is_program(path: &Path) -> bool {
 }
 
 /// What makes a program file the same as before.
-fn identity(program: &Path) -> Option<String> {
+pub(crate) fn identity(program: &Path) -> Option<String> {
     let m = program.metadata().ok()?;
     let real = program.canonicalize().ok()?;
     Some(format!("{}\0{}\0{}\0{}\0{}.{}", real.display(), m.dev(), m.ino(), m.size(), m.mtime(), m.mtime_nsec()))

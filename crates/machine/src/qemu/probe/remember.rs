@@ -26,17 +26,17 @@ fn checksum(json: &[u8]) -> String {
 }
 
 /// A directory of answers.
-pub(super) struct Memory {
+pub(crate) struct Memory {
     cache: Cache,
 }
 
 impl Memory {
-    pub(super) fn new(dir: &Path) -> Self {
+    pub(crate) fn new(dir: &Path) -> Self {
         Self { cache: Cache::new(dir, dir) }
     }
 
     /// The answer to this very question; what cannot be read is not known.
-    pub(super) fn recall<T: DeserializeOwned>(&self, kind: &str, question: &str) -> Option<T> {
+    pub(crate) fn recall<T: DeserializeOwned>(&self, kind: &str, question: &str) -> Option<T> {
         let mut text = String::new();
         belljar_image::open_without_waiting(&self.path(kind, question))
             .ok()?
@@ -52,11 +52,16 @@ impl Memory {
     }
 
     /// Keeps an answer. Failing to costs time later and nothing else.
-    pub(super) fn keep<T: Serialize>(&self, kind: &str, question: &str, answer: &T) {
+    pub(crate) fn keep<T: Serialize>(&self, kind: &str, question: &str, answer: &T) {
         let kept = Kept { question: question.to_owned(), answer };
         let Ok(json) = serde_json::to_vec(&kept) else { return };
         let text = [checksum(&json).as_bytes(), &json].concat();
         drop(self.cache.replace(&name(kind, question), &text));
+    }
+
+    /// Forgets the answer.
+    pub(crate) fn forget(&self, kind: &str, question: &str) {
+        drop(std::fs::remove_file(self.path(kind, question)));
     }
 
     fn path(&self, kind: &str, question: &str) -> PathBuf {

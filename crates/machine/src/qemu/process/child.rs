@@ -33,10 +33,10 @@ static ALIVE: Mutex<usize> = Mutex::new(0);
 static ONE_LESS: Condvar = Condvar::new();
 
 /// One of those.
-struct Alive;
+pub(crate) struct Alive;
 
 impl Alive {
-    fn begin() -> Self {
+    pub(crate) fn begin() -> Self {
         *ALIVE.lock().unwrap_or_else(PoisonError::into_inner) += 1;
         Self
     }
@@ -49,7 +49,7 @@ impl Drop for Alive {
     }
 }
 
-/// Waits until every QEMU that this process started has ended, at most for so long, and tells whether they have. A handle that is
+/// Waits until every QEMU, and every container engine's program, that this process started has ended, at most for so long, and tells whether they have. A handle that is
 /// dropped kills its QEMU; to be gone takes one with much memory a moment more, in which this process must not end before it.
 pub fn all_ended(limit: Duration) -> bool {
     let alive = ALIVE.lock().unwrap_or_else(PoisonError::into_inner);

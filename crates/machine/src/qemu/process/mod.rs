@@ -33,6 +33,7 @@ use super::descriptors::{Descriptors, Line};
 use super::qmp::{EventStream, Qmp, QmpError, Quit};
 use crate::bounds::{Exceeded, Gauge};
 
+pub(crate) use self::child::Alive;
 pub use self::child::{ExitWatch, all_ended};
 pub use super::sandbox::Shim;
 

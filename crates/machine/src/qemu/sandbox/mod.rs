@@ -22,6 +22,8 @@
 //! With `--server` a program is started so that serves a share as QEMU serves one (`virtiofsd`). It has no `umask(2)`, as many descriptors as it may have, a filter more
 //! (`filter::install_for_server`), and what it takes to confine itself to the share's directory: as root two capabilities, else a user namespace of its own.
 //!
+//! With `--helper` there it is a program that is no guest: of the above it gets 1, 2 and 6.
+//!
 //! With `--view` after the parent's id it is another process: one that opens the directories for a guest without what they are not to show
 //! ([`namespace`]); with `--share` one that serves a directory to a guest (`serving`).
 
@@ -67,6 +69,15 @@ impl Shim {
     pub fn command(&self, program: &Path) -> Command {
         let mut command = self.begin();
         command.arg("--").arg(program);
+        command
+    }
+
+    /// A command that starts a program which is no guest, such as a container engine: in a process group of its own, and dead with Belljar,
+    /// but with all its rights. To be spawned by the thread that called this, as the program dies with that thread.
+    #[must_use]
+    pub fn command_for_helper(&self, program: &Path) -> Command {
+        let mut command = self.begin();
+        command.arg(HELPER).arg("--").arg(program);
         command
     }
 
@@ -210,6 +221,9 @@ fn hint(what: &str) -> &'static str {
     if what == DROP_CAPABILITIES { "; run as an ordinary user, who has none to drop" } else { "" }
 }
 
+/// Says that the program is no guest.
+const HELPER: &str = "--helper";
+
 const DROP_CAPABILITIES: &str = "drop capabilities";
 
 /// Prepares this process as the module says and becomes the program that `args` name
@@ -250,14 +264,16 @@ pub fn shim_main(args: impl IntoIterator<Item = OsString>) -> Result<Infallible,
     }
     let nothing = Rlimit { current: Some(0), maximum: Some(0) };
     setrlimit(Resource::Core, nothing).map_err(|e| prepare("forbid core files", e))?;
-    match order.server {
-        Some(server) => server.prepare()?,
-        None => caps::drop_for_qemu().map_err(|e| prepare(DROP_CAPABILITIES, e))?,
-    }
-    rustix::thread::set_no_new_privs(true).map_err(|e| prepare("renounce new privileges", e))?;
-    filter::install()?;
-    if let Some(server) = order.server {
-        filter::install_for_server(server.using)?;
+    if !order.is_helper {
+        match order.server {
+            Some(server) => server.prepare()?,
+            None => caps::drop_for_qemu().map_err(|e| prepare(DROP_CAPABILITIES, e))?,
+        }
+        rustix::thread::set_no_new_privs(true).map_err(|e| prepare("renounce new privileges", e))?;
+        filter::install()?;
+        if let Some(server) = order.server {
+            filter::install_for_server(server.using)?;
+        }
     }
     set_parent_process_death_signal(Some(Signal::KILL)).map_err(|e| prepare("tie its life to Belljar's", e))?;
     if getppid().map(Pid::as_raw_pid) != Some(order.parent) {
@@ -277,6 +293,8 @@ struct Order {
     parent: i32,
     /// Whether it serves a share, and which.
     server: Option<Server>,
+    /// It is no guest.
+    is_helper: bool,
     /// Numbers of descriptors, above those of the standard streams.
     descriptors: Vec<i32>,
     program: PathBuf,
@@ -297,6 +315,10 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Order, ShimError> {
         server = Some(said.ok_or(ShimError::Usage("no use after --server"))?);
         word = args.next();
     }
+    let is_helper = word.as_deref() == Some(OsStr::new(HELPER));
+    if is_helper {
+        word = args.next();
+    }
     let mut descriptors = Vec::new();
     if word.as_deref() == Some(OsStr::new("--descriptors")) {
         const NONE: ShimError = ShimError::Usage("no numbers above 2 after --descriptors");
@@ -310,7 +332,7 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Order, ShimError> {
         return Err(ShimError::Usage("no --"));
     }
     let program = args.next().ok_or(ShimError::Usage("no program"))?.into();
-    Ok(Order { parent, server, descriptors, program, args: args.collect() })
+    Ok(Order { parent, server, is_helper, descriptors, program, args: args.collect() })
 }
 
 #[cfg(test)]
@@ -333,6 +355,11 @@ mod tests {
         assert_eq!(order.program, Path::new("/usr/bin/qemu"));
         assert_eq!(order.args, words("-m 1 -- --parent"));
         assert_eq!(order.descriptors, [0; 0]);
+        assert!(!order.is_helper);
+        let command = shim.command_for_helper(Path::new("/usr/bin/podman"));
+        let order = parse(command.get_args().skip(1).map(OsStr::to_owned)).unwrap();
+        assert!(order.is_helper);
+        assert_eq!(order.program, Path::new("/usr/bin/podman"));
 
         let given = vec![(7, tempfile::tempfile().unwrap().into()), (3, tempfile::tempfile().unwrap().into())];
         let command = shim.command_with(Path::new("/usr/bin/qemu"), given).unwrap();

@@ -34,6 +34,8 @@ pub enum PortKind {
     Virtio,
     /// The second serial port.
     Serial,
+    /// A socket that a container connects to.
+    Socket,
 }
 
 /// A port on which nobody has announced himself yet.

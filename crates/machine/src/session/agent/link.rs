@@ -123,7 +123,7 @@ impl Link {
     /// on a slow line is in the way of a signal.
     pub(super) fn stdin_window(&self) -> (usize, usize) {
         match self.kind {
-            PortKind::Virtio => (STDIN_WINDOW as usize, 32 * 1024),
+            PortKind::Virtio | PortKind::Socket => (STDIN_WINDOW as usize, 32 * 1024),
             PortKind::Serial => (16 * 1024, 4 * 1024),
         }
     }

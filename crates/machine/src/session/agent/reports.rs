@@ -141,6 +141,32 @@ impl Reports {
         }
     }
 
+    /// Has all that runs in a container stand still, or go on, and waits until it does; gives whether it does.
+    pub(crate) async fn stand_still(&self, wanted: bool) -> bool {
+        let (session, ticket) = {
+            let mut state = self.state();
+            state.asked += 1;
+            (state.session, state.asked)
+        };
+        let encoder = Encoder::new(session);
+        let mut frames = Vec::new();
+        let said = encoder.message(&ToAgent::StandStill(wanted), &mut frames).is_ok()
+            && encoder.message(&ToAgent::Ping(FIRST + ticket), &mut frames).is_ok();
+        let mut changes = self.changes();
+        let Some(port) = self.port.upgrade().filter(|_| said) else { return false };
+        if port.send(frames).await.is_err() {
+            return false;
+        }
+        // Without it the session is seen to be over.
+        drop(port);
+        while self.answered() < ticket {
+            if changes.changed().await.is_err() {
+                return false;
+            }
+        }
+        true
+    }
+
     /// The last question that was answered.
     pub(crate) fn answered(&self) -> u64 {
         self.state().answered

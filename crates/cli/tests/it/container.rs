@@ -1,0 +1,270 @@
+//! Containers, against an engine that checks what it is told and plays what goes wrong (`testing/fake-engine`); its containers are namespaces in
+//! which the agent itself runs.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use crate::harness::{Lab, Outcome};
+
+const ENGINE: &str = include_str!("../../../../testing/fake-engine/engine.sh");
+
+/// An engine of a lab's own.
+struct Engine<'a> {
+    lab: &'a Lab,
+    kind: &'static str,
+}
+
+impl<'a> Engine<'a> {
+    /// One of this kind, with one image.
+    fn new(lab: &'a Lab, kind: &'static str) -> Self {
+        let engine = Self { lab, kind };
+        fs::create_dir_all(engine.path("")).expect("directory");
+        fs::write(engine.program(), ENGINE).expect("program");
+        fs::set_permissions(engine.program(), fs::Permissions::from_mode(0o755)).expect("mode");
+        engine.file("kind", kind).file("images", "img\n")
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.lab.path(format!("engines/{}", self.kind)).join(name)
+    }
+
+    fn program(&self) -> PathBuf {
+        self.path(self.kind)
+    }
+
+    fn file(self, name: &str, text: &str) -> Self {
+        fs::write(self.path(name), text).expect("file");
+        self
+    }
+
+    /// What goes wrong from now on.
+    fn manner(&self, manner: &str) {
+        fs::write(self.path("manner"), manner).expect("file");
+    }
+
+    /// What it was told.
+    fn calls(&self) -> String {
+        fs::read_to_string(self.path("calls")).unwrap_or_default()
+    }
+
+    /// How often it was told something that begins like this.
+    fn told(&self, begins: &str) -> usize {
+        self.calls().lines().filter(|line| line.starts_with(begins)).count()
+    }
+
+    /// Runs a shell's line in a container.
+    fn run(&self, more: &[&str], line: &str) -> Outcome<'a> {
+        let program = self.program().into_os_string();
+        let fixed = ["--engine".into(), program, "--container".into(), "img".into()];
+        let words = ["run".into()].into_iter().chain(fixed).chain(more.iter().map(Into::into));
+        self.lab.belljar(words).sh(line).go()
+    }
+}
+
+#[test]
+fn what_a_command_does_is_exact_whatever_the_engine() {
+    for kind in ["podman", "docker"] {
+        let lab = Lab::new();
+        let engine = Engine::new(&lab, kind);
+        let outcome = engine.run(&["-v"], "cat; echo out; echo err >&2; exit 7");
+        outcome.code(7).says("out\n").complains("err").complains("engine: ").complains("agent on a socket");
+        engine.run(&[], "kill -9 $$").code(137).complains("SIGKILL");
+        engine.run(&[], "exec /no/such/program").code(127);
+        let program = engine.program().into_os_string();
+        let words = ["run".into(), "--engine".into(), program, "--container".into(), "img".into()];
+        lab.belljar(words).stdin("a\nb\n").sh("wc -l; id -u; pwd").go().code(0).says("2\n0\n/mnt/hostos\n");
+        assert_eq!(engine.told("import "), 1, "what was found out is remembered: {}", engine.calls());
+    }
+}
+
+#[test]
+fn a_workspace_is_what_its_mode_says() {
+    for (kind, how) in [("podman", "share: overlay"), ("docker", "share: copy")] {
+        let lab = Lab::new();
+        let engine = Engine::new(&lab, kind);
+        fs::write(lab.path("workspace/there"), "before\n").expect("file");
+        let there = || fs::read_to_string(lab.path("workspace/there")).expect("file");
+        let outcome = engine.run(&["-v", "--workspace-mode", "cow"], "echo after > there; touch new; cat there");
+        outcome.code(0).says("after\n").complains(how);
+        assert_eq!((there().as_str(), lab.path("workspace/new").exists()), ("before\n", false));
+        engine.run(&["--workspace-mode", "ro"], "echo after > there").code(2);
+        assert_eq!(there(), "before\n");
+        engine.run(&[], "echo after > there; echo x > $BELLJAR_OUT/x").code(0);
+        assert_eq!(there(), "after\n");
+    }
+}
+
+#[test]
+fn an_engine_is_told_more_where_it_starts_nothing_as_it_is() {
+    let lab = Lab::new();
+    let engine = Engine::new(&lab, "podman").file("manner", "limits");
+    engine.run(&["-v"], "true").code(0).complains("--ulimit nproc=100:100").complains("tried before: as it is");
+    let tried = engine.calls().lines().filter(|line| line.contains("--entrypoint /agent")).count();
+    engine.run(&[], "true").code(0);
+    let now = engine.calls().lines().filter(|line| line.contains("--entrypoint /agent")).count();
+    assert_eq!(tried, now);
+    assert!(tried > 3, "{}", engine.calls());
+}
+
+#[test]
+fn the_engine_that_works_is_taken() {
+    let lab = Lab::new();
+    let podman = Engine::new(&lab, "podman").file("manner", "no-container");
+    let docker = Engine::new(&lab, "docker");
+    let path = [podman.path(""), docker.path("")].map(|dir| dir.display().to_string()).join(":");
+    let path = format!("{path}:{}", std::env::var("PATH").unwrap_or_default());
+    let run = || lab.belljar(["run", "-v", "--container", "img"]).env("PATH", &path).sh("true").go();
+    run().code(0).complains("engine: Docker version 24.0.7");
+    docker.manner("no-daemon");
+    // What is remembered is not asked again, and then the engine itself says it.
+    run().code(125).complains("Cannot connect to the Docker daemon");
+    let doctor = lab.belljar(["doctor", "--fresh"]).env("PATH", &path).go();
+    doctor.tells("it runs no container: OCI runtime error: nothing works here").tells("systemctl start docker");
+}
+
+#[test]
+fn without_an_engine_it_is_said_how_to_have_one() {
+    let lab = Lab::new();
+    let run = |more: &[&str]| {
+        let words = ["run", "--container", "img"].iter().chain(more);
+        lab.belljar(words).env("PATH", "/no/such").sh("true").go()
+    };
+    run(&[]).code(125).complains("there is no container engine").complains("install podman");
+    run(&["--engine", "/no/such/engine"]).code(125).complains("there is no container engine /no/such/engine");
+    let other = Engine::new(&lab, "podman").file("kind", "QEMU emulator version 8.2.0");
+    other.run(&[], "true").code(125).complains("neither podman nor docker");
+}
+
+#[test]
+fn an_image_is_fetched_where_that_is_asked_for_and_never_else() {
+    for kind in ["podman", "docker"] {
+        let lab = Lab::new();
+        let engine = Engine::new(&lab, kind).file("images", "");
+        let missing = engine.run(&[], "true");
+        missing.code(125).complains("has no image img").complains("pull img").complains("pull = \"missing\"");
+        assert_eq!(engine.told("pull"), 0);
+        engine.manner("pull-refused");
+        engine
+            .run(&["--pull", "missing"], "true")
+            .code(125)
+            .complains("cannot fetch the image img")
+            .complains("denied");
+        engine.manner("");
+        engine.run(&["--pull", "missing"], "true").code(0);
+        engine.run(&["--pull", "missing"], "true").code(0);
+        assert_eq!(engine.told("pull"), 2);
+        engine.run(&["--pull", "always"], "true").code(0);
+        assert_eq!(engine.told("pull"), 3);
+    }
+}
+
+#[test]
+fn what_goes_wrong_is_told_with_what_to_do() {
+    for (manner, code, said) in [
+        ("nonsense", 125, "cannot be read: "),
+        ("full", 125, "make room where podman keeps its containers"),
+        ("dies", 121, "before its agent had come up"),
+        ("other-processor", 77, "install qemu-user-static"),
+    ] {
+        let lab = Lab::new();
+        let engine = Engine::new(&lab, "podman");
+        engine.run(&[], "true").code(0);
+        engine.manner(manner);
+        engine.run(&[], "true").code(code).complains(said);
+    }
+}
+
+#[test]
+fn an_engine_that_hangs_is_given_up() {
+    let lab = Lab::new();
+    let engine = Engine::new(&lab, "podman");
+    engine.run(&[], "true").code(0);
+    engine.manner("hang");
+    let before = Instant::now();
+    let outcome = engine.run(&["--boot-timeout", "1s"], "true");
+    outcome.code(124).complains("did not bring the container up within 1 s").complains("podman ps");
+    assert!(before.elapsed() < Duration::from_secs(30));
+    assert_eq!(engine.told("rm --force --volumes belljar-"), 1, "{}", engine.calls());
+}
+
+#[test]
+fn an_images_own_user_and_directory_are_a_commands() {
+    let lab = Lab::new();
+    let dir = r#"[{"Id": "77", "Config": {"WorkingDir": "/usr"}, "Architecture": ""}]"#;
+    let engine = Engine::new(&lab, "docker").file("inspected", dir);
+    engine.run(&["-w", "none"], "id -u; pwd").code(0).says("0\n/usr\n");
+    engine.run(&[], "pwd").code(0).says("/mnt/hostos\n");
+    // An ordinary user's namespaces know no other users.
+    let mut engine = engine;
+    if rustix::process::geteuid().is_root() {
+        let user = r#"[{"Id": "77", "Config": {"User": "12:34"}, "Architecture": ""}]"#;
+        engine = engine.file("inspected", user);
+        engine.run(&[], "id -u; id -g").code(0).says("12\n34\n");
+        engine.run(&["-u", "root"], "id -u").code(0).says("0\n");
+    }
+    let other = r#"[{"Id": "77", "Architecture": "mips64"}]"#;
+    let engine = engine.file("inspected", other);
+    engine.run(&[], "true").code(77).complains("for the processor mips64, for which there is no agent here");
+}
+
+#[test]
+fn a_container_ends_with_its_belljar() {
+    let lab = Lab::new();
+    let engine = Engine::new(&lab, "podman");
+    let program = engine.program().into_os_string();
+    let words = ["run".into(), "--engine".into(), program, "--container".into(), "img".into()];
+    let live = lab.belljar(words).sh("touch running; exec sleep 1000").spawn();
+    let until = Instant::now() + Duration::from_secs(60);
+    while !lab.path("workspace/running").exists() {
+        assert!(Instant::now() < until, "it does not come up: {}", engine.calls());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // The laboratory sees that no process is left.
+    live.kill();
+    let owner = engine.calls().lines().rev().find_map(|line| Some(line.split_once("belljar.owner=")?.1.to_owned()));
+    let owner = owner.and_then(|rest| Some(rest.split_once(' ')?.0.to_owned())).expect("a label");
+    // The next start looks for what may be left, and removes that alone.
+    let left = format!("c1 map[belljar.owner:{owner} x:y]\nc2 map[belljar.owner:elsewhere/1/2/3]\nc3 map[a:b]\n");
+    fs::write(engine.path("left"), left).expect("file");
+    engine.run(&[], "true").code(0).complains("removed the container c1, left by a belljar that was killed");
+    assert_eq!((engine.told("rm --force --volumes c1"), engine.told("rm --force --volumes c")), (1, 1));
+    let before = engine.told("ps ");
+    engine.run(&[], "true").code(0);
+    assert_eq!(engine.told("ps "), before, "nobody was killed since");
+}
+
+#[test]
+fn a_suite_runs_what_a_container_can_and_skips_the_rest() {
+    let lab = Lab::new();
+    let engine = Engine::new(&lab, "podman");
+    lab.suite(
+        "[guests.box]\ncontainer = \"img\"\n[[suites]]\nname = \"s\"\ntests = \"t/*\"\nguests = [\"box\"]\nsetup = \"setup/one\"\nsetup-once = true\n",
+        &[
+            ("pass", "echo x > mine; test -e /mnt/hostos/t/pass; echo y > $BELLJAR_OUT/y"),
+            ("fail", "exit 3"),
+            ("skip", "echo not here; exit 77"),
+            ("machine", "# belljar: needs = \"machine\"\nexit 1"),
+            ("disks", "# belljar: disks = [{ size = \"1GiB\" }]\nexit 1"),
+            ("slow", "# belljar: timeout = \"1s\"\nsleep 1000"),
+        ],
+    );
+    lab.test_file("setup/one", "exit 0");
+    let program = engine.program();
+    let program = program.to_str().expect("text");
+    let listed = lab.belljar(["list", "--engine", program]).go();
+    listed.code(0).tells("skipped: it needs a machine").tells("skipped: it wants disks");
+    let outcome = lab.belljar(["test", "--engine", program]).go();
+    outcome.code(100);
+    let verdicts = outcome.verdicts();
+    let of = |test: &str| verdicts.iter().find(|(id, _)| id.contains(test)).map(|(_, v)| v.as_str()).unwrap_or("none");
+    assert!(of("pass").starts_with("pass"), "{verdicts:?}");
+    assert!(of("fail").contains('3') && of("skip").contains("not here"), "{verdicts:?}");
+    assert!(of("machine").starts_with("skip") && of("disks").starts_with("skip"), "{verdicts:?}");
+    assert!(of("slow").starts_with("timeout"), "{verdicts:?}");
+    assert!(!lab.path("workspace/mine").exists());
+    assert_eq!(engine.told("commit "), 1, "{}", engine.calls());
+}

@@ -1,0 +1,213 @@
+//! The arguments with which an engine starts a container: a pure function of what the guest is to be.
+
+use std::{
+    ffi::OsString,
+    io,
+    os::unix::{ffi::OsStrExt, fs::symlink},
+    path::{Path, PathBuf},
+};
+
+use belljar_guest_spec::{Hardware, NicMode};
+
+use super::engine::{Engine, EngineKind, words};
+
+/// Where in the container what is Belljar's is: the agent, and the socket.
+pub(crate) const OWN_PATH: &str = "/.belljar";
+
+/// A directory or file of the host in a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Bind {
+    /// On the host; [`plain_path`] has been asked.
+    pub(crate) from: PathBuf,
+    /// In the container.
+    pub(crate) to: String,
+    /// What is done to it.
+    pub(crate) mode: BindMode,
+}
+
+/// What becomes of writes to a directory of the host's in a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BindMode {
+    /// They go to the host.
+    Written,
+    /// They fail.
+    Read,
+    /// The engine keeps them apart, and forgets them.
+    Overlaid,
+}
+
+/// A container that is to be started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Container {
+    /// Its name, which no other has.
+    pub(crate) name: String,
+    /// What is written on it.
+    pub(crate) labels: Vec<(&'static str, String)>,
+    /// Its image.
+    pub(crate) image: String,
+    /// Its network where it has one of its own.
+    pub(crate) network: Option<String>,
+    /// Memory, processors, and which network it has.
+    pub(crate) hardware: Hardware,
+    /// Its processes may do what the engine may.
+    pub(crate) privileged: bool,
+    /// What it sees of the host.
+    pub(crate) binds: Vec<Bind>,
+}
+
+impl Container {
+    /// The arguments by which Belljar starts it: its first process is the agent.
+    pub(crate) fn arguments(&self, engine: &Engine) -> Vec<OsString> {
+        let mut arguments = words(["run", "--rm", "--pull", "never", "--log-driver", "none", "--name", &self.name]);
+        // Signals to the engine's program are not for the guest, and nobody but the agent says how it is.
+        arguments.extend(words(["--sig-proxy=false", "--no-healthcheck"]));
+        for (label, value) in &self.labels {
+            arguments.extend(words(["--label", &format!("{label}={value}")]));
+        }
+        self.describe(engine, &mut arguments);
+        arguments.extend(words(["--user", "0:0", "--workdir", "/", "--entrypoint", &format!("{OWN_PATH}/agent")]));
+        arguments.extend(words([&self.image, "serve", "--container", &format!("{OWN_PATH}/host")]));
+        arguments
+    }
+
+    /// The arguments by which a person starts the same container with a shell in it.
+    pub(crate) fn by_hand(&self, engine: &Engine) -> Vec<OsString> {
+        let mut arguments = words(["run", "--rm", "--interactive", "--tty", "--pull", "never"]);
+        let mut same = self.clone();
+        same.binds.retain(|bind| bind.to != OWN_PATH);
+        same.describe(engine, &mut arguments);
+        arguments.extend(words(["--entrypoint", "/bin/sh", &self.image]));
+        arguments
+    }
+
+    /// What the guest is like.
+    fn describe(&self, engine: &Engine, arguments: &mut Vec<OsString>) {
+        let options = &engine.options;
+        match (&self.network, self.hardware.nic) {
+            (Some(own), _) => arguments.extend(words(["--network", own])),
+            (None, NicMode::None | NicMode::Isolated) => arguments.extend(words(["--network", "none"])),
+            // The engine's own choice, which is other for an ordinary user.
+            (None, NicMode::User) => {}
+        }
+        if engine.kind == EngineKind::Podman && self.hardware.nic != NicMode::User {
+            // What of this process's environment leads out.
+            arguments.extend(words(["--http-proxy=false"]));
+        }
+        if options.memory {
+            arguments.extend(words(["--memory", &self.hardware.memory.to_string()]));
+        }
+        if options.cpus {
+            arguments.extend(words(["--cpus", &self.hardware.cpus.to_string()]));
+        }
+        arguments.extend(options.ulimits.iter().flat_map(|limit| words(["--ulimit", limit])));
+        if self.privileged {
+            arguments.extend(words(["--privileged"]));
+        }
+        // The labels of SELinux on the user's files are not to be changed, which is the other way to have them read.
+        arguments.extend(words(["--security-opt", "label=disable"]));
+        for bind in &self.binds {
+            arguments.push("--volume".into());
+            let mut volume = bind.from.clone().into_os_string();
+            volume.push(":");
+            volume.push(&bind.to);
+            match bind.mode {
+                BindMode::Written => {}
+                BindMode::Read => volume.push(":ro"),
+                BindMode::Overlaid => volume.push(":O"),
+            }
+            arguments.push(volume);
+        }
+    }
+}
+
+/// A path that can stand in an argument of the engine's: the same, or that of a link to it in `dir` where it has characters that mean something
+/// there. `number` tells the links in a directory from each other.
+pub(crate) fn plain_path(path: &Path, dir: &Path, number: usize) -> io::Result<PathBuf> {
+    let is_plain = |path: &Path| {
+        let bytes = path.as_os_str().as_bytes();
+        path.is_absolute() && path.to_str().is_some() && !bytes.iter().any(|byte| matches!(byte, b':' | b'\n' | b'\\'))
+    };
+    if is_plain(path) {
+        return Ok(path.to_owned());
+    }
+    let link = dir.join(format!("directory-{number}"));
+    if !is_plain(&link) {
+        let what = format!("the engine cannot be told of {}, for its path has a colon or the like", dir.display());
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+    }
+    symlink(path, &link)?;
+    Ok(link)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{backend::container::engine::EngineOptions, qemu::sandbox::Shim};
+
+    fn engine(kind: EngineKind, options: EngineOptions) -> Engine {
+        let shim = Shim { program: "belljar".into(), args: Vec::new() };
+        Engine { path: "/usr/bin/engine".into(), kind, version: "engine version 1".into(), options, shim }
+    }
+
+    fn container() -> Container {
+        let bind = |from: &str, to: &str, mode| Bind { from: from.into(), to: to.into(), mode };
+        Container {
+            name: "belljar-1".into(),
+            labels: vec![("belljar.pid", "7".into())],
+            image: "c831".into(),
+            network: None,
+            hardware: Hardware { memory: 1 << 20, cpus: 2, nic: NicMode::None, disks: Vec::new() },
+            privileged: false,
+            binds: vec![
+                bind("/run/1/ctl", OWN_PATH, BindMode::Read),
+                bind("/run/1/out", "/run/belljar/out", BindMode::Written),
+                bind("/w", "/mnt/hostos", BindMode::Overlaid),
+            ],
+        }
+    }
+
+    fn line(arguments: Vec<OsString>) -> String {
+        arguments.into_iter().map(|a| a.into_string().unwrap()).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn a_container_of_podman() {
+        let options = EngineOptions {
+            ulimits: vec!["nproc=100:100".into()],
+            memory: true,
+            cpus: true,
+            overlay: true,
+            ..EngineOptions::default()
+        };
+        let said = "run --rm --pull never --log-driver none --name belljar-1 --sig-proxy=false --no-healthcheck --label belljar.pid=7 \
+                    --network none --http-proxy=false --memory 1048576 --cpus 2 --ulimit nproc=100:100 --security-opt label=disable \
+                    --volume /run/1/ctl:/.belljar:ro --volume /run/1/out:/run/belljar/out --volume /w:/mnt/hostos:O --user 0:0 --workdir / \
+                    --entrypoint /.belljar/agent c831 serve --container /.belljar/host";
+        assert_eq!(line(container().arguments(&engine(EngineKind::Podman, options))), said);
+    }
+
+    #[test]
+    fn a_container_of_docker_without_limits() {
+        let docker = engine(EngineKind::Docker, EngineOptions::default());
+        let user = Hardware { nic: NicMode::User, ..container().hardware };
+        let mut container = Container { hardware: user, privileged: true, ..container() };
+        container.binds[2].mode = BindMode::Read;
+        let said = "run --rm --pull never --log-driver none --name belljar-1 --sig-proxy=false --no-healthcheck --label belljar.pid=7 \
+                    --privileged --security-opt label=disable --volume /run/1/ctl:/.belljar:ro --volume /run/1/out:/run/belljar/out \
+                    --volume /w:/mnt/hostos:ro --user 0:0 --workdir / --entrypoint /.belljar/agent c831 serve --container /.belljar/host";
+        assert_eq!(line(container.arguments(&docker)), said);
+        let by_hand = "run --rm --interactive --tty --pull never --privileged --security-opt label=disable --volume \
+                       /run/1/out:/run/belljar/out --volume /w:/mnt/hostos:ro --entrypoint /bin/sh c831";
+        assert_eq!(line(container.by_hand(&docker)), by_hand);
+    }
+
+    #[test]
+    fn a_path_that_would_mean_something_else_goes_by_a_link() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(plain_path(Path::new("/a b,c"), dir.path(), 0).unwrap(), Path::new("/a b,c"));
+        let link = plain_path(Path::new("/a:ro"), dir.path(), 1).unwrap();
+        assert_eq!(link, dir.path().join("directory-1"));
+        assert_eq!(std::fs::read_link(link).unwrap(), Path::new("/a:ro"));
+        assert!(plain_path(Path::new("/a:b"), Path::new("/c:d"), 0).is_err());
+    }
+}

@@ -1,0 +1,212 @@
+//! One call of an engine's program: started so that it dies with Belljar, heard within bounds, and waited for by a thread, so that it is waited for
+//! even where nobody listens any more.
+
+use std::{
+    io::{self, Read},
+    process::{Command, ExitStatus, Stdio},
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+    time::Duration,
+};
+
+use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::sync::watch;
+
+use crate::qemu::process::Alive;
+
+/// Most bytes of an answer.
+const MOST_ANSWER: usize = 4 << 20;
+/// Bytes of what was said on standard error that are kept: its end.
+const KEPT: usize = 16 << 10;
+/// The threads read a pipe and wait.
+const STACK: usize = 128 << 10;
+
+/// How a call ended.
+#[derive(Clone, Debug)]
+pub(crate) struct CallEnd {
+    /// How the program did.
+    pub(crate) status: ExitStatus,
+    /// What it wrote to standard output, where that was wanted.
+    pub(crate) stdout: Arc<[u8]>,
+    /// It wrote more than is taken.
+    pub(crate) cut: bool,
+    /// The end of what it said on standard error, for a person.
+    pub(crate) stderr: String,
+}
+
+impl CallEnd {
+    /// What it said last, or how it ended.
+    pub(crate) fn said(&self) -> String {
+        if self.stderr.is_empty() { self.status.to_string() } else { self.stderr.clone() }
+    }
+}
+
+/// A call under way. Dropping it leaves it to its end.
+#[derive(Debug)]
+pub(crate) struct Call {
+    group: Arc<Mutex<Option<Pid>>>,
+    end: watch::Receiver<Option<CallEnd>>,
+}
+
+impl Call {
+    /// Starts a call; standard output is taken if `answers`. Of the thread that starts it the program's life depends.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub(crate) fn start(command: Command, answers: bool) -> io::Result<Self> {
+        Self::start_with(command, answers, Vec::new())
+    }
+
+    /// The same, with calls that are made when it has ended, whoever listens then.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub(crate) fn start_with(mut command: Command, answers: bool, afterwards: Vec<Command>) -> io::Result<Self> {
+        command.stdin(Stdio::null()).stderr(Stdio::piped());
+        command.stdout(if answers { Stdio::piped() } else { Stdio::null() });
+        let alive = Alive::begin();
+        let mut child = command.spawn()?;
+        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+        let group = Arc::new(Mutex::new(pid));
+        let (told, end) = watch::channel(None);
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let of_child = Arc::clone(&group);
+        let wait = move || {
+            let errors = stderr.and_then(|pipe| spawn(move || hear(pipe, KEPT, true)).ok());
+            let (answer, cut) = stdout.map(|pipe| hear(pipe, MOST_ANSWER, false)).unwrap_or_default();
+            let (errors, _) = errors.and_then(|thread| thread.join().ok()).unwrap_or_default();
+            let status = child.wait();
+            *of_child.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            if let Ok(status) = status {
+                let stderr = clean(&errors);
+                told.send_replace(Some(CallEnd { status, stdout: answer.into(), cut, stderr }));
+            }
+            for mut command in afterwards {
+                let silent = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+                // What is left is found by its labels.
+                drop(silent.status());
+            }
+            drop(alive);
+        };
+        match spawn(wait) {
+            Ok(_) => Ok(Self { group, end }),
+            Err(error) => {
+                let call = Self { group, end };
+                call.kill();
+                Err(error)
+            }
+        }
+    }
+
+    /// Waits for its end; none if that will never be known.
+    pub(crate) async fn ended(&mut self) -> Option<CallEnd> {
+        self.end.wait_for(Option::is_some).await.ok()?.clone()
+    }
+
+    /// How it ended, if it has.
+    pub(crate) fn end(&self) -> Option<CallEnd> {
+        self.end.borrow().clone()
+    }
+
+    /// Ends it, with all that it started and that did not leave it.
+    pub(crate) fn kill(&self) {
+        // The lock is held, so that the number is still its own.
+        if let Some(group) = *self.group.lock().unwrap_or_else(PoisonError::into_inner) {
+            let killed = kill_process_group(group, Signal::KILL);
+            if killed.is_err() {
+                // It has not come as far as having a group.
+                let _ = rustix::process::kill_process(group, Signal::KILL);
+            }
+        }
+    }
+
+    /// Waits for its end, for so long; one that takes longer is killed.
+    ///
+    /// # Errors
+    /// If it took longer.
+    pub(crate) async fn within(mut self, limit: Duration) -> Result<CallEnd, Overdue> {
+        match tokio::time::timeout(limit, self.ended()).await {
+            Ok(Some(end)) => Ok(end),
+            _ => {
+                self.kill();
+                Err(Overdue(limit))
+            }
+        }
+    }
+}
+
+/// A call took longer than it may.
+#[derive(Debug)]
+pub(crate) struct Overdue(pub(crate) Duration);
+
+fn spawn<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<thread::JoinHandle<T>> {
+    thread::Builder::new().name("engine".into()).stack_size(STACK).spawn(work)
+}
+
+/// Reads to the end and keeps the first bytes, or the last; tells whether there were more.
+fn hear(mut pipe: impl Read, most: usize, last: bool) -> (Vec<u8>, bool) {
+    let mut kept = Vec::new();
+    let mut cut = false;
+    let mut buffer = [0; 8192];
+    loop {
+        match pipe.read(&mut buffer) {
+            Ok(0) | Err(_) => return (kept, cut),
+            Ok(read) if last => {
+                kept.extend_from_slice(&buffer[..read]);
+                let over = kept.len().saturating_sub(most);
+                cut |= over > 0;
+                kept.drain(..over);
+            }
+            Ok(read) => {
+                let room = most - kept.len();
+                cut |= read > room;
+                kept.extend_from_slice(&buffer[..read.min(room)]);
+            }
+        }
+    }
+}
+
+/// Text for a person: lines without control characters.
+pub(crate) fn clean(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    let lines = text.lines().map(|line| line.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>());
+    let lines: Vec<String> = lines.map(|line| line.trim().to_owned()).filter(|line| !line.is_empty()).collect();
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_told_with_what_was_said_beside_it() {
+        let call = Call::start(shell("echo answer; printf 'a\\033[31m\\nb\\n' >&2; exit 3"), true).unwrap();
+        let end = call.within(Duration::from_secs(20)).await.unwrap();
+        assert_eq!((end.status.code(), &*end.stdout, end.cut), (Some(3), &b"answer\n"[..], false));
+        assert_eq!(end.said(), "a [31m\nb");
+    }
+
+    #[tokio::test]
+    async fn what_never_ends_is_killed() {
+        let mut command = shell("sleep 1000");
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        let call = Call::start(command, true).unwrap();
+        let mut end = call.end.clone();
+        assert!(call.within(Duration::from_millis(50)).await.is_err());
+        let end = end.wait_for(Option::is_some).await.unwrap().clone().unwrap();
+        assert!(end.status.code().is_none());
+    }
+
+    #[test]
+    fn no_more_is_kept_than_there_is_room_for() {
+        assert_eq!(hear(&b"abcdef"[..], 4, false), (b"abcd".to_vec(), true));
+        assert_eq!(hear(&b"abcdef"[..], 4, true), (b"cdef".to_vec(), true));
+        assert_eq!(hear(&b"abc"[..], 4, true), (b"abc".to_vec(), false));
+    }
+}

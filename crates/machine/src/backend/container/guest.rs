@@ -1,0 +1,317 @@
+//! A container in which commands run, until its end.
+
+use std::{rc::Rc, sync::Arc, time::Duration};
+
+use belljar_model::{CrashKind, EventKind, Exit, Phase};
+use belljar_proto::{files::FileQuery, message::ShutdownHow};
+
+use super::{
+    call::{Call, CallEnd},
+    engine::Engine,
+    gauged::Gauged,
+};
+use crate::{
+    Lost,
+    command::GuestCommand,
+    for_people,
+    guest::{Answer, Ending, Guest, GuestClock, Io, Observe, Origin, Pending},
+    limits::Limits,
+    session::{
+        self, Session,
+        agent::{AgentSession, OutputSink, Reports, SessionError},
+    },
+    watch::{self, Marks},
+};
+
+/// How long the engine may take to say how a container ended that is known to have ended.
+const LAST_WORDS: Duration = Duration::from_secs(3);
+/// How long a container may take to end when it was asked to.
+const ENDING: Duration = Duration::from_secs(8);
+/// How long the engine may take to end it instead.
+const REMOVING: Duration = Duration::from_secs(20);
+/// How long it may take until a container is told to stand still.
+const TELLING: Duration = Duration::from_secs(2);
+
+/// What a container's guest is made of.
+pub(crate) struct Parts {
+    pub(crate) engine: Engine,
+    pub(crate) name: String,
+    /// The call that started it, which ends when the container has ended and is removed.
+    pub(crate) call: Call,
+    pub(crate) session: AgentSession,
+    pub(crate) limits: Limits,
+    pub(crate) gauged: Gauged,
+    /// Whom commands run as that do not say.
+    pub(crate) user: Option<String>,
+    /// The directory of commands that do not say.
+    pub(crate) cwd: Option<String>,
+}
+
+/// A container with a session. Dropping it closes the agent's socket, by which the container ends.
+pub(crate) struct ContainerGuest {
+    parts: Parts,
+    reports: Arc<Reports>,
+    marks: Marks,
+}
+
+impl std::fmt::Debug for ContainerGuest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ContainerGuest").field("name", &self.parts.name).finish_non_exhaustive()
+    }
+}
+
+/// All that runs in the container but the agent, stopped and let go on by the agent.
+#[derive(Debug)]
+struct ContainerClock(Arc<Reports>);
+
+impl ContainerClock {
+    fn tell(&self, still: bool) -> Pending<'_, ()> {
+        Box::pin(async move { drop(tokio::time::timeout(TELLING, self.0.stand_still(still)).await) })
+    }
+}
+
+impl GuestClock for ContainerClock {
+    fn stop(&self) -> Pending<'_, ()> {
+        self.tell(true)
+    }
+
+    fn go_on(&self) -> Pending<'_, ()> {
+        self.tell(false)
+    }
+}
+
+impl ContainerGuest {
+    pub(crate) fn new(parts: Parts) -> Self {
+        let reports = parts.session.reports();
+        Self { parts, reports, marks: Marks::default() }
+    }
+
+    /// Asks the session within a limit, does meanwhile what programs in the container ask for, and gives the best reason there is for a loss. The
+    /// limit comes with what has not happened when it is over.
+    async fn ask<T>(
+        &mut self,
+        phase: Phase,
+        limit: Option<(Duration, &str)>,
+        asking: impl AsyncFnOnce(&mut AgentSession) -> Result<T, Lost>,
+        observe: Observe<'_>,
+    ) -> Result<T, Lost> {
+        let Self { parts, reports, marks } = self;
+        let mut changes = reports.changes();
+        let answered = {
+            let asking = asking(&mut parts.session);
+            let mut limited = std::pin::pin!(async {
+                let Some((limit, what)) = limit else { return asking.await };
+                let late = || Lost::timeout(phase, format!("{what} within {}", for_people(limit)));
+                tokio::time::timeout(limit, asking).await.unwrap_or_else(|_| Err(late()))
+            });
+            loop {
+                tokio::select! {
+                    biased;
+                    answered = &mut limited => break answered,
+                    Ok(()) = changes.changed() => marks.answer(reports, observe),
+                }
+            }
+        };
+        // They came before the answer, which may have been looked at first.
+        marks.answer(reports, observe);
+        match answered {
+            Ok(answer) => Ok(answer),
+            Err(lost) => Err(self.explain(lost, phase).await),
+        }
+    }
+
+    /// Why a container was lost, where the engine, or whoever measures what it writes, knows.
+    async fn explain(&mut self, lost: Lost, phase: Phase) -> Lost {
+        if lost.cause.crash_kind() != Some(CrashKind::Silent) {
+            return lost;
+        }
+        let ended = tokio::time::timeout(LAST_WORDS, self.parts.call.ended()).await;
+        if let Some(exceeded) = self.parts.gauged.exceeded() {
+            return watch::of_exceeded(&exceeded);
+        }
+        match ended {
+            Ok(Some(end)) => Lost::crash(CrashKind::Container, how_it_ended(&end), phase),
+            _ => lost,
+        }
+    }
+
+    fn readying(&self) -> (Duration, &'static str) {
+        (self.parts.limits.sync(), "the container was not made ready for the next test")
+    }
+
+    /// Sees that what was written is where it is to be, as files of the user.
+    async fn sync(&mut self, limit: Duration, observe: Observe<'_>) -> Result<(), Lost> {
+        let what = "the container did not hand over what it wrote to the shares";
+        let report = self.ask(Phase::Close, Some((limit, what)), async |session| Session::sync(session).await, observe);
+        let report = report.await?;
+        session::of_sync(report.fault, observe)
+    }
+
+    /// The container's name.
+    pub(crate) fn name(&self) -> &str {
+        &self.parts.name
+    }
+
+    /// What a set-up left that no image holds, if it left such: it is ended. What ran when [`Guest::keep_processes`] was asked for is not of it.
+    pub(crate) async fn leftovers(&mut self, observe: Observe<'_>) -> Result<Option<String>, Lost> {
+        let limit = Some(self.readying());
+        let asking = async |session: &mut AgentSession| Session::renew(session).await;
+        let found = self.ask(Phase::Session, limit, asking, observe).await?;
+        let left: Vec<_> = found.killed.into_iter().chain(found.left).collect();
+        Ok((!left.is_empty()).then(|| format!("it leaves behind {}", left.join(", "))))
+    }
+
+    /// Ends the container, and returns when nothing runs in it any more.
+    async fn end(&mut self, observe: Observe<'_>) {
+        let ended = async {
+            if self.parts.session.shutdown(ShutdownHow::Immediate).await.is_err() {
+                return self.parts.call.ended().await.is_some();
+            }
+            // The agent closes its socket when all else has ended.
+            loop {
+                match self.parts.session.ping().await {
+                    Ok(()) => {}
+                    Err(SessionError::Closed { .. }) => return true,
+                    Err(_) => return self.parts.call.ended().await.is_some(),
+                }
+            }
+        };
+        if tokio::time::timeout(ENDING, ended).await.unwrap_or(false) {
+            return;
+        }
+        if let Err(error) = self.parts.engine.remove(&self.parts.name, REMOVING).await {
+            observe(EventKind::Warning {
+                message: format!(
+                    "the container {} did not end, and {} cannot remove it: {}; remove it by hand",
+                    self.parts.name,
+                    self.parts.engine.name(),
+                    error.what()
+                ),
+            });
+        }
+    }
+
+    async fn close(mut self, how: Ending, observe: Observe<'_>) -> Result<(), Lost> {
+        let limits = self.parts.limits;
+        let limit = if how == Ending::Hurry { limits.farewell() } else { limits.sync() };
+        let synced = self.sync(limit, observe).await;
+        self.end(observe).await;
+        let Parts { gauged, .. } = self.parts;
+        match gauged.finish().await {
+            // That is why it ended, whatever the session noticed of it.
+            Some(exceeded) => Err(watch::of_exceeded(&exceeded)),
+            None => synced,
+        }
+    }
+}
+
+/// How the first process of a container ended, by the engine's word.
+fn how_it_ended(end: &CallEnd) -> String {
+    let how = match end.status.code() {
+        Some(137) => {
+            "its first process was killed (exit code 137): for lack of memory, or by somebody on the host".to_owned()
+        }
+        Some(code) => format!("its first process ended with exit code {code}"),
+        None => format!("the engine's program did: {}", end.status),
+    };
+    if end.stderr.is_empty() { how } else { format!("{how}; the engine says: {}", end.stderr) }
+}
+
+impl Guest for ContainerGuest {
+    fn origin(&self) -> Origin {
+        Origin::Container
+    }
+
+    fn exec<'a>(&'a mut self, command: GuestCommand, io: Io<'a>, observe: Observe<'a>) -> Answer<'a, Exit> {
+        Box::pin(async move {
+            self.marks = Marks::default();
+            let (user, cwd) = (&self.parts.user, &self.parts.cwd);
+            let command = GuestCommand {
+                user: command.user.or_else(|| user.clone()),
+                cwd: command.cwd.or_else(|| cwd.as_ref().map(|cwd| cwd.clone().into_bytes())),
+                ..command
+            };
+            let mut io = io;
+            let asking = async |session: &mut AgentSession| Session::exec(session, command, &mut io).await;
+            self.ask(Phase::Command, None, asking, observe).await
+        })
+    }
+
+    fn kill_command<'a>(&'a mut self, observe: Observe<'a>) -> Pending<'a, ()> {
+        Box::pin(async move {
+            let limit = self.parts.limits.farewell();
+            let killed = tokio::time::timeout(limit, self.parts.session.kill_running()).await;
+            if !killed.is_ok_and(|killed| killed.is_ok()) && self.parts.call.end().is_none() {
+                let message = "the command could not be killed; it dies with its container".into();
+                observe(EventKind::Warning { message });
+            }
+        })
+    }
+
+    fn files<'a>(
+        &'a mut self,
+        query: FileQuery,
+        sink: &'a mut dyn OutputSink,
+        observe: Observe<'a>,
+    ) -> Answer<'a, bool> {
+        Box::pin(async move {
+            let asking = async |session: &mut AgentSession| Session::files(session, query, sink).await;
+            self.ask(Phase::Command, None, asking, observe).await
+        })
+    }
+
+    fn warm_up<'a>(&'a mut self, _: Observe<'a>) -> Answer<'a, ()> {
+        // The host's kernel has all that a first command needs.
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn check<'a>(&'a mut self, observe: Observe<'a>) -> Answer<'a, ()> {
+        Box::pin(async move {
+            let limit = (self.parts.limits.silence(), "the container did not answer");
+            self.ask(Phase::Session, Some(limit), async |session| Session::check(session).await, observe).await
+        })
+    }
+
+    fn keep_processes<'a>(&'a mut self, observe: Observe<'a>) -> Answer<'a, ()> {
+        Box::pin(async move {
+            let limit = Some(self.readying());
+            self.ask(Phase::Session, limit, async |session| Session::keep_processes(session).await, observe).await
+        })
+    }
+
+    fn renew<'a>(&'a mut self, observe: Observe<'a>) -> Answer<'a, Option<String>> {
+        Box::pin(async move {
+            let limit = Some(self.readying());
+            let asking = async |session: &mut AgentSession| Session::renew(session).await;
+            let found = self.ask(Phase::Session, limit, asking, &mut *observe).await?;
+            Ok(session::of_leftovers(&found, observe))
+        })
+    }
+
+    fn settle<'a>(&'a mut self, observe: Observe<'a>) -> Answer<'a, ()> {
+        Box::pin(async move {
+            self.sync(self.parts.limits.sync(), observe).await?;
+            match self.parts.gauged.exceeded() {
+                Some(exceeded) => Err(watch::of_exceeded(&exceeded)),
+                None => Ok(()),
+            }
+        })
+    }
+
+    fn close(self: Box<Self>, how: Ending, observe: Observe<'_>) -> Answer<'_, ()> {
+        Box::pin((*self).close(how, observe))
+    }
+
+    fn clock(&self) -> Rc<dyn GuestClock> {
+        Rc::new(ContainerClock(Arc::clone(&self.reports)))
+    }
+
+    fn suspended(&self) -> Option<Duration> {
+        None
+    }
+
+    fn last_lines(&self, _: usize) -> Vec<String> {
+        // It has no console.
+        Vec::new()
+    }
+}

@@ -1,0 +1,145 @@
+//! What an engine says of an image.
+
+use belljar_guest_spec::{ContainerSource, PullPolicy};
+use serde::Deserialize;
+
+use super::engine::{ASK_LIMIT, Engine, EngineError, says_missing, words};
+use crate::{Cause, Lost};
+
+/// How long fetching an image may take.
+const PULL_LIMIT: std::time::Duration = std::time::Duration::from_secs(1800);
+
+/// What matters of an image.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Image {
+    /// What the engine knows it by, whatever becomes of its name.
+    pub(crate) id: String,
+    /// Its processor, as `uname -m` names it; the engine's own word where that is not known.
+    pub(crate) processor: String,
+    /// Whom commands run as; none is root.
+    pub(crate) user: Option<String>,
+    /// The directory for commands.
+    pub(crate) working_dir: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Inspected {
+    id: String,
+    #[serde(default)]
+    architecture: String,
+    #[serde(default)]
+    variant: String,
+    config: Option<Config>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Config {
+    user: Option<String>,
+    working_dir: Option<String>,
+}
+
+/// Looks at an image, and fetches it where that was asked for.
+pub(crate) async fn look(engine: &Engine, source: &ContainerSource) -> Result<Image, Lost> {
+    let ContainerSource { image, pull, .. } = source;
+    if image.starts_with('-') || image.is_empty() {
+        return Err(Lost::from(Cause::Description(format!("{image:?} is no name of an image"))).lasting());
+    }
+    if *pull == PullPolicy::Always {
+        fetch(engine, image).await?;
+    }
+    let mut inspected = inspect(engine, image).await;
+    if matches!(&inspected, Err(EngineError::Refused(end)) if says_missing(&end.stderr)) {
+        if *pull == PullPolicy::Never {
+            return Err(missing(engine, image));
+        }
+        fetch(engine, image).await?;
+        inspected = inspect(engine, image).await;
+    }
+    let read = inspected.map_err(|error| engine.lost(&format!("look at the image {image}"), &error))?;
+    read.map_err(|why| {
+        let name = engine.name();
+        let said = format!(
+            "what {name} says of the image {image} cannot be read: {why}; see whether `{name} image inspect {image}` works"
+        );
+        Cause::Engine(said).into()
+    })
+}
+
+fn missing(engine: &Engine, image: &str) -> Lost {
+    let name = engine.name();
+    let said = format!(
+        "{name} has no image {image}; fetch it with `{name} pull {image}`, or have Belljar do that with `pull = \"missing\"` (--pull missing)"
+    );
+    Lost::from(Cause::Description(said)).lasting()
+}
+
+async fn fetch(engine: &Engine, image: &str) -> Result<(), Lost> {
+    let fetched = engine.ask(words(["pull", "--quiet", image]), PULL_LIMIT).await;
+    fetched.map(drop).map_err(|error| engine.lost(&format!("fetch the image {image}"), &error))
+}
+
+async fn inspect(engine: &Engine, image: &str) -> Result<Result<Image, String>, EngineError> {
+    let end = engine.ask(words(["image", "inspect", image]), ASK_LIMIT).await?;
+    Ok(if end.cut { Err("it is too long".to_owned()) } else { read(&end.stdout) })
+}
+
+/// Reads what `image inspect` says: the same keys of podman and docker.
+fn read(json: &[u8]) -> Result<Image, String> {
+    let all: Vec<Inspected> = serde_json::from_slice(json).map_err(|error| error.to_string())?;
+    let Some(Inspected { id, architecture, variant, config }) = all.into_iter().next() else {
+        return Err("it says nothing".to_owned());
+    };
+    if id.is_empty() {
+        return Err("it has no id".to_owned());
+    }
+    let some = |text: Option<String>| text.filter(|text| !text.is_empty());
+    let Config { user, working_dir } = config.unwrap_or_default();
+    let processor = processor(&architecture, &variant);
+    let user = some(user).filter(|user| !matches!(user.as_str(), "0" | "root" | "0:0" | "root:root"));
+    Ok(Image { id, processor, user, working_dir: some(working_dir).filter(|dir| dir.starts_with('/')) })
+}
+
+/// A processor as `uname -m` names it, of the words of the OCI's image specification (those of Go).
+fn processor(architecture: &str, variant: &str) -> String {
+    match (architecture, variant) {
+        ("amd64", _) => "x86_64",
+        ("386", _) => "i686",
+        ("arm64", _) => "aarch64",
+        ("arm", _) => "armv7l",
+        // One that was imported may say nothing.
+        ("", _) => std::env::consts::ARCH,
+        (other, _) => other,
+    }
+    .to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_engines_say_is_read() {
+        let podman = br#"[{"Id": "c831", "Config": {"User": "app:staff", "WorkingDir": "/srv"}, "Architecture": "amd64", "User": "x"}]"#;
+        let image = Image {
+            id: "c831".into(),
+            processor: "x86_64".into(),
+            user: Some("app:staff".into()),
+            working_dir: Some("/srv".into()),
+        };
+        assert_eq!(read(podman), Ok(image));
+        let plain = br#"[{"Id": "sha256:c8", "Config": {"User": ""}, "Architecture": "arm64", "Variant": "v8"}]"#;
+        let image = Image { id: "sha256:c8".into(), processor: "aarch64".into(), ..Image::default() };
+        assert_eq!(read(plain), Ok(image));
+        assert_eq!(read(br#"[{"Id": "a", "Config": null}]"#).unwrap().user, None);
+        assert_eq!(read(br#"[{"Id": "a", "Config": {"User": "0:0"}}]"#).unwrap().user, None);
+    }
+
+    #[test]
+    fn what_is_no_answer_is_none() {
+        for json in [&b""[..], b"[]", b"{}", b"[{}]", b"null", br#"[{"Id": ""}]"#, b"Error", br#"[{"Id": 7}]"#] {
+            assert!(read(json).is_err(), "{}", String::from_utf8_lossy(json));
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! Guests that are containers, of podman or docker, through their command lines.
+//!
+//! ```text
+//! ContainerBackend ── find ──> Engine ── image ──> PreparedContainer ── arguments ──> engine run ──> agent
+//!                     by trying          what it is                                                    │
+//!                                                    ContainerGuest <── a socket in a bind mount ──────┘
+//! ```
+//!
+//! The agent is the container's first process, and connects to a socket of Belljar's that is mounted beside it: nothing of the engine's is between
+//! them, and a container whose Belljar is gone, by `SIGKILL` too, ends by itself. The engine starts containers and removes them, and mounts what
+//! they see of the host.
+
+mod arguments;
+mod call;
+mod claim;
+mod engine;
+mod find;
+mod gauged;
+mod guest;
+mod image;
+mod keep;
+mod owner;
+mod prepared;
+
+use std::{cell::RefCell, collections::BTreeSet, fmt, path::Path, rc::Rc};
+
+use belljar_guest_spec::{GuestSpec, Hardware, Need, Source};
+use tokio::sync::OnceCell;
+
+pub use self::claim::sweep;
+use self::{
+    claim::Claim,
+    engine::{Engine, EngineKind},
+    find::NoEngine,
+    keep::KeptSetUps,
+    owner::Owner,
+    prepared::PreparedContainer,
+};
+use super::{Backend, Footprint, GuestFiles, PrepareRequest, PreparedGuest};
+use crate::{Cause, Lost, guest::Answer, host::HostContext, plan::CONTROL_DIR};
+
+/// Bytes of memory that an engine's program, and what watches a container, need beside the container's.
+const OVERHEAD: u64 = 48 << 20;
+
+/// Gives containers.
+#[derive(Clone)]
+pub struct ContainerBackend(Rc<Shared>);
+
+/// What all containers of this process share.
+pub(crate) struct Shared {
+    host: HostContext,
+    engine: OnceCell<Engine>,
+    claim: RefCell<Option<Claim>>,
+    kept: KeptSetUps,
+}
+
+impl fmt::Debug for ContainerBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ContainerBackend").field("engine", &self.0.engine.get()).finish_non_exhaustive()
+    }
+}
+
+impl ContainerBackend {
+    /// One that goes by `host`.
+    #[must_use]
+    pub fn new(host: HostContext) -> Self {
+        Self(Rc::new(Shared { host, engine: OnceCell::new(), claim: RefCell::default(), kept: KeptSetUps::default() }))
+    }
+
+    /// What can be said of each engine that there is, with whether it works; an error where there is none.
+    ///
+    /// # Errors
+    /// Why there is no engine, with what to do.
+    pub async fn look(&self) -> Result<Vec<(bool, String)>, String> {
+        let programs = find::candidates(&self.0.host).map_err(|NoEngine(why)| why)?;
+        let mut said = Vec::new();
+        for program in programs {
+            said.push(match find::try_engine(&program, &self.0.host).await {
+                Ok(engine) => (true, described(&engine)),
+                Err(NoEngine(why)) => (false, why),
+            });
+        }
+        Ok(said)
+    }
+}
+
+impl Shared {
+    /// The engine, found once.
+    pub(crate) async fn engine(&self) -> Result<&Engine, Lost> {
+        let found = self.engine.get_or_try_init(|| find::find(&self.host)).await;
+        found.map_err(|NoEngine(why)| Lost::from(Cause::Description(why)).lasting())
+    }
+
+    /// Leaves a note that this process has containers, if there is none yet. Without one nobody looks for what is left of them, which is
+    /// nothing as a rule.
+    pub(crate) fn claim(&self, engine: &Engine, owner: Option<&Owner>) {
+        let mut claim = self.claim.borrow_mut();
+        if claim.is_none()
+            && let Some(owner) = owner
+        {
+            *claim = Claim::new(&self.host.cache_dir, owner, &engine.path).ok();
+        }
+    }
+}
+
+/// An engine for a person: what it is, what it has to be told, and what it cannot do.
+pub(crate) fn described(engine: &Engine) -> String {
+    let options = &engine.options;
+    let mut said = format!("{} ({})", engine.path.display(), engine.version);
+    let told = options.runtime.iter().map(|runtime| format!("--runtime {runtime}"));
+    let told: Vec<_> = told.chain(options.ulimits.iter().map(|limit| format!("--ulimit {limit}"))).collect();
+    if !told.is_empty() {
+        said.push_str(&format!("; a container starts with {}", told.join(" ")));
+    }
+    let unlimited: Vec<_> = [("memory", options.memory), ("processors", options.cpus)]
+        .into_iter()
+        .filter_map(|(what, limited)| (!limited).then_some(what))
+        .collect();
+    if !unlimited.is_empty() {
+        said.push_str(&format!("; it cannot limit {}", unlimited.join(" and ")));
+    }
+    if !options.overlay {
+        said.push_str(match engine.kind {
+            EngineKind::Podman => "; it mounts no overlay, so that a workspace that is cow is copied",
+            EngineKind::Docker => "; a workspace that is cow is copied",
+        });
+    }
+    said
+}
+
+impl Backend for ContainerBackend {
+    fn gives(&self, source: &Source) -> bool {
+        source.container().is_some()
+    }
+
+    fn footprint(&self, hardware: &Hardware) -> Footprint {
+        Footprint { memory: hardware.memory, overhead: OVERHEAD, program: "the container engine", cpus: hardware.cpus }
+    }
+
+    fn lacks(&self, hardware: &Hardware, needs: &BTreeSet<Need>) -> Option<String> {
+        if needs.contains(&Need::Machine) {
+            return Some(
+                "it needs a machine, and this guest is a container, which has no kernel of its own".to_owned(),
+            );
+        }
+        (!hardware.disks.is_empty())
+            .then(|| "it wants disks, and this guest is a container, which has none of its own".to_owned())
+    }
+
+    fn files(&self) -> GuestFiles {
+        GuestFiles { console: None, scratch: &[CONTROL_DIR, prepared::COVERS_DIR] }
+    }
+
+    fn probe(&self) -> Answer<'_, Option<String>> {
+        Box::pin(async { self.0.engine().await.map(|_| None) })
+    }
+
+    fn obstacles(&self, _: &GuestSpec) -> Vec<String> {
+        // Whether one works is found out when it is needed: that takes seconds the first time.
+        find::candidates(&self.0.host).err().map(|NoEngine(why)| why).into_iter().collect()
+    }
+
+    fn prepare(&self, request: PrepareRequest) -> Answer<'_, Box<dyn PreparedGuest>> {
+        Box::pin(async move {
+            let prepared = PreparedContainer::new(Rc::clone(&self.0), request).await?;
+            Ok(Box::new(prepared) as Box<dyn PreparedGuest>)
+        })
+    }
+}
+
+/// A file for a person, in a guest's directory; without it a run is as good.
+fn note(dir: &Path, name: &str, text: &str) {
+    let _ = fs_err::write(dir.join(name), format!("{text}\n"));
+}

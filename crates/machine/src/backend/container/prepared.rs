@@ -1,0 +1,631 @@
+//! A container that can be started: what it is of, and what it will see of the host.
+
+use std::{
+    cell::Cell,
+    ffi::OsString,
+    fs::Permissions,
+    io,
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::{fs::PermissionsExt, net::UnixListener as StdUnixListener},
+    },
+    path::{Path, PathBuf},
+    rc::Rc,
+};
+
+use belljar_guest_spec::{ContainerSource, GuestSpec, Hardware, NicMode, Source as GuestSource, WorkspaceMode};
+use belljar_model::{CrashKind, EventKind, Phase};
+use belljar_proto::message::{Mount, MountMode, Setup, Source};
+use data_encoding::HEXLOWER;
+use rustix::fs::{Mode, OFlags};
+use tokio::net::{UnixListener, UnixStream};
+
+use super::{
+    Shared,
+    arguments::{Bind, BindMode, Container, OWN_PATH, plain_path},
+    call::{Call, CallEnd},
+    described,
+    engine::{ASK_LIMIT, Engine, words},
+    find,
+    gauged::Gauged,
+    guest::{ContainerGuest, Parts},
+    image::{self, Image},
+    keep::{self, Kept},
+    note,
+    owner::{self, Owner},
+};
+use crate::{
+    Cause, Lost,
+    backend::{ByHand, Layer, LeaseRequest, PrepareRequest, PreparedGuest},
+    bounds::Gauge,
+    conceal::Covers,
+    for_people,
+    guest::{Answer, Ending, Guest, Observe},
+    lease::SETTING_UP,
+    limits::Limits,
+    plan::CONTROL_DIR,
+    plan_shares::put_agent,
+    qemu::{
+        args::{Accel, to_shell},
+        sandbox::hidden,
+    },
+    session::agent::{AgentSession, BoxedPort, Liveness, PortKind, of_session},
+    share,
+    spec::{ShareSpec, Workspace},
+    tree,
+};
+
+/// What the engine was told, in the guest's directory.
+const ENGINE_COMMAND: &str = "engine.cmd";
+/// What it said where a container came to nothing.
+const ENGINE_LOG: &str = "engine.log";
+/// The socket, beside the agent.
+const SOCKET: &str = "host";
+/// What is mounted over what is not to be seen, in the guest's directory.
+pub(crate) const COVERS_DIR: &str = "covers";
+/// Where a workspace is from which the agent makes a copy.
+const LOWER_PATH: &str = "/run/belljar/workspace";
+/// How long a copy of a workspace may take to be made.
+const COPYING: std::time::Duration = std::time::Duration::from_secs(600);
+/// The directory of a container that is set up to be kept, in that of the guest that wants it first.
+const SET_UP_DIR: &str = "set-up";
+/// How long the engine may take to remove what did not come up.
+const REMOVING: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// A container that can be started.
+pub(crate) struct PreparedContainer {
+    shared: Rc<Shared>,
+    engine: Engine,
+    source: ContainerSource,
+    image: Image,
+    agent: &'static [u8],
+    hardware: Hardware,
+    covers: Covers,
+    limits: Limits,
+    choices: Vec<EventKind>,
+    /// For its description by hand.
+    share: ShareSpec,
+    dir: PathBuf,
+    /// The choices about the share were told.
+    told: Cell<bool>,
+}
+
+impl std::fmt::Debug for PreparedContainer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PreparedContainer")
+            .field("source", &self.source)
+            .field("image", &self.image)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How a copy-on-write workspace is had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cow {
+    Overlay,
+    Copy,
+}
+
+impl PreparedContainer {
+    pub(crate) async fn new(shared: Rc<Shared>, request: PrepareRequest) -> Result<Self, Lost> {
+        let PrepareRequest { spec, share, dir } = request;
+        let GuestSpec { source, hardware, boot_timeout, hide, .. } = spec;
+        let GuestSource::Container(source) = source else {
+            return Err(Cause::Defect(format!("a container engine was asked for {source}")).into());
+        };
+        if !hardware.disks.is_empty() {
+            let said = "a container has no disks of its own; leave them out, or take a machine";
+            return Err(Lost::from(Cause::Description(said.to_owned())).lasting());
+        }
+        let engine = shared.engine().await?.clone();
+        let image = image::look(&engine, &source).await?;
+        let agent = belljar_agent_binary::agent_for(&image.processor).ok_or_else(|| {
+            Lost::from(Cause::Skipped(format!(
+                "the image {} is for the processor {}, for which there is no agent here",
+                source.image, image.processor
+            )))
+            .lasting()
+        })?;
+        let mut choices = vec![
+            EventKind::Choice {
+                what: "engine".into(),
+                chosen: engine.version.clone(),
+                why: match &engine.options.tried[..] {
+                    [] => described(&engine),
+                    tried => format!("{}; tried before: {}", described(&engine), tried.join("; ")),
+                },
+            },
+            EventKind::Choice {
+                what: "image".into(),
+                chosen: source.image.clone(),
+                why: format!(
+                    "{} is {}; commands run as {}",
+                    source.image,
+                    image.id,
+                    image.user.as_deref().unwrap_or("root")
+                ),
+            },
+        ];
+        let covers = Covers::new(&hide, &shared_of(&share), &shared.host, &dir, &mut |event| choices.push(event));
+        let covers = covers.map_err(|error| Lost::from(Cause::Description(error.to_string())).lasting())?;
+        let limits = Limits::new(Accel::Kvm, boot_timeout);
+        let agent = agent.program;
+        Ok(Self {
+            shared,
+            engine,
+            source,
+            image,
+            agent,
+            hardware,
+            covers,
+            limits,
+            choices,
+            share,
+            dir,
+            told: Cell::new(false),
+        })
+    }
+
+    fn cow(&self) -> Cow {
+        if self.engine.options.overlay { Cow::Overlay } else { Cow::Copy }
+    }
+
+    /// The container of a guest that sees these directories, without what is only there when it starts.
+    fn container(&self, share: &ShareSpec, dir: &Path, name: String, owner: Option<&Owner>) -> io::Result<Container> {
+        let mut binds = vec![
+            Bind { from: plain_path(&dir.join(CONTROL_DIR), dir, 0)?, to: OWN_PATH.to_owned(), mode: BindMode::Read },
+            Bind { from: plain_path(&share.out, dir, 1)?, to: share::OUT_PATH.to_owned(), mode: BindMode::Written },
+        ];
+        if let Some(workspace) = &share.workspace {
+            let (to, mode) = match (workspace.mode, self.cow()) {
+                (WorkspaceMode::Rw, _) => (workspace.mount_at.clone(), BindMode::Written),
+                (WorkspaceMode::Ro, _) => (workspace.mount_at.clone(), BindMode::Read),
+                (WorkspaceMode::Cow, Cow::Overlay) => (workspace.mount_at.clone(), BindMode::Overlaid),
+                (WorkspaceMode::Cow, Cow::Copy) => (LOWER_PATH.to_owned(), BindMode::Read),
+            };
+            binds.push(Bind { from: plain_path(&workspace.dir, dir, 2)?, to, mode });
+        }
+        let mut labels = vec![(owner::RUN, dir.display().to_string())];
+        if let Some(owner) = owner {
+            labels.extend([(owner::OWNER, owner.label()), (owner::PID, owner.pid().to_string())]);
+        }
+        Ok(Container {
+            name,
+            labels,
+            image: self.image.id.clone(),
+            network: None,
+            hardware: self.hardware.clone(),
+            privileged: self.source.privileged,
+            binds,
+        })
+    }
+
+    /// Adds what hides paths of the host.
+    fn cover(&self, container: &mut Container, share: &ShareSpec, (dir, own): (&Path, &Path)) -> Result<(), Lost> {
+        let shares = shared_of(share);
+        let covers = self.covers.of(&shares, &self.shared.host, own);
+        let mut covers = covers.map_err(|error| Lost::from(Cause::Description(error.to_string())).lasting())?;
+        // The outermost first, so that what is in it is not there any more.
+        covers.reverse();
+        let Some(workspace) = &share.workspace else { return Ok(()) };
+        let real = std::fs::canonicalize(&workspace.dir).unwrap_or_else(|_| workspace.dir.clone());
+        let Some(seen_at) = container.binds.get(2).map(|bind| bind.to.clone()) else { return Ok(()) };
+        let put = |file: PathBuf, is_dir: bool| -> io::Result<PathBuf> {
+            let made = if is_dir { fs_err::create_dir_all(&file) } else { fs_err::write(&file, "") };
+            made.map(|()| file)
+        };
+        for (number, path) in covers.iter().enumerate() {
+            let Ok(below) = path.strip_prefix(&real) else { continue };
+            let to = Path::new(&seen_at).join(below);
+            let place = dir.join(COVERS_DIR);
+            let made = fs_err::create_dir_all(&place)
+                .and_then(|()| put(place.join(if path.is_dir() { "directory" } else { "file" }), path.is_dir()))
+                .and_then(|from| plain_path(&from, dir, 100 + number));
+            let from = made.map_err(|error| not_made("hide a path of the host", &error))?;
+            let Some(to) = to.to_str().filter(|to| !to.contains([':', '\n', '\\'])).map(str::to_owned) else {
+                let said = format!(
+                    "{} cannot be hidden from a container, for its path has a colon or the like; rename it, or share another directory",
+                    path.display()
+                );
+                return Err(Lost::from(Cause::Description(said)).lasting());
+            };
+            container.binds.push(Bind { from, to, mode: BindMode::Read });
+        }
+        Ok(())
+    }
+
+    /// What the agent is to find, or to make.
+    fn mounts(&self, share: &ShareSpec) -> Vec<Mount> {
+        let there = |copy_of: Option<String>| vec![Source::Engine { copy_of }];
+        let mut mounts = vec![Mount {
+            name: share::OUT_TAG.into(),
+            sources: there(None),
+            path: share::OUT_PATH.into(),
+            mode: MountMode::ReadWrite,
+        }];
+        if let Some(workspace) = &share.workspace {
+            let (mode, copied) = match workspace.mode {
+                WorkspaceMode::Rw => (MountMode::ReadWrite, false),
+                WorkspaceMode::Ro => (MountMode::ReadOnly, false),
+                WorkspaceMode::Cow => (MountMode::CopyOnWrite, self.cow() == Cow::Copy),
+            };
+            let sources = there(copied.then(|| LOWER_PATH.to_owned()));
+            mounts.push(Mount { name: share::WORKSPACE_TAG.into(), sources, path: workspace.mount_at.clone(), mode });
+        }
+        mounts
+    }
+
+    /// How the host's directories are in the guest, for a person.
+    fn share_choice(&self, share: &ShareSpec) -> EventKind {
+        let (chosen, how) = match (&share.workspace, self.cow()) {
+            (Some(Workspace { mode: WorkspaceMode::Cow, .. }), Cow::Overlay) => {
+                ("overlay", "the engine keeps what is written to it apart")
+            }
+            (Some(Workspace { mode: WorkspaceMode::Cow, .. }), Cow::Copy) => {
+                ("copy", "the agent copies it into the container, for the engine mounts no overlay here")
+            }
+            _ => ("bind", "the engine mounts it"),
+        };
+        let workspace = match &share.workspace {
+            Some(workspace) => format!("the workspace is at {} ({}): {how}; ", workspace.mount_at, workspace.mode),
+            None => String::new(),
+        };
+        let why = format!("{workspace}the output directory is at {}", share::OUT_PATH);
+        EventKind::Choice { what: "share".into(), chosen: chosen.into(), why }
+    }
+
+    async fn start(&self, request: LeaseRequest<'_>, observe: Observe<'_>) -> Result<ContainerGuest, Lost> {
+        let LeaseRequest { share, dir, layer, view: _ } = request;
+        observe(EventKind::Phase { phase: Phase::Boot });
+        let Some(mut layer) = layer else { return self.start_one(&self.image.id, &share, (&dir, &dir), observe).await };
+        match self.kept(&mut layer, &share, &dir, observe).await? {
+            Kept::Image(image) => {
+                told(observe, &image, format!("the container is of {}, {}", self.source.image, layer.title));
+                self.start_one(&image, &share, (&dir, &dir), observe).await
+            }
+            Kept::Not(why) => {
+                told(observe, "run", format!("it is not kept: {why}"));
+                let mut guest = self.start_one(&self.image.id, &share, (&dir, &dir), observe).await?;
+                layer.set_up.run(&mut guest, observe).await?;
+                Ok(guest)
+            }
+        }
+    }
+
+    /// The set-up as it is kept, which it is from now on if it can be.
+    async fn kept(
+        &self,
+        layer: &mut Layer<'_>,
+        share: &ShareSpec,
+        dir: &Path,
+        observe: Observe<'_>,
+    ) -> Result<Kept, Lost> {
+        let like = format!("{:?} {:?}", self.hardware, self.source.privileged);
+        let key = keep::key(&self.image.id, &layer.id, &like);
+        let place = self.shared.kept.of(&key);
+        // Others that want it wait here.
+        let mut known = place.lock().await;
+        if let Some(known) = &*known {
+            return Ok(known.clone());
+        }
+        let cache = &self.shared.host.cache_dir;
+        let found = keep::find(&self.engine, cache, &key).await;
+        let kept = match found.map_err(|error| self.engine.lost("look for an image with a set-up", &error))? {
+            Some(image) => Kept::Image(image),
+            None => self.make_kept(layer, share, (dir, &key), observe).await?,
+        };
+        *known = Some(kept.clone());
+        Ok(kept)
+    }
+
+    /// Runs a set-up in a container of its own, and commits that.
+    async fn make_kept(
+        &self,
+        layer: &mut Layer<'_>,
+        share: &ShareSpec,
+        (dir, key): (&Path, &str),
+        observe: Observe<'_>,
+    ) -> Result<Kept, Lost> {
+        let (own, dir) = (dir, dir.join(SET_UP_DIR));
+        let out = dir.join("out");
+        fs_err::create_dir_all(&out).map_err(|error| not_made("make a directory for a set-up", &error))?;
+        let workspace = Some(layer.set_up.inputs()?);
+        let share = ShareSpec { workspace, out, ..share.clone() };
+        let mut guest = self.start_one(&self.image.id, &share, (&dir, own), observe).await?;
+        guest.keep_processes(observe).await?;
+        layer.set_up.run(&mut guest, observe).await?;
+        guest.settle(observe).await?;
+        let left = guest.leftovers(observe).await?;
+        let kept = match left {
+            Some(left) => Kept::Not(left),
+            None => {
+                let title = &layer.title;
+                let committed =
+                    keep::commit(&self.engine, &self.shared.host.cache_dir, (guest.name(), key, title)).await;
+                match committed {
+                    Ok(image) => Kept::Image(image),
+                    Err(error) => Kept::Not(format!("{} cannot commit it: {}", self.engine.name(), error.what())),
+                }
+            }
+        };
+        if let Kept::Not(why) = &kept {
+            let message = format!("the set-up cannot be kept as an image, and runs in every container instead: {why}");
+            observe(EventKind::Warning { message });
+        }
+        Box::new(guest).close(Ending::Hurry, observe).await?;
+        drop(tree::remove(&dir));
+        keep::prune(&self.engine, &self.shared.host.cache_dir).await;
+        Ok(kept)
+    }
+
+    /// Starts a container with a session, its shares in place. `dir` is for its own files, and lies in `own`, the guest's directory, or is it.
+    async fn start_one(
+        &self,
+        image: &str,
+        share: &ShareSpec,
+        (dir, own): (&Path, &Path),
+        observe: Observe<'_>,
+    ) -> Result<ContainerGuest, Lost> {
+        let owner = Owner::this();
+        self.shared.claim(&self.engine, owner.as_ref());
+        put_agent(self.agent, dir)
+            .map_err(|error| not_made("put the agent where the container gets it from", &error))?;
+        let name = format!("belljar-{}", random()?);
+        let container = self.container(share, dir, name.clone(), owner.as_ref());
+        let mut container = container.map_err(|error| not_made("describe the container", &error))?;
+        image.clone_into(&mut container.image);
+        self.cover(&mut container, share, (dir, own))?;
+        let mut afterwards = Vec::new();
+        if self.hardware.nic == NicMode::Isolated {
+            // Named after the container, which goes before it.
+            let mut create = words(["network", "create", "--internal"]);
+            for (label, value) in &container.labels {
+                create.extend(words(["--label", &format!("{label}={value}")]));
+            }
+            create.extend(words([&name]));
+            let created = self.engine.ask(create, ASK_LIMIT).await;
+            created.map_err(|error| self.engine.lost("make a network for the container", &error))?;
+            afterwards.push(words(["network", "rm", &name]));
+            container.network = Some(name.clone());
+        }
+        let socket = dir.join(CONTROL_DIR).join(SOCKET);
+        let listener = listen(&socket).map_err(|error| not_made("make a socket for the container", &error))?;
+        let arguments = container.arguments(&self.engine);
+        note(dir, ENGINE_COMMAND, &command_line(&self.engine, &arguments));
+        let call = self.engine.start(arguments, afterwards);
+        let mut call = call.map_err(|error| {
+            Cause::Engine(format!("{} cannot be started: {error}; see whether it is still there", self.engine.name()))
+        })?;
+        let port = self.await_agent(listener, &mut call, &name, dir).await?;
+        // Nobody else is to come.
+        let _ = std::fs::remove_file(&socket);
+        let watched = port.try_clone();
+        let port: BoxedPort = Box::new(UnixStream::from_std(port).map_err(|error| not_made("use the socket", &error))?);
+        observe(EventKind::Phase { phase: Phase::Session });
+        let connecting = AgentSession::connect(vec![(PortKind::Socket, port)]);
+        let limit = self.limits.agent_start();
+        let (mut session, announce, _) = match tokio::time::timeout(limit, connecting).await {
+            Ok(connected) => connected.map_err(|error| of_session(error, Phase::Session))?,
+            Err(_) => {
+                let said =
+                    format!("the agent came to its socket, but did not announce itself within {}", for_people(limit));
+                return Err(Lost::timeout(Phase::Session, said));
+            }
+        };
+        session.set_liveness(Liveness { silent_after: self.limits.silence() });
+        self.set_up_shares(&mut session, share, observe).await?;
+        if !self.told.replace(true) {
+            observe(EventKind::Choice {
+                what: "session".into(),
+                chosen: "agent on a socket".into(),
+                why: format!("it is the container's first process, on the host's Linux {}", announce.kernel),
+            });
+        }
+        observe(self.share_choice(share));
+        let gauged = watched.and_then(|port| Gauged::start(self.gauge(share, dir)?, port));
+        let gauged = gauged.map_err(|error| not_made("look at what the container is to write to", &error))?;
+        Ok(ContainerGuest::new(Parts {
+            engine: self.engine.clone(),
+            name,
+            call,
+            session,
+            limits: self.limits,
+            gauged,
+            user: self.image.user.clone(),
+            cwd: self.image.working_dir.clone(),
+        }))
+    }
+
+    fn gauge(&self, share: &ShareSpec, dir: &Path) -> io::Result<Gauge> {
+        let workspace = share.workspace.as_ref().filter(|w| w.mode == WorkspaceMode::Rw).map(|w| &*w.dir);
+        let storage = self.engine.options.storage.as_deref().filter(|storage| storage.is_dir());
+        let others: Vec<&Path> = workspace.into_iter().chain(storage).collect();
+        Gauge::new(share.bounds, &share.out, Vec::new(), dir, &others)
+    }
+
+    /// Waits until the agent comes to the socket.
+    async fn await_agent(
+        &self,
+        listener: UnixListener,
+        call: &mut Call,
+        name: &str,
+        dir: &Path,
+    ) -> Result<std::os::unix::net::UnixStream, Lost> {
+        let limit = self.limits.whole_boot();
+        tokio::select! {
+            biased;
+            came = listener.accept() => {
+                let came = came.and_then(|(stream, _)| stream.into_std());
+                came.map_err(|error| not_made("take the container's connection", &error))
+            }
+            end = call.ended() => Err(match end {
+                Some(end) => self.not_started(&end, dir),
+                None => Cause::Defect("nobody knows how the engine ended".to_owned()).into(),
+            }),
+            () = tokio::time::sleep(limit) => {
+                call.kill();
+                drop(listener);
+                let removed = self.engine.remove(name, REMOVING).await;
+                let left = removed.err().map(|error| format!("; the container {name} could not be removed: {}", error.what()));
+                let said = format!(
+                    "{} did not bring the container up within {}{}; see whether it answers at all (`{0} ps`), or give it longer with boot-timeout",
+                    self.engine.name(),
+                    for_people(limit),
+                    left.unwrap_or_default()
+                );
+                Err(Lost::timeout(Phase::Boot, said))
+            }
+        }
+    }
+
+    /// What it means that the engine ended before the agent came.
+    fn not_started(&self, end: &CallEnd, dir: &Path) -> Lost {
+        let said = end.said();
+        note(dir, ENGINE_LOG, &said);
+        let engine = self.engine.name();
+        let lower = said.to_ascii_lowercase();
+        let image = &self.source.image;
+        if lower.contains("exec format error") {
+            let why = format!(
+                "the image {image} is for the processor {}, whose programs do not run here ({said}); install qemu-user-static, or take another image",
+                self.image.processor
+            );
+            return Lost::from(Cause::Skipped(why)).lasting();
+        }
+        let advice = if lower.contains("no space left") {
+            format!("make room where {engine} keeps its containers, such as with `{engine} system prune`")
+        } else if lower.contains("permission denied") && lower.contains("agent") {
+            "the file system of the run's directory may be mounted noexec: name another with --run-dir, or set BELLJAR_STATE_DIR".to_owned()
+        } else if super::engine::says_missing(&said) {
+            format!("the image may have been removed meanwhile: look with `{engine} images`")
+        } else {
+            // What was found out about it may not be true any more.
+            find::forget(&self.engine, &self.shared.host);
+            format!(
+                "{ENGINE_COMMAND} in {} is what it was told; `belljar doctor` tells whether it works at all",
+                dir.display()
+            )
+        };
+        match end.status.code() {
+            // The engine's own.
+            Some(125..=127) | None => {
+                Lost::from(Cause::Engine(format!("{engine} could not start a container of {image}: {said}; {advice}")))
+            }
+            _ => Lost::crash(CrashKind::Container, format!("before its agent had come up: {said}"), Phase::Boot)
+                .with_advice(advice),
+        }
+    }
+
+    async fn set_up_shares(
+        &self,
+        session: &mut AgentSession,
+        share: &ShareSpec,
+        observe: Observe<'_>,
+    ) -> Result<(), Lost> {
+        let mounts = self.mounts(share);
+        let copies = mounts.iter().any(|mount| matches!(&mount.sources[..], [Source::Engine { copy_of: Some(_) }]));
+        let limit = if copies { COPYING } else { self.limits.setup_of_copy() };
+        let setup = Setup { mounts: mounts.clone(), ..Setup::default() };
+        let report = match tokio::time::timeout(limit, session.setup(setup)).await {
+            Ok(answered) => answered.map_err(|error| of_session(error, Phase::Session))?,
+            Err(_) => {
+                let said = format!("the container did not have its shares within {}", for_people(limit));
+                return Err(Lost::timeout(Phase::Session, said));
+            }
+        };
+        for line in session.take_log() {
+            observe(EventKind::Warning { message: format!("the agent says: {line}") });
+        }
+        match report.faults.first() {
+            None => Ok(()),
+            Some((index, fault)) => {
+                let mount = usize::try_from(*index).ok().and_then(|at| mounts.get(at));
+                let (name, path) = mount.map(|m| (m.name.as_str(), m.path.as_str())).unwrap_or_default();
+                let what = share::what(name);
+                Err(Cause::Mount(format!("the container has not got {what} at {path}: {}", share::detail(fault)))
+                    .into())
+            }
+        }
+    }
+}
+
+impl PreparedGuest for PreparedContainer {
+    fn choices(&self) -> &[EventKind] {
+        &self.choices
+    }
+
+    fn by_hand(&self) -> Result<ByHand, Lost> {
+        let mut container = self
+            .container(&self.share, &self.dir, String::new(), None)
+            .map_err(|error| not_made("describe the container", &error))?;
+        if let Some(bind) = container.binds.get_mut(2).filter(|bind| bind.to == LOWER_PATH)
+            && let Some(workspace) = &self.share.workspace
+        {
+            bind.to.clone_from(&workspace.mount_at);
+        }
+        Ok(ByHand { commands: command_line(&self.engine, &container.by_hand(&self.engine)), needs_dir: false })
+    }
+
+    fn lease<'a, 'l: 'a>(&'a self, request: LeaseRequest<'l>, observe: Observe<'a>) -> Answer<'a, Box<dyn Guest>> {
+        Box::pin(async move { Ok(Box::new(self.start(request, observe).await?) as Box<dyn Guest>) })
+    }
+}
+
+/// The directories of the host that may show more than they are to.
+fn shared_of(share: &ShareSpec) -> Vec<hidden::Shared> {
+    let workspace = share.workspace.iter().map(|w| (w.dir.clone(), w.mode == WorkspaceMode::Rw));
+    let all = workspace.chain([(share.out.clone(), true)]);
+    all.map(|(path, writable)| hidden::Shared { path, writable }).collect()
+}
+
+fn not_made(attempt: &str, error: &io::Error) -> Lost {
+    Cause::host_file(attempt, error, "the run's directory must be writable").into()
+}
+
+/// Tells how the set-up is had.
+fn told(observe: Observe<'_>, chosen: &str, why: String) {
+    observe(EventKind::Choice { what: SETTING_UP.into(), chosen: chosen.into(), why });
+}
+
+/// Digits that nobody guesses, for a name.
+fn random() -> Result<String, Lost> {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes).map_err(|error| Cause::NoRandom(error.to_string()))?;
+    Ok(HEXLOWER.encode(&bytes))
+}
+
+/// A socket at this path, which may be longer than one can be: it is made by way of its directory's descriptor.
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let dir: OwnedFd = rustix::fs::open(dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let short = Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()).join(name);
+    let _ = std::fs::remove_file(&short);
+    let listener = StdUnixListener::bind(&short)?;
+    // The agent is root; nobody else is to connect.
+    std::fs::set_permissions(&short, Permissions::from_mode(0o600))?;
+    listener.set_nonblocking(true)?;
+    UnixListener::from_std(listener)
+}
+
+/// A command line to paste.
+fn command_line(engine: &Engine, arguments: &[OsString]) -> String {
+    let program = [engine.path.clone().into_os_string()];
+    let all: Vec<OsString> = program.into_iter().chain(engine.arguments(arguments.to_vec())).collect();
+    to_shell(&all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_socket_may_be_deep_below() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("d".repeat(120)).join("e".repeat(60));
+        std::fs::create_dir_all(&deep).unwrap();
+        let _listener = listen(&deep.join(SOCKET)).unwrap();
+        assert_eq!(std::fs::metadata(deep.join(SOCKET)).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+}

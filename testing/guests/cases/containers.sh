@@ -1,0 +1,125 @@
+# shellcheck shell=bash disable=SC2016,SC2154,SC2034 # what is expanded in the container, and what lib.sh knows
+# Containers of the engine that this machine has.
+
+# An engine that works, with the image belljar-case:1 (a busybox), or the reason why not.
+want_engine() {
+    local found busybox
+    found=$("$BELLJAR" doctor 2>&1 | sed -n 's/^ok *engine *//p' | head -n 1) || :
+    [ -n "$found" ] || skip "no container engine works here: $("$BELLJAR" doctor 2>&1 | grep -A1 'engine ' | tr -s ' \n' ' ' | cut -c1-200)"
+    engine=${found%% *}
+    echo "the engine is $found"
+    busybox=$(command -v busybox) || skip 'no busybox for an image'
+    mkdir -p image/bin image/etc
+    cp "$busybox" image/bin/busybox
+    image/bin/busybox --list | grep -vx busybox | while read -r name; do ln -sf busybox "image/bin/$name"; done
+    echo 'root:x:0:0:root:/root:/bin/sh' >image/etc/passwd
+    echo 'bob:x:1000:1000::/:/bin/sh' >>image/etc/passwd
+    tar -C image -cf image.tar .
+    "$engine" import image.tar belljar-case:1 >/dev/null
+}
+
+# Nothing of this case is left, once the engine has had a moment.
+want_no_containers() {
+    for _ in $(seq 50); do
+        [ -n "$("$engine" ps --all --quiet --filter label=belljar.owner)" ] || return 0
+        sleep 0.1
+    done
+    fail "containers are left: $("$engine" ps --all --filter label=belljar.owner)"
+}
+
+test_commands() {
+    want_engine
+    printf 'a\nb\n' >stdin
+    bj --container belljar-case:1 -v -- sh -c 'cat; id -u; pwd; echo "error" >&2; exit 7'
+    want_code 7; want_out a b 0 /mnt/hostos; want_err '^error$'
+    bj --container belljar-case:1 -u bob -- sh -c 'id -u; echo $HOME'
+    want_code 0; want_out 1000 /
+    bj --container belljar-case:1 -- sh -c 'kill -SEGV $$'
+    want_code 139; want_err SIGSEGV
+    bj --container belljar-case:1 -- /no/such/program
+    want_code 127
+    bj --container belljar-case:1 --timeout 1s -- sleep 1000
+    want_code 124
+    bj --container belljar-case:1 -m 64M -- sh -c 'dd if=/dev/zero of=/dev/null bs=256M count=1'
+    if grep -q 'cannot limit memory' err; then skip_part 'the engine cannot limit memory'; else want_code 137; fi
+    bj --container belljar-case:1 -- sh -c 'ip -o link | grep -cv LOOPBACK'
+    want_out 0
+    head -c 50000000 /dev/zero >stdin
+    bj --container belljar-case:1 -- sh -c 'tee /dev/stderr | wc -c' 2>/dev/null
+    want_line '^50000000$'
+    want_no_containers
+}
+
+test_files() {
+    want_engine
+    echo before >ws/file
+    bj --container belljar-case:1 --workspace-mode cow -- sh -c 'echo after >file; touch new; cat file'
+    want_code 0; want_out after
+    bj --container belljar-case:1 --workspace-mode ro -- sh -c 'echo after >file'
+    want_code 1
+    if [ "$(cat ws/file)" != before ] || [ -e ws/new ]; then fail 'the workspace was written to'; fi
+    # What a container leaves are plain files of the user.
+    bj --container belljar-case:1 -o "$dir/left" -- sh -c 'echo x >own; chown 1000 own; chmod 6755 own; ln -s /etc/shadow "$BELLJAR_OUT/link"; cp /bin/busybox "$BELLJAR_OUT/b"; chmod 4755 "$BELLJAR_OUT/b"'
+    want_code 0
+    [ "$(stat -c '%u %a' ws/own)" = "$(id -u) 755" ] || fail "a file of the container's: $(stat -c '%u %a' ws/own)"
+    [ "$(stat -c '%u %a' left/b)" = "$(id -u) 755" ] || fail "a file of the container's: $(stat -c '%u %a' left/b)"
+    [ -L left/link ] || fail 'a link is not what it was'
+    bj --container belljar-case:1 --max-output 5M -- sh -c 'dd if=/dev/zero of=$BELLJAR_OUT/x bs=1M count=200; sleep 100'
+    want_code 125; want_err max-output
+    mkdir -p home/.ssh; echo secret >home/.ssh/id; echo plain >home/f
+    code=0
+    (cd home && HOME=$dir/home "$BELLJAR" run --engine "$engine" --container belljar-case:1 --workspace-mode ro -- sh -c 'cat f; cat .ssh/id') >out 2>err || code=$?
+    want_code 1; want_out plain
+    want_no_containers
+}
+
+test_suite() {
+    want_engine
+    mkdir -p ws/t
+    cat >ws/belljar.toml <<'TOML'
+[guests.box]
+container = "belljar-case:1"
+memory = "64MiB"
+[[suites]]
+name = "s"
+tests = "t/*"
+guests = ["box"]
+setup = "setup"
+setup-once = true
+TOML
+    printf '#!/bin/sh\necho made >/made\n' >ws/setup
+    for number in $(seq 20); do printf '#!/bin/sh\n[ ! -e /mine ] && echo x >/mine && cat /made\n' >"ws/t/own$number"; done
+    printf '#!/bin/sh\n# belljar: needs = "machine"\nexit 1\n' >ws/t/machine
+    printf '#!/bin/sh\nexit 3\n' >ws/t/fails
+    chmod +x ws/setup ws/t/*
+    code=0
+    (cd ws && "$BELLJAR" test -j 4) >out 2>err || code=$?
+    cat out
+    want_code 100
+    want_line 'Summary .* 22 tests: 20 passed, 1 failed, 1 skipped'
+    want_line 'SKIP .*s/machine@box: skipped: it needs a machine'
+    want_no_containers
+    "$engine" rmi --force "$("$engine" images --quiet --filter "label=belljar.cache=$BELLJAR_CACHE_DIR" | head -n 1)" >/dev/null
+}
+
+test_killed() {
+    want_engine
+    mark=belljar-killed-$nonce
+    for moment in 0.05 0.15 0.3 0.6; do
+        (cd ws && exec "$BELLJAR" run --container belljar-case:1 -- sh -c ": $mark; sleep 1000 & sleep 1000") >out 2>err &
+        sleep "$moment"
+        kill -9 $!
+        wait $! 2>/dev/null || :
+        # It may not have come as far as its agent, which then finds nobody.
+        for _ in $(seq 100); do
+            [ -n "$("$engine" ps --quiet --filter label=belljar.pid=$!)" ] || break
+            sleep 0.1
+        done
+        [ -z "$("$engine" ps --quiet --filter label=belljar.pid=$!)" ] || fail "a container outlived its belljar, killed after $moment s"
+        if pgrep -f "$mark" >/dev/null; then fail "processes outlived their belljar, killed after $moment s"; fi
+    done
+    # What never began is found at the next start.
+    bj --container belljar-case:1 -- true
+    want_code 0
+    want_no_containers
+}
