@@ -10,6 +10,7 @@ use std::{
 use belljar_guest_spec::{Hardware, NicMode};
 
 use super::engine::{Engine, EngineKind, words};
+use crate::share::OUT_PATH;
 
 /// Where in the container what is Belljar's is: the agent, and the socket.
 pub(crate) const OWN_PATH: &str = "/.belljar";
@@ -74,7 +75,8 @@ impl Container {
     pub(crate) fn by_hand(&self, engine: &Engine) -> Vec<OsString> {
         let mut arguments = words(["run", "--rm", "--interactive", "--tty", "--pull", "never"]);
         let mut same = self.clone();
-        same.binds.retain(|bind| bind.to != OWN_PATH);
+        // The directory of a run that there is not.
+        same.binds.retain(|bind| bind.to != OWN_PATH && bind.to != OUT_PATH);
         same.describe(engine, &mut arguments);
         arguments.extend(words(["--entrypoint", "/bin/sh", &self.image]));
         arguments
@@ -197,7 +199,7 @@ mod tests {
                     --volume /w:/mnt/hostos:ro --user 0:0 --workdir / --entrypoint /.belljar/agent c831 serve --container /.belljar/host";
         assert_eq!(line(container.arguments(&docker)), said);
         let by_hand = "run --rm --interactive --tty --pull never --privileged --security-opt label=disable --volume \
-                       /run/1/out:/run/belljar/out --volume /w:/mnt/hostos:ro --entrypoint /bin/sh c831";
+                       /w:/mnt/hostos:ro --entrypoint /bin/sh c831";
         assert_eq!(line(container.by_hand(&docker)), by_hand);
     }
 
