@@ -74,6 +74,10 @@ pub(crate) struct GuestArgs {
     #[arg(long, value_name = "USER[:PASSWORD]", env = env::LOGIN, hide_env = true, hide_env_values = true)]
     pub(crate) login: Option<String>,
 
+    /// Let the user of --login (root) in over SSH with this private key, where nothing else lets anybody in, or with --access ssh
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ssh_key: Option<PathBuf>,
+
     /// How to get in; the manual, Getting in, tells of each way [default: what is there decides]
     #[arg(long, value_name = "ACCESS", value_parser = word::<Access>())]
     pub(crate) access: Option<Access>,
@@ -162,6 +166,7 @@ impl GuestArgs {
             Key::Cpu => self.cpu.is_some(),
             Key::QemuArgs => !self.qemu_args.is_empty(),
             Key::Share => self.share.is_some(),
+            Key::SshKey => self.ssh_key.is_some(),
         }
     }
 
@@ -206,6 +211,9 @@ pub(crate) fn guest(args: &GuestArgs, named: Option<&Named>) -> Result<(GuestSpe
     if let Some(text) = &args.login {
         spec.login = Some(Login::parse(text).map_err(|e| format!("--login: {e}"))?);
     }
+    if let Some(key) = &args.ssh_key {
+        spec.ssh_key = Some(settings::absolute(key)?);
+    }
     let hardware = &mut spec.hardware;
     if let Some(memory) = &args.memory {
         hardware.memory = specs::memory(memory)?;
@@ -247,7 +255,8 @@ pub(crate) fn surroundings<'a>(guests: impl IntoIterator<Item = &'a GuestSpec>) 
 }
 
 /// Options that may say otherwise what a guest of `belljar.toml` is, and may not go together with what that is made of.
-const OF_NAMED: [Key; 10] = [
+const OF_NAMED: [Key; 11] = [
+    Key::SshKey,
     Key::Access,
     Key::Append,
     Key::Firmware,

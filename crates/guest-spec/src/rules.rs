@@ -45,6 +45,8 @@ pub enum Key {
     QemuArgs,
     /// What carries the workspace.
     Share,
+    /// The key for SSH.
+    SshKey,
 }
 
 impl Key {
@@ -72,6 +74,7 @@ impl Key {
             Self::Cpu => "cpu",
             Self::QemuArgs => "qemu-args",
             Self::Share => "share",
+            Self::SshKey => "ssh-key",
         }
     }
 }
@@ -209,11 +212,20 @@ pub fn source(has: impl Fn(Key) -> bool, access: Option<Access>, notation: Notat
             let message = format!("{} needs {} or {}", asked(Access::Console), name(Key::Image), name(Key::Initrd));
             wrong(Key::Access, message, "in other guests Belljar's own init is the only way in".into());
         }
-        Some(wanted @ (Access::Credentials | Access::Initrd | Access::CloudInit | Access::Ignition)) if !image => {
+        Some(wanted @ (Access::Credentials | Access::Initrd | Access::CloudInit | Access::Ignition | Access::Ssh))
+            if !image =>
+        {
             let message = format!("{} needs {}", asked(wanted), name(Key::Image));
             wrong(Key::Access, message, "leave it out".into());
         }
         _ => {}
+    }
+    if !matches!(access, None | Some(Access::Auto | Access::Ssh)) {
+        let message = format!("{} has no effect with {}", name(Key::SshKey), asked(access.unwrap_or_default()));
+        wrong(Key::SshKey, message, format!("leave one of the two out, or say {}", asked(Access::Ssh)));
+    } else if !image {
+        let message = format!("{} needs {}", name(Key::SshKey), name(Key::Image));
+        wrong(Key::SshKey, message, "leave it out".into());
     }
     if access == Some(Access::Init) || (!image && !initrd) {
         let message = format!("{} has no effect in a guest that starts Belljar's own init", name(Key::Login));
@@ -268,6 +280,10 @@ mod tests {
         assert_eq!(conflicts(&[Key::Pull, Key::Privileged], None), [Key::Pull, Key::Privileged]);
         assert_eq!(conflicts(&[container, Image, Kernel, tpm, Login], None), [Image, Kernel, Login, tpm]);
         assert_eq!(conflicts(&[tpm, Image], None), []);
+        assert_eq!(conflicts(&[Image, Key::SshKey, Login], None), []);
+        assert_eq!(conflicts(&[Image, Key::SshKey, Key::Access], Some(Access::Ssh)), []);
+        assert_eq!(conflicts(&[Image, Key::SshKey, Key::Access], Some(Access::Console)), [Key::SshKey]);
+        assert_eq!(conflicts(&[Kernel, Initrd, Key::SshKey], None), [Key::SshKey]);
         assert_eq!(conflicts(&[Kernel, Initrd, Key::Access, Login], Some(Access::Init)), [Login]);
     }
 

@@ -43,6 +43,8 @@ pub struct GuestSpec {
     pub qemu_args: Vec<OsString>,
     /// How to log in on the serial console.
     pub login: Option<Login>,
+    /// The key by which that user is let in over SSH. A `~` at its beginning stands until it is resolved.
+    pub ssh_key: Option<PathBuf>,
     /// What a fault that the guest's kernel reports does.
     pub oops: OopsPolicy,
     /// What carries the workspace and the output directory.
@@ -335,6 +337,7 @@ impl GuestSpec {
             append: Vec::new(),
             qemu_args: Vec::new(),
             login: None,
+            ssh_key: None,
             oops: OopsPolicy::default(),
             share: ShareKind::default(),
             tpm: false,
@@ -366,7 +369,7 @@ impl GuestSpec {
             };
             login.password = Password::Given(Secret::new(password.clone()));
         }
-        for path in &mut self.hide {
+        for path in self.hide.iter_mut().chain(&mut self.ssh_key) {
             *path = in_home(path, around.home.as_deref())?;
         }
         Ok(self)

@@ -79,6 +79,8 @@ words! {
         CloudInit = "cloud-init",
         /// By Ignition, which the image has, at its first boot.
         Ignition = "ignition",
+        /// By SSH, with a key or a password.
+        Ssh = "ssh",
     }
 }
 

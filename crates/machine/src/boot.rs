@@ -42,9 +42,13 @@ use crate::{
         console::ConsoleSession,
     },
     share::{self, Kind, exchange::DiskExchange, served::Servers, virtiofsd},
+    ssh,
     tpm::Emulator,
     watch::Watch,
 };
+
+/// How many seconds what has the agent may take to be there in a guest whose SSH server answers: its driver may not be loaded yet.
+const SSH_SECONDS: u32 = 20;
 
 /// The ways to an agent.
 pub(crate) type Ports = Vec<(PortKind, BoxedPort)>;
@@ -332,8 +336,8 @@ impl Booted {
         let limits = machine.limits;
         let mut patience = limits.boot(machine.qemu.cpu_clock());
         let entered = machine
-            .attend(Phase::Boot, observe, async |_, console, tell| {
-                let entered = get_in(plan, ports, console, &mut patience, &limits, tell).await;
+            .attend(Phase::Boot, observe, async |qemu, console, tell| {
+                let entered = get_in(plan, ports, (qemu, console), &mut patience, &limits, tell).await;
                 entered.map_err(|lost| with_ways(plan, lost))
             })
             .await;
@@ -551,34 +555,59 @@ async fn run_out(patience: &mut Patience, view: &ConsoleView) -> crate::console:
 async fn get_in(
     plan: &Plan,
     ports: Ports,
-    console: &mut Console,
+    (qemu, console): (&Qemu, &mut Console),
     patience: &mut Patience,
     limits: &Limits,
     tell: Tell<'_>,
 ) -> Result<Entered, Lost> {
-    let by_itself = plan.agent_by_itself();
+    let mut by_itself = plan.agent_by_itself();
     let mut connecting = std::pin::pin!(AgentSession::connect(ports));
+    let progress = ssh::Progress::default();
+    let with_progress = |lost: Lost| match progress.said() {
+        Some(said) => lost.and_advice(format!("over SSH: {said}")),
+        None => lost,
+    };
+    let mut over_ssh = std::pin::pin!(over_ssh(plan, qemu, limits, &progress));
     let first = tokio::select! {
         biased;
         connected = &mut connecting, if by_itself.is_some() => Err(connected),
+        failed = &mut over_ssh, if plan.ssh.is_some() => return Err(failed),
         shell = shell_on_console(plan, console, patience, tell) => match shell {
+            // The last way in goes on.
+            Err(lost) if plan.ssh.is_some() && matches!(lost.cause, Cause::Access(_)) => {
+                let view = console.view();
+                tokio::select! {
+                    connected = &mut connecting => Err(connected),
+                    failed = &mut over_ssh => return Err(failed),
+                    overdue = run_out(patience, &view) => {
+                        return Err(with_progress(lost.and_advice(format!("nobody got in over SSH either: {overdue}"))));
+                    }
+                }
+            }
             // Nobody can log in, and the agent may come all the same.
             Err(lost) if by_itself.is_some() && plan.login.is_none() && matches!(lost.cause, Cause::Access(_)) => {
                 let limit = limits.other_rung().min(patience.remaining());
                 let connected = tokio::time::timeout(limit, &mut connecting).await;
                 Err(connected.map_err(|_| lost)?)
             }
-            shell => Ok(shell?),
+            shell => Ok(shell.map_err(with_progress)?),
         },
     };
+    if let (Err(_), Some(of_ssh)) = (&first, rungs::SSH.agent)
+        && progress.has_asked()
+    {
+        by_itself = Some((&rungs::SSH, of_ssh));
+    }
     let mut shell = match first {
         Ok(shell) => shell,
         Err(connected) => {
+            progress.close(qemu.qmp()).await;
             let (session, announce, port) = connected.map_err(|e| of_session(e, Phase::Boot))?;
             let Some((rung, of_it)) = by_itself else { return Ok(agent(session, &announce, port, tell)) };
             return agent_by_itself(rung, of_it, (session, &announce, port), (console, patience), limits, tell).await;
         }
     };
+    progress.close(qemu.qmp()).await;
     tell(EventKind::Phase { phase: Phase::Session });
     match enter::start_agent(&mut shell, plan.agent, &plan.config.program, plan.control_kind(), limits).await? {
         enter::AgentStart::Started => {
@@ -613,6 +642,23 @@ async fn get_in(
             tell(EventKind::Choice { what: "session".into(), chosen: "sh on the console".into(), why });
             Ok(Entered::Shell(Box::new(shell)))
         }
+    }
+}
+
+/// Has the agent started over SSH, if that is a way in; ends only with what goes wrong.
+async fn over_ssh(plan: &Plan, qemu: &Qemu, limits: &Limits, progress: &ssh::Progress) -> Lost {
+    let Some(ssh) = &plan.ssh else { return std::future::pending().await };
+    let script = enter::fetch(plan.config.program.source(), "serve", SSH_SECONDS);
+    match ssh::enter(ssh, qemu.qmp(), &script, (&plan.host, &plan.dir), limits, progress).await {
+        Ok(()) => {
+            tokio::time::sleep(limits.agent_start()).await;
+            let limit = crate::for_people(limits.agent_start());
+            Lost::timeout(
+                Phase::Session,
+                format!("the agent was started over SSH, but did not announce itself within {limit}"),
+            )
+        }
+        Err(cause) => Lost::from(cause),
     }
 }
 

@@ -38,6 +38,7 @@ pub mod screen;
 pub mod session;
 pub mod share;
 pub mod spec;
+mod ssh;
 pub mod template;
 mod tpm;
 pub mod tree;

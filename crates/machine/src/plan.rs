@@ -53,6 +53,7 @@ use crate::{
         virtiofsd::{NoVirtiofsd, ToServe, Virtiofsd},
     },
     spec::ShareSpec,
+    ssh::{NoSsh, Ssh},
     tpm::{self, NoTpm, Tpm},
     volume::{Volume, VolumeError, Volumes},
 };
@@ -109,6 +110,8 @@ pub struct Plan {
     pub(crate) dir: PathBuf,
     pub(crate) oops: OopsPolicy,
     pub(crate) boot_timeout: Option<Duration>,
+    /// How it is entered over SSH, if that is tried.
+    pub(crate) ssh: Option<Ssh>,
     /// What makes its TPM, if it has one.
     pub(crate) tpm: Option<Tpm>,
     /// What serves its shares, if a program beside QEMU does.
@@ -184,6 +187,9 @@ pub enum PlanError {
     /// There is no TPM to be had.
     #[error(transparent)]
     Tpm(#[from] NoTpm),
+    /// Nobody gets in over SSH.
+    #[error(transparent)]
+    Ssh(#[from] NoSsh),
     /// There is no server for shares over virtiofs.
     #[error(transparent)]
     Virtiofsd(#[from] NoVirtiofsd),
@@ -334,6 +340,7 @@ pub fn prepare(
     choices.add("qemu", format!("{} ({})", qemu.path.display(), qemu.version), qemu.why.clone());
     let accel = probe::choose_accel(platform, host.accel.or(spec.accel), &qemu, &host.shim, &host.cache_dir)?;
     choices.accelerator(&accel);
+    let ssh = Ssh::of(spec, source.access(), &host)?;
     let tpm = spec.tpm.then(|| Tpm::find(&qemu, host.path.as_deref())).transpose()?;
     let has_server = kinds.iter().any(|kind| kind.has_server);
     let virtiofsd = has_server.then(|| Virtiofsd::find(host.path.as_deref())).transpose()?;
@@ -421,6 +428,9 @@ pub fn prepare(
     if let Some(files) = &kernel {
         choices.boot_files(files);
     }
+    if ssh.is_some() && agent.is_some() && !rungs.iter().any(|rung| rung.word == Access::Ssh) {
+        rungs.push(&rungs::SSH);
+    }
     if has_exchange(place, is_init, share, &shares) {
         shares.extend(spec_shares(share, &kinds, &dir));
     }
@@ -485,6 +495,7 @@ pub fn prepare(
     let system = System { hostname: HOSTNAME.to_owned(), env: host.guest_env.clone() };
     let concealment = Concealment::new(&spec.hide, &config, &host, &dir, &mut |kind| choices.0.push(kind))?;
     let plan = Plan {
+        ssh,
         tpm,
         virtiofsd,
         concealment,

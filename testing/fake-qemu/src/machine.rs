@@ -18,6 +18,7 @@ use crate::{
     migrate::{Manners, Migration},
     qmp::Control,
     screen::Screen,
+    sshd::Forward,
 };
 
 /// How the program ends.
@@ -52,6 +53,8 @@ pub(crate) struct Options {
     pub(crate) device_del: Manners,
     /// What becomes of a picture of the screen; `fail`: it is none.
     pub(crate) screendump: Manners,
+    /// Whether there is an SSH server in the guest.
+    pub(crate) sshd: bool,
     /// The name by which the script was found, if it was one of several.
     pub(crate) name: Option<String>,
 }
@@ -69,6 +72,7 @@ impl Default for Options {
             device_add: Manners::Obey,
             device_del: Manners::Obey,
             screendump: Manners::Obey,
+            sshd: true,
             name: None,
         }
     }
@@ -98,6 +102,8 @@ pub(crate) struct Machine {
     pub(crate) hardware: Hardware,
     /// What it shows.
     pub(crate) screen: Screen,
+    /// The way to its SSH server.
+    pub(crate) forward: Forward,
     state: Mutex<State>,
     changed: Condvar,
     /// Of the agent that has a session.
@@ -118,6 +124,7 @@ impl Machine {
             migration: Migration::default(),
             hardware: Hardware::new(&args),
             screen: Screen::default(),
+            forward: Forward::default(),
             args,
             options,
             journal,

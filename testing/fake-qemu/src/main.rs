@@ -19,6 +19,7 @@ mod qmp;
 mod rng;
 mod screen;
 mod script;
+mod sshd;
 mod terminal;
 mod track;
 mod virtiofsd;

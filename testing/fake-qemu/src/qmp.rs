@@ -17,6 +17,7 @@ use crate::{
     hardware,
     machine::{End, Machine},
     migrate::{self, Manners},
+    sshd,
 };
 
 /// Whether QMP works.
@@ -290,7 +291,9 @@ fn answer(machine: &Arc<Machine>, guest: &Arc<Guest>, version: &Value, command: 
         "query-fdsets" | "query-block" | "query-blockstats" => json!([]),
         "query-cpus-fast" => json!([{ "cpu-index": 0, "thread-id": std::process::id(), "target": "x86_64" }]),
         "query-memory-size-summary" => json!({ "base-memory": 1_u64 << 30 }),
-        "human-monitor-command" => json!(""),
+        "human-monitor-command" => {
+            json!(sshd::monitor(machine, arguments["command-line"].as_str().unwrap_or_default()))
+        }
         "stop" | "cont" => {
             let (now, event) = if name == "stop" { ("paused", "STOP") } else { ("running", "RESUME") };
             if machine.status() != now {

@@ -38,6 +38,7 @@ pub(crate) fn options(script: &Script) -> Result<Options, ScriptError> {
             "sigterm" => options.sigterm_obeyed = obeyed()?,
             "quit" => options.quit_obeyed = obeyed()?,
             "cont" => options.cont_obeyed = obeyed()?,
+            "sshd" => options.sshd = obeyed()?,
             "migrate" => options.migrate = Manners::of(step)?,
             "incoming" => options.incoming = Manners::of(step)?,
             "screendump" => options.screendump = Manners::of(step)?,

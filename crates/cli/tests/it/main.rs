@@ -23,6 +23,7 @@ mod screen;
 mod share_disk;
 mod share_fuse;
 mod share_virtiofs;
+mod ssh;
 mod suite_config;
 mod suite_console;
 mod suite_forging;

@@ -62,6 +62,8 @@ table! {
         "access" access: Access = "\"auto\"",
         /// Log in on the serial console as this user.
         "login" login: LoginTable = "(root without a password, where a login is asked for)",
+        /// The private key, without a passphrase, by which the user of the login, or root, is let in over SSH, where nothing else lets anybody in or access is ssh.
+        "ssh-key" ssh_key: FilePath = "(none)",
         /// The guest's memory.
         "memory" memory: Memory = "\"1GiB\"",
         /// The guest's processors.
@@ -175,6 +177,7 @@ fn check_source(table: &GuestTable, walk: &mut Walk) {
         Key::Cpu => table.cpu.as_ref().map(Spanned::span),
         Key::QemuArgs => table.qemu_args.as_ref().map(Spanned::span),
         Key::Share => table.share.as_ref().map(Spanned::span),
+        Key::SshKey => table.ssh_key.as_ref().map(Spanned::span),
     };
     let access = table.access.as_ref().map(|a| *a.get_ref());
     for conflict in rules::source(|key| has(key.word()), access, Notation::Toml) {
@@ -226,6 +229,7 @@ pub(super) fn resolve(name: &str, table: &GuestTable, dir: &Path) -> Guest {
     spec.append = plain(&table.append).unwrap_or_default();
     spec.qemu_args = plain(&table.qemu_args).unwrap_or_default().into_iter().map(Into::into).collect();
     spec.login = table.login.as_ref().map(|l| login(l.get_ref()));
+    spec.ssh_key = table.ssh_key.as_ref().map(|k| of_host(dir, &k.get_ref().0));
     spec.oops = table.oops.as_ref().map(|o| *o.get_ref()).unwrap_or_default();
     spec.share = table.share.as_ref().map(|s| *s.get_ref()).unwrap_or_default();
     spec.tpm = plain(&table.tpm).unwrap_or_default();

@@ -10,9 +10,11 @@ mod init;
 mod initrd;
 mod login;
 mod shell;
+mod ssh;
 
 pub use cloud_init::Seed;
 pub use credentials::OLDEST_SYSTEMD;
+pub(crate) use ssh::SSH;
 
 use belljar_guest_spec::{Access, BootSource};
 
@@ -83,6 +85,7 @@ pub const LADDER: &[&Rung] = &[
     &cloud_init::CLOUD_INIT,
     &login::LOGIN,
     &shell::SHELL,
+    &SSH,
 ];
 
 /// The rungs for a guest: those that were asked for, else those that suit it.
@@ -159,6 +162,7 @@ mod tests {
         assert_eq!(names(&image(Access::Initrd)), ["initrd"]);
         assert_eq!(names(&image(Access::CloudInit)), ["cloud-init"]);
         assert_eq!(names(&image(Access::Ignition)), ["ignition"]);
+        assert_eq!(names(&image(Access::Ssh)), ["ssh"]);
         let direct = choose_direct(&image(Access::Auto));
         assert_eq!(direct.iter().map(|rung| rung.name).collect::<Vec<_>>(), ["initrd", "login", "shell"]);
         assert_eq!(names(&initramfs(Access::Init)), ["Belljar's init"]);
