@@ -440,7 +440,9 @@ pub fn prepare(
     let on_disk = shares.iter().any(|share| share.on_disk);
     let fetched = agent.filter(|_| place == AgentPlace::ControlShare);
     if lacks_ports && fetched.is_some() && !rungs.iter().any(|rung| rung.starts_directly) {
-        let why = "the image's kernel has no virtio ports, from which the guest could read it, so that it speaks on the second serial port";
+        let port = plan_drivers::port_of_agent(platform);
+        let why =
+            format!("the image's kernel has no virtio ports, from which the guest could read it, so that it {port}");
         choices.add("agent", "on the disk of shares", why);
     }
     let program = fetched.map(|agent| Program {
@@ -474,7 +476,9 @@ pub fn prepare(
         extra: spec.qemu_args.clone(),
         ..MachineConfig::default()
     };
-    tpm::check(&config)?;
+    if let Some(tpm) = &tpm {
+        tpm::check(tpm, config.kernel.is_some(), config.cpus)?;
+    }
     attach(&mut config, &rungs, &spec.append);
     screen::attach(&mut config, source, spec, &qemu);
     config.slots = slots(source, spec, &config, &volumes);

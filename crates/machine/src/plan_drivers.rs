@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     plan_choices::Choices,
-    qemu::platform::{self, Ide, MachineType, Transport},
+    qemu::platform::{Ide, MachineType, Platform, Transport},
 };
 
 /// Buses of disks in the order in which they are taken, and what a kernel needs for each.
@@ -185,16 +185,30 @@ pub(crate) fn card(drivers: Option<&Drivers>, mode: NicMode, choices: &mut Choic
     Some(model.to_owned())
 }
 
-/// What a machine of the usual type would have for this disk's system that is not virtio, and the bus of its disk in any case; each with the reason.
+/// Where an agent speaks whose guest has no virtio ports.
+pub(crate) fn port_of_agent(platform: &Platform) -> &'static str {
+    match platform.second_serial {
+        Some(_) => "speaks on the second serial port",
+        None => {
+            "has no port to speak on, for such a machine has no second serial port, and a shell on the console does all"
+        }
+    }
+}
+
+/// What a machine of this platform's usual type would have for this disk's system that is not virtio, and the bus of its disk in any case; each with the reason.
 #[must_use]
-pub fn hardware_for(found: &Description, system: &System) -> Vec<(&'static str, String)> {
+pub fn hardware_for(found: &Description, system: &System, platform: &Platform) -> Vec<(&'static str, String)> {
     let drivers = Drivers::of(found, system);
-    let (bus, why) = drivers.boot_bus(platform::default().default_machine());
+    let (bus, why) = drivers.boot_bus(platform.default_machine());
     let mut all = vec![("bus", format!("its disk would be on {bus}: {why}"))];
     all.extend(drivers.card().map(|(card, why)| ("network", format!("its card would be {card}: {why}"))));
-    if drivers.lacks_ports() {
-        let why = "the agent would come on the disk of shares, and speak on the second serial port: the image's kernel has no virtio ports";
-        all.push(("agent", why.to_owned()));
+    // What was asked of the kernel is whether it has virtio on a PCI bus.
+    if platform.default_machine().transport == Transport::Pci && platform.agent().is_some() && drivers.lacks_ports() {
+        let port = port_of_agent(platform);
+        all.push((
+            "agent",
+            format!("it would come on the disk of shares, and {port}: the image's kernel has no virtio ports"),
+        ));
     }
     all
 }
@@ -202,7 +216,7 @@ pub fn hardware_for(found: &Description, system: &System) -> Vec<(&'static str, 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::qemu::platform::Platform;
+    use crate::qemu::platform;
 
     fn machine(name: &str) -> &'static MachineType {
         let platform: &'static Platform = platform::default();

@@ -1,6 +1,6 @@
 //! What keeps a guest from being started, as far as that can be said before it is.
 
-use belljar_guest_spec::{Access, BootSource, DiskBus, GuestSpec};
+use belljar_guest_spec::{Access, BootSource, DiskBus, GuestSpec, ShareKind};
 use belljar_image::{boot, cache::Cache, initramfs, modules::ModuleIndex};
 
 use crate::{
@@ -10,10 +10,32 @@ use crate::{
     plan_firmware::uefi_for,
     plan_image::ImageQuestion,
     plan_source::{Found, kernel_for_root},
-    qemu::{platform, probe},
-    share,
+    qemu::{
+        platform,
+        probe::{self, QemuInfo},
+    },
+    share::{self, virtiofs, virtiofsd::Virtiofsd},
+    ssh::Ssh,
+    tpm::{self, Tpm},
     volume::Volume,
 };
+
+/// Whether the programs beside QEMU that a guest asks for are there, and go with the rest of it.
+fn of_helpers(source: &BootSource, spec: &GuestSpec, host: &HostContext, qemu: &QemuInfo) -> Result<(), PlanError> {
+    let path = host.path.as_deref();
+    if spec.tpm {
+        let directly = !matches!(source, BootSource::Image { .. }) || source.access() == Access::Initrd;
+        tpm::check(&Tpm::find(qemu, path)?, directly, spec.hardware.cpus)?;
+    }
+    if spec.share == ShareKind::Virtiofs {
+        (virtiofs::VIRTIOFS.obstacle)(qemu).map_or(Ok(()), |why| Err(PlanError::NoShare(why)))?;
+        Virtiofsd::find(path)?;
+    }
+    if spec.credentials().is_ok() {
+        Ssh::of(spec, source.access(), host)?;
+    }
+    Ok(())
+}
 
 /// All that keeps this guest from being started, as far as a look at the host tells, with how to mend it. Makes nothing.
 #[must_use]
@@ -26,6 +48,7 @@ pub(crate) fn obstacles(source: &BootSource, spec: &GuestSpec, host: &HostContex
     match probe::find_qemu(platform, host.qemu.as_deref(), host.path.as_deref(), &host.cache_dir) {
         Ok(found) => {
             obstacles.extend(share::before_agent(&found).err().map(PlanError::NoShare));
+            obstacles.extend(of_helpers(source, spec, host, &found).err());
             qemu = Some(found);
         }
         Err(error) => obstacles.push(error.into()),

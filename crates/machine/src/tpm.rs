@@ -20,7 +20,7 @@ use crate::{
     host::HostContext,
     plan::Launch,
     qemu::{
-        args::{self, HelperLine, MachineConfig},
+        args::{self, HelperLine},
         descriptors::Purpose,
         probe::{QemuInfo, look_up},
     },
@@ -34,8 +34,9 @@ const PACKAGE: &str = "swtpm";
 pub(crate) const DIR: &str = "tpm";
 /// The socket's name there for a person who starts the guest by hand.
 pub(crate) const CONTROL: &str = "control";
-/// The number under which it finds the line to QEMU.
+/// The numbers under which it finds the line to QEMU, and the directory with the state: its options end at a comma, which a path may have.
 const LINE: i32 = 3;
+const STATE: i32 = 4;
 /// `CMD_GET_CAPABILITY`, and the length of the answer, which begins with a result that is zero.
 const ASK: [u8; 4] = 1_u32.to_be_bytes();
 const ANSWER: usize = 8;
@@ -108,9 +109,11 @@ pub(crate) struct Line {
 
 /// Whether the machine can have what it has beside a TPM. Firmware that finds one takes more of the memory's end for its ACPI tables than QEMU (`hw/i386/x86.c`, `acpi_data_size`)
 /// leaves free there, and the initramfs of a kernel that is started directly comes over them: tried with 7.2.
-pub(crate) fn check(config: &MachineConfig) -> Result<(), NoTpm> {
-    let loses_tables = config.tpm.as_ref().is_some_and(|tpm| word(tpm).is_some()) && config.kernel.is_some();
-    if loses_tables && config.cpus > 1 { Err(NoTpm::Processors) } else { Ok(()) }
+///
+/// `directly`: its kernel is started without the firmware.
+pub(crate) fn check(tpm: &Tpm, directly: bool, cpus: u32) -> Result<(), NoTpm> {
+    let loses_tables = directly && word(&tpm.config()).is_some();
+    if loses_tables && cpus > 1 { Err(NoTpm::Processors) } else { Ok(()) }
 }
 
 /// What a kernel that is started directly must be told to find the TPM, since it has no ACPI tables.
@@ -142,9 +145,11 @@ impl Emulator {
         let dir = dir.join(DIR);
         let _ = fs_err::remove_dir_all(&dir);
         fs_err::create_dir(&dir)?;
-        let mut command = host.shim.command_with(&tpm.program, vec![(LINE, line.of_tpm.into())])?;
-        // Its working directory may go while it runs.
-        command.args(Tpm::words(&format!("type=unixio,clientfd={LINE}"), &std::path::absolute(&dir)?));
+        let state = std::fs::File::open(&dir)?;
+        let mut command =
+            host.shim.command_with(&tpm.program, vec![(LINE, line.of_tpm.into()), (STATE, state.into())])?;
+        let state = PathBuf::from(format!("/proc/self/fd/{STATE}"));
+        command.args(Tpm::words(&format!("type=unixio,clientfd={LINE}"), &state));
         let mut emulator = Self { process: Companion::start(command, host)?, dir };
         emulator.process.answers(answers(&line.of_qemu)).await?;
         Ok(emulator)

@@ -47,6 +47,8 @@ pub(crate) struct Manners {
     disk: String,
     /// What the guest does with shares over FUSE when a command begins: `ok` (nothing), `unknown`, `outside`, `short`, `long`, `cut`, `closed`, `killed`.
     fuse: String,
+    /// Whether the script speaks of that. A guest has no FUSE otherwise where it can have 9p: what comes over FUSE no command of this program's can look into.
+    has_fuse: bool,
     /// `ok`, `left`, `never`, `die`.
     quiesce: String,
     /// `ok`, `left`, `never`, `die`, `stray`.
@@ -154,6 +156,7 @@ impl Manners {
                 &["ok", "noted", "damaged", "cut", "much", "silent", "forged", "link", "set-uid", "lacking", "no-room"],
             )?,
             fuse: one_of(step, "fuse", &["ok", "unknown", "outside", "short", "long", "cut", "closed", "killed"])?,
+            has_fuse: step.text("fuse").is_some(),
             quiesce: one_of(step, "quiesce", &["ok", "left", "never", "die"])?,
             renew: one_of(step, "renew", &["ok", "left", "never", "die", "stray"])?,
             marks: step.count("marks")?.and_then(|n| u32::try_from(n).ok()).unwrap_or(0),
@@ -563,9 +566,15 @@ impl Agent {
         let mut faults = Vec::new();
         let mut known = Vec::new();
         let mut tags = Vec::new();
+        let is_9p = |source: &Source| matches!(source, Source::NineP { .. });
+        let at =
+            mounts.iter().find_map(|mount| mount.sources.iter().position(is_9p)).filter(|_| !self.manners.has_fuse);
+        let at = at.unwrap_or(0);
+        let lacking = vec!["mount fuse: the script speaks of none".to_owned(); at];
+        let source = u32::try_from(at).unwrap_or(0);
         for (index, mount) in (0_u32..).zip(mounts) {
             let detail = "mount 9p: said by the script".to_owned();
-            if let Some(Source::Fuse { port }) = mount.sources.first()
+            if let Some(Source::Fuse { port }) = mount.sources.get(at)
                 && self.manners.setup == "ok"
             {
                 match self.mount_fuse(port, mount) {
@@ -574,7 +583,7 @@ impl Agent {
                 }
                 continue;
             }
-            if let Some(Source::Virtiofs { tag }) = mount.sources.first()
+            if let Some(Source::Virtiofs { tag }) = mount.sources.get(at)
                 && self.manners.setup == "ok"
             {
                 match self.mount_virtiofs(tag, mount) {
@@ -609,7 +618,7 @@ impl Agent {
             shared.mounts = known;
         }
         if self.manners.setup != "never" {
-            self.say(&ToHost::SetupDone(SetupReport { faults, ..SetupReport::default() }));
+            self.say(&ToHost::SetupDone(SetupReport { faults, source, lacking, ..SetupReport::default() }));
         }
     }
 }

@@ -126,8 +126,11 @@ fn of_disk(description: &Description, system: Option<&System>) -> Vec<Finding> {
     match system {
         Some(system) => {
             findings.extend(of_system(system, description.default_entry()));
+            let platform = processor_of(system).and_then(platform::of).unwrap_or_else(platform::default);
             findings.extend(
-                hardware_for(description, system).into_iter().map(|(what, said)| Finding::good(what, plain(&said))),
+                hardware_for(description, system, platform)
+                    .into_iter()
+                    .map(|(what, said)| Finding::good(what, plain(&said))),
             );
         }
         None => findings.push(Finding::note("system", "none was found", "only a boot will tell what is on it")),

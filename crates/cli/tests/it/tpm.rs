@@ -23,7 +23,7 @@ fn an_emulator_is_there_as_long_as_its_machine() {
     let outcome = lab.run(WELL).args(["--tpm", "-v"]).env("PATH", path).sh("exit 3").go();
     outcome.code(3);
     let words = fs::read_to_string(lab.path("programs/words")).expect("words");
-    assert!(words.contains("socket --tpm2 --terminate --tpmstate dir=/"), "{words}");
+    assert!(words.contains("socket --tpm2 --terminate --tpmstate dir=/proc/self/fd/4"), "{words}");
     assert!(words.contains("--ctrl type=unixio,clientfd=3"), "{words}");
     assert!(lab.seen().contains("tpm-tis,tpmdev=tpm0") && lab.seen().contains("tpm_tis.force=1"), "{}", lab.seen());
     // The state was a secret of that machine's.
@@ -78,4 +78,31 @@ fn the_command_to_paste_starts_one_too() {
     assert!(text.contains("mkdir -p -- tpm"), "{text}");
     assert!(text.contains("swtpm socket --tpm2") && text.contains("--daemon"), "{text}");
     assert!(text.contains("socket,id=tpm-line,path=tpm/control"), "{text}");
+}
+
+/// Without a start: by `belljar list`, too.
+#[test]
+fn what_a_guest_lacks_is_foreseen() {
+    let lab = Lab::new();
+    let (kernel, root) = (lab.path("vmlinux"), lab.path("rootfs"));
+    let guest = |name: &str, more: &str| {
+        format!("[guests.{name}]\nkernel = \"{}\"\nrootfs = \"{}\"\n{more}\n", kernel.display(), root.display())
+    };
+    let text = [
+        guest("two", "tpm = true\ncpus = 2"),
+        guest("one", "tpm = true"),
+        "[[suites]]\nname = \"s\"\ntests = [\"t\"]\nguests = [\"one\", \"two\"]\n".to_owned(),
+    ];
+    fs::write(lab.path("workspace/belljar.toml"), text.concat()).expect("suite");
+    fs::write(lab.path("workspace/t"), "#!/bin/sh\n").expect("test");
+    fs::set_permissions(lab.path("workspace/t"), fs::Permissions::from_mode(0o755)).expect("mode");
+    let list = |path: &str| {
+        let outcome = lab.belljar(["list"]).script(WELL).env("PATH", path).go();
+        outcome.code(0).text()
+    };
+    let text = list(&emulator(&lab, WELL_DONE));
+    assert!(text.contains("has one processor") && text.contains("2 units (1 cannot run here)"), "{text}");
+    fs::remove_file(lab.path("programs/swtpm")).expect("program");
+    let text = list(&lab.path("programs").display().to_string());
+    assert!(text.contains("install the package swtpm") && text.contains("2 units (2 cannot run here)"), "{text}");
 }

@@ -174,6 +174,9 @@ pub fn discover(roots: &[PathBuf], processors: &[&Processor]) -> Discovery {
             found.places.push(place);
             for path in paths {
                 let Ok(metadata) = std::fs::metadata(&path) else { continue }; // a dangling link
+                if !is_within(&path, root) {
+                    continue;
+                }
                 let identity = (metadata.dev(), metadata.ino());
                 if seen.contains(&identity) {
                     continue;
@@ -192,8 +195,17 @@ pub fn discover(roots: &[PathBuf], processors: &[&Processor]) -> Discovery {
     found
 }
 
+/// Whether a path leads to something in this root. Links of a root that is not the host's own were made for another system, or by somebody who is not to be trusted.
+fn is_within(path: &Path, root: &Path) -> bool {
+    match (path.canonicalize(), root.canonicalize()) {
+        (Ok(path), Ok(root)) => path.starts_with(root),
+        _ => false,
+    }
+}
+
 fn with_modules(kernel: Kernel, roots: &[PathBuf]) -> InstalledKernel {
-    let (modules, modules_error) = match kernel.find_modules(roots).map(|dir| ModuleIndex::load(&dir)) {
+    let dir = kernel.find_modules(roots).filter(|dir| roots.iter().any(|root| is_within(dir, root)));
+    let (modules, modules_error) = match dir.map(|dir| ModuleIndex::load(&dir)) {
         Some(Ok(modules)) => (Some(modules), None),
         Some(Err(error)) => (None, Some(error)),
         None => (None, None),
@@ -269,6 +281,24 @@ mod tests {
         std::os::unix::fs::symlink("lib", dir.path().join("usr")).unwrap();
         let found = discover(&[dir.path().into()], &[&X86_64]);
         assert_eq!(releases(&found), ["6.9.0"]);
+    }
+
+    #[test]
+    fn links_that_lead_out_of_a_root_are_not_followed() {
+        let (host, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        install(host.path(), "6.9.0", ALL);
+        install(dir.path(), "6.8.0", ALL);
+        let link = |to: PathBuf, at: &str| std::os::unix::fs::symlink(to, dir.path().join(at)).unwrap();
+        link(host.path().join("boot/vmlinuz-6.9.0"), "boot/vmlinuz-6.9.0");
+        link("vmlinuz-6.8.0".into(), "boot/vmlinuz");
+        let found = discover(&[dir.path().into()], &[&X86_64]);
+        assert_eq!(releases(&found), ["6.8.0"]);
+        assert!(found.refused.is_empty(), "nothing of it was read: {:?}", found.refused);
+        // Nor those of a whole directory.
+        fs::remove_dir_all(dir.path().join("lib/modules/6.8.0")).unwrap();
+        link(host.path().join("lib/modules/6.9.0"), "lib/modules/6.8.0");
+        let found = discover(&[dir.path().into()], &[&X86_64]);
+        assert!(found.kernels[0].modules.is_none() && found.kernels[0].modules_error.is_none());
     }
 
     #[test]
