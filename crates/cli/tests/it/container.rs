@@ -230,7 +230,7 @@ fn a_container_ends_with_its_belljar() {
     // The next start looks for what may be left, and removes that alone.
     let left = format!("c1 map[belljar.owner:{owner} x:y]\nc2 map[belljar.owner:elsewhere/1/2/3]\nc3 map[a:b]\n");
     fs::write(engine.path("left"), left).expect("file");
-    engine.run(&[], "true").code(0).complains("removed the container c1, left by a belljar that was killed");
+    engine.run(&[], "true").code(0).complains("removed the container c1, left by a belljar that has ended");
     assert_eq!((engine.told("rm --force --volumes c1"), engine.told("rm --force --volumes c")), (1, 1));
     let before = engine.told("ps ");
     engine.run(&[], "true").code(0);

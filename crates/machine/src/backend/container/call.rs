@@ -12,6 +12,7 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::sync::watch;
 
+use super::claim::Claim;
 use crate::qemu::process::Alive;
 
 /// Most bytes of an answer.
@@ -54,14 +55,19 @@ impl Call {
     /// # Errors
     /// If it cannot be started.
     pub(crate) fn start(command: Command, answers: bool) -> io::Result<Self> {
-        Self::start_with(command, answers, Vec::new())
+        Self::start_with(command, answers, Vec::new(), None)
     }
 
-    /// The same, with calls that are made when it has ended, whoever listens then.
+    /// The same, with calls that are made when it has ended, whoever listens then. One that does not end well leaves a doubt about the claim, whether all is gone.
     ///
     /// # Errors
     /// If it cannot be started.
-    pub(crate) fn start_with(mut command: Command, answers: bool, afterwards: Vec<Command>) -> io::Result<Self> {
+    pub(crate) fn start_with(
+        mut command: Command,
+        answers: bool,
+        afterwards: Vec<Command>,
+        claim: Option<Arc<Claim>>,
+    ) -> io::Result<Self> {
         command.stdin(Stdio::null()).stderr(Stdio::piped());
         command.stdout(if answers { Stdio::piped() } else { Stdio::null() });
         let alive = Alive::begin();
@@ -77,6 +83,7 @@ impl Call {
             let (errors, _) = errors.and_then(|thread| thread.join().ok()).unwrap_or_default();
             let status = child.wait();
             *of_child.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            let mut is_gone = status.as_ref().is_ok_and(ExitStatus::success);
             if let Ok(status) = status {
                 let stderr = clean(&errors);
                 told.send_replace(Some(CallEnd { status, stdout: answer.into(), cut, stderr }));
@@ -84,7 +91,10 @@ impl Call {
             for mut command in afterwards {
                 let silent = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
                 // What is left is found by its labels.
-                drop(silent.status());
+                is_gone &= silent.status().is_ok_and(|status| status.success());
+            }
+            if let Some(claim) = claim.filter(|_| !is_gone) {
+                claim.doubt();
             }
             drop(alive);
         };

@@ -1,12 +1,13 @@
 //! What is left of a Belljar that was killed: looked for where there is a sign of one, and removed where nobody is left who wants it.
 //!
 //! A container ends when its Belljar does, for the agent in it sees its socket closed. What may be left is one whose agent never began, or that
-//! somebody has frozen. A Belljar that has containers leaves a note in the cache, and takes it away when it ends; a note whose Belljar is gone
-//! has the engine asked.
+//! somebody has frozen. A Belljar that has containers leaves a note in the cache, and takes it away when the engine has removed them all; a note whose
+//! Belljar is gone has the engine asked.
 
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
@@ -25,9 +26,13 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// Longest note.
 const MOST: u64 = 64 << 10;
 
-/// That this process has containers.
+/// That this process has containers. Each call that starts one holds it, so that the note goes when the last of them has ended.
 #[derive(Debug)]
-pub(crate) struct Claim(PathBuf);
+pub(crate) struct Claim {
+    note: PathBuf,
+    /// The note stays, for it is not known that all were removed.
+    stays: AtomicBool,
+}
 
 #[derive(Serialize, Deserialize)]
 struct Note {
@@ -46,13 +51,20 @@ impl Claim {
         let mut written = tempfile::NamedTempFile::new_in(&dir)?;
         io::Write::write_all(&mut written, &serde_json::to_vec(&note)?)?;
         written.persist(&file).map_err(|error| error.error)?;
-        Ok(Self(file))
+        Ok(Self { note: file, stays: AtomicBool::new(false) })
+    }
+
+    /// Something may be left: the next start is to look.
+    pub(crate) fn doubt(&self) {
+        self.stays.store(true, Ordering::Relaxed);
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
+        if !*self.stays.get_mut() {
+            let _ = fs::remove_file(&self.note);
+        }
     }
 }
 
@@ -72,14 +84,12 @@ pub fn sweep(cache: &Path, shim: &Shim) -> Vec<String> {
         for (file, note) in stale {
             match remove_left(shim, &note).await {
                 Ok(removed) => {
-                    said.extend(
-                        removed.iter().map(|what| format!("removed {what}, left by a belljar that was killed")),
-                    );
+                    said.extend(removed.iter().map(|what| format!("removed {what}, left by a belljar that has ended")));
                     let _ = fs::remove_file(file);
                 }
                 // The next start tries again.
                 Err(error) => said.push(format!(
-                    "cannot remove what a belljar that was killed may have left in {}: {}",
+                    "cannot remove what a belljar that has ended may have left in {}: {}",
                     note.engine.display(),
                     error.what()
                 )),
@@ -180,6 +190,11 @@ mod tests {
         let old = Claim::new(cache.path(), &gone(), Path::new("/bin/podman")).unwrap();
         assert_eq!(stale(cache.path()).len(), 1, "it has the number of this process, and began at another time");
         drop(old);
+        let doubted = Claim::new(cache.path(), &gone(), Path::new("/bin/podman")).unwrap();
+        doubted.doubt();
+        drop(doubted);
+        assert_eq!(stale(cache.path()).len(), 1, "something may be left of it");
+        drop(Claim::new(cache.path(), &gone(), Path::new("/bin/podman")).unwrap());
         drop(claim);
         assert!(fs::read_dir(cache.path().join(NOTES)).unwrap().next().is_none());
     }

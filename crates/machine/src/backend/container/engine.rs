@@ -4,12 +4,16 @@ use std::{
     ffi::OsString,
     io,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
 
-use super::call::{Call, CallEnd, Overdue};
+use super::{
+    call::{Call, CallEnd, Overdue},
+    claim::Claim,
+};
 use crate::{Cause, Lost, for_people, qemu::sandbox::Shim};
 
 /// How long a question may take that an engine answers in a tenth of a second.
@@ -140,13 +144,18 @@ impl Engine {
     }
 
     /// Starts a call whose end somebody waits for, with calls that are made when it has ended.
-    pub(crate) fn start(&self, arguments: Vec<OsString>, afterwards: Vec<Vec<OsString>>) -> io::Result<Call> {
+    pub(crate) fn start(
+        &self,
+        arguments: Vec<OsString>,
+        afterwards: Vec<Vec<OsString>>,
+        claim: Option<Arc<Claim>>,
+    ) -> io::Result<Call> {
         let command = |arguments: Vec<OsString>| {
             let mut command = self.shim.command_for_helper(&self.path);
             command.args(self.arguments(arguments));
             command
         };
-        Call::start_with(command(arguments), false, afterwards.into_iter().map(command).collect())
+        Call::start_with(command(arguments), false, afterwards.into_iter().map(command).collect(), claim)
     }
 
     /// The loss that an error is: `attempt` is what was to be done, such as `look at the image x`.

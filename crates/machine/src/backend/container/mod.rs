@@ -22,7 +22,7 @@ mod keep;
 mod owner;
 mod prepared;
 
-use std::{cell::RefCell, collections::BTreeSet, fmt, path::Path, rc::Rc};
+use std::{cell::RefCell, collections::BTreeSet, fmt, path::Path, rc::Rc, sync::Arc};
 
 use belljar_guest_spec::{GuestSpec, Hardware, Need, Source};
 use tokio::sync::OnceCell;
@@ -50,7 +50,7 @@ pub struct ContainerBackend(Rc<Shared>);
 pub(crate) struct Shared {
     host: HostContext,
     engine: OnceCell<Engine>,
-    claim: RefCell<Option<Claim>>,
+    claim: RefCell<Option<Arc<Claim>>>,
     kept: KeptSetUps,
 }
 
@@ -93,13 +93,14 @@ impl Shared {
 
     /// Leaves a note that this process has containers, if there is none yet. Without one nobody looks for what is left of them, which is
     /// nothing as a rule.
-    pub(crate) fn claim(&self, engine: &Engine, owner: Option<&Owner>) {
+    pub(crate) fn claim(&self, engine: &Engine, owner: Option<&Owner>) -> Option<Arc<Claim>> {
         let mut claim = self.claim.borrow_mut();
         if claim.is_none()
             && let Some(owner) = owner
         {
-            *claim = Claim::new(&self.host.cache_dir, owner, &engine.path).ok();
+            *claim = Claim::new(&self.host.cache_dir, owner, &engine.path).ok().map(Arc::new);
         }
+        claim.clone()
     }
 }
 

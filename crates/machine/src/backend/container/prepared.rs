@@ -367,7 +367,7 @@ impl PreparedContainer {
         observe: Observe<'_>,
     ) -> Result<ContainerGuest, Lost> {
         let owner = Owner::this();
-        self.shared.claim(&self.engine, owner.as_ref());
+        let claim = self.shared.claim(&self.engine, owner.as_ref());
         put_agent(self.agent, dir)
             .map_err(|error| not_made("put the agent where the container gets it from", &error))?;
         let name = format!("belljar-{}", random()?);
@@ -392,7 +392,7 @@ impl PreparedContainer {
         let listener = listen(&socket).map_err(|error| not_made("make a socket for the container", &error))?;
         let arguments = container.arguments(&self.engine);
         note(dir, ENGINE_COMMAND, &command_line(&self.engine, &arguments));
-        let call = self.engine.start(arguments, afterwards);
+        let call = self.engine.start(arguments, afterwards, claim);
         let mut call = call.map_err(|error| {
             Cause::Engine(format!("{} cannot be started: {error}; see whether it is still there", self.engine.name()))
         })?;
