@@ -15,6 +15,8 @@ use crate::{console::sanitize::sanitize_line, host::HostContext};
 
 /// How long one may take to answer the first time.
 pub(crate) const LIMIT: Duration = Duration::from_secs(20);
+/// How long what it said is waited for when it has ended.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Most bytes of what one says that are told.
 const MAX_SAID: usize = 4096;
 
@@ -52,7 +54,11 @@ impl Companion {
             Ok(Err(error)) => {
                 self.end();
                 let mut text = Vec::new();
-                let _ = self.life.take().map(|life| life.take(MAX_SAID as u64).read_to_end(&mut text));
+                if let Some(life) = self.life.take() {
+                    // Something that it started and that left its group may have it open.
+                    let _ = life.set_read_timeout(Some(LAST_WORDS));
+                    let _ = life.take(MAX_SAID as u64).read_to_end(&mut text);
+                }
                 let text = sanitize_line(&text);
                 let text = text.trim();
                 Err(io::Error::other(if text.is_empty() { error.to_string() } else { format!("{error}: {text}") }))

@@ -237,7 +237,7 @@ fn as_root() -> String {
 fn look_at(path: &Path) -> Result<(), NoSsh> {
     let unread = |source| NoSsh::Unread { path: path.to_owned(), source };
     let mut bytes = Vec::new();
-    let file = std::fs::File::open(path).map_err(unread)?;
+    let file = belljar_image::open_without_waiting(path).map_err(unread)?;
     let about = file.metadata().map_err(unread)?;
     file.take(MAX_KEY).read_to_end(&mut bytes).map_err(unread)?;
     let text = String::from_utf8_lossy(&bytes);
@@ -504,6 +504,9 @@ mod tests {
         std::fs::write(&text, "hello").unwrap();
         assert!(matches!(look_at(&text), Err(NoSsh::NoKey { is_public: false, .. })));
         assert!(matches!(look_at(&dir.path().join("none")), Err(NoSsh::Unread { .. })));
+        let fifo = dir.path().join("fifo");
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0).unwrap();
+        assert!(matches!(look_at(&fifo), Err(NoSsh::NoKey { is_public: false, .. })), "nobody waits for who writes");
     }
 
     #[test]
