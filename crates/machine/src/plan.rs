@@ -334,8 +334,12 @@ pub fn prepare(
             read_only,
         })
     };
-    let asked = spec.share;
-    let choose = |needs_disk| share::choose(asked, platform.agent().is_some(), needs_disk, &qemu);
+    let asked = match (source, spec.share) {
+        // A kernel that has its root by it has it, and there the agent is the first process.
+        (BootSource::RootDir { .. }, ShareKind::Auto) => ShareKind::NineP,
+        (_, asked) => asked,
+    };
+    let choose = |needs_disk| share::choose(asked, platform.agent().is_some(), is_init, needs_disk, &qemu);
     let mut kinds = sees_host.then(|| choose(false)).transpose().map_err(PlanError::NoShare)?.unwrap_or_default();
     choices.add("qemu", format!("{} ({})", qemu.path.display(), qemu.version), qemu.why.clone());
     let accel = probe::choose_accel(platform, host.accel.or(spec.accel), &qemu, &host.shim, &host.cache_dir)?;

@@ -19,10 +19,9 @@ fn a_kernel_s_first_requests_are_answered_and_nothing_leads_outside() {
 }
 
 #[test]
-fn it_is_what_a_share_comes_over_by_itself() {
+fn it_is_no_first_choice_where_the_agent_is_the_first_process() {
     let lab = Lab::new();
-    lab.run(&agent("ok")).args(["-v"]).sh("exit 7").go().code(7).complains("share: fuse");
-    lab.run(&agent("ok")).args(["-v", "--share", "9p"]).sh("exit 7").go().code(7).complains("share: 9p");
+    lab.run(&agent("ok")).args(["-v"]).sh("exit 7").go().code(7).complains("share: 9p");
 }
 
 #[test]

@@ -65,6 +65,14 @@ pub(crate) struct ByShell {
 /// files that are open, so that what took the place of one is changed instead of it.
 pub(crate) const KINDS: &[&Kind] = &[&fuse::FUSE, &ninep::NINE_P, &disk::DISK];
 
+/// The kinds that are tried where none is asked for, the first choice first; see [`choose`].
+fn preferred(is_init: bool, needs_disk: bool) -> Vec<&'static Kind> {
+    let mut kinds: Vec<_> = KINDS.iter().copied().filter(|kind| kind.on_disk == needs_disk).collect();
+    // A relay can be killed where the agent cannot: `kill -9 -1` would end the shares and nothing else.
+    kinds.sort_by_key(|kind| is_init && kind.has_port);
+    kinds
+}
+
 /// The kind by which a guest gets its root and the agent, which nothing in it can serve yet.
 ///
 /// # Errors
@@ -77,18 +85,20 @@ pub(crate) fn before_agent(qemu: &QemuInfo) -> Result<&'static Kind, String> {
 }
 
 /// The kinds of a guest's other shares, of which it gets the first that its kernel has. `has_agent`: it can run the agent. `needs_disk`: it is known to
-/// have nothing by which it could mount one, so that none is tried; a disk is put into no machine for nothing, for the guest sees it.
+/// have nothing by which it could mount one, so that none is tried; a disk is put into no machine for nothing, for the guest sees it. `is_init`: the agent is the
+/// first process, which nobody in the guest can kill.
 ///
 /// # Errors
 /// Why there is none.
 pub(crate) fn choose(
     asked: ShareKind,
     has_agent: bool,
+    is_init: bool,
     needs_disk: bool,
     qemu: &QemuInfo,
 ) -> Result<Vec<&'static Kind>, String> {
     let wanted: Vec<&'static Kind> = match asked {
-        ShareKind::Auto => KINDS.iter().copied().filter(|kind| kind.on_disk == needs_disk).collect(),
+        ShareKind::Auto => preferred(is_init, needs_disk),
         ShareKind::NineP => vec![&ninep::NINE_P],
         ShareKind::Fuse => vec![&fuse::FUSE],
         ShareKind::Disk => vec![&disk::DISK],
@@ -239,6 +249,12 @@ mod tests {
         assert!(needs_disk(has(&[Feature::NineP, Feature::FileSystem("fuse"), Feature::VirtioConsole])), "on no bus");
         assert!(!needs_disk(|_| None), "nothing is guessed");
         assert!(!needs_disk(|feature| (feature == Feature::NineP).then_some(false)));
+    }
+
+    #[test]
+    fn a_relay_is_no_first_choice_where_it_alone_can_be_killed() {
+        let names = |is_init| preferred(is_init, false).iter().map(|kind| kind.name).collect::<Vec<_>>();
+        assert_eq!((names(false), names(true)), (vec!["fuse", "9p"], vec!["9p", "fuse"]));
     }
 
     #[test]
