@@ -87,6 +87,7 @@ test_virtiofs_that_is_killed_is_no_pass() {
     ) &
     bj --share virtiofs --out "$dir/ws.out" -- sh -c ': >"$BELLJAR_OUT/ready"; sleep 60' || true
     wait
+    # shellcheck disable=SC2317 # until_true calls it
     ours() { local pid; for pid in $(pgrep virtiofsd); do ! grep -qz "BELLJAR_TEST_CASE=$nonce" "/proc/$pid/environ" || return 1; done; }
     until_true 5 ours || fail 'a virtiofsd outlives the run'
 }
