@@ -75,6 +75,15 @@ as_the_manual_says() {
     mkdir ws
 }
 
+# want_mode_kept MODE: of a guest that printed "written" if it could write to ws/file, which had "before" in it.
+want_mode_kept() {
+    case $1 in
+        rw) want_line '^written$'; [ "$(cat ws/file)" = $'before\nmore' ] || fail 'the host does not see it' ;;
+        ro) want_no_line '^written$'; [ "$(cat ws/file)" = before ] || fail 'the host sees it' ;;
+        cow) want_line '^written$'; [ "$(cat ws/file)" = before ] || fail 'the host sees it' ;;
+    esac
+}
+
 # until_true SECONDS COMMAND...: try until it holds.
 until_true() {
     local until=$((SECONDS + $1)); shift

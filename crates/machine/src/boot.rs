@@ -41,7 +41,13 @@ use crate::{
         agent::{AgentSession, BoxedPort, Liveness, PortKind, Reports, of_session},
         console::ConsoleSession,
     },
-    share::{self, Kind, exchange::DiskExchange, served::Servers, virtiofsd},
+    share::{
+        self,
+        carried::{Carried, no_share, share_choice},
+        exchange::DiskExchange,
+        served::Servers,
+        virtiofsd,
+    },
     ssh,
     tpm::Emulator,
     watch::Watch,
@@ -434,43 +440,6 @@ pub(crate) async fn finish(
         }
         Err(lost) => Err(machine.give_up(lost, Phase::Boot).await),
     }
-}
-
-/// How the host's directories got into the guest; none if none did.
-fn share_choice(plan: &Plan, session: &dyn Session, carried: Option<Carried>) -> Option<EventKind> {
-    let workspace = plan.share.workspace.as_ref().map(|w| format!("the workspace at {} ({})", w.mount_at, w.mode));
-    let by = session.mounted_by()?;
-    if plan.exchange().is_empty() {
-        return Some(no_share("none was asked for"));
-    }
-    let Carried { kind, lacking, places, .. } = carried?;
-    let mounted = workspace.into_iter().chain([format!("the output directory at {}", share::OUT_PATH)]);
-    let mounted = mounted.collect::<Vec<_>>().join(" and ");
-    let mut why = format!("{by} mounted {mounted}");
-    for (other, lacking) in plan.exchange().iter().zip(lacking) {
-        why.push_str(&format!("; the guest's kernel has no {} ({lacking})", other.what));
-    }
-    for place in places {
-        why.push_str(&format!("; {place}"));
-    }
-    Some(EventKind::Choice { what: "share".into(), chosen: kind.name.into(), why })
-}
-
-/// What carries a guest's shares.
-#[derive(Debug)]
-struct Carried {
-    kind: &'static Kind,
-    /// Why those that come before it in [`Plan::exchange`] do not.
-    lacking: Vec<String>,
-    /// The ports through which it does, by their ids.
-    ports: Vec<String>,
-    /// Where the guest has its copies, where it has copies.
-    places: Vec<String>,
-}
-
-/// That nothing of the host's is in the guest, which nobody asked for.
-fn no_share(why: &str) -> EventKind {
-    EventKind::Choice { what: "share".into(), chosen: "none".into(), why: format!("{why}; {}", share::OUT_IS_LOST) }
 }
 
 /// How a copy was got into, and how it is talked to: as its template.

@@ -24,6 +24,7 @@ pub mod plan;
 mod plan_choices;
 pub mod plan_direct;
 pub mod plan_drivers;
+mod plan_error;
 mod plan_firmware;
 pub mod plan_image;
 mod plan_obstacles;

@@ -9,14 +9,12 @@ use std::{
     time::Duration,
 };
 
-use belljar_guest_spec::{Accel, Access, BootSource, Credentials, GuestSpec, OopsPolicy, ShareKind, Unresolved};
+use belljar_guest_spec::{Accel, Access, BootSource, Credentials, GuestSpec, OopsPolicy, ShareKind};
 use belljar_image::{
     boot::{self, InitSpec},
     cache::Cache,
     disk::{DiskError, unnamed},
-    kernel::{KernelError, NoKernel},
     modules::ModuleIndex,
-    rootdir,
 };
 use belljar_model::EventKind;
 use belljar_proto::message::{INIT_AGENT_PATH, Mount, Source as ShareSource, System};
@@ -41,7 +39,7 @@ use crate::{
             self, Chardev, DiskSource, HelperLine, MachineConfig, Nic, Node, Program, ProgramPort, Ram, Share, Slots,
         },
         descriptors::{Descriptors, Purpose},
-        firmware::{NoUefi, Uefi},
+        firmware::Uefi,
         platform::{self, Platform, Transport},
         probe::{self, QemuInfo},
     },
@@ -50,13 +48,15 @@ use crate::{
         self, Kind,
         exchange::DiskExchange,
         served::Served,
-        virtiofsd::{NoVirtiofsd, ToServe, Virtiofsd},
+        virtiofsd::{ToServe, Virtiofsd},
     },
     spec::ShareSpec,
-    ssh::{NoSsh, Ssh},
-    tpm::{self, NoTpm, Tpm},
+    ssh::Ssh,
+    tpm::{self, Tpm},
     volume::{Volume, VolumeError, Volumes},
 };
+
+pub use crate::plan_error::PlanError;
 
 /// The host name of guests that Belljar initialises itself.
 const HOSTNAME: &str = "belljar";
@@ -173,111 +173,6 @@ impl Launch {
             to_serve: Vec::new(),
         }
     }
-}
-
-/// Why there is no plan.
-#[derive(Debug, thiserror::Error)]
-pub enum PlanError {
-    /// No QEMU, or one that cannot be used.
-    #[error(transparent)]
-    Qemu(#[from] probe::ProbeError),
-    /// No UEFI firmware, or none for this machine.
-    #[error(transparent)]
-    NoUefi(#[from] NoUefi),
-    /// There is no TPM to be had.
-    #[error(transparent)]
-    Tpm(#[from] NoTpm),
-    /// Nobody gets in over SSH.
-    #[error(transparent)]
-    Ssh(#[from] NoSsh),
-    /// There is no server for shares over virtiofs.
-    #[error(transparent)]
-    Virtiofsd(#[from] NoVirtiofsd),
-    /// QEMU cannot share directories.
-    #[error("{0}")]
-    NoShare(String),
-    /// The accelerator that was asked for cannot be had.
-    #[error(transparent)]
-    Accel(#[from] probe::AccelError),
-    /// No installed kernel can do it.
-    #[error(transparent)]
-    NoKernel(#[from] NoKernel),
-    /// The kernel that was named is none.
-    #[error(transparent)]
-    Kernel(#[from] KernelError),
-    /// Its modules cannot be read.
-    #[error(transparent)]
-    Modules(#[from] belljar_image::modules::ModulesError),
-    /// The boot files cannot be made.
-    #[error(transparent)]
-    Boot(#[from] boot::BootError),
-    /// The root directory is none.
-    #[error(transparent)]
-    Root(#[from] rootdir::RootDirError),
-    /// Belljar's program is to be the guest's first process, and there is none for its processor.
-    #[error(
-        "this belljar has no agent for {}, which a guest that it initialises itself needs, and one that nobody logs in to; give an image whose login is known, \
-         or a kernel with an initramfs{}", platform.processor.arch, platform.how_to_have_agent().map(|how| format!("; or {how}")).unwrap_or_default()
-    )]
-    NoAgent {
-        /// What the guest runs on.
-        platform: &'static Platform,
-    },
-    /// Credentials were asked for where nothing carries them.
-    #[error(
-        "systemd's credentials come by SMBIOS, which machines for {} do not have; leave access at \"auto\", or ask for another way in (--access initrd)",
-        platform.processor.arch
-    )]
-    NoTables {
-        /// What the guest runs on.
-        platform: &'static Platform,
-    },
-    /// A BIOS was asked for where there is none.
-    #[error("machines for {} have no BIOS: a disk is started by UEFI there; leave firmware at \"auto\"", platform.processor.arch)]
-    NoBios {
-        /// What the guest runs on.
-        platform: &'static Platform,
-    },
-    /// What is in an image cannot be started directly.
-    #[error("cannot start what is in {} directly: {why}", image.display())]
-    Direct {
-        /// The image.
-        image: PathBuf,
-        /// What is in the way, and what to do.
-        why: String,
-    },
-    /// An image that no machine boots from.
-    #[error("no guest boots from {}: {why}. If one does, say how to get into it: --access, or `access` in its table", image.display())]
-    Unbootable {
-        /// The image.
-        image: PathBuf,
-        /// All that was found in the way, and what to do.
-        why: String,
-    },
-    /// A volume cannot be had.
-    #[error(transparent)]
-    Volume(#[from] VolumeError),
-    /// What the guest must not see cannot be hidden.
-    #[error(transparent)]
-    Conceal(#[from] ConcealError),
-    /// The agent could not be put where the guest fetches it.
-    #[error("cannot put the agent into the run's directory: {source}; it must be writable and have room")]
-    Control {
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// There is no socket for the TPM.
-    #[error("cannot make the line to the TPM: {source}")]
-    TpmLine {
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// The environment was not looked at.
-    #[error(transparent)]
-    Unresolved(#[from] Unresolved),
-    /// The machine cannot be put into a command line.
-    #[error(transparent)]
-    Args(#[from] args::ArgsError),
 }
 
 /// Looks at everything of the guest that boots from `source`, and makes what has to be made. Blocks for as long as it takes: the first time a second or so, later

@@ -25,6 +25,7 @@
 
 pub mod fuzz;
 mod nodes;
+mod requests;
 mod server;
 mod stream;
 #[cfg(test)]

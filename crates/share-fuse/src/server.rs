@@ -13,6 +13,7 @@ use rustix::fs::{
 use rustix::io::{Errno, IoSlice, ReadWriteFlags, pread, pwrite, pwritev2};
 
 use crate::nodes::{ITSELF, Nodes};
+use crate::requests::{needs, writes};
 use crate::wire::{Header, MAJOR, MAX_DATA, Malformed, OLDEST_MINOR, Reply, Request, Time, init, open, opened};
 
 /// What a share is for; it decides what the guest may keep of what it has seen.
@@ -669,53 +670,6 @@ const SET_GROUP: u32 = 0o2000;
 const PERMISSIONS: u32 = 0o1777;
 /// The bits of a mode that say what kind of file it is.
 const FORMAT: u32 = 0o170_000;
-
-/// The files that a request does something with, other than by a descriptor that the guest has, of those that it names.
-fn needs(node: u64, request: &Request<'_>) -> impl Iterator<Item = u64> {
-    let first = match request {
-        Request::Init { .. }
-        | Request::Destroy
-        | Request::Forget(_)
-        | Request::BatchForget(_)
-        | Request::NotifyReply
-        | Request::Write { .. }
-        | Request::Release { .. }
-        | Request::ReleaseDir { .. }
-        | Request::Flush
-        | Request::FAllocate { .. }
-        | Request::CopyFileRange { .. }
-        | Request::Other => None,
-        _ => Some(node),
-    };
-    let second = match *request {
-        Request::Rename { to, .. } => Some(to),
-        Request::Link { node, .. } => Some(node),
-        _ => None,
-    };
-    first.into_iter().chain(second)
-}
-
-/// Whether a request changes anything.
-fn writes(request: &Request<'_>) -> bool {
-    matches!(
-        request,
-        Request::SetAttr { .. }
-            | Request::Symlink { .. }
-            | Request::MkNod { .. }
-            | Request::MkDir { .. }
-            | Request::Unlink(_)
-            | Request::RmDir(_)
-            | Request::Rename { .. }
-            | Request::Link { .. }
-            | Request::Create { .. }
-            | Request::TmpFile { .. }
-            | Request::Write { .. }
-            | Request::SetXAttr { .. }
-            | Request::RemoveXAttr(_)
-            | Request::FAllocate { .. }
-            | Request::CopyFileRange { .. }
-    ) || matches!(request, Request::Open { flags } if flags & (open::ACCESS | open::TRUNCATE) != 0)
-}
 
 /// A name is one of a directory's: nothing that leads elsewhere.
 fn check_name(name: &CStr) -> Result<(), Errno> {

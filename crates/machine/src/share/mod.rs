@@ -2,6 +2,7 @@
 //!
 //! What one kind of share does differently is in a file of its own, which is a line in `KINDS`.
 
+pub(crate) mod carried;
 pub(crate) mod disk;
 pub(crate) mod exchange;
 pub(crate) mod fuse;
@@ -15,7 +16,10 @@ use belljar_image::modules::Feature;
 use belljar_proto::message::{MODULES_SHARE, Mount, MountFault, MountMode, Source};
 
 use crate::{
-    qemu::{args::PushDevice, probe::QemuInfo},
+    qemu::{
+        args::{ArgsError, PushDevice, Share},
+        probe::QemuInfo,
+    },
     spec::ShareSpec,
 };
 
@@ -143,6 +147,15 @@ pub(crate) fn for_shell(kinds: &[&'static Kind]) -> Result<&'static Kind, String
 /// Names of the kinds of shares in the order in which they are preferred, and what a guest's kernel must have for each.
 pub fn needs() -> impl Iterator<Item = (&'static str, &'static [Feature])> {
     KINDS.iter().map(|kind| (kind.name, kind.features))
+}
+
+/// Refuses a tag that is longer than a kind's devices can have.
+fn check_tag(share: &Share, max: usize) -> Result<(), ArgsError> {
+    let len = share.tag.len();
+    if len > max {
+        return Err(ArgsError::TooLong { what: "the share's tag", value: share.tag.clone(), len, max });
+    }
+    Ok(())
 }
 
 /// Tag of the workspace, as the tool had it that Belljar replaces.

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use belljar_image::modules::Feature;
 use belljar_proto::message::Source;
 
-use super::{ByShell, Kind};
+use super::{ByShell, Kind, check_tag};
 use crate::qemu::{
     args::{ArgsError, Device, KeyVal, Seat, Share, push},
     probe::QemuInfo,
@@ -43,14 +43,7 @@ pub(crate) const NINE_P: Kind = Kind {
 /// A directory for the guest, by a 9p device. It is served with QEMU's own rights (`security_model=none`): [`crate::qemu::sandbox`] sees
 /// to it that plain files come of it.
 pub fn push_device(share: &Share, id: &str, seat: Seat, out: &mut Vec<OsString>) -> Result<(), ArgsError> {
-    if share.tag.len() > MAX_TAG_LEN {
-        return Err(ArgsError::TooLong {
-            what: "the share's tag",
-            value: share.tag.clone(),
-            len: share.tag.len(),
-            max: MAX_TAG_LEN,
-        });
-    }
+    check_tag(share, MAX_TAG_LEN)?;
     let mut back = KeyVal::new("local")
         .set("id", id)
         .set("path", &share.path)

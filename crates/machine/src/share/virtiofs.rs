@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use belljar_image::modules::Feature;
 use belljar_proto::message::Source;
 
-use super::{ByShell, Kind};
+use super::{ByShell, Kind, check_tag};
 use crate::qemu::{
     args::{ArgsError, Device, HelperLine, KeyVal, Seat, Share, push},
     probe::QemuInfo,
@@ -40,14 +40,7 @@ pub(crate) const VIRTIOFS: Kind = Kind {
 
 /// A directory for the guest, which the program at the other end of the share's line serves.
 fn push_device(share: &Share, id: &str, seat: Seat, out: &mut Vec<OsString>) -> Result<(), ArgsError> {
-    if share.tag.len() > MAX_TAG_LEN {
-        return Err(ArgsError::TooLong {
-            what: "the share's tag",
-            value: share.tag.clone(),
-            len: share.tag.len(),
-            max: MAX_TAG_LEN,
-        });
-    }
+    check_tag(share, MAX_TAG_LEN)?;
     let socket = KeyVal::new("socket").set("id", id);
     let socket = match &share.server {
         Some(HelperLine::Fd(fd)) => socket.set("fd", fd.to_string()),
