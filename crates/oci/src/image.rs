@@ -1,0 +1,741 @@
+//! An image on disk: what it is, and what is in it.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::{self, BufReader, Read, Seek},
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::OFlags;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::{
+    archive::{self, LayerError, broken, shown},
+    digest::{Digest, Hasher, Hashing},
+    erofs,
+    facts::Facts,
+    limits::{Exceeded, Limits, MAX_JSON},
+    sink::{BLOCK, Sink},
+    tree::{Done, Tree},
+    unpack::{self, Packing},
+};
+
+/// Names in an archive that may be parts of an image, at most.
+const MOST_MEMBERS: usize = 200_000;
+/// How deep lists of images may lie in one another.
+const MOST_LISTS: usize = 4;
+/// How many symbolic links one after another lead to a layer in an archive of docker's.
+const MOST_LINKS: usize = 8;
+
+/// Why an image cannot be read, or its file system not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// It cannot be opened.
+    #[error("cannot open {}: {source}", path.display())]
+    Open {
+        /// What.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// It is something else.
+    #[error("{} is no container image: {what}", path.display())]
+    NoImage {
+        /// What was looked at.
+        path: PathBuf,
+        /// What it is.
+        what: String,
+    },
+    /// There are several, or none of this name or for this processor.
+    #[error("{} has {}; {mend}", path.display(), if names.is_empty() { "no image of a kind that is known".to_owned() } else { format!("the images {}", names.join(", ")) })]
+    Choice {
+        /// Where.
+        path: PathBuf,
+        /// What there is.
+        names: Vec<String>,
+        /// What to do.
+        mend: String,
+    },
+    /// A part is not there.
+    #[error("{}: {what} is not in it; get the image anew", path.display())]
+    Missing {
+        /// Where.
+        path: PathBuf,
+        /// What.
+        what: String,
+    },
+    /// A description in it cannot be read.
+    #[error("{}: {what} cannot be read: {why}", path.display())]
+    Description {
+        /// Where.
+        path: PathBuf,
+        /// Which.
+        what: String,
+        /// Why not.
+        why: String,
+    },
+    /// A part is not what its name says.
+    #[error("{}: {what} is not what the image says: its digest is {found} instead of {wanted}; get the image anew", path.display())]
+    Digest {
+        /// Where.
+        path: PathBuf,
+        /// Which part.
+        what: String,
+        /// What the image says.
+        wanted: Digest,
+        /// What it is.
+        found: Digest,
+    },
+    /// A layer, or the whole archive.
+    #[error("{}: {what}: {source}", path.display())]
+    Layer {
+        /// Where.
+        path: PathBuf,
+        /// Which.
+        what: String,
+        /// What is wrong with it.
+        source: LayerError,
+    },
+    /// What comes of it cannot be written.
+    #[error("cannot write the file system of {}: {source}{}", path.display(), room(source))]
+    Write {
+        /// The image.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+fn room(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "; make room there, or name another directory with BELLJAR_CACHE_DIR"
+        }
+        _ => "",
+    }
+}
+
+/// What an image says of the processes that run in it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Config {
+    /// The processor, in the words of the image specification (`amd64`); empty if it says nothing.
+    pub architecture: String,
+    /// Variables, `NAME=VALUE`.
+    pub env: Vec<String>,
+    /// The user; none is root.
+    pub user: Option<String>,
+    /// The directory.
+    pub working_dir: Option<String>,
+}
+
+/// An image that was looked at.
+#[derive(Debug)]
+pub struct Image {
+    path: PathBuf,
+    config: Config,
+    layers: Vec<Layer>,
+    blobs: Blobs,
+    limits: Limits,
+}
+
+/// One layer.
+#[derive(Debug)]
+struct Layer {
+    /// What it is called where it is.
+    name: String,
+    /// The digest of its bytes as they are there, if it is known.
+    digest: Option<Digest>,
+    /// The digest of its archive; none if it is not a layer, but a whole root.
+    diff: Option<Digest>,
+}
+
+/// Where the parts are.
+#[derive(Debug)]
+enum Blobs {
+    /// In a directory.
+    Layout,
+    /// In an archive, which is not packed.
+    Archive { file: File, members: HashMap<Vec<u8>, Member> },
+}
+
+#[derive(Clone, Debug)]
+enum Member {
+    Data { at: u64, size: u64 },
+    Link(Vec<u8>),
+}
+
+/// What is wanted of a place with several images.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// The image's tag, or its name with the tag.
+    pub tag: Option<&'a str>,
+    /// The processor, in the words of the image specification, if there are some for several.
+    pub architecture: &'a str,
+}
+
+/// A path, and the tag that may be behind it after a colon: `DIR:TAG`.
+#[must_use]
+pub fn split_tag(path: &Path) -> (PathBuf, Option<String>) {
+    if path.symlink_metadata().is_ok() {
+        return (path.to_owned(), None);
+    }
+    match path.to_str().and_then(|text| text.rsplit_once(':')) {
+        Some((before, tag)) if !tag.is_empty() && !tag.contains('/') && Path::new(before).exists() => {
+            (before.into(), Some(tag.to_owned()))
+        }
+        _ => (path.to_owned(), None),
+    }
+}
+
+/// By what the files of an image with these layers are known: all of them, as they are unpacked. None if one is no digest.
+pub fn identity<'a>(layers: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    let mut hasher = Hasher::Sha256(sha2::Digest::new());
+    for layer in layers {
+        hasher.update(Digest::parse(layer)?.to_string().as_bytes());
+        hasher.update(b"\n");
+    }
+    let digest = hasher.finish();
+    let [_, _, hex] = digest.path();
+    Some(hex.to_owned())
+}
+
+impl Image {
+    /// Looks at an image: an OCI layout, an archive of one or of `docker save`, or the archive of a root. `scratch` makes files that go by
+    /// themselves, for archives that are packed.
+    ///
+    /// # Errors
+    /// See [`ImageError`].
+    pub fn open(
+        path: &Path,
+        wanted: Wanted<'_>,
+        scratch: impl Fn() -> io::Result<File>,
+        limits: Limits,
+    ) -> Result<Self, ImageError> {
+        let failed = |source| ImageError::Open { path: path.to_owned(), source };
+        let file = open(path).map_err(failed)?;
+        let kind = file.metadata().map_err(failed)?.file_type();
+        let place = Place { path, blobs: Blobs::Layout };
+        if kind.is_dir() {
+            let has = |name: &str| path.join(name).symlink_metadata().is_ok();
+            if has("index.json") && (has("oci-layout") || has("blobs")) {
+                return place.of_index(wanted, limits);
+            }
+            let what = if has("manifest.json") && has("version") {
+                "it is a directory of skopeo's dir transport; copy it to an OCI layout (skopeo copy dir:DIR oci:DIR)"
+            } else {
+                "it is a directory that is no OCI layout; a directory with a root is given with --rootfs DIR"
+            };
+            return Err(ImageError::NoImage { path: path.to_owned(), what: what.to_owned() });
+        }
+        if !kind.is_file() {
+            let what = "it is neither a file nor a directory".to_owned();
+            return Err(ImageError::NoImage { path: path.to_owned(), what });
+        }
+        Self::of_archive(path, file, wanted, scratch, limits)
+    }
+
+    /// The same of an archive that is open; `path` is what to call it.
+    ///
+    /// # Errors
+    /// See [`ImageError`].
+    pub fn of_archive(
+        path: &Path,
+        mut file: File,
+        wanted: Wanted<'_>,
+        scratch: impl Fn() -> io::Result<File>,
+        limits: Limits,
+    ) -> Result<Self, ImageError> {
+        let of_archive = |source| ImageError::Layer { path: path.to_owned(), what: "the archive".into(), source };
+        let mut head = [0; 6];
+        let read = file.read_at(&mut head, 0).map_err(|error| of_archive(broken(error)))?;
+        if Packing::of(&head[..read]) != Packing::None {
+            let into = scratch().map_err(|source| ImageError::Write { path: path.to_owned(), source })?;
+            spool(&file, &into, &limits).map_err(of_archive)?;
+            file = into;
+        }
+        let members = members(&file).map_err(of_archive)?;
+        let has = |name: &str| members.contains_key(name.as_bytes());
+        let (is_layout, is_docker) = (has("index.json") && has("oci-layout"), has("manifest.json"));
+        let place = Place { path, blobs: Blobs::Archive { file, members } };
+        // One of docker's is told by its manifest, and may have the other beside.
+        if is_docker && let Some(saved) = place.saved() {
+            return place.of_docker(saved, wanted, limits);
+        }
+        if is_layout {
+            return place.of_index(wanted, limits);
+        }
+        let layers = vec![Layer { name: String::new(), digest: None, diff: None }];
+        Ok(Self { path: path.to_owned(), config: Config::default(), layers, blobs: place.blobs, limits })
+    }
+
+    /// What it says of processes in it.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// By what its files are known, as [`identity`] says; none of the archive of a root, which has no digest.
+    #[must_use]
+    pub fn identity(&self) -> Option<String> {
+        let layers: Option<Vec<String>> = self.layers.iter().map(|layer| Some(layer.diff.as_ref()?.to_string())).collect();
+        identity(layers?.iter().map(String::as_str))
+    }
+
+    /// Writes its files into an empty file, as a file system.
+    ///
+    /// # Errors
+    /// See [`ImageError`]. What was written then is nothing.
+    pub fn write(&self, file: &File) -> Result<Facts, ImageError> {
+        let write = |source| ImageError::Write { path: self.path.clone(), source };
+        let (mut tree, next) = self.merge(file)?;
+        erofs::write(&tree, file, next).map_err(write)?;
+        let facts = Facts::of(&mut tree, file);
+        facts.append(file).map_err(write)?;
+        Ok(facts)
+    }
+
+    /// Puts the layers together; the bytes of files go to `file`. Gives the block after them.
+    fn merge(&self, file: &File) -> Result<(Tree, u32), ImageError> {
+        let mut tree = Tree::new(self.limits.clone());
+        let mut sink = Sink::new(file, 1, &self.limits);
+        let mut left = self.limits.bytes;
+        if self.layers.len() > self.limits.layers {
+            let source = Exceeded::Layers(self.limits.layers).into();
+            return Err(ImageError::Layer { path: self.path.clone(), what: "the image".into(), source });
+        }
+        for (number, layer) in self.layers.iter().enumerate() {
+            let what = match &layer.diff {
+                Some(diff) => format!("layer {} ({diff})", number + 1),
+                None => "the archive".to_owned(),
+            };
+            let wrong = |source: LayerError| match source {
+                LayerError::Write(source) => ImageError::Write { path: self.path.clone(), source },
+                source => ImageError::Layer { path: self.path.clone(), what: what.clone(), source },
+            };
+            tree.begin(layer.diff.is_some());
+            let (from, _) = self.place(layer)?;
+            let mut packed = BufReader::with_capacity(1 << 18, Hashing::new(from, layer.digest.as_ref()));
+            let unpacked = unpack::reader(&mut packed).map_err(|error| wrong(broken(error)))?;
+            let mut counted = Counted { inner: Hashing::new(unpacked, layer.diff.as_ref()), left, most: self.limits.bytes };
+            apply(&mut tree, &mut sink, &mut counted, layer.diff.is_some()).map_err(wrong)?;
+            left = counted.left;
+            let of_archive = counted.inner.digest();
+            drop(counted);
+            let same = |what: &str, wanted: &Option<Digest>, found: Option<Digest>| match (wanted, found) {
+                (Some(wanted), Some(found)) if *wanted != found => {
+                    let (path, wanted) = (self.path.clone(), wanted.clone());
+                    Err(ImageError::Digest { path, what: what.to_owned(), wanted, found })
+                }
+                _ => Ok(()),
+            };
+            if layer.digest.is_some() {
+                // What is behind the packed bytes counts, too.
+                io::copy(&mut packed, &mut io::sink()).map_err(|error| wrong(broken(error)))?;
+                same(&what, &layer.digest, packed.get_ref().digest())?;
+            }
+            same(&what, &layer.diff, of_archive)?;
+        }
+        sink.look().map_err(|source| ImageError::Layer { path: self.path.clone(), what: "the image".into(), source })?;
+        Ok((tree, sink.next()))
+    }
+
+    fn place(&self, layer: &Layer) -> Result<(Box<dyn Read + '_>, u64), ImageError> {
+        match (&self.blobs, &layer.diff) {
+            (Blobs::Archive { file, .. }, None) => {
+                let size = file.metadata().map(|m| m.len()).unwrap_or(u64::MAX);
+                Ok((Box::new(Part { file, at: 0, left: size }), size))
+            }
+            (blobs, _) => blobs.open(&self.path, &layer.name),
+        }
+    }
+}
+
+/// Puts one archive into the tree.
+fn apply(
+    tree: &mut Tree,
+    sink: &mut Sink<'_>,
+    from: &mut impl Read,
+    has_digest: bool,
+) -> Result<(), LayerError> {
+    let mut reader = archive::Reader::new(from);
+    while let Some(entry) = reader.next()? {
+        let size = entry.size;
+        if let Done::File(node) = tree.apply(entry)? {
+            let extent = sink.take(&mut reader, size)?;
+            tree.put(node, extent);
+        }
+        let freed = tree.take_freed();
+        if !freed.is_empty() {
+            sink.free(freed);
+        }
+    }
+    if !has_digest && !reader.has_end_mark() {
+        // Nothing else would tell.
+        return Err(LayerError::Cut);
+    }
+    reader.drain()
+}
+
+/// Counts what is read, and refuses more than there may be.
+struct Counted<R> {
+    inner: R,
+    left: u64,
+    most: u64,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(out)?;
+        match self.left.checked_sub(read as u64) {
+            Some(left) => {
+                self.left = left;
+                Ok(read)
+            }
+            None => Err(io::Error::other(Exceeded::Bytes(self.most))),
+        }
+    }
+}
+
+/// Unpacks an archive.
+fn spool(from: &File, into: &File, limits: &Limits) -> Result<(), LayerError> {
+    let from = BufReader::with_capacity(1 << 18, from);
+    let unpacked = unpack::reader(from).map_err(broken)?;
+    let mut counted = Counted { inner: unpacked, left: limits.bytes, most: limits.bytes };
+    let mut sink = Sink::new(into, 0, limits);
+    let mut size = 0;
+    loop {
+        let mut piece = Vec::with_capacity(64 * BLOCK);
+        counted.by_ref().take(64 * BLOCK as u64).read_to_end(&mut piece).map_err(broken)?;
+        if piece.is_empty() {
+            break;
+        }
+        sink.take(&mut &piece[..], piece.len() as u64)?;
+        size += piece.len() as u64;
+    }
+    sink.look()?;
+    into.set_len(size).map_err(LayerError::Write)
+}
+
+/// What of an archive may be a part of an image.
+fn members(file: &File) -> Result<HashMap<Vec<u8>, Member>, LayerError> {
+    let mut found = HashMap::new();
+    let mut file = file;
+    file.rewind().map_err(broken)?;
+    let mut reader = archive::Reader::new(BufReader::new(file));
+    while let Some(entry) = reader.next()? {
+        let path = entry.path.strip_prefix(b"./").unwrap_or(&entry.path).to_vec();
+        let depth = path.iter().filter(|&&byte| byte == b'/').count();
+        let may_be = path == b"oci-layout" || [&b".json"[..], b".tar"].iter().any(|end| path.ends_with(end)) || path.starts_with(b"blobs/");
+        if depth <= 2 && may_be && found.len() < MOST_MEMBERS {
+            match entry.kind {
+                archive::Kind::File => {
+                    found.insert(path, Member::Data { at: reader.at(), size: entry.size });
+                }
+                archive::Kind::Symlink(to) => {
+                    found.insert(path, Member::Link(to));
+                }
+                _ => {}
+            }
+        }
+        reader.jump()?;
+    }
+    Ok(found)
+}
+
+/// Opens a file without waiting, should it be a FIFO.
+fn open(path: &Path) -> io::Result<File> {
+    let flags = (OFlags::NONBLOCK | OFlags::CLOEXEC).bits().cast_signed();
+    File::options().read(true).custom_flags(flags).open(path)
+}
+
+/// A part of a file.
+struct Part<'a> {
+    file: &'a File,
+    at: u64,
+    left: u64,
+}
+
+impl Read for Part<'_> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let most = out.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        let read = self.file.read_at(&mut out[..most], self.at)?;
+        self.at += read as u64;
+        self.left -= read as u64;
+        Ok(read)
+    }
+}
+
+impl Blobs {
+    /// A part, with its size.
+    fn open(&self, place: &Path, name: &str) -> Result<(Box<dyn Read + '_>, u64), ImageError> {
+        let missing = || ImageError::Missing { path: place.to_owned(), what: name.to_owned() };
+        match self {
+            Self::Layout => {
+                let path = place.join(name);
+                let failed = |source: io::Error| match source.kind() {
+                    io::ErrorKind::NotFound => missing(),
+                    _ => ImageError::Open { path: path.clone(), source },
+                };
+                let file = open(&path).map_err(failed)?;
+                let metadata = file.metadata().map_err(failed)?;
+                if !metadata.is_file() {
+                    return Err(missing());
+                }
+                Ok((Box::new(file), metadata.len()))
+            }
+            Self::Archive { file, members } => {
+                let mut name = name.as_bytes().to_vec();
+                for _ in 0..MOST_LINKS {
+                    match members.get(&name).ok_or_else(missing)? {
+                        &Member::Data { at, size } => return Ok((Box::new(Part { file, at, left: size }), size)),
+                        Member::Link(to) => name = beside(&name, to),
+                    }
+                }
+                Err(missing())
+            }
+        }
+    }
+}
+
+/// Where a symbolic link in an archive leads.
+fn beside(link: &[u8], to: &[u8]) -> Vec<u8> {
+    let mut names: Vec<&[u8]> = link.split(|&byte| byte == b'/').collect();
+    names.pop();
+    for name in to.split(|&byte| byte == b'/') {
+        match name {
+            b"" | b"." => {}
+            b".." => drop(names.pop()),
+            name => names.push(name),
+        }
+    }
+    names.join(&b'/')
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Descriptor {
+    digest: Digest,
+    #[serde(default)]
+    media_type: String,
+    #[serde(default)]
+    platform: Option<PlatformOf>,
+    #[serde(default)]
+    annotations: HashMap<String, String>,
+}
+
+#[derive(Deserialize)]
+struct PlatformOf {
+    #[serde(default)]
+    architecture: String,
+    #[serde(default)]
+    os: String,
+}
+
+/// A list of images, or one image.
+#[derive(Deserialize)]
+struct Manifest {
+    #[serde(default)]
+    manifests: Vec<Descriptor>,
+    config: Option<Descriptor>,
+    #[serde(default)]
+    layers: Vec<Descriptor>,
+}
+
+/// An image in an archive of `docker save`.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Saved {
+    config: String,
+    #[serde(default)]
+    repo_tags: Option<Vec<String>>,
+    layers: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct Described {
+    #[serde(default)]
+    architecture: String,
+    #[serde(default)]
+    config: Option<DescribedConfig>,
+    rootfs: RootFs,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct DescribedConfig {
+    env: Option<Vec<String>>,
+    user: Option<String>,
+    working_dir: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct RootFs {
+    diff_ids: Vec<Digest>,
+}
+
+impl Config {
+    /// Of what an image or an engine says: nothing is where there is an empty text.
+    #[must_use]
+    pub fn new(architecture: String, env: Vec<String>, user: Option<String>, working_dir: Option<String>) -> Self {
+        let some = |text: Option<String>| text.filter(|text| !text.is_empty());
+        let is_root = |user: &String| matches!(user.as_str(), "0" | "root" | "0:0" | "root:root");
+        Self {
+            architecture,
+            env,
+            user: some(user).filter(|user| !is_root(user)),
+            working_dir: some(working_dir).filter(|dir| dir.starts_with('/')),
+        }
+    }
+}
+
+/// Where images are.
+struct Place<'a> {
+    path: &'a Path,
+    blobs: Blobs,
+}
+
+impl Place<'_> {
+    /// A description, whose digest is known or not.
+    fn read<T: DeserializeOwned>(&self, name: &str, digest: Option<&Digest>) -> Result<T, ImageError> {
+        let wrong = |why: String| ImageError::Description { path: self.path.to_owned(), what: name.to_owned(), why };
+        let (from, size) = self.blobs.open(self.path, name)?;
+        if size > MAX_JSON {
+            return Err(wrong(format!("it has more than {} MiB", MAX_JSON >> 20)));
+        }
+        let mut bytes = Vec::new();
+        from.take(MAX_JSON + 1).read_to_end(&mut bytes).map_err(|error| wrong(error.to_string()))?;
+        if let Some(wanted) = digest.filter(|digest| !digest.holds_for(&bytes)) {
+            let mut hasher = wanted.hasher();
+            hasher.update(&bytes);
+            let (path, what, found) = (self.path.to_owned(), name.to_owned(), hasher.finish());
+            return Err(ImageError::Digest { path, what, wanted: wanted.clone(), found });
+        }
+        serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))
+    }
+
+    fn blob<T: DeserializeOwned>(&self, digest: &Digest) -> Result<T, ImageError> {
+        self.read(&digest.path().join("/"), Some(digest))
+    }
+
+    fn of_index(self, wanted: Wanted<'_>, limits: Limits) -> Result<Image, ImageError> {
+        let mut list: Manifest = self.read("index.json", None)?;
+        let mut tag = wanted.tag;
+        for _ in 0..MOST_LISTS {
+            let one = self.choose(list.manifests, tag, wanted.architecture)?;
+            tag = None;
+            list = self.blob(&one.digest)?;
+            let Some(config) = list.config else { continue };
+            let described: Described = self.blob(&config.digest)?;
+            let wrong = |why: String| ImageError::Description {
+                path: self.path.to_owned(),
+                what: format!("the image {}", one.digest),
+                why,
+            };
+            if let Some(secret) = list.layers.iter().find(|layer| layer.media_type.ends_with("+encrypted")) {
+                return Err(wrong(format!("its layer {} is encrypted", secret.digest)));
+            }
+            let names = list.layers.into_iter().map(|layer| (layer.digest.path().join("/"), Some(layer.digest)));
+            return self.of_described(described, names.collect(), wrong, limits);
+        }
+        let why = "lists of images lie in one another too deep".to_owned();
+        Err(ImageError::Description { path: self.path.to_owned(), what: "index.json".to_owned(), why })
+    }
+
+    /// The image that is wanted.
+    fn choose(&self, all: Vec<Descriptor>, tag: Option<&str>, architecture: &str) -> Result<Descriptor, ImageError> {
+        let name = |one: &Descriptor| one.annotations.get("org.opencontainers.image.ref.name").cloned();
+        let shown_one = |one: &Descriptor| {
+            let platform = one.platform.as_ref().map(|platform| format!(" for {}", platform.architecture));
+            shown(format!("{}{}", name(one).unwrap_or_else(|| one.digest.to_string()), platform.unwrap_or_default()).as_bytes())
+        };
+        let is_image = |one: &Descriptor| {
+            !one.annotations.contains_key("vnd.docker.reference.type") && one.platform.as_ref().is_none_or(|p| p.os != "unknown")
+        };
+        let images: Vec<Descriptor> = all.into_iter().filter(is_image).collect();
+        let names: Vec<String> = images.iter().take(20).map(shown_one).collect();
+        let of_tag = |one: &Descriptor| tag.is_none_or(|tag| name(one).is_some_and(|name| is_named(&name, tag)));
+        let mut left: Vec<Descriptor> = images.into_iter().filter(of_tag).collect();
+        if left.len() > 1 {
+            let fits = |one: &Descriptor| one.platform.as_ref().is_some_and(|platform| platform.architecture == architecture);
+            if left.iter().any(fits) {
+                left.retain(fits);
+            }
+            let first = left[0].digest.clone();
+            if left.iter().all(|one| one.digest == first) {
+                left.truncate(1);
+            }
+        }
+        match (left.pop(), left.is_empty()) {
+            (Some(one), true) => Ok(one),
+            _ => Err(self.no_choice(names, tag)),
+        }
+    }
+
+    fn no_choice(&self, names: Vec<String>, tag: Option<&str>) -> ImageError {
+        let mend = match tag {
+            Some(tag) => format!("none of them, or more than one, is named {tag:?}"),
+            None => "name one by its tag, as PATH:TAG".to_owned(),
+        };
+        ImageError::Choice { path: self.path.to_owned(), names, mend }
+    }
+
+    /// What `docker save` says of the images in its archive, if it is one.
+    fn saved(&self) -> Option<Vec<Saved>> {
+        self.read("manifest.json", None).ok()
+    }
+
+    fn of_docker(self, mut all: Vec<Saved>, wanted: Wanted<'_>, limits: Limits) -> Result<Image, ImageError> {
+        let tags = |one: &Saved| one.repo_tags.clone().unwrap_or_default();
+        let names = all.iter().take(20).map(|one| shown(tags(one).first().unwrap_or(&one.config).as_bytes())).collect();
+        if let Some(tag) = wanted.tag {
+            all.retain(|one| tags(one).iter().any(|name| is_named(name, tag)));
+        }
+        let (Some(one), true) = (all.pop(), all.is_empty()) else { return Err(self.no_choice(names, wanted.tag)) };
+        // Its name is its digest, with whoever writes such archives.
+        let stem = one.config.rsplit('/').next().unwrap_or_default();
+        let digest = Digest::sha256(stem.strip_suffix(".json").unwrap_or(stem));
+        let described: Described = self.read(&one.config, digest.as_ref())?;
+        let wrong = |why: String| ImageError::Description {
+            path: self.path.to_owned(),
+            what: format!("the image {}", shown(one.config.as_bytes())),
+            why,
+        };
+        let names = one.layers.iter().map(|name| (name.clone(), None)).collect();
+        self.of_described(described, names, wrong, limits)
+    }
+
+    fn of_described(
+        &self,
+        described: Described,
+        names: Vec<(String, Option<Digest>)>,
+        wrong: impl Fn(String) -> ImageError,
+        limits: Limits,
+    ) -> Result<Image, ImageError> {
+        let Described { architecture, config, rootfs } = described;
+        let DescribedConfig { env, user, working_dir } = config.unwrap_or_default();
+        if names.len() != rootfs.diff_ids.len() {
+            return Err(wrong(format!("it has {} layers and {} digests of layers", names.len(), rootfs.diff_ids.len())));
+        }
+        let layers = names.into_iter().zip(rootfs.diff_ids);
+        let layers = layers.map(|((name, digest), diff)| Layer { name, digest, diff: Some(diff) }).collect();
+        let config = Config::new(architecture, env.unwrap_or_default(), user, working_dir);
+        Ok(Image { path: self.path.to_owned(), config, layers, blobs: self.blobs.share().map_err(|source| ImageError::Open { path: self.path.to_owned(), source })?, limits })
+    }
+}
+
+impl Blobs {
+    fn share(&self) -> io::Result<Self> {
+        Ok(match self {
+            Self::Layout => Self::Layout,
+            Self::Archive { file, members } => Self::Archive { file: file.try_clone()?, members: members.clone() },
+        })
+    }
+}
+
+/// Whether a name of an image is what somebody calls it: the same, or the same tag.
+fn is_named(name: &str, wanted: &str) -> bool {
+    name == wanted || name.rsplit_once(':').is_some_and(|(_, tag)| tag == wanted)
+}
