@@ -58,6 +58,7 @@ fn start() -> Result<Agent, Fatal> {
             Err(errno) => text::say(&format!("module {module}: {}", text::errno(errno))),
         }
     }
+    let mut of_disk = None;
     let root = match config.root {
         InitRoot::Share(source) => {
             // Read, and in memory for nothing from here on.
@@ -67,9 +68,18 @@ fn start() -> Result<Agent, Fatal> {
             root::prepare().map_err(Fatal)?;
             Some(source)
         }
+        InitRoot::Disk { ref serial, ref file_system } => {
+            of_disk = Some((serial, file_system));
+            root::prepare().map_err(Fatal)?;
+            None
+        }
         InitRoot::Initramfs | InitRoot::OfGuest { .. } => None,
     };
-    mount_system(root.is_none())?;
+    mount_system(root.is_none() && of_disk.is_none())?;
+    if let Some((serial, file_system)) = of_disk {
+        // It is the machine's own, so that a guest can be frozen that has it.
+        root::enter_disk(serial, file_system).map_err(Fatal)?;
+    }
     console();
     serve::protect();
     limits();

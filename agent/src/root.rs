@@ -1,15 +1,25 @@
-//! The root of a guest that has one of the host's directories for it: entered when the host says so and not at the boot, for a
-//! guest can be frozen only as long as nothing of the host's is mounted.
+//! The root of a guest that Belljar initialises, read-only under a layer in memory.
+//!
+//! One of the host's directories is entered when the host says so and not at the boot, for a guest can be frozen only as long as nothing of the host's is
+//! mounted. A disk of the machine's own is entered at once.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use belljar_proto::message::Source;
 use rustix::fs::Mode;
 use rustix::io::Errno;
+use rustix::mount::MountFlags;
 
 use crate::share::{self, Use};
 use crate::{mounts, text};
 
 /// File systems of the initramfs that go over into the root, with all that is mounted below them.
 const GO_OVER: &[&str] = &["/proc", "/sys", "/dev", "/run", "/tmp"];
+
+/// How long the kernel may take to find a disk that the machine has had from its start.
+const DISK_LIMIT: Duration = Duration::from_secs(60);
 
 /// Makes the places that [`enter`] needs.
 pub(crate) fn prepare() -> Result<(), String> {
@@ -21,12 +31,61 @@ pub(crate) fn prepare() -> Result<(), String> {
 
 /// Goes over to a host directory, read-only, under a layer in memory.
 pub(crate) fn enter(source: &Source) -> Result<(), String> {
-    let step = |what: &str, errno: Errno| format!("{what}: {}", text::errno(errno));
     share::attach(source, "/belljar/lower", Use::Reading)
         .map_err(|errno| step(&format!("mount the {} root", share::file_system(source)), errno))?;
+    go_over()
+}
+
+/// Goes over to what is on the disk with this serial number.
+pub(crate) fn enter_disk(serial: &str, file_system: &str) -> Result<(), String> {
+    let device = find_disk(serial)?;
+    mounts::mount(&device, "/belljar/lower", file_system, MountFlags::RDONLY, "").map_err(|errno| {
+        let lacks = if errno == Errno::NODEV {
+            format!(": this kernel has no file system {file_system}")
+        } else {
+            String::new()
+        };
+        step(&format!("mount {device}, on which is the root ({file_system}){lacks}"), errno)
+    })?;
+    go_over()
+}
+
+fn step(what: &str, errno: Errno) -> String {
+    format!("{what}: {}", text::errno(errno))
+}
+
+/// The device of the disk with this serial number.
+fn find_disk(serial: &str) -> Result<String, String> {
+    let deadline = Instant::now() + DISK_LIMIT;
+    loop {
+        let disks = fs::read_dir("/sys/block").into_iter().flatten().flatten();
+        let mut names = disks.filter_map(|disk| disk.file_name().into_string().ok());
+        let is_it = |name: &String| {
+            let said = fs::read(Path::new("/sys/block").join(name).join("serial")).unwrap_or_default();
+            said.trim_ascii() == serial.as_bytes()
+        };
+        if let Some(name) = names.find(is_it) {
+            return Ok(format!("/dev/{name}"));
+        }
+        if Instant::now() > deadline {
+            let limit = DISK_LIMIT.as_secs();
+            return Err(format!(
+                "the disk {serial}, on which the root is, was not found within {limit} s: this kernel has no driver for virtio disks"
+            ));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Puts the layer over what is mounted, and goes there.
+fn go_over() -> Result<(), String> {
     mounts::overlay("/belljar/lower", "/belljar/layer", "/belljar/root").map_err(|(what, errno)| step(&what, errno))?;
     for path in GO_OVER {
         let target = format!("/belljar/root{path}");
+        // A link there would lead out of the new root; the layer takes its going.
+        if fs::symlink_metadata(&target).is_ok_and(|there| !there.is_dir()) {
+            rustix::fs::unlink(target.as_str()).map_err(|errno| step(&format!("make room for {path}"), errno))?;
+        }
         let go_over = || rustix::mount::mount_move(*path, target.as_str());
         match go_over() {
             Ok(()) => {}

@@ -1,10 +1,15 @@
 //! The guest of `belljar run`, `belljar shell` and `belljar template make`: the options that describe it, and what they come to.
 
-use std::{ffi::OsString, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use belljar_guest_spec::{
-    Accel, Access, BootSource, BusChoice, ContainerSource, Firmware, GuestSpec, Login, NicMode, OopsPolicy, PullPolicy,
-    ShareKind, Source, Surroundings, WorkspaceMode, in_home,
+    Accel, Access, BootSource, BusChoice, ContainerSource, Firmware, GuestSpec, ImageRef, Login, NicMode, OopsPolicy,
+    PullPolicy, ShareKind, Source, Surroundings, WorkspaceMode, in_home,
     rules::{self, Key, Notation},
 };
 use belljar_machine::bounds::Bounds;
@@ -30,7 +35,7 @@ pub(crate) struct GuestArgs {
     #[arg(long, value_name = "IMAGE")]
     pub(crate) container: Option<String>,
 
-    /// Whether the engine may fetch the container's image: never, missing or always [default: never]
+    /// Whether the engine may fetch the image of --container, or of --rootfs: never, missing or always [default: never]
     #[arg(long, value_name = "PULL", value_parser = word::<PullPolicy>())]
     pub(crate) pull: Option<PullPolicy>,
 
@@ -58,8 +63,8 @@ pub(crate) struct GuestArgs {
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) initrd: Option<PathBuf>,
 
-    /// Use this directory as the guest's root, read-only under a writable layer [default: /]
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    /// Use this directory as the guest's root, read-only under a writable layer; or a container image: container:NAME, container:./PATH [default: /]
+    #[arg(long, value_name = "DIR|container:IMAGE", value_hint = ValueHint::DirPath)]
     pub(crate) rootfs: Option<PathBuf>,
 
     /// The kernel's modules, such as /lib/modules/6.1.0-56-amd64 [default: found by the kernel's version]
@@ -153,6 +158,7 @@ impl GuestArgs {
             Key::Kernels => false,
             Key::Initrd => self.initrd.is_some(),
             Key::Rootfs => self.rootfs.is_some(),
+            Key::RootImage => self.image_root().is_some(),
             Key::Modules => self.modules.is_some(),
             Key::Append => !self.append.is_empty(),
             Key::Access => self.access.is_some(),
@@ -179,6 +185,11 @@ impl GuestArgs {
         conflicts.first().map(|conflict| format!("{}; {}", conflict.message, conflict.help))
     }
 
+    /// The container image that is to be the root, if one is.
+    fn image_root(&self) -> Option<ImageRef> {
+        ImageRef::of_rootfs(self.rootfs.as_deref()?, Path::new(""))
+    }
+
     /// What the guest boots from.
     fn source(&self) -> Source {
         let access = self.access.unwrap_or_default();
@@ -190,6 +201,10 @@ impl GuestArgs {
         if let Some(path) = self.image.clone() {
             let bus = self.boot_bus.unwrap_or_default();
             return BootSource::Image { path, format: self.image_format.clone(), bus, access }.into();
+        }
+        if let Some(image) = self.image_root() {
+            let (pull, kernel) = (self.pull.unwrap_or_default(), self.kernel.clone());
+            return BootSource::ContainerImage { image, pull, kernel, modules }.into();
         }
         match (self.kernel.clone(), self.initrd.clone()) {
             (Some(kernel), Some(initrd)) => BootSource::Initramfs { kernel, initrd, modules, access }.into(),
@@ -299,6 +314,9 @@ impl Named {
         if let Source::Container(container) = &mut spec.source {
             container.pull = args.pull.unwrap_or(container.pull);
             container.privileged |= args.privileged;
+        }
+        if let Source::Boot(BootSource::ContainerImage { pull, .. }) = &mut spec.source {
+            *pull = args.pull.unwrap_or(*pull);
         }
         Ok(spec)
     }

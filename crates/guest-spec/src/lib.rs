@@ -3,12 +3,14 @@
 //!
 //! Nothing here looks at the host: whether a file is there is found out when the guest is made.
 
+mod image_ref;
 mod login;
 pub mod rules;
 mod spec;
 pub mod values;
 mod words;
 
+pub use image_ref::{CONTAINER_PREFIX, ImageRef};
 pub use login::{Credentials, Login, Password, Secret};
 pub use spec::{
     BootSource, ContainerSource, DEFAULT_MEMORY, DEFAULT_MOUNT_AT, DiskContent, DiskSpec, GuestSpec, Hardware, Source,

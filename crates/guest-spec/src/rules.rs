@@ -21,6 +21,8 @@ pub enum Key {
     Initrd,
     /// The root directory.
     Rootfs,
+    /// A root that is a container image and no directory, beside [`Key::Rootfs`].
+    RootImage,
     /// The kernel's modules.
     Modules,
     /// Words for the kernel's command line.
@@ -61,7 +63,7 @@ impl Key {
             Self::Kernel => "kernel",
             Self::Kernels => "kernels",
             Self::Initrd => "initrd",
-            Self::Rootfs => "rootfs",
+            Self::Rootfs | Self::RootImage => "rootfs",
             Self::Modules => "modules",
             Self::Append => "append",
             Self::Access => "access",
@@ -156,7 +158,7 @@ pub fn source(has: impl Fn(Key) -> bool, access: Option<Access>, notation: Notat
         }
         return found;
     }
-    for key in [Key::Pull, Key::Privileged] {
+    for key in [Key::Pull, Key::Privileged].into_iter().filter(|&key| key != Key::Pull || !has(Key::RootImage)) {
         let (key_name, container) = (name(key), name(Key::Container));
         let message = format!("{key_name} says something about {container}, which is not given");
         wrong(key, message, format!("give {container} too"));
@@ -275,6 +277,9 @@ mod tests {
         assert_eq!(conflicts(&[Image, Key::Access], Some(Access::CloudInit)), []);
         assert_eq!(conflicts(&[Kernel, Initrd, Key::Access], Some(Access::Ignition)), [Key::Access]);
         assert_eq!(conflicts(&[Login], None), [Login]);
+        assert_eq!(conflicts(&[Rootfs, Key::RootImage, Kernel, Key::Pull], None), []);
+        assert_eq!(conflicts(&[Rootfs, Key::Pull], None), [Key::Pull]);
+        assert_eq!(conflicts(&[Rootfs, Key::RootImage, Key::Privileged], None), [Key::Privileged]);
         let (container, tpm) = (Key::Container, Key::Tpm);
         assert_eq!(conflicts(&[container, Key::Pull, Key::Privileged], None), []);
         assert_eq!(conflicts(&[Key::Pull, Key::Privileged], None), [Key::Pull, Key::Privileged]);

@@ -12,6 +12,7 @@ use serde::Serialize;
 use thiserror::Error;
 
 use crate::{
+    image_ref::{CONTAINER_PREFIX, ImageRef},
     login::{Credentials, Login, Password, Secret},
     rules::Key,
     words::{Accel, Access, BusChoice, Firmware, NicMode, OopsPolicy, PullPolicy, ShareKind},
@@ -138,6 +139,17 @@ pub enum BootSource {
         /// Directory of the kernel's modules; none is that of the kernel's version.
         modules: Option<PathBuf>,
     },
+    /// The files of a container image under a kernel of the host.
+    ContainerImage {
+        /// The image.
+        image: ImageRef,
+        /// Whether an engine may fetch it.
+        pull: PullPolicy,
+        /// The kernel; none is the newest installed one that can do it.
+        kernel: Option<PathBuf>,
+        /// Directory of the kernel's modules; none is that of the kernel's version.
+        modules: Option<PathBuf>,
+    },
 }
 
 impl Source {
@@ -234,6 +246,9 @@ impl BootSource {
             (Self::Image { .. }, Key::Image) | (Self::Initramfs { .. }, Key::Kernel | Key::Initrd) => true,
             (Self::RootDir { kernel, .. }, Key::Kernel) => kernel.is_some(),
             (Self::RootDir { root, .. }, Key::Rootfs) => root.is_some(),
+            (Self::ContainerImage { kernel, .. }, Key::Kernel) => kernel.is_some(),
+            (Self::ContainerImage { .. }, Key::Rootfs | Key::RootImage) => true,
+            (Self::ContainerImage { pull, .. }, Key::Pull) => *pull != PullPolicy::default(),
             _ => false,
         }
     }
@@ -243,7 +258,7 @@ impl BootSource {
     pub fn access(&self) -> Access {
         match self {
             Self::Image { access, .. } | Self::Initramfs { access, .. } => *access,
-            Self::RootDir { .. } => Access::Auto,
+            Self::RootDir { .. } | Self::ContainerImage { .. } => Access::Auto,
         }
     }
 
@@ -251,7 +266,7 @@ impl BootSource {
     pub fn set_access(&mut self, wanted: Access) {
         match self {
             Self::Image { access, .. } | Self::Initramfs { access, .. } => *access = wanted,
-            Self::RootDir { .. } => {}
+            Self::RootDir { .. } | Self::ContainerImage { .. } => {}
         }
     }
 }
@@ -264,6 +279,7 @@ impl fmt::Display for BootSource {
             Self::Initramfs { kernel, initrd, .. } => write!(f, "{} with {}", kernel.display(), initrd.display()),
             Self::RootDir { root: None, .. } => f.write_str("this host's userland"),
             Self::RootDir { root: Some(dir), .. } => write!(f, "the root directory {}", dir.display()),
+            Self::ContainerImage { image, .. } => write!(f, "{CONTAINER_PREFIX}{image}"),
         }
     }
 }

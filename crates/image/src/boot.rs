@@ -146,6 +146,22 @@ pub fn root_over_9p(
     prepare(kernel, spec, root, None, cache)
 }
 
+/// A guest whose first process is the agent and whose root is a file system of this kind on the disk with this serial number, read-only under a layer in
+/// memory. Required besides `spec.required`: [`Feature::CONTAINER_IMAGE`].
+///
+/// # Errors
+/// See [`BootError`].
+pub fn root_on_disk(
+    kernel: &Kernel,
+    spec: &InitSpec<'_>,
+    serial: &str,
+    file_system: &str,
+    cache: &Cache,
+) -> Result<BootFiles, BootError> {
+    let root = InitRoot::Disk { serial: serial.to_owned(), file_system: file_system.to_owned() };
+    prepare(kernel, spec, root, None, cache)
+}
+
 /// A guest of somebody else's initramfs. With a `spec`, the agent is in it as `/belljar/agent`, beside the
 /// modules that the initramfs may lack; to be reached by `rdinit=/belljar/agent` or from a shell.
 ///
@@ -265,7 +281,9 @@ fn choose_modules(
 ) -> Result<(Vec<Module>, Vec<String>), BootError> {
     let Some(index) = spec.modules else {
         let rely = match root {
-            InitRoot::Share(_) => "no modules: all that is needed has to be built into the kernel",
+            InitRoot::Share(_) | InitRoot::Disk { .. } => {
+                "no modules: all that is needed has to be built into the kernel"
+            }
             InitRoot::Initramfs | InitRoot::OfGuest { .. } => {
                 "no modules added: the initramfs has to have what it needs"
             }
@@ -274,6 +292,7 @@ fn choose_modules(
     };
     let of_root = match root {
         InitRoot::Share(_) => Feature::HOST_USERLAND,
+        InitRoot::Disk { .. } => Feature::CONTAINER_IMAGE,
         InitRoot::Initramfs | InitRoot::OfGuest { .. } => &[],
     };
     let required: Vec<_> = of_root.iter().chain(spec.required).copied().collect();
@@ -285,7 +304,10 @@ fn choose_modules(
     let port = [Feature::VirtioPci, Feature::VirtioConsole].into_iter().filter(|f| !required.contains(f));
     let wanted = port.chain(spec.wanted.iter().copied());
     let (have, lack): (Vec<_>, Vec<_>) = wanted.partition(|&f| index.feature(f) != Presence::Absent);
-    let names = required.iter().chain(&have).flat_map(Feature::modules).copied();
+    // EROFS wants it by way of a library, in kernels that have it apart.
+    let first = matches!(root, InitRoot::Disk { .. }).then_some(Feature::Crc32c);
+    let first = first.filter(|&crc| index.feature(crc) == Presence::Module);
+    let names = first.iter().chain(&required).chain(&have).flat_map(Feature::modules).copied();
     let resolved = index.resolve(names)?;
     if let Some(missing) = resolved.missing.into_iter().next() {
         return Err(BootError::MissingModule { missing, modules: index.dir().to_owned() });
@@ -322,7 +344,7 @@ fn root_name(root: &InitRoot) -> Vec<u8> {
     match root {
         InitRoot::Share(source) => to_bytes(source).unwrap_or_default(),
         InitRoot::Initramfs => Vec::new(),
-        InitRoot::OfGuest { .. } => to_bytes(root).unwrap_or_default(),
+        InitRoot::OfGuest { .. } | InitRoot::Disk { .. } => to_bytes(root).unwrap_or_default(),
     }
 }
 

@@ -112,7 +112,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         shim: Shim { program: belljar.into(), args: vec!["__exec".into()] },
         accel: Some(Accel::Tcg),
     };
-    let plan = plan::prepare(&image, &spec, &share, host, dir)?;
+    let plan = plan::prepare(&image, None, &spec, &share, host, dir)?;
     let templates = Templates::new(TemplateStore::new(Path::new(cache).join("templates"), u64::MAX), Use::Make);
     let times = Rc::new(RefCell::new(Times::default()));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

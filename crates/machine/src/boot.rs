@@ -436,7 +436,7 @@ pub(crate) async fn finish(
                 observe(choice);
             }
             machine.watch.shared(ReplacedFiles::new(machine.qemu.pid(), share.written().map(Path::to_owned).collect()));
-            Ok(QemuGuest::new(machine, session))
+            Ok(QemuGuest::new(machine, session, plan.processes.clone()))
         }
         Err(lost) => Err(machine.give_up(lost, Phase::Boot).await),
     }

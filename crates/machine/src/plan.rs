@@ -5,7 +5,7 @@
 use std::{
     ffi::OsString,
     os::{fd::OwnedFd, unix::net::UnixStream},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -15,6 +15,7 @@ use belljar_image::{
     cache::Cache,
     disk::{DiskError, unnamed},
     modules::ModuleIndex,
+    rootdir::{self, OwnModules},
 };
 use belljar_model::EventKind;
 use belljar_proto::message::{INIT_AGENT_PATH, Mount, Source as ShareSource, System};
@@ -23,6 +24,7 @@ use belljar_share_fuse::Use;
 
 use crate::{
     access::rungs::{self, Rung},
+    backend::container::root::ImageRoot,
     conceal::{ConcealError, Concealment, ServedDirectory},
     host::HostContext,
     limits::Limits,
@@ -63,6 +65,11 @@ const HOSTNAME: &str = "belljar";
 /// The directory in the run's directory from which a guest fetches the agent.
 pub const CONTROL_DIR: &str = "ctl";
 
+/// The serial number of the disk with the files of a container image, by which the agent finds it.
+const ROOT_DISK: &str = "belljar-root";
+/// What is on it.
+const ROOT_FILE_SYSTEM: &str = "erofs";
+
 /// Where the guest finds the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AgentPlace {
@@ -93,6 +100,8 @@ pub struct Plan {
     pub(crate) volumes: Volumes,
     /// What a guest is told to be like, where Belljar initialises it.
     pub(crate) system: Option<System>,
+    /// How commands run that do not say.
+    pub(crate) processes: Processes,
     /// The ways in that are tried, in this order.
     pub(crate) rungs: Vec<&'static Rung>,
     pub(crate) agent: AgentPlace,
@@ -120,6 +129,15 @@ pub struct Plan {
     choices: Vec<EventKind>,
     /// The guest in a person's words.
     pub(crate) title: String,
+}
+
+/// How commands run that do not say, by the word of a container image.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Processes {
+    /// As whom; none is root.
+    pub(crate) user: Option<String>,
+    /// In which directory; none is `/`.
+    pub(crate) cwd: Option<String>,
 }
 
 /// Why there is no machine for a copy.
@@ -182,14 +200,25 @@ impl Launch {
 /// See [`PlanError`]; nothing half-done is left.
 pub fn prepare(
     source: &BootSource,
+    image: Option<ImageRoot>,
     spec: &GuestSpec,
     share: &ShareSpec,
     host: HostContext,
     dir: PathBuf,
 ) -> Result<Plan, PlanError> {
     let mut choices = Choices::default();
+    let mut system = System { hostname: HOSTNAME.to_owned(), env: host.guest_env.clone() };
+    let mut processes = Processes::default();
+    if let Some(image) = &image {
+        system.env = image.env();
+        processes = Processes { user: image.config.user.clone(), cwd: image.config.working_dir.clone() };
+        for (what, chosen, why) in &image.choices {
+            choices.add(what, chosen, why);
+        }
+        choices.0.extend(image.warnings.iter().map(|message| EventKind::Warning { message: message.clone() }));
+    }
     let cache = Cache::new(&host.cache_dir, &dir);
-    let found = match Found::look_at(source, &host.qemu_img, &cache) {
+    let found = match Found::look_at(source, image, &host.qemu_img, &cache) {
         Ok(found) => found,
         Err(error) => {
             // Without QEMU nothing else matters.
@@ -217,7 +246,10 @@ pub fn prepare(
         }
     }
     let sees_host = sees_host(source, is_init, share);
-    let before_agent = sees_host.then(|| share::before_agent(&qemu)).transpose().map_err(PlanError::NoShare)?;
+    // Its root and the agent come by a disk and in the initramfs.
+    let by_share = !matches!(source, BootSource::ContainerImage { .. });
+    let before_agent =
+        (sees_host && by_share).then(|| share::before_agent(&qemu)).transpose().map_err(PlanError::NoShare)?;
     let carried = |tag: &str, path: PathBuf, read_only| {
         before_agent.map(|kind| Share {
             tag: tag.to_owned(),
@@ -292,12 +324,36 @@ pub fn prepare(
         &Found::Root { root, arch: _, kernel, modules } => {
             let agent = agent.ok_or(PlanError::NoAgent { platform })?;
             let asked = modules.is_some();
-            let (kernel, modules) = kernel_for_root(root, kernel, modules, &platform.processor, &mut choices)?;
-            of_kernel = modules.as_ref().and_then(|index| modules_for_root(root, &kernel, index, asked, &mut choices));
+            let (kernel, modules) = kernel_for_root(Some(root), kernel, modules, &platform.processor, &mut choices)?;
+            let own = |release: &str, dir: &Path| rootdir::own_modules(root, release, dir);
+            of_kernel = modules.as_ref().and_then(|index| modules_for_root(own, &kernel, index, asked, &mut choices));
             let wanted = wanted(&kinds);
             let spec = InitSpec { wanted: &wanted, ..init_spec(platform, agent, modules.as_ref()) };
             let files = boot::root_over_9p(&kernel, &spec, share::ROOT_TAG, &cache)?;
             shares.extend(carried(share::ROOT_TAG, root.to_owned(), true));
+            shares.extend(of_kernel.as_ref().map(|modules| {
+                let (tag, path) = (share::MODULES_TAG.to_owned(), modules.dir.clone());
+                exchanged(&kinds, tag, path, true)
+            }));
+            (Some(files), AgentPlace::Initramfs)
+        }
+        Found::ContainerImage { image, kernel, modules } => {
+            let image = image.as_ref().ok_or_else(|| PlanError::NoImage(source.to_string()))?;
+            if let Some(arch) = image.arch().filter(|&arch| platform::of(arch).is_none()) {
+                let (image, processor) = (source.to_string(), arch.to_string());
+                return Err(PlanError::ForeignImage { image, processor });
+            }
+            let agent = agent.ok_or(PlanError::NoAgent { platform })?;
+            let asked = modules.is_some();
+            let (kernel, modules) = kernel_for_root(None, *kernel, *modules, &platform.processor, &mut choices)?;
+            let own = |release: &str, _: &Path| {
+                if image.facts.modules.iter().any(|own| own == release) { OwnModules::Other } else { OwnModules::None }
+            };
+            of_kernel = modules.as_ref().and_then(|index| modules_for_root(own, &kernel, index, asked, &mut choices));
+            let wanted = wanted(&kinds);
+            let spec = InitSpec { wanted: &wanted, ..init_spec(platform, agent, modules.as_ref()) };
+            let files = boot::root_on_disk(&kernel, &spec, ROOT_DISK, ROOT_FILE_SYSTEM, &cache)?;
+            volumes.push(Volume::root(&host.qemu_img, &image.file, ROOT_DISK)?);
             shares.extend(of_kernel.as_ref().map(|modules| {
                 let (tag, path) = (share::MODULES_TAG.to_owned(), modules.dir.clone());
                 exchanged(&kinds, tag, path, true)
@@ -395,7 +451,6 @@ pub fn prepare(
         };
         choices.add("disk", "there from the boot on", why);
     }
-    let system = System { hostname: HOSTNAME.to_owned(), env: host.guest_env.clone() };
     let concealment = Concealment::new(&spec.hide, &config, &host, &dir, &mut |kind| choices.0.push(kind))?;
     let plan = Plan {
         ssh,
@@ -405,6 +460,7 @@ pub fn prepare(
         config,
         volumes,
         system: is_init.then_some(system),
+        processes,
         rungs,
         agent: place,
         login: spec.credentials()?,
@@ -691,7 +747,7 @@ fn slots(source: &BootSource, spec: &GuestSpec, config: &MachineConfig, volumes:
 /// Whether the guest sees anything of the host: what was asked for, its root, or what brings the agent in.
 fn sees_host(source: &BootSource, is_init: bool, share: &ShareSpec) -> bool {
     match source {
-        BootSource::Image { .. } | BootSource::RootDir { .. } => true,
+        BootSource::Image { .. } | BootSource::RootDir { .. } | BootSource::ContainerImage { .. } => true,
         BootSource::Initramfs { .. } => !is_init || share.required(),
     }
 }

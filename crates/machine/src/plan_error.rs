@@ -45,6 +45,28 @@ pub enum PlanError {
     /// No installed kernel can do it.
     #[error(transparent)]
     NoKernel(#[from] NoKernel),
+    /// Nobody gave a kernel for a container image of another processor.
+    #[error(
+        "the image is for {arch}, and so must be its kernel, of which this host has none; give one with --kernel, and its modules with --modules \
+         (those of Debian's package {package}, unpacked)"
+    )]
+    NoKernelForImage {
+        /// The image's processor.
+        arch: belljar_image::kernel::Arch,
+        /// The package of Debian's that has one.
+        package: &'static str,
+    },
+    /// Nobody got the image.
+    #[error("{0} was not read before it was planned; this is a mistake of Belljar's")]
+    NoImage(String),
+    /// A container image is for a processor of which no machine is made.
+    #[error("the image {image} is for the processor {processor}, of which Belljar makes no machine")]
+    ForeignImage {
+        /// The image.
+        image: String,
+        /// What it is for.
+        processor: String,
+    },
     /// The kernel that was named is none.
     #[error(transparent)]
     Kernel(#[from] KernelError),

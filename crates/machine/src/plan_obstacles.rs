@@ -42,7 +42,7 @@ fn of_helpers(source: &BootSource, spec: &GuestSpec, host: &HostContext, qemu: &
 pub(crate) fn obstacles(source: &BootSource, spec: &GuestSpec, host: &HostContext) -> Vec<String> {
     let mut obstacles: Vec<PlanError> = Vec::new();
     let cache = Cache::new(&host.cache_dir, &host.cache_dir);
-    let found = Found::look_at(source, &host.qemu_img, &cache);
+    let found = Found::look_at(source, None, &host.qemu_img, &cache);
     let platform = found.as_ref().map_or_else(|_| platform::default(), |found| found.platform().0);
     let mut qemu = None;
     match probe::find_qemu(platform, host.qemu.as_deref(), host.path.as_deref(), &host.cache_dir) {
@@ -67,7 +67,11 @@ pub(crate) fn obstacles(source: &BootSource, spec: &GuestSpec, host: &HostContex
                 if platform.agent().is_none() {
                     return Err(PlanError::NoAgent { platform });
                 }
-                kernel_for_root(root, kernel, modules, &platform.processor, &mut Choices::default())?;
+                kernel_for_root(Some(root), kernel, modules, &platform.processor, &mut Choices::default())?;
+            }
+            // What it is for is not known before it was read.
+            &Found::ContainerImage { image: _, kernel, modules } => {
+                kernel_for_root(None, kernel, modules, &platform.processor, &mut Choices::default())?;
             }
             &Found::Initramfs { kernel: _, initrd, modules } => {
                 initramfs::check_foreign(initrd).map_err(boot::BootError::from)?;

@@ -6,7 +6,7 @@ use belljar_guest_spec::{BootSource, BusChoice};
 use belljar_image::{
     boot::InitSpec,
     cache::Cache,
-    kernel::{self, Arch, Kernel},
+    kernel::{self, Arch, Kernel, Userland},
     modules::{Feature, ModuleIndex},
     processor::Processor,
     rootdir::{self, OwnModules},
@@ -14,6 +14,7 @@ use belljar_image::{
 
 use crate::{
     access::rungs::{self, Rung},
+    backend::container::root::ImageRoot,
     plan::PlanError,
     plan_choices::Choices,
     plan_image::{self, Facts, ImageReader},
@@ -33,11 +34,18 @@ const HOST_ROOT: &str = "/";
 pub(crate) enum Found<'a> {
     Image { reader: Box<ImageReader<'a>>, bus: BusChoice },
     Root { root: &'a Path, arch: Option<Arch>, kernel: Option<&'a Path>, modules: Option<&'a Path> },
+    ContainerImage { image: Option<ImageRoot>, kernel: Option<&'a Path>, modules: Option<&'a Path> },
     Initramfs { kernel: Kernel, initrd: &'a Path, modules: Option<&'a Path> },
 }
 
 impl<'a> Found<'a> {
-    pub(crate) fn look_at(source: &'a BootSource, qemu_img: &'a Path, cache: &'a Cache) -> Result<Self, PlanError> {
+    /// Looks at a source. Of a container image it is known what `image` says, if it was got.
+    pub(crate) fn look_at(
+        source: &'a BootSource,
+        image: Option<ImageRoot>,
+        qemu_img: &'a Path,
+        cache: &'a Cache,
+    ) -> Result<Self, PlanError> {
         let processors = platform::processors();
         Ok(match source {
             BootSource::Image { path, format, bus, access: _ } => {
@@ -49,6 +57,9 @@ impl<'a> Found<'a> {
                 let root = root.as_deref().unwrap_or(Path::new(HOST_ROOT));
                 let arch = rootdir::check(root, &processors)?.arch;
                 Self::Root { root, arch, kernel: kernel.as_deref(), modules: modules.as_deref() }
+            }
+            BootSource::ContainerImage { image: _, pull: _, kernel, modules } => {
+                Self::ContainerImage { image, kernel: kernel.as_deref(), modules: modules.as_deref() }
             }
             BootSource::Initramfs { kernel, initrd, modules, access: _ } => {
                 Self::Initramfs { kernel: Kernel::open(kernel, &processors)?, initrd, modules: modules.as_deref() }
@@ -63,6 +74,7 @@ impl<'a> Found<'a> {
                 (reader.facts().ok().and_then(Facts::arch), "the system on its disk is for it")
             }
             Self::Root { arch, .. } => (*arch, "the programs in its root are for it"),
+            Self::ContainerImage { image, .. } => (image.as_ref().and_then(ImageRoot::arch), "the image is for it"),
             Self::Initramfs { kernel, .. } => (kernel.arch, "its kernel is for it"),
         };
         match arch.and_then(platform::of) {
@@ -72,26 +84,34 @@ impl<'a> Found<'a> {
     }
 }
 
-/// The kernel for a root directory: the one that was named, or the newest that is installed and will do; and its modules. That for another
-/// processor than the host's is installed in the root itself, if anywhere.
+/// The kernel for a root: the one that was named, or the newest that is installed and will do; and its modules. That for another processor than the
+/// host's is installed in the root directory itself, if anywhere.
 pub(crate) fn kernel_for_root(
-    root: &Path,
+    root: Option<&Path>,
     kernel: Option<&Path>,
     modules: Option<&Path>,
     processor: &Processor,
     choices: &mut Choices,
 ) -> Result<(Kernel, Option<ModuleIndex>), PlanError> {
     let is_hosts = platform::default().processor.runs(processor.arch);
-    let roots = [if is_hosts { PathBuf::from(HOST_ROOT) } else { root.to_owned() }];
+    let userland = if root.is_some() { Userland::Directory } else { Userland::ContainerImage };
+    let roots: Vec<PathBuf> = match root {
+        _ if is_hosts => vec![HOST_ROOT.into()],
+        Some(root) => vec![root.to_owned()],
+        None => Vec::new(),
+    };
     if let Some(path) = kernel {
         let kernel = Kernel::open(path, &platform::processors())?;
         let dir = modules.map(Path::to_owned).or_else(|| kernel.find_modules(&roots));
         let index = dir.as_deref().map(ModuleIndex::load).transpose()?;
         return Ok((kernel, index));
     }
+    if roots.is_empty() {
+        return Err(PlanError::NoKernelForImage { arch: processor.arch, package: processor.kernel_package });
+    }
     let found = kernel::discover(&roots, &platform::processors());
-    let chosen = found.choose(processor)?;
-    let passed = found.passed_over(chosen, processor);
+    let chosen = found.choose(userland, processor)?;
+    let passed = found.passed_over(chosen, userland, processor);
     let passed: Vec<String> = passed.map(|l| format!("{}: {}", l.path.display(), l.why)).collect();
     let why = if passed.is_empty() {
         "the newest installed kernel that has what is needed".to_owned()
@@ -108,7 +128,7 @@ pub(crate) fn kernel_for_root(
 
 /// The kernel's modules, where the root does not have them; if they were `asked` for, also where it has others.
 pub(crate) fn modules_for_root(
-    root: &Path,
+    own: impl FnOnce(&str, &Path) -> OwnModules,
     kernel: &Kernel,
     index: &ModuleIndex,
     asked: bool,
@@ -121,7 +141,7 @@ pub(crate) fn modules_for_root(
         choices.add("modules in the guest", "those of the root, if any", why);
         return None;
     };
-    let own = rootdir::own_modules(root, &release, &dir);
+    let own = own(&release, &dir);
     let (chosen, why) = match own {
         OwnModules::Same => return None,
         OwnModules::Other if !asked => ("the root's own".to_owned(), "the root has some for the kernel's release"),
@@ -184,6 +204,7 @@ pub(crate) fn title(source: &BootSource) -> String {
         BootSource::Image { path, .. } => path.display().to_string(),
         BootSource::Initramfs { kernel, initrd, .. } => format!("{} with {}", kernel.display(), initrd.display()),
         BootSource::RootDir { kernel: Some(kernel), .. } => format!("{} with a root directory", kernel.display()),
+        BootSource::ContainerImage { image, .. } => format!("the image {image} as a machine"),
         BootSource::RootDir { kernel: None, .. } => "the host's kernel with a root directory".into(),
     }
 }

@@ -25,6 +25,7 @@ use crate::{
     command::GuestCommand,
     console::LogFault,
     guest::{Answer, Ending, Guest, GuestClock, Io, Observe, Origin, Pending},
+    plan::Processes,
     qemu::qmp::{self, Qmp},
     session::{self, Session, agent::OutputSink},
     template::{Frozen, Template},
@@ -52,6 +53,7 @@ pub struct QemuGuest {
     template: Option<Template>,
     /// Its shares come and go on a disk.
     by_disk: bool,
+    processes: Processes,
 }
 
 /// The guest's processors, stopped and started over QMP.
@@ -78,9 +80,9 @@ impl GuestClock for QemuClock {
 
 impl QemuGuest {
     /// A guest in which commands can run.
-    pub(crate) fn new(machine: Machine, session: Box<dyn Session>) -> Self {
+    pub(crate) fn new(machine: Machine, session: Box<dyn Session>, processes: Processes) -> Self {
         let by_disk = machine.exchange.is_some();
-        Self { machine, session, template: None, by_disk }
+        Self { machine, session, template: None, by_disk, processes }
     }
 
     /// The same, being the copy of a template.
@@ -170,6 +172,12 @@ impl QemuGuest {
                 self.ask(Phase::Command, None, async |session| session.make_directories(new).await, observe).await?;
             }
         }
+        let Processes { user, cwd } = &self.processes;
+        let command = GuestCommand {
+            user: command.user.or_else(|| user.clone()),
+            cwd: command.cwd.or_else(|| cwd.as_ref().map(|cwd| cwd.clone().into_bytes())),
+            ..command
+        };
         self.machine.watch.begin_marks();
         let waits = self.session.wants_whole_stdin() && command.terminal.is_none();
         let read = Arc::new(AtomicBool::new(!waits || io.stdin.is_none()));

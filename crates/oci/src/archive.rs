@@ -195,7 +195,8 @@ impl<R: Read> Reader<R> {
             return Ok(None);
         }
         let header = Header::from_byte_slice(&block).clone();
-        let sum: u32 = block.iter().enumerate().map(|(i, &b)| if (148..156).contains(&i) { 32 } else { b.into() }).sum();
+        let sum: u32 =
+            block.iter().enumerate().map(|(i, &b)| if (148..156).contains(&i) { 32 } else { b.into() }).sum();
         match header.cksum() {
             Ok(said) if said == sum => Ok(Some(header)),
             _ => Err(LayerError::Header { at, what: "it is no header of a tar archive".to_owned() }),
@@ -298,9 +299,12 @@ impl Told {
             Ok(number) => u32::try_from(number).map_err(|_| wrong(&format!("its {what} {number} is too large"))),
             Err(_) => Err(wrong(&format!("its {what} is no number"))),
         };
-        let link = || self.link.clone().or_else(|| header.link_name_bytes().map(|name| name.into_owned())).unwrap_or_default();
+        let link = || {
+            self.link.clone().or_else(|| header.link_name_bytes().map(std::borrow::Cow::into_owned)).unwrap_or_default()
+        };
         let device = || -> Result<u32, (String, String)> {
-            let part = |part: io::Result<Option<u32>>| part.ok().flatten().ok_or_else(|| wrong("its device has no number"));
+            let part =
+                |part: io::Result<Option<u32>>| part.ok().flatten().ok_or_else(|| wrong("its device has no number"));
             let (major, minor) = (part(header.device_major())?, part(header.device_minor())?);
             if major >= 1 << 12 || minor >= 1 << 20 {
                 return Err(wrong("the number of its device is too large"));
@@ -325,10 +329,12 @@ impl Told {
                 return Err(wrong(&format!("its kind {:?} is not known", char::from(other.as_byte()))));
             }
         };
-        let mode = filled(&old.mode, header.mode().map(u64::from)).map_err(|_| wrong("its mode is no number"))? & 0o7777;
+        let mode =
+            filled(&old.mode, header.mode().map(u64::from)).map_err(|_| wrong("its mode is no number"))? & 0o7777;
         let (user, group) = (filled(&old.uid, header.uid()), filled(&old.gid, header.gid()));
         let owner = (number(self.owner.0, user, "owner")?, number(self.owner.1, group, "group")?);
-        let mtime = self.mtime.unwrap_or_else(|| (header.mtime().ok().and_then(|t| i64::try_from(t).ok()).unwrap_or(0), 0));
+        let mtime =
+            self.mtime.unwrap_or_else(|| (header.mtime().ok().and_then(|t| i64::try_from(t).ok()).unwrap_or(0), 0));
         // Some archives give a hard link the size of its file, and no data.
         let size = if kind == Kind::File { self.size.unwrap_or(size) } else { 0 };
         Ok(Entry { path, kind, mode: mode as u16, owner, mtime, size, attributes: self.attributes })
@@ -343,7 +349,7 @@ fn time(text: &[u8]) -> Option<(i64, u32)> {
     if !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }
-    let nanos: u32 = format!("{:0<9.9}", fraction).parse().ok()?;
+    let nanos: u32 = format!("{fraction:0<9.9}").parse().ok()?;
     if whole.starts_with('-') && nanos > 0 {
         return Some((seconds.checked_sub(1)?, 1_000_000_000 - nanos));
     }

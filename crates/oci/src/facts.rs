@@ -4,11 +4,7 @@
 //! … file system │ JSON, zeros │ "BELLJAR1" │ bytes of JSON and zeros (64 bits, little-endian)
 //! ```
 
-use std::{
-    fs::File,
-    io,
-    os::unix::fs::FileExt,
-};
+use std::{fs::File, io, os::unix::fs::FileExt};
 
 use serde::{Deserialize, Serialize};
 
@@ -45,11 +41,16 @@ pub struct Facts {
 impl Facts {
     /// Looks at a tree whose bytes are in `file`.
     pub(crate) fn of(tree: &mut Tree, file: &File) -> Self {
-        let programs: Vec<_> =
-            PROGRAMS.iter().filter_map(|path| Some((*path, tree.find(path.as_bytes())?))).collect();
+        let programs: Vec<_> = PROGRAMS.iter().filter_map(|path| Some((*path, tree.find(path.as_bytes())?))).collect();
         let machine = programs.iter().find_map(|(_, id)| elf_machine(tree, *id, file));
         let init = INITS.iter().find(|path| is_program(tree, path)).map(|path| format!("/{path}"));
-        Self { machine, shell: programs.iter().any(|(path, _)| path.ends_with("/sh")), init, modules: modules(tree), left_out: tree.left_out() }
+        Self {
+            machine,
+            shell: programs.iter().any(|(path, _)| path.ends_with("/sh")),
+            init,
+            modules: modules(tree),
+            left_out: tree.left_out(),
+        }
     }
 
     /// Puts them behind the file system, which ends with the file.
@@ -108,9 +109,8 @@ fn modules(tree: &mut Tree) -> Vec<String> {
     let Some(all) = tree.find(b"lib/modules") else { return Vec::new() };
     let Some(all) = tree.directory(all) else { return Vec::new() };
     let has_some = |child: NodeId| {
-        tree.directory(child).is_some_and(|own| {
-            [&b"modules.dep"[..], b"kernel"].iter().any(|name| own.children.contains_key(*name))
-        })
+        tree.directory(child)
+            .is_some_and(|own| [&b"modules.dep"[..], b"kernel"].iter().any(|name| own.children.contains_key(*name)))
     };
     let named = all.children.iter().filter(|(_, child)| has_some(child.node));
     named.filter_map(|(name, _)| String::from_utf8(name.to_vec()).ok()).take(MOST_RELEASES).collect()

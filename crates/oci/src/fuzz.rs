@@ -11,7 +11,15 @@ use crate::{
 
 /// Limits that a short input can pass.
 fn limits() -> Limits {
-    Limits { entries: 2000, bytes: 4 << 20, metadata: 1 << 20, depth: 40, steps: 100_000, keep_free: 0, ..Limits::default() }
+    Limits {
+        entries: 2000,
+        bytes: 4 << 20,
+        metadata: 1 << 20,
+        depth: 40,
+        steps: 100_000,
+        keep_free: 0,
+        ..Limits::default()
+    }
 }
 
 /// Reads two layers, the first as long as the first two bytes say.

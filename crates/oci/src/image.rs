@@ -280,7 +280,8 @@ impl Image {
     /// By what its files are known, as [`identity`] says; none of the archive of a root, which has no digest.
     #[must_use]
     pub fn identity(&self) -> Option<String> {
-        let layers: Option<Vec<String>> = self.layers.iter().map(|layer| Some(layer.diff.as_ref()?.to_string())).collect();
+        let layers: Option<Vec<String>> =
+            self.layers.iter().map(|layer| Some(layer.diff.as_ref()?.to_string())).collect();
         identity(layers?.iter().map(String::as_str))
     }
 
@@ -319,8 +320,9 @@ impl Image {
             let (from, _) = self.place(layer)?;
             let mut packed = BufReader::with_capacity(1 << 18, Hashing::new(from, layer.digest.as_ref()));
             let unpacked = unpack::reader(&mut packed).map_err(|error| wrong(broken(error)))?;
-            let mut counted = Counted { inner: Hashing::new(unpacked, layer.diff.as_ref()), left, most: self.limits.bytes };
-            apply(&mut tree, &mut sink, &mut counted, layer.diff.is_some()).map_err(wrong)?;
+            let mut counted =
+                Counted { inner: Hashing::new(unpacked, layer.diff.as_ref()), left, most: self.limits.bytes };
+            let applied = apply(&mut tree, &mut sink, &mut counted, layer.diff.is_some());
             left = counted.left;
             let of_archive = counted.inner.digest();
             drop(counted);
@@ -331,14 +333,20 @@ impl Image {
                 }
                 _ => Ok(()),
             };
-            if layer.digest.is_some() {
-                // What is behind the packed bytes counts, too.
+            let is_broken = !matches!(applied, Err(LayerError::Exceeded(_) | LayerError::Write(_)));
+            if layer.digest.is_some() && is_broken {
+                // What is behind the packed bytes counts, too. Of bytes that are others nothing else need be told.
                 io::copy(&mut packed, &mut io::sink()).map_err(|error| wrong(broken(error)))?;
                 same(&what, &layer.digest, packed.get_ref().digest())?;
             }
+            applied.map_err(wrong)?;
             same(&what, &layer.diff, of_archive)?;
         }
-        sink.look().map_err(|source| ImageError::Layer { path: self.path.clone(), what: "the image".into(), source })?;
+        sink.look().map_err(|source| ImageError::Layer {
+            path: self.path.clone(),
+            what: "the image".into(),
+            source,
+        })?;
         Ok((tree, sink.next()))
     }
 
@@ -354,12 +362,7 @@ impl Image {
 }
 
 /// Puts one archive into the tree.
-fn apply(
-    tree: &mut Tree,
-    sink: &mut Sink<'_>,
-    from: &mut impl Read,
-    has_digest: bool,
-) -> Result<(), LayerError> {
+fn apply(tree: &mut Tree, sink: &mut Sink<'_>, from: &mut impl Read, has_digest: bool) -> Result<(), LayerError> {
     let mut reader = archive::Reader::new(from);
     while let Some(entry) = reader.next()? {
         let size = entry.size;
@@ -428,7 +431,9 @@ fn members(file: &File) -> Result<HashMap<Vec<u8>, Member>, LayerError> {
     while let Some(entry) = reader.next()? {
         let path = entry.path.strip_prefix(b"./").unwrap_or(&entry.path).to_vec();
         let depth = path.iter().filter(|&&byte| byte == b'/').count();
-        let may_be = path == b"oci-layout" || [&b".json"[..], b".tar"].iter().any(|end| path.ends_with(end)) || path.starts_with(b"blobs/");
+        let may_be = path == b"oci-layout"
+            || [&b".json"[..], b".tar"].iter().any(|end| path.ends_with(end))
+            || path.starts_with(b"blobs/");
         if depth <= 2 && may_be && found.len() < MOST_MEMBERS {
             match entry.kind {
                 archive::Kind::File => {
@@ -649,17 +654,22 @@ impl Place<'_> {
         let name = |one: &Descriptor| one.annotations.get("org.opencontainers.image.ref.name").cloned();
         let shown_one = |one: &Descriptor| {
             let platform = one.platform.as_ref().map(|platform| format!(" for {}", platform.architecture));
-            shown(format!("{}{}", name(one).unwrap_or_else(|| one.digest.to_string()), platform.unwrap_or_default()).as_bytes())
+            shown(
+                format!("{}{}", name(one).unwrap_or_else(|| one.digest.to_string()), platform.unwrap_or_default())
+                    .as_bytes(),
+            )
         };
         let is_image = |one: &Descriptor| {
-            !one.annotations.contains_key("vnd.docker.reference.type") && one.platform.as_ref().is_none_or(|p| p.os != "unknown")
+            !one.annotations.contains_key("vnd.docker.reference.type")
+                && one.platform.as_ref().is_none_or(|p| p.os != "unknown")
         };
         let images: Vec<Descriptor> = all.into_iter().filter(is_image).collect();
         let names: Vec<String> = images.iter().take(20).map(shown_one).collect();
         let of_tag = |one: &Descriptor| tag.is_none_or(|tag| name(one).is_some_and(|name| is_named(&name, tag)));
         let mut left: Vec<Descriptor> = images.into_iter().filter(of_tag).collect();
         if left.len() > 1 {
-            let fits = |one: &Descriptor| one.platform.as_ref().is_some_and(|platform| platform.architecture == architecture);
+            let fits =
+                |one: &Descriptor| one.platform.as_ref().is_some_and(|platform| platform.architecture == architecture);
             if left.iter().any(fits) {
                 left.retain(fits);
             }
@@ -717,12 +727,22 @@ impl Place<'_> {
         let Described { architecture, config, rootfs } = described;
         let DescribedConfig { env, user, working_dir } = config.unwrap_or_default();
         if names.len() != rootfs.diff_ids.len() {
-            return Err(wrong(format!("it has {} layers and {} digests of layers", names.len(), rootfs.diff_ids.len())));
+            return Err(wrong(format!(
+                "it has {} layers and {} digests of layers",
+                names.len(),
+                rootfs.diff_ids.len()
+            )));
         }
         let layers = names.into_iter().zip(rootfs.diff_ids);
         let layers = layers.map(|((name, digest), diff)| Layer { name, digest, diff: Some(diff) }).collect();
         let config = Config::new(architecture, env.unwrap_or_default(), user, working_dir);
-        Ok(Image { path: self.path.to_owned(), config, layers, blobs: self.blobs.share().map_err(|source| ImageError::Open { path: self.path.to_owned(), source })?, limits })
+        Ok(Image {
+            path: self.path.to_owned(),
+            config,
+            layers,
+            blobs: self.blobs.share().map_err(|source| ImageError::Open { path: self.path.to_owned(), source })?,
+            limits,
+        })
     }
 }
 

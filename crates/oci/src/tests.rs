@@ -92,7 +92,8 @@ fn layout(dir: &Path, layers: &[Vec<u8>]) {
         "rootfs": {"type": "layers", "diff_ids": diffs},
     });
     let config = put(config.to_string().as_bytes());
-    let layers: Vec<_> = layers.iter().map(|layer| json!({"mediaType": "x", "digest": put(layer), "size": layer.len()})).collect();
+    let layers: Vec<_> =
+        layers.iter().map(|layer| json!({"mediaType": "x", "digest": put(layer), "size": layer.len()})).collect();
     let manifest = json!({"config": {"mediaType": "x", "digest": config, "size": 1}, "layers": layers});
     let manifest = put(manifest.to_string().as_bytes());
     let tag = json!({"org.opencontainers.image.ref.name": "one"});
@@ -143,7 +144,13 @@ fn read_back(image: &Path) -> BTreeMap<String, String> {
         let (mode, size) = (number(&inode[4..6]), number(&inode[8..16]) as usize);
         let block = number(&inode[16..20]);
         let behind = place + 64 + if count > 0 { 12 + 4 * (count - 1) } else { 0 };
-        let data = if format == 5 { at(behind, size) } else if matches!(mode >> 12, 4 | 8 | 10) { at(block * 4096, size) } else { Vec::new() };
+        let data = if format == 5 {
+            at(behind, size)
+        } else if matches!(mode >> 12, 4 | 8 | 10) {
+            at(block * 4096, size)
+        } else {
+            Vec::new()
+        };
         let links = number(&inode[44..48]);
         let what = match mode >> 12 {
             4 => {
@@ -153,7 +160,11 @@ fn read_back(image: &Path) -> BTreeMap<String, String> {
                     for entry in 0..entries {
                         let one = &block[entry * 12..][..12];
                         let start = number(&one[8..10]) as usize;
-                        let end = if entry + 1 < entries { number(&block[(entry + 1) * 12..][8..10]) as usize } else { block.len() };
+                        let end = if entry + 1 < entries {
+                            number(&block[(entry + 1) * 12..][8..10]) as usize
+                        } else {
+                            block.len()
+                        };
                         let name = &block[start..end];
                         let name = &name[..name.iter().position(|&b| b == 0).unwrap_or(name.len())];
                         names.push(String::from_utf8(name.to_vec()).unwrap());
@@ -270,7 +281,8 @@ fn what_leads_out_of_the_tree_is_refused() {
         assert!(error.contains("layer 1"), "{error}");
     }
     // A link that leads out of it leads nowhere but into it.
-    let found = merged(&[&[("out", Put::Symlink("../../../etc")), ("out/x", Put::File("1")), ("/abs", Put::Symlink("/etc"))]]);
+    let found =
+        merged(&[&[("out", Put::Symlink("../../../etc")), ("out/x", Put::File("1")), ("/abs", Put::Symlink("/etc"))]]);
     assert_eq!(shown(&found.unwrap()), ["/abs: link /etc", "/etc: dir", "/etc/x: file 1", "/out: link ../../../etc"]);
 }
 
@@ -312,7 +324,8 @@ fn fsck(image: &Path) {
 #[test]
 fn every_packing_and_every_place_gives_the_same() {
     let dir = tempfile::tempdir().unwrap();
-    let one = layer(&[("bin/sh", Put::File("\x7fELF\x02\x01\0\0\0\0\0\0\0\0\0\0\x02\0\x3e\0\0\0")), ("x", Put::File("1"))]);
+    let one =
+        layer(&[("bin/sh", Put::File("\x7fELF\x02\x01\0\0\0\0\0\0\0\0\0\0\x02\0\x3e\0\0\0")), ("x", Put::File("1"))]);
     let root = dir.path();
     layout(&root.join("plain"), &[one.clone()]);
     let image = open(&root.join("plain")).unwrap();
@@ -323,16 +336,22 @@ fn every_packing_and_every_place_gives_the_same() {
     assert_eq!((facts.machine, facts.shell), (Some(62), true));
     let wanted = fs::read(root.join("fs")).unwrap();
     fsck(&root.join("fs"));
-    let run = |command: &str| assert!(Command::new("sh").arg("-c").arg(command).current_dir(root).status().unwrap().success());
+    let run = |command: &str| {
+        assert!(Command::new("sh").arg("-c").arg(command).current_dir(root).status().unwrap().success())
+    };
     fs::write(root.join("root.tar"), &one).unwrap();
-    run("tar -C plain -cf archive.tar . && gzip -k archive.tar && zstd -q archive.tar && xz -k root.tar && gzip -k root.tar");
+    run(
+        "tar -C plain -cf archive.tar . && gzip -k archive.tar && zstd -q archive.tar && xz -k root.tar && gzip -k root.tar",
+    );
     // As docker writes it: the layer in a directory of its own, once as a link.
     let config = fs::read_dir(root.join("plain/blobs/sha256")).unwrap().flatten().map(|e| fs::read(e.path()).unwrap());
     let config = config.into_iter().find(|bytes| bytes.starts_with(b"{\"architecture")).unwrap();
     let hex = digest(&config)[7..].to_owned();
     let saved = json!([{"Config": format!("{hex}.json"), "RepoTags": ["box:1"], "Layers": ["b/layer.tar"]}]);
     let mut tar = Builder::new(Vec::new());
-    for (name, bytes) in [("a/layer.tar", &one[..]), (&format!("{hex}.json"), &config), ("manifest.json", saved.to_string().as_bytes())] {
+    for (name, bytes) in
+        [("a/layer.tar", &one[..]), (&format!("{hex}.json"), &config), ("manifest.json", saved.to_string().as_bytes())]
+    {
         let mut header = Header::new_gnu();
         header.set_size(bytes.len() as u64);
         header.set_mode(0o644);
@@ -340,7 +359,9 @@ fn every_packing_and_every_place_gives_the_same() {
     }
     add(&mut tar, "b/layer.tar", &Put::Symlink("../a/layer.tar"));
     fs::write(root.join("docker.tar"), tar.into_inner().unwrap()).unwrap();
-    for name in ["archive.tar", "archive.tar.gz", "archive.tar.zst", "root.tar", "root.tar.xz", "root.tar.gz", "docker.tar"] {
+    for name in
+        ["archive.tar", "archive.tar.gz", "archive.tar.zst", "root.tar", "root.tar.xz", "root.tar.gz", "docker.tar"]
+    {
         write(&root.join(name), &root.join("other")).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert!(fs::read(root.join("other")).unwrap() == wanted, "{name}");
         assert_eq!(open(&root.join(name)).unwrap().identity().is_none(), name.starts_with("root"), "{name}");
@@ -364,14 +385,20 @@ fn what_is_not_what_its_name_says_is_refused() {
     bytes[512] = b'2';
     fs::write(&blob, &bytes).unwrap();
     let error = write(dir.path(), &dir.path().join("fs")).unwrap_err();
-    assert!(matches!(&error, ImageError::Digest { wanted, .. } if *wanted == Digest::parse(&digest(&one)).unwrap()), "{error}");
+    assert!(
+        matches!(&error, ImageError::Digest { wanted, .. } if *wanted == Digest::parse(&digest(&one)).unwrap()),
+        "{error}"
+    );
     // Bytes behind what was packed, too.
     fs::write(&blob, [&one[..], b"more"].concat()).unwrap();
     assert!(matches!(write(dir.path(), &dir.path().join("fs")), Err(ImageError::Digest { .. })));
     fs::remove_file(&blob).unwrap();
     assert!(matches!(write(dir.path(), &dir.path().join("fs")), Err(ImageError::Missing { .. })));
     rustix::fs::mknodat(rustix::fs::CWD, &blob, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0).unwrap();
-    assert!(matches!(write(dir.path(), &dir.path().join("fs")), Err(ImageError::Missing { .. })), "nobody waits for a FIFO");
+    assert!(
+        matches!(write(dir.path(), &dir.path().join("fs")), Err(ImageError::Missing { .. })),
+        "nobody waits for a FIFO"
+    );
 }
 
 #[test]
@@ -499,10 +526,32 @@ proptest! {
 
 /// Entries of all kinds at few paths, so that they meet.
 fn puts() -> impl Strategy<Value = Vec<(&'static str, Put)>> {
-    let paths = ["a", "a/b", "a/b/c", "b", "b/a", "c", ".wh.a", "a/.wh.b", "a/.wh..wh..opq", "b/.wh.a", ".wh..wh..opq", "../a", "a/./b"];
+    let paths = [
+        "a",
+        "a/b",
+        "a/b/c",
+        "b",
+        "b/a",
+        "c",
+        ".wh.a",
+        "a/.wh.b",
+        "a/.wh..wh..opq",
+        "b/.wh.a",
+        ".wh..wh..opq",
+        "../a",
+        "a/./b",
+    ];
     let put = prop_oneof![
-        Just(Put::File("x")), Just(Put::File("")), Just(Put::Dir), Just(Put::Symlink("a")), Just(Put::Symlink("/b")), Just(Put::Symlink("..")),
-        Just(Put::Hardlink("a")), Just(Put::Hardlink("b/a")), Just(Put::Fifo), Just(Put::Char(0, 0))
+        Just(Put::File("x")),
+        Just(Put::File("")),
+        Just(Put::Dir),
+        Just(Put::Symlink("a")),
+        Just(Put::Symlink("/b")),
+        Just(Put::Symlink("..")),
+        Just(Put::Hardlink("a")),
+        Just(Put::Hardlink("b/a")),
+        Just(Put::Fifo),
+        Just(Put::Char(0, 0))
     ];
     proptest::collection::vec((proptest::sample::select(paths.to_vec()), put), 0..12)
 }

@@ -107,7 +107,16 @@ impl Tree {
             names: 1,
             body: Body::Directory(Directory::default()),
         };
-        Self { nodes: vec![root], limits, layer: 0, is_layer: true, metadata: 0, steps: 0, left_out: BTreeSet::new(), freed: Vec::new() }
+        Self {
+            nodes: vec![root],
+            limits,
+            layer: 0,
+            is_layer: true,
+            metadata: 0,
+            steps: 0,
+            left_out: BTreeSet::new(),
+            freed: Vec::new(),
+        }
     }
 
     /// What follows is of the next archive, which is a layer or a whole root.
@@ -198,7 +207,9 @@ impl Tree {
         self.remove(parent, name);
         let (name, kind) = (name.to_vec(), entry.kind.clone());
         let body = match kind {
-            Kind::Directory => return self.make_directory(parent, &name).and_then(|id| self.tell_of(id, entry)).map(|()| Done::All),
+            Kind::Directory => {
+                return self.make_directory(parent, &name).and_then(|id| self.tell_of(id, entry)).map(|()| Done::All);
+            }
             Kind::File | Kind::Hardlink(_) => Body::File(Extent::default()),
             Kind::Symlink(to) => {
                 if to.is_empty() || to.len() > MAX_PATH || to.contains(&0) {
@@ -264,7 +275,8 @@ impl Tree {
     /// Gives a file what an entry says of it.
     fn tell_of(&mut self, id: NodeId, entry: Entry) -> Result<(), LayerError> {
         let Entry { mode, owner, mtime, mut attributes, .. } = entry;
-        let is_kept = |name: &[u8]| !OF_OVERLAY.iter().any(|own| name.starts_with(own)) && erofs::attribute(name).is_some();
+        let is_kept =
+            |name: &[u8]| !OF_OVERLAY.iter().any(|own| name.starts_with(own)) && erofs::attribute(name).is_some();
         for name in attributes.keys().filter(|name| !is_kept(name)) {
             if self.left_out.len() < MOST_LEFT_OUT {
                 self.left_out.insert(shown(name));

@@ -601,6 +601,13 @@ pub enum InitRoot {
         /// The first process of the guest's initramfs, such as `/init`.
         init: String,
     },
+    /// A file system on a disk of the machine's, read-only, under a writable layer in memory.
+    Disk {
+        /// The disk's serial number.
+        serial: String,
+        /// The kind of file system.
+        file_system: String,
+    },
 }
 
 /// Where the agent finds [`InitConfig`] in its initramfs.

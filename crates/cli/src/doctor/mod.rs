@@ -9,7 +9,7 @@ use std::{
 };
 
 use belljar_image::{
-    kernel::{self, Discovery},
+    kernel::{self, Discovery, Userland},
     processor::Processor,
 };
 use belljar_machine::{
@@ -197,13 +197,13 @@ fn forget(fresh: &Path, cache: &Path) {
 }
 
 fn kernels(found: &Discovery, processor: &Processor) -> Vec<Finding> {
-    match found.choose(processor) {
+    match found.choose(Userland::Directory, processor) {
         Err(error) => vec![Finding::bad("kernel", error.to_string())],
         Ok(chosen) => {
             let release = chosen.kernel.release.as_ref().map_or("of unknown release", |r| r.as_str());
             let mut findings =
                 vec![Finding::good("kernel", format!("{} ({release}), with 9p", chosen.kernel.path.display()))];
-            for passed in found.passed_over(chosen, processor) {
+            for passed in found.passed_over(chosen, Userland::Directory, processor) {
                 findings.push(Finding::note(
                     "kernel",
                     format!("{}: {}", passed.path.display(), passed.why),

@@ -131,7 +131,9 @@ fn keys(feature: Feature) -> Option<&'static [&'static str]> {
         Feature::FileSystem("fuse") => &["CONFIG_FUSE_FS"],
         Feature::FileSystem("virtiofs") => &["CONFIG_VIRTIO_FS"],
         Feature::FileSystem("ext4") => &["CONFIG_EXT4_FS"],
+        Feature::FileSystem("erofs") => &["CONFIG_EROFS_FS"],
         Feature::Vsock => &["CONFIG_VIRTIO_VSOCKETS"],
+        Feature::Crc32c => &["CONFIG_CRYPTO_CRC32C"],
         Feature::FileSystem(_) => return None,
     })
 }

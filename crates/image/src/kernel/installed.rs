@@ -8,6 +8,33 @@ use super::{Arch, Kernel, KernelError};
 use crate::modules::{Feature, ModuleIndex, ModulesError, Presence};
 use crate::processor::Processor;
 
+/// What a kernel is to boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Userland {
+    /// A directory of the host's, over 9p.
+    Directory,
+    /// The files of a container image, on a disk.
+    ContainerImage,
+}
+
+impl Userland {
+    /// Without these no kernel boots it.
+    #[must_use]
+    pub fn features(self) -> &'static [Feature] {
+        match self {
+            Self::Directory => Feature::HOST_USERLAND,
+            Self::ContainerImage => Feature::CONTAINER_IMAGE,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Directory => "this host's userland",
+            Self::ContainerImage => "a container image",
+        }
+    }
+}
+
 /// A kernel found where distributions put them, with its modules.
 #[derive(Debug)]
 pub struct InstalledKernel {
@@ -28,13 +55,13 @@ impl InstalledKernel {
         Some(features.iter().map(|&f| (f, modules.feature(f))).collect())
     }
 
-    /// Why this kernel cannot boot this host's userland over 9p on such a processor; none if it can.
+    /// Why this kernel cannot boot a userland on such a processor; none if it can.
     #[must_use]
-    pub fn unfit_for_host_userland(&self, processor: &Processor) -> Option<Why> {
+    pub fn unfit_for(&self, userland: Userland, processor: &Processor) -> Option<Why> {
         if self.kernel.arch != Some(processor.arch) {
             return Some(Why::Arch { found: self.kernel.arch, wanted: processor.arch });
         }
-        let Some(capabilities) = self.capabilities(Feature::HOST_USERLAND) else {
+        let Some(capabilities) = self.capabilities(userland.features()) else {
             return Some(Why::NoModules(self.modules_error.as_ref().map(ToString::to_string)));
         };
         let lacks: Vec<_> =
@@ -68,7 +95,7 @@ pub enum Why {
     },
     /// `/lib/modules/RELEASE` is missing, or cannot be read for this reason.
     NoModules(Option<String>),
-    /// It lacks what a guest with its root on 9p needs.
+    /// It lacks what such a guest needs.
     Lacks(Vec<Feature>),
 }
 
@@ -100,9 +127,11 @@ pub struct LookedAt {
     pub why: Why,
 }
 
-/// No installed kernel can boot this host's userland.
+/// No installed kernel can boot a userland.
 #[derive(Debug, PartialEq, Eq)]
 pub struct NoKernel {
+    /// What was to be booted.
+    pub userland: Userland,
     /// What was considered, newest first.
     pub looked_at: Vec<LookedAt>,
     /// Where kernels were looked for.
@@ -115,7 +144,7 @@ impl std::error::Error for NoKernel {}
 
 impl fmt::Display for NoKernel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("no installed kernel can boot this host's userland")?;
+        write!(f, "no installed kernel can boot {}", self.userland.name())?;
         if self.looked_at.is_empty() {
             let places: Vec<_> = self.places.iter().map(|p| p.display().to_string()).collect();
             write!(f, ": there is none in {}", places.join(", "))?;
@@ -132,14 +161,14 @@ impl fmt::Display for NoKernel {
 }
 
 impl Discovery {
-    /// The newest kernel that can boot this host's userland on such a processor, with its root on 9p.
+    /// The newest kernel that can boot a userland on such a processor.
     ///
     /// # Errors
     /// [`NoKernel`] says of each kernel found why it will not do.
-    pub fn choose(&self, processor: &Processor) -> Result<&InstalledKernel, NoKernel> {
+    pub fn choose(&self, userland: Userland, processor: &Processor) -> Result<&InstalledKernel, NoKernel> {
         let mut looked_at = Vec::new();
         for installed in &self.kernels {
-            match installed.unfit_for_host_userland(processor) {
+            match installed.unfit_for(userland, processor) {
                 None => return Ok(installed),
                 Some(why) => looked_at.push(LookedAt { path: installed.kernel.path.clone(), why }),
             }
@@ -147,19 +176,20 @@ impl Discovery {
         for (path, error) in &self.refused {
             looked_at.push(LookedAt { path: path.clone(), why: Why::Refused(error.to_string()) });
         }
-        Err(NoKernel { looked_at, places: self.places.clone(), package: processor.kernel_package })
+        Err(NoKernel { userland, looked_at, places: self.places.clone(), package: processor.kernel_package })
     }
 
     /// The kernels that [`Discovery::choose`] passed over for being unfit although newer than `chosen`.
     pub fn passed_over<'a>(
         &'a self,
         chosen: &'a InstalledKernel,
+        userland: Userland,
         processor: &'a Processor,
     ) -> impl Iterator<Item = LookedAt> + 'a {
         self.kernels
             .iter()
             .take_while(|k| k.kernel.path != chosen.kernel.path)
-            .filter_map(|k| Some(LookedAt { path: k.kernel.path.clone(), why: k.unfit_for_host_userland(processor)? }))
+            .filter_map(move |k| Some(LookedAt { path: k.kernel.path.clone(), why: k.unfit_for(userland, processor)? }))
     }
 }
 
@@ -265,9 +295,9 @@ mod tests {
         install(dir.path(), "6.12.0-cloud", &ALL[..2]);
         let found = discover(&[dir.path().into()], &[&X86_64]);
         assert_eq!(releases(&found), ["6.12.0-cloud", "6.10.0", "6.9.0"]);
-        let chosen = found.choose(&X86_64).unwrap();
+        let chosen = found.choose(Userland::Directory, &X86_64).unwrap();
         assert_eq!(chosen.kernel.release.as_ref().unwrap().as_str(), "6.10.0");
-        let passed: Vec<_> = found.passed_over(chosen, &X86_64).collect();
+        let passed: Vec<_> = found.passed_over(chosen, Userland::Directory, &X86_64).collect();
         assert_eq!(passed.len(), 1);
         assert_eq!(passed[0].why.to_string(), "it has no 9p over virtio, no overlay file system");
     }
@@ -316,7 +346,7 @@ mod tests {
         install(dir.path(), "6.8.0", ALL);
         fs::remove_dir_all(dir.path().join("lib/modules/6.8.0")).unwrap();
         fs::write(dir.path().join("boot/vmlinuz-broken"), "").unwrap();
-        let error = discover(&[dir.path().into()], &[&X86_64]).choose(&X86_64).unwrap_err();
+        let error = discover(&[dir.path().into()], &[&X86_64]).choose(Userland::Directory, &X86_64).unwrap_err();
         assert_eq!(error.looked_at.len(), 3);
         assert_eq!(error.looked_at[0].why, Why::Lacks(Feature::HOST_USERLAND.to_vec()));
         assert_eq!(error.looked_at[1].why, Why::NoModules(None));
@@ -324,7 +354,10 @@ mod tests {
         let text = error.to_string();
         assert!(text.contains("linux-image-amd64") && text.contains("--kernel"), "{text}");
 
-        let nothing = discover(&["/nonexistent".into()], &[&X86_64]).choose(&X86_64).unwrap_err().to_string();
+        let nothing = discover(&["/nonexistent".into()], &[&X86_64])
+            .choose(Userland::Directory, &X86_64)
+            .unwrap_err()
+            .to_string();
         assert!(nothing.contains("/nonexistent/boot"), "{nothing}");
     }
 }

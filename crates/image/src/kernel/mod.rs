@@ -8,7 +8,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 pub use header::{Arch, Format};
-pub use installed::{Discovery, InstalledKernel, LookedAt, NoKernel, Why, discover};
+pub use installed::{Discovery, InstalledKernel, LookedAt, NoKernel, Userland, Why, discover};
 pub use version::Release;
 
 #[cfg(test)]

@@ -46,6 +46,8 @@ pub enum Feature {
     FileSystem(&'static str),
     /// Sockets between host and guest.
     Vsock,
+    /// Checksums that the kernel's library for them asks for by name: modules that need that library cannot be inserted without, although none names it.
+    Crc32c,
 }
 
 impl Feature {
@@ -67,12 +69,17 @@ impl Feature {
         Feature::VirtioRng,
         Feature::FileSystem("ext4"),
         Feature::FileSystem("virtiofs"),
+        Feature::FileSystem("erofs"),
         Feature::Vsock,
     ];
 
     /// Without these no kernel boots a root directory that is shared over 9p. The agent's port is not among them: it
     /// can do with a serial port.
     pub const HOST_USERLAND: &[Feature] = &[Feature::VirtioPci, Feature::NineP, Feature::Overlay];
+
+    /// Without these no kernel boots the files of a container image, which are on a disk.
+    pub const CONTAINER_IMAGE: &[Feature] =
+        &[Feature::VirtioPci, Feature::VirtioBlk, Feature::FileSystem("erofs"), Feature::Overlay];
 
     /// The modules that give it, by the names that `modules.builtin` and `modules.dep` know.
     #[must_use]
@@ -94,6 +101,7 @@ impl Feature {
             Feature::VirtioRng => &["virtio_rng"],
             Feature::FileSystem(name) => std::slice::from_ref(name),
             Feature::Vsock => &["vmw_vsock_virtio_transport"],
+            Feature::Crc32c => &["crc32c_generic"],
         }
     }
 }
@@ -117,6 +125,7 @@ impl std::fmt::Display for Feature {
             Feature::AfPacket => "packet socket",
             Feature::VirtioRng => "virtio random numbers",
             Feature::Vsock => "vsock over virtio",
+            Feature::Crc32c => "CRC-32C",
         })
     }
 }

@@ -3,7 +3,7 @@
 
 use belljar_image::boot::{BootFiles, InitSpec, root_over_9p};
 use belljar_image::cache::Cache;
-use belljar_image::kernel::{Arch, Kernel, discover};
+use belljar_image::kernel::{Arch, Kernel, Userland, discover};
 use belljar_image::modules::{Feature, ModuleIndex, Presence};
 use belljar_image::processor::Processor;
 
@@ -31,7 +31,7 @@ fn boot(kernel: &Kernel, modules: &ModuleIndex, cache: &Cache) -> BootFiles {
 #[ignore = "needs a generic kernel installed in /boot"]
 fn the_newest_installed_kernel_boots_by_pvh_with_its_modules() {
     let found = discover(&["/".into()], &[&X86_64]);
-    let chosen = found.choose(&X86_64).unwrap();
+    let chosen = found.choose(Userland::Directory, &X86_64).unwrap();
     let modules = chosen.modules.as_ref().unwrap();
     assert_ne!(modules.feature(Feature::NineP), Presence::Absent);
     let dir = tempfile::tempdir().unwrap();
@@ -49,7 +49,7 @@ fn the_newest_installed_kernel_boots_by_pvh_with_its_modules() {
 #[ignore = "needs a generic kernel installed in /boot with modules.dep"]
 fn without_an_index_the_same_modules_are_found() {
     let found = discover(&["/".into()], &[&X86_64]);
-    let indexed = found.choose(&X86_64).unwrap().modules.as_ref().unwrap();
+    let indexed = found.choose(Userland::Directory, &X86_64).unwrap().modules.as_ref().unwrap();
     let dir = tempfile::tempdir().unwrap();
     let bare = dir.path().join("bare");
     std::fs::create_dir(&bare).unwrap();

@@ -18,7 +18,10 @@ use belljar_guest_spec::{GuestSpec, Hardware, Need, Source};
 use belljar_model::EventKind;
 
 pub use self::setup::{Layer, SetUp};
-use self::{container::ContainerBackend, qemu::QemuBackend};
+use self::{
+    container::{ContainerBackend, find::Engines},
+    qemu::QemuBackend,
+};
 use crate::{
     Cause, Lost,
     guest::{Answer, Guest, Observe, Views},
@@ -146,7 +149,9 @@ impl Backends {
     /// Those of Belljar.
     #[must_use]
     pub fn all(host: HostContext, templates: Templates) -> Self {
-        Self(vec![Rc::new(ContainerBackend::new(host.clone())), Rc::new(QemuBackend::new(host, templates))])
+        let engines = Rc::new(Engines::new(host.clone()));
+        let containers = ContainerBackend::with_engines(host.clone(), Rc::clone(&engines));
+        Self(vec![Rc::new(containers), Rc::new(QemuBackend::new(host, templates, engines))])
     }
 
     /// These. Of two that give guests of the same source, the first does.

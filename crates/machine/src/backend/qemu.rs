@@ -1,11 +1,14 @@
 //! Guests that are machines in QEMU.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, rc::Rc, sync::Arc};
 
-use belljar_guest_spec::{GuestSpec, Hardware, Need, Source};
+use belljar_guest_spec::{BootSource, GuestSpec, Hardware, ImageRef, Need, Source};
 use belljar_model::EventKind;
 
-use super::{Backend, ByHand, Footprint, GuestFiles, LeaseRequest, PrepareRequest, PreparedGuest};
+use super::{
+    Backend, ByHand, Footprint, GuestFiles, LeaseRequest, PrepareRequest, PreparedGuest,
+    container::{find::Engines, root},
+};
 use crate::{
     Cause, Lost,
     guest::{Answer, Guest, Observe},
@@ -26,13 +29,15 @@ const OVERHEAD: u64 = 160 << 20;
 pub struct QemuBackend {
     host: Arc<HostContext>,
     templates: Templates,
+    /// What has container images, which may be roots of machines.
+    engines: Rc<Engines>,
 }
 
 impl QemuBackend {
     /// One that goes by `host`, and keeps its templates there.
     #[must_use]
-    pub fn new(host: HostContext, templates: Templates) -> Self {
-        Self { host: Arc::new(host), templates }
+    pub(crate) fn new(host: HostContext, templates: Templates, engines: Rc<Engines>) -> Self {
+        Self { host: Arc::new(host), templates, engines }
     }
 }
 
@@ -76,7 +81,12 @@ impl Backend for QemuBackend {
     }
 
     fn obstacles(&self, spec: &GuestSpec) -> Vec<String> {
-        spec.source.boot().map(|source| plan_obstacles::obstacles(source, spec, &self.host)).unwrap_or_default()
+        let Some(source) = spec.source.boot() else { return Vec::new() };
+        let mut obstacles = plan_obstacles::obstacles(source, spec, &self.host);
+        if let BootSource::ContainerImage { image: ImageRef::Engine(_), .. } = source {
+            obstacles.extend(self.engines.obstacles());
+        }
+        obstacles
     }
 
     fn prepare(&self, request: PrepareRequest) -> Answer<'_, Box<dyn PreparedGuest>> {
@@ -86,7 +96,14 @@ impl Backend for QemuBackend {
             let Some(source) = spec.source.boot().cloned() else {
                 return Err(Cause::Defect(format!("QEMU was asked for a guest of {}", spec.source)).into());
             };
-            let plan = blocking("preparation", move || plan::prepare(&source, &spec, &share, host, dir)).await?;
+            let root = match &source {
+                BootSource::ContainerImage { image, pull, .. } => {
+                    Some(root::prepare(&self.engines, image, *pull, (&host, &dir)).await?)
+                }
+                _ => None,
+            };
+            let prepare = move || plan::prepare(&source, root, &spec, &share, host, dir);
+            let plan = blocking("preparation", prepare).await?;
             let plan = plan.map_err(|error| Lost::from(Cause::Description(error.to_string())).lasting())?;
             Ok(Box::new(PreparedMachine { plan, templates: self.templates.clone() }) as Box<dyn PreparedGuest>)
         })

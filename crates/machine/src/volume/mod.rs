@@ -86,6 +86,14 @@ impl Volume {
         Self { content: Content::Image(image), front }
     }
 
+    /// The disk with the root of a guest whose kernel Belljar gives.
+    pub(crate) fn root(qemu_img: &Path, file: &Path, serial: &str) -> Result<Self, VolumeError> {
+        let content = Content::data(qemu_img, file, Some("raw"))?;
+        let front =
+            Front::Disk(DiskFront { bus: DiskBus::Virtio, serial: Some(serial.to_owned()), boot_index: Some(0) });
+        Ok(Self { content, front })
+    }
+
     /// Another disk, on this bus if none was asked for.
     pub(crate) fn further(qemu_img: &Path, spec: &DiskSpec, bus: DiskBus) -> Result<Self, VolumeError> {
         let content = match &spec.content {

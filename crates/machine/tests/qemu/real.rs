@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use belljar_image::cache::Cache;
-use belljar_image::kernel::discover;
+use belljar_image::kernel::{Userland, discover};
 use belljar_image::modules::read_module;
 use belljar_image::vmlinux::{Bootable, bootable};
 use belljar_machine::qemu::args::{Disk, DiskBus, DiskSource, Kernel, MachineConfig, Nic, NicMode, Node, Share};
@@ -61,7 +61,7 @@ impl Bench {
     /// Boots the newest suitable kernel with a script as its first process; gives what it printed after `BEGIN`.
     async fn run(&self, config: MachineConfig, modules: &[&str], script: &str) -> String {
         let found = discover(&["/".into()], &platform::processors());
-        let installed = found.choose(&platform::default().processor).unwrap();
+        let installed = found.choose(Userland::Directory, &platform::default().processor).unwrap();
         let cache = Cache::new(self.path("cache"), self.dir.path());
         let image = match bootable(&installed.kernel, &cache).unwrap() {
             Bootable::Pvh { path, .. } | Bootable::AsIs { path, .. } => path,

@@ -6,8 +6,8 @@ use std::{
 };
 
 use belljar_guest_spec::{
-    Accel, Access, BootSource, BusChoice, ContainerSource, DiskContent, DiskSpec, Firmware, GuestSpec, Login, Need,
-    NicMode, OopsPolicy, Password, PullPolicy, Secret, ShareKind, Source, WorkspaceMode,
+    Accel, Access, BootSource, BusChoice, ContainerSource, DiskContent, DiskSpec, Firmware, GuestSpec, ImageRef, Login,
+    Need, NicMode, OopsPolicy, Password, PullPolicy, Secret, ShareKind, Source, WorkspaceMode,
     rules::{self, Key, Notation},
 };
 use toml::Spanned;
@@ -34,7 +34,7 @@ table! {
     GuestTable is "a guest" {
         /// Run in a container of this image, of podman or docker.
         "container" container: Text = "(none)",
-        /// Whether the engine may fetch the container's image: never, if it is missing, or always.
+        /// Whether the engine may fetch the image of container, or of rootfs: never, if it is missing, or always.
         "pull" pull: PullPolicy = "\"never\"",
         /// The container's processes may do what the engine's user may do on the host; else they have the rights that the engine gives.
         "privileged" privileged: bool = "false",
@@ -52,7 +52,7 @@ table! {
         "kernels" kernels: OneOrMany<FilePath> = "(none)",
         /// The initramfs to boot the kernel with.
         "initrd" initrd: FilePath = "(none)",
-        /// Use this directory as the guest's root, read-only under a writable layer.
+        /// Use this directory as the guest's root, read-only under a writable layer; or the files of a container image: container:NAME of an engine's, container:./PATH of one on disk.
         "rootfs" rootfs: FilePath = "\"/\"",
         /// The kernel's modules, such as /lib/modules/6.1.0-56-amd64.
         "modules" modules: FilePath = "(found by the kernel's version)",
@@ -155,7 +155,11 @@ pub(super) fn check(table: &GuestTable, walk: &mut Walk) {
 
 /// Whether the keys that say what a guest boots from go together.
 fn check_source(table: &GuestTable, walk: &mut Walk) {
-    let has = |key: &str| table.seen.contains(key);
+    let is_image = image_root(table, Path::new("")).is_some();
+    let has = |key: Key| match key {
+        Key::RootImage => is_image,
+        key => table.seen.contains(key.word()),
+    };
     let span = |key| match key {
         Key::Image => table.image.as_ref().map(Spanned::span),
         Key::ImageFormat => table.image_format.as_ref().map(Spanned::span),
@@ -164,7 +168,7 @@ fn check_source(table: &GuestTable, walk: &mut Walk) {
         Key::Kernels => table.kernels.as_ref().map(Spanned::span),
         Key::Kernel => table.kernel.as_ref().map(Spanned::span),
         Key::Initrd => table.initrd.as_ref().map(Spanned::span),
-        Key::Rootfs => table.rootfs.as_ref().map(Spanned::span),
+        Key::Rootfs | Key::RootImage => table.rootfs.as_ref().map(Spanned::span),
         Key::Modules => table.modules.as_ref().map(Spanned::span),
         Key::Append => table.append.as_ref().map(Spanned::span),
         Key::Access => table.access.as_ref().map(Spanned::span),
@@ -180,7 +184,7 @@ fn check_source(table: &GuestTable, walk: &mut Walk) {
         Key::SshKey => table.ssh_key.as_ref().map(Spanned::span),
     };
     let access = table.access.as_ref().map(|a| *a.get_ref());
-    for conflict in rules::source(|key| has(key.word()), access, Notation::Toml) {
+    for conflict in rules::source(has, access, Notation::Toml) {
         // A value that is wrong by itself was spoken of already.
         if let Some(span) = span(conflict.key) {
             contradiction(walk, span, &conflict.message, &conflict.help);
@@ -252,6 +256,10 @@ fn source(table: &GuestTable, dir: &Path) -> Source {
         return ContainerSource { image, pull, privileged: plain(&table.privileged).unwrap_or_default() }.into();
     }
     let kernel = below(dir, &table.kernel);
+    if let Some(image) = image_root(table, dir) {
+        let pull = table.pull.as_ref().map(|p| *p.get_ref()).unwrap_or_default();
+        return BootSource::ContainerImage { image, pull, kernel, modules }.into();
+    }
     if let Some(path) = below(dir, &table.image) {
         let bus = table.boot_bus.as_ref().map(|b| *b.get_ref()).unwrap_or_default();
         return BootSource::Image { path, format: plain(&table.image_format), bus, access }.into();
@@ -260,6 +268,11 @@ fn source(table: &GuestTable, dir: &Path) -> Source {
         (Some(kernel), Some(initrd)) => BootSource::Initramfs { kernel, initrd, modules, access }.into(),
         (kernel, _) => BootSource::RootDir { root: below(dir, &table.rootfs), kernel, modules }.into(),
     }
+}
+
+/// The container image that is to be the root, if one is.
+fn image_root(table: &GuestTable, dir: &Path) -> Option<ImageRef> {
+    ImageRef::of_rootfs(&table.rootfs.as_ref()?.get_ref().0, dir)
 }
 
 fn login(table: &LoginTable) -> Login {

@@ -77,7 +77,9 @@ impl Guest {
     /// The guest under one kernel of a family.
     pub(super) fn of_family(&self, family: &str, member: &Member) -> Self {
         let mut guest = Self { name: member.name.clone(), family: Some(family.to_owned()), ..self.clone() };
-        if let Source::Boot(BootSource::RootDir { kernel, .. }) = &mut guest.spec.source {
+        if let Source::Boot(BootSource::RootDir { kernel, .. } | BootSource::ContainerImage { kernel, .. }) =
+            &mut guest.spec.source
+        {
             *kernel = Some(member.kernel.clone());
         }
         guest

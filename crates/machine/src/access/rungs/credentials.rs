@@ -18,7 +18,7 @@ pub(super) const CREDENTIALS: Rung = Rung {
     word: Access::Credentials,
     suits: |source| match source {
         BootSource::Image { .. } => Suits::Yes,
-        BootSource::Initramfs { .. } | BootSource::RootDir { .. } => Suits::No,
+        BootSource::Initramfs { .. } | BootSource::RootDir { .. } | BootSource::ContainerImage { .. } => Suits::No,
     },
     attach,
     rules: &[],

@@ -10,7 +10,7 @@ pub(super) const INIT: Rung = Rung {
     name: "Belljar's init",
     word: Access::Init,
     suits: |source| match source {
-        BootSource::RootDir { .. } => Suits::Yes,
+        BootSource::RootDir { .. } | BootSource::ContainerImage { .. } => Suits::Yes,
         BootSource::Initramfs { .. } => Suits::IfAsked,
         BootSource::Image { .. } => Suits::No,
     },

@@ -125,7 +125,7 @@ fn nothing(_: &mut MachineConfig) {}
 fn image_if_asked(source: &BootSource) -> Suits {
     match source {
         BootSource::Image { .. } => Suits::IfAsked,
-        BootSource::Initramfs { .. } | BootSource::RootDir { .. } => Suits::No,
+        BootSource::Initramfs { .. } | BootSource::RootDir { .. } | BootSource::ContainerImage { .. } => Suits::No,
     }
 }
 
@@ -133,7 +133,7 @@ fn image_if_asked(source: &BootSource) -> Suits {
 fn boots_by_itself(source: &BootSource) -> Suits {
     match source {
         BootSource::Image { .. } | BootSource::Initramfs { .. } => Suits::Yes,
-        BootSource::RootDir { .. } => Suits::No,
+        BootSource::RootDir { .. } | BootSource::ContainerImage { .. } => Suits::No,
     }
 }
 

@@ -2,6 +2,7 @@
 //! even where nobody listens any more.
 
 use std::{
+    fs::File,
     io::{self, Read},
     process::{Command, ExitStatus, Stdio},
     sync::{Arc, Mutex, PoisonError},
@@ -58,18 +59,34 @@ impl Call {
         Self::start_with(command, answers, Vec::new(), None)
     }
 
+    /// Starts a call whose standard output goes to a file.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub(crate) fn start_into(command: Command, into: File) -> io::Result<Self> {
+        Self::start_to(command, into.into(), Vec::new(), None)
+    }
+
     /// The same, with calls that are made when it has ended, whoever listens then. One that does not end well leaves a doubt about the claim, whether all is gone.
     ///
     /// # Errors
     /// If it cannot be started.
     pub(crate) fn start_with(
-        mut command: Command,
+        command: Command,
         answers: bool,
         afterwards: Vec<Command>,
         claim: Option<Arc<Claim>>,
     ) -> io::Result<Self> {
-        command.stdin(Stdio::null()).stderr(Stdio::piped());
-        command.stdout(if answers { Stdio::piped() } else { Stdio::null() });
+        Self::start_to(command, if answers { Stdio::piped() } else { Stdio::null() }, afterwards, claim)
+    }
+
+    fn start_to(
+        mut command: Command,
+        output: Stdio,
+        afterwards: Vec<Command>,
+        claim: Option<Arc<Claim>>,
+    ) -> io::Result<Self> {
+        command.stdin(Stdio::null()).stderr(Stdio::piped()).stdout(output);
         let alive = Alive::begin();
         let mut child = command.spawn()?;
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);

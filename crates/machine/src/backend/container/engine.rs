@@ -158,6 +158,13 @@ impl Engine {
         Call::start_with(command(arguments), false, afterwards.into_iter().map(command).collect(), claim)
     }
 
+    /// Starts a call whose standard output goes to a file.
+    pub(crate) fn start_into(&self, arguments: Vec<OsString>, into: std::fs::File) -> io::Result<Call> {
+        let mut command = self.shim.command_for_helper(&self.path);
+        command.args(self.arguments(arguments));
+        Call::start_into(command, into)
+    }
+
     /// The loss that an error is: `attempt` is what was to be done, such as `look at the image x`.
     pub(crate) fn lost(&self, attempt: &str, error: &EngineError) -> Lost {
         Cause::Engine(format!("{} cannot {attempt}: {}", self.name(), error.what())).into()

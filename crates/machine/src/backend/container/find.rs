@@ -11,12 +11,14 @@ use std::{
 
 use rustix::process::{Resource, geteuid, getrlimit};
 use serde::{Deserialize, Serialize};
+use tokio::sync::OnceCell;
 
 use super::{
     call::CallEnd,
     engine::{ASK_LIMIT, Engine, EngineError, EngineKind, EngineOptions, call, words},
 };
 use crate::{
+    Cause, Lost,
     host::HostContext,
     qemu::probe::{identity, look_up, remember::Memory},
 };
@@ -30,6 +32,35 @@ const TRIAL_MEMORY: &str = "134217728";
 /// What an engine goes by beside its program, below the directory of the system's and that of the user's configuration.
 const CONFIGURATION: [&str; 4] =
     ["containers/containers.conf", "containers/storage.conf", "docker/daemon.json", "containers/containers.conf.d"];
+
+/// The engine of this process, found when it is first asked for.
+#[derive(Debug)]
+pub(crate) struct Engines {
+    host: HostContext,
+    found: OnceCell<Engine>,
+}
+
+impl Engines {
+    pub(crate) fn new(host: HostContext) -> Self {
+        Self { host, found: OnceCell::new() }
+    }
+
+    /// The one that works.
+    pub(crate) async fn get(&self) -> Result<&Engine, Lost> {
+        let found = self.found.get_or_try_init(|| find(&self.host)).await;
+        found.map_err(|NoEngine(why)| Lost::from(Cause::Description(why)).lasting())
+    }
+
+    /// The same, if it was asked for.
+    pub(crate) fn known(&self) -> Option<&Engine> {
+        self.found.get()
+    }
+
+    /// What is in the way of there being one, as far as a look tells.
+    pub(crate) fn obstacles(&self) -> Vec<String> {
+        candidates(&self.host).err().map(|NoEngine(why)| why).into_iter().collect()
+    }
+}
 
 /// Why there is no engine.
 #[derive(Clone, Debug)]

@@ -1,6 +1,6 @@
 //! What an engine says of an image.
 
-use belljar_guest_spec::{ContainerSource, PullPolicy};
+use belljar_guest_spec::PullPolicy;
 use serde::Deserialize;
 
 use super::engine::{ASK_LIMIT, Engine, EngineError, says_missing, words};
@@ -20,6 +20,12 @@ pub(crate) struct Image {
     pub(crate) user: Option<String>,
     /// The directory for commands.
     pub(crate) working_dir: Option<String>,
+    /// Its variables, `NAME=VALUE`.
+    pub(crate) env: Vec<String>,
+    /// Its processor, as the engine names it.
+    pub(crate) architecture: String,
+    /// The digests of its layers, unpacked.
+    pub(crate) layers: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -31,6 +37,14 @@ struct Inspected {
     #[serde(default)]
     variant: String,
     config: Option<Config>,
+    #[serde(default, rename = "RootFS")]
+    root: Option<Root>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Root {
+    layers: Option<Vec<String>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -38,20 +52,20 @@ struct Inspected {
 struct Config {
     user: Option<String>,
     working_dir: Option<String>,
+    env: Option<Vec<String>>,
 }
 
 /// Looks at an image, and fetches it where that was asked for.
-pub(crate) async fn look(engine: &Engine, source: &ContainerSource) -> Result<Image, Lost> {
-    let ContainerSource { image, pull, .. } = source;
+pub(crate) async fn look(engine: &Engine, image: &str, pull: PullPolicy) -> Result<Image, Lost> {
     if image.starts_with('-') || image.is_empty() {
         return Err(Lost::from(Cause::Description(format!("{image:?} is no name of an image"))).lasting());
     }
-    if *pull == PullPolicy::Always {
+    if pull == PullPolicy::Always {
         fetch(engine, image).await?;
     }
     let mut inspected = inspect(engine, image).await;
     if matches!(&inspected, Err(EngineError::Refused(end)) if says_missing(&end.stderr)) {
-        if *pull == PullPolicy::Never {
+        if pull == PullPolicy::Never {
             return Err(missing(engine, image));
         }
         fetch(engine, image).await?;
@@ -88,17 +102,19 @@ async fn inspect(engine: &Engine, image: &str) -> Result<Result<Image, String>, 
 /// Reads what `image inspect` says: the same keys of podman and docker.
 fn read(json: &[u8]) -> Result<Image, String> {
     let all: Vec<Inspected> = serde_json::from_slice(json).map_err(|error| error.to_string())?;
-    let Some(Inspected { id, architecture, variant, config }) = all.into_iter().next() else {
+    let Some(Inspected { id, architecture, variant, config, root }) = all.into_iter().next() else {
         return Err("it says nothing".to_owned());
     };
     if id.is_empty() {
         return Err("it has no id".to_owned());
     }
     let some = |text: Option<String>| text.filter(|text| !text.is_empty());
-    let Config { user, working_dir } = config.unwrap_or_default();
+    let Config { user, working_dir, env } = config.unwrap_or_default();
     let processor = processor(&architecture, &variant);
     let user = some(user).filter(|user| !matches!(user.as_str(), "0" | "root" | "0:0" | "root:root"));
-    Ok(Image { id, processor, user, working_dir: some(working_dir).filter(|dir| dir.starts_with('/')) })
+    let layers = root.and_then(|root| root.layers).unwrap_or_default();
+    let (working_dir, env) = (some(working_dir).filter(|dir| dir.starts_with('/')), env.unwrap_or_default());
+    Ok(Image { id, processor, user, working_dir, env, architecture, layers })
 }
 
 /// A processor as `uname -m` names it, of the words of the OCI's image specification (those of Go).
@@ -121,16 +137,25 @@ mod tests {
 
     #[test]
     fn what_the_engines_say_is_read() {
-        let podman = br#"[{"Id": "c831", "Config": {"User": "app:staff", "WorkingDir": "/srv"}, "Architecture": "amd64", "User": "x"}]"#;
+        let podman = br#"[{"Id": "c831", "Config": {"User": "app:staff", "WorkingDir": "/srv", "Env": ["A=b"]}, "Architecture": "amd64", "User": "x",
+            "RootFS": {"Type": "layers", "Layers": ["sha256:1", "sha256:2"]}}]"#;
         let image = Image {
             id: "c831".into(),
             processor: "x86_64".into(),
             user: Some("app:staff".into()),
             working_dir: Some("/srv".into()),
+            env: vec!["A=b".into()],
+            architecture: "amd64".into(),
+            layers: vec!["sha256:1".into(), "sha256:2".into()],
         };
         assert_eq!(read(podman), Ok(image));
         let plain = br#"[{"Id": "sha256:c8", "Config": {"User": ""}, "Architecture": "arm64", "Variant": "v8"}]"#;
-        let image = Image { id: "sha256:c8".into(), processor: "aarch64".into(), ..Image::default() };
+        let image = Image {
+            id: "sha256:c8".into(),
+            processor: "aarch64".into(),
+            architecture: "arm64".into(),
+            ..Image::default()
+        };
         assert_eq!(read(plain), Ok(image));
         assert_eq!(read(br#"[{"Id": "a", "Config": null}]"#).unwrap().user, None);
         assert_eq!(read(br#"[{"Id": "a", "Config": {"User": "0:0"}}]"#).unwrap().user, None);

@@ -14,30 +14,30 @@ mod arguments;
 mod call;
 mod claim;
 mod engine;
-mod find;
+pub(crate) mod find;
 mod gauged;
 mod guest;
 mod image;
 mod keep;
 mod owner;
 mod prepared;
+pub(crate) mod root;
 
 use std::{cell::RefCell, collections::BTreeSet, fmt, path::Path, rc::Rc, sync::Arc};
 
 use belljar_guest_spec::{GuestSpec, Hardware, Need, Source};
-use tokio::sync::OnceCell;
 
 pub use self::claim::sweep;
 use self::{
     claim::Claim,
     engine::{Engine, EngineKind},
-    find::NoEngine,
+    find::{Engines, NoEngine},
     keep::KeptSetUps,
     owner::Owner,
     prepared::PreparedContainer,
 };
 use super::{Backend, Footprint, GuestFiles, PrepareRequest, PreparedGuest};
-use crate::{Cause, Lost, guest::Answer, host::HostContext, plan::CONTROL_DIR};
+use crate::{Lost, guest::Answer, host::HostContext, plan::CONTROL_DIR};
 
 /// Bytes of memory that an engine's program, and what watches a container, need beside the container's.
 const OVERHEAD: u64 = 48 << 20;
@@ -49,14 +49,14 @@ pub struct ContainerBackend(Rc<Shared>);
 /// What all containers of this process share.
 pub(crate) struct Shared {
     host: HostContext,
-    engine: OnceCell<Engine>,
+    engines: Rc<Engines>,
     claim: RefCell<Option<Arc<Claim>>>,
     kept: KeptSetUps,
 }
 
 impl fmt::Debug for ContainerBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ContainerBackend").field("engine", &self.0.engine.get()).finish_non_exhaustive()
+        f.debug_struct("ContainerBackend").field("engine", &self.0.engines.known()).finish_non_exhaustive()
     }
 }
 
@@ -64,7 +64,13 @@ impl ContainerBackend {
     /// One that goes by `host`.
     #[must_use]
     pub fn new(host: HostContext) -> Self {
-        Self(Rc::new(Shared { host, engine: OnceCell::new(), claim: RefCell::default(), kept: KeptSetUps::default() }))
+        let engines = Rc::new(Engines::new(host.clone()));
+        Self::with_engines(host, engines)
+    }
+
+    /// The same, with an engine that others use, too.
+    pub(crate) fn with_engines(host: HostContext, engines: Rc<Engines>) -> Self {
+        Self(Rc::new(Shared { host, engines, claim: RefCell::default(), kept: KeptSetUps::default() }))
     }
 
     /// What can be said of each engine that there is, with whether it works; an error where there is none.
@@ -87,8 +93,7 @@ impl ContainerBackend {
 impl Shared {
     /// The engine, found once.
     pub(crate) async fn engine(&self) -> Result<&Engine, Lost> {
-        let found = self.engine.get_or_try_init(|| find::find(&self.host)).await;
-        found.map_err(|NoEngine(why)| Lost::from(Cause::Description(why)).lasting())
+        self.engines.get().await
     }
 
     /// Leaves a note that this process has containers, if there is none yet. Without one nobody looks for what is left of them, which is
@@ -158,7 +163,7 @@ impl Backend for ContainerBackend {
 
     fn obstacles(&self, _: &GuestSpec) -> Vec<String> {
         // Whether one works is found out when it is needed: that takes seconds the first time.
-        find::candidates(&self.0.host).err().map(|NoEngine(why)| why).into_iter().collect()
+        self.0.engines.obstacles()
     }
 
     fn prepare(&self, request: PrepareRequest) -> Answer<'_, Box<dyn PreparedGuest>> {

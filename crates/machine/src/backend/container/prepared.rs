@@ -118,7 +118,7 @@ impl PreparedContainer {
             return Err(Lost::from(Cause::Description(said.to_owned())).lasting());
         }
         let engine = shared.engine().await?.clone();
-        let image = image::look(&engine, &source).await?;
+        let image = image::look(&engine, &source.image, source.pull).await?;
         let agent = belljar_agent_binary::agent_for(&image.processor).ok_or_else(|| {
             Lost::from(Cause::Skipped(format!(
                 "the image {} is for the processor {}, for which there is no agent here",

@@ -1,0 +1,81 @@
+# shellcheck shell=bash disable=SC2016,SC2154,SC2034 # what is expanded in the guest, and what lib.sh knows
+# Container images as the roots of machines.
+# shellcheck source=testing/guests/cases/containers.sh
+. "$here/cases/containers.sh"
+
+# An archive of a root with all kinds of files in it: root.tar.
+make_root() {
+    local busybox
+    busybox=$(command -v busybox) || skip 'no busybox for an image'
+    rm -rf image
+    mkdir -p image/bin image/etc image/srv
+    cp "$busybox" image/bin/busybox
+    image/bin/busybox --list | grep -vx busybox | while read -r name; do ln -sf busybox "image/bin/$name"; done
+    echo 'root:x:0:0:root:/root:/bin/sh' >image/etc/passwd
+    echo 'bob:x:1000:1000::/:/bin/sh' >>image/etc/passwd
+    printf 'root:x:0:\nbob:x:1000:\n' >image/etc/group
+    echo secret >image/etc/shadow
+    tar -C image --numeric-owner --owner=0 --group=0 -cf root.tar .
+    rm -rf more
+    mkdir -p more/srv
+    echo data >more/srv/one; ln more/srv/one more/srv/two; ln -s /srv/one more/srv/link; mkfifo more/srv/pipe
+    chmod 4750 more/srv/one
+    tar -C more --numeric-owner --owner=1000 --group=50 -rf root.tar srv
+}
+
+# An OCI layout of root.tar and of a layer over it: `layout DIR`.
+layout() {
+    local upper lower config manifest
+    mkdir -p "$1/blobs/sha256" over/etc
+    echo x >over/etc/.wh.shadow; [ -e over/etc/new ] || echo new >over/etc/new
+    tar -C over --numeric-owner --owner=0 --group=0 -cf upper.tar etc
+    put() { local sum; sum=$(sha256sum <"$1" | cut -d' ' -f1); cp "$1" "$2/blobs/sha256/$sum"; echo "$sum"; }
+    gzip -kf root.tar
+    lower=$(put root.tar.gz "$1"); upper=$(put upper.tar "$1")
+    printf '{"architecture":"amd64","os":"linux","config":{"Env":["FROM=image"],"User":"bob","WorkingDir":"/srv"},"rootfs":{"type":"layers","diff_ids":["sha256:%s","sha256:%s"]}}' \
+        "$(sha256sum <root.tar | cut -d' ' -f1)" "$upper" >config.json
+    config=$(put config.json "$1")
+    printf '{"schemaVersion":2,"config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"sha256:%s","size":1},"layers":[{"mediaType":"x","digest":"sha256:%s","size":1},{"mediaType":"x","digest":"sha256:%s","size":1}]}' "$config" "$lower" "$upper" >manifest.json
+    manifest=$(put manifest.json "$1")
+    printf '{"schemaVersion":2,"manifests":[{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"sha256:%s","size":1}]}' "$manifest" >"$1/index.json"
+    echo '{"imageLayoutVersion":"1.0.0"}' >"$1/oci-layout"
+}
+
+# Nothing of an engine is needed, and no right on the host.
+test_on_disk() {
+    make_root
+    bj --rootfs "container:$PWD/root.tar" -- sh -c 'cd /srv; stat -c "%n %a %u %g %h %F" one two link pipe; readlink link; stat -c %a /etc/shadow; id -u; : >/srv/new && rm one && echo written'
+    want_code 0
+    want_out 'one 4750 1000 50 2 regular file' 'two 4750 1000 50 2 regular file' 'link 777 1000 50 1 symbolic link' 'pipe 644 1000 50 1 fifo' /srv/one 644 0 written
+    layout box
+    bj -w none --rootfs "container:$PWD/box" -- sh -c 'id -u; pwd; echo "$FROM $HOME"; ls /etc'
+    want_code 0; want_out 1000 /srv 'image /' group new passwd
+    bj -u root --rootfs "container:$PWD/box" -- sh -c 'id -u; pwd; grep -c " / overlay" /proc/mounts'
+    want_code 0; want_out 0 /mnt/hostos 1
+    tar -C box -cf box.tar .
+    bj -w none --rootfs "container:oci-archive:$PWD/box.tar" -v -- cat /etc/new
+    want_code 0; want_out new; want_err 'made by an earlier run'
+    # Another content is another guest.
+    echo newer >over/etc/new
+    layout box
+    bj --rootfs "container:$PWD/box" -v -- cat /etc/new
+    want_code 0; want_out newer; want_err 'made now'
+    printf x >>"$(find box/blobs -size +100k | head -n 1)"
+    rm -f "$BELLJAR_CACHE_DIR"/belljar-root-*
+    bj --rootfs "container:$PWD/box" -- true
+    want_code 125; want_err 'is not what the image says: its digest is'
+}
+
+test_of_engine() {
+    want_engine
+    "$engine" import --change 'ENV FROM=image' image.tar belljar-case:root >/dev/null
+    bj --rootfs container:belljar-case:root --workspace-mode ro -- sh -c 'echo $FROM; id -u; dmesg | grep -c "Linux version"'
+    want_code 0; want_out image 0 1
+    echo two >image/etc/two; tar -C image -cf image.tar .
+    "$engine" import image.tar belljar-case:root >/dev/null
+    bj --rootfs container:belljar-case:root -- cat /etc/two
+    want_code 0; want_out two
+    bj --rootfs container:belljar-case:none -- true
+    want_code 125; want_err 'has no image belljar-case:none; fetch it'
+    "$engine" rmi --force belljar-case:root >/dev/null
+}
