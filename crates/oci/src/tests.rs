@@ -337,7 +337,7 @@ fn every_packing_and_every_place_gives_the_same() {
     let wanted = fs::read(root.join("fs")).unwrap();
     fsck(&root.join("fs"));
     let run = |command: &str| {
-        assert!(Command::new("sh").arg("-c").arg(command).current_dir(root).status().unwrap().success())
+        assert!(Command::new("sh").arg("-c").arg(command).current_dir(root).status().unwrap().success());
     };
     fs::write(root.join("root.tar"), &one).unwrap();
     run(
