@@ -315,9 +315,9 @@ fn a_long_directory_and_long_links_are_whole() {
 
 /// Has the tools of the file system look at one, where they are installed.
 fn fsck(image: &Path) {
-    match Command::new("fsck.erofs").arg(image).output() {
-        Ok(out) => assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr)),
-        Err(_) => eprintln!("fsck.erofs (erofs-utils) is not installed: not tried"),
+    // Without it the kernel of a real guest is what looks at one.
+    if let Ok(out) = Command::new("fsck.erofs").arg(image).output() {
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     }
 }
 
@@ -327,7 +327,7 @@ fn every_packing_and_every_place_gives_the_same() {
     let one =
         layer(&[("bin/sh", Put::File("\x7fELF\x02\x01\0\0\0\0\0\0\0\0\0\0\x02\0\x3e\0\0\0")), ("x", Put::File("1"))]);
     let root = dir.path();
-    layout(&root.join("plain"), &[one.clone()]);
+    layout(&root.join("plain"), std::slice::from_ref(&one));
     let image = open(&root.join("plain")).unwrap();
     assert_eq!(image.config().env, ["PATH=/bin", "A=b"]);
     assert_eq!((image.config().user.as_deref(), image.config().working_dir.as_deref()), (Some("app"), Some("/srv")));
@@ -379,7 +379,7 @@ fn every_packing_and_every_place_gives_the_same() {
 fn what_is_not_what_its_name_says_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let one = layer(&[("bin/sh", Put::File("1"))]);
-    layout(dir.path(), &[one.clone()]);
+    layout(dir.path(), std::slice::from_ref(&one));
     let blob = dir.path().join("blobs/sha256").join(&digest(&one)[7..]);
     let mut bytes = one.clone();
     bytes[512] = b'2';

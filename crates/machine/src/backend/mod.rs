@@ -151,7 +151,7 @@ impl Backends {
     pub fn all(host: HostContext, templates: Templates) -> Self {
         let engines = Rc::new(Engines::new(host.clone()));
         let containers = ContainerBackend::with_engines(host.clone(), Rc::clone(&engines));
-        Self(vec![Rc::new(containers), Rc::new(QemuBackend::new(host, templates, engines))])
+        Self(vec![Rc::new(containers), Rc::new(QemuBackend::with_engines(host, templates, engines))])
     }
 
     /// These. Of two that give guests of the same source, the first does.

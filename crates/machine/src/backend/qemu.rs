@@ -36,7 +36,13 @@ pub struct QemuBackend {
 impl QemuBackend {
     /// One that goes by `host`, and keeps its templates there.
     #[must_use]
-    pub(crate) fn new(host: HostContext, templates: Templates, engines: Rc<Engines>) -> Self {
+    pub fn new(host: HostContext, templates: Templates) -> Self {
+        let engines = Rc::new(Engines::new(host.clone()));
+        Self::with_engines(host, templates, engines)
+    }
+
+    /// The same, with an engine that others use, too.
+    pub(crate) fn with_engines(host: HostContext, templates: Templates, engines: Rc<Engines>) -> Self {
         Self { host: Arc::new(host), templates, engines }
     }
 }
