@@ -79,3 +79,48 @@ test_of_engine() {
     want_code 125; want_err 'has no image belljar-case:none; fetch it'
     "$engine" rmi --force belljar-case:root >/dev/null
 }
+
+# The same tests in a container, in that container's image as a machine, and in a stock image: the same verdicts, in one run and one report.
+# fixtures: debian-trixie
+test_mixed() {
+    want_engine
+    mkdir -p ws/t
+    cat >ws/belljar.toml <<TOML
+[guests.box]
+container = "belljar-case:1"
+[guests.box-machine]
+rootfs = "container:belljar-case:1"
+[guests.archive]
+rootfs = "container:./image.tar"
+[guests.stock]
+image = "$(fixture debian-trixie)"
+[[suites]]
+name = "s"
+tests = "t/*"
+guests = ["box", "box-machine", "archive", "stock"]
+setup = "setup"
+setup-once = true
+TOML
+    cp image.tar ws/
+    printf '#!/bin/sh\necho made >/made\n' >ws/setup
+    printf '#!/bin/sh\n[ ! -e /mine ] && echo x >/mine && cat /made\n' >ws/t/own
+    printf '#!/bin/sh\necho left >"$BELLJAR_OUT/left"; [ "$(id -u)" = 0 ] && [ "$PWD" = /mnt/hostos ]\n' >ws/t/out
+    printf '#!/bin/sh\nexit 3\n' >ws/t/fails
+    printf '#!/bin/sh\nkill -SEGV $$\n' >ws/t/dies
+    printf '#!/bin/sh\n# belljar: needs = "machine"\n[ -d /proc/1/ns ] && dmesg | grep -q "Linux version"\n' >ws/t/machine
+    printf '#!/bin/sh\n# belljar: disks = [{ size = "16MiB", serial = "more" }]\ngrep -qs more /sys/block/*/serial\n' >ws/t/disk
+    chmod +x ws/setup ws/t/*
+    code=0
+    (cd ws && "$BELLJAR" test -j 2 --junit ../junit.xml) >out 2>err || code=$?
+    cat out
+    want_code 100
+    want_line 'Summary .* 24 tests: 14 passed, 8 failed, 2 skipped'
+    for guest in box box-machine archive stock; do
+        want_line "FAIL .*s/fails@$guest:"
+        want_line "FAIL .*s/dies@$guest:.*SIGSEGV"
+        grep -q "own@$guest" junit.xml || fail "the report has no $guest"
+    done
+    want_line 'SKIP .*s/machine@box: skipped: it needs a machine'
+    want_line 'SKIP .*s/disk@box: skipped: it wants disks'
+    want_no_containers
+}
