@@ -31,7 +31,7 @@ pub(crate) struct GuestArgs {
     #[arg(short = 'c', long, value_name = "FILE", requires = "guest", value_hint = ValueHint::FilePath)]
     pub(crate) config: Option<PathBuf>,
 
-    /// Run in a container of this image, of podman or docker, instead of a machine
+    /// Run in a container of this image (a name, or ./PATH of one on disk) of podman or docker, instead of a machine
     #[arg(long, value_name = "IMAGE")]
     pub(crate) container: Option<String>,
 
@@ -196,6 +196,7 @@ impl GuestArgs {
         let modules = self.modules.clone();
         if let Some(image) = self.container.clone() {
             let pull = self.pull.unwrap_or_default();
+            let image = ImageRef::parse(&image, Path::new(""));
             return ContainerSource { image, pull, privileged: self.privileged }.into();
         }
         if let Some(path) = self.image.clone() {

@@ -96,8 +96,8 @@ pub enum Source {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case", rename = "container", tag = "source")]
 pub struct ContainerSource {
-    /// The image, as the engine names it.
-    pub image: String,
+    /// The image.
+    pub image: ImageRef,
     /// Whether the engine may fetch it.
     pub pull: PullPolicy,
     /// Whether its processes may do on the host what the engine's user may.

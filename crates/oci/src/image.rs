@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::{
     archive::{self, LayerError, broken, shown},
     digest::{Digest, Hasher, Hashing},
-    erofs,
+    erofs, export,
     facts::Facts,
     limits::{Exceeded, Limits, MAX_JSON},
     sink::{BLOCK, Sink},
@@ -226,7 +226,7 @@ impl Image {
             let what = if has("manifest.json") && has("version") {
                 "it is a directory of skopeo's dir transport; copy it to an OCI layout (skopeo copy dir:DIR oci:DIR)"
             } else {
-                "it is a directory that is no OCI layout; a directory with a root is given with --rootfs DIR"
+                "it is a directory that is no OCI layout; a directory with a root is given with --rootfs DIR, or packed by tar"
             };
             return Err(ImageError::NoImage { path: path.to_owned(), what: what.to_owned() });
         }
@@ -296,6 +296,15 @@ impl Image {
         let facts = Facts::of(&mut tree, file);
         facts.append(file).map_err(write)?;
         Ok(facts)
+    }
+
+    /// Writes its files into an empty file, as one tar archive. `scratch` takes their bytes meanwhile, and is of no use then.
+    ///
+    /// # Errors
+    /// See [`ImageError`]. What was written then is nothing.
+    pub fn export(&self, into: &File, scratch: &File) -> Result<(), ImageError> {
+        let (tree, _) = self.merge(scratch)?;
+        export::write(&tree, scratch, into).map_err(|source| ImageError::Write { path: self.path.clone(), source })
     }
 
     /// Puts the layers together; the bytes of files go to `file`. Gives the block after them.

@@ -21,6 +21,7 @@ pub mod limits;
 
 mod archive;
 mod erofs;
+mod export;
 mod sink;
 mod tree;
 mod unpack;

@@ -287,6 +287,38 @@ fn what_leads_out_of_the_tree_is_refused() {
 }
 
 #[test]
+fn what_is_exported_is_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let (first, second) = (dir.path().join("first"), dir.path().join("second"));
+    let lower = layer(&[
+        ("bin/", Put::Dir),
+        ("bin/a", Put::File("bytes")),
+        ("b", Put::Hardlink("bin/a")),
+        ("link", Put::Symlink("/bin//./a")),
+        ("null", Put::Char(1, 300)),
+        ("pipe", Put::Fifo),
+        ("empty", Put::File("")),
+    ]);
+    let mut tar = Builder::new(Vec::new());
+    tar.append_pax_extensions([("SCHILY.xattr.user.x", &b"value"[..])]).unwrap();
+    let mut header = Header::new_gnu();
+    header.set_size(5);
+    header.set_mode(0o4755);
+    tar.append_data(&mut header, format!("bin/{}", "long".repeat(50)), &b"hello"[..]).unwrap();
+    layout(dir.path(), &[lower, tar.into_inner().unwrap()]);
+    write(dir.path(), &first).unwrap();
+    let out = File::create(dir.path().join("out.tar")).unwrap();
+    open(dir.path()).unwrap().export(&out, &tempfile::tempfile().unwrap()).unwrap();
+    write(&dir.path().join("out.tar"), &second).unwrap();
+    let (first_tree, second_tree) = (read_back(&first), read_back(&second));
+    assert_eq!(first_tree, second_tree);
+    assert_eq!(first_tree["/link"], "link /bin//./a");
+    assert_eq!(first_tree["/null"], "char 10012c");
+    let bytes = fs::read(&second).unwrap();
+    assert!(bytes.windows(6).any(|window| window == b"xvalue"), "the attribute is there");
+}
+
+#[test]
 fn a_long_directory_and_long_links_are_whole() {
     let dir = tempfile::tempdir().unwrap();
     let mut tar = Builder::new(Vec::new());
@@ -473,7 +505,7 @@ fn one_of_several_is_chosen_by_its_name() {
 fn what_is_no_image_says_what_to_do() {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join("bin")).unwrap();
-    assert!(open(dir.path()).unwrap_err().to_string().contains("--rootfs DIR"));
+    assert!(open(dir.path()).unwrap_err().to_string().contains("--rootfs DIR, or packed"));
     assert!(open(&dir.path().join("gone")).unwrap_err().to_string().contains("No such file"));
     assert!(open(Path::new("/dev/null")).unwrap_err().to_string().contains("neither"));
     fs::write(dir.path().join("text"), "no archive\n".repeat(100)).unwrap();

@@ -80,6 +80,27 @@ test_of_engine() {
     "$engine" rmi --force belljar-case:root >/dev/null
 }
 
+# The engine imports what is on disk, once.
+test_on_disk_as_container() {
+    want_engine
+    make_root
+    layout box
+    bj -w none --container "$PWD/box" -- sh -c 'id -u; pwd; echo "$FROM"; ls /etc; stat -c "%n %a %u %g %h" /srv/one; readlink /srv/link'
+    want_code 0
+    want_line '^1000$'; want_line '^/srv$'; want_line '^image$'; want_line '^new$'; want_no_line shadow
+    want_line '^/srv/one 4750 1000 50 2$'; want_line '^/srv/one$'
+    before=$("$engine" images --quiet belljar-image | wc -l)
+    bj --container "oci:$PWD/box" -u root -- id -u
+    want_code 0; want_out 0
+    [ "$("$engine" images --quiet belljar-image | wc -l)" = "$before" ] || fail 'it was imported once more'
+    bj --container "$PWD/root.tar" --workspace-mode ro -- sh -c 'id -u; cat /etc/shadow'
+    want_code 0; want_out 0 secret
+    bj --container "$PWD/ws" -- true
+    want_code 125; want_err 'no OCI layout'
+    "$engine" images --filter "label=belljar.cache=$BELLJAR_CACHE_DIR" --quiet | sort -u | xargs "$engine" rmi --force >/dev/null
+    want_no_containers
+}
+
 # The same tests in a container, in that container's image as a machine, and in a stock image: the same verdicts, in one run and one report.
 # fixtures: debian-trixie
 test_mixed() {

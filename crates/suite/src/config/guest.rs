@@ -32,7 +32,7 @@ word_value!(Accel, Access, BusChoice, Firmware, Need, NicMode, PullPolicy, OopsP
 table! {
     /// A guest: the machine under test. Without image, kernel and rootfs it is this host's own userland.
     GuestTable is "a guest" {
-        /// Run in a container of this image, of podman or docker.
+        /// Run in a container of this image, of podman or docker: a name that the engine knows, or ./PATH of an image on disk.
         "container" container: Text = "(none)",
         /// Whether the engine may fetch the image of container, or of rootfs: never, if it is missing, or always.
         "pull" pull: PullPolicy = "\"never\"",
@@ -253,6 +253,7 @@ fn source(table: &GuestTable, dir: &Path) -> Source {
     let modules = below(dir, &table.modules);
     if let Some(image) = plain(&table.container) {
         let pull = table.pull.as_ref().map(|p| *p.get_ref()).unwrap_or_default();
+        let image = ImageRef::parse(&image, dir);
         return ContainerSource { image, pull, privileged: plain(&table.privileged).unwrap_or_default() }.into();
     }
     let kernel = below(dir, &table.kernel);

@@ -64,7 +64,15 @@ impl Call {
     /// # Errors
     /// If it cannot be started.
     pub(crate) fn start_into(command: Command, into: File) -> io::Result<Self> {
-        Self::start_to(command, into.into(), Vec::new(), None)
+        Self::start_to(command, (Stdio::null(), into.into()), Vec::new(), None)
+    }
+
+    /// Starts a call whose standard input comes from a file, and whose standard output is taken.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub(crate) fn start_from(command: Command, from: File) -> io::Result<Self> {
+        Self::start_to(command, (from.into(), Stdio::piped()), Vec::new(), None)
     }
 
     /// The same, with calls that are made when it has ended, whoever listens then. One that does not end well leaves a doubt about the claim, whether all is gone.
@@ -77,16 +85,17 @@ impl Call {
         afterwards: Vec<Command>,
         claim: Option<Arc<Claim>>,
     ) -> io::Result<Self> {
-        Self::start_to(command, if answers { Stdio::piped() } else { Stdio::null() }, afterwards, claim)
+        let output = if answers { Stdio::piped() } else { Stdio::null() };
+        Self::start_to(command, (Stdio::null(), output), afterwards, claim)
     }
 
     fn start_to(
         mut command: Command,
-        output: Stdio,
+        (input, output): (Stdio, Stdio),
         afterwards: Vec<Command>,
         claim: Option<Arc<Claim>>,
     ) -> io::Result<Self> {
-        command.stdin(Stdio::null()).stderr(Stdio::piped()).stdout(output);
+        command.stdin(input).stderr(Stdio::piped()).stdout(output);
         let alive = Alive::begin();
         let mut child = command.spawn()?;
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);

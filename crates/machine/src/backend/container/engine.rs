@@ -109,8 +109,13 @@ pub(crate) async fn call(
 ) -> Result<CallEnd, EngineError> {
     let mut command = shim.command_for_helper(program);
     command.args(arguments);
-    let end = Call::start(command, true).map_err(|error| EngineError::Start(error.to_string()))?;
-    match end.within(limit).await {
+    ended(Call::start(command, true), limit).await
+}
+
+/// How a call ended, if it ended well.
+async fn ended(started: io::Result<Call>, limit: Duration) -> Result<CallEnd, EngineError> {
+    let call = started.map_err(|error| EngineError::Start(error.to_string()))?;
+    match call.within(limit).await {
         Ok(end) if end.status.success() => Ok(end),
         Ok(end) => Err(EngineError::Refused(end)),
         Err(Overdue(limit)) => Err(EngineError::Overdue(limit)),
@@ -163,6 +168,18 @@ impl Engine {
         let mut command = self.shim.command_for_helper(&self.path);
         command.args(self.arguments(arguments));
         Call::start_into(command, into)
+    }
+
+    /// Asks it something that it reads from a file.
+    pub(crate) async fn ask_with(
+        &self,
+        arguments: Vec<OsString>,
+        from: std::fs::File,
+        limit: Duration,
+    ) -> Result<CallEnd, EngineError> {
+        let mut command = self.shim.command_for_helper(&self.path);
+        command.args(self.arguments(arguments));
+        ended(Call::start_from(command, from), limit).await
     }
 
     /// The loss that an error is: `attempt` is what was to be done, such as `look at the image x`.

@@ -18,7 +18,7 @@ use tokio::sync::Mutex;
 use super::engine::{ASK_LIMIT, Engine, EngineError, says_missing, words};
 
 /// The name of every image with a set-up; its tag tells which.
-const NAME: &str = "belljar-setup";
+pub(crate) const NAME: &str = "belljar-setup";
 /// The label with the cache that knows when an image was used last.
 const CACHE: &str = "belljar.cache";
 /// The label with what was set up, for a person.
@@ -61,9 +61,13 @@ pub(crate) fn key(image: &str, set_up: &[u8; 32], like: &str) -> String {
     HEXLOWER.encode(&hasher.finalize().as_bytes()[..16])
 }
 
-/// The image with this key, if there is one from this run or an earlier one.
-pub(crate) async fn find(engine: &Engine, cache: &Path, key: &str) -> Result<Option<String>, EngineError> {
-    let image = format!("{NAME}:{key}");
+/// The image of this name with this key, if there is one from this run or an earlier one.
+pub(crate) async fn find(
+    engine: &Engine,
+    cache: &Path,
+    (name, key): (&str, &str),
+) -> Result<Option<String>, EngineError> {
+    let image = format!("{name}:{key}");
     match engine.ask(words(["image", "inspect", "--format", "{{.Id}}", &image]), ASK_LIMIT).await {
         Ok(_) => {
             note_use(cache, key);
@@ -81,15 +85,24 @@ pub(crate) async fn commit(
     (container, key, title): (&str, &str, &str),
 ) -> Result<String, EngineError> {
     let image = format!("{NAME}:{key}");
-    // A label is a line of a Dockerfile.
-    let label = |name: &str, value: &str| format!("LABEL {name}={}", serde_json::Value::from(value));
     let mut arguments: Vec<OsString> = words(["commit"]);
-    arguments.extend(words(["--change", &label(TITLE, title)]));
-    arguments.extend(words(["--change", &label(CACHE, &cache.display().to_string())]));
+    arguments.extend(labels(cache, title));
     arguments.extend(words([container, &image]));
     engine.ask(arguments, COMMIT_LIMIT).await?;
     note_use(cache, key);
     Ok(image)
+}
+
+/// Arguments that give an image the labels of those that go by themselves.
+pub(crate) fn labels(cache: &Path, title: &str) -> Vec<OsString> {
+    [changed("LABEL", TITLE, title), changed("LABEL", CACHE, &cache.display().to_string())].concat()
+}
+
+/// An argument with a line of a Dockerfile that says `name=value`.
+pub(crate) fn changed(instruction: &str, name: &str, value: &str) -> Vec<OsString> {
+    // A `$` would stand for a variable.
+    let quoted = serde_json::Value::from(value).to_string().replace('$', "\\$");
+    words(["--change", &format!("{instruction} {name}={quoted}")])
 }
 
 /// Removes images of this cache that nobody used for long. What cannot be removed is in use, or is looked at again next time.
@@ -112,7 +125,7 @@ fn used(cache: &Path, key: &str) -> PathBuf {
     cache.join(USED).join(key)
 }
 
-fn note_use(cache: &Path, key: &str) {
+pub(crate) fn note_use(cache: &Path, key: &str) {
     let file = used(cache, key);
     // Without the note the image is made again one day.
     drop(fs_err::create_dir_all(cache.join(USED)).and_then(|()| fs_err::write(file, "")));

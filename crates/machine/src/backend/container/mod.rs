@@ -18,6 +18,7 @@ pub(crate) mod find;
 mod gauged;
 mod guest;
 mod image;
+mod import;
 mod keep;
 mod owner;
 mod prepared;

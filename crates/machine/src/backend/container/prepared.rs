@@ -13,7 +13,9 @@ use std::{
     rc::Rc,
 };
 
-use belljar_guest_spec::{ContainerSource, GuestSpec, Hardware, NicMode, Source as GuestSource, WorkspaceMode};
+use belljar_guest_spec::{
+    ContainerSource, GuestSpec, Hardware, ImageRef, NicMode, PullPolicy, Source as GuestSource, WorkspaceMode,
+};
 use belljar_model::{CrashKind, EventKind, Phase};
 use belljar_proto::message::{Mount, MountMode, Setup, Source};
 use data_encoding::HEXLOWER;
@@ -30,6 +32,7 @@ use super::{
     gauged::Gauged,
     guest::{ContainerGuest, Parts},
     image::{self, Image},
+    import,
     keep::{self, Kept},
     note,
     owner::{self, Owner},
@@ -118,7 +121,13 @@ impl PreparedContainer {
             return Err(Lost::from(Cause::Description(said.to_owned())).lasting());
         }
         let engine = shared.engine().await?.clone();
-        let image = image::look(&engine, &source.image, source.pull).await?;
+        let image = match &source.image {
+            ImageRef::Engine(name) => image::look(&engine, name, source.pull).await?,
+            ImageRef::Path(path) => {
+                let name = import::import(&engine, path, (&shared.host, &dir)).await?;
+                image::look(&engine, &name, PullPolicy::Never).await?
+            }
+        };
         let agent = belljar_agent_binary::agent_for(&image.processor).ok_or_else(|| {
             Lost::from(Cause::Skipped(format!(
                 "the image {} is for the processor {}, for which there is no agent here",
@@ -137,7 +146,7 @@ impl PreparedContainer {
             },
             EventKind::Choice {
                 what: "image".into(),
-                chosen: source.image.clone(),
+                chosen: source.image.to_string(),
                 why: format!(
                     "{} is {}; commands run as {}",
                     source.image,
@@ -309,7 +318,7 @@ impl PreparedContainer {
             return Ok(known.clone());
         }
         let cache = &self.shared.host.cache_dir;
-        let found = keep::find(&self.engine, cache, &key).await;
+        let found = keep::find(&self.engine, cache, (keep::NAME, &key)).await;
         let kept = match found.map_err(|error| self.engine.lost("look for an image with a set-up", &error))? {
             Some(image) => Kept::Image(image),
             None => self.make_kept(layer, share, (dir, &key), observe).await?,

@@ -65,7 +65,7 @@ struct Known {
 
 /// Why there is no file system.
 #[derive(Debug, thiserror::Error)]
-enum NotMade {
+pub(super) enum NotMade {
     #[error(transparent)]
     Image(#[from] ImageError),
     #[error(transparent)]
@@ -120,35 +120,40 @@ pub(crate) async fn prepare(
     pull: PullPolicy,
     (host, dir): (&HostContext, &Path),
 ) -> Result<ImageRoot, Lost> {
-    let (cache_dir, dir) = (host.cache_dir.clone(), dir.to_owned());
+    let store = Store::new(host, dir);
     match image {
         ImageRef::Path(path) => {
             let path = path.clone();
-            let made = move || of_path(&path, &Store { cache: Cache::new(&cache_dir, &dir), cache_dir, dir });
-            blocking("reading of an image", made).await?.map_err(lost)
+            blocking("reading of an image", move || of_path(&path, &store)).await?.map_err(lost)
         }
         ImageRef::Engine(name) => {
             let engine = engines.get().await?;
-            of_engine(engine, name, pull, Store { cache: Cache::new(&cache_dir, &dir), cache_dir, dir }).await
+            of_engine(engine, name, pull, store).await
         }
     }
 }
 
-fn lost(error: NotMade) -> Lost {
+pub(super) fn lost(error: NotMade) -> Lost {
     Lost::from(Cause::Description(error.to_string())).lasting()
 }
 
 /// Where roots are kept.
 #[derive(Clone)]
-struct Store {
+pub(super) struct Store {
     cache: Cache,
     cache_dir: PathBuf,
     dir: PathBuf,
 }
 
 impl Store {
+    /// Where the host has its cache. `dir` is for what no cache can take.
+    pub(super) fn new(host: &HostContext, dir: &Path) -> Self {
+        let (cache_dir, dir) = (host.cache_dir.clone(), dir.to_owned());
+        Self { cache: Cache::new(&cache_dir, &dir), cache_dir, dir }
+    }
+
     /// A file that goes by itself.
-    fn scratch(&self) -> io::Result<File> {
+    pub(super) fn scratch(&self) -> io::Result<File> {
         let made =
             fs_err::create_dir_all(&self.cache_dir).and_then(|()| unnamed(&self.cache_dir).map_err(io::Error::other));
         made.or_else(|_| unnamed(&self.dir).map_err(io::Error::other))
@@ -186,28 +191,52 @@ impl Store {
 
 /// That of an image on disk.
 fn of_path(path: &Path, store: &Store) -> Result<ImageRoot, NotMade> {
-    let (path, tag) = split_tag(path);
-    let shown = match &tag {
-        Some(tag) => format!("{}:{tag}", path.display()),
-        None => path.display().to_string(),
-    };
-    let wanted = Wanted { tag: tag.as_deref(), architecture: architecture() };
-    let open = || Ok(Image::open(&path, wanted, || store.scratch(), Limits::default())?);
-    let failed = |source| NotMade::Image(ImageError::Open { path: path.clone(), source });
-    let stamp = stamp(&path).map_err(failed)?;
-    let question = format!("{FORMAT} {shown} {} {stamp}", wanted.architecture);
-    let memory = Memory::new(&store.cache_dir);
-    let known: Known = match memory.recall(KNOWN, &question) {
-        Some(known) => known,
-        None => {
-            let image = open()?;
-            let known = Known { config: image.config().clone(), identity: image.identity() };
-            memory.keep(KNOWN, &question, &known);
-            known
-        }
-    };
-    let key = known.identity.unwrap_or_else(|| blake3::hash(question.as_bytes()).to_hex().to_string());
-    store.root((&key, &shown), known.config, open)
+    let on_disk = OnDisk::look(path, store)?;
+    store.root((&on_disk.key, &on_disk.shown), on_disk.config.clone(), || on_disk.open(store))
+}
+
+/// An image on disk.
+pub(super) struct OnDisk {
+    path: PathBuf,
+    tag: Option<String>,
+    /// For a person.
+    pub(super) shown: String,
+    pub(super) config: Config,
+    /// By what its files are known.
+    pub(super) key: String,
+}
+
+impl OnDisk {
+    /// Looks at it, if it was not looked at before.
+    pub(super) fn look(path: &Path, store: &Store) -> Result<Self, NotMade> {
+        let (path, tag) = split_tag(path);
+        let shown = match &tag {
+            Some(tag) => format!("{}:{tag}", path.display()),
+            None => path.display().to_string(),
+        };
+        let failed = |source| NotMade::Image(ImageError::Open { path: path.clone(), source });
+        let stamp = stamp(&path).map_err(failed)?;
+        let question = format!("{FORMAT} {shown} {} {stamp}", architecture());
+        let mut on_disk = Self { path, tag, shown, config: Config::default(), key: String::new() };
+        let memory = Memory::new(&store.cache_dir);
+        let known: Known = match memory.recall(KNOWN, &question) {
+            Some(known) => known,
+            None => {
+                let image = on_disk.open(store)?;
+                let known = Known { config: image.config().clone(), identity: image.identity() };
+                memory.keep(KNOWN, &question, &known);
+                known
+            }
+        };
+        on_disk.key = known.identity.unwrap_or_else(|| blake3::hash(question.as_bytes()).to_hex().to_string());
+        on_disk.config = known.config;
+        Ok(on_disk)
+    }
+
+    pub(super) fn open(&self, store: &Store) -> Result<Image, NotMade> {
+        let wanted = Wanted { tag: self.tag.as_deref(), architecture: architecture() };
+        Ok(Image::open(&self.path, wanted, || store.scratch(), Limits::default())?)
+    }
 }
 
 /// By what it is noticed that something on disk is not what it was.
@@ -320,7 +349,7 @@ async fn save(engine: &Engine, name: &str, id: &str, store: &Store) -> Result<Fi
 }
 
 /// This host's processor, in the words of the image specification.
-fn architecture() -> &'static str {
+pub(super) fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "x86" => "386",
