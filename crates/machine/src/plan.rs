@@ -350,7 +350,9 @@ pub fn prepare(
                 if image.facts.modules.iter().any(|own| own == release) { OwnModules::Other } else { OwnModules::None }
             };
             of_kernel = modules.as_ref().and_then(|index| modules_for_root(own, &kernel, index, asked, &mut choices));
-            let wanted = wanted(&kinds);
+            // What carries the modules is another where the others come on a disk.
+            let of_modules = kinds.iter().map(|kind| share::carrying(kind, share::MODULES_TAG));
+            let wanted = wanted(&kinds.iter().copied().chain(of_modules).collect::<Vec<_>>());
             let spec = InitSpec { wanted: &wanted, ..init_spec(platform, agent, modules.as_ref()) };
             let files = boot::root_on_disk(&kernel, &spec, ROOT_DISK, ROOT_FILE_SYSTEM, &cache)?;
             volumes.push(Volume::root(&host.qemu_img, &image.file, ROOT_DISK)?);

@@ -199,7 +199,7 @@ pub(crate) fn mounts(spec: &ShareSpec, kinds: &[&'static Kind]) -> Vec<Mount> {
     mounts
 }
 
-/// What carries this share where the others are carried by a kind: modules are too many to be copied, and who has them has its root by 9p.
+/// What carries this share where the others are carried by a kind: modules are too many to be copied.
 pub(crate) fn carrying(kind: &'static Kind, tag: &str) -> &'static Kind {
     if kind.on_disk && tag == MODULES_TAG { &ninep::NINE_P } else { kind }
 }
