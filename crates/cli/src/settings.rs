@@ -156,7 +156,7 @@ pub(crate) fn host_context(
         path: env::get("PATH"),
         engine: engine.map(Path::to_owned),
         qemu_img: qemu_img(),
-        firmware_dirs: vec![base_dirs()?.config_dir().join("qemu/firmware")],
+        firmware_dirs: firmware_dirs()?,
         own: vec![state_dir()?],
         home: home(),
         guest_env: guest_env(),
@@ -164,6 +164,11 @@ pub(crate) fn host_context(
         shim: shim(),
         accel,
     })
+}
+
+/// Where the user's own descriptions of firmware are (QEMU's `docs/interop/firmware.json`).
+pub(crate) fn firmware_dirs() -> Result<Vec<PathBuf>, String> {
+    Ok(vec![base_dirs()?.config_dir().join("qemu/firmware")])
 }
 
 /// The user's home directory.

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::io::Write;
 
 use belljar_image::initramfs::ModuleNames;
+use belljar_image::kernel;
 use serde::Serialize;
 
 use crate::boot::{self, Boot, BootEntry, FileRef, Loader};
@@ -12,7 +13,7 @@ use crate::disk::{Disk, Part, ReadError};
 use crate::fs::{FileError, FileSystems, View};
 use crate::lvm;
 use crate::partition::{self, Partition, Table};
-use crate::system::{self, System};
+use crate::system::{self, System, SystemKernel};
 
 /// Code that a BIOS runs is in the first bytes of a disk.
 const BOOT_CODE: usize = 440;
@@ -182,6 +183,20 @@ impl Description {
     #[must_use]
     pub fn default_entry(&self) -> Option<&BootEntry> {
         self.entries.get(self.default?)
+    }
+
+    /// The kernel of the system that boots when nobody chooses: by what its file says of itself, else by its file's name. None where that is no kernel of
+    /// the system's.
+    #[must_use]
+    pub fn booting_kernel<'a>(&self, system: &'a System) -> Option<&'a SystemKernel> {
+        let entry = self.default_entry()?;
+        let head = FileRef { size: entry.kernel.size.min(kernel::IDENTITY), ..entry.kernel.clone() };
+        let release = self.read_file(&head, head.size).ok().and_then(|head| kernel::identify(&head)?.1);
+        // By their names alone, for where one file system has both the other may see them at another path.
+        let file = |path: &str| path.rsplit('/').next().unwrap_or_default().to_owned();
+        let by_release = |kernel: &&SystemKernel| release.is_some() && kernel.release == release;
+        let by_name = |kernel: &&SystemKernel| file(&kernel.path) == file(&entry.kernel.path);
+        system.kernels.iter().find(by_release).or_else(|| system.kernels.iter().find(by_name))
     }
 
     /// The contents of a file of at most `max` bytes.

@@ -143,7 +143,7 @@ pub fn root_over_9p(
     cache: &Cache,
 ) -> Result<BootFiles, BootError> {
     let root = InitRoot::Share(Source::NineP { tag: root_tag.to_owned() });
-    prepare(kernel, spec, root, None, cache)
+    prepare(kernel, Start::Quickest, spec, root, None, cache)
 }
 
 /// A guest whose first process is the agent and whose root is a file system of this kind on the disk with this serial number, read-only under a layer in
@@ -174,7 +174,7 @@ pub fn foreign_initramfs(
     cache: &Cache,
 ) -> Result<BootFiles, BootError> {
     if let Some(spec) = spec {
-        return prepare(kernel, spec, InitRoot::Initramfs, Some(initrd), cache);
+        return prepare(kernel, Start::Quickest, spec, InitRoot::Initramfs, Some(initrd), cache);
     }
     initramfs::check_foreign(initrd)?;
     let mut files = kernel_alone(kernel, cache)?;
@@ -184,6 +184,7 @@ pub fn foreign_initramfs(
 
 /// A guest's own kernel with its own initramfs, both taken out of its disk. The agent is in the initramfs too, and is to be started by
 /// `rdinit=/belljar/agent`: it starts `init`, which the kernel would have started, and goes to the guest's root when that is there.
+/// `by_uefi`: UEFI firmware starts it, which takes a kernel only as it is, an EFI program (the kernel's `admin-guide/efi-stub.rst`).
 ///
 /// # Errors
 /// See [`BootError`].
@@ -191,12 +192,35 @@ pub fn guests_initramfs(
     kernel: &Kernel,
     initrd: &Path,
     init: &str,
+    by_uefi: bool,
     processor: &Processor,
     agent: &[u8],
     cache: &Cache,
 ) -> Result<BootFiles, BootError> {
     let spec = InitSpec { processor, agent, modules: None, required: &[], wanted: &[] };
-    prepare(kernel, &spec, InitRoot::OfGuest { init: init.to_owned() }, Some(initrd), cache)
+    let start = if by_uefi { Start::AsItIs } else { Start::Quickest };
+    prepare(kernel, start, &spec, InitRoot::OfGuest { init: init.to_owned() }, Some(initrd), cache)
+}
+
+/// In which form a kernel is started.
+#[derive(Clone, Copy)]
+enum Start {
+    Quickest,
+    /// As UEFI firmware does.
+    AsItIs,
+}
+
+/// A kernel for UEFI firmware, without an initramfs.
+fn as_it_is(kernel: &Kernel) -> BootFiles {
+    let said = "started as it is, not by PVH: UEFI firmware starts EFI programs".to_owned();
+    let choices = vec![of_kernel(kernel), said];
+    BootFiles { kernel: kernel.path.clone(), initrd: None, pvh: false, choices, mended: Vec::new() }
+}
+
+/// Which kernel it is, for a person.
+fn of_kernel(kernel: &Kernel) -> String {
+    let release = kernel.release.as_ref().map_or("of unknown release", |r| r.as_str());
+    format!("kernel {} ({release})", kernel.path.display())
 }
 
 /// The quickest form of a kernel, without an initramfs.
@@ -204,8 +228,7 @@ pub fn guests_initramfs(
 /// # Errors
 /// See [`VmlinuxError`].
 pub fn kernel_alone(kernel: &Kernel, cache: &Cache) -> Result<BootFiles, BootError> {
-    let release = kernel.release.as_ref().map_or("of unknown release", |r| r.as_str());
-    let mut choices = vec![format!("kernel {} ({release})", kernel.path.display())];
+    let mut choices = vec![of_kernel(kernel)];
     let mut mended = Vec::new();
     let (path, pvh) = match vmlinux::bootable(kernel, cache)? {
         Bootable::Pvh { path, hit, flaw } => {
@@ -231,6 +254,7 @@ fn said_of_flaw(what: &str, path: &Path, flaw: &str) -> String {
 
 fn prepare(
     kernel: &Kernel,
+    start: Start,
     spec: &InitSpec<'_>,
     root: InitRoot,
     foreign: Option<&Path>,
@@ -242,7 +266,10 @@ fn prepare(
         return Err(BootError::Arch { kernel: kernel.path.clone(), arch, wanted, package });
     }
     let (modules, chosen) = choose_modules(kernel, spec, &root)?;
-    let mut files = kernel_alone(kernel, cache)?;
+    let mut files = match start {
+        Start::Quickest => kernel_alone(kernel, cache)?,
+        Start::AsItIs => as_it_is(kernel),
+    };
     files.choices.extend(chosen);
 
     let name = format!("initrd-{}", key(spec, &root, &modules, foreign)?);

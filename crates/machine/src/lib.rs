@@ -25,7 +25,7 @@ mod plan_choices;
 pub mod plan_direct;
 pub mod plan_drivers;
 mod plan_error;
-mod plan_firmware;
+pub mod plan_firmware;
 pub mod plan_image;
 mod plan_obstacles;
 mod plan_shares;

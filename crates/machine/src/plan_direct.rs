@@ -20,7 +20,7 @@ use crate::{
     access::rungs::{self, OLDEST_SYSTEMD, Rung},
     plan::PlanError,
     plan_choices::Choices,
-    plan_firmware::Wanted,
+    plan_firmware::{Wanted, is_by_uefi},
     plan_image::{self, ImageQuestion, ImageReader},
     qemu::platform::{self, Platform},
 };
@@ -191,12 +191,14 @@ pub(crate) fn of_image(
             None => return Ok(None),
         }
     }
-    direct_start(reader, (platform, agent.program), cache, choices).map(Some)
+    let by_uefi = is_by_uefi(reader, question);
+    direct_start(reader, by_uefi, (platform, agent.program), cache, choices).map(Some)
 }
 
 /// Makes ready what starts the image directly, with the agent behind its initramfs; gives the words for its kernel too.
 fn direct_start(
     reader: &ImageReader<'_>,
+    by_uefi: bool,
     (platform, agent): (&'static Platform, &'static [u8]),
     cache: &Cache,
     choices: &mut Choices,
@@ -245,7 +247,7 @@ fn direct_start(
     let kernel = Kernel::open(&kernel, &platform::processors())?;
     let init = entry.words.split_ascii_whitespace().rev().find_map(|word| word.strip_prefix("rdinit="));
     let init = init.unwrap_or(INIT);
-    let files = boot::guests_initramfs(&kernel, &initrd, init, &platform.processor, agent, cache)?;
+    let files = boot::guests_initramfs(&kernel, &initrd, init, by_uefi, &platform.processor, agent, cache)?;
     Ok((files, entry.words.clone()))
 }
 

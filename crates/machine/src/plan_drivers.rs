@@ -61,7 +61,7 @@ impl Default for Buses {
 impl Drivers {
     /// Of the kernel that the boot loader starts, else the newest.
     pub(crate) fn of(found: &Description, system: &System) -> Self {
-        let Some(kernel) = booting(found, system) else { return Self::default() };
+        let Some(kernel) = found.booting_kernel(system).or(system.kernels.first()) else { return Self::default() };
         let mut initramfs = None;
         let mut initramfs_unread = None;
         // A kernel that has virtio by itself needs nothing else.
@@ -141,14 +141,6 @@ impl Drivers {
 /// Whether a kernel has all of these when it looks for its root, if that is known.
 fn at_start(kernel: &SystemKernel, features: &[Feature], initramfs: Option<&HashSet<String>>) -> Option<bool> {
     all_known(features.iter().map(|feature| kernel.feature_at_start(*feature, initramfs)))
-}
-
-/// The kernel that the boot loader starts, else the newest.
-pub(crate) fn booting<'a>(found: &Description, system: &'a System) -> Option<&'a SystemKernel> {
-    // By their names alone, for where one file system has both the other may see them at another path.
-    let file = |path: &str| path.rsplit('/').next().unwrap_or_default().to_owned();
-    let entry = found.default_entry().map(|entry| file(&entry.kernel.path));
-    system.kernels.iter().find(|kernel| Some(file(&kernel.path)) == entry).or(system.kernels.first())
 }
 
 /// The buses of an image's disks. `unknown`: why nothing is known of it.

@@ -1,5 +1,7 @@
 //! What starts an image's boot loader: as it was asked for, or what the image itself tells.
 
+use std::path::{Path, PathBuf};
+
 use belljar_disk_reader::{Description, Loader, Partition, Table};
 use belljar_guest_spec::{Firmware, GuestSpec};
 use serde::{Deserialize, Serialize};
@@ -60,6 +62,39 @@ pub(crate) fn uefi_for(
     let why = format!("UEFI, as {} says{told}", found.described_in.display());
     choices.add("firmware", found.code.path.display().to_string(), why);
     Ok(Some(found))
+}
+
+/// Whether UEFI firmware is to start this image, whatever of it is started: as [`uefi_for`] has it where the machine has firmware of its own.
+pub(crate) fn is_by_uefi(reader: &ImageReader<'_>, question: &ImageQuestion<'_>) -> bool {
+    let platform = question.platform;
+    match question.spec.firmware {
+        Firmware::Bios => false,
+        Firmware::Uefi => true,
+        Firmware::Auto => {
+            platform.own_firmware.is_some()
+                && platform.uefi_packages.is_some()
+                && reader.facts().is_ok_and(|facts| facts.firmware.uefi)
+        }
+    }
+}
+
+/// What would start this disk where nobody says what: nothing where that is the machine's own firmware or its kernel alone, else the UEFI firmware.
+///
+/// # Errors
+/// Where the UEFI firmware is missing on this host, for a person.
+pub fn uefi_of(
+    found: &Description,
+    platform: &Platform,
+    qemu: &Path,
+    dirs: &[PathBuf],
+) -> Option<Result<PathBuf, String>> {
+    platform.uefi_packages?;
+    let wanted = Wanted::of(found);
+    if platform.own_firmware.is_some() && !wanted.uefi || wanted.finds_nothing {
+        return None;
+    }
+    let uefi = firmware::find(platform, platform.machine, qemu, dirs);
+    Some(uefi.map(|uefi| uefi.code.path).map_err(|error| error.to_string()))
 }
 
 /// The type of the guest's machine, with its properties.

@@ -22,7 +22,7 @@ use crate::{
     plan::PlanError,
     plan_choices::Choices,
     plan_direct::{Entry, Login},
-    plan_drivers::{self, Drivers},
+    plan_drivers::Drivers,
     plan_firmware::Wanted,
     qemu::platform::{self, Platform},
     share,
@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// Part of the names in the cache: change it with what is read and how.
-const VERSION: &[u8] = b"6";
+const VERSION: &[u8] = b"7";
 
 /// Which guest of an image it is about, and on what host.
 pub(crate) struct ImageQuestion<'a> {
@@ -88,7 +88,7 @@ impl Facts {
 
 /// Whether the kernel that the boot loader starts, else the newest, is known to have nothing by which it could mount a share.
 fn mounts_no_share(found: &Description, system: &System) -> bool {
-    plan_drivers::booting(found, system).is_some_and(|kernel| {
+    found.booting_kernel(system).or(system.kernels.first()).is_some_and(|kernel| {
         share::needs_disk(|feature| kernel.feature(feature).map(|presence| presence != Presence::Absent))
     })
 }

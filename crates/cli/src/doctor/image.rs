@@ -17,8 +17,12 @@ use belljar_machine::{
     console::sanitize::sanitize_line,
     plan_direct::ways_into,
     plan_drivers::hardware_for,
+    plan_firmware::uefi_of,
     plan_image::{no_machine, processor_of},
-    qemu::{platform, probe},
+    qemu::{
+        platform::{self, Platform},
+        probe,
+    },
     share,
 };
 use bytesize::ByteSize;
@@ -45,7 +49,7 @@ const FEATURES: &[(&str, Feature)] = &[
 ];
 
 /// What is found of an image.
-pub(super) fn look_at(image: &Path) -> Vec<Finding> {
+pub(super) fn look_at(image: &Path, qemu: Option<&Path>) -> Vec<Finding> {
     let mut findings = match disk::inspect(&settings::qemu_img(), image, None, disk::Use::Boot) {
         Err(error) => vec![Finding::bad("image", error.to_string())],
         Ok(found) => {
@@ -53,7 +57,7 @@ pub(super) fn look_at(image: &Path) -> Vec<Finding> {
             let described =
                 Disk::open(&found, &settings::qemu_img(), Limits::default()).and_then(|disk| inspect(&disk));
             match described.and_then(|description| Ok((description.system()?, description))) {
-                Ok((system, description)) => findings.extend(of_disk(&description, system.as_ref())),
+                Ok((system, description)) => findings.extend(of_disk(&description, system.as_ref(), qemu)),
                 Err(error) => {
                     findings.push(boot_sector(&found));
                     findings.push(Finding::note("disk", plain(&error.to_string()), "what is on it was not looked at"));
@@ -94,7 +98,7 @@ fn boot_sector(found: &DiskImage) -> Finding {
 }
 
 /// What is on a disk.
-fn of_disk(description: &Description, system: Option<&System>) -> Vec<Finding> {
+fn of_disk(description: &Description, system: Option<&System>, qemu: Option<&Path>) -> Vec<Finding> {
     let mut findings = vec![Finding::good("disk", layout(description))];
     let unreadable = description.volumes.iter().filter_map(|volume| Some((volume, volume.unreadable.as_ref()?)));
     for (volume, why) in unreadable.take(MANY) {
@@ -125,8 +129,9 @@ fn of_disk(description: &Description, system: Option<&System>) -> Vec<Finding> {
     findings.extend(of_menu(description));
     match system {
         Some(system) => {
-            findings.extend(of_system(system, description.default_entry()));
+            findings.extend(of_system(description, system));
             let platform = processor_of(system).and_then(platform::of).unwrap_or_else(platform::default);
+            findings.extend(of_uefi(description, platform, qemu));
             findings.extend(
                 hardware_for(description, system, platform)
                     .into_iter()
@@ -192,6 +197,16 @@ fn firmware(description: &Description) -> Option<String> {
     }
 }
 
+/// The UEFI firmware where it is needed.
+fn of_uefi(description: &Description, platform: &'static Platform, qemu: Option<&Path>) -> Option<Finding> {
+    // Where there is no QEMU, that was said.
+    let (qemu, _) = probe::find_program(platform, qemu, env::get("PATH").as_deref()).ok()?;
+    Some(match uefi_of(description, platform, &qemu, &settings::firmware_dirs().ok()?)? {
+        Ok(code) => Finding::good("firmware", code.display().to_string()),
+        Err(why) => Finding::bad("firmware", why),
+    })
+}
+
 /// The boot loader's menu, and what is wrong with it.
 fn of_menu(description: &Description) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -244,7 +259,7 @@ fn consoles(entry: &BootEntry) -> Finding {
     }
 }
 
-fn of_system(system: &System, entry: Option<&BootEntry>) -> Vec<Finding> {
+fn of_system(description: &Description, system: &System) -> Vec<Finding> {
     let mut findings = Vec::new();
     let name = system.name.as_deref().map_or_else(|| "a system that does not say its name".to_owned(), plain);
     findings.push(Finding::good("system", format!("{name}, on {}", plain(&system.root))));
@@ -255,7 +270,7 @@ fn of_system(system: &System, entry: Option<&BootEntry>) -> Vec<Finding> {
         Some(init) => Finding::good("init", of_init(init)),
         None => Finding::note("init", "none was found", "only a boot will tell how it begins"),
     });
-    findings.extend(of_kernels(system, entry));
+    findings.extend(of_kernels(description, system));
     findings.push(of_login(system));
     if let Some(getty) = &system.serial_getty {
         findings.push(Finding::good("getty", format!("on ttyS0 ({})", plain(getty))));
@@ -300,10 +315,9 @@ fn of_init(init: &Init) -> String {
 }
 
 /// Each kernel with what it can do; and how the workspace gets into the one that boots.
-fn of_kernels(system: &System, entry: Option<&BootEntry>) -> Vec<Finding> {
-    let file = |path: &str| path.rsplit('/').next().unwrap_or_default().to_owned();
-    let boots = |kernel: &&SystemKernel| entry.is_some_and(|entry| file(&entry.kernel.path) == file(&kernel.path));
-    let booting = system.kernels.iter().find(boots);
+fn of_kernels(description: &Description, system: &System) -> Vec<Finding> {
+    let booting = description.booting_kernel(system);
+    let boots = |kernel: &&SystemKernel| booting.is_some_and(|booting| std::ptr::eq(*kernel, booting));
     let mut findings = Vec::new();
     for kernel in system.kernels.iter().take(MANY) {
         let release = kernel.release.as_ref().map_or_else(|| kernel.path.clone(), ToString::to_string);
@@ -327,7 +341,11 @@ fn of_kernels(system: &System, entry: Option<&BootEntry>) -> Vec<Finding> {
         findings.push(Finding::good("kernel", format!("{}{which}: {abilities}", plain(&release))));
     }
     let Some(kernel) = booting.or(system.kernels.first()) else {
-        findings.push(Finding::note("kernel", "none was found in /boot", "what it can do is not known"));
+        findings.push(Finding::note(
+            "kernel",
+            "none was found in /boot, and no modules of one",
+            "what it can do is not known",
+        ));
         return findings;
     };
     let has_all = |features: &[Feature]| {

@@ -71,7 +71,7 @@ pub(crate) fn doctor(args: &DoctorArgs) -> Result<u8, String> {
     let cache = settings::cache_dir()?;
     let mut findings = host(args, &cache);
     if let Some(image) = &args.image {
-        findings.extend(image::look_at(image));
+        findings.extend(image::look_at(image, args.qemu.as_deref()));
     }
     let color = io::stdout().is_terminal() && env::get(env::NO_COLOR).is_none();
     write_out(render(&findings, color).as_bytes())?;

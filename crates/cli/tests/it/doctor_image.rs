@@ -52,6 +52,21 @@ fn a_disk_that_only_a_kernel_of_its_own_starts_is_described() {
 }
 
 #[test]
+fn a_disk_for_uefi_wants_its_firmware() {
+    let lab = Lab::new();
+    let (_, text) = doctor(&lab, "disk.raw", &disk("outside"));
+    let without: String =
+        text.lines().filter(|line| !line.contains(" firmware ")).map(|line| format!("{line}\n")).collect();
+    let end = without.find("\nbelljar run -- CMD").expect("an end");
+    insta::assert_snapshot!(&without[..end]);
+    // Whether this host has one is its own affair, but what is said has to follow.
+    let missing = text.contains("there is no UEFI firmware for this guest");
+    let found = text.lines().any(|line| line.starts_with("ok    firmware  /"));
+    assert!(missing != found, "{text}");
+    assert_eq!(text.contains("not with this image until what is marked bad is mended"), missing, "{text}");
+}
+
+#[test]
 fn what_an_image_says_is_shown_and_not_obeyed() {
     let lab = Lab::new();
     let mut bytes = disk("mbr");

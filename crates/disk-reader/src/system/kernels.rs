@@ -9,6 +9,8 @@ use super::tree::Tree;
 
 /// Kernels that are looked at.
 const MAX_KERNELS: usize = 8;
+/// Where kernels' modules are.
+const MODULES: &str = "/lib/modules";
 /// Bytes of `modules.dep`; a distribution's has half a megabyte.
 const MAX_INDEX: u64 = 16 << 20;
 /// Bytes of a kernel's configuration.
@@ -17,7 +19,7 @@ const MAX_CONFIG: u64 = 2 << 20;
 /// A kernel that is installed in a system.
 #[derive(Clone, Debug)]
 pub struct SystemKernel {
-    /// Where the system has it.
+    /// Where the system has it; its directory of modules where it lies outside of the system, as in a unified kernel image.
     pub path: String,
     /// What `uname -r` would say, by its file or by its name.
     pub release: Option<Release>,
@@ -138,7 +140,7 @@ fn keys(feature: Feature) -> Option<&'static [&'static str]> {
     })
 }
 
-/// The kernels in `/boot`, newest first.
+/// The kernels in `/boot` and those that only their modules tell of, newest first.
 pub(super) fn find(tree: &mut Tree) -> Vec<SystemKernel> {
     let names = tree.list("/boot").unwrap_or_default();
     let is_kernel = |name: &&String| {
@@ -152,19 +154,32 @@ pub(super) fn find(tree: &mut Tree) -> Vec<SystemKernel> {
     if !versioned.is_empty() {
         paths = versioned;
     }
-    for (modules, release) in
-        tree.list("/lib/modules").unwrap_or_default().iter().map(|release| ("/lib/modules", release))
-    {
-        if paths.is_empty() {
-            let path = format!("{modules}/{release}/vmlinuz");
-            paths.extend(tree.is_there(&path).then_some(path));
-        }
-    }
     let mut kernels: Vec<SystemKernel> =
         paths.into_iter().take(4 * MAX_KERNELS).filter_map(|path| look(tree, path)).collect();
+    for release in tree.list(MODULES).unwrap_or_default().iter().take(4 * MAX_KERNELS).map(Release::new) {
+        if !kernels.iter().any(|kernel| kernel.release.as_ref() == Some(&release)) {
+            kernels.extend(by_modules(tree, release));
+        }
+    }
     kernels.sort_by(|a, b| b.release.cmp(&a.release));
     kernels.truncate(MAX_KERNELS);
     kernels
+}
+
+/// A kernel that lies beside its modules, or elsewhere: on an EFI system partition, alone or in a unified kernel image.
+fn by_modules(tree: &mut Tree, release: Release) -> Option<SystemKernel> {
+    let directory = format!("{MODULES}/{release}");
+    if let Some(kernel) = look(tree, format!("{directory}/vmlinuz")) {
+        return Some(kernel);
+    }
+    let abilities = abilities(tree, &release);
+    // What a removed package left there.
+    matches!(abilities, Abilities::Modules(_)).then(|| SystemKernel {
+        path: directory,
+        release: Some(release),
+        arch: None,
+        abilities,
+    })
 }
 
 fn look(tree: &mut Tree, path: String) -> Option<SystemKernel> {
@@ -172,14 +187,15 @@ fn look(tree: &mut Tree, path: String) -> Option<SystemKernel> {
     let known = kernel::identify(&head);
     let by_name =
         path.rsplit('/').next().and_then(|name| name.split_once('-')).map(|(_, release)| Release::new(release));
+    let by_place = path.strip_prefix(MODULES).and_then(|path| path.split('/').nth(1)).map(Release::new);
     let (arch, release) = known.unwrap_or((None, None));
-    let release = release.or(by_name);
+    let release = release.or(by_name).or(by_place);
     let abilities = release.as_ref().map_or(Abilities::Unknown, |release| abilities(tree, release));
     Some(SystemKernel { path, release, arch, abilities })
 }
 
 fn abilities(tree: &mut Tree, release: &Release) -> Abilities {
-    let directory = format!("/lib/modules/{release}");
+    let directory = format!("{MODULES}/{release}");
     if let Ok(builtin) = tree.text(&format!("{directory}/modules.builtin"), MAX_INDEX) {
         let loadable = tree.text(&format!("{directory}/modules.dep"), MAX_INDEX).unwrap_or_default();
         let first = |line: &str| module_name(line.split(':').next()?.trim());

@@ -1,6 +1,7 @@
 //! What is on them is found.
 
-use belljar_disk_reader::{ContentKind, FileError, Loader, Table};
+use belljar_disk_reader::{ContentKind, FileError, Loader, SystemKernel, Table};
+use belljar_image::modules::{Feature, Presence};
 
 use crate::{image, in_memory, initrd, look};
 
@@ -175,6 +176,27 @@ fn other_loaders_are_read() {
         ("/boot/vmlinuz-virt", "/boot/initramfs-virt")
     );
     assert_eq!(found.system().unwrap().unwrap().name.as_deref(), Some("Alpine Linux v3.23"));
+}
+
+#[test]
+fn a_kernel_outside_of_its_system_is_known_by_its_modules() {
+    let found = look("outside");
+    let system = found.system().unwrap().unwrap();
+    let paths: Vec<_> = system.kernels.iter().map(|kernel| kernel.path.as_str()).collect();
+    // Not the directory that a removed kernel left.
+    assert_eq!(paths, ["/lib/modules/6.12.9-1-amd64", "/lib/modules/6.1.0-9-amd64"]);
+    // By the release that is in the unified image's kernel, for its name is another, and it is not the newest.
+    let booting = found.booting_kernel(&system).unwrap();
+    assert_eq!(booting.release.as_ref().unwrap().as_str(), "6.1.0-9-amd64");
+    let has = |kernel: &SystemKernel, feature| kernel.feature(feature);
+    assert_eq!(has(booting, Feature::NineP), Some(Presence::Module));
+    assert_eq!(has(&system.kernels[0], Feature::NineP), Some(Presence::Absent));
+    // One in the system itself, by its file's name too.
+    let found = look("gpt");
+    let system = found.system().unwrap().unwrap();
+    assert_eq!(found.booting_kernel(&system).unwrap().path, "/boot/vmlinuz-6.1.0-9-amd64");
+    // The boot loader starts a kernel that is no kernel of the system's.
+    assert!(look("uki").system().unwrap().is_none());
 }
 
 #[test]

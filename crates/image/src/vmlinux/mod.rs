@@ -196,6 +196,7 @@ fn write_sparse(out: &mut File, bytes: &[u8]) -> io::Result<()> {
 mod tests {
     use super::elf::fake_vmlinux;
     use super::*;
+    use crate::boot::guests_initramfs;
     use crate::decompress::tests::{gzip, pack_with};
     use crate::kernel::fake_bzimage;
     use crate::processor::X86_64;
@@ -273,6 +274,24 @@ mod tests {
         let whole = gzip(&fake_vmlinux(true));
         assert!(matches!(why(&whole[..whole.len() / 2]), NoPvh::Broken(_)));
         assert_eq!(fixture.cached(), 0);
+    }
+
+    #[test]
+    fn uefi_firmware_is_given_the_kernel_as_it_is() {
+        let fixture = Fixture::new();
+        let kernel = fixture.dir.path().join("vmlinuz");
+        let initrd = fixture.dir.path().join("initrd");
+        std::fs::write(&kernel, fake_bzimage("6.1.0-56-amd64", &gzip(&fake_vmlinux(true)))).unwrap();
+        std::fs::write(&initrd, b"070701").unwrap();
+        let opened = Kernel::open(&kernel, &[&X86_64]).unwrap();
+        let start = |by_uefi| {
+            guests_initramfs(&opened, &initrd, "/init", by_uefi, &X86_64, b"\x7fELF", &fixture.cache).unwrap()
+        };
+        let by_uefi = start(true);
+        assert_eq!((&by_uefi.kernel, by_uefi.pvh), (&kernel, false), "{:?}", by_uefi.choices);
+        let otherwise = start(false);
+        assert!(otherwise.pvh && otherwise.kernel != kernel, "{:?}", otherwise.choices);
+        assert_eq!(by_uefi.initrd, otherwise.initrd);
     }
 
     #[test]

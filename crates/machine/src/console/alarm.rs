@@ -169,6 +169,9 @@ kinds! {
     /// A UEFI firmware found nothing to boot.
     UefiNoBoot, Stuck, Boot, "the UEFI firmware found nothing to boot",
         "The image has no EFI boot loader (it may need BIOS: leave --firmware uefi out, or the guest's `firmware`), or it is not a disk image at all.";
+    /// A UEFI firmware's own handler of exceptions (EDK II's `CpuExceptionHandlerLib` and `DefaultExceptionHandlerLib`), after which it stands still.
+    UefiException, Stuck, Boot, "the UEFI firmware, or the boot loader in it, crashed",
+        "The registers are in the console log: try another version of the firmware's package, or of the image's boot loader.";
     /// The shell of the UEFI firmware.
     UefiShell, Stuck, Boot, "the guest ended up in the UEFI shell",
         "The image has no EFI boot loader (it may need BIOS: leave --firmware uefi out, or the guest's `firmware`), or it is not a disk image at all.";
@@ -240,6 +243,10 @@ const BOOT: &[(&str, AlarmKind)] = &[
     ("No bootable device", AlarmKind::NoBootDevice),
     ("Boot failed: ", AlarmKind::NoBootDevice),
     ("BdsDxe: No bootable option or device was found", AlarmKind::UefiNoBoot),
+    ("!!!! X64 Exception Type - ", AlarmKind::UefiException),
+    ("!!!! IA32 Exception Type - ", AlarmKind::UefiException),
+    ("!!!! RISCV64 Exception Type - ", AlarmKind::UefiException),
+    ("Synchronous Exception at 0x", AlarmKind::UefiException),
     ("UEFI Interactive Shell", AlarmKind::UefiShell),
     ("No more network devices", AlarmKind::NetworkBoot),
     ("No configuration methods succeeded", AlarmKind::NetworkBoot),
@@ -530,6 +537,9 @@ mod tests {
         }
         assert_eq!(one("No bootable device."), Some(NoBootDevice));
         assert_eq!(one("BdsDxe: No bootable option or device was found."), Some(UefiNoBoot));
+        let crashed = "!!!! X64 Exception Type - 0D(#GP - General Protection)  CPU Apic ID - 00000000 !!!!";
+        assert_eq!(one(crashed), Some(UefiException));
+        assert_eq!(one("Synchronous Exception at 0x000000013F2B1000"), Some(UefiException));
     }
 
     #[test]
