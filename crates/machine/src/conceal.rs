@@ -188,8 +188,8 @@ pub enum ConcealError {
 }
 
 /// How to make it possible.
-const MEND: &str = "permit user namespaces (sysctl kernel.apparmor_restrict_unprivileged_userns=0 on Ubuntu; in a container \
-                    its runtime must permit unshare(2) and mount(2))";
+const MEND: &str = "where the host does not permit user namespaces, permit them (sysctl kernel.apparmor_restrict_unprivileged_userns=0 \
+                    on Ubuntu; in a container its runtime must permit unshare(2) and mount(2))";
 
 impl Concealment {
     /// Decides what is hidden, tries whether it can be, and tells if not. `dir` is where this run writes.

@@ -141,6 +141,23 @@ fn a_guest_in_which_something_is_left_is_not_used_again() {
 }
 
 #[test]
+fn what_one_test_left_is_not_told_of_the_next() {
+    let lab = Lab::new();
+    let guest = lab.machine("m", "[serial]\ndrain\n[agent]\nagent renew=left sync=covered\n");
+    let config = format!("{}\nisolation = \"suite\"\n", SUITE.replace("\"g\"", "\"m\""));
+    lab.suite(&format!("{guest}\n{config}"), &[("1-before", "exit 0"), ("2-after", "exit 0")]);
+    let outcome = lab.test([""; 0]).go();
+    outcome.code(0);
+    for id in ["s/1-before@m", "s/2-after@m"] {
+        let told = outcome.told("warning", "");
+        let mounted = |w: &&serde_json::Value| {
+            w["unit"] == id && w["message"].as_str().unwrap_or_default().contains("something mounted")
+        };
+        assert_eq!(told.iter().filter(mounted).count(), 1, "{id}: {told:?}");
+    }
+}
+
+#[test]
 fn results_are_not_read_through_links() {
     let lab = Lab::new();
     fs::write(

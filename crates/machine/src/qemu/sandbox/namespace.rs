@@ -26,13 +26,13 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Access, AtFlags, CWD, Mode, OFlags, accessat};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change, mount_remount};
 use rustix::process::{Signal, getegid, geteuid, set_parent_process_death_signal};
@@ -238,6 +238,7 @@ fn cover(paths: &[PathBuf]) -> Result<(), StepError> {
         let kind = match if path == Path::new(STORE) { fs::symlink_metadata("/") } else { fs::symlink_metadata(path) } {
             Ok(kind) => kind,
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied && is_out_of_reach(path) => continue,
             Err(error) => return Err(step(path, error)),
         };
         let made = if kind.is_dir() {
@@ -259,6 +260,17 @@ fn cover(paths: &[PathBuf]) -> Result<(), StepError> {
         }
     }
     Ok(())
+}
+
+/// Whether a path leads through a directory that this user may not pass, and that is not this user's own, who could open it: what reaches the host with
+/// the same rights reaches nothing behind it.
+fn is_out_of_reach(path: &Path) -> bool {
+    let is_closed = |dir: &&Path| accessat(CWD, *dir, Access::EXEC_OK, AtFlags::EACCESS) == Err(Errno::ACCESS);
+    // From the root downwards: behind the first that is closed nothing is known.
+    let mut dirs: Vec<&Path> = path.ancestors().skip(1).collect();
+    dirs.reverse();
+    let closed = dirs.into_iter().find(is_closed);
+    closed.is_some_and(|dir| fs::symlink_metadata(dir).is_ok_and(|dir| dir.uid() != geteuid().as_raw()))
 }
 
 fn parse(mut words: impl Iterator<Item = OsString>) -> Option<Order> {
