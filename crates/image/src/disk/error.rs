@@ -42,9 +42,9 @@ pub enum DiskError {
         /// What the system said.
         source: io::Error,
     },
-    /// An installer's or a live system's CD.
+    /// An installer's CD, or one that boots as nothing else.
     #[error(
-        "{} is a CD image (ISO 9660), such as an installer's, not a disk with a system on it; mend: get the \
+        "{} is a CD image (ISO 9660), such as an installer's, with no live system on it that boots from a disk; mend: get the \
          distribution's disk image (often called \"cloud\" or \"generic\", *.qcow2), or boot the installer's kernel with \
          --kernel and --initrd{}", path.display(), as_raw(*hybrid)
     )]

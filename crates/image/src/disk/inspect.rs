@@ -6,7 +6,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use super::qemu_img::{self, Info};
-use super::{DiskError, DiskImage, Format, Layer, qcow2, sniff, vmdk};
+use super::{DiskError, DiskImage, Format, Layer, iso, qcow2, sniff, vmdk};
 use crate::bounded;
 
 /// Longest chain of backing files.
@@ -62,7 +62,16 @@ fn look(qemu_img: &Path, path: &Path, given: Option<Format>, wanted: Use) -> Res
     let read = |source| DiskError::Read { path: path.to_owned(), source };
     let head = bounded::head(&file, sniff::HEAD.max(vmdk::HEAD)).map_err(read)?;
     match (given, wanted) {
-        (None, Use::Boot) => sniff::refuse(path, &head)?,
+        (None, Use::Boot) => match sniff::refuse(path, &head) {
+            Err(DiskError::Iso { hybrid: true, .. }) if iso::is_live(&file, &head).map_err(read)? => {
+                if let (Some(size), Some(needs)) =
+                    (size, iso::size(&head).filter(|&needs| size.is_some_and(|size| size < needs)))
+                {
+                    return Err(DiskError::Truncated { path: path.to_owned(), size, needs });
+                }
+            }
+            known => known?,
+        },
         (None, Use::Data) => sniff::refuse_compressed(path, &head)?,
         (Some(_), _) => {}
     }

@@ -7,6 +7,7 @@
 mod error;
 mod format;
 mod inspect;
+mod iso;
 mod overlay;
 mod qcow2;
 mod qemu_img;

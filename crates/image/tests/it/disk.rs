@@ -338,6 +338,34 @@ fn a_cut_image_is_found_out() {
 }
 
 #[test]
+fn a_live_system_that_boots_from_a_disk_is_one() {
+    let images = Images::new();
+    // A volume descriptor, and a topmost directory with one name in it (ECMA-119, 8.4 and 9.1).
+    let iso = |name: &[u8], boots: bool| {
+        let mut bytes = vec![0; 40 * 2048];
+        bytes[0x1fe..0x200].copy_from_slice(if boots { &[0x55, 0xaa] } else { &[0, 0] });
+        bytes[0x8001..0x8006].copy_from_slice(b"CD001");
+        bytes[0x8000 + 80] = 40;
+        bytes[0x8000 + 129] = 8;
+        bytes[0x8000 + 158] = 18;
+        bytes[0x8000 + 167] = 8;
+        bytes[18 * 2048] = 40;
+        bytes[18 * 2048 + 32] = u8::try_from(name.len()).unwrap();
+        bytes[18 * 2048 + 33..18 * 2048 + 33 + name.len()].copy_from_slice(name);
+        bytes
+    };
+    let look = |bytes: &[u8]| {
+        fs::write(images.path("some.iso"), bytes).unwrap();
+        images.inspect("some.iso")
+    };
+    assert_eq!(look(&iso(b"LIVE", true)).unwrap().format(), Format::Raw);
+    assert!(matches!(look(&iso(b"LIVE", false)), Err(DiskError::Iso { hybrid: false, .. })));
+    assert!(matches!(look(&iso(b"POOL", true)), Err(DiskError::Iso { hybrid: true, .. })));
+    let cut = &iso(b"LIVE", true)[..39 * 2048];
+    assert!(matches!(look(cut), Err(DiskError::Truncated { needs: 81_920, .. })));
+}
+
+#[test]
 fn readers_share_an_image_and_writers_are_kept_out() {
     let images = Images::new();
     images.raw("disk.raw");
