@@ -74,6 +74,8 @@ pub struct Description {
     pub volumes: Vec<Volume>,
     /// Whether there is code in the first sector that a BIOS would run.
     pub has_boot_code: bool,
+    /// Whether it is the image of a CD that boots from a disk as well.
+    pub is_cd: bool,
     /// What starts the kernel.
     pub loader: Loader,
     /// The boot menu, entries of submenus among them; only those whose kernel is there.
@@ -101,6 +103,7 @@ pub fn inspect(disk: &Disk) -> Result<Description, ReadError> {
         let sector = whole.bytes(0, 512)?;
         sector.ends_with(&[0x55, 0xaa]) && sector[..BOOT_CODE].iter().any(|&byte| byte != 0)
     };
+    let is_cd = content::look(&whole).is_ok_and(|whole| whole.kind == ContentKind::Iso9660);
     let mut volumes = Vec::new();
     if found.partitions.is_empty() {
         volumes.push(volume("the whole disk".into(), None, None, whole));
@@ -155,6 +158,7 @@ pub fn inspect(disk: &Disk) -> Result<Description, ReadError> {
         table: found.table,
         volumes,
         has_boot_code,
+        is_cd,
         loader,
         entries,
         default,

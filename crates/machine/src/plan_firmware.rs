@@ -125,7 +125,7 @@ struct Signs {
     /// Whether there is code in the first sector.
     code: bool,
     /// Whether that code has what it starts: anywhere on a disk with an MBR, on one with a GPT in a partition for a BIOS' boot loader, or by
-    /// syslinux, which needs none.
+    /// syslinux, which needs none, or on a CD, whose own boot loader's place is written into that code.
     goes_on: bool,
 }
 
@@ -137,6 +137,7 @@ impl Signs {
             code: found.has_boot_code,
             goes_on: found.table != Table::Gpt
                 || found.loader == Loader::Syslinux
+                || found.is_cd
                 || partitions.any(Partition::is_bios_boot),
         }
     }

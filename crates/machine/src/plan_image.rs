@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// Part of the names in the cache: change it with what is read and how.
-const VERSION: &[u8] = b"7";
+const VERSION: &[u8] = b"8";
 
 /// Which guest of an image it is about, and on what host.
 pub(crate) struct ImageQuestion<'a> {

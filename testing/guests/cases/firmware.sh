@@ -48,3 +48,45 @@ test_an_image_without_an_efi_boot_loader() {
     want_err 'UEFI'
     want_err 'leave --firmware uefi out'
 }
+
+# What the kernel can do is known from its modules alone, and the chain of the boot stays the image's own.
+# fixtures: debian-uki ovmf
+test_a_unified_kernel_image() {
+    local image
+    image=$(fixture debian-uki)
+    with_ovmf
+    fill_workspace
+    code=0; "$BELLJAR" doctor "$image" >out 2>err || code=$?
+    want_line 'loader +a unified kernel image'
+    want_line 'kernel +[0-9.]+.*: with 9p, fuse'
+    bj -v --image "$image" -- sh -c 'cat old/file; ls -d /sys/firmware/efi; exit 7'
+    want_code 7
+    want_line '^x$'
+    want_line '^/sys/firmware/efi$'
+    want_line '^belljar: access: credentials' err
+    want_line '^belljar: share: fuse' err
+}
+
+# UEFI firmware starts the kernel that lies on its partition, with Belljar's program before its initramfs.
+# fixtures: debian-sdboot ovmf
+test_a_kernel_on_the_efi_partition() {
+    with_ovmf
+    fill_workspace
+    bj -v --image "$(fixture debian-sdboot)" -- sh -c 'cat old/file; ls -d /sys/firmware/efi; exit 7'
+    want_code 7
+    want_line '^x$'
+    want_line '^/sys/firmware/efi$'
+    want_line '^belljar: access: initrd' err
+    want_line '^belljar: boot: started as it is, not by PVH' err
+}
+
+# fixtures: debian-live
+test_a_live_cd() {
+    fill_workspace
+    bj -v --image "$(fixture debian-live)" -- sh -c 'cat old/file; grep -o "^overlay / " /proc/mounts; exit 7'
+    want_code 7
+    want_line '^x$'
+    want_line '^overlay / $'
+    want_line '^belljar: firmware: bios' err
+    want_line '^belljar: access: credentials' err
+}
