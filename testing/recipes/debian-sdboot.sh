@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# shellcheck disable=SC2034,SC2016,SC2154 # testing/fixture reads fixture_*, and sets work; the set-up script is expanded later
+# shellcheck disable=SC2034,SC2016,SC2154,SC2317 # testing/fixture reads fixture_*, and sets work; the set-up script is expanded later; debian_disk calls the function within
 # Debian 13 with sysvinit, started by systemd-boot: kernel and initramfs lie on the EFI system partition, beside an entry of the boot loader specification. Root
 # is locked, and its init takes no unit from outside.
 

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# shellcheck disable=SC2034,SC2016,SC2154 # testing/fixture reads fixture_*, and sets work; the set-up script is expanded later
+# shellcheck disable=SC2034,SC2016,SC2154,SC2317 # testing/fixture reads fixture_*, and sets work; the set-up script is expanded later; debian_disk calls the function within
 # Debian 13 as a unified kernel image that systemd-boot starts: kernel, initramfs and the kernel's words in one EFI program, and none of them anywhere else. Root
 # is locked.
 

@@ -56,7 +56,7 @@ test_a_unified_kernel_image() {
     image=$(fixture debian-uki)
     with_ovmf
     fill_workspace
-    code=0; "$BELLJAR" doctor "$image" >out 2>err || code=$?
+    "$BELLJAR" doctor "$image" >out 2>err || fail "doctor refuses it: $(tail -n 3 out)"
     want_line 'loader +a unified kernel image'
     want_line 'kernel +[0-9.]+.*: with 9p, fuse'
     bj -v --image "$image" -- sh -c 'cat old/file; ls -d /sys/firmware/efi; exit 7'

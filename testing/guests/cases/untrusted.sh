@@ -39,15 +39,15 @@ test_a_mount_out_of_reach_hides_nothing_less() {
     [ "$(id -u)" = 0 ] || skip 'only root can become somebody else'
     command -v setpriv >/dev/null || skip 'there is no setpriv'
     local place=/opt/belljar-case-$$ code=0
-    mkdir -p "$place"/{closed/proc,home/.ssh,ws,cache,state} && mount -t tmpfs none "$place/closed/proc" || { rm -rf "$place"; skip 'no rights to mount'; }
-    mount -t proc none "$place/closed/proc" || { umount "$place/closed/proc"; rm -rf "$place"; skip 'no rights to mount a proc'; }
+    mkdir -p "$place"/{closed/proc,home/.ssh,ws,cache,state}
+    mount -t proc none "$place/closed/proc" || { rm -rf "$place"; skip 'no rights to mount'; }
     echo 'secret key' >"$place/home/.ssh/id"
     cp "$BELLJAR" "$place/belljar"
     chown -R 1234:1234 "$place"/{home,ws,cache,state}
     chmod 700 "$place/closed"
     (cd "$place/ws" && exec setpriv --reuid 1234 --regid 1234 --clear-groups env HOME="$place/home" TMPDIR=/tmp BELLJAR_CACHE_DIR="$place/cache" \
         BELLJAR_STATE_DIR="$place/state" "$place/belljar" run -- sh -c 'echo up; cat "$1/.ssh/id"; ls "$2"' sh "$place/home" "$place/closed") >out 2>err </dev/null || code=$?
-    umount "$place/closed/proc" && umount "$place/closed/proc" && rm -rf "$place"
+    umount "$place/closed/proc" && rm -rf "$place"
     want_line '^up$'
     want_no_line 'secret key'
     ! grep 'nothing can be hidden' err || fail 'nothing was hidden, for a mount that nobody in the guest reaches'
