@@ -159,7 +159,7 @@ pub fn root_on_disk(
     cache: &Cache,
 ) -> Result<BootFiles, BootError> {
     let root = InitRoot::Disk { serial: serial.to_owned(), file_system: file_system.to_owned() };
-    prepare(kernel, spec, root, None, cache)
+    prepare(kernel, Start::Quickest, spec, root, None, cache)
 }
 
 /// A guest of somebody else's initramfs. With a `spec`, the agent is in it as `/belljar/agent`, beside the
