@@ -332,7 +332,7 @@ fn measure(top: &OwnedFd) -> io::Result<Option<u64>> {
 }
 
 /// For people.
-fn size(bytes: u64) -> String {
+pub(crate) fn size(bytes: u64) -> String {
     const UNITS: &[(u32, &str)] = &[(30, "GiB"), (20, "MiB"), (10, "KiB")];
     match UNITS.iter().find(|(shift, _)| bytes >= 1 << shift) {
         Some((shift, unit)) => {

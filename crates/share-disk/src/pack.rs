@@ -21,6 +21,8 @@ pub const MAX_ENTRIES: usize = 500_000;
 /// Most names that are told of each thing that was left out.
 const MAX_TOLD: usize = 5;
 const PIECE: usize = 256 * 1024;
+/// What an entry takes besides its content, mostly: a header of tar's, and another for its times.
+const HEADERS: u64 = 1024;
 
 /// How a directory is opened, of which it is not known who put it there.
 pub(crate) const DIRECTORY: OFlags =
@@ -255,6 +257,39 @@ pub fn look(root: impl AsFd) -> io::Result<Manifest> {
     let root = openat(root, c".", DIRECTORY, Mode::empty())?;
     let stat = fstat(&root)?;
     Ok(walk(&root, &stat)?.found.into_iter().map(|(path, found)| (path, found.stamp)).collect())
+}
+
+/// What a directory would take in an archive.
+#[derive(Debug, Default)]
+pub struct Weight {
+    /// Bytes, about: files with their holes, for these are written as zeros.
+    pub bytes: u64,
+    /// The largest files, the largest first: bytes, and the path for a person.
+    pub largest: Vec<(u64, String)>,
+}
+
+/// Weighs what [`pack`] would put into an archive, without reading any file.
+///
+/// # Errors
+/// As for [`look`].
+pub fn weigh(root: impl AsFd) -> io::Result<Weight> {
+    let root = openat(root, c".", DIRECTORY, Mode::empty())?;
+    let stat = fstat(&root)?;
+    let mut weight = Weight::default();
+    let mut linked = BTreeSet::new();
+    for (path, found) in walk(&root, &stat)?.found {
+        weight.bytes = weight.bytes.saturating_add(HEADERS);
+        if found.kind != FileType::RegularFile || (found.links > 1 && !linked.insert(found.stamp.inode)) {
+            continue;
+        }
+        weight.bytes = weight.bytes.saturating_add(found.size);
+        let at = weight.largest.partition_point(|(bytes, _)| *bytes >= found.size);
+        if at < MAX_TOLD {
+            weight.largest.insert(at, (found.size, shown(&path)));
+            weight.largest.truncate(MAX_TOLD);
+        }
+    }
+    Ok(weight)
 }
 
 /// A file that was found.

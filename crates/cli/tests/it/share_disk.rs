@@ -48,6 +48,24 @@ fn each_mode_is_what_it_is_on_other_shares() {
 }
 
 #[test]
+fn what_does_not_fit_is_refused_before_it_is_copied() {
+    let lab = Lab::new();
+    let big = fs::File::create(lab.path("workspace/big")).unwrap();
+    big.set_len(8 << 40).unwrap();
+    fs::write(lab.path("workspace/small"), "small").unwrap();
+    for mode in ["rw", "ro", "cow"] {
+        let outcome = run(&lab, "ok", mode).sh("true").go();
+        outcome.code(125).complains("a copy takes 8192").complains("the largest files are big of the workspace (8192");
+    }
+    assert_eq!(lab.starts(), (0, 0), "nothing was started");
+    // What is there twice under two names is copied once.
+    let size = 1 << 20;
+    big.set_len(size).unwrap();
+    fs::hard_link(lab.path("workspace/big"), lab.path("workspace/again")).unwrap();
+    run(&lab, "ok", "cow").sh("[ $(stat -c %s again) = 1048576 ]").go().code(0);
+}
+
+#[test]
 fn what_is_not_as_it_was_packed_is_never_a_pass() {
     for (how, said) in [
         ("damaged", "its checksum is another"),

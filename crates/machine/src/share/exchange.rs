@@ -20,7 +20,7 @@ use belljar_proto::message::{DiskContent, Returned};
 use belljar_share_disk::{
     device::{RangeReader, RangeWriter},
     layout::{CONTENT_AT, Header, MAX_ARCHIVE, MAX_PROGRAM, PROGRAM_AT, RETURN_AT},
-    pack::{Manifest, pack},
+    pack::{Manifest, pack, weigh},
     tar::Writer,
     unpack::{Rules, Target, UnpackError, unpack},
 };
@@ -36,6 +36,11 @@ use crate::{
 
 /// Where in the guest's directory what was changed on both sides is kept.
 const ASIDE: &str = "workspace-conflicts";
+
+/// Bytes after which it is looked again whether the host has what is kept for it.
+const LOOK_EVERY: u64 = 4 << 20;
+/// How many of the largest files are named where there is no room.
+const NAMED: usize = 5;
 
 /// One directory that goes onto the disk.
 #[derive(Debug)]
@@ -105,6 +110,34 @@ impl End {
     }
 }
 
+/// Passes bytes on as long as the host has what is kept for it on this file system.
+struct Reserved<T> {
+    inner: T,
+    on: OwnedFd,
+    /// Bytes since that was looked at.
+    since: u64,
+}
+
+impl<T: Write> Write for Reserved<T> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.since >= LOOK_EVERY {
+            if bounds::room_of_host(&self.on)? == 0 {
+                return Err(io::Error::other(
+                    "there is nothing left of the host's file system but what is kept for the host",
+                ));
+            }
+            self.since = 0;
+        }
+        let written = self.inner.write(bytes)?;
+        self.since += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
 /// Passes bytes on until the work is given up.
 struct Awaited<T> {
     inner: T,
@@ -170,13 +203,43 @@ impl DiskExchange {
             .map_err(io::Error::other)?
     }
 
+    /// Refuses what cannot fit, before anything is written.
+    fn weigh(&self, room: u64) -> io::Result<()> {
+        let mut bytes = 0_u64;
+        let mut largest = Vec::new();
+        for share in &self.shares {
+            let what = share::what(&share.tag);
+            let weight = weigh(&share.directory)
+                .map_err(|error| io::Error::new(error.kind(), format!("{what} cannot be looked at: {error}")))?;
+            bytes = bytes.saturating_add(weight.bytes);
+            largest.extend(weight.largest.into_iter().map(|(bytes, path)| (bytes, format!("{path} of {what}"))));
+        }
+        let room = room.min(MAX_ARCHIVE);
+        if bytes <= room {
+            return Ok(());
+        }
+        largest.sort_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
+        let size = |bytes| bounds::size(bytes);
+        let largest: Vec<_> =
+            largest.into_iter().take(NAMED).map(|(bytes, path)| format!("{path} ({})", size(bytes))).collect();
+        Err(io::Error::other(format!(
+            "a copy takes {}, for holes in files are written as zeros, and there is room for {} beside what is kept for the host; the largest files are {}",
+            size(bytes),
+            size(room),
+            largest.join(", ")
+        )))
+    }
+
     fn fill(&mut self, end: End) -> io::Result<Vec<String>> {
+        let on = rustix::fs::open(&self.dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        self.weigh(bounds::room_of_host(&on)?)?;
         if let Some(program) = self.program {
             let mut writer = RangeWriter::new(self.file.as_fd(), PROGRAM_AT, MAX_PROGRAM);
             writer.write_all(program)?;
             writer.finish()?;
         }
         let writer = RangeWriter::new(self.file.as_fd(), CONTENT_AT, MAX_ARCHIVE);
+        let writer = Reserved { inner: writer, on, since: LOOK_EVERY };
         let mut archive = Writer::new(Awaited { inner: writer, end });
         let mut left_out = Vec::new();
         for share in &mut self.shares {
@@ -188,7 +251,7 @@ impl DiskExchange {
             left_out
                 .extend(packed.left_out.lines().iter().map(|line| format!("{what} reaches the guest without {line}")));
         }
-        let (content, crc) = archive.end()?.inner.finish()?;
+        let (content, crc) = archive.end()?.inner.inner.finish()?;
         let program = self.program.map_or(0, |program| program.len() as u64);
         let block = Header { id: self.id, program, content, crc }.to_block();
         let mut done = 0;
