@@ -11,7 +11,7 @@ use crate::initramfs::{self, InitramfsError, InitramfsSpec};
 use crate::kernel::{Arch, Kernel};
 use crate::modules::{self, Feature, Module, ModuleIndex, ModulesError, Presence};
 use crate::processor::Processor;
-use crate::vmlinux::{self, Bootable, VmlinuxError};
+use crate::vmlinux::{self, Bootable, NoPvh, VmlinuxError};
 
 /// Part of the name in the cache: change it with the layout of an initramfs.
 const LAYOUT: u32 = 2;
@@ -198,7 +198,7 @@ pub fn guests_initramfs(
     cache: &Cache,
 ) -> Result<BootFiles, BootError> {
     let spec = InitSpec { processor, agent, modules: None, required: &[], wanted: &[] };
-    let start = if by_uefi { Start::AsItIs } else { Start::Quickest };
+    let start = if by_uefi { Start::ByUefi } else { Start::Quickest };
     prepare(kernel, start, &spec, InitRoot::OfGuest { init: init.to_owned() }, Some(initrd), cache)
 }
 
@@ -206,21 +206,8 @@ pub fn guests_initramfs(
 #[derive(Clone, Copy)]
 enum Start {
     Quickest,
-    /// As UEFI firmware does.
-    AsItIs,
-}
-
-/// A kernel for UEFI firmware, without an initramfs.
-fn as_it_is(kernel: &Kernel) -> BootFiles {
-    let said = "started as it is, not by PVH: UEFI firmware starts EFI programs".to_owned();
-    let choices = vec![of_kernel(kernel), said];
-    BootFiles { kernel: kernel.path.clone(), initrd: None, pvh: false, choices, mended: Vec::new() }
-}
-
-/// Which kernel it is, for a person.
-fn of_kernel(kernel: &Kernel) -> String {
-    let release = kernel.release.as_ref().map_or("of unknown release", |r| r.as_str());
-    format!("kernel {} ({release})", kernel.path.display())
+    /// As it is.
+    ByUefi,
 }
 
 /// The quickest form of a kernel, without an initramfs.
@@ -228,9 +215,18 @@ fn of_kernel(kernel: &Kernel) -> String {
 /// # Errors
 /// See [`VmlinuxError`].
 pub fn kernel_alone(kernel: &Kernel, cache: &Cache) -> Result<BootFiles, BootError> {
-    let mut choices = vec![of_kernel(kernel)];
+    kernel_in_form(kernel, Start::Quickest, cache)
+}
+
+fn kernel_in_form(kernel: &Kernel, start: Start, cache: &Cache) -> Result<BootFiles, BootError> {
+    let bootable = match start {
+        Start::Quickest => vmlinux::bootable(kernel, cache)?,
+        Start::ByUefi => Bootable::AsIs { path: kernel.path.clone(), why: NoPvh::ByUefi },
+    };
+    let release = kernel.release.as_ref().map_or("of unknown release", |r| r.as_str());
+    let mut choices = vec![format!("kernel {} ({release})", kernel.path.display())];
     let mut mended = Vec::new();
-    let (path, pvh) = match vmlinux::bootable(kernel, cache)? {
+    let (path, pvh) = match bootable {
         Bootable::Pvh { path, hit, flaw } => {
             mended.extend(flaw.map(|flaw| said_of_flaw("unpacked kernel", &path, &flaw)));
             choices.push(match hit {
@@ -266,10 +262,7 @@ fn prepare(
         return Err(BootError::Arch { kernel: kernel.path.clone(), arch, wanted, package });
     }
     let (modules, chosen) = choose_modules(kernel, spec, &root)?;
-    let mut files = match start {
-        Start::Quickest => kernel_alone(kernel, cache)?,
-        Start::AsItIs => as_it_is(kernel),
-    };
+    let mut files = kernel_in_form(kernel, start, cache)?;
     files.choices.extend(chosen);
 
     let name = format!("initrd-{}", key(spec, &root, &modules, foreign)?);

@@ -17,8 +17,58 @@ use crate::{
     },
 };
 
-/// The UEFI firmware that starts this image, if it is to be started by one. What was found out is told. An image that cannot be read is left to what
-/// the machine has of its own. `directly`: its kernel is started without any.
+/// What is to start an image.
+enum Starter {
+    /// What the machine has of its own, or nothing; with what there is to tell of it: which, and why.
+    Own(Option<(&'static str, String)>),
+    /// UEFI firmware, with what there is to tell of the reason.
+    Uefi(String),
+}
+
+impl Starter {
+    /// `directly`: the image's kernel is started without its boot loader.
+    ///
+    /// # Errors
+    /// Where what was asked for cannot be.
+    fn of(
+        asked: Firmware,
+        platform: &'static Platform,
+        directly: bool,
+        wanted: impl FnOnce() -> Wanted,
+    ) -> Result<Self, PlanError> {
+        Ok(match (asked, platform.own_firmware) {
+            (Firmware::Bios, None) => return Err(PlanError::NoBios { platform }),
+            (Firmware::Bios, Some(_)) => Self::Own(None),
+            (Firmware::Uefi, _) => Self::Uefi(String::new()),
+            (Firmware::Auto, None) if directly => {
+                Self::Own(Some(("none", "its kernel is started directly".to_owned())))
+            }
+            (Firmware::Auto, None) => {
+                Self::Uefi(format!("; nothing else starts a disk on {}", platform.processor.arch))
+            }
+            (Firmware::Auto, Some(own)) if platform.uefi_packages.is_none() => {
+                Self::Own(Some(("the machine's own", own.to_owned())))
+            }
+            (Firmware::Auto, Some(_)) => match wanted() {
+                Wanted { uefi: true, why, .. } => Self::Uefi(format!("; {why}")),
+                Wanted { uefi: false, why, .. } => Self::Own(Some(("bios", why))),
+            },
+        })
+    }
+
+    /// The same of an image that may be unreadable, which is left to what the machine has of its own.
+    fn of_image(reader: &ImageReader<'_>, question: &ImageQuestion<'_>, directly: bool) -> Result<Self, PlanError> {
+        let wanted = || {
+            reader.facts().map(|facts| facts.firmware.clone()).unwrap_or_else(|why| {
+                let why = format!("the image does not say what it wants, for it cannot be read: {why}");
+                Wanted { uefi: false, why, finds_nothing: false }
+            })
+        };
+        Self::of(question.spec.firmware, question.platform, directly, wanted)
+    }
+}
+
+/// The UEFI firmware that starts this image, if it is to be started by one. What was found out is told. `directly`: its kernel is started without any.
 ///
 /// # Errors
 /// Where there is none for the guest's machine, or nothing but UEFI.
@@ -30,52 +80,24 @@ pub(crate) fn uefi_for(
     choices: &mut Choices,
 ) -> Result<Option<Uefi>, PlanError> {
     let ImageQuestion { spec, platform, host, .. } = question;
-    let mut told = String::new();
-    match spec.firmware {
-        Firmware::Bios if platform.own_firmware.is_none() => return Err(PlanError::NoBios { platform }),
-        Firmware::Bios => return Ok(None),
-        Firmware::Uefi => {}
-        Firmware::Auto if platform.own_firmware.is_none() && directly => {
-            choices.add("firmware", "none", "its kernel is started directly");
-            return Ok(None);
-        }
-        Firmware::Auto if platform.own_firmware.is_none() => {
-            told = format!("; nothing else starts a disk on {}", platform.processor.arch);
-        }
-        Firmware::Auto if platform.uefi_packages.is_none() => {
-            choices.add("firmware", "the machine's own", platform.own_firmware.unwrap_or_default());
-            return Ok(None);
-        }
-        Firmware::Auto => {
-            let Wanted { uefi, why, .. } = reader.facts().map(|facts| facts.firmware.clone()).unwrap_or_else(|why| {
-                let why = format!("the image does not say what it wants, for it cannot be read: {why}");
-                Wanted { uefi: false, why, finds_nothing: false }
-            });
-            if !uefi {
-                choices.add("firmware", "bios", why);
-                return Ok(None);
+    let told = match Starter::of_image(reader, question, directly)? {
+        Starter::Own(told) => {
+            if let Some((which, why)) = told {
+                choices.add("firmware", which, why);
             }
-            told = format!("; {why}");
+            return Ok(None);
         }
-    }
+        Starter::Uefi(told) => told,
+    };
     let found = firmware::find(platform, machine(platform, spec), &qemu.path, &host.firmware_dirs)?;
     let why = format!("UEFI, as {} says{told}", found.described_in.display());
     choices.add("firmware", found.code.path.display().to_string(), why);
     Ok(Some(found))
 }
 
-/// Whether UEFI firmware is to start this image, whatever of it is started: as [`uefi_for`] has it where the machine has firmware of its own.
+/// Whether UEFI firmware starts the kernel of this image, where that is started directly.
 pub(crate) fn is_by_uefi(reader: &ImageReader<'_>, question: &ImageQuestion<'_>) -> bool {
-    let platform = question.platform;
-    match question.spec.firmware {
-        Firmware::Bios => false,
-        Firmware::Uefi => true,
-        Firmware::Auto => {
-            platform.own_firmware.is_some()
-                && platform.uefi_packages.is_some()
-                && reader.facts().is_ok_and(|facts| facts.firmware.uefi)
-        }
-    }
+    matches!(Starter::of_image(reader, question, true), Ok(Starter::Uefi(_)))
 }
 
 /// What would start this disk where nobody says what: nothing where that is the machine's own firmware or its kernel alone, else the UEFI firmware.
@@ -84,15 +106,14 @@ pub(crate) fn is_by_uefi(reader: &ImageReader<'_>, question: &ImageQuestion<'_>)
 /// Where the UEFI firmware is missing on this host, for a person.
 pub fn uefi_of(
     found: &Description,
-    platform: &Platform,
+    platform: &'static Platform,
     qemu: &Path,
     dirs: &[PathBuf],
 ) -> Option<Result<PathBuf, String>> {
-    platform.uefi_packages?;
     let wanted = Wanted::of(found);
-    if platform.own_firmware.is_some() && !wanted.uefi || wanted.finds_nothing {
-        return None;
-    }
+    let directly = wanted.finds_nothing;
+    let starter = Starter::of(Firmware::Auto, platform, directly, || wanted);
+    let Ok(Starter::Uefi(_)) = starter else { return None };
     let uefi = firmware::find(platform, platform.machine, qemu, dirs);
     Some(uefi.map(|uefi| uefi.code.path).map_err(|error| error.to_string()))
 }

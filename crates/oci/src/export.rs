@@ -4,12 +4,12 @@ use std::{
     collections::HashMap,
     fs::File,
     io::{self, BufWriter, Read, Write},
-    os::unix::fs::FileExt,
 };
 
 use tar::{Builder, EntryType, Header};
 
 use crate::{
+    image::Part,
     sink::BLOCK,
     tree::{Body, Node, NodeId, ROOT, Tree},
 };
@@ -67,7 +67,9 @@ fn add(
         (None, Body::Fifo) => EntryType::Fifo,
         (None, Body::File(extent)) => {
             size = extent.size;
-            part = Some(Bytes { file: data, at: u64::from(extent.block) * BLOCK as u64, left: extent.size });
+            let written = Part { file: data, at: u64::from(extent.block) * BLOCK as u64, left: extent.size };
+            // Zeros at the end of the last file are in no block that was written.
+            part = Some(written.chain(io::repeat(0)).take(extent.size));
             EntryType::Regular
         }
         // Never without its link.
@@ -106,27 +108,5 @@ fn add(
     match part {
         Some(part) => tar.append(&header, part),
         None => tar.append(&header, io::empty()),
-    }
-}
-
-/// The bytes of a file.
-struct Bytes<'a> {
-    file: &'a File,
-    at: u64,
-    left: u64,
-}
-
-impl Read for Bytes<'_> {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let most = out.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
-        let read = self.file.read_at(&mut out[..most], self.at)?;
-        if read == 0 && most > 0 {
-            // Zeros at the end of the last file are in no block that was written.
-            out[..most].fill(0);
-            (self.at, self.left) = (self.at + most as u64, self.left - most as u64);
-            return Ok(most);
-        }
-        (self.at, self.left) = (self.at + read as u64, self.left - read as u64);
-        Ok(read)
     }
 }

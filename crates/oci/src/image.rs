@@ -466,10 +466,12 @@ fn open(path: &Path) -> io::Result<File> {
 }
 
 /// A part of a file.
-struct Part<'a> {
-    file: &'a File,
-    at: u64,
-    left: u64,
+pub(crate) struct Part<'a> {
+    pub(crate) file: &'a File,
+    /// Where it begins.
+    pub(crate) at: u64,
+    /// Its bytes, as far as the file has them.
+    pub(crate) left: u64,
 }
 
 impl Read for Part<'_> {

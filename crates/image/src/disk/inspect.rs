@@ -64,8 +64,8 @@ fn look(qemu_img: &Path, path: &Path, given: Option<Format>, wanted: Use) -> Res
     match (given, wanted) {
         (None, Use::Boot) => match sniff::refuse(path, &head) {
             Err(DiskError::Iso { hybrid: true, .. }) if iso::is_live(&file, &head).map_err(read)? => {
-                if let (Some(size), Some(needs)) =
-                    (size, iso::size(&head).filter(|&needs| size.is_some_and(|size| size < needs)))
+                if let (Some(size), Some(needs)) = (size, iso::size(&head))
+                    && size < needs
                 {
                     return Err(DiskError::Truncated { path: path.to_owned(), size, needs });
                 }

@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use crate::bounded::le;
+
 /// Bytes of a logical sector, which volume descriptors count in.
 const SECTOR: u64 = 2048;
 /// Where the primary volume descriptor is.
@@ -17,8 +19,7 @@ const LIVE: &[&str] = &["live", "casper", "liveos", "arch", "nix-store.squashfs"
 /// Bytes that the CD has, as its own descriptor says.
 pub(super) fn size(head: &[u8]) -> Option<u64> {
     // 8.4.8 and 8.4.12: the number of logical blocks, and their size; both are there in either order of bytes.
-    let blocks = le32(head, DESCRIPTOR + 80)?;
-    let block = u16::from_le_bytes(head.get(DESCRIPTOR + 128..DESCRIPTOR + 130)?.try_into().ok()?);
+    let (blocks, block) = (le::u32(head, DESCRIPTOR + 80)?, le::u16(head, DESCRIPTOR + 128)?);
     Some(u64::from(blocks) * u64::from(block))
 }
 
@@ -29,7 +30,9 @@ pub(super) fn size(head: &[u8]) -> Option<u64> {
 pub(super) fn is_live(file: &File, head: &[u8]) -> io::Result<bool> {
     // 8.4.18: the record of the topmost directory; 9.1.3 and 9.1.4: where it is, and its length.
     let record = DESCRIPTOR + 156;
-    let (Some(extent), Some(length)) = (le32(head, record + 2), le32(head, record + 10)) else { return Ok(false) };
+    let (Some(extent), Some(length)) = (le::u32(head, record + 2), le::u32(head, record + 10)) else {
+        return Ok(false);
+    };
     let mut directory = vec![0; length.min(MAX_DIRECTORY) as usize];
     let mut filled = 0;
     while filled < directory.len() {
@@ -52,10 +55,6 @@ pub(super) fn is_live(file: &File, head: &[u8]) -> io::Result<bool> {
         })
     });
     Ok(names.any(|name| LIVE.iter().any(|live| live.as_bytes() == name)))
-}
-
-fn le32(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 
 #[cfg(test)]

@@ -53,6 +53,9 @@ pub enum NoPvh {
     /// The packed part is broken.
     #[error("the kernel's packed part cannot be unpacked: {0}")]
     Broken(String),
+    /// What starts it takes no other form.
+    #[error("UEFI firmware starts EFI programs")]
+    ByUefi,
     /// An ELF without the note, or no ELF.
     #[error("the kernel has no PVH entry (CONFIG_PVH)")]
     NoEntry,

@@ -1,6 +1,7 @@
 //! What an engine says of an image.
 
 use belljar_guest_spec::PullPolicy;
+use belljar_image::kernel::Arch;
 use serde::Deserialize;
 
 use super::engine::{ASK_LIMIT, Engine, EngineError, says_missing, words};
@@ -34,8 +35,6 @@ struct Inspected {
     id: String,
     #[serde(default)]
     architecture: String,
-    #[serde(default)]
-    variant: String,
     config: Option<Config>,
     #[serde(default, rename = "RootFS")]
     root: Option<Root>,
@@ -102,7 +101,7 @@ async fn inspect(engine: &Engine, image: &str) -> Result<Result<Image, String>, 
 /// Reads what `image inspect` says: the same keys of podman and docker.
 fn read(json: &[u8]) -> Result<Image, String> {
     let all: Vec<Inspected> = serde_json::from_slice(json).map_err(|error| error.to_string())?;
-    let Some(Inspected { id, architecture, variant, config, root }) = all.into_iter().next() else {
+    let Some(Inspected { id, architecture, config, root }) = all.into_iter().next() else {
         return Err("it says nothing".to_owned());
     };
     if id.is_empty() {
@@ -110,25 +109,38 @@ fn read(json: &[u8]) -> Result<Image, String> {
     }
     let some = |text: Option<String>| text.filter(|text| !text.is_empty());
     let Config { user, working_dir, env } = config.unwrap_or_default();
-    let processor = processor(&architecture, &variant);
+    let processor = processor(&architecture);
     let user = some(user).filter(|user| !matches!(user.as_str(), "0" | "root" | "0:0" | "root:root"));
     let layers = root.and_then(|root| root.layers).unwrap_or_default();
     let (working_dir, env) = (some(working_dir).filter(|dir| dir.starts_with('/')), env.unwrap_or_default());
     Ok(Image { id, processor, user, working_dir, env, architecture, layers })
 }
 
-/// A processor as `uname -m` names it, of the words of the OCI's image specification (those of Go).
-fn processor(architecture: &str, variant: &str) -> String {
-    match (architecture, variant) {
-        ("amd64", _) => "x86_64",
-        ("386", _) => "i686",
-        ("arm64", _) => "aarch64",
-        ("arm", _) => "armv7l",
+/// Processors in the words of the OCI's image specification (those of Go), as `uname -m` names them, and as ELF does.
+const PROCESSORS: [(&str, &str, Arch); 7] = [
+    ("386", "i686", Arch::X86),
+    ("amd64", "x86_64", Arch::X86_64),
+    ("arm64", "aarch64", Arch::Aarch64),
+    ("arm", "armv7l", Arch::Elf(40)),
+    ("ppc64le", "ppc64le", Arch::Elf(21)),
+    ("riscv64", "riscv64", Arch::Riscv64),
+    ("s390x", "s390x", Arch::Elf(22)),
+];
+
+/// A processor as `uname -m` names it, of the specification's word.
+fn processor(architecture: &str) -> String {
+    match PROCESSORS.iter().find(|(word, ..)| *word == architecture) {
+        Some((_, name, _)) => name,
         // One that was imported may say nothing.
-        ("", _) => std::env::consts::ARCH,
-        (other, _) => other,
+        None if architecture.is_empty() => std::env::consts::ARCH,
+        None => architecture,
     }
     .to_owned()
+}
+
+/// The same as ELF has it, if it is one that is known.
+pub(super) fn arch(architecture: &str) -> Option<Arch> {
+    PROCESSORS.iter().find(|(word, ..)| *word == architecture).map(|(.., arch)| *arch)
 }
 
 #[cfg(test)]

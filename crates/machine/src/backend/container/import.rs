@@ -5,6 +5,7 @@
 
 use std::{ffi::OsString, fs::File, path::Path, time::Duration};
 
+use belljar_image::cache;
 use belljar_oci::image::Config;
 
 use super::{
@@ -25,7 +26,7 @@ pub(crate) async fn import(engine: &Engine, path: &Path, (host, dir): (&HostCont
     let (looked, from) = (store.clone(), path.to_owned());
     let on_disk = blocking("reading of an image", move || OnDisk::look(&from, &looked)).await?.map_err(lost)?;
     let cache = &host.cache_dir;
-    let key = key(&on_disk);
+    let key = key(&on_disk)?;
     let found = keep::find(engine, cache, (NAME, &key)).await;
     if let Some(image) = found.map_err(|error| engine.lost("look for an image that was imported", &error))? {
         return Ok(image);
@@ -56,13 +57,15 @@ fn export(on_disk: &OnDisk, store: &Store) -> Result<std::io::Result<File>, NotM
 }
 
 /// What decides what the engine has then: the files, and what is said of processes.
-fn key(on_disk: &OnDisk) -> String {
+fn key(on_disk: &OnDisk) -> Result<String, Lost> {
+    let config = serde_json::to_vec(&on_disk.config)
+        .map_err(|error| Cause::host_file("tell images apart", &error.into(), "this is a fault of Belljar's own"))?;
     let mut hasher = blake3::Hasher::new();
-    for part in [on_disk.key.as_bytes(), format!("{:?}", on_disk.config).as_bytes()] {
+    for part in [on_disk.key.as_bytes(), &config] {
         hasher.update(&(part.len() as u64).to_le_bytes());
         hasher.update(part);
     }
-    hasher.finalize().to_hex()[..32].to_owned()
+    Ok(cache::short(&hasher))
 }
 
 fn arguments(kind: EngineKind, config: &Config, labels: Vec<OsString>, key: &str) -> Vec<OsString> {

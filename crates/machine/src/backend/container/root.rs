@@ -4,9 +4,8 @@
 //! that a name which has moved on gives another root.
 
 use std::{
-    fs::{File, Metadata},
+    fs::File,
     io,
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -14,7 +13,7 @@ use std::{
 
 use belljar_guest_spec::{ImageRef, PullPolicy};
 use belljar_image::{
-    cache::{Cache, CacheError},
+    cache::{self, Cache, CacheError},
     disk::unnamed,
     kernel::Arch,
 };
@@ -84,16 +83,7 @@ pub(super) enum NotMade {
 impl ImageRoot {
     /// The processor that it is for, if that can be seen; what the image says where no program does.
     pub(crate) fn arch(&self) -> Option<Arch> {
-        let said = match self.config.architecture.as_str() {
-            "386" => Some(Arch::X86),
-            "amd64" => Some(Arch::X86_64),
-            "arm64" => Some(Arch::Aarch64),
-            "riscv64" => Some(Arch::Riscv64),
-            "s390x" => Some(Arch::Elf(22)),
-            "ppc64le" => Some(Arch::Elf(21)),
-            "arm" => Some(Arch::Elf(40)),
-            _ => None,
-        };
+        let said = image::arch(&self.config.architecture);
         self.facts.machine.map(Arch::from_elf_machine).or(said)
     }
 
@@ -241,25 +231,11 @@ impl OnDisk {
 
 /// By what it is noticed that something on disk is not what it was.
 fn stamp(path: &Path) -> io::Result<String> {
-    let of = |m: Metadata| {
-        format!(
-            "{}:{}:{}:{}.{}:{}.{}",
-            m.dev(),
-            m.ino(),
-            m.size(),
-            m.mtime(),
-            m.mtime_nsec(),
-            m.ctime(),
-            m.ctime_nsec()
-        )
-    };
-    let metadata = fs_err::metadata(path)?;
-    if !metadata.is_dir() {
-        return Ok(of(metadata));
-    }
-    // All else in a layout goes by the digests in this.
-    let index = std::fs::metadata(path.join("index.json")).map(of);
-    Ok(format!("{} {}", of(metadata), index.unwrap_or_default()))
+    let mut hasher = blake3::Hasher::new();
+    cache::fingerprint(path, &mut hasher)?;
+    // All else in a layout goes by the digests in this; an archive has none.
+    drop(cache::fingerprint(&path.join("index.json"), &mut hasher));
+    Ok(cache::short(&hasher))
 }
 
 /// That of an image that an engine has.
