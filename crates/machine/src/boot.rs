@@ -23,6 +23,7 @@ use crate::{
         self, AccessError, AccessEvent, AccessOptions, Act, Shell,
         rungs::{self, Rung},
     },
+    beside::{Beside, Noted},
     bounds::Gauge,
     console::{Console, ConsoleView, ExpectError, Patience},
     enter,
@@ -78,7 +79,7 @@ pub(crate) struct Machine {
     /// They go with it.
     _servers: Servers,
     _tpm: Option<Emulator>,
-    _virtiofsds: Vec<virtiofsd::Running>,
+    _virtiofsds: (Vec<virtiofsd::Running>, Vec<Noted>),
     _program: Option<Feeding>,
 }
 
@@ -190,13 +191,16 @@ impl Machine {
         if let Some(tpm) = &mut tpm {
             tpm.watch(tell.clone()).map_err(|e| StartError::Files(host_file("watch the guest's TPM", &e)))?;
         }
+        let beside = Beside::default();
+        let mut noted = Vec::new();
         for one in &mut virtiofsds {
+            noted.push(one.noted(&beside));
             let watched = one.watch(tell.clone());
             watched.map_err(|e| StartError::Files(host_file("watch the server of a share", &e)))?;
         }
-        let servers = Servers::start(served, host, tell)
+        let servers = Servers::start(served, host, &beside, tell)
             .map_err(|e| StartError::Files(host_file("wait at the ports of shares", &e)))?;
-        let watch = Watch::new(&console, &qemu, plan.oops, ends);
+        let watch = Watch::new(&console, &qemu, plan.oops, ends, beside);
         let ports: Ports =
             vec![(PortKind::Virtio, Box::new(channels.agent)), (PortKind::Serial, Box::new(channels.serial1))];
         let limits = Limits::new(plan.accel(), plan.boot_timeout);
@@ -212,7 +216,7 @@ impl Machine {
                 left_out,
                 _servers: servers,
                 _tpm: tpm,
-                _virtiofsds: virtiofsds,
+                _virtiofsds: (virtiofsds, noted),
                 _program: program,
             },
             ports,

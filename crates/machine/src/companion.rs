@@ -11,7 +11,7 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::{io::AsyncReadExt, sync::mpsc::UnboundedSender};
 
-use crate::{console::sanitize::sanitize_line, host::HostContext};
+use crate::{beside, console::sanitize::sanitize_line, host::HostContext};
 
 /// How long one may take to answer the first time.
 pub(crate) const LIMIT: Duration = Duration::from_secs(20);
@@ -23,7 +23,9 @@ const MAX_SAID: usize = 4096;
 /// A running one. Dropping it ends it.
 #[derive(Debug)]
 pub(crate) struct Companion {
-    child: Child,
+    /// Until it was ended.
+    child: Option<Child>,
+    pid: u32,
     /// Its standard error, which is closed by its end.
     life: Option<UnixStream>,
     said: Arc<Mutex<Vec<u8>>>,
@@ -39,9 +41,15 @@ impl Companion {
         let env = host.qemu_env.iter().map(|(name, value)| (name, value));
         command.env_clear().envs(env).stdout(Stdio::null()).stderr(OwnedFd::from(theirs));
         let child = command.spawn()?;
+        let pid = child.id();
         // Its other end is to be the process's alone.
         drop(command);
-        Ok(Self { child, life: Some(life), said: Arc::default() })
+        Ok(Self { child: Some(child), pid, life: Some(life), said: Arc::default() })
+    }
+
+    /// Its process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.pid
     }
 
     /// Waits for something that it has to do first, with what it said where it does not.
@@ -95,11 +103,11 @@ impl Companion {
 
     /// Ends it, and whatever it started.
     pub(crate) fn end(&mut self) {
+        let Some(child) = self.child.take() else { return };
         // It leads a group of its own, if it has come so far.
-        let group = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        let group = i32::try_from(self.pid).ok().and_then(Pid::from_raw);
         let _ = group.map(|group| kill_process_group(group, Signal::KILL));
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        beside::end(child);
     }
 }
 

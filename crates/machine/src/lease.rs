@@ -474,8 +474,12 @@ async fn await_maker(store: &TemplateStore, key: &TemplateKey, limit: Duration) 
 pub(crate) fn has_room(dir: &Path, ram: u64) -> Result<(), String> {
     let stat = rustix::fs::statvfs(dir).map_err(|e| e.to_string())?;
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-    if free < ram.saturating_add(ROOM) {
-        return Err(format!("there is not enough room in {}", dir.display()));
+    let wanted = ram.saturating_add(ROOM);
+    if free < wanted {
+        let (free, wanted, dir) = (free >> 20, wanted >> 20, dir.display());
+        return Err(format!(
+            "there is not enough room in {dir}: {free} MiB are free, and {wanted} MiB are wanted for its memory and what is left to the host"
+        ));
     }
     Ok(())
 }

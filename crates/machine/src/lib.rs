@@ -5,6 +5,7 @@
 
 pub mod access;
 pub mod backend;
+mod beside;
 mod boot;
 pub mod bounds;
 pub mod command;

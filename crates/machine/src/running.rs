@@ -356,7 +356,7 @@ impl QemuGuest {
             biased;
             synced = tokio::time::timeout(limit, self.session.sync()) => synced.unwrap_or_else(|_| Err(Lost::timeout(
                 Phase::Close,
-                format!("the guest did not bring what it wrote to the shares to the host within {}", crate::for_people(limit)),
+                format!("the guest did not bring what it wrote to the shares to the host within {}{}", crate::for_people(limit), self.machine.watch.blame()),
             )))?,
             lost = self.machine.watch.trouble(Phase::Close, observe) => return Err(lost),
         };

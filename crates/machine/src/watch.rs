@@ -20,6 +20,7 @@ use tokio::time::Instant;
 
 use crate::{
     Cause, Lost, QemuEnd,
+    beside::{self, Beside},
     bounds::Exceeded,
     console::{Alarm, AlarmKind, Alarms, Console, ConsoleView, Phase as AlarmPhase, Severity},
     guest::Observe,
@@ -78,6 +79,8 @@ pub(crate) struct Watch {
     pub(crate) ports: SharePorts,
     /// Tells of servers of shares that end.
     servers: Ends,
+    /// The processes that serve it, and when it is looked at them again.
+    beside: (Beside, Instant),
     /// One that has ended, which is not forgotten when nobody waits any more.
     server_end: Option<String>,
     /// The guest's time was stopped from here.
@@ -87,7 +90,7 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    pub(crate) fn new(console: &Console, qemu: &Qemu, oops: OopsPolicy, servers: Ends) -> Self {
+    pub(crate) fn new(console: &Console, qemu: &Qemu, oops: OopsPolicy, servers: Ends, beside: Beside) -> Self {
         Self {
             alarms: console.alarms(),
             view: console.view(),
@@ -107,6 +110,7 @@ impl Watch {
             closed: None,
             ports: SharePorts::default(),
             servers,
+            beside: (beside, Instant::now() + beside::LOOK),
             server_end: None,
             stopped: false,
             replaced: None,
@@ -133,6 +137,12 @@ impl Watch {
             self.look_at_shares(observe);
         }
     }
+
+    /// What to say, beside that something took too long, of the processes that serve the guest: those that stand still, if any.
+    pub(crate) fn blame(&self) -> String {
+        self.beside.0.blame()
+    }
+
     /// Where it is announced what is asked of the guest.
     pub(crate) fn expected(&self) -> &Expected {
         &self.expected
@@ -221,6 +231,12 @@ impl Watch {
                 }
                 () = tokio::time::sleep_until(look.unwrap_or_else(Instant::now)), if look.is_some() => {
                     self.look_at_shares(observe);
+                }
+                () = tokio::time::sleep_until(self.beside.1), if !self.beside.0.is_empty() => {
+                    for message in self.beside.0.look() {
+                        observe(EventKind::Warning { message });
+                    }
+                    self.beside.1 = Instant::now() + beside::LOOK;
                 }
             }
         }

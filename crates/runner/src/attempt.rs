@@ -76,16 +76,21 @@ pub(crate) async fn command(
 /// Ends the guest.
 ///
 /// # Errors
-/// As [`Guest::close`]; and if the run is to end at once.
+/// As [`Guest::close`]; and if the run is to end at once, or has been to end for a while.
 pub(crate) async fn close(
     guest: Box<dyn Guest>,
     how: Ending,
     cancel: &mut Cancel,
     observe: &mut dyn FnMut(EventKind),
 ) -> Result<(), Lost> {
+    let hurry = how == Ending::Hurry;
+    let wanted = async {
+        // That end is a short one already, and what it still brings home is for whoever asked for it.
+        if hurry { cancel.urgent().await } else { cancel.overdue().await }
+    };
     tokio::select! {
         biased;
-        why = cancel.urgent() => Err(why.lost(Phase::Close)),
+        why = wanted => Err(why.lost(Phase::Close)),
         closed = guest.close(how, observe) => closed,
     }
 }

@@ -6,6 +6,9 @@ use belljar_machine::{Cause, Lost, for_people};
 use belljar_model::Phase;
 use tokio::sync::watch;
 
+/// How long a guest that is being ended in order is still waited for when a person or a CI server wants the end.
+const HEED: Duration = Duration::from_secs(5);
+
 /// Why a run is to end early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Why {
@@ -92,6 +95,21 @@ impl Cancel {
         }
     }
 
+    /// Resolves once an end at once is wanted, or an orderly one has been by a signal for five seconds: what is waited for with nothing else to be done
+    /// about it, such as a share's server that stands still, must not make that person ask twice.
+    pub async fn overdue(&mut self) -> Why {
+        let signalled = |wish: &Wish| matches!(wish, Wish::Gently(Why::Signal(_)) | Wish::Now(_));
+        match self.0.wait_for(signalled).await.map(|wish| *wish) {
+            Ok(Wish::Now(why)) => why,
+            Ok(Wish::Gently(why)) => tokio::select! {
+                biased;
+                why = self.urgent() => why,
+                () = tokio::time::sleep(HEED) => why,
+            },
+            Ok(Wish::None) | Err(_) => std::future::pending().await,
+        }
+    }
+
     /// Whether an end is wanted by now, and why.
     #[must_use]
     pub fn is_wanted(&self) -> Option<Why> {
@@ -116,6 +134,23 @@ mod tests {
         assert_eq!(urgent, None);
         canceller.signal(15);
         assert_eq!(other.urgent().await, Why::Signal(15));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_signal_is_heeded_after_a_while_and_the_clock_is_not() {
+        let (canceller, cancel) = channel();
+        let soon = |mut cancel: Cancel| async move { tokio::time::timeout(HEED * 2, cancel.overdue()).await };
+        assert!(soon(cancel.clone()).await.is_err(), "nobody asked");
+        canceller.out_of_time(HEED);
+        assert!(soon(cancel.clone()).await.is_err(), "the clock asked");
+        canceller.signal(2);
+        let begun = tokio::time::Instant::now();
+        assert_eq!(soon(cancel.clone()).await, Ok(Why::Signal(2)));
+        assert_eq!(begun.elapsed(), HEED);
+        canceller.signal(15);
+        let begun = tokio::time::Instant::now();
+        assert_eq!(soon(cancel).await, Ok(Why::Signal(15)));
+        assert_eq!(begun.elapsed(), Duration::ZERO);
     }
 
     #[tokio::test]

@@ -155,7 +155,11 @@ impl Manners {
                 "disk",
                 &["ok", "noted", "damaged", "cut", "much", "silent", "forged", "link", "set-uid", "lacking", "no-room"],
             )?,
-            fuse: one_of(step, "fuse", &["ok", "unknown", "outside", "short", "long", "cut", "closed", "killed"])?,
+            fuse: one_of(
+                step,
+                "fuse",
+                &["ok", "unknown", "outside", "short", "long", "cut", "closed", "killed", "stopped"],
+            )?,
             has_fuse: step.text("fuse").is_some(),
             quiesce: one_of(step, "quiesce", &["ok", "left", "never", "die"])?,
             renew: one_of(step, "renew", &["ok", "left", "never", "die", "stray"])?,

@@ -1,5 +1,9 @@
 //! Shares over FUSE: what a guest's kernel asks, what none asks, and servers that end.
 
+use std::time::Duration;
+
+use rustix::process::Signal;
+
 use crate::harness::{Lab, WELL};
 
 /// A guest whose kernel does this with its shares when a command begins.
@@ -40,4 +44,17 @@ fn a_share_that_is_served_no_more_is_never_a_pass() {
             outcome.code(if how == "closed" { 121 } else { 125 }).complains(said).complains("is not to be believed");
         }
     }
+}
+
+#[test]
+fn a_server_that_stands_still_is_named_and_one_ctrl_c_ends_the_wait_for_it() {
+    let lab = Lab::new();
+    // What was written is waited for at the end of the command, for minutes in a guest without KVM.
+    let mut run = lab.run(&agent("stopped sync=never")).args(["--share", "fuse"]).sh("true").spawn();
+    run.await_event("the server of the workspace (process ");
+    run.signal(Signal::INT);
+    let outcome = run.end();
+    outcome.code(130).complains("is stopped (by SIGSTOP or a debugger)");
+    assert_eq!(outcome.verdict(), "error/interrupted");
+    assert!(outcome.elapsed < Duration::from_secs(60), "{:?}", outcome.elapsed);
 }

@@ -207,6 +207,11 @@ pub(crate) fn carrying(kind: &'static Kind, tag: &str) -> &'static Kind {
 /// What a guest is told of that has no output directory although nobody asked for one.
 pub(crate) const OUT_IS_LOST: &str = "what the command writes to $BELLJAR_OUT stays in the guest and ends with it";
 
+/// What a person calls the process that serves a share.
+pub(crate) fn server_of(tag: &str) -> String {
+    format!("the server of {}", what(tag))
+}
+
 /// What a person calls a share.
 pub(crate) fn what(tag: &str) -> &str {
     match tag {

@@ -17,7 +17,13 @@ use tokio::{
     task::JoinHandle,
 };
 
-use crate::{console::sanitize::sanitize_line, host::HostContext, qemu::sandbox::Shim, share};
+use crate::{
+    beside::{self, Beside},
+    console::sanitize::sanitize_line,
+    host::HostContext,
+    qemu::sandbox::Shim,
+    share,
+};
 
 /// Most bytes of what a server says that are told.
 const MAX_SAID: u64 = 4096;
@@ -50,13 +56,14 @@ type Surroundings = (Shim, Vec<(OsString, OsString)>);
 pub(crate) type Ends = mpsc::UnboundedReceiver<String>;
 
 impl Servers {
-    /// Has each server started when it is needed.
+    /// Has each server started when it is needed, and noted as long as it runs.
     ///
     /// # Errors
     /// When a socket cannot be waited for.
     pub(crate) fn start(
         served: Vec<Served>,
         host: &HostContext,
+        beside: &Beside,
         tell: mpsc::UnboundedSender<String>,
     ) -> io::Result<Self> {
         let host = Arc::new((host.shim.clone(), host.qemu_env.clone()));
@@ -64,19 +71,19 @@ impl Servers {
         for one in served {
             one.port.set_nonblocking(true)?;
             let port = UnixStream::from_std(one.port.try_clone()?)?;
-            let (host, tell) = (Arc::clone(&host), tell.clone());
+            let (host, beside, tell) = (Arc::clone(&host), beside.clone(), tell.clone());
             tasks.push(tokio::spawn(async move {
                 if port.ready(Interest::READABLE).await.is_err() {
                     return;
                 }
                 drop(port);
-                let what = share::what(&one.tag).to_owned();
-                let why = match run(one, &host).await {
+                let what = share::server_of(&one.tag);
+                let why = match run(one, &host, &beside).await {
                     Ok(said) => said,
                     Err(error) => format!("it could not be started: {error}"),
                 };
                 // Nobody listening is fine.
-                drop(tell.send(format!("the server of {what} ended{}{why}", if why.is_empty() { "" } else { ": " })));
+                drop(tell.send(format!("{what} ended{}{why}", if why.is_empty() { "" } else { ": " })));
             }));
         }
         Ok(Self { tasks })
@@ -92,18 +99,19 @@ impl Drop for Servers {
 }
 
 /// A server that is killed and reaped whatever happens.
-struct Running(Child);
+struct Running(Option<Child>);
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        if let Some(server) = self.0.take() {
+            beside::end(server);
+        }
     }
 }
 
 /// Runs a server to its end; gives what it said.
-async fn run(served: Served, (shim, env): &Surroundings) -> io::Result<String> {
-    let Served { port, directory, view, using, .. } = served;
+async fn run(served: Served, (shim, env): &Surroundings, beside: &Beside) -> io::Result<String> {
+    let Served { tag, port, directory, view, using } = served;
     port.set_nonblocking(false)?;
     let mut command = shim.command_to_serve(using, [port.into(), directory].into_iter().chain(view).collect())?;
     let (ours, theirs) = StdStream::pair()?;
@@ -112,7 +120,9 @@ async fn run(served: Served, (shim, env): &Surroundings) -> io::Result<String> {
         .envs(env.iter().map(|(name, value)| (name, value)))
         .stdout(Stdio::null())
         .stderr(OwnedFd::from(theirs));
-    let server = Running(command.spawn()?);
+    let server = command.spawn()?;
+    let noted = beside.note(share::server_of(&tag), server.id());
+    let server = Running(Some(server));
     // Its other end is to be the server's alone: then its end is the server's.
     drop(command);
     ours.set_nonblocking(true)?;
@@ -122,6 +132,6 @@ async fn run(served: Served, (shim, env): &Surroundings) -> io::Result<String> {
     if said.len() as u64 >= MAX_SAID {
         tokio::io::copy(&mut life, &mut tokio::io::sink()).await?;
     }
-    drop(server);
+    drop((noted, server));
     Ok(sanitize_line(&said).trim_start_matches("belljar: error: ").trim().to_owned())
 }

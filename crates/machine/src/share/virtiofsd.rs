@@ -28,6 +28,7 @@ use tokio::{
 };
 
 use crate::{
+    beside::{Beside, Noted},
     companion::{Companion, of_line},
     host::HostContext,
     qemu::{
@@ -260,7 +261,7 @@ impl Running {
         command.args(program.words(["--fd", &LISTENER.to_string()], &directory, using, is_root));
         let mut running = Companion::start(command, host)?;
         running.answers(asked(&line)).await?;
-        Ok(Self(running, format!("the server of {} (virtiofsd)", share::what(&tag))))
+        Ok(Self(running, format!("{} (virtiofsd)", share::server_of(&tag))))
     }
 
     /// Tells, once, when it has ended.
@@ -269,6 +270,11 @@ impl Running {
     /// When that cannot be waited for.
     pub(crate) fn watch(&mut self, tell: UnboundedSender<String>) -> io::Result<()> {
         self.0.watch(self.1.clone(), tell)
+    }
+
+    /// Takes note of it as long as it runs.
+    pub(crate) fn noted(&self, beside: &Beside) -> Noted {
+        beside.note(self.1.clone(), self.0.pid())
     }
 }
 

@@ -122,7 +122,7 @@ impl Attempts {
         let leased = match warm {
             Some(warm) => tokio::select! {
                 biased;
-                why = cancel.urgent() => Err(why.lost(Phase::Boot)),
+                why = cancel.overdue() => Err(why.lost(Phase::Boot)),
                 ready = warm.ready(&mut observe) => ready,
             },
             None => self.machines.set_up(unit, instance, slot, cancel, &mut observe).await,
@@ -211,7 +211,7 @@ impl Attempts {
             End::Lost(lost) if !lost.cause.is_programs_own() => Ok(()),
             _ => tokio::select! {
                 biased;
-                why = cancel.urgent() => Err(why.lost(Phase::Close)),
+                why = cancel.overdue() => Err(why.lost(Phase::Close)),
                 settled = running.settle(&mut observe) => settled,
             },
         };
@@ -400,11 +400,11 @@ async fn renew(lease: &mut Option<LeasedGuest>, cancel: &mut Cancel) -> Vec<Even
     told
 }
 
-/// Waits, unless the run is to end at once.
+/// Waits, unless the run is to end at once, or has been to end for a while.
 async fn within<T>(cancel: &mut Cancel, work: impl Future<Output = Result<T, Lost>>) -> Result<T, Lost> {
     tokio::select! {
         biased;
-        why = cancel.urgent() => Err(why.lost(Phase::Session)),
+        why = cancel.overdue() => Err(why.lost(Phase::Session)),
         done = work => done,
     }
 }

@@ -86,7 +86,8 @@ impl Fuse {
                 machine.share_port(&self.id, false);
                 Ok(())
             }
-            "killed" => kill_servers(),
+            "killed" => to_servers(rustix::process::Signal::KILL),
+            "stopped" => to_servers(rustix::process::Signal::STOP),
             _ => Ok(()),
         }
     }
@@ -126,7 +127,7 @@ impl Fuse {
 }
 
 /// Kills the servers of this machine's Belljar: other children of its own parent.
-fn kill_servers() -> Result<(), String> {
+fn to_servers(signal: rustix::process::Signal) -> Result<(), String> {
     let parent = rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get());
     let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).map_err(|e| e.to_string())?;
     for child in children.split_whitespace() {
@@ -134,7 +135,7 @@ fn kill_servers() -> Result<(), String> {
         if words.split(|byte| *byte == 0).any(|word| word == b"--share") {
             let pid = child.parse().ok().and_then(rustix::process::Pid::from_raw);
             let pid = pid.ok_or_else(|| format!("no process: {child}"))?;
-            rustix::process::kill_process(pid, rustix::process::Signal::KILL).map_err(|e| e.to_string())?;
+            rustix::process::kill_process(pid, signal).map_err(|e| e.to_string())?;
         }
     }
     // Those of further shares are dead already then; that they are is seen at their ports.
