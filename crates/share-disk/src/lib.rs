@@ -9,6 +9,7 @@
 
 pub mod device;
 pub mod fuzz;
+mod holes;
 pub mod layout;
 pub mod pack;
 pub mod record;

@@ -9,7 +9,8 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, fstat, openat, read
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use crate::tar::{Entry, Kind, Writer};
+use crate::holes::{self, Extent};
+use crate::tar::{Entry, Kind, PIECE_HEADER, Writer};
 
 /// Most directories in one another.
 const MAX_DEPTH: usize = 200;
@@ -118,7 +119,7 @@ pub(crate) fn shown(path: &[u8]) -> String {
 pub struct Packed {
     /// What is in the directory now.
     pub manifest: Manifest,
-    /// Bytes of the files in it, changed or not.
+    /// Bytes of files that were put into the archive, without holes.
     pub bytes: u64,
     /// What could not be put into the archive.
     pub left_out: LeftOut,
@@ -178,16 +179,7 @@ fn checksum(root: &OwnedFd, path: &[u8]) -> io::Result<Option<u32>> {
     if kind_of(&fstat(&file)?) != FileType::RegularFile {
         return Ok(None);
     }
-    let mut crc = crc32fast::Hasher::new();
-    let mut buffer = vec![0; PIECE];
-    loop {
-        match rustix::io::read(&file, &mut buffer) {
-            Ok(0) => return Ok(Some(crc.finalize())),
-            Ok(read) => crc.update(&buffer[..read]),
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-    }
+    Ok(Some(holes::checksum(&file)?))
 }
 
 fn pack_what_changed<W: Write>(
@@ -224,9 +216,6 @@ fn pack_what_changed<W: Write>(
     let mut linked: HashMap<u64, Vec<u8>> = HashMap::new();
     // A path comes before those below it: so the tree is made from its top.
     for (path, found) in walk.found {
-        if found.kind == FileType::RegularFile {
-            packed.bytes += found.size;
-        }
         let mut is_same = since.and_then(|since| since.get(&path)) == Some(&found.stamp);
         if let Some(contents) = contents.as_mut().filter(|_| found.kind == FileType::RegularFile) {
             let now = checksum(&root, &path)?;
@@ -236,7 +225,7 @@ fn pack_what_changed<W: Write>(
             };
             is_same &= before == now;
         }
-        if is_same || put(archive, name, (&root, &path), &found, &mut linked, &mut packed.left_out)? {
+        if is_same || put(archive, name, (&root, &path), &found, &mut linked, &mut packed)? {
             packed.manifest.insert(path, found.stamp);
         }
     }
@@ -262,30 +251,38 @@ pub fn look(root: impl AsFd) -> io::Result<Manifest> {
 /// What a directory would take in an archive.
 #[derive(Debug, Default)]
 pub struct Weight {
-    /// Bytes, about: files with their holes, for these are written as zeros.
+    /// Bytes of the archive, about.
     pub bytes: u64,
-    /// The largest files, the largest first: bytes, and the path for a person.
+    /// The largest files: bytes without holes, and the path for a person.
     pub largest: Vec<(u64, String)>,
 }
 
-/// Weighs what [`pack`] would put into an archive, without reading any file.
+/// Weighs what [`pack`] would put into an archive, without reading any file; `awaited` fails when nobody wants to know any more.
 ///
 /// # Errors
-/// As for [`look`].
-pub fn weigh(root: impl AsFd) -> io::Result<Weight> {
+/// As for [`pack`].
+pub fn weigh(root: impl AsFd, mut awaited: impl FnMut() -> io::Result<()>) -> io::Result<Weight> {
     let root = openat(root, c".", DIRECTORY, Mode::empty())?;
     let stat = fstat(&root)?;
     let mut weight = Weight::default();
-    let mut linked = BTreeSet::new();
+    let mut seen = BTreeSet::new();
     for (path, found) in walk(&root, &stat)?.found {
-        weight.bytes = weight.bytes.saturating_add(HEADERS);
-        if found.kind != FileType::RegularFile || (found.links > 1 && !linked.insert(found.stamp.inode)) {
+        awaited()?;
+        weight.bytes += HEADERS;
+        if found.kind != FileType::RegularFile || (found.links > 1 && !seen.insert(found.stamp.inode)) {
             continue;
         }
-        weight.bytes = weight.bytes.saturating_add(found.size);
-        let at = weight.largest.partition_point(|(bytes, _)| *bytes >= found.size);
+        let mut bytes = found.size;
+        if found.blocks < found.size
+            && let Ok(file) = open_file(&root, &path)
+            && kind_of(&fstat(&file)?) == FileType::RegularFile
+        {
+            bytes = holes::extents(&file, found.size)?.iter().map(|(_, length)| length).sum();
+        }
+        weight.bytes = weight.bytes.saturating_add(bytes);
+        let at = weight.largest.partition_point(|(more, _)| *more >= bytes);
         if at < MAX_TOLD {
-            weight.largest.insert(at, (found.size, shown(&path)));
+            weight.largest.insert(at, (bytes, shown(&path)));
             weight.largest.truncate(MAX_TOLD);
         }
     }
@@ -297,6 +294,8 @@ struct Found {
     stamp: Stamp,
     kind: FileType,
     size: u64,
+    /// Bytes of the blocks that it has.
+    blocks: u64,
     links: u64,
     owner: (u32, u32),
     mtime: (i64, u32),
@@ -322,6 +321,7 @@ fn found(stat: &Stat) -> Found {
         stamp: Stamp::of(stat),
         kind: kind_of(stat),
         size: u64::try_from(stat.st_size).unwrap_or(0),
+        blocks: u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512),
         links: stat.st_nlink as u64,
         owner: (stat.st_uid, stat.st_gid),
         mtime: (stat.st_mtime as i64, u32::try_from(stat.st_mtime_nsec).unwrap_or(0)),
@@ -411,9 +411,9 @@ fn put<W: Write>(
     (root, path): (&OwnedFd, &[u8]),
     found: &Found,
     linked: &mut HashMap<u64, Vec<u8>>,
-    left_out: &mut LeftOut,
+    Packed { left_out, bytes, .. }: &mut Packed,
 ) -> io::Result<bool> {
-    let Found { stamp, kind, size, links, owner, mtime } = found;
+    let Found { stamp, kind, size, links, owner, mtime, blocks: _ } = found;
     let whole = join(name, path);
     let mut entry =
         Entry { path: whole, kind: Kind::Fifo, mode: stamp.mode & 0o7777, owner: *owner, mtime: *mtime, size: 0 };
@@ -439,9 +439,16 @@ fn put<W: Write>(
                 left_out.add("files that were replaced meanwhile", path);
                 return Ok(false);
             }
-            (entry.kind, entry.size) = (Kind::File, *size);
+            let extents = holes::extents(&file, *size)?;
+            let is_whole = *size == 0 || extents == [(0, *size)];
+            let data: u64 = extents.iter().map(|(_, length)| length).sum();
+            *bytes += data;
+            (entry.kind, entry.size) = match is_whole {
+                true => (Kind::File, *size),
+                false => (Kind::Sparse(*size), data + (PIECE_HEADER * extents.len()) as u64),
+            };
             archive.entry(&entry)?;
-            if copy(&file, *size, archive)? {
+            if copy(&file, *size, (&extents, is_whole), archive)? {
                 left_out.add("files that changed while they were read, so that they may be cut or mixed", path);
             }
             if *links > 1 {
@@ -467,25 +474,36 @@ fn gone(errno: Errno, path: &[u8], left_out: &mut LeftOut) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Copies a file of this size; tells whether it was another by the end.
-fn copy<W: Write>(file: &OwnedFd, size: u64, archive: &mut Writer<W>) -> io::Result<bool> {
+/// Copies what is in a file of this size, with a header before each piece of one that has holes; tells whether its size was another by the end.
+fn copy<W: Write>(
+    file: &OwnedFd,
+    size: u64,
+    (extents, is_whole): (&[Extent], bool),
+    archive: &mut Writer<W>,
+) -> io::Result<bool> {
     let mut buffer = vec![0; PIECE];
-    let mut left = size;
     let mut is_short = false;
-    while left > 0 {
-        let wanted = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
-        let read = match rustix::io::read(file, &mut buffer[..wanted]) {
-            Ok(0) => {
-                is_short = true;
-                buffer.fill(0);
-                wanted
-            }
-            Ok(read) => read,
-            Err(Errno::INTR) => continue,
-            Err(errno) => return Err(errno.into()),
-        };
-        archive.data(&buffer[..read])?;
-        left -= read as u64;
+    for &(mut offset, mut left) in extents {
+        if !is_whole {
+            archive.data(&offset.to_le_bytes())?;
+            archive.data(&left.to_le_bytes())?;
+        }
+        while left > 0 {
+            let wanted = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
+            let read = match rustix::io::pread(file, &mut buffer[..wanted], offset) {
+                Ok(0) => {
+                    is_short = true;
+                    buffer.fill(0);
+                    wanted
+                }
+                Ok(read) => read,
+                Err(Errno::INTR) => continue,
+                Err(errno) => return Err(errno.into()),
+            };
+            archive.data(&buffer[..read])?;
+            offset += read as u64;
+            left -= read as u64;
+        }
     }
     Ok(is_short || u64::try_from(fstat(file)?.st_size).ok() != Some(size))
 }

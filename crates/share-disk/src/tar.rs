@@ -1,7 +1,8 @@
 //! The archive: POSIX tar (`ustar`) with `pax` headers, as `tar` reads it.
 //!
 //! What does not fit into a header, or would lose something there, comes in a `pax` header before it: long names, nanoseconds, large
-//! files and numbers. An entry of type `W` is this program's own: the file of that name is gone. The reader takes what the writer writes and nothing
+//! files and numbers. Two types of entries are this program's own: `W` says that the file of that name is gone, and `H` is a file with holes, whose data are
+//! its pieces: where each begins (8 bytes, little-endian), how long it is (8), and its bytes. The reader takes what the writer writes and nothing
 //! else, for nobody else writes these archives.
 
 use std::io::{self, Read, Write};
@@ -11,6 +12,8 @@ const RECORD: usize = 512;
 const MAX_PAX: u64 = 64 * 1024;
 /// Most bytes of a name in an archive.
 pub const MAX_NAME: usize = 16 * 1024;
+/// Bytes before each piece of a file with holes.
+pub const PIECE_HEADER: usize = 16;
 /// Numbers of owners that fit into seven octal digits, and sizes that fit into eleven.
 const MAX_OWNER: u64 = 0o7_777_777;
 const MAX_SIZE: u64 = 0o77_777_777_777;
@@ -28,7 +31,7 @@ pub struct Entry {
     pub owner: (u32, u32),
     /// When its content was changed last, in seconds and nanoseconds since the epoch.
     pub mtime: (i64, u32),
-    /// Bytes of a file that follow.
+    /// Bytes of a file that follow: those of the archive, which for a file with holes are not its size.
     pub size: u64,
 }
 
@@ -37,6 +40,8 @@ pub struct Entry {
 pub enum Kind {
     /// A regular file.
     File,
+    /// A regular file of this size with holes; its data are pieces ([`PIECE_HEADER`]).
+    Sparse(u64),
     /// A directory.
     Directory,
     /// A symbolic link with this text.
@@ -50,9 +55,16 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Whether it is a regular file with data of its own.
+    #[must_use]
+    pub fn is_file(&self) -> bool {
+        matches!(self, Self::File | Self::Sparse(_))
+    }
+
     fn flag(&self) -> u8 {
         match self {
             Self::File => b'0',
+            Self::Sparse(_) => b'H',
             Self::Hardlink(_) => b'1',
             Self::Symlink(_) => b'2',
             Self::Directory => b'5',
@@ -177,6 +189,9 @@ fn pax_of(entry: &Entry) -> Vec<u8> {
     if entry.kind.link().len() > 100 {
         add("linkpath", entry.kind.link());
     }
+    if let Kind::Sparse(size) = entry.kind {
+        add("realsize", size.to_string().as_bytes());
+    }
     if entry.size > MAX_SIZE {
         add("size", entry.size.to_string().as_bytes());
     }
@@ -293,6 +308,26 @@ impl<R: Read> Reader<R> {
         Ok(read)
     }
 
+    /// Where the next piece of a file with holes begins, and how long it is; none after the last. Its data are to be read before.
+    ///
+    /// # Errors
+    /// See [`TarError`].
+    pub fn piece(&mut self) -> Result<Option<(u64, u64)>, TarError> {
+        const CUT: TarError = TarError::Malformed("a piece of a file is cut");
+        let mut header = [0; PIECE_HEADER];
+        let mut filled = 0;
+        while filled < PIECE_HEADER {
+            match self.data(&mut header[filled..])? {
+                0 if filled == 0 => return Ok(None),
+                0 => return Err(CUT),
+                read => filled += read,
+            }
+        }
+        let [offset, length] =
+            [0, 8].map(|at| header[at..at + 8].iter().rev().fold(0, |number, &byte| number << 8 | u64::from(byte)));
+        if length > self.left { Err(CUT) } else { Ok(Some((offset, length))) }
+    }
+
     /// What was read from.
     pub fn into_inner(self) -> R {
         self.input
@@ -335,6 +370,7 @@ fn entry_of(header: &[u8; RECORD], more: Pax) -> Result<Entry, TarError> {
     let link = more.link.unwrap_or_else(|| text(&header[157..257]));
     let kind = match header[156] {
         b'0' => Kind::File,
+        b'H' => Kind::Sparse(more.real_size.ok_or(TarError::Malformed("a file with holes has no size"))?),
         b'1' => Kind::Hardlink(link),
         b'2' => Kind::Symlink(link),
         b'5' => Kind::Directory,
@@ -346,7 +382,7 @@ fn entry_of(header: &[u8; RECORD], more: Pax) -> Result<Entry, TarError> {
         Some(size) => size,
         None => octal(&header[124..136])?,
     };
-    if size > 0 && kind != Kind::File {
+    if size > 0 && !kind.is_file() {
         return Err(TarError::Malformed("something has data that is no file"));
     }
     let mtime = match more.mtime {
@@ -369,6 +405,7 @@ struct Pax {
     path: Option<Vec<u8>>,
     link: Option<Vec<u8>>,
     size: Option<u64>,
+    real_size: Option<u64>,
     mtime: Option<(i64, u32)>,
     uid: Option<u32>,
     gid: Option<u32>,
@@ -390,6 +427,7 @@ impl Pax {
                 b"path" => pax.path = Some(value.to_vec()),
                 b"linkpath" => pax.link = Some(value.to_vec()),
                 b"size" => pax.size = Some(number(value).filter(|&size| size < 1 << 62).ok_or(BAD)?),
+                b"realsize" => pax.real_size = Some(number(value).filter(|&size| size < 1 << 62).ok_or(BAD)?),
                 b"mtime" => pax.mtime = Some(time(value).ok_or(BAD)?),
                 b"uid" => pax.uid = Some(number(value).and_then(|n| u32::try_from(n).ok()).ok_or(BAD)?),
                 b"gid" => pax.gid = Some(number(value).and_then(|n| u32::try_from(n).ok()).ok_or(BAD)?),

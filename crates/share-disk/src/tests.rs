@@ -1,13 +1,13 @@
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
 use proptest::prelude::*;
 
 use crate::device::{RangeReader, RangeWriter};
 use crate::layout::{CONTENT_AT, Header};
-use crate::pack::{Manifest, pack};
+use crate::pack::{Manifest, pack, weigh};
 use crate::tar::{Entry, Kind, Reader, TarError, Writer};
 use crate::unpack::{Rules, Target, UnpackError, unpack};
 
@@ -331,6 +331,113 @@ fn more_than_may_be_is_refused_and_zeros_are_not_counted() {
     assert!(matches!(done, Err(UnpackError::TooMuch { .. })), "{done:?}");
 }
 
+/// The data of a file with holes.
+fn pieces(pieces: &[(u64, &[u8])]) -> Vec<u8> {
+    let piece = |(at, data): &(u64, &[u8])| {
+        let header = [at.to_le_bytes(), (data.len() as u64).to_le_bytes()];
+        [header.as_flattened(), *data].concat()
+    };
+    pieces.iter().flat_map(piece).collect()
+}
+
+/// Bytes of a file's blocks, and what is there of it.
+fn of_sparse(path: &Path, places: &[u64]) -> (u64, u64, Vec<[u8; 4]>) {
+    let file = fs::File::open(path).unwrap();
+    let stat = file.metadata().unwrap();
+    let at = |place: &u64| {
+        let mut bytes = [0; 4];
+        file.read_exact_at(&mut bytes, *place).unwrap();
+        bytes
+    };
+    (stat.len(), stat.blocks() * 512, places.iter().map(at).collect())
+}
+
+#[test]
+fn holes_are_holes_in_the_archive_and_on_both_sides() {
+    const SIZE: u64 = 1 << 40;
+    let places = [0, 5 << 20, (1 << 30) + 3, SIZE - 4, 4 << 20];
+    let (host, guest) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let write = |dir: &Path, place: u64| {
+        let file = fs::File::options().create(true).truncate(false).write(true).open(dir.join("disk")).unwrap();
+        file.set_len(SIZE).unwrap();
+        file.write_all_at(b"data", place).unwrap();
+    };
+    (0..4).for_each(|n| write(host.path(), places[n]));
+    let (bytes, mut known, left_out) = archive(host.path(), None);
+    assert_eq!(left_out, [""; 0]);
+    assert!(bytes.len() < 1 << 20, "{}", bytes.len());
+    let there = root(guest.path());
+    unpack(bytes.as_slice(), &mut [Target::fresh("w", &there)], Rules::Whole).unwrap();
+    let expected = |last: &[u8; 4]| [b"data", b"data", b"data", b"data", last].map(|bytes| *bytes).to_vec();
+    let (size, blocks, found) = of_sparse(&guest.path().join("disk"), &places);
+    assert_eq!((size, found), (SIZE, expected(&[0; 4])));
+    assert!(blocks < 1 << 20, "{blocks}");
+
+    // And back, with what the guest has added to it.
+    let since = archive(guest.path(), None).1;
+    write(guest.path(), places[4]);
+    let (bytes, ..) = archive(guest.path(), Some(&since));
+    assert!(bytes.len() < 1 << 20, "{}", bytes.len());
+    let (done, conflicts) = bring_back(&bytes, host.path(), &mut known, 1 << 20);
+    done.unwrap();
+    assert_eq!(conflicts, [""; 0]);
+    let (size, blocks, found) = of_sparse(&host.path().join("disk"), &places);
+    assert_eq!((size, found), (SIZE, expected(b"data")));
+    assert!(blocks < 1 << 20, "{blocks}");
+}
+
+#[test]
+fn what_is_weighed_is_about_what_it_takes() {
+    let dir = tempfile::tempdir().unwrap();
+    tree(dir.path());
+    fs::File::create(dir.path().join("sparse")).unwrap().set_len(1 << 40).unwrap();
+    fs::write(dir.path().join("largest"), vec![1; 900_000]).unwrap();
+    let weight = weigh(root(dir.path()), || Ok(())).unwrap();
+    let length = archive(dir.path(), None).0.len() as u64;
+    assert!(weight.bytes.abs_diff(length) < 64 * 1024, "{} and {length}", weight.bytes);
+    let largest: Vec<_> = weight.largest.iter().map(|(bytes, path)| (*bytes, path.as_str())).collect();
+    assert_eq!(largest[..2], [(900_000, "largest"), (700_001, "a/b/large")]);
+    let given_up = weigh(root(dir.path()), || Err(std::io::ErrorKind::TimedOut.into())).unwrap_err();
+    assert_eq!(given_up.kind(), std::io::ErrorKind::TimedOut);
+}
+
+#[test]
+fn pieces_of_a_file_with_holes_are_where_they_can_be_or_the_archive_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, known, _) = archive(dir.path(), None);
+    let with = |size: u64, data: &[u8]| {
+        let archive = archive_of(&[(entry("w/x", Kind::Sparse(size)), data)]);
+        let done = bring_back(&archive, dir.path(), &mut known.clone(), 1 << 20).0;
+        let found = fs::read(dir.path().join("x")).ok();
+        let _ = fs::remove_file(dir.path().join("x"));
+        done.map(|()| found.unwrap())
+    };
+    assert_eq!(with(6, &pieces(&[(1, b"ab"), (5, b"c")])).unwrap(), b"\0ab\0\0c");
+    assert_eq!(with(3, &[]).unwrap(), [0; 3]);
+    assert_eq!(with(0, &[]).unwrap(), [0; 0]);
+    assert_eq!(with(2, &pieces(&[(0, b""), (0, b"ab"), (2, b"")])).unwrap(), b"ab");
+    let header = |at: u64, length: u64| [at.to_le_bytes(), length.to_le_bytes()].concat();
+    for (size, data) in [
+        (6, pieces(&[(5, b"ab")])),
+        (6, pieces(&[(2, b"ab"), (0, b"c")])),
+        (6, pieces(&[(0, b"ab"), (1, b"c")])),
+        (6, pieces(&[(u64::MAX, b"a")])),
+        (6, pieces(&[(7, b"")])),
+        (6, header(0, 3)),
+        (6, header(0, u64::MAX)),
+        (6, header(u64::MAX, u64::MAX)),
+        (6, vec![0; 15]),
+        (6, [pieces(&[(0, b"ab")]), vec![1]].concat()),
+    ] {
+        let done = with(size, &data);
+        assert!(matches!(done, Err(UnpackError::Archive(TarError::Malformed(_)))), "{size}, {data:?}: {done:?}");
+    }
+    // Each piece takes at least a block.
+    let many: Vec<_> = (0..400).map(|n| (n << 20, b"x".as_slice())).collect();
+    let done = with(1 << 40, &pieces(&many));
+    assert!(matches!(done, Err(UnpackError::TooMuch { .. })), "{done:?}");
+}
+
 #[test]
 fn an_archive_that_is_cut_or_damaged_is_an_error_wherever_it_is() {
     let from = tempfile::tempdir().unwrap();
@@ -394,7 +501,8 @@ prop_compose! {
     fn any_entry()(
         path in proptest::collection::vec(1_u8.., 0..400),
         link in proptest::collection::vec(1_u8.., 0..300),
-        kind in 0..6,
+        kind in 0..7,
+        real_size in 0_u64..1 << 62,
         mode in 0_u32..0o10000,
         owner in any::<(u32, u32)>(),
         seconds in -1_i64 << 40..1 << 40,
@@ -407,9 +515,10 @@ prop_compose! {
             2 => Kind::Hardlink(link),
             3 => Kind::Fifo,
             4 => Kind::Gone,
+            5 => Kind::Sparse(real_size),
             _ => Kind::File,
         };
-        let data = if kind == Kind::File { data } else { Vec::new() };
+        let data = if kind.is_file() { data } else { Vec::new() };
         let size = data.len() as u64;
         (Entry { path, kind, mode, owner, mtime: (seconds, nanoseconds), size }, data)
     }
@@ -446,13 +555,14 @@ proptest! {
 
     #[test]
     fn whatever_a_guest_writes_is_read_or_refused(
-        at in 0_usize..4000,
+        at in 0_usize..6000,
         bytes in proptest::collection::vec(any::<u8>(), 0..64),
-        cut in 0_usize..6000,
+        cut in 0_usize..8000,
     ) {
         let mut archive = archive_of(&[
             (entry(&format!("w/{}", "d".repeat(200)), Kind::Directory), b""),
             (entry("w/x", Kind::Symlink("l".repeat(200).into())), b""),
+            (entry("w/h", Kind::Sparse(1 << 20)), &pieces(&[(0, &[1; 100]), (70_000, &[2; 100])])),
             (entry("w/f", Kind::File), &[1; 700]),
         ]);
         for (to, from) in archive.iter_mut().skip(at).zip(bytes) {

@@ -323,7 +323,7 @@ fn conflict<R: Read>(
     if paths.len() < Target::MAX_CONFLICTS {
         paths.push(shown(path));
     }
-    let Some(aside) = target.aside.filter(|_| entry.kind == Kind::File && !path.is_empty()) else { return Ok(()) };
+    let Some(aside) = target.aside.filter(|_| entry.kind.is_file() && !path.is_empty()) else { return Ok(()) };
     let names = path.split(|&byte| byte == b'/').count() as u64;
     spend(target, names.saturating_mul(BLOCK))?;
     let spot = Spot::find(aside, path, true).map_err(|errno| failed("keep aside", target.name, path, errno))?;
@@ -351,14 +351,14 @@ fn make<R: Read>(
     let name = target.name;
     let fail = |errno| failed("make", name, path, errno);
     let (dir, at) = (&spot.dir, &*spot.name);
-    if replaces && entry.kind != Kind::File {
+    if replaces && !entry.kind.is_file() {
         match unlinkat(dir, at, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(errno) => return Err(fail(errno)),
         }
     }
     match &entry.kind {
-        Kind::File if replaces => {
+        Kind::File | Kind::Sparse(_) if replaces => {
             match unlinkat(dir, PARTIAL, AtFlags::empty()) {
                 Ok(()) | Err(Errno::NOENT) => {}
                 Err(errno) => return Err(fail(errno)),
@@ -366,7 +366,7 @@ fn make<R: Read>(
             write(reader, target, dir, PARTIAL, path, entry, rules)?;
             renameat(dir, PARTIAL, dir, at).map_err(fail)?;
         }
-        Kind::File => write(reader, target, dir, at, path, entry, rules)?,
+        Kind::File | Kind::Sparse(_) => write(reader, target, dir, at, path, entry, rules)?,
         Kind::Directory => {
             // Until all is in it.
             mkdirat(dir, at, Mode::RWXU).map_err(fail)?;
@@ -408,24 +408,54 @@ fn write<R: Read>(
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = openat(dir, at, flags, Mode::RUSR | Mode::WUSR).map_err(fail)?;
     let mut buffer = vec![0; PIECE];
-    let mut offset = 0_u64;
-    loop {
+    let size = match entry.kind {
+        Kind::Sparse(size) => {
+            let mut end = 0;
+            while let Some((offset, length)) = reader.piece()? {
+                let after = offset.checked_add(length).filter(|after| offset >= end && *after <= size);
+                end = after.ok_or(TarError::Malformed("a piece of a file is where it cannot be"))?;
+                write_piece(reader, target, &file, (offset, length), &mut buffer, &fail)?;
+            }
+            size
+        }
+        _ => {
+            write_piece(reader, target, &file, (0, entry.size), &mut buffer, &fail)?;
+            entry.size
+        }
+    };
+    rustix::fs::ftruncate(&file, size).map_err(fail)?;
+    if rules == Rules::Whole {
+        let (uid, gid) = entry.owner;
+        fchown(&file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))).map_err(fail)?;
+    }
+    fchmod(&file, bits(entry, rules)).map_err(fail)?;
+    futimens(&file, &times(entry)).map_err(fail)
+}
+
+/// Writes so many of an entry's data from an offset on; what is nothing but zeros becomes a hole.
+fn write_piece<R: Read>(
+    reader: &mut Reader<R>,
+    target: &mut Target<'_>,
+    file: &OwnedFd,
+    (mut offset, mut left): (u64, u64),
+    buffer: &mut [u8],
+    fail: &impl Fn(Errno) -> UnpackError,
+) -> Result<(), UnpackError> {
+    while left > 0 {
         // Whole pieces, so that holes are found.
+        let wanted = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
         let mut filled = 0;
-        while filled < PIECE {
-            match reader.data(&mut buffer[filled..])? {
-                0 => break,
+        while filled < wanted {
+            match reader.data(&mut buffer[filled..wanted])? {
+                0 => return Err(TarError::Malformed("a piece of a file is cut").into()),
                 read => filled += read,
             }
-        }
-        if filled == 0 {
-            break;
         }
         if buffer[..filled].iter().any(|&byte| byte != 0) {
             spend(target, (filled as u64).next_multiple_of(BLOCK))?;
             let mut done = 0;
             while done < filled {
-                match rustix::io::pwrite(&file, &buffer[done..filled], offset + done as u64) {
+                match rustix::io::pwrite(file, &buffer[done..filled], offset + done as u64) {
                     Ok(written) => done += written,
                     Err(Errno::INTR) => {}
                     Err(errno) => return Err(fail(errno)),
@@ -433,14 +463,9 @@ fn write<R: Read>(
             }
         }
         offset += filled as u64;
+        left -= filled as u64;
     }
-    rustix::fs::ftruncate(&file, entry.size).map_err(fail)?;
-    if rules == Rules::Whole {
-        let (uid, gid) = entry.owner;
-        fchown(&file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))).map_err(fail)?;
-    }
-    fchmod(&file, bits(entry, rules)).map_err(fail)?;
-    futimens(&file, &times(entry)).map_err(fail)
+    Ok(())
 }
 
 fn times(entry: &Entry) -> Timestamps {

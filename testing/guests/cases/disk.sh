@@ -9,10 +9,10 @@ in_mode() {
     echo before | tee ws/file ws/gone >/dev/null
     printf '#!/bin/sh\necho it runs\n' >ws/run; chmod 755 ws/run
     ln -s file ws/link; ln ws/file ws/hard; touch -d '2001-02-03 04:05:06.789' ws/d/old
-    truncate -s 3M ws/sparse
+    truncate -s 300G ws/sparse
     bj -v "$@" --share disk --workspace-mode "$mode" -- sh -c '
         ./run; cat link; stat -c "%y" d/old; [ hard -ef file ] && echo one file; stat -c %b sparse
-        { echo more >>file; } 2>/dev/null && { rm gone; mkdir d/new; echo new >d/new/file; ln -s /etc/passwd d/passwd; truncate -s 9M holes; chmod 700 run; echo written; }
+        { echo more >>file; } 2>/dev/null && { rm gone; mkdir d/new; echo new >d/new/file; ln -s /etc/passwd d/passwd; truncate -s 900G holes; echo data >>holes; chmod 700 run; echo written; }
         echo left >"$BELLJAR_OUT/left"; mkfifo "$BELLJAR_OUT/fifo"; cp /bin/true "$BELLJAR_OUT/suid"; chmod 4755 "$BELLJAR_OUT/suid"
         grep -c "hostos 9p\|fuse.belljar" /proc/mounts; exit 3'
     want_code 3
@@ -27,7 +27,7 @@ in_mode() {
         want_line '^written$'
         [ "$(cat ws/file)" = $'before\nmore' ] || fail 'the host does not see it'
         [ ! -e ws/gone ] && [ "$(cat ws/d/new/file)" = new ] && [ -L ws/d/passwd ] || fail "$(find ws -ls)"
-        [ "$(stat -c %a ws/run)" = 700 ] && [ "$(stat -c %b ws/holes)" -lt 100 ] || fail "$(find ws -ls)"
+        [ "$(stat -c %a ws/run)" = 700 ] && [ "$(stat -c %b ws/holes)" -lt 100 ] && [ "$(tail -c 5 ws/holes)" = data ] || fail "$(find ws -ls)"
     else
         if [ "$mode" = ro ]; then want_no_line '^written$'; else want_line '^written$'; fi
         [ "$(cat ws/file)" = before ] && [ -e ws/gone ] && [ ! -e ws/d/new ] || fail "$(find ws -ls)"

@@ -108,6 +108,13 @@ impl End {
             Self::At(deadline) => Instant::now() >= *deadline,
         }
     }
+
+    /// # Errors
+    /// When it has come.
+    fn check(&self) -> io::Result<()> {
+        // Not `Interrupted`, which is tried again.
+        if self.has_come() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(()) }
+    }
 }
 
 /// Passes bytes on as long as the host has what is kept for it on this file system.
@@ -144,16 +151,9 @@ struct Awaited<T> {
     end: End,
 }
 
-impl<T> Awaited<T> {
-    fn check(&self) -> io::Result<()> {
-        // Not `Interrupted`, which is tried again.
-        if self.end.has_come() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(()) }
-    }
-}
-
 impl<T: Write> Write for Awaited<T> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.check()?;
+        self.end.check()?;
         self.inner.write(bytes)
     }
 
@@ -164,7 +164,7 @@ impl<T: Write> Write for Awaited<T> {
 
 impl<T: Read> Read for Awaited<T> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        self.check()?;
+        self.end.check()?;
         self.inner.read(into)
     }
 }
@@ -204,12 +204,12 @@ impl DiskExchange {
     }
 
     /// Refuses what cannot fit, before anything is written.
-    fn weigh(&self, room: u64) -> io::Result<()> {
+    fn weigh(&self, room: u64, end: &End) -> io::Result<()> {
         let mut bytes = 0_u64;
         let mut largest = Vec::new();
         for share in &self.shares {
             let what = share::what(&share.tag);
-            let weight = weigh(&share.directory)
+            let weight = weigh(&share.directory, || end.check())
                 .map_err(|error| io::Error::new(error.kind(), format!("{what} cannot be looked at: {error}")))?;
             bytes = bytes.saturating_add(weight.bytes);
             largest.extend(weight.largest.into_iter().map(|(bytes, path)| (bytes, format!("{path} of {what}"))));
@@ -223,7 +223,7 @@ impl DiskExchange {
         let largest: Vec<_> =
             largest.into_iter().take(NAMED).map(|(bytes, path)| format!("{path} ({})", size(bytes))).collect();
         Err(io::Error::other(format!(
-            "a copy takes {}, for holes in files are written as zeros, and there is room for {} beside what is kept for the host; the largest files are {}",
+            "a copy takes {} without the holes of files, and there is room for {} beside what is kept for the host; the largest files are {}",
             size(bytes),
             size(room),
             largest.join(", ")
@@ -232,7 +232,7 @@ impl DiskExchange {
 
     fn fill(&mut self, end: End) -> io::Result<Vec<String>> {
         let on = rustix::fs::open(&self.dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        self.weigh(bounds::room_of_host(&on)?)?;
+        self.weigh(bounds::room_of_host(&on)?, &end)?;
         if let Some(program) = self.program {
             let mut writer = RangeWriter::new(self.file.as_fd(), PROGRAM_AT, MAX_PROGRAM);
             writer.write_all(program)?;
