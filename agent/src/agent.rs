@@ -135,7 +135,7 @@ impl Agent {
             let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
         }
         let mut wanted = vec![libc::SIGCHLD];
-        if port.kind == port::Kind::Container {
+        if port.kind.is_container() {
             // What an engine sends to have a container end.
             wanted.push(libc::SIGTERM);
         } else if getpid().is_init() {
@@ -518,11 +518,13 @@ impl Agent {
         }
     }
 
-    /// Ends what it has started; as the first process of a container, all that runs in it, so that nothing is left when it has ended itself.
+    /// Ends what it has started; in a container all that runs in it, so that nothing is left when it has ended itself.
     fn end(&mut self) {
         self.kill_all();
-        if self.link.kind() == port::Kind::Container {
-            still::kill_everything();
+        match self.link.kind() {
+            port::Kind::Container => still::kill_everything(),
+            port::Kind::SystemContainer => still::end_system(),
+            port::Kind::Virtio | port::Kind::Serial | port::Kind::Given => {}
         }
     }
 
@@ -561,7 +563,7 @@ impl Agent {
         while let Some(signal) = sys::next_signal(self.signals.as_fd()) {
             match signal {
                 libc::SIGCHLD => self.reap(),
-                libc::SIGTERM if self.link.kind() == port::Kind::Container => {
+                libc::SIGTERM if self.link.kind().is_container() => {
                     self.end();
                     sys::exit_now(0);
                 }

@@ -159,6 +159,11 @@ impl Process {
         Some(Self { pid, parent: i32::try_from(number(1)?).ok()?, start: number(19)?, name, dead, stopped })
     }
 
+    /// Whether it has ended, and only nobody has waited for it yet.
+    pub(crate) fn is_dead(&self) -> bool {
+        self.dead
+    }
+
     /// What no other process has, even if its number comes again.
     pub(crate) fn key(&self) -> (i32, u64) {
         (self.pid, self.start)

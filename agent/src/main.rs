@@ -14,6 +14,7 @@ mod beside;
 mod booted;
 mod clock;
 mod command;
+mod container;
 mod devices;
 mod identity;
 mod init;
@@ -68,7 +69,10 @@ fn run(args: &[&[u8]]) -> c_int {
         return with_fd(fd, renew::go_on);
     }
     if let [b"serve", b"--container", path] = args {
-        return serve::in_container(std::ffi::OsStr::from_bytes(path).as_ref());
+        return container::serve(std::ffi::OsStr::from_bytes(path).as_ref(), false);
+    }
+    if let [b"serve", b"--container", path, b"--systemd"] = args {
+        return container::serve(std::ffi::OsStr::from_bytes(path).as_ref(), true);
     }
     if let [b"version" | b"--version"] = args {
         let version = concat!("belljar-agent ", env!("CARGO_PKG_VERSION"), "\n");

@@ -33,17 +33,24 @@ pub(crate) enum Kind {
     Given,
     /// A socket of the host's in a container, in which the agent is the first process; when it ends, so does the container.
     Container,
+    /// The same in a container whose first process is the image's own systemd: when it ends, the agent has that end.
+    SystemContainer,
 }
 
 impl Kind {
     /// Whether the agent ends with its port: there will be no other host.
     pub(crate) fn is_for_life(self) -> bool {
-        matches!(self, Self::Given | Self::Container)
+        self == Self::Given || self.is_container()
     }
 
     /// Whether the kernel is the guest's own, with its clock, its record and its names: a container has the host's.
     pub(crate) fn has_own_kernel(self) -> bool {
         matches!(self, Self::Virtio | Self::Serial)
+    }
+
+    /// Whether it is a container's, in whose namespace of processes nothing runs but what is the guest's.
+    pub(crate) fn is_container(self) -> bool {
+        matches!(self, Self::Container | Self::SystemContainer)
     }
 
     /// Whether all that runs here is the guest's: a test's agent runs on the machine of who wrote the test.

@@ -18,7 +18,7 @@ use crate::leftovers::{Baseline, Shares};
 use crate::port::{Kind, Port};
 use crate::share::disk::Unpacked;
 use crate::sys::{self, Strings};
-use crate::text;
+use crate::{still, text};
 
 /// What the new process goes on with.
 #[derive(Debug, Serialize, Deserialize)]
@@ -81,7 +81,12 @@ pub(crate) fn become_new(prepared: &Prepared, port: &Port) -> Errno {
 /// `serve --renewed`: goes on where an earlier process of the agent was.
 pub(crate) fn go_on(carried: OwnedFd) -> i32 {
     let _ = rustix::thread::set_name(c"belljar-agent");
-    match read(&carried).and_then(Agent::renewed) {
+    match read(&carried).and_then(|carried| {
+        if carried.port_kind == Kind::SystemContainer {
+            still::beside_systemd();
+        }
+        Agent::renewed(carried)
+    }) {
         Ok(agent) => {
             drop(carried);
             agent.run();

@@ -11,7 +11,6 @@ use std::time::Duration;
 use rustix::fs::{MemfdFlags, Mode, OFlags};
 use rustix::io::{Errno, FdFlags};
 use rustix::mount::MountFlags;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::agent::Agent;
 use crate::port::{self, NoPort, Port};
@@ -130,32 +129,6 @@ pub(crate) fn on_fd(fd: OwnedFd, ask_at: Option<&Path>) -> i32 {
     }))
 }
 
-/// `serve --container`: as the first process of a container, for the host that listens at this path.
-pub(crate) fn in_container(host: &Path) -> i32 {
-    let connected = || -> Result<OwnedFd, Errno> {
-        let flags = SocketFlags::CLOEXEC;
-        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-        rustix::net::connect(&socket, &SocketAddrUnix::new(host)?)?;
-        rustix::io::ioctl_fionbio(&socket, true)?;
-        Ok(socket)
-    };
-    let fd = match connected() {
-        Ok(fd) => fd,
-        Err(errno) => {
-            text::say(&format!("serve: connect to Belljar at {}: {}", host.display(), text::errno(errno)));
-            return 1;
-        }
-    };
-    sys::close_others(fd.as_raw_fd());
-    let _ = rustix::thread::set_name(c"belljar-agent");
-    let _ = rustix::process::chdir("/");
-    rustix::process::umask(Mode::from_raw_mode(0o022));
-    protect();
-    // What the engine has at their other ends takes all that is written to them, and no test is to write there.
-    silence();
-    run(Agent::new(Port { fd, kind: port::Kind::Container }, environment()))
-}
-
 /// The agent in the background, with a pipe on which to say how it went.
 pub(crate) fn daemon(tell: OwnedFd) -> i32 {
     sys::close_others(tell.as_raw_fd());
@@ -198,7 +171,7 @@ fn serve(port: Port) -> i32 {
     run(Agent::new(port, environment()))
 }
 
-fn run(agent: Result<Agent, Errno>) -> i32 {
+pub(crate) fn run(agent: Result<Agent, Errno>) -> i32 {
     match agent {
         Ok(agent) => {
             agent.run();
@@ -211,7 +184,7 @@ fn run(agent: Result<Agent, Errno>) -> i32 {
     }
 }
 
-fn environment() -> Vec<Vec<u8>> {
+pub(crate) fn environment() -> Vec<Vec<u8>> {
     std::env::vars_os()
         .filter(|(key, _)| OF_THE_SHELL.iter().all(|of_the_shell| key != of_the_shell))
         .map(|(key, value)| [key.into_vec(), value.into_vec()].join(&b'='))
@@ -281,7 +254,7 @@ fn leave() {
 }
 
 /// Has its standard streams lead nowhere.
-fn silence() {
+pub(crate) fn silence() {
     let flags = OFlags::RDWR | OFlags::CLOEXEC;
     let nothing = rustix::fs::open("/dev/null", flags, Mode::empty())
         .or_else(|_| rustix::fs::memfd_create("null", MemfdFlags::CLOEXEC));

@@ -48,13 +48,20 @@ run) shift ;;
 esac
 
 # == run: options, then the image, then the command ============================================
-ulimits='' workdir='' name='' binds="$here/binds.$$"
+ulimits='' workdir='' name='' systemd='' tmpfs='' binds="$here/binds.$$"
 : >"$binds"
 while [ $# -gt 0 ]; do
     case $1 in
     --rm | --sig-proxy=false | --no-healthcheck | --privileged) shift ;;
     --http-proxy=false) [ "$kind" = podman ] || die "unknown flag: --http-proxy"; shift ;;
     --pull) [ "$2" = never ] || die "invalid pull option: $2"; shift 2 ;;
+    --systemd) [ "$kind" = podman ] || die "unknown flag: --systemd"
+        [ "$2" = always ] || die "Cannot parse bool $2"
+        systemd=yes; shift 2 ;;
+    --cgroupns) [ "$2" = private ] || die "invalid cgroup namespace mode: $2"; shift 2 ;;
+    --tmpfs) tmpfs="$tmpfs $2"; [ "$tmpfs" != ' /run /run/lock' ] || systemd=yes; shift 2 ;;
+    --env) case $2 in *=*) export "${2?}" ;; *) die "a variable without a value: $2" ;; esac; shift 2 ;;
+    --stop-timeout) [ "$2" -ge 0 ] 2>/dev/null || die "invalid timeout: $2"; shift 2 ;;
     --log-driver | --name | --label | --network | --memory | --cpus | --user | --workdir | --entrypoint | --security-opt | --ulimit)
         [ $# -ge 2 ] || die "flag needs an argument: $1"
         case $1 in
@@ -105,7 +112,7 @@ esac
 # A root of its own in memory, with the host's programs and what is mounted.
 user='' more=''
 if [ "$(id -u)" != 0 ]; then user='--user --map-root-user' more=,userxattr; fi
-export more
+export more systemd manner here kind
 # shellcheck disable=SC2086,SC2016 # two words, and what is expanded within
 exec unshare $user --mount --pid --fork --kill-child sh -c '
     binds=$1 root=$2; shift 2
@@ -129,5 +136,6 @@ exec unshare $user --mount --pid --fork --kill-child sh -c '
         [ "$how" != ro ] || mount -o remount,bind,ro "$root$to"
     done <"$binds"
     rm -f "$binds"
+    [ -z "$systemd" ] || . "$here/systemd.sh"
     exec chroot "$root" "$@"
 ' sh "$binds" "$here/root.$$" "$entry" "$@"

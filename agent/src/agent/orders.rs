@@ -19,7 +19,7 @@ use crate::renew::{self, Carried};
 use crate::share::disk::Unpacked;
 use crate::spawn::Refused;
 use crate::still::StoodStill;
-use crate::{identity, port, root, setup, text};
+use crate::{identity, root, setup, text};
 
 /// How often the kernel's record is looked at again before an answer.
 const KERNEL_TURNS: usize = 16;
@@ -58,7 +58,7 @@ impl Agent {
                 }
             }
             ToAgent::StandStill(wanted) => {
-                if self.link.kind() == port::Kind::Container {
+                if self.link.kind().is_container() {
                     match (wanted, self.still.take()) {
                         (true, still) => self.still = still.or_else(|| Some(StoodStill::begin())),
                         (false, still) => still.into_iter().for_each(StoodStill::end),

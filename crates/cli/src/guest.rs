@@ -43,6 +43,10 @@ pub(crate) struct GuestArgs {
     #[arg(long)]
     pub(crate) privileged: bool,
 
+    /// Have the image's systemd as the container's first process, and begin when it says that the system is up
+    #[arg(long)]
+    pub(crate) systemd: bool,
+
     /// Boot this disk image (qcow2, raw, vmdk, vdi, vhdx, vpc), unmodified; nothing is written to it
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) image: Option<PathBuf>,
@@ -167,6 +171,7 @@ impl GuestArgs {
             Key::Container => self.container.is_some(),
             Key::Pull => self.pull.is_some(),
             Key::Privileged => self.privileged,
+            Key::Systemd => self.systemd,
             Key::Tpm => self.tpm,
             Key::Machine => self.machine.is_some(),
             Key::Cpu => self.cpu.is_some(),
@@ -197,7 +202,7 @@ impl GuestArgs {
         if let Some(image) = self.container.clone() {
             let pull = self.pull.unwrap_or_default();
             let image = ImageRef::parse(&image, Path::new(""));
-            return ContainerSource { image, pull, privileged: self.privileged }.into();
+            return ContainerSource { image, pull, privileged: self.privileged, systemd: self.systemd }.into();
         }
         if let Some(path) = self.image.clone() {
             let bus = self.boot_bus.unwrap_or_default();
@@ -271,13 +276,14 @@ pub(crate) fn surroundings<'a>(guests: impl IntoIterator<Item = &'a GuestSpec>) 
 }
 
 /// Options that may say otherwise what a guest of `belljar.toml` is, and may not go together with what that is made of.
-const OF_NAMED: [Key; 11] = [
+const OF_NAMED: [Key; 12] = [
     Key::SshKey,
     Key::Access,
     Key::Append,
     Key::Firmware,
     Key::Pull,
     Key::Privileged,
+    Key::Systemd,
     Key::Tpm,
     Key::Machine,
     Key::Cpu,
@@ -315,6 +321,7 @@ impl Named {
         if let Source::Container(container) = &mut spec.source {
             container.pull = args.pull.unwrap_or(container.pull);
             container.privileged |= args.privileged;
+            container.systemd |= args.systemd;
         }
         if let Source::Boot(BootSource::ContainerImage { pull, .. }) = &mut spec.source {
             *pull = args.pull.unwrap_or(*pull);

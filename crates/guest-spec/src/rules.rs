@@ -37,6 +37,8 @@ pub enum Key {
     Pull,
     /// Whether the container may do what its engine may.
     Privileged,
+    /// Whether the image's systemd is the container's first process.
+    Systemd,
     /// The TPM.
     Tpm,
     /// QEMU's machine type.
@@ -71,6 +73,7 @@ impl Key {
             Self::Container => "container",
             Self::Pull => "pull",
             Self::Privileged => "privileged",
+            Self::Systemd => "systemd",
             Self::Tpm => "tpm",
             Self::Machine => "machine",
             Self::Cpu => "cpu",
@@ -158,7 +161,8 @@ pub fn source(has: impl Fn(Key) -> bool, access: Option<Access>, notation: Notat
         }
         return found;
     }
-    for key in [Key::Pull, Key::Privileged].into_iter().filter(|&key| key != Key::Pull || !has(Key::RootImage)) {
+    let of_containers = [Key::Pull, Key::Privileged, Key::Systemd];
+    for key in of_containers.into_iter().filter(|&key| key != Key::Pull || !has(Key::RootImage)) {
         let (key_name, container) = (name(key), name(Key::Container));
         let message = format!("{key_name} says something about {container}, which is not given");
         wrong(key, message, format!("give {container} too"));
@@ -281,8 +285,9 @@ mod tests {
         assert_eq!(conflicts(&[Rootfs, Key::Pull], None), [Key::Pull]);
         assert_eq!(conflicts(&[Rootfs, Key::RootImage, Key::Privileged], None), [Key::Privileged]);
         let (container, tpm) = (Key::Container, Key::Tpm);
-        assert_eq!(conflicts(&[container, Key::Pull, Key::Privileged], None), []);
-        assert_eq!(conflicts(&[Key::Pull, Key::Privileged], None), [Key::Pull, Key::Privileged]);
+        let of_containers = [Key::Pull, Key::Privileged, Key::Systemd];
+        assert_eq!(conflicts(&[&[container][..], &of_containers].concat(), None), []);
+        assert_eq!(conflicts(&of_containers, None), of_containers);
         assert_eq!(conflicts(&[container, Image, Kernel, tpm, Login], None), [Image, Kernel, Login, tpm]);
         assert_eq!(conflicts(&[tpm, Image], None), []);
         assert_eq!(conflicts(&[Image, Key::SshKey, Login], None), []);

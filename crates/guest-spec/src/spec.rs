@@ -102,6 +102,8 @@ pub struct ContainerSource {
     pub pull: PullPolicy,
     /// Whether its processes may do on the host what the engine's user may.
     pub privileged: bool,
+    /// Whether the image's systemd is its first process, and has brought the system up before anything else runs.
+    pub systemd: bool,
 }
 
 /// What a machine boots from.
@@ -196,6 +198,7 @@ impl Source {
                 Key::Container => true,
                 Key::Pull => source.pull != PullPolicy::default(),
                 Key::Privileged => source.privileged,
+                Key::Systemd => source.systemd,
                 _ => false,
             },
         }

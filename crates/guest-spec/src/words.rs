@@ -183,6 +183,8 @@ words! {
     Need {
         /// A machine of its own, with a kernel, devices and a boot: no container.
         Machine = "machine",
+        /// systemd as the first process, which services, timers and the like are asked of.
+        Systemd = "systemd",
     }
 }
 

@@ -17,6 +17,9 @@ pub const PROGRAM_PORT_NAME: &str = "belljar.program";
 /// against a stale agent, such as one resumed from an old template.
 pub const VERSION: u16 = 11;
 
+/// The exit code of an agent that is to have systemd in a container, and says on standard error why there can be none.
+pub const CANNOT_BE_HAD: i32 = 77;
+
 /// Number the host gives to one command; never used twice in a session.
 pub type ExecId = u32;
 

@@ -145,7 +145,7 @@ impl Backend for Pretend {
         Footprint { memory: hardware.memory, overhead: 0, program: "nothing", cpus: hardware.cpus }
     }
 
-    fn lacks(&self, hardware: &Hardware, needs: &BTreeSet<Need>) -> Option<String> {
+    fn lacks(&self, _: &Source, hardware: &Hardware, needs: &BTreeSet<Need>) -> Option<String> {
         if needs.contains(&Need::Machine) {
             return Some("a pretended guest is no machine".to_owned());
         }

@@ -123,3 +123,66 @@ test_killed() {
     want_code 0
     want_no_containers
 }
+
+# An image of a Debian with systemd, belljar-case:systemd.
+want_systemd_image() {
+    "$engine" image inspect belljar-case:systemd >/dev/null 2>&1 && return 0
+    command -v mmdebstrap >/dev/null || skip 'no mmdebstrap for an image with systemd'
+    [ "$(id -u)" = 0 ] || skip 'mmdebstrap makes the image as root'
+    mmdebstrap --quiet --variant=minbase --include=systemd-sysv --dpkgopt='path-exclude=/usr/share/*/[a-zA-Z]*' bookworm systemd.tar >mmdebstrap.log 2>&1 ||
+        skip "mmdebstrap cannot make an image with systemd here: $(tail -n 1 mmdebstrap.log)"
+    "$engine" import systemd.tar belljar-case:systemd >/dev/null
+    rm systemd.tar
+}
+
+test_systemd() {
+    want_engine
+    want_systemd_image
+    bj --container belljar-case:systemd --systemd -v -- sh -c 'cat /proc/1/comm; systemctl is-system-running; systemd-run --quiet --wait touch /made && ls /made; exit 3'
+    ! grep -q 'no control groups' err || skip "$(grep -m 1 'no control groups' err)"
+    want_code 3; want_out systemd running /made; want_err 'booted: running'
+    bj --container belljar-case:1 --systemd -- true
+    want_code 77; want_err 'the image has no systemd'
+    mkdir -p ws/t
+    cat >ws/belljar.toml <<'TOML'
+[guests.plain]
+container = "belljar-case:systemd"
+[guests.booted]
+container = "belljar-case:systemd"
+systemd = true
+[[suites]]
+name = "s"
+tests = "t/*"
+guests = ["plain", "booted"]
+setup = "setup"
+setup-once = true
+[[suites]]
+name = "shared"
+tests = "t/*"
+guests = ["booted"]
+setup = "setup"
+isolation = "suite"
+TOML
+    printf '#!/bin/sh\nset -e\nprintf "[Service]\\nExecStart=/bin/sleep 1000\\n[Install]\\nWantedBy=multi-user.target\\n" >/etc/systemd/system/mine.service\nsystemctl enable mine\n' >ws/setup
+    printf '#!/bin/sh\n# belljar: needs = "systemd"\nsystemctl restart mine && [ "$(systemctl is-active mine)" = active ]\n' >ws/t/unit
+    printf '#!/bin/sh\n[ -e /etc/systemd/system/mine.service ]\n' >ws/t/file
+    chmod +x ws/setup ws/t/*
+    code=0
+    (cd ws && "$BELLJAR" test -j 2) >out 2>err || code=$?
+    cat out
+    want_code 0
+    want_line 'Summary .* 6 tests: 5 passed, 1 skipped'
+    want_line 'SKIP .*s/unit@plain: skipped: it needs systemd'
+    mark=belljar-systemd-$nonce
+    for moment in 0.3 0.6 1.2 2.4; do
+        (cd ws && exec "$BELLJAR" run --container belljar-case:systemd --systemd -- sh -c ": $mark; setsid sleep 1000 & sleep 1000") >out 2>err &
+        sleep "$moment"
+        kill -9 $!
+        wait $! 2>/dev/null || :
+    done
+    bj --container belljar-case:1 -- true
+    want_code 0
+    want_no_containers
+    ! pgrep -f "$mark" >/dev/null || fail 'processes outlived their belljar'
+    "$engine" rmi --force "$("$engine" images --quiet --filter "label=belljar.cache=$BELLJAR_CACHE_DIR" | head -n 1)" >/dev/null
+}

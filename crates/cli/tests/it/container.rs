@@ -12,6 +12,8 @@ use crate::harness::{Lab, Outcome};
 
 const ENGINE: &str = include_str!("../../../../testing/fake-engine/engine.sh");
 
+const SYSTEMD: &str = include_str!("../../../../testing/fake-engine/systemd.sh");
+
 /// An engine of a lab's own.
 struct Engine<'a> {
     lab: &'a Lab,
@@ -24,6 +26,7 @@ impl<'a> Engine<'a> {
         let engine = Self { lab, kind };
         fs::create_dir_all(engine.path("")).expect("directory");
         fs::write(engine.program(), ENGINE).expect("program");
+        fs::write(engine.path("systemd.sh"), SYSTEMD).expect("program");
         fs::set_permissions(engine.program(), fs::Permissions::from_mode(0o755)).expect("mode");
         engine.file("kind", kind).file("images", "img\n")
     }
@@ -267,4 +270,82 @@ fn a_suite_runs_what_a_container_can_and_skips_the_rest() {
     assert!(of("slow").starts_with("timeout"), "{verdicts:?}");
     assert!(!lab.path("workspace/mine").exists());
     assert_eq!(engine.told("commit "), 1, "{}", engine.calls());
+}
+
+#[test]
+fn systemd_is_the_first_process_where_that_is_asked_for() {
+    for kind in ["podman", "docker"] {
+        let lab = Lab::new();
+        let engine = Engine::new(&lab, kind);
+        let outcome = engine.run(&["-v", "--systemd"], "read -r name </proc/1/comm; echo $name; systemctl is-system-running; exit 4");
+        outcome.code(4).says("systemd\nrunning\n").complains("booted: running").complains("which systemd is now");
+        engine.run(&[], "read -r name </proc/1/comm; echo $name").code(0).says("belljar-agent\n");
+        engine.manner("degraded");
+        engine.run(&["--systemd"], "true").code(0).complains("degraded; failed: bad.service, worse.service");
+        engine.manner("maintenance");
+        engine.run(&["--systemd"], "true").code(121).complains("in the state maintenance; failed: bad.service");
+        engine.manner("systemd-slow");
+        let slow = engine.run(&["--systemd", "--boot-timeout", "3s"], "true");
+        slow.code(124).complains("did not say that the system is up within 3 s, which it calls starting; it waits for: slow.service");
+        engine.manner("no-systemctl");
+        engine.run(&["--systemd"], "true").code(125).complains("its systemctl does not run");
+        engine.manner("systemd-dies");
+        engine.run(&["--systemd"], "true").code(121).complains("Failed to allocate manager object");
+    }
+}
+
+#[test]
+fn where_systemd_cannot_be_had_nothing_runs_for_it() {
+    for (kind, manner, said) in [
+        ("podman", "no-systemd", "the image has no systemd"),
+        ("podman", "no-groups", "no control groups that systemd can write to"),
+        ("docker", "no-groups", "`privileged` (--privileged) has docker give it such"),
+    ] {
+        let lab = Lab::new();
+        let engine = Engine::new(&lab, kind);
+        engine.run(&[], "true").code(0);
+        engine.manner(manner);
+        engine.run(&["--systemd"], "touch ran").code(77).complains(said);
+        assert!(!lab.path("workspace/ran").exists());
+    }
+}
+
+#[test]
+fn a_container_ends_whose_systemd_does_not() {
+    let lab = Lab::new();
+    let engine = Engine::new(&lab, "podman");
+    engine.run(&[], "true").code(0);
+    engine.manner("systemd-frozen");
+    engine.run(&["--systemd"], "sleep 1000 & echo here").code(0).says("here\n");
+    assert_eq!(engine.told("rm --force --volumes belljar-"), 1, "{}", engine.calls());
+}
+
+#[test]
+fn a_test_that_needs_systemd_is_skipped_where_there_is_none() {
+    let lab = Lab::new();
+    let engine = Engine::new(&lab, "podman");
+    engine.run(&[], "true").code(0);
+    let workspace = lab.path("workspace");
+    let test = |name: &str, text: &str| {
+        let file = workspace.join("t").join(name);
+        fs::create_dir_all(workspace.join("t")).expect("directory");
+        fs::write(&file, format!("#!/bin/sh\n{text}\n")).expect("file");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).expect("mode");
+    };
+    test("needs", "# belljar: needs = \"systemd\"\nread -r name </proc/1/comm; [ $name = systemd ]");
+    test("asks", "systemctl is-system-running");
+    let config = "[guests.with]\ncontainer = 'img'\nsystemd = true\n[guests.without]\ncontainer = 'img'\n\
+                  [[suites]]\nname = 's'\ntests = 't/*'\nguests = ['with', 'without']\n";
+    fs::write(workspace.join("belljar.toml"), config).expect("file");
+    let program = engine.program().into_os_string();
+    let words = ["test".into(), "--engine".into(), program.clone()];
+    let outcome = lab.belljar(words).go();
+    outcome.code(100).tells("PASS").tells("s/needs@with").tells("s/needs@without: skipped: it needs systemd");
+    outcome.tells("4 tests: 2 passed, 1 failed, 1 skipped");
+    let listed = lab.belljar(["list".into(), "--engine".into(), program]).go();
+    listed.code(0).tells("it needs systemd, and this guest is a container without it");
+    // Somebody else's process is no systemd, whatever it left.
+    engine.manner("no-groups");
+    let outcome = lab.belljar(["test".into(), "--engine".into(), engine.program().into_os_string()]).go();
+    outcome.tells("s/needs@with: skipped").tells("s/asks@with: skipped");
 }

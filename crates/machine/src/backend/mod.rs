@@ -39,7 +39,7 @@ pub trait Backend: fmt::Debug {
     fn footprint(&self, hardware: &Hardware) -> Footprint;
 
     /// What a test wants that no guest of its own ever has: the reason for which the test is skipped.
-    fn lacks(&self, hardware: &Hardware, needs: &BTreeSet<Need>) -> Option<String>;
+    fn lacks(&self, source: &Source, hardware: &Hardware, needs: &BTreeSet<Need>) -> Option<String>;
 
     /// The files that it keeps of each guest.
     fn files(&self) -> GuestFiles;

@@ -63,7 +63,7 @@ impl Backend for QemuBackend {
         Footprint { memory: hardware.memory, overhead: OVERHEAD, program: "QEMU", cpus: hardware.cpus }
     }
 
-    fn lacks(&self, _: &Hardware, _: &BTreeSet<Need>) -> Option<String> {
+    fn lacks(&self, _: &Source, _: &Hardware, _: &BTreeSet<Need>) -> Option<String> {
         // A machine can have all that can be asked for.
         None
     }

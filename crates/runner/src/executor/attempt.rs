@@ -243,7 +243,7 @@ impl Attempts {
         let mut observe = |kind| self.log.of_attempt(&scope, kind);
         match requires::missing(unit, &mut *lease.guest, cancel, &mut observe).await {
             Ok(None) => {}
-            Ok(Some(command)) => return End::Skip(format!("the guest has no `{command}`")),
+            Ok(Some(why)) => return End::Skip(why),
             Err(lost) => return lost.into(),
         }
         let patterns = junit_patterns(unit);

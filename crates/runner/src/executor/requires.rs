@@ -1,5 +1,6 @@
-//! Whether the commands that a test requires are in the guest.
+//! Whether what a test requires is in the guest: commands, and systemd.
 
+use belljar_guest_spec::Need;
 use belljar_machine::{
     Cause, Lost,
     command::GuestCommand,
@@ -20,7 +21,10 @@ const OWN_LIMIT: Limit = Limit { after: Some(std::time::Duration::from_secs(120)
 /// Says which of its arguments is no command.
 const MISSING: &str = "PATH=$PATH:/usr/sbin:/sbin:/usr/local/sbin; for c; do command -v \"$c\" >/dev/null 2>&1 || { echo \"$c\"; exit 1; }; done";
 
-/// Which of the commands that the unit requires is not in the guest.
+/// Tells whether systemd is the first process: by what `sd_booted(3)` goes by, and by the name that systemd gives itself.
+const IS_SYSTEMD: &str = "[ -d /run/systemd/system ] && read -r name </proc/1/comm && [ \"$name\" = systemd ] && echo yes || echo no";
+
+/// Why the guest is not what the unit needs or requires; none if it is.
 ///
 /// # Errors
 /// If that could not be found out.
@@ -30,6 +34,19 @@ pub(crate) async fn missing(
     cancel: &mut Cancel,
     observe: &mut dyn FnMut(EventKind),
 ) -> Result<Option<String>, Lost> {
+    if unit.settings.needs.contains(&Need::Systemd) {
+        let (exit, answer) = ask(guest, ["sh", "-c", IS_SYSTEMD], cancel, observe).await?;
+        match (exit, answer.stdout.trim_ascii()) {
+            (Exit::Code(0), b"yes") => {}
+            (Exit::Code(0), b"no") => {
+                return Ok(Some("it needs systemd, which is not the guest's first process".to_owned()));
+            }
+            (exit, _) => {
+                let said = format!("could not find out whether systemd is the guest's first process: {exit}");
+                return Err(Cause::Answer(said).into());
+            }
+        }
+    }
     let wanted = &unit.settings.requires;
     if wanted.is_empty() {
         return Ok(None);
@@ -42,7 +59,7 @@ pub(crate) async fn missing(
             let said = String::from_utf8_lossy(&answer.stdout);
             let named = wanted.iter().find(|w| said.trim() == w.as_str());
             match named {
-                Some(name) => Ok(Some(name.clone())),
+                Some(name) => Ok(Some(format!("the guest has no `{name}`"))),
                 None => {
                     let wanted = wanted.iter().cloned().collect::<Vec<_>>().join(", ");
                     Err(Cause::Answer(format!("could not find out whether the guest has {wanted}: {exit}")).into())

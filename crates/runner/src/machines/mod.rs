@@ -142,7 +142,8 @@ impl Machines {
     /// What a unit wants that its guests never have; none if there is no such thing.
     pub(crate) fn lacks(&self, plan: &Plan, unit: &Unit) -> Option<String> {
         let machine = &plan.machines[unit.machine];
-        self.backends.of(&machine.guest.spec.source).ok()?.lacks(&machine.hardware, &unit.settings.needs)
+        let source = &machine.guest.spec.source;
+        self.backends.of(source).ok()?.lacks(source, &machine.hardware, &unit.settings.needs)
     }
 
     /// Which guests a unit can do with.

@@ -11,7 +11,8 @@ use crate::schedule::resources::{self, Memory, no_room_for};
 pub fn lacks(plan: &Plan, backends: &Backends) -> Vec<Option<String>> {
     let of = |unit: &Unit| {
         let machine = plan.machines.get(unit.machine)?;
-        backends.of(&machine.guest.spec.source).ok()?.lacks(&machine.hardware, &unit.settings.needs)
+        let source = &machine.guest.spec.source;
+        backends.of(source).ok()?.lacks(source, &machine.hardware, &unit.settings.needs)
     };
     plan.units.iter().map(of).collect()
 }

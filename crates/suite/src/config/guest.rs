@@ -38,6 +38,8 @@ table! {
         "pull" pull: PullPolicy = "\"never\"",
         /// The container's processes may do what the engine's user may do on the host; else they have the rights that the engine gives.
         "privileged" privileged: bool = "false",
+        /// The image's systemd is the container's first process; tests begin when it says that the system is up.
+        "systemd" systemd: bool = "false",
         /// Boot this disk image (qcow2, raw, vmdk, vdi, vhdx, vpc), unmodified; nothing is written to it.
         "image" image: FilePath = "(none)",
         /// Take the image as being of this format.
@@ -176,6 +178,7 @@ fn check_source(table: &GuestTable, walk: &mut Walk) {
         Key::Container => table.container.as_ref().map(Spanned::span),
         Key::Pull => table.pull.as_ref().map(Spanned::span),
         Key::Privileged => table.privileged.as_ref().map(Spanned::span),
+        Key::Systemd => table.systemd.as_ref().map(Spanned::span),
         Key::Tpm => table.tpm.as_ref().map(Spanned::span),
         Key::Machine => table.machine.as_ref().map(Spanned::span),
         Key::Cpu => table.cpu.as_ref().map(Spanned::span),
@@ -254,7 +257,8 @@ fn source(table: &GuestTable, dir: &Path) -> Source {
     if let Some(image) = plain(&table.container) {
         let pull = table.pull.as_ref().map(|p| *p.get_ref()).unwrap_or_default();
         let image = ImageRef::parse(&image, dir);
-        return ContainerSource { image, pull, privileged: plain(&table.privileged).unwrap_or_default() }.into();
+        let [privileged, systemd] = [&table.privileged, &table.systemd].map(|key| plain(key).unwrap_or_default());
+        return ContainerSource { image, pull, privileged, systemd }.into();
     }
     let kernel = below(dir, &table.kernel);
     if let Some(image) = image_root(table, dir) {

@@ -248,7 +248,7 @@ fn the_documented_defaults_are_the_real_ones() {
     let guest = lines(guest::GuestTable::keys());
     let image: String = guest
         .lines()
-        .filter(|l| !["rootfs", "append", "pull", "privileged"].iter().any(|key| l.starts_with(key)))
+        .filter(|l| !["rootfs", "append", "pull", "privileged", "systemd"].iter().any(|key| l.starts_with(key)))
         .map(|l| format!("{l}\n"))
         .collect();
     let text = format!(

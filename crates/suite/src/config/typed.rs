@@ -88,7 +88,7 @@ table! {
         "setup-timeout" setup_timeout: TimeLimit = "\"10m\"",
         /// Commands that must be in the guest, else the test is skipped.
         "requires" requires: List<Text> = "[]",
-        /// What the guest must be, or the test is skipped: "machine" is one with a kernel of its own, no container.
+        /// What the guest must be, or the test is skipped: "machine" is one with a kernel of its own, no container, "systemd" one whose first process that is.
         "needs" needs: OneOrMany<Need> = "[]",
         /// The guest's memory instead of its own setting.
         "memory" memory: Memory = "(the guest's)",
@@ -144,7 +144,7 @@ table! {
         "skip" skip: Text = "(the suite's)",
         /// Commands that must be in the guest on top of the suite's, else the test is skipped.
         "requires" requires: List<Text> = "[]",
-        /// What the guest must be, or the test is skipped: "machine" is one with a kernel of its own, no container.
+        /// What the guest must be, or the test is skipped: "machine" is one with a kernel of its own, no container, "systemd" one whose first process that is.
         "needs" needs: OneOrMany<Need> = "[]",
         /// The guest's memory.
         "memory" memory: Memory = "(the suite's)",

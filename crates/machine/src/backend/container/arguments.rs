@@ -12,6 +12,11 @@ use belljar_guest_spec::{Hardware, NicMode};
 use super::engine::{Engine, EngineKind, words};
 use crate::share::OUT_PATH;
 
+/// What systemd wants of a container (its document `CONTAINER_INTERFACE`), of docker, which knows nothing of it. Its control groups can be written
+/// to if the container is privileged.
+const OF_SYSTEMD: [&str; 8] =
+    ["--cgroupns", "private", "--tmpfs", "/run", "--tmpfs", "/run/lock", "--env", "container=docker"];
+
 /// Where in the container what is Belljar's is: the agent, and the socket.
 pub(crate) const OWN_PATH: &str = "/.belljar";
 
@@ -52,6 +57,8 @@ pub(crate) struct Container {
     pub(crate) hardware: Hardware,
     /// Its processes may do what the engine may.
     pub(crate) privileged: bool,
+    /// The image's systemd is to be its first process.
+    pub(crate) systemd: bool,
     /// What it sees of the host.
     pub(crate) binds: Vec<Bind>,
 }
@@ -68,6 +75,7 @@ impl Container {
         self.describe(engine, &mut arguments);
         arguments.extend(words(["--user", "0:0", "--workdir", "/", "--entrypoint", &format!("{OWN_PATH}/agent")]));
         arguments.extend(words([&self.image, "serve", "--container", &format!("{OWN_PATH}/host")]));
+        arguments.extend(self.systemd.then(|| "--systemd".into()));
         arguments
     }
 
@@ -78,7 +86,8 @@ impl Container {
         // The directory of a run that there is not.
         same.binds.retain(|bind| bind.to != OWN_PATH && bind.to != OUT_PATH);
         same.describe(engine, &mut arguments);
-        arguments.extend(words(["--entrypoint", "/bin/sh", &self.image]));
+        let entry = if self.systemd { "/sbin/init" } else { "/bin/sh" };
+        arguments.extend(words(["--entrypoint", entry, &self.image]));
         arguments
     }
 
@@ -104,6 +113,15 @@ impl Container {
         arguments.extend(options.ulimits.iter().flat_map(|limit| words(["--ulimit", limit])));
         if self.privileged {
             arguments.extend(words(["--privileged"]));
+        }
+        if self.systemd {
+            // Nobody has it end in an orderly way, so nobody waits for that.
+            arguments.extend(words(["--stop-timeout", "0"]));
+            arguments.extend(match engine.kind {
+                // Memory at /run and the like, and control groups that can be written to.
+                EngineKind::Podman => words(["--systemd", "always"]),
+                EngineKind::Docker => OF_SYSTEMD.iter().map(OsString::from).collect(),
+            });
         }
         // The labels of SELinux on the user's files are not to be changed, which is the other way to have them read.
         arguments.extend(words(["--security-opt", "label=disable"]));
@@ -160,6 +178,7 @@ mod tests {
             network: None,
             hardware: Hardware { memory: 1 << 20, cpus: 2, nic: NicMode::None, disks: Vec::new() },
             privileged: false,
+            systemd: false,
             binds: vec![
                 bind("/run/1/ctl", OWN_PATH, BindMode::Read),
                 bind("/run/1/out", "/run/belljar/out", BindMode::Written),
@@ -201,6 +220,21 @@ mod tests {
         let by_hand = "run --rm --interactive --tty --pull never --privileged --security-opt label=disable --volume \
                        /w:/mnt/hostos:ro --entrypoint /bin/sh c831";
         assert_eq!(line(container.by_hand(&docker)), by_hand);
+    }
+
+    #[test]
+    fn a_container_with_systemd() {
+        let said = |kind| {
+            let container = Container { systemd: true, binds: Vec::new(), ..container() };
+            let engine = engine(kind, EngineOptions::default());
+            (line(container.arguments(&engine)), line(container.by_hand(&engine)))
+        };
+        let (podman, by_hand) = said(EngineKind::Podman);
+        assert!(podman.contains(" --stop-timeout 0 --systemd always ") && podman.ends_with(" --systemd"), "{podman}");
+        assert!(by_hand.contains(" --systemd always ") && by_hand.ends_with("--entrypoint /sbin/init c831"), "{by_hand}");
+        let (docker, _) = said(EngineKind::Docker);
+        let of_docker = "--stop-timeout 0 --cgroupns private --tmpfs /run --tmpfs /run/lock --env container=docker ";
+        assert!(docker.contains(of_docker) && docker.ends_with(" --systemd"), "{docker}");
     }
 
     #[test]

@@ -41,6 +41,8 @@ pub(crate) struct Parts {
     pub(crate) session: AgentSession,
     pub(crate) limits: Limits,
     pub(crate) gauged: Gauged,
+    /// Its first process is systemd, which ends after the agent.
+    pub(crate) systemd: bool,
     /// Whom commands run as that do not say.
     pub(crate) user: Option<String>,
     /// The directory of commands that do not say.
@@ -164,6 +166,10 @@ impl ContainerGuest {
     /// Ends the container, and returns when nothing runs in it any more.
     async fn end(&mut self, observe: Observe<'_>) {
         let ended = async {
+            if self.parts.systemd {
+                drop(self.parts.session.shutdown(ShutdownHow::Immediate).await);
+                return self.parts.call.ended().await.is_some();
+            }
             if self.parts.session.shutdown(ShutdownHow::Immediate).await.is_err() {
                 return self.parts.call.ended().await.is_some();
             }

@@ -23,6 +23,7 @@ mod keep;
 mod owner;
 mod prepared;
 pub(crate) mod root;
+mod systemd;
 
 use std::{cell::RefCell, collections::BTreeSet, fmt, path::Path, rc::Rc, sync::Arc};
 
@@ -144,11 +145,15 @@ impl Backend for ContainerBackend {
         Footprint { memory: hardware.memory, overhead: OVERHEAD, program: "the container engine", cpus: hardware.cpus }
     }
 
-    fn lacks(&self, hardware: &Hardware, needs: &BTreeSet<Need>) -> Option<String> {
+    fn lacks(&self, source: &Source, hardware: &Hardware, needs: &BTreeSet<Need>) -> Option<String> {
         if needs.contains(&Need::Machine) {
             return Some(
                 "it needs a machine, and this guest is a container, which has no kernel of its own".to_owned(),
             );
+        }
+        if needs.contains(&Need::Systemd) && source.container().is_some_and(|container| !container.systemd) {
+            let said = "it needs systemd, and this guest is a container without it (`systemd = true` has the image's own run)";
+            return Some(said.to_owned());
         }
         (!hardware.disks.is_empty())
             .then(|| "it wants disks, and this guest is a container, which has none of its own".to_owned())

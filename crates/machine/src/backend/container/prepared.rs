@@ -17,7 +17,7 @@ use belljar_guest_spec::{
     ContainerSource, GuestSpec, Hardware, ImageRef, NicMode, PullPolicy, Source as GuestSource, WorkspaceMode,
 };
 use belljar_model::{CrashKind, EventKind, Phase};
-use belljar_proto::message::{Mount, MountMode, Setup, Source};
+use belljar_proto::message::{CANNOT_BE_HAD, Mount, MountMode, Setup, Source};
 use data_encoding::HEXLOWER;
 use rustix::fs::{Mode, OFlags};
 use tokio::net::{UnixListener, UnixStream};
@@ -27,7 +27,7 @@ use super::{
     arguments::{Bind, BindMode, Container, OWN_PATH, plain_path},
     call::{Call, CallEnd},
     described,
-    engine::{ASK_LIMIT, Engine, words},
+    engine::{ASK_LIMIT, Engine, EngineKind, words},
     find,
     gauged::Gauged,
     guest::{ContainerGuest, Parts},
@@ -36,6 +36,7 @@ use super::{
     keep::{self, Kept},
     note,
     owner::{self, Owner},
+    systemd,
 };
 use crate::{
     Cause, Lost,
@@ -72,6 +73,8 @@ const LOWER_PATH: &str = "/run/belljar/workspace";
 const COPYING: std::time::Duration = std::time::Duration::from_secs(600);
 /// The directory of a container that is set up to be kept, in that of the guest that wants it first.
 const SET_UP_DIR: &str = "set-up";
+/// How long the engine may take to say how a container ended that did not come up.
+const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(3);
 /// How long the engine may take to remove what did not come up.
 const REMOVING: std::time::Duration = std::time::Duration::from_secs(10);
 
@@ -205,6 +208,7 @@ impl PreparedContainer {
             network: None,
             hardware: self.hardware.clone(),
             privileged: self.source.privileged,
+            systemd: self.source.systemd,
             binds,
         })
     }
@@ -309,7 +313,7 @@ impl PreparedContainer {
         dir: &Path,
         observe: Observe<'_>,
     ) -> Result<Kept, Lost> {
-        let like = format!("{:?} {:?}", self.hardware, self.source.privileged);
+        let like = format!("{:?} {:?} {:?}", self.hardware, self.source.privileged, self.source.systemd);
         let key = keep::key(&self.image.id, &layer.id, &like);
         let place = self.shared.kept.of(&key);
         // Others that want it wait here.
@@ -414,7 +418,11 @@ impl PreparedContainer {
         let connecting = AgentSession::connect(vec![(PortKind::Socket, port)]);
         let limit = self.limits.agent_start();
         let (mut session, announce, _) = match tokio::time::timeout(limit, connecting).await {
-            Ok(connected) => connected.map_err(|error| of_session(error, Phase::Session))?,
+            Ok(Ok(connected)) => connected,
+            Ok(Err(error)) => {
+                let lost = of_session(error, Phase::Session);
+                return Err(self.explained(lost, &mut call, (&name, dir)).await);
+            }
             Err(_) => {
                 let said =
                     format!("the agent came to its socket, but did not announce itself within {}", for_people(limit));
@@ -422,12 +430,22 @@ impl PreparedContainer {
             }
         };
         session.set_liveness(Liveness { silent_after: self.limits.silence() });
+        if self.source.systemd {
+            let up = systemd::await_up(&mut session, self.limits.whole_boot(), observe).await;
+            if let Err(lost) = up {
+                return Err(self.explained(lost, &mut call, (&name, dir)).await);
+            }
+        }
         self.set_up_shares(&mut session, share, observe).await?;
         if !self.told.replace(true) {
             observe(EventKind::Choice {
                 what: "session".into(),
                 chosen: "agent on a socket".into(),
-                why: format!("it is the container's first process, on the host's Linux {}", announce.kernel),
+                why: if self.source.systemd {
+                    format!("it was the container's first process, which systemd is now, on the host's Linux {}", announce.kernel)
+                } else {
+                    format!("it is the container's first process, on the host's Linux {}", announce.kernel)
+                },
             });
         }
         observe(self.share_choice(share));
@@ -440,6 +458,7 @@ impl PreparedContainer {
             session,
             limits: self.limits,
             gauged,
+            systemd: self.source.systemd,
             user: self.image.user.clone(),
             cwd: self.image.working_dir.clone(),
         }))
@@ -501,6 +520,18 @@ impl PreparedContainer {
             );
             return Lost::from(Cause::Skipped(why)).lasting();
         }
+        if self.source.systemd && end.status.code() == Some(CANNOT_BE_HAD) {
+            let help = match self.engine.kind {
+                _ if said.contains("the image") => "take an image that has it, or leave `systemd` (--systemd) out",
+                EngineKind::Docker if !self.source.privileged => {
+                    "`privileged` (--privileged) has docker give it such; podman does without"
+                }
+                _ => "a machine (--rootfs container:IMAGE) has what it needs",
+            };
+            let said = said.trim_start_matches("belljar: ");
+            let why = format!("systemd cannot run in a container of {image} here: {said}; {help}");
+            return Lost::from(Cause::Skipped(why)).lasting();
+        }
         let advice = if lower.contains("no space left") {
             format!("make room where {engine} keeps its containers, such as with `{engine} system prune`")
         } else if lower.contains("permission denied") && lower.contains("agent") {
@@ -523,6 +554,25 @@ impl PreparedContainer {
             _ => Lost::crash(CrashKind::Container, format!("before its agent had come up: {said}"), Phase::Boot)
                 .with_advice(advice),
         }
+    }
+
+    /// Why a container was lost that had not come up, with what the engine knows of it where it has ended; ends it where it has not.
+    async fn explained(&self, lost: Lost, call: &mut Call, (name, dir): (&str, &Path)) -> Lost {
+        if lost.cause.crash_kind() == Some(CrashKind::Silent)
+            && let Ok(Some(end)) = tokio::time::timeout(LAST_WORDS, call.ended()).await
+        {
+            let said = end.said();
+            note(dir, ENGINE_LOG, &said);
+            let who = if self.source.systemd { "systemd" } else { "the agent" };
+            let advice = format!("{ENGINE_LOG} in {} is what was said last", dir.display());
+            let seen = format!("{who} ended before the container had come up: {said}");
+            return Lost::crash(CrashKind::Container, seen, Phase::Boot).with_advice(advice);
+        }
+        if self.source.systemd && call.end().is_none() {
+            // It does not end because the agent does.
+            drop(self.engine.remove(name, REMOVING).await);
+        }
+        lost
     }
 
     async fn set_up_shares(

@@ -1,0 +1,107 @@
+//! The agent as the first process of a container, or beside the image's systemd, which it then has in its place.
+
+use std::ffi::CString;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+
+use belljar_proto::message::CANNOT_BE_HAD;
+use rustix::fs::{Access, Mode};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+use crate::agent::Agent;
+use crate::port::{Kind, Port};
+use crate::sys::{self, Strings};
+use crate::{serve, still, text};
+
+/// Where distributions have systemd. Another init that lies at `/sbin/init` is none.
+const SYSTEMD: &[&str] = &["/usr/lib/systemd/systemd", "/lib/systemd/systemd"];
+/// Control groups that systemd can put its services into: all of the second version, and its own hierarchy beside those of the first.
+const GROUPS: &[(&str, &str)] =
+    &[("/sys/fs/cgroup/cgroup.controllers", "/sys/fs/cgroup"), ("/sys/fs/cgroup/systemd", "/sys/fs/cgroup/systemd")];
+
+/// `serve --container`: for the host that listens at this path; `--systemd` makes the image's systemd the first process.
+pub(crate) fn serve(host: &Path, with_systemd: bool) -> i32 {
+    let systemd = match with_systemd.then(find_systemd).transpose() {
+        Ok(found) => found,
+        Err(why) => {
+            text::say(&why);
+            return CANNOT_BE_HAD;
+        }
+    };
+    let fd = match connect(host) {
+        Ok(fd) => fd,
+        Err(errno) => {
+            text::say(&format!("serve: connect to Belljar at {}: {}", host.display(), text::errno(errno)));
+            return 1;
+        }
+    };
+    sys::close_others(fd.as_raw_fd());
+    let Some(systemd) = systemd else { return go_on(fd, Kind::Container) };
+    match sys::fork() {
+        Ok(None) => {
+            let _ = rustix::process::setsid();
+            still::beside_systemd();
+            sys::exit_now(go_on(fd, Kind::SystemContainer))
+        }
+        Ok(Some(_)) => {
+            drop(fd);
+            let why = become_systemd(systemd);
+            text::say(&why);
+            1
+        }
+        Err(errno) => {
+            text::say(&format!("serve: fork: {}", text::errno(errno)));
+            1
+        }
+    }
+}
+
+fn go_on(fd: OwnedFd, kind: Kind) -> i32 {
+    let _ = rustix::thread::set_name(c"belljar-agent");
+    let _ = rustix::process::chdir("/");
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    serve::protect();
+    // What the engine has at their other ends takes all that is written to them, and no test is to write there.
+    serve::silence();
+    serve::run(Agent::new(Port { fd, kind }, serve::environment()))
+}
+
+fn connect(host: &Path) -> Result<OwnedFd, Errno> {
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(host)?)?;
+    rustix::io::ioctl_fionbio(&socket, true)?;
+    Ok(socket)
+}
+
+/// The image's systemd, if it can run here; else what is missing, for a person.
+fn find_systemd() -> Result<&'static str, String> {
+    if !rustix::process::getpid().is_init() {
+        return Err("the engine did not make the agent the first process".to_owned());
+    }
+    let runs = |path: &&&str| rustix::fs::access(**path, Access::EXEC_OK).is_ok();
+    let Some(systemd) = SYSTEMD.iter().find(runs) else {
+        return Err(format!("the image has no systemd ({})", SYSTEMD.join(", ")));
+    };
+    let there = |path: &str| rustix::fs::access(path, Access::EXISTS).is_ok();
+    let Some((_, groups)) = GROUPS.iter().find(|(sign, _)| there(sign)) else {
+        return Err("the engine gives the container no control groups, which systemd needs".to_owned());
+    };
+    match rustix::fs::access(*groups, Access::WRITE_OK) {
+        Ok(()) => Ok(systemd),
+        Err(errno) => Err(format!(
+            "the engine gives the container no control groups that systemd can write to ({groups}: {})",
+            text::errno(errno)
+        )),
+    }
+}
+
+/// Comes back only with the reason why that cannot be.
+fn become_systemd(program: &str) -> String {
+    let argv = sys::c_strings([program.as_bytes().to_vec()]);
+    let env = sys::own_environment();
+    let Ok(path) = CString::new(program) else { return format!("{program:?} is no path") };
+    sys::command_signals();
+    let errno = sys::execve(&path, &Strings::new(&argv), &Strings::new(&env));
+    format!("execute {program}: {}", text::errno(errno))
+}

@@ -1,0 +1,178 @@
+//! A container whose first process is the image's systemd: when the system is up, and what of it failed.
+
+use std::time::Duration;
+
+use belljar_model::{CrashKind, EventKind, Phase};
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::{
+    Cause, Lost,
+    command::GuestCommand,
+    for_people,
+    guest::{Io, Observe},
+    session::{
+        Session,
+        agent::{AgentSession, OutputSink, SinkFuture},
+    },
+};
+
+/// How soon systemd is asked again, at first and at last.
+const SOONEST: Duration = Duration::from_millis(30);
+const LATEST: Duration = Duration::from_millis(500);
+/// How long it may take to tell what failed, or what it waits for.
+const TELLING: Duration = Duration::from_secs(5);
+/// Most bytes of an answer that are kept.
+const MOST: usize = 4096;
+/// Most units that are told of.
+const MOST_UNITS: usize = 10;
+
+/// What systemd says of the system as a whole (systemctl(1), `is-system-running`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum State {
+    /// It is not up yet, or does not answer yet.
+    Coming(String),
+    /// It is up.
+    Running,
+    /// It is up, and units have failed.
+    Degraded,
+    /// It will not come up.
+    Lost(String),
+}
+
+impl State {
+    fn of(answer: &str) -> Self {
+        match answer {
+            "running" => Self::Running,
+            "degraded" => Self::Degraded,
+            "maintenance" | "stopping" => Self::Lost(answer.to_owned()),
+            other => Self::Coming(other.to_owned()),
+        }
+    }
+}
+
+/// Waits until systemd says that the system is up.
+///
+/// # Errors
+/// If it does not within `limit`, or gave up; those of a broken session.
+pub(super) async fn await_up(
+    session: &mut AgentSession,
+    limit: Duration,
+    observe: Observe<'_>,
+) -> Result<(), Lost> {
+    let deadline = Instant::now() + limit;
+    let mut again = SOONEST;
+    let mut last = String::new();
+    let degraded = loop {
+        match timeout_at(deadline, ask(session, &["systemctl", "is-system-running"])).await {
+            Err(_) => break Err(()),
+            Ok(answer) => match State::of(&answer?) {
+                State::Running => break Ok(false),
+                State::Degraded => break Ok(true),
+                State::Lost(state) => {
+                    let failed = failed(session).await;
+                    let said = format!("systemd says that the system is in the state {state}{failed}");
+                    return Err(Lost::crash(CrashKind::BootFailed, said, Phase::Boot));
+                }
+                State::Coming(state) => last = state,
+            },
+        }
+        if timeout_at(deadline, sleep(again)).await.is_err() {
+            break Err(());
+        }
+        again = (again * 2).min(LATEST);
+    };
+    match degraded {
+        Ok(is_degraded) => {
+            let chosen = if is_degraded { "degraded" } else { "running" };
+            let why = "systemd says so of the system".to_owned();
+            observe(EventKind::Choice { what: "booted".into(), chosen: chosen.into(), why });
+            if is_degraded {
+                let message = format!("the container's system is up, but degraded{}", failed(session).await);
+                observe(EventKind::Warning { message });
+            }
+            Ok(())
+        }
+        Err(()) => {
+            drop(tokio::time::timeout(TELLING, Session::kill_running(session)).await);
+            let jobs = jobs(session).await;
+            let state = if last.is_empty() { String::new() } else { format!(", which it calls {last}") };
+            let said = format!("systemd did not say that the system is up within {}{state}{jobs}", for_people(limit));
+            Err(Lost::timeout(Phase::Boot, said))
+        }
+    }
+}
+
+/// Which units failed, as the end of a sentence.
+async fn failed(session: &mut AgentSession) -> String {
+    units(session, &["systemctl", "list-units", "--failed", "--plain", "--no-legend"], 0, "failed").await
+}
+
+/// What it still waits for, as the end of a sentence.
+async fn jobs(session: &mut AgentSession) -> String {
+    units(session, &["systemctl", "list-jobs", "--plain", "--no-legend"], 1, "it waits for").await
+}
+
+/// The words of an answer's lines in this column.
+async fn units(session: &mut AgentSession, command: &[&str], column: usize, what: &str) -> String {
+    let asked = tokio::time::timeout(TELLING, ask(session, command)).await;
+    let Ok(Ok(answer)) = asked else { return String::new() };
+    let units: Vec<&str> = answer.lines().filter_map(|line| line.split_whitespace().nth(column)).collect();
+    if units.is_empty() {
+        return String::new();
+    }
+    let more = units.len().saturating_sub(MOST_UNITS);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("; {what}: {}{more}", units[..units.len().min(MOST_UNITS)].join(", "))
+}
+
+/// What a command writes, without control characters.
+async fn ask(session: &mut AgentSession, words: &[&str]) -> Result<String, Lost> {
+    let command = GuestCommand {
+        argv: words.iter().map(|word| word.as_bytes().to_vec()).collect(),
+        env: Vec::new(),
+        cwd: None,
+        user: None,
+        terminal: None,
+    };
+    let mut answer = Answer::default();
+    let mut io = Io { stdin: None, sink: &mut answer, control: None };
+    match Session::exec(session, command, &mut io).await {
+        Ok(_) => Ok(super::call::clean(&answer.0)),
+        Err(Lost { cause: Cause::NotStarted { why, .. }, .. }) => {
+            let said = format!("the image's systemd cannot be asked, for its systemctl does not run ({why}); install all of systemd");
+            Err(Lost::from(Cause::Description(said)).lasting())
+        }
+        Err(lost) => Err(lost),
+    }
+}
+
+/// The beginning of a command's output.
+#[derive(Default)]
+struct Answer(Vec<u8>);
+
+impl OutputSink for Answer {
+    fn stdout<'a>(&'a mut self, bytes: &'a [u8]) -> SinkFuture<'a> {
+        let room = MOST.saturating_sub(self.0.len());
+        self.0.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn stderr<'a>(&'a mut self, _: &'a [u8]) -> SinkFuture<'a> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_system_that_is_up_is_taken_for_one() {
+        assert_eq!((State::of("running"), State::of("degraded")), (State::Running, State::Degraded));
+        for answer in ["", "offline", "unknown", "initializing", "starting", "running\nx", "Running", "not found"] {
+            assert_eq!(State::of(answer), State::Coming(answer.to_owned()));
+        }
+        assert_eq!(State::of("maintenance"), State::Lost("maintenance".into()));
+        assert_eq!(State::of("stopping"), State::Lost("stopping".into()));
+    }
+}

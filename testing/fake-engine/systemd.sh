@@ -1,0 +1,38 @@
+# shellcheck shell=sh disable=SC2154 # read by engine.sh, in the container's namespaces, with $root and the like set
+# What a container has that systemd can run in, with a systemd and a systemctl that do as `manner` says.
+mkdir -p "$root/.usr/u" "$root/.usr/w" "$root/run" "$root/sys/fs/cgroup/systemd"
+mount -t overlay -o "lowerdir=/usr,upperdir=$root/.usr/u,workdir=$root/.usr/w$more" overlay "$root/usr"
+[ "$manner" != no-groups ] || mount -t tmpfs -o ro tmpfs "$root/sys/fs/cgroup/systemd"
+mkdir -p "$root/usr/lib/systemd"
+rm -f "$root/usr/lib/systemd/systemd" "$root/usr/bin/systemctl"
+cat >"$root/usr/lib/systemd/systemd" <<'END'
+#!/bin/sh
+# Ends by SIGRTMIN+13, and by no other signal.
+trap 'exit 0' 47
+trap '' TERM INT
+printf systemd >/proc/self/comm
+mkdir -p /run/systemd/system
+[ "$manner" != systemd-dies ] || { echo 'Failed to allocate manager object: no such thing' >&2; exit 1; }
+[ "$manner" != systemd-frozen ] || trap '' 47
+while :; do sleep 0.05; done
+END
+cat >"$root/usr/bin/systemctl" <<'END'
+#!/bin/sh
+case $1 in
+is-system-running)
+    asked=$(cat /run/asked 2>/dev/null || echo 0)
+    echo $((asked + 1)) >/run/asked
+    case $manner,$asked in
+    *,0) echo offline; exit 1 ;;
+    *,1 | systemd-slow,*) echo starting; exit 1 ;;
+    degraded,*) echo degraded; exit 1 ;;
+    maintenance,*) echo maintenance; exit 1 ;;
+    *) echo running ;;
+    esac ;;
+list-units) printf 'bad.service loaded failed failed Bad\nworse.service loaded failed failed Worse\n' ;;
+list-jobs) echo '12 slow.service start running' ;;
+esac
+END
+chmod +x "$root/usr/lib/systemd/systemd" "$root/usr/bin/systemctl"
+[ "$manner" != no-systemctl ] || rm "$root/usr/bin/systemctl"
+[ "$manner" != no-systemd ] || rm "$root/usr/lib/systemd/systemd"
