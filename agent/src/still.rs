@@ -79,7 +79,8 @@ pub(crate) fn end_system() {
     loop {
         signal_everything(libc::SIGKILL);
         while let Ok(Some(_)) = rustix::process::wait(WaitOptions::NOHANG) {}
-        let others = processes().into_iter().any(|process| process.pid != 1 && process.pid != own && !process.is_dead());
+        let others =
+            processes().into_iter().any(|process| process.pid != 1 && process.pid != own && !process.is_dead());
         if !others || Instant::now() >= until {
             return;
         }

@@ -277,7 +277,8 @@ fn systemd_is_the_first_process_where_that_is_asked_for() {
     for kind in ["podman", "docker"] {
         let lab = Lab::new();
         let engine = Engine::new(&lab, kind);
-        let outcome = engine.run(&["-v", "--systemd"], "read -r name </proc/1/comm; echo $name; systemctl is-system-running; exit 4");
+        let outcome = engine
+            .run(&["-v", "--systemd"], "read -r name </proc/1/comm; echo $name; systemctl is-system-running; exit 4");
         outcome.code(4).says("systemd\nrunning\n").complains("booted: running").complains("which systemd is now");
         engine.run(&[], "read -r name </proc/1/comm; echo $name").code(0).says("belljar-agent\n");
         engine.manner("degraded");
@@ -286,7 +287,9 @@ fn systemd_is_the_first_process_where_that_is_asked_for() {
         engine.run(&["--systemd"], "true").code(121).complains("in the state maintenance; failed: bad.service");
         engine.manner("systemd-slow");
         let slow = engine.run(&["--systemd", "--boot-timeout", "3s"], "true");
-        slow.code(124).complains("did not say that the system is up within 3 s, which it calls starting; it waits for: slow.service");
+        slow.code(124).complains(
+            "did not say that the system is up within 3 s, which it calls starting; it waits for: slow.service",
+        );
         engine.manner("no-systemctl");
         engine.run(&["--systemd"], "true").code(125).complains("its systemctl does not run");
         engine.manner("systemd-dies");

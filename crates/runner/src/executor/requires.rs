@@ -22,7 +22,8 @@ const OWN_LIMIT: Limit = Limit { after: Some(std::time::Duration::from_secs(120)
 const MISSING: &str = "PATH=$PATH:/usr/sbin:/sbin:/usr/local/sbin; for c; do command -v \"$c\" >/dev/null 2>&1 || { echo \"$c\"; exit 1; }; done";
 
 /// Tells whether systemd is the first process: by what `sd_booted(3)` goes by, and by the name that systemd gives itself.
-const IS_SYSTEMD: &str = "[ -d /run/systemd/system ] && read -r name </proc/1/comm && [ \"$name\" = systemd ] && echo yes || echo no";
+const IS_SYSTEMD: &str =
+    "[ -d /run/systemd/system ] && read -r name </proc/1/comm && [ \"$name\" = systemd ] && echo yes || echo no";
 
 /// Why the guest is not what the unit needs or requires; none if it is.
 ///

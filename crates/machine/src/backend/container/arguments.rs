@@ -231,7 +231,10 @@ mod tests {
         };
         let (podman, by_hand) = said(EngineKind::Podman);
         assert!(podman.contains(" --stop-timeout 0 --systemd always ") && podman.ends_with(" --systemd"), "{podman}");
-        assert!(by_hand.contains(" --systemd always ") && by_hand.ends_with("--entrypoint /sbin/init c831"), "{by_hand}");
+        assert!(
+            by_hand.contains(" --systemd always ") && by_hand.ends_with("--entrypoint /sbin/init c831"),
+            "{by_hand}"
+        );
         let (docker, _) = said(EngineKind::Docker);
         let of_docker = "--stop-timeout 0 --cgroupns private --tmpfs /run --tmpfs /run/lock --env container=docker ";
         assert!(docker.contains(of_docker) && docker.ends_with(" --systemd"), "{docker}");

@@ -152,7 +152,8 @@ impl Backend for ContainerBackend {
             );
         }
         if needs.contains(&Need::Systemd) && source.container().is_some_and(|container| !container.systemd) {
-            let said = "it needs systemd, and this guest is a container without it (`systemd = true` has the image's own run)";
+            let said =
+                "it needs systemd, and this guest is a container without it (`systemd = true` has the image's own run)";
             return Some(said.to_owned());
         }
         (!hardware.disks.is_empty())

@@ -442,7 +442,10 @@ impl PreparedContainer {
                 what: "session".into(),
                 chosen: "agent on a socket".into(),
                 why: if self.source.systemd {
-                    format!("it was the container's first process, which systemd is now, on the host's Linux {}", announce.kernel)
+                    format!(
+                        "it was the container's first process, which systemd is now, on the host's Linux {}",
+                        announce.kernel
+                    )
                 } else {
                     format!("it is the container's first process, on the host's Linux {}", announce.kernel)
                 },

@@ -54,11 +54,7 @@ impl State {
 ///
 /// # Errors
 /// If it does not within `limit`, or gave up; those of a broken session.
-pub(super) async fn await_up(
-    session: &mut AgentSession,
-    limit: Duration,
-    observe: Observe<'_>,
-) -> Result<(), Lost> {
+pub(super) async fn await_up(session: &mut AgentSession, limit: Duration, observe: Observe<'_>) -> Result<(), Lost> {
     let deadline = Instant::now() + limit;
     let mut again = SOONEST;
     let mut last = String::new();
@@ -139,7 +135,9 @@ async fn ask(session: &mut AgentSession, words: &[&str]) -> Result<String, Lost>
     match Session::exec(session, command, &mut io).await {
         Ok(_) => Ok(super::call::clean(&answer.0)),
         Err(Lost { cause: Cause::NotStarted { why, .. }, .. }) => {
-            let said = format!("the image's systemd cannot be asked, for its systemctl does not run ({why}); install all of systemd");
+            let said = format!(
+                "the image's systemd cannot be asked, for its systemctl does not run ({why}); install all of systemd"
+            );
             Err(Lost::from(Cause::Description(said)).lasting())
         }
         Err(lost) => Err(lost),
