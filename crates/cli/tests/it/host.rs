@@ -5,7 +5,7 @@ use std::{
     os::unix::fs::PermissionsExt as _,
 };
 
-use crate::harness::{Lab, WELL, snapshot, until};
+use crate::harness::{Lab, WELL, mounted, on_tmpfs, snapshot, until};
 
 #[test]
 fn qemu_says_why_it_does_not_start() {
@@ -80,15 +80,6 @@ fn without_qemu_img() {
     outcome.code(125).complains("qemu-img");
 }
 
-/// `sh` in a mount namespace of its own, where `directory` is a small tmpfs.
-fn on_small_disk(directory: &std::path::Path, size: &str) -> Vec<std::ffi::OsString> {
-    let text = format!("mount -t tmpfs -o size={size} tmpfs \"$0\" && exec \"$@\"");
-    let words = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", &text];
-    let mut words: Vec<std::ffi::OsString> = words.iter().map(Into::into).collect();
-    words.push(directory.into());
-    words
-}
-
 #[test]
 fn no_space_for_the_logs() {
     let lab = Lab::new();
@@ -97,7 +88,7 @@ fn no_space_for_the_logs() {
     let script = "[serial]\ndrain\nwait up 80000\nflood 4MiB\nmark flooded\n[agent]\nagent\n";
     let outcome = lab
         .run(script)
-        .under(on_small_disk(&state, "256k"))
+        .under(on_tmpfs(&state, "size=256k"))
         .sh(&format!("mark up; {}", until("flooded")))
         .spawn()
         .end_dirty();
@@ -129,9 +120,7 @@ fn no_file_is_left_for_the_host() {
     let lab = Lab::new();
     let out = lab.path("out");
     fs::create_dir_all(&out).expect("directory");
-    let text = "mount -t tmpfs -o size=128M,nr_inodes=1000 tmpfs \"$0\" && exec \"$@\"";
-    let words = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", text];
-    let words = words.iter().map(Into::into).chain([out.clone().into_os_string()]).collect::<Vec<std::ffi::OsString>>();
+    let words = on_tmpfs(&out, "size=128M,nr_inodes=1000");
     let fill = "i=0; while [ $i -lt 990 ]; do : >$BELLJAR_OUT/$i; i=$((i + 1)); done; sleep 100";
     let run = lab.run(WELL).args(["--out".as_ref(), out.as_os_str()]).under(words);
     let outcome = run.sh(fill).spawn().end_dirty();
@@ -143,12 +132,12 @@ fn no_file_is_left_for_the_host() {
 fn no_space_for_anything() {
     let lab = Lab::new();
     let state = lab.path("state");
-    let outcome = lab.run(WELL).under(on_small_disk(&state, "4k")).sh("true").spawn().end_dirty();
+    let outcome = lab.run(WELL).under(on_tmpfs(&state, "size=4k")).sh("true").spawn().end_dirty();
     assert_eq!(outcome.status.code(), Some(125), "{}", outcome.stderr);
     outcome.complains("No space left on device");
     // A cache that cannot be filled is done without.
     let cache = lab.path("cache");
-    let outcome = lab.run(WELL).under(on_small_disk(&cache, "8k")).sh("true").spawn().end_dirty();
+    let outcome = lab.run(WELL).under(on_tmpfs(&cache, "size=8k")).sh("true").spawn().end_dirty();
     assert!(matches!(outcome.status.code(), Some(0 | 125)), "{}", outcome.stderr);
 }
 
@@ -164,9 +153,7 @@ fn a_pass_that_its_log_cannot_record() {
             "mount -t tmpfs -o size=256k tmpfs \"$0\" && \"$@\"; code=$?; cp \"$0\"/belljar/runs/*/events.jsonl '{}'; exit $code",
             lab.path("events").display()
         );
-        let mut words: Vec<std::ffi::OsString> =
-            ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", &keep].iter().map(Into::into).collect();
-        words.push(state.into());
+        let words = mounted(state, &keep);
         let command = format!("{text}; : {}", "x".repeat(pad));
         let outcome = lab.run(WELL).args(["--max-output", "1GiB"]).under(words).sh(&command).spawn().end_dirty();
         (outcome.status.code(), outcome.stderr, fs::read_to_string(lab.path("events")).expect("log"))

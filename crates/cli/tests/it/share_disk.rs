@@ -2,7 +2,7 @@
 
 use std::{fs, os::unix::fs::MetadataExt as _};
 
-use crate::harness::{Belljar, Lab, SUITE, WELL};
+use crate::harness::{Belljar, Lab, SUITE, WELL, on_tmpfs};
 
 /// A guest whose agent brings its shares back in this way.
 fn agent(how: &str) -> String {
@@ -50,17 +50,20 @@ fn each_mode_is_what_it_is_on_other_shares() {
 #[test]
 fn what_does_not_fit_is_refused_before_it_is_copied() {
     let lab = Lab::new();
-    let big = fs::File::create(lab.path("workspace/big")).unwrap();
-    big.set_len(8 << 40).unwrap();
+    let big = lab.path("workspace/big");
+    fs::write(&big, vec![1; 200 << 20]).unwrap();
     fs::write(lab.path("workspace/small"), "small").unwrap();
+    let state = lab.path("state");
+    fs::create_dir_all(&state).unwrap();
     for mode in ["rw", "ro", "cow"] {
-        let outcome = run(&lab, "ok", mode).sh("true").go();
-        outcome.code(125).complains("a copy takes 8192").complains("the largest files are big of the workspace (8192");
+        let outcome = run(&lab, "ok", mode).under(on_tmpfs(&state, "size=100M")).sh("true").spawn().end_dirty();
+        assert_eq!(outcome.status.code(), Some(125), "{}", outcome.stderr);
+        outcome.complains("a copy takes 200 MiB").complains("the largest files are big of the workspace (200 MiB)");
     }
     assert_eq!(lab.starts(), (0, 0), "nothing was started");
-    // What is there twice under two names is copied once.
-    let size = 1 << 20;
-    big.set_len(size).unwrap();
+    // Holes take no room, and what is there twice under two names is copied once.
+    fs::File::create(lab.path("workspace/holes")).unwrap().set_len(8 << 40).unwrap();
+    fs::write(&big, vec![1; 1 << 20]).unwrap();
     fs::hard_link(lab.path("workspace/big"), lab.path("workspace/again")).unwrap();
     run(&lab, "ok", "cow").sh("[ $(stat -c %s again) = 1048576 ]").go().code(0);
 }

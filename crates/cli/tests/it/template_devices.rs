@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, fs, path::Path};
 
 use rustix::process::Signal;
 
-use crate::harness::{Belljar, Lab, WELL};
+use crate::harness::{Belljar, Lab, WELL, on_tmpfs, read_only};
 
 fn run<'a>(lab: &'a Lab, script: &str) -> Belljar<'a> {
     lab.run(script).with_templates()
@@ -229,25 +229,18 @@ fn of_two_at_the_same_time_one_plugs() {
     assert_eq!((lab.starts().0, lab.asked("device_add"), lab.templates().len()), (1, 1, 2));
 }
 
-/// `sh` where the cache cannot be written to, or has only so much room.
-fn confined(lab: &Lab, text: &str) -> Vec<std::ffi::OsString> {
-    let words = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", text];
-    words.iter().map(Into::into).chain([lab.path("cache").into()]).collect()
-}
-
 #[test]
 fn a_cache_that_cannot_take_another_one() {
     let lab = Lab::new();
-    let read_only = "mount --bind \"$0\" \"$0\" && mount -o remount,bind,ro \"$0\" && exec \"$@\"";
     run(&lab, WELL).sh("true").go().code(0).quietly(&["made"]);
-    let call = |words: &[&str]| run(&lab, WELL).under(confined(&lab, read_only)).args(words).sh("exit 7").go();
+    let call = |words: &[&str]| run(&lab, WELL).under(read_only(lab.path("cache"))).args(words).sh("exit 7").go();
     call(&["--disk", "size=1M"]).code(7).warns_once("templates cannot be kept in");
     // No template has to be made for these.
     call(&["--nic", "user"]).code(7).quietly(&["found"]);
     call(&["--disk", "size=1M,bus=nvme"]).code(7).quietly(&["found"]);
     lab.template();
-    let no_room = "mount -t tmpfs -o size=64M tmpfs \"$0\" && exec \"$@\"";
-    let outcome = run(&lab, WELL).under(confined(&lab, no_room)).args(["--disk", "size=1M"]).sh("exit 7").go();
+    let outcome =
+        run(&lab, WELL).under(on_tmpfs(lab.path("cache"), "size=64M")).args(["--disk", "size=1M"]).sh("exit 7").go();
     outcome.code(7).warns_once("not enough room");
 }
 

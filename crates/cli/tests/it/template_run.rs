@@ -9,7 +9,7 @@ use std::{
 
 use rustix::process::Signal;
 
-use crate::harness::{Belljar, Lab, Outcome, WELL};
+use crate::harness::{Belljar, Lab, Outcome, WELL, on_tmpfs, read_only};
 
 /// A guest that works, on a QEMU with these options.
 fn well(options: &str) -> String {
@@ -307,17 +307,11 @@ fn a_guest_that_is_reached_by_its_console_too() {
     assert_eq!(outcome.chosen("template"), ["made"]);
 }
 
-/// `sh` where the cache cannot be written to.
-fn read_only(lab: &Lab) -> Vec<std::ffi::OsString> {
-    let text = "mount --bind \"$0\" \"$0\" && mount -o remount,bind,ro \"$0\" && exec \"$@\"";
-    let words = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", text];
-    words.iter().map(Into::into).chain([lab.path("cache").into()]).collect()
-}
-
 #[test]
 fn a_cache_that_can_only_be_read() {
     let lab = Lab::new();
-    let call = |words: &[&str]| run(&lab, WELL).under(read_only(&lab)).args(words).sh("echo out; exit 7").go();
+    let call =
+        |words: &[&str]| run(&lab, WELL).under(read_only(lab.path("cache"))).args(words).sh("echo out; exit 7").go();
     let outcome = call(&[]);
     outcome.code(7).says("out\n").warns_once("templates cannot be kept in");
     assert_eq!(lab.starts(), (1, 0));
@@ -340,10 +334,7 @@ fn a_place_for_templates_that_is_none() {
 #[test]
 fn no_room_for_them() {
     let lab = Lab::new();
-    let text = "mount -t tmpfs -o size=64M tmpfs \"$0\" && exec \"$@\"";
-    let words = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", text];
-    let words = words.iter().map(std::ffi::OsString::from).chain([lab.path("cache").into()]);
-    let outcome = run(&lab, WELL).under(words.collect::<Vec<_>>()).sh("exit 7").go();
+    let outcome = run(&lab, WELL).under(on_tmpfs(lab.path("cache"), "size=64M")).sh("exit 7").go();
     outcome.code(7).warns_once("not enough room");
 }
 

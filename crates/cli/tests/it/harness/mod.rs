@@ -466,3 +466,19 @@ impl Drop for Live<'_> {
 pub(crate) fn until(mark: &str) -> String {
     format!("until grep -q '\"value\":\"{mark}\"' \"$FAKE_GUEST_SEEN\"; do sleep 0.01; done")
 }
+
+/// Words for [`Belljar::under`]: in a mount namespace of its own, after this text of the shell, to which `directory` is `$0`.
+pub(crate) fn mounted(directory: impl Into<OsString>, text: &str) -> Vec<OsString> {
+    let words = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", text];
+    words.iter().map(OsString::from).chain([directory.into()]).collect()
+}
+
+/// The same, where `directory` is a tmpfs of these options.
+pub(crate) fn on_tmpfs(directory: impl Into<OsString>, options: &str) -> Vec<OsString> {
+    mounted(directory, &format!("mount -t tmpfs -o {options} tmpfs \"$0\" && exec \"$@\""))
+}
+
+/// The same, where `directory` can only be read.
+pub(crate) fn read_only(directory: impl Into<OsString>) -> Vec<OsString> {
+    mounted(directory, "mount --bind \"$0\" \"$0\" && mount -o remount,bind,ro \"$0\" && exec \"$@\"")
+}
