@@ -45,13 +45,31 @@ pub(crate) fn begin(init: &str) -> String {
         // The guest boots all the same, and nobody is there to answer.
         Err(errno) => text::say(&format!("fork: {}", text::errno(errno))),
     }
-    // What the kernel does not know of its command line it passes on to its init.
+    become_init(init, "the first process of the guest's own initramfs")
+}
+
+/// What the kernel does not know of its command line it passes on to its init.
+fn become_init(init: &str, which: &str) -> String {
     let words = std::env::args_os().skip(1).map(OsStringExt::into_vec);
     let argv = sys::c_strings([init.as_bytes().to_vec()].into_iter().chain(words));
     let env = sys::own_environment();
     let Ok(program) = CString::new(init) else { return format!("{init:?} is no path") };
     let errno = sys::execve(&program, &Strings::new(&argv), &Strings::new(&env));
-    format!("execute {init}, the first process of the guest's own initramfs: {}", text::errno(errno))
+    format!("execute {init}, {which}: {}", text::errno(errno))
+}
+
+/// As the first process in the root of a container image: starts the agent beside, and becomes the image's own init. Comes back only with the reason why
+/// that cannot be.
+pub(crate) fn start_own(init: &str) -> String {
+    match sys::fork() {
+        Ok(None) => {
+            let _ = rustix::process::setsid();
+            sys::exit_now(serve::in_guest(environment()))
+        }
+        Ok(Some(_)) => {}
+        Err(errno) => text::say(&format!("fork: {}", text::errno(errno))),
+    }
+    become_init(init, "the image's own first process")
 }
 
 /// `serve --beside`: waits for the guest's root, goes there, and serves.

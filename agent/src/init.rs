@@ -59,28 +59,40 @@ fn start() -> Result<Agent, Fatal> {
         }
     }
     let mut of_disk = None;
+    let mut own_init = None;
+    if !matches!(config.root, InitRoot::Initramfs) {
+        // Read, and in memory for nothing from here on.
+        for module in &config.modules {
+            let _ = rustix::fs::unlink(module.as_str());
+        }
+    }
     let root = match config.root {
         InitRoot::Share(source) => {
-            // Read, and in memory for nothing from here on.
-            for module in &config.modules {
-                let _ = rustix::fs::unlink(module.as_str());
-            }
             root::prepare().map_err(Fatal)?;
             Some(source)
         }
-        InitRoot::Disk { ref serial, ref file_system } => {
+        InitRoot::Disk { ref serial, ref file_system, ref init } => {
             of_disk = Some((serial, file_system));
+            own_init = init.as_deref();
             root::prepare().map_err(Fatal)?;
             None
         }
         InitRoot::Initramfs | InitRoot::OfGuest { .. } => None,
     };
-    mount_system(root.is_none() && of_disk.is_none())?;
+    let place = match own_init {
+        Some(_) => Place::OwnInit,
+        None if root.is_none() && of_disk.is_none() => Place::Memory,
+        None => Place::Disk,
+    };
+    mount_system(place)?;
     if let Some((serial, file_system)) = of_disk {
         // It is the machine's own, so that a guest can be frozen that has it.
         root::enter_disk(serial, file_system).map_err(Fatal)?;
     }
     console();
+    if let Some(init) = own_init {
+        return Err(Fatal(beside::start_own(init)));
+    }
     serve::protect();
     limits();
     if let Err(errno) = sys::loopback_up() {
@@ -106,22 +118,33 @@ struct SystemMount {
     needed: bool,
     /// Not where the root is in memory already.
     on_disk_only: bool,
+    /// Also where the guest has an init of its own, to which an initramfs hands over no more than these.
+    handed_over: bool,
+}
+
+/// Where the root is, and who makes a system of it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Memory,
+    Disk,
+    /// On a disk, with an init that mounts what it wants.
+    OwnInit,
 }
 
 const PLAIN: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV);
 const KERNEL: MountFlags = PLAIN.union(MountFlags::NOEXEC);
 
 const fn system(kind: &'static str, at: &'static str, flags: MountFlags, data: &'static str) -> SystemMount {
-    SystemMount { kind, at, flags, data, needed: false, on_disk_only: false }
+    SystemMount { kind, at, flags, data, needed: false, on_disk_only: false, handed_over: false }
 }
 
 const SYSTEM: &[SystemMount] = &[
-    SystemMount { needed: true, ..system("proc", "/proc", KERNEL, "") },
-    SystemMount { needed: true, ..system("sysfs", "/sys", KERNEL, "") },
-    SystemMount { needed: true, ..system("devtmpfs", "/dev", MountFlags::NOSUID, "mode=0755") },
+    SystemMount { needed: true, handed_over: true, ..system("proc", "/proc", KERNEL, "") },
+    SystemMount { needed: true, handed_over: true, ..system("sysfs", "/sys", KERNEL, "") },
+    SystemMount { needed: true, handed_over: true, ..system("devtmpfs", "/dev", MountFlags::NOSUID, "mode=0755") },
     system("devpts", "/dev/pts", MountFlags::NOSUID.union(MountFlags::NOEXEC), "gid=5,mode=0620,ptmxmode=0666"),
     system("tmpfs", "/dev/shm", PLAIN, "mode=1777"),
-    SystemMount { on_disk_only: true, ..system("tmpfs", "/run", PLAIN, "mode=0755") },
+    SystemMount { on_disk_only: true, handed_over: true, ..system("tmpfs", "/run", PLAIN, "mode=0755") },
     // As a disk would have it: tests make devices and set-uid files there.
     SystemMount { on_disk_only: true, ..system("tmpfs", "/tmp", MountFlags::empty(), "mode=1777") },
     system("cgroup2", "/sys/fs/cgroup", KERNEL, ""),
@@ -129,8 +152,9 @@ const SYSTEM: &[SystemMount] = &[
     system("tracefs", "/sys/kernel/tracing", KERNEL, "mode=0700"),
 ];
 
-fn mount_system(in_memory: bool) -> Result<(), Fatal> {
-    for wanted in SYSTEM {
+fn mount_system(place: Place) -> Result<(), Fatal> {
+    let in_memory = place == Place::Memory;
+    for wanted in SYSTEM.iter().filter(|wanted| wanted.handed_over || place != Place::OwnInit) {
         if wanted.on_disk_only && in_memory {
             let _ = rustix::fs::mkdir(wanted.at, Mode::from_raw_mode(0o755));
             continue;
@@ -154,8 +178,10 @@ fn mount_system(in_memory: bool) -> Result<(), Fatal> {
     if in_memory {
         let _ = rustix::fs::chmod("/tmp", Mode::from_raw_mode(0o1777));
     }
-    let _ = rustix::fs::mkdir("/run/lock", Mode::empty());
-    let _ = rustix::fs::chmod("/run/lock", Mode::from_raw_mode(0o1777));
+    if place != Place::OwnInit {
+        let _ = rustix::fs::mkdir("/run/lock", Mode::empty());
+        let _ = rustix::fs::chmod("/run/lock", Mode::from_raw_mode(0o1777));
+    }
     mounts::link("/proc/self/fd", "/dev/fd");
     mounts::link("/proc/self/fd/0", "/dev/stdin");
     mounts::link("/proc/self/fd/1", "/dev/stdout");

@@ -80,7 +80,10 @@ fn find_disk(serial: &str) -> Result<String, String> {
 /// Puts the layer over what is mounted, and goes there.
 fn go_over() -> Result<(), String> {
     mounts::overlay("/belljar/lower", "/belljar/layer", "/belljar/root").map_err(|(what, errno)| step(&what, errno))?;
-    for path in GO_OVER {
+    // Where there is an init of the root's own, or the kernel lacks a file system, not all of them are mounted.
+    let device = |path: &str| rustix::fs::stat(path).map(|stat| stat.st_dev);
+    let initramfs = device("/").map_err(|errno| step("look at the initramfs", errno))?;
+    for path in GO_OVER.iter().filter(|path| device(path).is_ok_and(|device| device != initramfs)) {
         let target = format!("/belljar/root{path}");
         // A link there would lead out of the new root; the layer takes its going.
         if fs::symlink_metadata(&target).is_ok_and(|there| !there.is_dir()) {
@@ -93,8 +96,6 @@ fn go_over() -> Result<(), String> {
                 directory(&target)?;
                 go_over().map_err(|errno| step(&format!("move {path}"), errno))?;
             }
-            // Nothing is mounted there: the kernel has no such file system.
-            Err(Errno::INVAL) => {}
             Err(errno) => return Err(step(&format!("move {path}"), errno)),
         }
     }

@@ -210,7 +210,7 @@ impl GuestArgs {
         }
         if let Some(image) = self.image_root() {
             let (pull, kernel) = (self.pull.unwrap_or_default(), self.kernel.clone());
-            return BootSource::ContainerImage { image, pull, kernel, modules }.into();
+            return BootSource::ContainerImage { image, pull, kernel, modules, access }.into();
         }
         match (self.kernel.clone(), self.initrd.clone()) {
             (Some(kernel), Some(initrd)) => BootSource::Initramfs { kernel, initrd, modules, access }.into(),

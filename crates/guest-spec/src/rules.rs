@@ -218,10 +218,17 @@ pub fn source(has: impl Fn(Key) -> bool, access: Option<Access>, notation: Notat
             let message = format!("{} needs {} or {}", asked(Access::Console), name(Key::Image), name(Key::Initrd));
             wrong(Key::Access, message, "in other guests Belljar's own init is the only way in".into());
         }
+        // By it the init of a container image runs, too.
+        Some(Access::Initrd) if has(Key::RootImage) => {}
         Some(wanted @ (Access::Credentials | Access::Initrd | Access::CloudInit | Access::Ignition | Access::Ssh))
             if !image =>
         {
-            let message = format!("{} needs {}", asked(wanted), name(Key::Image));
+            let or = if wanted == Access::Initrd {
+                format!(" or {}", notation.with_value(Key::Rootfs, "container:…"))
+            } else {
+                String::new()
+            };
+            let message = format!("{} needs {}{or}", asked(wanted), name(Key::Image));
             wrong(Key::Access, message, "leave it out".into());
         }
         _ => {}
@@ -279,6 +286,9 @@ mod tests {
         assert_eq!(conflicts(&[Kernel, Initrd, Key::Access], Some(Access::Initrd)), [Key::Access]);
         assert_eq!(conflicts(&[Kernel, Initrd, Key::Access], Some(Access::CloudInit)), [Key::Access]);
         assert_eq!(conflicts(&[Image, Key::Access], Some(Access::CloudInit)), []);
+        assert_eq!(conflicts(&[Rootfs, Key::RootImage, Key::Access], Some(Access::Initrd)), []);
+        assert_eq!(conflicts(&[Rootfs, Key::RootImage, Key::Access], Some(Access::Ssh)), [Key::Access]);
+        assert_eq!(conflicts(&[Rootfs, Key::Access], Some(Access::Initrd)), [Key::Access]);
         assert_eq!(conflicts(&[Kernel, Initrd, Key::Access], Some(Access::Ignition)), [Key::Access]);
         assert_eq!(conflicts(&[Login], None), [Login]);
         assert_eq!(conflicts(&[Rootfs, Key::RootImage, Kernel, Key::Pull], None), []);

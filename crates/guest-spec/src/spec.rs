@@ -151,6 +151,8 @@ pub enum BootSource {
         kernel: Option<PathBuf>,
         /// Directory of the kernel's modules; none is that of the kernel's version.
         modules: Option<PathBuf>,
+        /// How to get in: [`Access::Initrd`] has the image's own init run, with the agent beside it.
+        access: Access,
     },
 }
 
@@ -260,16 +262,20 @@ impl BootSource {
     #[must_use]
     pub fn access(&self) -> Access {
         match self {
-            Self::Image { access, .. } | Self::Initramfs { access, .. } => *access,
-            Self::RootDir { .. } | Self::ContainerImage { .. } => Access::Auto,
+            Self::Image { access, .. } | Self::Initramfs { access, .. } | Self::ContainerImage { access, .. } => {
+                *access
+            }
+            Self::RootDir { .. } => Access::Auto,
         }
     }
 
     /// Has the guest be got into in this way, where there is more than one.
     pub fn set_access(&mut self, wanted: Access) {
         match self {
-            Self::Image { access, .. } | Self::Initramfs { access, .. } => *access = wanted,
-            Self::RootDir { .. } | Self::ContainerImage { .. } => {}
+            Self::Image { access, .. } | Self::Initramfs { access, .. } | Self::ContainerImage { access, .. } => {
+                *access = wanted;
+            }
+            Self::RootDir { .. } => {}
         }
     }
 }

@@ -73,7 +73,8 @@ words! {
         Init = "init",
         /// By a unit that the guest's systemd is given from outside, as a credential.
         Credentials = "credentials",
-        /// By Belljar's program behind the initramfs in the image, whose kernel is started directly.
+        /// By Belljar's program beside the guest's own init: that of a disk image, whose kernel is started directly with the program in its initramfs,
+        /// or that of a container image.
         Initrd = "initrd",
         /// By cloud-init, which the image has, and which finds on a further disk what to start.
         CloudInit = "cloud-init",

@@ -147,18 +147,20 @@ pub fn root_over_9p(
 }
 
 /// A guest whose first process is the agent and whose root is a file system of this kind on the disk with this serial number, read-only under a layer in
-/// memory. Required besides `spec.required`: [`Feature::CONTAINER_IMAGE`].
+/// memory. With an `init` that program in it becomes the first process, and the agent runs beside it. Required besides `spec.required`:
+/// [`Feature::CONTAINER_IMAGE`].
 ///
 /// # Errors
 /// See [`BootError`].
 pub fn root_on_disk(
     kernel: &Kernel,
     spec: &InitSpec<'_>,
-    serial: &str,
-    file_system: &str,
+    (serial, file_system): (&str, &str),
+    init: Option<&str>,
     cache: &Cache,
 ) -> Result<BootFiles, BootError> {
-    let root = InitRoot::Disk { serial: serial.to_owned(), file_system: file_system.to_owned() };
+    let init = init.map(str::to_owned);
+    let root = InitRoot::Disk { serial: serial.to_owned(), file_system: file_system.to_owned(), init };
     prepare(kernel, Start::Quickest, spec, root, None, cache)
 }
 

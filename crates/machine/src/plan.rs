@@ -34,7 +34,7 @@ use crate::{
     plan_firmware::{machine, uefi_for},
     plan_image::ImageQuestion,
     plan_shares::{exchanged, make_placeholder, put_agent, share_disk, spec_shares},
-    plan_source::{Found, attach, init_spec, kernel_for_root, modules_for_root, title, wanted},
+    plan_source::{Found, attach, init_spec, kernel_for_root, modules_for_root, own_init, title, wanted},
     plan_template::QEMU_MAC,
     qemu::{
         args::{
@@ -281,6 +281,8 @@ pub fn prepare(
     let mut volumes = Vec::new();
     let mut flash = Vec::new();
     let mut of_kernel = None;
+    // Whether the agent comes beside the init of a container image.
+    let mut is_beside = false;
     // Those of the guest's own, for its kernel.
     let mut words = String::new();
     let mut root_is_on_disk = false;
@@ -344,6 +346,12 @@ pub fn prepare(
                 return Err(PlanError::ForeignImage { image, processor });
             }
             let agent = agent.ok_or(PlanError::NoAgent { platform })?;
+            let init = (!is_init).then(|| own_init(source, image, &spec.append, &mut choices)).transpose()?;
+            // Nothing of such a guest is to be named by Belljar, which is not its init.
+            if init.is_some() {
+                system.hostname.clear();
+            }
+            is_beside = init.is_some();
             let asked = modules.is_some();
             let (kernel, modules) = kernel_for_root(None, *kernel, *modules, &platform.processor, &mut choices)?;
             let own = |release: &str, _: &Path| {
@@ -354,7 +362,8 @@ pub fn prepare(
             let of_modules = kinds.iter().map(|kind| share::carrying(kind, share::MODULES_TAG));
             let wanted = wanted(&kinds.iter().copied().chain(of_modules).collect::<Vec<_>>());
             let spec = InitSpec { wanted: &wanted, ..init_spec(platform, agent, modules.as_ref()) };
-            let files = boot::root_on_disk(&kernel, &spec, ROOT_DISK, ROOT_FILE_SYSTEM, &cache)?;
+            let disk = (ROOT_DISK, ROOT_FILE_SYSTEM);
+            let files = boot::root_on_disk(&kernel, &spec, disk, init.as_deref(), &cache)?;
             volumes.push(Volume::root(&host.qemu_img, &image.file, ROOT_DISK)?);
             shares.extend(of_kernel.as_ref().map(|modules| {
                 let (tag, path) = (share::MODULES_TAG.to_owned(), modules.dir.clone());
@@ -388,7 +397,7 @@ pub fn prepare(
     if ssh.is_some() && agent.is_some() && !rungs.iter().any(|rung| rung.word == Access::Ssh) {
         rungs.push(&rungs::SSH);
     }
-    if has_exchange(place, is_init, share, &shares) {
+    if has_exchange(place, is_init || is_beside, share, &shares) {
         shares.extend(spec_shares(share, &kinds, &dir));
     }
     for disk in &spec.hardware.disks {
@@ -461,7 +470,7 @@ pub fn prepare(
         concealment,
         config,
         volumes,
-        system: is_init.then_some(system),
+        system: (is_init || is_beside).then_some(system),
         processes,
         rungs,
         agent: place,

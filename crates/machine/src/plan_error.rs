@@ -67,6 +67,9 @@ pub enum PlanError {
         /// What it is for.
         processor: String,
     },
+    /// A container image is to run an init that it has not got.
+    #[error("{0}")]
+    NoInit(String),
     /// The kernel that was named is none.
     #[error(transparent)]
     Kernel(#[from] KernelError),

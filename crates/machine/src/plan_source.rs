@@ -11,6 +11,7 @@ use belljar_image::{
     processor::Processor,
     rootdir::{self, OwnModules},
 };
+use belljar_oci::facts::INITS;
 
 use crate::{
     access::rungs::{self, Rung},
@@ -58,7 +59,7 @@ impl<'a> Found<'a> {
                 let arch = rootdir::check(root, &processors)?.arch;
                 Self::Root { root, arch, kernel: kernel.as_deref(), modules: modules.as_deref() }
             }
-            BootSource::ContainerImage { image: _, pull: _, kernel, modules } => {
+            BootSource::ContainerImage { image: _, pull: _, kernel, modules, access: _ } => {
                 Self::ContainerImage { image, kernel: kernel.as_deref(), modules: modules.as_deref() }
             }
             BootSource::Initramfs { kernel, initrd, modules, access: _ } => {
@@ -150,6 +151,36 @@ pub(crate) fn modules_for_root(
     };
     choices.add("modules in the guest", chosen, why);
     (own == OwnModules::None || asked).then_some(KernelModules { dir, release })
+}
+
+/// The program of a container image that becomes its first process: that of `init=` among the words for the kernel, else the one that it has.
+pub(crate) fn own_init(
+    source: &BootSource,
+    image: &ImageRoot,
+    append: &[String],
+    choices: &mut Choices,
+) -> Result<String, PlanError> {
+    let words = append.iter().flat_map(|words| words.split_ascii_whitespace());
+    let (init, why) = match words.filter_map(|word| word.strip_prefix("init=")).next_back() {
+        Some(init) if init.starts_with('/') => (init.to_owned(), "init= says so"),
+        Some(init) => {
+            return Err(PlanError::NoInit(format!(
+                "init={init} is no path: say it from the root on, as init=/sbin/init"
+            )));
+        }
+        None => {
+            let init = image.facts.init.clone().ok_or_else(|| {
+                let looked = INITS.map(|path| format!("/{path}")).join(", ");
+                PlanError::NoInit(format!(
+                    "{source} has no init of its own that could run (looked for {looked}); leave --access out, so that Belljar's agent is the first process, \
+                     or name a program with --append init=PATH"
+                ))
+            })?;
+            (init, "the image has it")
+        }
+    };
+    choices.add("init", &init, why);
+    Ok(init)
 }
 
 /// What an initramfs that Belljar writes is to have in any case.

@@ -18,8 +18,9 @@ const MARK: &[u8; 8] = b"BELLJAR1";
 const MOST: u64 = 1 << 20;
 /// Programs that a root has; the first found says what processor it is for.
 const PROGRAMS: &[&str] = &["bin/sh", "usr/bin/sh", "bin/busybox", "usr/bin/env", "bin/true", "sbin/init"];
-/// First processes that a system has of its own.
-const INITS: &[&str] = &["sbin/init", "usr/lib/systemd/systemd", "lib/systemd/systemd", "usr/sbin/init"];
+/// First processes that a system has of its own, from the root on: where the kernel looks for one, and systemd.
+pub const INITS: [&str; 6] =
+    ["sbin/init", "etc/init", "bin/init", "usr/lib/systemd/systemd", "lib/systemd/systemd", "usr/sbin/init"];
 /// Releases of kernels with modules that are told of.
 const MOST_RELEASES: usize = 64;
 

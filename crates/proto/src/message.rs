@@ -610,6 +610,8 @@ pub enum InitRoot {
         serial: String,
         /// The kind of file system.
         file_system: String,
+        /// The program in it that becomes the first process, beside which the agent runs; none if that is the agent.
+        init: Option<String>,
     },
 }
 

@@ -147,3 +147,42 @@ TOML
     want_line 'SKIP .*s/disk@box: skipped: it wants disks'
     want_no_containers
 }
+
+# An init of the image's own, with the agent beside it.
+test_own_init() {
+    make_root
+    mkdir -p image/sbin
+    ln -s ../bin/busybox image/sbin/init
+    printf '::sysinit:/bin/sh -c "echo up >/run/up; hostname of-image"\nttyS0::respawn:/bin/getty 0 ttyS0\n' >image/etc/inittab
+    tar -C image --numeric-owner --owner=0 --group=0 -cf own.tar .
+    line='cat /proc/1/comm /run/up; hostname; ls -d /lib/modules/$(uname -r); for at in proc sys dev run tmp; do grep -c " /$at " /proc/mounts; done; true'
+    bj --rootfs "container:$PWD/own.tar" --access initrd -v -- sh -c "$line"
+    want_code 0; want_line '^init$'; want_line '^up$'; want_line '^of-image'; want_line '^/lib/modules/'
+    want_err 'access: beside the image.s init' 'waits for somebody to log in'
+    # A copy of the template has it, too, and what a test does to it is seen.
+    bj --rootfs "container:$PWD/own.tar" --access initrd -v -- sh -c 'cat /run/up; kill -USR2 1; sleep 30'
+    want_code 121; want_line '^up$'; want_err 'powered off'
+    bj --rootfs "container:$PWD/own.tar" -- cat /proc/1/comm
+    want_code 0; want_no_line '^init$'
+    rm image/sbin/init image/bin/init
+    tar -C image -cf none.tar .
+    bj --rootfs "container:$PWD/none.tar" --access initrd -- true
+    want_code 125; want_err 'has no init of its own'
+    # One that cannot run is told at once.
+    printf '#!/no/such/interpreter\n' >image/sbin/broken; chmod +x image/sbin/broken
+    tar -C image -cf own.tar .
+    bj --rootfs "container:$PWD/own.tar" --access initrd --append init=/sbin/broken -- true
+    want_code 121; want_err 'execute /sbin/broken'
+}
+
+# fixtures: systemd-root
+test_systemd() {
+    tar -C "$(fixture systemd-root)" --numeric-owner -cf systemd.tar .
+    printf '[Unit]\n[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/sh -c "echo served >/run/served"\n[Install]\nWantedBy=multi-user.target\n' >ws/case.service
+    bj --rootfs "container:$PWD/systemd.tar" --access initrd -v -- sh -c 'cat /proc/1/comm; systemctl is-system-running; systemctl --failed --no-legend; cat /etc/machine-id; systemd-run --quiet --wait --pipe id -u; cp case.service /etc/systemd/system && systemctl --quiet enable --now case.service && cat /run/served'
+    want_code 0; want_line '^systemd$'; want_line '^running$'; want_line '^0$'; want_line '^served$'
+    first=$(grep -xE '[0-9a-f]{32}' out)
+    bj --rootfs "container:$PWD/systemd.tar" --access initrd -v -- sh -c 'systemctl is-system-running; cat /etc/machine-id; systemctl is-enabled case.service; journalctl --boot --no-pager | grep -c "Reached target multi-user"'
+    want_line '^running$'; want_line '^not-found$'; want_line '^1$'; want_err 'it was started with its template'
+    [ "$(grep -xE '[0-9a-f]{32}' out)" != "$first" ] || fail 'two copies are the same machine'
+}

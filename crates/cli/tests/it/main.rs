@@ -12,6 +12,7 @@ mod crash;
 mod doctor_image;
 mod firmware;
 mod host;
+mod image_root;
 mod interrupt;
 mod kernel_faults;
 mod kill;

@@ -263,7 +263,7 @@ fn source(table: &GuestTable, dir: &Path) -> Source {
     let kernel = below(dir, &table.kernel);
     if let Some(image) = image_root(table, dir) {
         let pull = table.pull.as_ref().map(|p| *p.get_ref()).unwrap_or_default();
-        return BootSource::ContainerImage { image, pull, kernel, modules }.into();
+        return BootSource::ContainerImage { image, pull, kernel, modules, access }.into();
     }
     if let Some(path) = below(dir, &table.image) {
         let bus = table.boot_bus.as_ref().map(|b| *b.get_ref()).unwrap_or_default();

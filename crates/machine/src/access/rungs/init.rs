@@ -30,7 +30,7 @@ pub(super) const INIT: Rung = Rung {
 /// The words of the kernel's command line. A quiet boot is a quick one: each character on an emulated serial line costs. A panic is to end
 /// the guest at once; but in somebody else's initramfs `panic=` also turns off the emergency shell (Debian's, Alpine's),
 /// which may be the only shell there is. There the console's alarm ends the guest.
-fn attach(config: &mut MachineConfig) {
+pub(super) fn attach(config: &mut MachineConfig) {
     let machine = config.machine_type();
     let of_machine = machine.words_without_kvm;
     let fits = config.accel == Accel::Tcg && config.machine == machine.name && !of_machine.is_empty();

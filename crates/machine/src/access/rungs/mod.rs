@@ -9,6 +9,7 @@ mod ignition;
 mod init;
 mod initrd;
 mod login;
+mod own_init;
 mod shell;
 mod ssh;
 
@@ -80,6 +81,7 @@ pub enum Suits {
 pub const LADDER: &[&Rung] = &[
     &init::INIT,
     &initrd::INITRD,
+    &own_init::OWN_INIT,
     &credentials::CREDENTIALS,
     &ignition::IGNITION,
     &cloud_init::CLOUD_INIT,
@@ -166,5 +168,14 @@ mod tests {
         let direct = choose_direct(&image(Access::Auto));
         assert_eq!(direct.iter().map(|rung| rung.name).collect::<Vec<_>>(), ["initrd", "login", "shell"]);
         assert_eq!(names(&initramfs(Access::Init)), ["Belljar's init"]);
+        let container = |access| BootSource::ContainerImage {
+            image: belljar_guest_spec::ImageRef::Engine("box".into()),
+            pull: belljar_guest_spec::PullPolicy::Never,
+            kernel: None,
+            modules: None,
+            access,
+        };
+        assert_eq!(names(&container(Access::Auto)), ["Belljar's init"]);
+        assert_eq!(names(&container(Access::Initrd)), ["beside the image's init"]);
     }
 }
