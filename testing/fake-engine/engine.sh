@@ -29,7 +29,66 @@ case $1 in
     *) echo "$kind" ;;
     esac
     exit ;;
-import | rmi | rm) exit ;;
+import) shift
+    # docker-import(1): --change, --message, --platform; podman-import(1): --change, --message, --arch, --os, --variant, --quiet.
+    while [ $# -gt 0 ]; do
+        case $1 in
+        --change)
+            case $2 in
+            'CMD '* | 'ENTRYPOINT '* | 'ENV '*=* | 'EXPOSE '* | 'LABEL '*=* | 'USER '* | 'VOLUME '* | 'WORKDIR /'*) ;;
+            *) die "invalid change $2 - invalid instruction" ;;
+            esac
+            shift 2 ;;
+        --message) shift 2 ;;
+        --platform) [ "$kind" = docker ] || die "unknown flag: $1"
+            case $2 in */*) ;; *) die "\"$2\" is an invalid component of a platform" 1 ;; esac
+            shift 2 ;;
+        --arch | --os | --variant) [ "$kind" = podman ] || die "unknown flag: $1"; shift 2 ;;
+        --quiet) [ "$kind" = podman ] || die "unknown flag: $1"; shift ;;
+        -) break ;;
+        -*) die "unknown flag: $1" ;;
+        *) break ;;
+        esac
+    done
+    { [ $# = 1 ] || [ $# = 2 ]; } || die "\"import\" requires 1 or 2 arguments" 1
+    case $2 in *[!a-z0-9:._/-]*) die "invalid reference format" 1 ;; esac
+    if [ "$1" = - ]; then
+        case $manner in
+        import-hang) exec sleep 1000 ;;
+        import-full) head -c 1000 >/dev/null; die "Error processing tar file(exit status 1): write /bin/sh: no space left on device" 1 ;;
+        esac
+        cat >"$here/imported"
+        tar -tf "$here/imported" >/dev/null 2>&1 || die "archive/tar: invalid tar header" 1
+        echo "$2" >>"$here/images"
+    fi
+    echo sha256:0123abcd
+    exit ;;
+save) shift
+    # docker-save(1): --output, --platform; podman-save(1): --format, --compress, --output, --quiet. To standard output where none is said.
+    while [ $# -gt 0 ]; do
+        case $1 in
+        --platform) [ "$kind" = docker ] || die "unknown flag: $1"; shift 2 ;;
+        --format | --quiet) [ "$kind" = podman ] || die "unknown flag: $1"; [ "$1" = --quiet ] || shift; shift ;;
+        -*) die "unknown flag: $1" ;;
+        *) break ;;
+        esac
+    done
+    [ $# = 1 ] || die "\"save\" requires at least 1 argument" 1
+    [ ! -t 1 ] || die "cowardly refusing to save to a terminal. Use the -o flag or redirect" 1
+    grep -q "\"Id\": \"$1\"" "$here/inspected" || missing "$1"
+    case $manner in
+    save-hang) exec sleep 1000 ;;
+    save-slow) until [ -e "$here/go" ]; do sleep 0.05; done ;;
+    save-cut) head -c 3000 "$here/saved"; die "Error response from daemon: unexpected EOF" 1 ;;
+    save-cut-quietly) head -c 3000 "$here/saved"; exit ;;
+    save-full) head -c 3000 "$here/saved"; die "Error response from daemon: write /var/lib/docker/tmp/x: no space left on device" 1 ;;
+    save-gone) missing "$1" ;;
+    save-garbage) yes nonsense | head -c 100000; exit ;;
+    save-nothing) exit ;;
+    esac
+    cat "$here/saved"
+    exit ;;
+rmi | rm) exit ;;
 info) exit ;;
 ps) cat "$here/left" 2>/dev/null; exit ;;
 network) exit ;;

@@ -11,7 +11,10 @@ use std::{
 use data_encoding::BASE64;
 use tar::{EntryType, Header, PaxExtensions};
 
-use crate::limits::{Exceeded, MAX_HEADERS};
+use crate::{
+    limits::{Exceeded, MAX_HEADERS},
+    sparse,
+};
 
 const RECORD: usize = 512;
 
@@ -57,7 +60,7 @@ pub(crate) struct Entry {
     pub(crate) mode: u16,
     pub(crate) owner: (u32, u32),
     pub(crate) mtime: (i64, u32),
-    /// Bytes of data that follow.
+    /// Bytes of data that follow, those of the holes of a sparse file included.
     pub(crate) size: u64,
     pub(crate) attributes: BTreeMap<Vec<u8>, Vec<u8>>,
 }
@@ -84,8 +87,7 @@ struct Told {
     owner: (Option<u64>, Option<u64>),
     mtime: Option<(i64, u32)>,
     attributes: BTreeMap<Vec<u8>, Vec<u8>>,
-    /// A kind of sparse file that only a header says.
-    sparse: bool,
+    sparse: sparse::Told,
 }
 
 /// Reads an archive.
@@ -98,16 +100,23 @@ pub(crate) struct Reader<R> {
     padding: u64,
     /// Whether it came to its end mark.
     ended: bool,
+    /// Where the entry's data belong, if it is a sparse file.
+    map: Option<sparse::Map>,
 }
 
 impl<R: Read> Reader<R> {
     pub(crate) fn new(inner: R) -> Self {
-        Self { inner, at: 0, left: 0, padding: 0, ended: false }
+        Self { inner, at: 0, left: 0, padding: 0, ended: false, map: None }
     }
 
     /// Whether the archive says that it has ended; it was cut, perhaps, if it does not.
     pub(crate) fn has_end_mark(&self) -> bool {
         self.ended
+    }
+
+    /// Whether the entry's data have holes that are not in the archive.
+    pub(crate) fn is_sparse(&self) -> bool {
+        self.map.is_some()
     }
 
     /// Bytes that were read: behind a header it is where the entry's data begin.
@@ -156,13 +165,43 @@ impl<R: Read> Reader<R> {
                 }
                 continue;
             }
-            let entry = told.entry(&header, size).map_err(|(name, what)| LayerError::Entry { name, what })?;
+            let of_pax = std::mem::take(&mut told.sparse);
+            told.name = of_pax.name.clone().or(told.name);
+            let mut entry = told.entry(&header, size).map_err(|(name, what)| LayerError::Entry { name, what })?;
             self.begin(entry.size);
+            if entry.kind == Kind::File && (of_pax.any || kind == EntryType::GNUSparse) {
+                self.find_map(&header, of_pax, &mut entry)?;
+            }
             return Ok(Some(entry));
         }
     }
 
+    /// Reads where the bytes of a sparse file belong.
+    fn find_map(&mut self, header: &Header, of_pax: sparse::Told, entry: &mut Entry) -> Result<(), LayerError> {
+        let mut block = || {
+            let mut block = [0; RECORD];
+            self.inner.read_exact(&mut block)?;
+            self.at += RECORD as u64;
+            Ok(block)
+        };
+        let map = if of_pax.any {
+            let map = of_pax.map(entry.size, block);
+            // What was read of the data was the map.
+            map.inspect(|map| self.left = map.stored)
+        } else {
+            sparse::of_gnu(header, entry.size, &mut block)
+        };
+        let map = map.map_err(|error| match broken(error) {
+            LayerError::Read(error) => LayerError::Entry { name: shown(&entry.path), what: error.to_string() },
+            other => other,
+        })?;
+        entry.size = map.size;
+        self.map = Some(map);
+        Ok(())
+    }
+
     fn begin(&mut self, size: u64) {
+        self.map = None;
         self.left = size;
         self.padding = (RECORD as u64 - size % RECORD as u64) % RECORD as u64;
     }
@@ -218,6 +257,24 @@ impl<R: Read + io::Seek> Reader<io::BufReader<R>> {
 /// The data of the entry.
 impl<R: Read> Read for Reader<R> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let Some(mut map) = self.map.take() else { return self.stored(out) };
+        let read = map.read(out, Stored(self));
+        self.map = Some(map);
+        read
+    }
+}
+
+/// The data of an entry as they are in the archive.
+struct Stored<'a, R>(&'a mut Reader<R>);
+
+impl<R: Read> Read for Stored<'_, R> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        self.0.stored(out)
+    }
+}
+
+impl<R: Read> Reader<R> {
+    fn stored(&mut self, out: &mut [u8]) -> io::Result<usize> {
         let most = out.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
         let read = self.inner.read(&mut out[..most])?;
         self.left -= read as u64;
@@ -269,9 +326,10 @@ impl Told {
                 b"uid" => self.owner.0 = wanted(number())?,
                 b"gid" => self.owner.1 = wanted(number())?,
                 b"mtime" => self.mtime = Some(time(value).ok_or_else(|| format!("{:?} is no time", shown(value)))?),
-                _ if key.starts_with(b"GNU.sparse.") => self.sparse = true,
                 _ => {
-                    if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
+                    if let Some(word) = key.strip_prefix(b"GNU.sparse.") {
+                        self.sparse.hear(word, value)?;
+                    } else if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
                         self.attributes.insert(name.to_vec(), value.to_vec());
                     } else if let Some(name) = key.strip_prefix(b"LIBARCHIVE.xattr.") {
                         // bsdtar writes both, and this one in base 64.
@@ -311,20 +369,15 @@ impl Told {
             }
             Ok((minor & 0xff) | (major << 8) | ((minor & !0xff) << 12))
         };
-        let sparse = "it is packed as a sparse file, which is not read here; pack it without --sparse";
-        if self.sparse {
-            return Err(wrong(sparse));
-        }
         let kind = match header.entry_type() {
             EntryType::Regular | EntryType::Continuous if path.ends_with(b"/") => Kind::Directory,
-            EntryType::Regular | EntryType::Continuous => Kind::File,
+            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => Kind::File,
             EntryType::Directory => Kind::Directory,
             EntryType::Symlink => Kind::Symlink(link()),
             EntryType::Link => Kind::Hardlink(link()),
             EntryType::Char => Kind::CharDevice(device()?),
             EntryType::Block => Kind::BlockDevice(device()?),
             EntryType::Fifo => Kind::Fifo,
-            EntryType::GNUSparse => return Err(wrong(sparse)),
             other => {
                 return Err(wrong(&format!("its kind {:?} is not known", char::from(other.as_byte()))));
             }
@@ -407,14 +460,73 @@ mod tests {
     }
 
     #[test]
-    fn what_is_sparse_is_refused_and_not_misread() {
+    fn sparse_files_are_whole_however_they_are_packed() {
+        use std::os::unix::fs::FileExt;
         let dir = tempfile::tempdir().unwrap();
-        std::fs::File::create(dir.path().join("f")).unwrap().set_len(1 << 20).unwrap();
-        for format in ["gnu", "posix"] {
+        let path = |name: &str| dir.path().join(name);
+        let hole = std::fs::File::create(path("a")).unwrap();
+        hole.set_len(1 << 20).unwrap();
+        // More runs than fit into a header, and than a block of the map.
+        let many = std::fs::File::create(path("b")).unwrap();
+        for at in 0..100 {
+            many.write_all_at(format!("run {at}").as_bytes(), at * 20_000).unwrap();
+        }
+        many.set_len(2_000_001).unwrap();
+        std::fs::write(path("c"), "behind").unwrap();
+        for options in [
+            &["--format=gnu"][..],
+            &["--format=posix", "--sparse-version=0.0"],
+            &["--format=posix", "--sparse-version=0.1"],
+            &["--format=posix", "--sparse-version=1.0"],
+        ] {
             let mut tar = std::process::Command::new("tar");
-            tar.arg("-C").arg(dir.path()).args(["--format", format, "--sparse", "-cf", "-", "f"]);
-            let error = entries(&tar.output().unwrap().stdout).unwrap_err();
-            assert!(error.to_string().contains("sparse"), "{error}");
+            tar.arg("-C").arg(dir.path()).args(options).args(["--sparse", "-cf", "-", "a", "b", "c"]);
+            let bytes = tar.output().unwrap().stdout;
+            assert!(bytes.len() < 1_000_000, "{options:?}: it is packed as sparse");
+            let all = entries(&bytes).unwrap_or_else(|error| panic!("{options:?}: {error}"));
+            for ((entry, data), name) in all.iter().zip(["a", "b", "c"]) {
+                assert_eq!(entry.path, name.as_bytes(), "{options:?}");
+                assert!(*data == std::fs::read(path(name)).unwrap(), "{options:?}: {name}");
+                assert_eq!(entry.size, data.len() as u64);
+            }
+            assert_eq!(all.len(), 3);
+            // Without reading what is between, too.
+            let mut reader = Reader::new(io::BufReader::new(io::Cursor::new(&bytes)));
+            let mut names = Vec::new();
+            while let Some(entry) = reader.next().unwrap() {
+                names.push(entry.path);
+                reader.jump().unwrap();
+            }
+            assert_eq!(names, [b"a", b"b", b"c"], "{options:?}");
+            for cut in [600, 1100, 1600, 3000, 5000] {
+                assert!(entries(&bytes[..cut]).is_err(), "{options:?} {cut}");
+            }
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn a_sparse_file_that_was_changed_is_read_or_refused(at in 0usize..4096, byte: u8, which in 0usize..4) {
+            let dir = tempfile::tempdir().unwrap();
+            let file = std::fs::File::create(dir.path().join("f")).unwrap();
+            for at in [70_000, 200_000, 300_000, 400_000, 500_000, 600_000] {
+                std::os::unix::fs::FileExt::write_all_at(&file, b"data", at).unwrap();
+            }
+            let options = [&["--format=gnu"][..], &["--sparse-version=0.0"], &["--sparse-version=0.1"], &["--sparse-version=1.0"]];
+            let mut tar = std::process::Command::new("tar");
+            if which > 0 { tar.arg("--format=posix"); }
+            tar.arg("-C").arg(dir.path()).args(options[which]).args(["--sparse", "-cf", "-", "f"]);
+            let mut bytes = tar.output().unwrap().stdout;
+            bytes[at] = byte;
+            let mut reader = Reader::new(&bytes[..]);
+            while let Ok(Some(entry)) = reader.next() {
+                // As many bytes as are said, or an error; a size that is a lie is the sink's to refuse.
+                let most = entry.size.min(1 << 22);
+                let mut data = Vec::new();
+                if Read::by_ref(&mut reader).take(most).read_to_end(&mut data).is_ok() && data.len() as u64 != most {
+                    proptest::prop_assert!(reader.left > 0 || reader.skip().is_err(), "{} of {most}", data.len());
+                }
+            }
         }
     }
 

@@ -37,6 +37,9 @@ pub struct Facts {
     pub modules: Vec<String>,
     /// Extended attributes that are not kept, some of them: the file system cannot hold them, or they would tell things to that which is put over it.
     pub left_out: Vec<String>,
+    /// Of a directory, what was passed over, some of it: sockets, and what is mounted in it.
+    #[serde(default)]
+    pub passed_over: Vec<String>,
 }
 
 impl Facts {
@@ -51,6 +54,7 @@ impl Facts {
             init,
             modules: modules(tree),
             left_out: tree.left_out(),
+            passed_over: Vec::new(),
         }
     }
 

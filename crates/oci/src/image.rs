@@ -6,6 +6,7 @@ use std::{
     io::{self, BufReader, Read, Seek},
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    time::{Duration, SystemTime},
 };
 
 use rustix::fs::OFlags;
@@ -14,7 +15,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::{
     archive::{self, LayerError, broken, shown},
     digest::{Digest, Hasher, Hashing},
-    erofs, export,
+    directory, erofs, export,
     facts::Facts,
     limits::{Exceeded, Limits, MAX_JSON},
     sink::{BLOCK, Sink},
@@ -26,6 +27,10 @@ use crate::{
 const MOST_MEMBERS: usize = 200_000;
 /// How deep lists of images may lie in one another.
 const MOST_LISTS: usize = 4;
+/// What the kernel's clock, by which files are stamped, does not tell apart.
+const TICK: Duration = Duration::from_millis(20);
+/// How often is waited for a directory that is being changed.
+const MOST_TRIES: u32 = 50;
 /// How many symbolic links one after another lead to a layer in an archive of docker's.
 const MOST_LINKS: usize = 8;
 
@@ -157,6 +162,11 @@ struct Layer {
 enum Blobs {
     /// In a directory.
     Layout,
+    /// None: a directory is the root.
+    Directory {
+        /// By what a change of it is noticed.
+        stamp: String,
+    },
     /// In an archive, which is not packed.
     Archive { file: File, members: HashMap<Vec<u8>, Member> },
 }
@@ -223,10 +233,13 @@ impl Image {
             if has("index.json") && (has("oci-layout") || has("blobs")) {
                 return place.of_index(wanted, limits);
             }
+            if !has("manifest.json") && directory::is_root(path) {
+                return Self::of_root(path, limits);
+            }
             let what = if has("manifest.json") && has("version") {
                 "it is a directory of skopeo's dir transport; copy it to an OCI layout (skopeo copy dir:DIR oci:DIR)"
             } else {
-                "it is a directory that is no OCI layout; a directory with a root is given with --rootfs DIR, or packed by tar"
+                "it is a directory that is no OCI layout, and no root either (it has none of bin, sbin, usr and etc)"
             };
             return Err(ImageError::NoImage { path: path.to_owned(), what: what.to_owned() });
         }
@@ -235,6 +248,43 @@ impl Image {
             return Err(ImageError::NoImage { path: path.to_owned(), what });
         }
         Self::of_archive(path, file, wanted, scratch, limits)
+    }
+
+    /// A directory with a root.
+    fn of_root(path: &Path, limits: Limits) -> Result<Self, ImageError> {
+        let failed = |source| ImageError::Layer { path: path.to_owned(), what: "the directory".into(), source };
+        let mut tries = 0;
+        let stamp = loop {
+            let (stamp, last) = directory::stamp(path, &limits).map_err(failed)?;
+            // A change within the same tick of the kernel's clock could not be told from this.
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            let age = i128::try_from(now.as_nanos()).unwrap_or(i128::MAX) - last;
+            if !(0..TICK.as_nanos().cast_signed()).contains(&age) {
+                break stamp;
+            }
+            tries += 1;
+            if tries > MOST_TRIES {
+                return Err(failed(directory::changed(b".")));
+            }
+            std::thread::sleep(TICK);
+        };
+        let (config, blobs) = (Config::default(), Blobs::Directory { stamp });
+        Ok(Self { path: path.to_owned(), config, layers: Vec::new(), blobs, limits })
+    }
+
+    /// By what it is noticed that anything in a directory was changed; none where the image is none. Whose files they are counts, too.
+    #[must_use]
+    pub fn stamp(&self) -> Option<&str> {
+        match &self.blobs {
+            Blobs::Directory { stamp } => Some(stamp),
+            Blobs::Layout | Blobs::Archive { .. } => None,
+        }
+    }
+
+    /// Whether the files of the user who runs this are root's in it.
+    #[must_use]
+    pub fn gives_files_to_root(&self) -> bool {
+        self.stamp().is_some() && directory::Owners::of_this_process().change()
     }
 
     /// The same of an archive that is open; `path` is what to call it.
@@ -280,6 +330,9 @@ impl Image {
     /// By what its files are known, as [`identity`] says; none of the archive of a root, which has no digest.
     #[must_use]
     pub fn identity(&self) -> Option<String> {
+        if self.stamp().is_some() {
+            return None;
+        }
         let layers: Option<Vec<String>> =
             self.layers.iter().map(|layer| Some(layer.diff.as_ref()?.to_string())).collect();
         identity(layers?.iter().map(String::as_str))
@@ -291,9 +344,9 @@ impl Image {
     /// See [`ImageError`]. What was written then is nothing.
     pub fn write(&self, file: &File) -> Result<Facts, ImageError> {
         let write = |source| ImageError::Write { path: self.path.clone(), source };
-        let (mut tree, next) = self.merge(file)?;
+        let (mut tree, next, passed_over) = self.merge(file)?;
         erofs::write(&tree, file, next).map_err(write)?;
-        let facts = Facts::of(&mut tree, file);
+        let facts = Facts { passed_over, ..Facts::of(&mut tree, file) };
         facts.append(file).map_err(write)?;
         Ok(facts)
     }
@@ -303,18 +356,28 @@ impl Image {
     /// # Errors
     /// See [`ImageError`]. What was written then is nothing.
     pub fn export(&self, into: &File, scratch: &File) -> Result<(), ImageError> {
-        let (tree, _) = self.merge(scratch)?;
+        let (tree, ..) = self.merge(scratch)?;
         export::write(&tree, scratch, into).map_err(|source| ImageError::Write { path: self.path.clone(), source })
     }
 
-    /// Puts the layers together; the bytes of files go to `file`. Gives the block after them.
-    fn merge(&self, file: &File) -> Result<(Tree, u32), ImageError> {
+    /// Puts the layers together; the bytes of files go to `file`. Gives the block after them, and what of a directory was passed over.
+    fn merge(&self, file: &File) -> Result<(Tree, u32, Vec<String>), ImageError> {
         let mut tree = Tree::new(self.limits.clone());
         let mut sink = Sink::new(file, 1, &self.limits);
         let mut left = self.limits.bytes;
         if self.layers.len() > self.limits.layers {
             let source = Exceeded::Layers(self.limits.layers).into();
             return Err(ImageError::Layer { path: self.path.clone(), what: "the image".into(), source });
+        }
+        let mut passed = Vec::new();
+        if let Blobs::Directory { stamp } = &self.blobs {
+            tree.begin(false);
+            let read = directory::read(&self.path, &mut tree, &mut sink, &self.limits);
+            passed = read.map_err(|source| self.of_directory(source))?;
+            // What was changed behind the reader's back is in it as it was before, or as it is now.
+            if directory::stamp(&self.path, &self.limits).map_err(|source| self.of_directory(source))?.0 != *stamp {
+                return Err(self.of_directory(directory::changed(b".")));
+            }
         }
         for (number, layer) in self.layers.iter().enumerate() {
             let what = match &layer.diff {
@@ -356,7 +419,14 @@ impl Image {
             what: "the image".into(),
             source,
         })?;
-        Ok((tree, sink.next()))
+        Ok((tree, sink.next(), passed))
+    }
+
+    fn of_directory(&self, source: LayerError) -> ImageError {
+        match source {
+            LayerError::Write(source) => ImageError::Write { path: self.path.clone(), source },
+            source => ImageError::Layer { path: self.path.clone(), what: "the directory".into(), source },
+        }
     }
 
     fn place(&self, layer: &Layer) -> Result<(Box<dyn Read + '_>, u64), ImageError> {
@@ -443,7 +513,8 @@ fn members(file: &File) -> Result<HashMap<Vec<u8>, Member>, LayerError> {
         let may_be = path == b"oci-layout"
             || [&b".json"[..], b".tar"].iter().any(|end| path.ends_with(end))
             || path.starts_with(b"blobs/");
-        if depth <= 2 && may_be && found.len() < MOST_MEMBERS {
+        // The parts of an image are read where they are.
+        if depth <= 2 && may_be && !reader.is_sparse() && found.len() < MOST_MEMBERS {
             match entry.kind {
                 archive::Kind::File => {
                     found.insert(path, Member::Data { at: reader.at(), size: entry.size });
@@ -489,6 +560,7 @@ impl Blobs {
     fn open(&self, place: &Path, name: &str) -> Result<(Box<dyn Read + '_>, u64), ImageError> {
         let missing = || ImageError::Missing { path: place.to_owned(), what: name.to_owned() };
         match self {
+            Self::Directory { .. } => Err(missing()),
             Self::Layout => {
                 let path = place.join(name);
                 let failed = |source: io::Error| match source.kind() {
@@ -761,6 +833,7 @@ impl Blobs {
     fn share(&self) -> io::Result<Self> {
         Ok(match self {
             Self::Layout => Self::Layout,
+            Self::Directory { stamp } => Self::Directory { stamp: stamp.clone() },
             Self::Archive { file, members } => Self::Archive { file: file.try_clone()?, members: members.clone() },
         })
     }

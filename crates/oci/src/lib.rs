@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! OCI layout, its archive, docker save ──> Image ── layers ──> Tree ──> EROFS, with Facts behind it
-//! archive of a root ─────────────────────────┘
+//! archive of a root, a directory ────────────┘
 //! ```
 //!
 //! No file of an image is ever made on the host: the tree is in memory, the bytes of files go straight into the file system. So owners, modes, devices and
@@ -20,9 +20,11 @@ pub mod image;
 pub mod limits;
 
 mod archive;
+mod directory;
 mod erofs;
 mod export;
 mod sink;
+mod sparse;
 mod tree;
 mod unpack;
 

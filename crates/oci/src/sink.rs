@@ -26,6 +26,9 @@ pub(crate) struct Sink<'a> {
     file: &'a File,
     next: u32,
     written: u64,
+    /// Bytes that it may take yet, and how many it might take at first: holes of sparse files count, too.
+    left: u64,
+    most: u64,
     looked: u64,
     keep_free: u64,
     piece: Vec<u8>,
@@ -34,7 +37,16 @@ pub(crate) struct Sink<'a> {
 impl<'a> Sink<'a> {
     /// From the block `next` on.
     pub(crate) fn new(file: &'a File, next: u32, limits: &Limits) -> Self {
-        Self { file, next, written: 0, looked: 0, keep_free: limits.keep_free, piece: vec![0; PIECE] }
+        Self {
+            file,
+            next,
+            written: 0,
+            left: limits.bytes,
+            most: limits.bytes,
+            looked: 0,
+            keep_free: limits.keep_free,
+            piece: vec![0; PIECE],
+        }
     }
 
     /// The block after all that was taken.
@@ -47,6 +59,7 @@ impl<'a> Sink<'a> {
         let extent = Extent { block: self.next, size };
         let blocks = u32::try_from(size.div_ceil(BLOCK as u64)).ok().and_then(|blocks| self.next.checked_add(blocks));
         let after = blocks.ok_or(Exceeded::Bytes(u64::from(u32::MAX) * BLOCK as u64))?;
+        self.left = self.left.checked_sub(size).ok_or(Exceeded::Bytes(self.most))?;
         let mut at = u64::from(self.next) * BLOCK as u64;
         let mut left = size;
         while left > 0 {

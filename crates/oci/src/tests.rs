@@ -505,11 +505,110 @@ fn one_of_several_is_chosen_by_its_name() {
 fn what_is_no_image_says_what_to_do() {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join("bin")).unwrap();
-    assert!(open(dir.path()).unwrap_err().to_string().contains("--rootfs DIR, or packed"));
+    fs::rename(dir.path().join("bin"), dir.path().join("tests")).unwrap();
+    assert!(open(dir.path()).unwrap_err().to_string().contains("no OCI layout, and no root either"));
     assert!(open(&dir.path().join("gone")).unwrap_err().to_string().contains("No such file"));
     assert!(open(Path::new("/dev/null")).unwrap_err().to_string().contains("neither"));
     fs::write(dir.path().join("text"), "no archive\n".repeat(100)).unwrap();
     assert!(open(&dir.path().join("text")).unwrap_err().to_string().contains("no header"));
+}
+
+/// A directory with files of all kinds.
+fn root_directory(dir: &Path) {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    for name in ["bin", "etc/deep/er", "empty"] {
+        fs::create_dir_all(dir.join(name)).unwrap();
+    }
+    fs::write(dir.join("bin/sh"), "program").unwrap();
+    fs::set_permissions(dir.join("bin/sh"), fs::Permissions::from_mode(0o4755)).unwrap();
+    fs::hard_link(dir.join("bin/sh"), dir.join("bin/ash")).unwrap();
+    fs::write(dir.join("etc/deep/er/.wh.kept"), "a name as any other").unwrap();
+    fs::write(dir.join("etc/line\nbreak"), "").unwrap();
+    symlink("/etc", dir.join("out")).unwrap();
+    symlink("loop", dir.join("loop")).unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, dir.join("pipe"), rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0)
+        .unwrap();
+}
+
+#[test]
+fn a_directory_is_read_as_its_archive_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("root");
+    root_directory(&root);
+    let _socket = std::os::unix::net::UnixListener::bind(root.join("socket")).unwrap();
+    let facts = write(&root, &dir.path().join("of-dir")).unwrap();
+    assert_eq!(facts.passed_over, ["socket (a socket)"]);
+    assert!(facts.shell);
+    fs::remove_file(root.join("socket")).unwrap();
+    let tar = dir.path().join("root.tar");
+    assert!(Command::new("tar").arg("-C").arg(&root).arg("-cf").arg(&tar).arg(".").status().unwrap().success());
+    write(&tar, &dir.path().join("of-tar")).unwrap();
+    let found = read_back(&dir.path().join("of-dir"));
+    assert_eq!(found, read_back(&dir.path().join("of-tar")));
+    assert_eq!(found["/bin/ash"], "file program (2 names)");
+    assert_eq!(found["/etc/deep/er/.wh.kept"], "file a name as any other");
+    assert_eq!((found["/out"].as_str(), found["/loop"].as_str()), ("link /etc", "link loop"));
+    fsck(&dir.path().join("of-dir"));
+    // And what an engine imports of it.
+    let out = File::create(dir.path().join("out.tar")).unwrap();
+    open(&root).unwrap().export(&out, &tempfile::tempfile().unwrap()).unwrap();
+    write(&dir.path().join("out.tar"), &dir.path().join("again")).unwrap();
+    assert_eq!(read_back(&dir.path().join("again")), found);
+}
+
+#[test]
+fn a_change_in_a_directory_is_noticed() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    root_directory(dir.path());
+    let stamp = || open(dir.path()).unwrap().stamp().unwrap().to_owned();
+    let mut before = stamp();
+    assert_eq!(before, stamp());
+    let deep = dir.path().join("etc/deep/er/.wh.kept");
+    let changes: [&dyn Fn(); 5] = [
+        // As many bytes, at the same time as far as anybody says.
+        &|| {
+            let time = deep.metadata().unwrap().modified().unwrap();
+            fs::write(&deep, "A name as any other").unwrap();
+            File::options().write(true).open(&deep).unwrap().set_modified(time).unwrap();
+        },
+        &|| fs::set_permissions(&deep, fs::Permissions::from_mode(0o600)).unwrap(),
+        &|| fs::rename(&deep, deep.with_file_name("other")).unwrap(),
+        &|| fs::create_dir(dir.path().join("empty/new")).unwrap(),
+        &|| fs::remove_dir(dir.path().join("empty/new")).unwrap(),
+    ];
+    for (number, change) in changes.into_iter().enumerate() {
+        change();
+        let after = stamp();
+        assert_ne!(before, after, "change {number}");
+        before = after;
+    }
+    // One behind the back of who reads it.
+    let image = open(dir.path()).unwrap();
+    fs::write(dir.path().join("bin/sh"), "another program").unwrap();
+    let error = image.write(&tempfile::tempfile().unwrap()).unwrap_err().to_string();
+    assert!(error.contains("changed while it was read"), "{error}");
+}
+
+#[test]
+fn a_directory_is_bounded() {
+    let dir = tempfile::tempdir().unwrap();
+    root_directory(dir.path());
+    File::create(dir.path().join("etc/large")).unwrap().set_len(1 << 40).unwrap();
+    let limited = |limits: Limits| {
+        let image = Image::open(dir.path(), ANY, tempfile::tempfile, Limits { keep_free: 0, ..limits })?;
+        image.write(&tempfile::tempfile().unwrap())
+    };
+    let plain = Limits::default;
+    for (limits, says) in [
+        (plain(), "more than 64 GiB"),
+        (Limits { depth: 2, ..plain() }, "more than 2 deep"),
+        (Limits { entries: 5, ..plain() }, "more than 5 files"),
+        (Limits { metadata: 300, ..plain() }, "names, links"),
+    ] {
+        let error = limited(limits).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    }
 }
 
 #[test]

@@ -177,12 +177,54 @@ test_own_init() {
 
 # fixtures: systemd-root
 test_systemd() {
-    tar -C "$(fixture systemd-root)" --numeric-owner -cf systemd.tar .
+    image=container:$(fixture systemd-root)
     printf '[Unit]\n[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/sh -c "echo served >/run/served"\n[Install]\nWantedBy=multi-user.target\n' >ws/case.service
-    bj --rootfs "container:$PWD/systemd.tar" --access initrd -v -- sh -c 'cat /proc/1/comm; systemctl is-system-running; systemctl --failed --no-legend; cat /etc/machine-id; systemd-run --quiet --wait --pipe id -u; cp case.service /etc/systemd/system && systemctl --quiet enable --now case.service && cat /run/served'
+    bj --rootfs "$image" --access initrd -v -- sh -c 'cat /proc/1/comm; systemctl is-system-running; systemctl --failed --no-legend; cat /etc/machine-id; systemd-run --quiet --wait --pipe id -u; cp case.service /etc/systemd/system && systemctl --quiet enable --now case.service && cat /run/served'
     want_code 0; want_line '^systemd$'; want_line '^running$'; want_line '^0$'; want_line '^served$'
     first=$(grep -xE '[0-9a-f]{32}' out)
-    bj --rootfs "container:$PWD/systemd.tar" --access initrd -v -- sh -c 'systemctl is-system-running; cat /etc/machine-id; systemctl is-enabled case.service; journalctl --boot --no-pager | grep -c "Reached target multi-user"'
+    bj --rootfs "$image" --access initrd -v -- sh -c 'systemctl is-system-running; cat /etc/machine-id; systemctl is-enabled case.service; journalctl --boot --no-pager | grep -c "Reached target multi-user"'
     want_line '^running$'; want_line '^not-found$'; want_line '^1$'; want_err 'it was started with its template'
     [ "$(grep -xE '[0-9a-f]{32}' out)" != "$first" ] || fail 'two copies are the same machine'
+}
+
+# A directory, as whoever runs Belljar; and all of it without any right.
+test_directory() {
+    make_root
+    # What tar would make of it.
+    rm -rf dir; mkdir dir; tar -C dir -xpf root.tar
+    mknod dir/srv/null c 1 3 2>/dev/null || skip_part 'devices cannot be made here'
+    truncate -s 40M dir/srv/hole; echo end >>dir/srv/hole
+    setfattr -n user.told -v yes dir/srv/one 2>/dev/null || skip_part 'no setfattr, or no attributes here'
+    line='cd /srv; stat -c "%n %a %h %F" one two link pipe hole; readlink link; tail -c 4 hole; stat -c "%u %g" /bin/busybox'
+    bj --rootfs "container:$PWD/dir" -v -- sh -c "$line"
+    want_code 0
+    want_line '^one 4750 2 regular file$'; want_line '^pipe 644 1 fifo$'; want_line '^/srv/one$'; want_line '^end$'; want_line '^0 0$'
+    want_err 'made now'
+    chmod 700 dir/srv/one
+    bj --rootfs "container:$PWD/dir" -v -- stat -c %a /srv/two
+    want_code 0; want_out 700; want_err 'made now'
+    [ "$(id -u)" = 0 ] || return 0
+    command -v setpriv >/dev/null || { skip_part 'no setpriv to be another user'; return 0; }
+    layout box
+    # Where nobody may write and read: a directory of its own, with all of it.
+    home=$(mktemp -d -p /tmp); trap 'rm -rf -- "$home"' EXIT
+    chmod 755 "$home"; mkdir "$home/ws" "$home/tmp"
+    cp -r box "$home/box"; cp "$BELLJAR" "$home/belljar"
+    mkdir "$home/dir"; tar -C "$home/dir" -xpf root.tar
+    chown -hR 65534:65534 "$home"
+    as_nobody() {
+        code=0
+        (cd "$home/ws" && exec setpriv --reuid 65534 --regid 65534 --clear-groups env -i PATH="$PATH" HOME="$home" TMPDIR="$home/tmp" "$home/belljar" run "$@") >out 2>err </dev/null || code=$?
+        echo "+ as nobody: $*, code $code"; tail -n 25 err | cut -c1-300
+    }
+    as_nobody -v -w none --rootfs "container:../box" -- sh -c 'id -u; stat -c "%n %a %u %g %h" /srv/one'
+    want_code 0; want_out 1000 '/srv/one 4750 1000 50 2'
+    as_nobody -v --rootfs "container:../dir" -- sh -c 'id -u; stat -c "%u %g" /bin/busybox /srv/one; touch here'
+    want_code 0; want_out 0 '0 0' '0 0'; want_err 'your own files are root.s'
+    [ "$(stat -c %u "$home/ws/here")" = 65534 ] || fail 'the workspace is not written to as nobody'
+    chown 0 "$home/dir/etc/shadow"; chmod 600 "$home/dir/etc/shadow"
+    as_nobody --rootfs "container:../dir" -- true
+    want_code 125; want_err 'shadow.*Permission denied.*podman unshare tar'
+    as_nobody -w none --rootfs "container:../box" --access initrd -- sh -c 'id -u; cat /proc/1/comm'
+    want_code 0; want_out 1000 init
 }

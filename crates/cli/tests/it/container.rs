@@ -15,14 +15,14 @@ const ENGINE: &str = include_str!("../../../../testing/fake-engine/engine.sh");
 const SYSTEMD: &str = include_str!("../../../../testing/fake-engine/systemd.sh");
 
 /// An engine of a lab's own.
-struct Engine<'a> {
+pub(crate) struct Engine<'a> {
     lab: &'a Lab,
     kind: &'static str,
 }
 
 impl<'a> Engine<'a> {
     /// One of this kind, with one image.
-    fn new(lab: &'a Lab, kind: &'static str) -> Self {
+    pub(crate) fn new(lab: &'a Lab, kind: &'static str) -> Self {
         let engine = Self { lab, kind };
         fs::create_dir_all(engine.path("")).expect("directory");
         fs::write(engine.program(), ENGINE).expect("program");
@@ -31,31 +31,31 @@ impl<'a> Engine<'a> {
         engine.file("kind", kind).file("images", "img\n")
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.lab.path(format!("engines/{}", self.kind)).join(name)
     }
 
-    fn program(&self) -> PathBuf {
+    pub(crate) fn program(&self) -> PathBuf {
         self.path(self.kind)
     }
 
-    fn file(self, name: &str, text: &str) -> Self {
+    pub(crate) fn file(self, name: &str, text: &str) -> Self {
         fs::write(self.path(name), text).expect("file");
         self
     }
 
     /// What goes wrong from now on.
-    fn manner(&self, manner: &str) {
+    pub(crate) fn manner(&self, manner: &str) {
         fs::write(self.path("manner"), manner).expect("file");
     }
 
     /// What it was told.
-    fn calls(&self) -> String {
+    pub(crate) fn calls(&self) -> String {
         fs::read_to_string(self.path("calls")).unwrap_or_default()
     }
 
     /// How often it was told something that begins like this.
-    fn told(&self, begins: &str) -> usize {
+    pub(crate) fn told(&self, begins: &str) -> usize {
         self.calls().lines().filter(|line| line.starts_with(begins)).count()
     }
 

@@ -1,8 +1,11 @@
 //! Container images as the roots of machines.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf, process::Command};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf, process::Command, time::Duration};
 
-use crate::harness::{Belljar, Lab};
+use crate::{
+    container::Engine,
+    harness::{Belljar, Lab},
+};
 
 /// The archive of a root in which these programs are.
 fn archive(lab: &Lab, programs: &[&str]) -> PathBuf {
@@ -70,4 +73,202 @@ fn an_init_that_is_not_there_is_told() {
     run(&lab, "", &image).args(["--access", "ssh"]).sh("true").go().code(2).complains("--access ssh needs --image");
     let of_dir = lab.run("").args(["--access", "initrd"]).sh("true").go();
     of_dir.code(2).complains("--access initrd needs --image or --rootfs container:…");
+}
+
+#[test]
+fn a_directory_is_a_root_until_anything_in_it_changes() {
+    let lab = Lab::new();
+    archive(&lab, &["bin/sh", "etc/deep/file"]);
+    let dir = lab.path("image");
+    let go = || run(&lab, "[agent]\nagent\n", &dir).sh("exit 7").go();
+    let _socket = std::os::unix::net::UnixListener::bind(dir.join("socket")).expect("socket");
+    go().code(7).complains("made now").complains("passed over in the directory: socket (a socket)");
+    go().code(7).complains("made by an earlier run");
+    fs::write(dir.join("etc/deep/file"), "changed").expect("file");
+    go().code(7).complains("made now");
+    let no_root = run(&lab, "", &lab.path("workspace")).sh("true").go();
+    no_root.code(125).complains("it is a directory that is no OCI layout, and no root either");
+}
+
+#[test]
+fn an_archive_that_is_hostile_is_refused_and_nothing_of_it_is_made() {
+    let lab = Lab::new();
+    let outside = lab.path("outside");
+    let tar = lab.path("image.tar");
+    fs::create_dir_all(lab.path("image/bin")).expect("directory");
+    fs::write(lab.path("image/bin/sh"), "").expect("program");
+    let pack = |words: &[&str]| {
+        let made =
+            Command::new("tar").arg("-C").arg(lab.path("image")).args(["-P", "-cf"]).arg(&tar).args(words).status();
+        assert!(made.expect("tar is installed").success());
+    };
+    pack(&["--transform", "s,bin/sh,../../outside,", "bin/sh"]);
+    run(&lab, "", &tar).sh("true").go().code(125).complains("leads out of the tree");
+    assert!(!outside.exists());
+    fs::write(&tar, [7; 5000]).expect("file");
+    run(&lab, "", &tar).sh("true").go().code(125).complains("it is no header of a tar archive");
+    let packed = Command::new("sh")
+        .args(["-c", "head -c 70000 /dev/zero | bzip2 >image.tar || printf BZh9 >image.tar"])
+        .current_dir(lab.path(""))
+        .status();
+    assert!(packed.expect("sh").success());
+    run(&lab, "", &tar).sh("true").go().code(125).complains("packed by bzip2, for which there is no decoder here");
+    let roots = fs::read_dir(lab.path("cache/belljar")).expect("cache").flatten();
+    let roots: Vec<_> =
+        roots.map(|file| file.file_name()).filter(|name| name.to_string_lossy().contains("root-")).collect();
+    assert!(roots.is_empty(), "{roots:?}");
+}
+
+fn digest(path: &std::path::Path) -> String {
+    let said = Command::new("sha256sum").arg(path).output().expect("sha256sum").stdout;
+    String::from_utf8_lossy(&said).split(' ').next().expect("digest").to_owned()
+}
+
+/// An engine that has the image `img`, as `docker save` and `podman save` write it: the files of [`archive`].
+fn engine<'a>(lab: &'a Lab, kind: &'static str) -> Engine<'a> {
+    let layer = archive(lab, &["bin/sh", "etc/file"]);
+    let diff = digest(&layer);
+    let dir = lab.path("saved");
+    fs::create_dir_all(&dir).expect("directory");
+    fs::copy(&layer, dir.join("layer.tar")).expect("layer");
+    let config = format!(
+        r#"{{"architecture":"amd64","os":"linux","config":{{"Env":["A=b"]}},"rootfs":{{"type":"layers","diff_ids":["sha256:{diff}"]}}}}"#
+    );
+    fs::write(dir.join("config.json"), config).expect("config");
+    let id = digest(&dir.join("config.json"));
+    fs::rename(dir.join("config.json"), dir.join(format!("{id}.json"))).expect("config");
+    let manifest = format!(r#"[{{"Config":"{id}.json","RepoTags":["img:latest"],"Layers":["layer.tar"]}}]"#);
+    fs::write(dir.join("manifest.json"), manifest).expect("manifest");
+    let inspected = format!(
+        r#"[{{"Id": "sha256:{id}", "Config": {{"User": "", "Env": ["A=b"]}}, "Architecture": "amd64", "RootFS": {{"Type": "layers", "Layers": ["sha256:{diff}"]}}}}]"#
+    );
+    let engine = Engine::new(lab, kind).file("inspected", &inspected);
+    let saved = Command::new("tar").arg("-C").arg(&dir).arg("-cf").arg(engine.path("saved")).arg(".").status();
+    assert!(saved.expect("tar is installed").success());
+    engine
+}
+
+/// `belljar run` on a machine with the engine's image.
+fn run_of_engine<'a>(lab: &'a Lab, engine: &Engine<'_>) -> Belljar<'a> {
+    let words = [
+        "-v".into(),
+        "--kernel".into(),
+        lab.path("vmlinux").into_os_string(),
+        "--rootfs".into(),
+        "container:img".into(),
+    ];
+    let words = words.into_iter().chain(["--engine".into(), engine.program().into_os_string()]);
+    lab.run_bare("[agent]\nagent\n").args(words)
+}
+
+#[test]
+fn an_image_of_an_engines_is_saved_once() {
+    for kind in ["podman", "docker"] {
+        let lab = Lab::new();
+        let engine = engine(&lab, kind);
+        let run = || run_of_engine(&lab, &engine).sh("exit 7").go();
+        run().code(7).complains("the files of img, as a file system (made now)");
+        run().code(7).complains("made by an earlier run");
+        assert_eq!(engine.told("save sha256:"), 1, "{}", engine.calls());
+    }
+}
+
+#[test]
+fn an_engine_that_saves_nothing_good_is_told() {
+    for kind in ["podman", "docker"] {
+        let lab = Lab::new();
+        let engine = engine(&lab, kind);
+        let run = || run_of_engine(&lab, &engine).sh("exit 7").go();
+        for (manner, says) in [
+            ("save-cut", "unexpected EOF"),
+            ("save-cut-quietly", "is no archive of an image"),
+            ("save-full", "no space left on device"),
+            ("save-gone", if kind == "docker" { "No such image" } else { "image not known" }),
+            ("save-garbage", "it is no header of a tar archive"),
+            ("save-nothing", "is no archive of an image"),
+            ("nonsense", "cannot be read"),
+        ] {
+            engine.manner(manner);
+            let outcome = run();
+            outcome.code(125).complains(says);
+            assert!(outcome.stderr.contains("img"), "{manner}: {}", outcome.stderr);
+        }
+        engine.manner("save-hang");
+        let mut live = run_of_engine(&lab, &engine).sh("true").spawn();
+        let saves = engine.told("save ");
+        while engine.told("save ") == saves {
+            assert!(live.still_there_after(Duration::from_millis(20)), "it ended before it asked");
+        }
+        live.signal(rustix::process::Signal::INT);
+        live.end().code(130);
+        engine.manner("");
+        run().code(7).complains("made now");
+    }
+}
+
+#[test]
+fn of_two_runs_one_makes_the_root_and_the_other_waits() {
+    let lab = Lab::new();
+    let engine = engine(&lab, "podman").file("manner", "save-slow");
+    let spawn = || run_of_engine(&lab, &engine).sh("exit 7").spawn();
+    let mut first = spawn();
+    while engine.told("save ") == 0 {
+        assert!(first.still_there_after(Duration::from_millis(20)), "it ended before it asked");
+    }
+    let mut second = spawn();
+    let mut third = spawn();
+    assert!(second.still_there_after(Duration::from_secs(2)) && third.still_there_after(Duration::ZERO));
+    assert_eq!(engine.told("save "), 1, "the others wait");
+    // Whoever waits for one that is killed goes on in its place.
+    first.signal(rustix::process::Signal::KILL);
+    let _killed = first.end_dirty();
+    while engine.told("save ") == 1 {
+        assert!(second.still_there_after(Duration::from_millis(20)), "it ended before it asked");
+    }
+    fs::write(engine.path("go"), "").expect("file");
+    let (second, third) = (second.end_dirty(), third.end());
+    let said = [&second.code(7).stderr, &third.code(7).stderr];
+    assert_eq!(said.iter().filter(|said| said.contains("made now")).count(), 1, "{said:?}");
+    let waited = said.iter().filter(|said| said.contains("made by another run meanwhile, for which this one waited"));
+    assert_eq!(waited.count(), 1, "{said:?}");
+    assert_eq!(engine.told("save "), 2, "{}", engine.calls());
+    let locks = fs::read_dir(lab.path("cache/belljar")).expect("cache").flatten();
+    assert!(!locks.into_iter().any(|file| file.file_name().to_string_lossy().contains("making")), "no lock is left");
+}
+
+#[test]
+fn an_image_on_disk_is_imported_by_the_engine() {
+    for kind in ["podman", "docker"] {
+        let lab = Lab::new();
+        let engine = engine(&lab, kind);
+        let image = lab.path("image");
+        let belljar = || {
+            let words = [
+                "run".into(),
+                "--engine".into(),
+                engine.program().into_os_string(),
+                "--container".into(),
+                image.clone().into_os_string(),
+            ];
+            lab.belljar(words)
+        };
+        engine.manner("import-full");
+        belljar().sh("true").go().code(125).complains("no space left on device");
+        engine.manner("import-hang");
+        let mut live = belljar().sh("true").spawn();
+        let imports = engine.told("import ");
+        while engine.told("import ") == imports {
+            assert!(live.still_there_after(Duration::from_millis(20)), "it ended before it asked");
+        }
+        live.signal(rustix::process::Signal::INT);
+        live.end().code(130);
+        engine.manner("");
+        belljar().sh("exit 7").go().code(7);
+        belljar().sh("exit 7").go().code(7);
+        let imports = engine.calls().lines().filter(|call| call.contains(" - belljar-image:")).count();
+        assert_eq!(imports, 3, "{}", engine.calls());
+        let listed = Command::new("tar").arg("-tf").arg(engine.path("imported")).output().expect("tar").stdout;
+        let listed = String::from_utf8_lossy(&listed).into_owned();
+        assert!(listed.contains("bin/sh") && listed.contains("etc/file"), "{listed}");
+    }
 }

@@ -10,7 +10,7 @@ use belljar_oci::image::Config;
 
 use super::{
     engine::{Engine, EngineKind, words},
-    keep,
+    keep, making,
     root::{NotMade, OnDisk, Store, architecture, lost},
 };
 use crate::{Cause, Lost, host::HostContext, lost::blocking};
@@ -31,6 +31,13 @@ pub(crate) async fn import(engine: &Engine, path: &Path, (host, dir): (&HostCont
     if let Some(image) = found.map_err(|error| engine.lost("look for an image that was imported", &error))? {
         return Ok(image);
     }
+    let making = making::alone(cache, &format!("import-{key}"), &format!("an image of {}", on_disk.shown)).await?;
+    if making.waited.is_some() {
+        let found = keep::find(engine, cache, (NAME, &key)).await;
+        if let Some(image) = found.map_err(|error| engine.lost("look for an image that was imported", &error))? {
+            return Ok(image);
+        }
+    }
     let arguments = arguments(engine.kind, &on_disk.config, keep::labels(cache, &on_disk.shown), &key);
     let attempt = format!("import the image {}", on_disk.shown);
     let archive = blocking("reading of an image", move || export(&on_disk, &store)).await?.map_err(lost)?;
@@ -41,6 +48,7 @@ pub(crate) async fn import(engine: &Engine, path: &Path, (host, dir): (&HostCont
     let imported = engine.ask_with(arguments, archive, IMPORT_LIMIT).await;
     imported.map_err(|error| engine.lost(&attempt, &error))?;
     keep::note_use(cache, &key);
+    drop(making);
     Ok(format!("{NAME}:{key}"))
 }
 

@@ -20,6 +20,7 @@ mod guest;
 mod image;
 mod import;
 mod keep;
+mod making;
 mod owner;
 mod prepared;
 pub(crate) mod root;

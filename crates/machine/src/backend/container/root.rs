@@ -27,12 +27,12 @@ use serde::{Deserialize, Serialize};
 use super::{
     engine::{Engine, EngineError, words},
     find::Engines,
-    image,
+    image, making,
 };
 use crate::{Cause, Lost, for_people, host::HostContext, lost::blocking, qemu::probe::remember::Memory};
 
 /// Part of the name in the cache: change it with what is written.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// What an answer about an archive is remembered as.
 const KNOWN: &str = "container-image";
 /// How long an engine may take to write an image.
@@ -78,6 +78,12 @@ pub(super) enum NotMade {
         "{image} is not what the engine says: its layers have other digests; see whether it is being changed meanwhile"
     )]
     Other { image: String },
+    #[error(
+        "what the engine wrote of {image} is no archive of an image; it was cut short, perhaps: see whether the engine's own `save` gives a whole one"
+    )]
+    NoArchive { image: String },
+    #[error("{image} was changed while it was looked at; leave the directory alone meanwhile")]
+    Changed { image: String },
 }
 
 impl ImageRoot {
@@ -112,10 +118,7 @@ pub(crate) async fn prepare(
 ) -> Result<ImageRoot, Lost> {
     let store = Store::new(host, dir);
     match image {
-        ImageRef::Path(path) => {
-            let path = path.clone();
-            blocking("reading of an image", move || of_path(&path, &store)).await?.map_err(lost)
-        }
+        ImageRef::Path(path) => of_path(path.clone(), store).await,
         ImageRef::Engine(name) => {
             let engine = engines.get().await?;
             of_engine(engine, name, pull, store).await
@@ -154,6 +157,7 @@ impl Store {
         &self,
         (key, shown): (&str, &str),
         config: Config,
+        waited: Option<Duration>,
         image: impl Fn() -> Result<Image, NotMade>,
     ) -> Result<ImageRoot, NotMade> {
         let cached = self.cache.get_or_write(&format!("root-{FORMAT}-{key}"), |file, _| {
@@ -162,12 +166,20 @@ impl Store {
         })?;
         let facts = File::open(&cached.path).and_then(|file| Facts::read(&file));
         let facts = facts.map_err(|source| NotMade::Facts { image: shown.to_owned(), source })?;
-        let when = if cached.hit { "made by an earlier run" } else { "made now" };
+        let when = match waited.filter(|_| cached.hit) {
+            Some(waited) => format!("made by another run meanwhile, for which this one waited {}", for_people(waited)),
+            None if cached.hit => "made by an earlier run".to_owned(),
+            None => "made now".to_owned(),
+        };
         let of_root = format!("the files of {shown}, as a file system ({when})");
         let mut choices = vec![("root", cached.path.display().to_string(), of_root)];
         if !facts.left_out.is_empty() {
             let why = "the file system cannot hold these extended attributes, or they would be taken for its own";
             choices.push(("left out of the root", facts.left_out.join(", "), why.to_owned()));
+        }
+        if !facts.passed_over.is_empty() {
+            let why = "no file of a root, or none of the directory's own";
+            choices.push(("passed over in the directory", facts.passed_over.join(", "), why.to_owned()));
         }
         let who = format!("commands run as {} where nothing else is said", config.user.as_deref().unwrap_or("root"));
         choices.push(("image", shown.to_owned(), who));
@@ -180,9 +192,25 @@ impl Store {
 }
 
 /// That of an image on disk.
-fn of_path(path: &Path, store: &Store) -> Result<ImageRoot, NotMade> {
-    let on_disk = OnDisk::look(path, store)?;
-    store.root((&on_disk.key, &on_disk.shown), on_disk.config.clone(), || on_disk.open(store))
+async fn of_path(path: PathBuf, store: Store) -> Result<ImageRoot, Lost> {
+    let (looking, cache) = (store.clone(), store.cache_dir.clone());
+    let look = move || {
+        let on_disk = OnDisk::look(&path, &looking)?;
+        let found = on_disk.root(&looking, None, || Err(NotMade::Wanted));
+        Ok((on_disk, found))
+    };
+    let (on_disk, found) = blocking("reading of an image", look).await?.map_err(lost)?;
+    match found {
+        Err(NotMade::Wanted) => {}
+        done => return done.map_err(lost),
+    }
+    let making = making::alone(&cache, &on_disk.key, &format!("the file system of {}", on_disk.shown)).await?;
+    let make = move || {
+        let made = on_disk.root(&store, making.waited, || on_disk.open(&store));
+        drop(making);
+        made
+    };
+    blocking("reading of an image", make).await?.map_err(lost)
 }
 
 /// An image on disk.
@@ -194,6 +222,10 @@ pub(super) struct OnDisk {
     pub(super) config: Config,
     /// By what its files are known.
     pub(super) key: String,
+    /// Whether it is a directory with a root, by what a change of that is noticed.
+    stamp: Option<String>,
+    /// Whether the files of this user are root's in it.
+    gives_files_to_root: bool,
 }
 
 impl OnDisk {
@@ -207,12 +239,27 @@ impl OnDisk {
         let failed = |source| NotMade::Image(ImageError::Open { path: path.clone(), source });
         let stamp = stamp(&path).map_err(failed)?;
         let question = format!("{FORMAT} {shown} {} {stamp}", architecture());
-        let mut on_disk = Self { path, tag, shown, config: Config::default(), key: String::new() };
+        let mut on_disk = Self {
+            path,
+            tag,
+            shown: shown.clone(),
+            config: Config::default(),
+            key: String::new(),
+            stamp: None,
+            gives_files_to_root: false,
+        };
         let memory = Memory::new(&store.cache_dir);
         let known: Known = match memory.recall(KNOWN, &question) {
             Some(known) => known,
             None => {
                 let image = on_disk.open(store)?;
+                if let Some(stamp) = image.stamp() {
+                    // Nothing else tells whether it still is what it was.
+                    on_disk.key = blake3::hash(format!("{FORMAT} {shown} {stamp}").as_bytes()).to_hex().to_string();
+                    (on_disk.stamp, on_disk.gives_files_to_root) =
+                        (Some(stamp.to_owned()), image.gives_files_to_root());
+                    return Ok(on_disk);
+                }
                 let known = Known { config: image.config().clone(), identity: image.identity() };
                 memory.keep(KNOWN, &question, &known);
                 known
@@ -225,7 +272,30 @@ impl OnDisk {
 
     pub(super) fn open(&self, store: &Store) -> Result<Image, NotMade> {
         let wanted = Wanted { tag: self.tag.as_deref(), architecture: architecture() };
-        Ok(Image::open(&self.path, wanted, || store.scratch(), Limits::default())?)
+        let image = Image::open(&self.path, wanted, || store.scratch(), Limits::default())?;
+        match (&self.stamp, image.stamp()) {
+            (Some(before), now) if now != Some(before) => Err(NotMade::Changed { image: self.shown.clone() }),
+            _ => Ok(image),
+        }
+    }
+
+    /// Its file system, made of what `image` gives if it is not in the cache.
+    fn root(
+        &self,
+        store: &Store,
+        waited: Option<Duration>,
+        image: impl Fn() -> Result<Image, NotMade>,
+    ) -> Result<ImageRoot, NotMade> {
+        let mut root = store.root((&self.key, &self.shown), self.config.clone(), waited, image)?;
+        if self.gives_files_to_root {
+            let why = "whoever is not root can have no files of others, and those of a root are root's".to_owned();
+            root.choices.push((
+                "owners in the root",
+                "your own files are root's, all others as they are".to_owned(),
+                why,
+            ));
+        }
+        Ok(root)
     }
 }
 
@@ -250,12 +320,26 @@ async fn of_engine(engine: &Engine, name: &str, pull: PullPolicy, store: Store) 
     let config = Config::new(found.architecture, found.env, found.user, found.working_dir);
     let of_engine = Arc::new(OfEngine { store, key, shown: name.to_owned(), config });
     let first = Arc::clone(&of_engine);
-    match blocking("reading of an image", move || first.root(None)).await? {
+    match blocking("reading of an image", move || first.root(None, None)).await? {
         Err(NotMade::Wanted) => {}
         done => return done.map_err(lost),
     }
+    let what = format!("the file system of {name}");
+    let making = making::alone(&of_engine.store.cache_dir, &of_engine.key, &what).await?;
+    if making.waited.is_some() {
+        let (again, waited) = (Arc::clone(&of_engine), making.waited);
+        match blocking("reading of an image", move || again.root(None, waited)).await? {
+            Err(NotMade::Wanted) => {}
+            done => return done.map_err(lost),
+        }
+    }
     let archive = save(engine, name, &found.id, &of_engine.store).await?;
-    blocking("reading of an image", move || of_engine.root(Some(&archive))).await?.map_err(lost)
+    let make = move || {
+        let made = of_engine.root(Some(&archive), making.waited);
+        drop(making);
+        made
+    };
+    blocking("reading of an image", make).await?.map_err(lost)
 }
 
 /// An image that an engine has.
@@ -268,7 +352,7 @@ struct OfEngine {
 
 impl OfEngine {
     /// Its root, made of what the engine wrote if it is not in the cache.
-    fn root(&self, archive: Option<&File>) -> Result<ImageRoot, NotMade> {
+    fn root(&self, archive: Option<&File>, waited: Option<Duration>) -> Result<ImageRoot, NotMade> {
         let path = Path::new(&self.shown);
         let open = || {
             let archive = archive.ok_or(NotMade::Wanted)?.try_clone();
@@ -277,10 +361,11 @@ impl OfEngine {
             let image = Image::of_archive(path, archive, wanted, || self.store.scratch(), Limits::default())?;
             match image.identity() {
                 Some(identity) if identity == self.key => Ok(image),
+                None => Err(NotMade::NoArchive { image: self.shown.clone() }),
                 _ => Err(NotMade::Other { image: self.shown.clone() }),
             }
         };
-        self.store.root((&self.key, &self.shown), self.config.clone(), open)
+        self.store.root((&self.key, &self.shown), self.config.clone(), waited, open)
     }
 }
 
