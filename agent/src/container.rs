@@ -1,7 +1,8 @@
 //! The agent as the first process of a container, or beside the image's systemd, which it then has in its place.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use belljar_proto::message::CANNOT_BE_HAD;
@@ -104,4 +105,23 @@ fn become_systemd(program: &str) -> String {
     sys::command_signals();
     let errno = sys::execve(&path, &Strings::new(&argv), &Strings::new(&env));
     format!("execute {program}: {}", text::errno(errno))
+}
+
+/// `places`: says of each path where it leads in this root, a line each: `link` where the path itself is a link, else `place`; and the real path, as far
+/// as there is anything. Whoever has directories mounted there then knows where they would come.
+pub(crate) fn places(paths: &[&[u8]]) -> i32 {
+    for path in paths {
+        let path = Path::new(OsStr::from_bytes(path));
+        let kind = if path.is_symlink() { "link" } else { "place" };
+        let there = path.ancestors().find_map(|above| Some((above, std::fs::canonicalize(above).ok()?)));
+        let real = there.map(|(above, real)| match path.strip_prefix(above) {
+            Ok(rest) if !rest.as_os_str().is_empty() => real.join(rest),
+            _ => real,
+        });
+        let line = [kind.as_bytes(), b" ", real.unwrap_or_default().as_os_str().as_bytes(), b"\n"].concat();
+        if rustix::io::write(rustix::stdio::stdout(), &line) != Ok(line.len()) {
+            return 1;
+        }
+    }
+    0
 }

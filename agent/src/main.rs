@@ -74,6 +74,9 @@ fn run(args: &[&[u8]]) -> c_int {
     if let [b"serve", b"--container", path, b"--systemd"] = args {
         return container::serve(std::ffi::OsStr::from_bytes(path).as_ref(), true);
     }
+    if let [b"places", paths @ ..] = args {
+        return container::places(paths);
+    }
     if let [b"version" | b"--version"] = args {
         let version = concat!("belljar-agent ", env!("CARGO_PKG_VERSION"), "\n");
         let _ = rustix::io::write(rustix::stdio::stdout(), version.as_bytes());

@@ -71,7 +71,9 @@ fn main() -> ExitCode {
     sweep_containers();
     let code = obey(cli.command);
     // They are killed, but not gone the same moment.
-    all_ended(LAST_LIMIT);
+    if !all_ended(LAST_LIMIT) {
+        container::end_calls();
+    }
     code
 }
 

@@ -66,6 +66,22 @@ pub(crate) struct Container {
 impl Container {
     /// The arguments by which Belljar starts it: its first process is the agent.
     pub(crate) fn arguments(&self, engine: &Engine) -> Vec<OsString> {
+        let mut arguments = self.of_agent(engine);
+        arguments.extend(words(["serve", "--container", &format!("{OWN_PATH}/host")]));
+        arguments.extend(self.systemd.then(|| "--systemd".into()));
+        arguments
+    }
+
+    /// The arguments by which the agent says where these paths lead in the image.
+    pub(crate) fn looking_at(&self, engine: &Engine, paths: &[String]) -> Vec<OsString> {
+        let mut arguments = self.of_agent(engine);
+        arguments.push("places".into());
+        arguments.extend(paths.iter().map(OsString::from));
+        arguments
+    }
+
+    /// Up to the words that tell the agent what to do.
+    fn of_agent(&self, engine: &Engine) -> Vec<OsString> {
         let mut arguments = words(["run", "--rm", "--pull", "never", "--log-driver", "none", "--name", &self.name]);
         // Signals to the engine's program are not for the guest, and nobody but the agent says how it is.
         arguments.extend(words(["--sig-proxy=false", "--no-healthcheck"]));
@@ -74,8 +90,7 @@ impl Container {
         }
         self.describe(engine, &mut arguments);
         arguments.extend(words(["--user", "0:0", "--workdir", "/", "--entrypoint", &format!("{OWN_PATH}/agent")]));
-        arguments.extend(words([&self.image, "serve", "--container", &format!("{OWN_PATH}/host")]));
-        arguments.extend(self.systemd.then(|| "--systemd".into()));
+        arguments.push(OsString::from(&self.image));
         arguments
     }
 

@@ -20,8 +20,20 @@ use crate::qemu::process::Alive;
 const MOST_ANSWER: usize = 4 << 20;
 /// Bytes of what was said on standard error that are kept: its end.
 const KEPT: usize = 16 << 10;
+/// The kernel's function in which a process waits that opens a named pipe (`fs/pipe.c`).
+const AT_PIPE: &str = "wait_for_partner";
 /// The threads read a pipe and wait.
 const STACK: usize = 128 << 10;
+
+/// The groups of all calls under way: those that finish without Belljar are ended by it if they do not in time.
+static UNDER_WAY: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
+
+/// Ends all calls under way: the engine had its time, and does not answer.
+pub fn end_calls() {
+    for group in UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        let _ = kill_process_group(*group, Signal::KILL);
+    }
+}
 
 /// How a call ended.
 #[derive(Clone, Debug)]
@@ -100,6 +112,8 @@ impl Call {
         let mut child = command.spawn()?;
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
         let group = Arc::new(Mutex::new(pid));
+        let under_way = || UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner);
+        under_way().extend(pid);
         let (told, end) = watch::channel(None);
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let of_child = Arc::clone(&group);
@@ -109,6 +123,7 @@ impl Call {
             let (errors, _) = errors.and_then(|thread| thread.join().ok()).unwrap_or_default();
             let status = child.wait();
             *of_child.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            under_way().retain(|call| Some(*call) != pid);
             let mut is_gone = status.as_ref().is_ok_and(ExitStatus::success);
             if let Ok(status) = status {
                 let stderr = clean(&errors);
@@ -142,6 +157,16 @@ impl Call {
     /// How it ended, if it has.
     pub(crate) fn end(&self) -> Option<CallEnd> {
         self.end.borrow().clone()
+    }
+
+    /// Whether a thread of the program stands still at a named pipe that nobody writes to (proc_pid_wchan(5)); no where the kernel does not say.
+    pub(crate) fn waits_at_pipe(&self) -> bool {
+        let Some(pid) = *self.group.lock().unwrap_or_else(PoisonError::into_inner) else { return false };
+        let threads = std::fs::read_dir(format!("/proc/{}/task", pid.as_raw_nonzero()));
+        let waits = |thread: std::fs::DirEntry| {
+            std::fs::read_to_string(thread.path().join("wchan")).is_ok_and(|function| function.trim() == AT_PIPE)
+        };
+        threads.into_iter().flatten().flatten().any(waits)
     }
 
     /// Ends it, with all that it started and that did not leave it.

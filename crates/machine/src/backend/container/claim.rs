@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     engine::{EngineError, call, words},
     owner::{Fate, OWNER, Owner},
+    strays,
 };
 use crate::qemu::sandbox::Shim;
 
@@ -83,7 +84,8 @@ pub fn sweep(cache: &Path, shim: &Shim) -> Vec<String> {
         let mut said = Vec::new();
         for (file, note) in stale {
             match remove_left(shim, &note).await {
-                Ok(removed) => {
+                Ok(None) => {}
+                Ok(Some(removed)) => {
                     said.extend(removed.iter().map(|what| format!("removed {what}, left by a belljar that has ended")));
                     let _ = fs::remove_file(file);
                 }
@@ -114,8 +116,12 @@ fn stale(cache: &Path) -> Vec<(PathBuf, Note)> {
 }
 
 /// Removes every container and network of this engine that is labelled as Belljar's and whose Belljar is gone.
-async fn remove_left(shim: &Shim, note: &Note) -> Result<Vec<String>, EngineError> {
+/// None if a call of one that is gone is still under way, which ends by itself.
+async fn remove_left(shim: &Shim, note: &Note) -> Result<Option<Vec<String>>, EngineError> {
     let engine = &note.engine;
+    if strays::has_calls(engine) {
+        return Ok(None);
+    }
     let mut removed = Vec::new();
     let filter = format!("label={OWNER}");
     for (list, remove, what) in [
@@ -132,7 +138,8 @@ async fn remove_left(shim: &Shim, note: &Note) -> Result<Vec<String>, EngineErro
             removed.push(format!("{what} {id}"));
         }
     }
-    Ok(removed)
+    removed.extend(strays::end_of_the_gone());
+    Ok(Some(removed))
 }
 
 /// How the engines list what there is: its number, and its labels. Podman writes those of a container as `map[a:b c:d]`, those of a network as

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     call::{Call, CallEnd, Overdue},
     claim::Claim,
+    strays,
 };
 use crate::{Cause, Lost, for_people, qemu::sandbox::Shim};
 
@@ -112,6 +113,18 @@ pub(crate) async fn call(
     ended(Call::start(command, true), limit).await
 }
 
+/// The same for a call that goes on to its end where Belljar ends.
+pub(crate) async fn call_to_finish(
+    shim: &Shim,
+    program: &Path,
+    arguments: &[OsString],
+    limit: Duration,
+) -> Result<CallEnd, EngineError> {
+    let mut command = shim.command_that_finishes(program);
+    command.args(arguments);
+    ended(Call::start(command, true), limit).await
+}
+
 /// How a call ended, if it ended well.
 async fn ended(started: io::Result<Call>, limit: Duration) -> Result<CallEnd, EngineError> {
     let call = started.map_err(|error| EngineError::Start(error.to_string()))?;
@@ -155,12 +168,30 @@ impl Engine {
         afterwards: Vec<Vec<OsString>>,
         claim: Option<Arc<Claim>>,
     ) -> io::Result<Call> {
+        // Killed between what it does for a container's start, an engine leaves processes that it does not know of. The agent of a container that
+        // starts when its Belljar is gone finds nobody, and ends.
         let command = |arguments: Vec<OsString>| {
-            let mut command = self.shim.command_for_helper(&self.path);
+            let mut command = self.shim.command_that_finishes(&self.path);
             command.args(self.arguments(arguments));
             command
         };
         Call::start_with(command(arguments), false, afterwards.into_iter().map(command).collect(), claim)
+    }
+
+    /// Starts a container whose output is an answer.
+    pub(crate) fn start_to_answer(&self, arguments: Vec<OsString>) -> io::Result<Call> {
+        let mut command = self.shim.command_that_finishes(&self.path);
+        command.args(self.arguments(arguments));
+        Call::start(command, true)
+    }
+
+    /// Has it make an image, which it finishes where Belljar ends: half of one would be left, which nobody finds again.
+    pub(crate) async fn ask_to_finish(
+        &self,
+        arguments: Vec<OsString>,
+        limit: Duration,
+    ) -> Result<CallEnd, EngineError> {
+        call_to_finish(&self.shim, &self.path, &self.arguments(arguments), limit).await
     }
 
     /// Starts a call whose standard output goes to a file.
@@ -170,14 +201,14 @@ impl Engine {
         Call::start_into(command, into)
     }
 
-    /// Asks it something that it reads from a file.
+    /// Has it make an image of what it reads from a file, as [`Engine::ask_to_finish`].
     pub(crate) async fn ask_with(
         &self,
         arguments: Vec<OsString>,
         from: std::fs::File,
         limit: Duration,
     ) -> Result<CallEnd, EngineError> {
-        let mut command = self.shim.command_for_helper(&self.path);
+        let mut command = self.shim.command_that_finishes(&self.path);
         command.args(self.arguments(arguments));
         ended(Call::start_from(command, from), limit).await
     }
@@ -190,9 +221,12 @@ impl Engine {
     /// Ends and removes a container, if there is one of this name.
     pub(crate) async fn remove(&self, name: &str, limit: Duration) -> Result<(), EngineError> {
         match self.ask(words(["rm", "--force", "--volumes", name]), limit).await {
-            Err(EngineError::Refused(end)) if says_missing(&end.stderr) => Ok(()),
-            done => done.map(drop),
+            Err(EngineError::Refused(end)) if says_missing(&end.stderr) => {}
+            done => drop(done?),
         }
+        // It forgets one that it was killed over, and leaves its processes.
+        strays::end_of_container(name);
+        Ok(())
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::sync::OnceCell;
 
 use super::{
     call::CallEnd,
-    engine::{ASK_LIMIT, Engine, EngineError, EngineKind, EngineOptions, call, words},
+    engine::{ASK_LIMIT, Engine, EngineError, EngineKind, EngineOptions, call, call_to_finish, words},
 };
 use crate::{
     Cause, Lost,
@@ -27,6 +27,8 @@ use crate::{
 const ENGINES: [&str; 2] = ["podman", "docker"];
 /// Programs that run containers for an engine, whose own choice comes before them.
 const RUNTIMES: [&str; 2] = ["crun", "runc"];
+/// The name of the images of trials; the tag is the process that tries, in hexadecimal digits.
+const TRIAL: &str = "belljar-trial";
 /// Memory of the container that is tried with a limit to it.
 const TRIAL_MEMORY: &str = "134217728";
 /// What an engine goes by beside its program, below the directory of the system's and that of the user's configuration.
@@ -180,7 +182,8 @@ impl Probe<'_> {
         let tar = dir.path().join("agent.tar");
         let agent = belljar_agent_binary::AGENTS.first().map(|agent| agent.program).unwrap_or_default();
         fs::write(&tar, tar_of("agent", agent)).map_err(|error| self.no(&format!("no image for a trial: {error}")))?;
-        let image = format!("belljar-trial:{:016x}", std::process::id());
+        self.remove_old_trials().await;
+        let image = format!("{TRIAL}:{:016x}", std::process::id());
         let import = [OsString::from("import"), tar.into(), OsString::from(&image)].into();
         let imported = self.ask(import).await;
         imported.map_err(|error| {
@@ -190,6 +193,20 @@ impl Probe<'_> {
         // What cannot be removed is two megabytes that nobody asks for.
         drop(self.ask(words(["rmi", "--force", &image])).await);
         found.map(|options| Answer { kind, version, options })
+    }
+
+    /// Removes the images of trials whose Belljar was killed.
+    async fn remove_old_trials(&self) {
+        let list = words(["images", "--format", "{{.Tag}}", TRIAL]);
+        let Ok(listed) = self.ask(list).await else { return };
+        let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+        let is_old = |tag: &&str| {
+            u32::from_str_radix(tag, 16)
+                .is_ok_and(|pid| tag.len() == 16 && !Path::new(&format!("/proc/{pid}")).exists())
+        };
+        for tag in listed.lines().map(str::trim).filter(is_old) {
+            drop(self.ask(words(["rmi", "--force", &format!("{TRIAL}:{tag}")])).await);
+        }
     }
 
     async fn try_all(&self, kind: EngineKind, image: &str, dir: &Path) -> Result<EngineOptions, NoEngine> {
@@ -246,7 +263,7 @@ impl Probe<'_> {
         arguments.extend(options.ulimits.iter().flat_map(|limit| words(["--ulimit", limit])));
         arguments.extend(more.iter().cloned());
         arguments.extend(words(["--entrypoint", "/agent", image, "version"]));
-        let end = call(&self.host.shim, self.program, &arguments, ASK_LIMIT).await?;
+        let end = call_to_finish(&self.host.shim, self.program, &arguments, ASK_LIMIT).await?;
         if end.stdout.starts_with(b"belljar-agent ") { Ok(()) } else { Err(EngineError::Refused(end)) }
     }
 }

@@ -88,7 +88,7 @@ pub(crate) async fn commit(
     let mut arguments: Vec<OsString> = words(["commit"]);
     arguments.extend(labels(cache, title));
     arguments.extend(words([container, &image]));
-    engine.ask(arguments, COMMIT_LIMIT).await?;
+    engine.ask_to_finish(arguments, COMMIT_LIMIT).await?;
     note_use(cache, key);
     Ok(image)
 }

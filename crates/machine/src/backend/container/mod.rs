@@ -22,21 +22,24 @@ mod import;
 mod keep;
 mod making;
 mod owner;
+mod places;
 mod prepared;
 pub(crate) mod root;
+mod strays;
 mod systemd;
 
 use std::{cell::RefCell, collections::BTreeSet, fmt, path::Path, rc::Rc, sync::Arc};
 
 use belljar_guest_spec::{GuestSpec, Hardware, Need, Source};
 
-pub use self::claim::sweep;
+pub use self::{call::end_calls, claim::sweep};
 use self::{
     claim::Claim,
     engine::{Engine, EngineKind},
     find::{Engines, NoEngine},
     keep::KeptSetUps,
     owner::Owner,
+    places::SeenPlaces,
     prepared::PreparedContainer,
 };
 use super::{Backend, Footprint, GuestFiles, PrepareRequest, PreparedGuest};
@@ -55,6 +58,7 @@ pub(crate) struct Shared {
     engines: Rc<Engines>,
     claim: RefCell<Option<Arc<Claim>>>,
     kept: KeptSetUps,
+    seen: SeenPlaces,
 }
 
 impl fmt::Debug for ContainerBackend {
@@ -73,7 +77,13 @@ impl ContainerBackend {
 
     /// The same, with an engine that others use, too.
     pub(crate) fn with_engines(host: HostContext, engines: Rc<Engines>) -> Self {
-        Self(Rc::new(Shared { host, engines, claim: RefCell::default(), kept: KeptSetUps::default() }))
+        Self(Rc::new(Shared {
+            host,
+            engines,
+            claim: RefCell::default(),
+            kept: KeptSetUps::default(),
+            seen: SeenPlaces::default(),
+        }))
     }
 
     /// What can be said of each engine that there is, with whether it works; an error where there is none.

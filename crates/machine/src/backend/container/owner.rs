@@ -9,6 +9,9 @@ pub(crate) const PID: &str = "belljar.pid";
 /// The label with the directory of the guest's logs, for a person.
 pub(crate) const RUN: &str = "belljar.run";
 
+/// What the name of each container of Belljar's begins with.
+pub(crate) const NAMED: &str = "belljar-";
+
 /// One process of Belljar, told from all others: those of other hosts, of earlier boots, in other namespaces of processes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Owner {
@@ -40,6 +43,21 @@ impl Owner {
     /// As the value of a label.
     pub(crate) fn label(&self) -> String {
         format!("{}/{}/{}", self.place, self.pid, self.start)
+    }
+
+    /// A name that no other container has, which says whose it is: where labels are not seen, in the arguments of processes.
+    pub(crate) fn name(&self, random: &str) -> String {
+        let namespace = self.place.rsplit('/').next().unwrap_or_default();
+        format!("{NAMED}{}-{}-{namespace}-{random}", self.pid, self.start)
+    }
+
+    /// Whose a container of this name is, if it is a name of Belljar's and of this boot.
+    pub(crate) fn of_name(name: &str) -> Option<Self> {
+        let mut parts = name.strip_prefix(NAMED)?.split('-');
+        let (pid, start, namespace) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?, parts.next()?);
+        (parts.count() == 1).then_some(())?;
+        let (boot, _) = place()?.rsplit_once('/').map(|(boot, here)| (boot.to_owned(), here.to_owned()))?;
+        Some(Self { place: format!("{boot}/{namespace}"), pid, start })
     }
 
     /// The process's number.
@@ -100,6 +118,19 @@ mod tests {
         assert_eq!(elsewhere.fate(), Fate::Unknown);
         for text in ["", "1/2", "a/b/c", "/x/1"] {
             assert!(Owner::parse(text).is_none(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_name_says_whose_it_is() {
+        let this = Owner::this().unwrap();
+        assert_eq!(Owner::of_name(&this.name("0a1b")), Some(this.clone()));
+        let elsewhere = this.name("0a1b").replace(this.place.rsplit('/').next().unwrap(), "7");
+        assert_eq!(Owner::of_name(&elsewhere).map(|owner| owner.fate()), Some(Fate::Unknown));
+        for name in
+            ["", "belljar-", "belljar-0a1b2c", "belljar-1-2-3", "belljar-1-2-3-4-5", "belljar-a-2-3-4", "x-1-2-3-4"]
+        {
+            assert!(Owner::of_name(name).is_none(), "{name}");
         }
     }
 

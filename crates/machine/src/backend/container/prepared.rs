@@ -36,6 +36,7 @@ use super::{
     keep::{self, Kept},
     note,
     owner::{self, Owner},
+    places::{self, Place},
     systemd,
 };
 use crate::{
@@ -51,6 +52,7 @@ use crate::{
     plan_shares::put_agent,
     qemu::{
         args::{Accel, to_shell},
+        probe::remember::Memory,
         sandbox::hidden,
     },
     session::agent::{AgentSession, BoxedPort, Liveness, PortKind, of_session},
@@ -73,6 +75,8 @@ const LOWER_PATH: &str = "/run/belljar/workspace";
 const COPYING: std::time::Duration = std::time::Duration::from_secs(600);
 /// The directory of a container that is set up to be kept, in that of the guest that wants it first.
 const SET_UP_DIR: &str = "set-up";
+/// How often is looked whether the engine stands still at a named pipe.
+const AT_PIPE: std::time::Duration = std::time::Duration::from_secs(1);
 /// How long the engine may take to say how a container ended that did not come up.
 const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(3);
 /// How long the engine may take to remove what did not come up.
@@ -383,10 +387,12 @@ impl PreparedContainer {
         let claim = self.shared.claim(&self.engine, owner.as_ref());
         put_agent(self.agent, dir)
             .map_err(|error| not_made("put the agent where the container gets it from", &error))?;
-        let name = format!("belljar-{}", random()?);
+        let random = random()?;
+        let name = owner.as_ref().map_or_else(|| format!("{}{random}", owner::NAMED), |owner| owner.name(&random));
         let container = self.container(share, dir, name.clone(), owner.as_ref());
         let mut container = container.map_err(|error| not_made("describe the container", &error))?;
         image.clone_into(&mut container.image);
+        self.look_at_places(&container, dir).await?;
         self.cover(&mut container, share, (dir, own))?;
         let mut afterwards = Vec::new();
         if self.hardware.nic == NicMode::Isolated {
@@ -406,9 +412,7 @@ impl PreparedContainer {
         let arguments = container.arguments(&self.engine);
         note(dir, ENGINE_COMMAND, &command_line(&self.engine, &arguments));
         let call = self.engine.start(arguments, afterwards, claim);
-        let mut call = call.map_err(|error| {
-            Cause::Engine(format!("{} cannot be started: {error}; see whether it is still there", self.engine.name()))
-        })?;
+        let mut call = call.map_err(|error| self.not_called(&error))?;
         let port = self.await_agent(listener, &mut call, &name, dir).await?;
         // Nobody else is to come.
         let _ = std::fs::remove_file(&socket);
@@ -467,6 +471,98 @@ impl PreparedContainer {
         }))
     }
 
+    /// Sees that nothing of the host's comes where the engine makes files, in what is known of the image, or by a container that looks.
+    async fn look_at_places(&self, container: &Container, dir: &Path) -> Result<(), Lost> {
+        let binds = || container.binds.iter().filter(|bind| bind.to != OWN_PATH);
+        let paths: Vec<String> = binds().map(|bind| bind.to.clone()).collect();
+        let agent = belljar_agent_binary::AGENTS.first().map(|agent| agent.fingerprint).unwrap_or_default();
+        let question = [
+            &[&self.engine.path.display().to_string(), agent, &container.image][..],
+            &paths.iter().map(String::as_str).collect::<Vec<_>>(),
+        ]
+        .concat()
+        .join("\0");
+        let mut seen = self.shared.seen.0.lock().await;
+        let memory = Memory::new(&self.shared.host.cache_dir);
+        let places = match seen.get(&question).cloned().or_else(|| memory.recall("places", &question)) {
+            Some(places) => places,
+            None => {
+                let mut looking = container.clone();
+                // Named like the other, for it is another's part, and there is only one of them at a time.
+                looking.binds.retain(|bind| bind.to == OWN_PATH);
+                looking.systemd = false;
+                let places = self.looked(&looking, &paths, dir).await?;
+                memory.keep("places", &question, &places);
+                places
+            }
+        };
+        places::check(&places, &self.source.image.to_string())?;
+        seen.insert(question, places);
+        Ok(())
+    }
+
+    async fn looked(&self, container: &Container, paths: &[String], dir: &Path) -> Result<Vec<Place>, Lost> {
+        let started = self.engine.start_to_answer(container.looking_at(&self.engine, paths));
+        let mut call = started.map_err(|error| self.not_called(&error))?;
+        let limit = self.limits.whole_boot();
+        let mut again = tokio::time::interval(AT_PIPE);
+        let mut at_pipe = 0;
+        let overdue = tokio::time::sleep(limit);
+        tokio::pin!(overdue);
+        let end = loop {
+            tokio::select! {
+                biased;
+                end = call.ended() => break end,
+                () = &mut overdue => return Err(self.overdue(&call, &container.name, limit).await),
+                _ = again.tick() => {
+                    at_pipe = if call.waits_at_pipe() { at_pipe + 1 } else { 0 };
+                    if at_pipe > 2 {
+                        call.kill();
+                        drop(self.engine.remove(&container.name, REMOVING).await);
+                        let said = format!(
+                            "{} stands still at a named pipe of the image {}, which it takes for a file that it reads, such as /etc/passwd or /etc/group; take an image where these are files",
+                            self.engine.name(),
+                            self.source.image
+                        );
+                        return Err(Lost::from(Cause::Description(said)).lasting());
+                    }
+                }
+            }
+        };
+        let end = end.ok_or_else(|| Cause::Defect("nobody knows how the engine ended".to_owned()))?;
+        if !end.status.success() {
+            return Err(self.not_started(&end, dir));
+        }
+        places::read(paths, &end.stdout).ok_or_else(|| {
+            let said = super::call::clean(&end.stdout);
+            let said = format!(
+                "{} ran a container of {}, whose agent was to say where directories come, and said {said:?}",
+                self.engine.name(),
+                self.source.image
+            );
+            Cause::Engine(said).into()
+        })
+    }
+
+    fn not_called(&self, error: &io::Error) -> Lost {
+        let engine = self.engine.name();
+        Cause::Engine(format!("{engine} cannot be started: {error}; see whether it is still there")).into()
+    }
+
+    /// Ends a container that did not come up in time; gives the error that it is.
+    async fn overdue(&self, call: &Call, name: &str, limit: std::time::Duration) -> Lost {
+        call.kill();
+        let removed = self.engine.remove(name, REMOVING).await;
+        let left = removed.err().map(|error| format!("; the container {name} could not be removed: {}", error.what()));
+        let said = format!(
+            "{} did not bring the container up within {}{}; see whether it answers at all (`{0} ps`), or give it longer with boot-timeout",
+            self.engine.name(),
+            for_people(limit),
+            left.unwrap_or_default()
+        );
+        Lost::timeout(Phase::Boot, said)
+    }
+
     fn gauge(&self, share: &ShareSpec, dir: &Path) -> io::Result<Gauge> {
         let workspace = share.workspace.as_ref().filter(|w| w.mode == WorkspaceMode::Rw).map(|w| &*w.dir);
         let storage = self.engine.options.storage.as_deref().filter(|storage| storage.is_dir());
@@ -494,17 +590,8 @@ impl PreparedContainer {
                 None => Cause::Defect("nobody knows how the engine ended".to_owned()).into(),
             }),
             () = tokio::time::sleep(limit) => {
-                call.kill();
                 drop(listener);
-                let removed = self.engine.remove(name, REMOVING).await;
-                let left = removed.err().map(|error| format!("; the container {name} could not be removed: {}", error.what()));
-                let said = format!(
-                    "{} did not bring the container up within {}{}; see whether it answers at all (`{0} ps`), or give it longer with boot-timeout",
-                    self.engine.name(),
-                    for_people(limit),
-                    left.unwrap_or_default()
-                );
-                Err(Lost::timeout(Phase::Boot, said))
+                Err(self.overdue(call, name, limit).await)
             }
         }
     }

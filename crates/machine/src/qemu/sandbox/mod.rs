@@ -81,6 +81,14 @@ impl Shim {
         command
     }
 
+    /// The same for a program that goes on to its end where Belljar is gone, for what it would leave half done is worse, and it ends by itself.
+    #[must_use]
+    pub(crate) fn command_that_finishes(&self, program: &Path) -> Command {
+        let mut command = self.begin();
+        command.arg(FINISHING).arg("--").arg(program);
+        command
+    }
+
     /// The same for a program that finds these descriptors under these numbers, each of which may be given once. Its standard input,
     /// on which they travel, must be left as it is.
     ///
@@ -224,6 +232,9 @@ fn hint(what: &str) -> &'static str {
 /// Says that the program is no guest.
 const HELPER: &str = "--helper";
 
+/// The same, of one that does not end with Belljar.
+const FINISHING: &str = "--finishing";
+
 const DROP_CAPABILITIES: &str = "drop capabilities";
 
 /// Prepares this process as the module says and becomes the program that `args` name
@@ -275,7 +286,9 @@ pub fn shim_main(args: impl IntoIterator<Item = OsString>) -> Result<Infallible,
             filter::install_for_server(server.using)?;
         }
     }
-    set_parent_process_death_signal(Some(Signal::KILL)).map_err(|e| prepare("tie its life to Belljar's", e))?;
+    if !order.finishes {
+        set_parent_process_death_signal(Some(Signal::KILL)).map_err(|e| prepare("tie its life to Belljar's", e))?;
+    }
     if getppid().map(Pid::as_raw_pid) != Some(order.parent) {
         return Err(ShimError::Orphaned { parent: order.parent });
     }
@@ -295,6 +308,8 @@ struct Order {
     server: Option<Server>,
     /// It is no guest.
     is_helper: bool,
+    /// It goes on where Belljar ends.
+    finishes: bool,
     /// Numbers of descriptors, above those of the standard streams.
     descriptors: Vec<i32>,
     program: PathBuf,
@@ -315,7 +330,8 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Order, ShimError> {
         server = Some(said.ok_or(ShimError::Usage("no use after --server"))?);
         word = args.next();
     }
-    let is_helper = word.as_deref() == Some(OsStr::new(HELPER));
+    let finishes = word.as_deref() == Some(OsStr::new(FINISHING));
+    let is_helper = finishes || word.as_deref() == Some(OsStr::new(HELPER));
     if is_helper {
         word = args.next();
     }
@@ -332,7 +348,7 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Order, ShimError> {
         return Err(ShimError::Usage("no --"));
     }
     let program = args.next().ok_or(ShimError::Usage("no program"))?.into();
-    Ok(Order { parent, server, is_helper, descriptors, program, args: args.collect() })
+    Ok(Order { parent, server, is_helper, finishes, descriptors, program, args: args.collect() })
 }
 
 #[cfg(test)]
@@ -358,8 +374,11 @@ mod tests {
         assert!(!order.is_helper);
         let command = shim.command_for_helper(Path::new("/usr/bin/podman"));
         let order = parse(command.get_args().skip(1).map(OsStr::to_owned)).unwrap();
-        assert!(order.is_helper);
+        assert!(order.is_helper && !order.finishes);
         assert_eq!(order.program, Path::new("/usr/bin/podman"));
+        let command = shim.command_that_finishes(Path::new("/usr/bin/podman"));
+        let order = parse(command.get_args().skip(1).map(OsStr::to_owned)).unwrap();
+        assert!(order.is_helper && order.finishes);
 
         let given = vec![(7, tempfile::tempfile().unwrap().into()), (3, tempfile::tempfile().unwrap().into())];
         let command = shim.command_with(Path::new("/usr/bin/qemu"), given).unwrap();
