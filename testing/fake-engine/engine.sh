@@ -94,7 +94,7 @@ ps) cat "$here/left" 2>/dev/null; exit ;;
 network) exit ;;
 pull) [ "$manner" != pull-refused ] || die "Error: access to the resource is denied" 125
     eval "echo \"\${$#}\"" >>"$here/images"; exit ;;
-images) exit ;;
+images) case $* in *' {{.ID}} {{.Repository}}:{{.Tag}} {{.Size}}') cat "$here/kept" 2>/dev/null ;; esac; exit ;;
 commit) eval "echo \"\${$#}\"" >>"$here/images"; exit ;;
 image)
     eval "name=\${$#}"
@@ -183,6 +183,7 @@ exec unshare $user --mount --pid --fork --kill-child sh -c '
         elif [ -d "/$dir" ]; then mkdir "$root/$dir"; mount --rbind "/$dir" "$root/$dir"; fi
     done
     mkdir "$root/proc" "$root/tmp"
+    [ "$manner" != linked ] || { mkdir "$root/mnt"; ln -s /etc "$root/mnt/hostos"; }
     mount -t proc proc "$root/proc"
     while read -r how from to; do
         mkdir -p "$root$to"

@@ -138,11 +138,11 @@ impl Prepared {
     /// Prints how the guest is started by hand, and leaves nothing behind but the cache.
     pub(crate) fn show(self) -> Result<u8, String> {
         let Self { request, run_dir } = self;
-        let Request { guest: spec, share, dir, backends, .. } = request;
+        let Request { guest: spec, share, dir, backends, command, .. } = request;
         let look = async {
             let prepared =
                 backends.of(&spec.source)?.prepare(PrepareRequest { spec: spec.clone(), share, dir }).await?;
-            prepared.by_hand()
+            prepared.by_hand(command.as_ref())
         };
         let shown = runtime()?.block_on(look).map_err(|lost| lost.to_string());
         let kept = shown.as_ref().is_ok_and(|by_hand| by_hand.needs_dir);

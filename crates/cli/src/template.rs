@@ -1,8 +1,9 @@
 //! Templates: what the user says about them, and `belljar template`.
 
-use std::{fmt::Write as _, time::SystemTime};
+use std::{fmt::Write as _, path::Path, time::SystemTime};
 
 use belljar_machine::{
+    backend::container::{self, KeptImage},
     lease::{Templates, Use},
     template::{BeingMade, Kept, TemplateStore},
 };
@@ -11,7 +12,7 @@ use bytesize::ByteSize;
 use crate::{
     args::{ExecArgs, HostArgs, TemplateCommand, TemplateMakeArgs},
     env,
-    run::{Prepared, Stdin},
+    run::{Prepared, Stdin, runtime},
     settings::cache_dir,
     specs, write_out,
 };
@@ -66,27 +67,56 @@ fn list() -> Result<u8, String> {
     let store = store()?;
     let kept = store.list().map_err(|e| unreadable(&store, &e))?;
     let making = store.being_made().map_err(|e| unreadable(&store, &e))?;
+    let images = images(false);
+    let mut out = String::new();
     if kept.is_empty() && making.is_empty() {
-        return write_out(b"There are no templates yet: the first run of a guest makes one.\n");
+        out.push_str("There are no templates yet: the first run of a guest makes one.\n");
+    } else {
+        let total = kept.iter().map(|k| k.size).chain(making.iter().map(|m| m.size)).sum();
+        out = rows(&kept, &making, SystemTime::now());
+        // Writing to a string cannot fail.
+        let _ = writeln!(out, "{} of {} in {}", ByteSize(total), ByteSize(store.limit()), store.dir().display());
     }
-    let total = kept.iter().map(|k| k.size).chain(making.iter().map(|m| m.size)).sum();
-    let mut out = rows(&kept, &making, SystemTime::now());
-    // Writing to a string cannot fail.
-    let _ = writeln!(out, "{} of {} in {}", ByteSize(total), ByteSize(store.limit()), store.dir().display());
+    if !images.is_empty() {
+        out.push_str(&image_rows(&images, SystemTime::now()));
+    }
     write_out(out.as_bytes())
+}
+
+/// Images that the container engine keeps for Belljar, which are removed if `removes`. That it cannot be asked is told, and no more.
+fn images(removes: bool) -> Vec<KeptImage> {
+    let asked = crate::settings::host_context(None, env::get(env::ENGINE).as_deref().map(Path::new), None)
+        .and_then(|host| runtime()?.block_on(container::kept_images(host, removes)));
+    asked.unwrap_or_else(|why| {
+        crate::complain_note(&format!("images of containers may be kept, of which nothing can be told: {why}"));
+        Vec::new()
+    })
+}
+
+/// A line for each, in the engine's words.
+fn image_rows(images: &[KeptImage], now: SystemTime) -> String {
+    let mut out = format!("{:>10}  {:>12}  image that the container engine keeps\n", "size", "used");
+    for image in images {
+        let used = image.used.map_or_else(|| "not lately".to_owned(), |used| age(used, now));
+        let _ = writeln!(out, "{:>10}  {used:>12}  {}", image.size, image.name);
+    }
+    out
+}
+
+/// How long ago it was.
+fn age(at: SystemTime, now: SystemTime) -> String {
+    let seconds = now.duration_since(at).map_or(0, |d| d.as_secs());
+    match seconds {
+        0..120 => format!("{seconds} s ago"),
+        120..7200 => format!("{} min ago", seconds / 60),
+        7200..172_800 => format!("{} h ago", seconds / 3600),
+        _ => format!("{} days ago", seconds / 86_400),
+    }
 }
 
 /// A line for each.
 fn rows(kept: &[Kept], making: &[BeingMade], now: SystemTime) -> String {
-    let age = |at: SystemTime| {
-        let seconds = now.duration_since(at).map_or(0, |d| d.as_secs());
-        match seconds {
-            0..120 => format!("{seconds} s ago"),
-            120..7200 => format!("{} min ago", seconds / 60),
-            7200..172_800 => format!("{} h ago", seconds / 3600),
-            _ => format!("{} days ago", seconds / 86_400),
-        }
-    };
+    let age = |at: SystemTime| age(at, now);
     let mut out = format!("{:<10}  {:>10}  {:>12}  {:>12}  guest\n", "template", "size", "made", "used");
     for one in making {
         let by = one.maker.map_or_else(|| "somebody".to_owned(), |maker| format!("process {maker}"));
@@ -147,6 +177,12 @@ fn prune(limit: Option<&str>, all: bool) -> Result<u8, String> {
     let mut out = format!("{} removed, {} freed\n", removed.len(), ByteSize(freed));
     if !removed.is_empty() {
         out.push_str(&rows(&removed, &[], SystemTime::now()));
+    }
+    // The limit is that of templates; images go by themselves when nobody has used them for long.
+    let images = if all { images(true) } else { Vec::new() };
+    if !images.is_empty() {
+        let _ = writeln!(out, "{} images of containers removed", images.len());
+        out.push_str(&image_rows(&images, SystemTime::now()));
     }
     write_out(out.as_bytes())
 }

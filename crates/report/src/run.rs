@@ -105,10 +105,10 @@ impl<W: io::Write> RunReporter<W> {
     /// If `out` cannot be written to.
     pub fn on_delay(&mut self, phase: Phase) -> io::Result<()> {
         let what = match phase {
-            Phase::Prepare => {
-                "looking at QEMU, the kernel and the image, and unpacking them: some seconds the first time"
+            Phase::Prepare => "looking at what the guest is made of, and unpacking it: some seconds the first time",
+            Phase::Boot => {
+                "the guest comes up, or its template is checked: seconds for a container, minutes at most for a machine, more without KVM"
             }
-            Phase::Boot => "the guest boots, or its template is checked: minutes at most, more without KVM",
             Phase::Access | Phase::Session => "getting into the guest",
             Phase::Command | Phase::Close => return Ok(()),
         };

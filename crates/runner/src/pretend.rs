@@ -197,7 +197,7 @@ impl PreparedGuest for Prepared {
         &self.choices
     }
 
-    fn by_hand(&self) -> Result<ByHand, Lost> {
+    fn by_hand(&self, _: Option<&GuestCommand>) -> Result<ByHand, Lost> {
         Ok(ByHand { commands: "pretend".to_owned(), needs_dir: false })
     }
 

@@ -137,6 +137,7 @@ fn without_an_engine_it_is_said_how_to_have_one() {
         lab.belljar(words).env("PATH", "/no/such").sh("true").go()
     };
     run(&[]).code(125).complains("there is no container engine").complains("install podman");
+    run(&["--engine", "/usr"]).code(125).complains("/usr is no program");
     run(&["--engine", "/no/such/engine"]).code(125).complains("there is no container engine /no/such/engine");
     let other = Engine::new(&lab, "podman").file("kind", "QEMU emulator version 8.2.0");
     other.run(&[], "true").code(125).complains("neither podman nor docker");
@@ -346,9 +347,67 @@ fn a_test_that_needs_systemd_is_skipped_where_there_is_none() {
     outcome.code(100).tells("PASS").tells("s/needs@with").tells("s/needs@without: skipped: it needs systemd");
     outcome.tells("4 tests: 2 passed, 1 failed, 1 skipped");
     let listed = lab.belljar(["list".into(), "--engine".into(), program]).go();
-    listed.code(0).tells("it needs systemd, and this guest is a container without it");
+    listed.code(0).tells("it needs systemd, and this guest is a container without it").tells("3 units, 1 skipped");
     // Somebody else's process is no systemd, whatever it left.
     engine.manner("no-groups");
     let outcome = lab.belljar(["test".into(), "--engine".into(), engine.program().into_os_string()]).go();
     outcome.tells("s/needs@with: skipped").tells("s/asks@with: skipped");
+}
+
+#[test]
+fn nothing_of_the_hosts_comes_where_the_engine_makes_files() {
+    let lab = Lab::new();
+    let engine = Engine::new(&lab, "podman");
+    engine.run(&[], "true").code(0);
+    let looks =
+        || engine.calls().lines().filter(|line| line.contains("/.belljar/agent") && line.contains(" places ")).count();
+    assert_eq!(looks(), 1, "{}", engine.calls());
+    engine.run(&[], "true").code(0);
+    assert_eq!(looks(), 1, "what an image is like is remembered");
+    engine.run(&["--mount-at", "/a:b"], "touch ran").code(125).complains("at \"/a:b\", for the path has a colon");
+    engine
+        .run(&["--dry-run", "-u", "bob"], "exit 3")
+        .code(0)
+        .tells("--user bob")
+        .tells("--entrypoint sh 0123abcd -c 'exit 3'");
+    engine.run(&["--mount-at", "/etc"], "touch ran").code(125).complains("leads to /etc").complains("--mount-at");
+    engine.manner("linked");
+    let id = r#"[{"Id": "4567abcd", "Config": {}, "Architecture": ""}]"#;
+    let engine = engine.file("inspected", id);
+    for _ in 0..2 {
+        engine.run(&[], "touch ran").code(125).complains("in the image img /mnt/hostos is a link to /etc");
+    }
+    engine.run(&["--mount-at", "/srv/w"], "pwd").code(0).says("/srv/w\n");
+    assert!(!lab.path("workspace/ran").exists());
+}
+
+#[test]
+fn a_missing_image_is_foreseen_and_kept_images_are_told_and_removed() {
+    let lab = Lab::new();
+    let engine = Engine::new(&lab, "podman");
+    engine.run(&[], "true").code(0);
+    let workspace = lab.path("workspace");
+    let config = "[guests.there]\ncontainer = 'img'\n[guests.missing]\ncontainer = 'none'\n\
+                  [[suites]]\nname = 's'\ntests = 't'\nguests = ['there', 'missing']\n";
+    fs::write(workspace.join("belljar.toml"), config).expect("file");
+    fs::write(workspace.join("t"), "#!/bin/sh\n").expect("file");
+    fs::set_permissions(workspace.join("t"), fs::Permissions::from_mode(0o755)).expect("mode");
+    let program = engine.program().into_os_string();
+    let listed = lab.belljar(["list".into(), "--engine".into(), program.clone()]).go();
+    listed.code(0).tells("cannot run: podman has no image none").tells("(1 cannot run here)");
+
+    let template = |words: &[&str]| lab.belljar(["template"].iter().chain(words)).env("BELLJAR_ENGINE", &program).go();
+    let listed = || engine.told("images --filter label=belljar.cache=");
+    template(&["list"]).code(0);
+    assert_eq!(listed(), 0, "nobody is asked where nothing was kept");
+    let config = "[guests.there]\ncontainer = 'img'\n[[suites]]\nname = 's'\ntests = 't'\nguests = ['there']\nsetup = 'setup'\nsetup-once = true\n";
+    fs::write(workspace.join("belljar.toml"), config).expect("file");
+    fs::write(workspace.join("setup"), "#!/bin/sh\n").expect("file");
+    fs::set_permissions(workspace.join("setup"), fs::Permissions::from_mode(0o755)).expect("mode");
+    lab.belljar(["test".into(), "--engine".into(), program.clone()]).go().code(0);
+    let engine = engine.file("kept", "0123456789ab localhost/belljar-setup:k 12 MB\n");
+    template(&["list"]).code(0).tells("12 MB").tells("localhost/belljar-setup:k");
+    assert_eq!(engine.told("rmi 0123456789ab"), 0);
+    template(&["prune", "--all"]).code(0).tells("1 images of containers removed");
+    assert_eq!(engine.told("rmi 0123456789ab"), 1, "{}", engine.calls());
 }

@@ -24,6 +24,7 @@ use self::{
 };
 use crate::{
     Cause, Lost,
+    command::GuestCommand,
     guest::{Answer, Guest, Observe, Views},
     host::HostContext,
     lease::Templates,
@@ -60,11 +61,11 @@ pub trait PreparedGuest: fmt::Debug {
     /// What was chosen, and why.
     fn choices(&self) -> &[EventKind];
 
-    /// How a person starts the same guest by hand.
+    /// How a person starts the same guest by hand, with this command where what starts a guest can be told one.
     ///
     /// # Errors
     /// If it cannot be said.
-    fn by_hand(&self) -> Result<ByHand, Lost>;
+    fn by_hand(&self, command: Option<&GuestCommand>) -> Result<ByHand, Lost>;
 
     /// Gives a guest with a session, its shares mounted: the copy of one that booted where there can be one, else one that starts. Dropping
     /// the answer ends what was started and removes what was half-made.

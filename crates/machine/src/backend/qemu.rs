@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     Cause, Lost,
+    command::GuestCommand,
     guest::{Answer, Guest, Observe},
     host::HostContext,
     lease::{self, Templates},
@@ -121,7 +122,7 @@ impl PreparedGuest for PreparedMachine {
         self.plan.choices()
     }
 
-    fn by_hand(&self) -> Result<ByHand, Lost> {
+    fn by_hand(&self, _: Option<&GuestCommand>) -> Result<ByHand, Lost> {
         let commands = self.plan.command_line().map_err(|e| Cause::Description(e.to_string()))?;
         Ok(ByHand { commands, needs_dir: self.plan.needs_run_dir() })
     }

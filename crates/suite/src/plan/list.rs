@@ -197,10 +197,11 @@ impl Listing<'_> {
                 }
             }
         }
-        let skipped = self.skipped.len();
+        let lacking = self.units.iter().filter(|unit| unit.lacks.is_some()).count();
+        let skipped = self.skipped.len() + lacking;
         let cannot = self.units.iter().filter(|u| u.lacks.is_none() && self.cannot_run(u).is_some()).count();
         let cannot = if cannot > 0 { format!(" ({cannot} cannot run here)") } else { String::new() };
-        let _ = writeln!(out, "{}{cannot}, {skipped} skipped", count(self.units.len(), "unit"));
+        let _ = writeln!(out, "{}{cannot}, {skipped} skipped", count(self.units.len() - lacking, "unit"));
         for (why, count) in counted {
             let _ = writeln!(out, "  {count} not shown: {why}");
         }

@@ -1,7 +1,7 @@
 //! The arguments with which an engine starts a container: a pure function of what the guest is to be.
 
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     io,
     os::unix::{ffi::OsStrExt, fs::symlink},
     path::{Path, PathBuf},
@@ -10,7 +10,7 @@ use std::{
 use belljar_guest_spec::{Hardware, NicMode};
 
 use super::engine::{Engine, EngineKind, words};
-use crate::share::OUT_PATH;
+use crate::{command::GuestCommand, share::OUT_PATH};
 
 /// What systemd wants of a container (its document `CONTAINER_INTERFACE`), of docker, which knows nothing of it. Its control groups can be written
 /// to if the container is privileged.
@@ -94,15 +94,29 @@ impl Container {
         arguments
     }
 
-    /// The arguments by which a person starts the same container with a shell in it.
-    pub(crate) fn by_hand(&self, engine: &Engine) -> Vec<OsString> {
-        let mut arguments = words(["run", "--rm", "--interactive", "--tty", "--pull", "never"]);
+    /// The arguments by which a person starts the same container with this command in it, or with a shell. With systemd it is that which is started.
+    pub(crate) fn by_hand(&self, engine: &Engine, command: Option<&GuestCommand>) -> Vec<OsString> {
+        let command = command.filter(|command| !command.argv.is_empty() && !self.systemd);
+        let mut arguments = words(["run", "--rm", "--interactive"]);
+        if command.is_none_or(|command| command.terminal.is_some()) {
+            arguments.extend(words(["--tty"]));
+        }
+        arguments.extend(words(["--pull", "never"]));
         let mut same = self.clone();
         // The directory of a run that there is not.
         same.binds.retain(|bind| bind.to != OWN_PATH && bind.to != OUT_PATH);
         same.describe(engine, &mut arguments);
-        let entry = if self.systemd { "/sbin/init" } else { "/bin/sh" };
-        arguments.extend(words(["--entrypoint", entry, &self.image]));
+        let of = |bytes: &[u8]| OsStr::from_bytes(bytes).to_owned();
+        let mut words_of = Vec::new();
+        if let Some(command) = command {
+            arguments.extend(command.user.iter().flat_map(|user| words(["--user", user])));
+            arguments.extend(command.cwd.iter().flat_map(|cwd| ["--workdir".into(), of(cwd)]));
+            words_of = command.argv.iter().map(|word| of(word)).collect();
+        }
+        let own = if self.systemd { "/sbin/init" } else { "/bin/sh" };
+        let entry = if words_of.is_empty() { own.into() } else { words_of.remove(0) };
+        arguments.extend(["--entrypoint".into(), entry, OsString::from(&self.image)]);
+        arguments.extend(words_of);
         arguments
     }
 
@@ -234,7 +248,17 @@ mod tests {
         assert_eq!(line(container.arguments(&docker)), said);
         let by_hand = "run --rm --interactive --tty --pull never --privileged --security-opt label=disable --volume \
                        /w:/mnt/hostos:ro --entrypoint /bin/sh c831";
-        assert_eq!(line(container.by_hand(&docker)), by_hand);
+        assert_eq!(line(container.by_hand(&docker, None)), by_hand);
+        let command = GuestCommand {
+            argv: vec![b"make".to_vec(), b"check".to_vec()],
+            env: Vec::new(),
+            cwd: Some(b"/w".to_vec()),
+            user: Some("bob".into()),
+            terminal: None,
+        };
+        let by_hand = line(container.by_hand(&docker, Some(&command)));
+        assert!(by_hand.starts_with("run --rm --interactive --pull never "), "{by_hand}");
+        assert!(by_hand.ends_with("--user bob --workdir /w --entrypoint make c831 check"), "{by_hand}");
     }
 
     #[test]
@@ -242,7 +266,7 @@ mod tests {
         let said = |kind| {
             let container = Container { systemd: true, binds: Vec::new(), ..container() };
             let engine = engine(kind, EngineOptions::default());
-            (line(container.arguments(&engine)), line(container.by_hand(&engine)))
+            (line(container.arguments(&engine)), line(container.by_hand(&engine, None)))
         };
         let (podman, by_hand) = said(EngineKind::Podman);
         assert!(podman.contains(" --stop-timeout 0 --systemd always ") && podman.ends_with(" --systemd"), "{podman}");

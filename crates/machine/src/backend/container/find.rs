@@ -82,6 +82,10 @@ pub(crate) fn candidates(host: &HostContext) -> Result<Vec<PathBuf>, NoEngine> {
     match &host.engine {
         Some(named) => match look_up(named, path) {
             Some(program) => Ok(vec![program]),
+            None if named.exists() => Err(NoEngine(format!(
+                "{} is no program, and so no container engine; name podman's or docker's with --engine",
+                named.display()
+            ))),
             None => Err(NoEngine(format!(
                 "there is no container engine {}; name one that is there with --engine, or install it",
                 named.display()
@@ -112,6 +116,20 @@ pub(crate) async fn find(host: &HostContext) -> Result<Engine, NoEngine> {
     Err(NoEngine(why.join("\n")))
 }
 
+/// The first engine of which is remembered that it works. Nothing is tried.
+pub(crate) fn remembered(host: &HostContext) -> Option<Engine> {
+    let memory = Memory::new(&host.cache_dir);
+    candidates(host).ok()?.into_iter().find_map(|program| {
+        let found: Answer = memory.recall("engine", &question(&program, host))?;
+        Some(engine(&program, found, host))
+    })
+}
+
+fn engine(program: &Path, found: Answer, host: &HostContext) -> Engine {
+    let Answer { kind, version, options } = found;
+    Engine { path: program.to_owned(), kind, version, options, shim: host.shim.clone() }
+}
+
 /// The engine with this program, as it is remembered, or found out now.
 pub(crate) async fn try_engine(program: &Path, host: &HostContext) -> Result<Engine, NoEngine> {
     let memory = Memory::new(&host.cache_dir);
@@ -124,13 +142,7 @@ pub(crate) async fn try_engine(program: &Path, host: &HostContext) -> Result<Eng
             answer
         }
     };
-    Ok(Engine {
-        path: program.to_owned(),
-        kind: found.kind,
-        version: found.version,
-        options: found.options,
-        shim: host.shim.clone(),
-    })
+    Ok(engine(program, found, host))
 }
 
 /// Forgets what is remembered of this engine, for it did not prove true.

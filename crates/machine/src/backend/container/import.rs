@@ -28,13 +28,13 @@ pub(crate) async fn import(engine: &Engine, path: &Path, (host, dir): (&HostCont
     let cache = &host.cache_dir;
     let key = key(&on_disk)?;
     let found = keep::find(engine, cache, (NAME, &key)).await;
-    if let Some(image) = found.map_err(|error| engine.lost("look for an image that was imported", &error))? {
+    if let Some((image, _)) = found.map_err(|error| engine.lost("look for an image that was imported", &error))? {
         return Ok(image);
     }
     let making = making::alone(cache, &format!("import-{key}"), &format!("an image of {}", on_disk.shown)).await?;
     if making.waited.is_some() {
         let found = keep::find(engine, cache, (NAME, &key)).await;
-        if let Some(image) = found.map_err(|error| engine.lost("look for an image that was imported", &error))? {
+        if let Some((image, _)) = found.map_err(|error| engine.lost("look for an image that was imported", &error))? {
             return Ok(image);
         }
     }
@@ -49,6 +49,7 @@ pub(crate) async fn import(engine: &Engine, path: &Path, (host, dir): (&HostCont
     imported.map_err(|error| engine.lost(&attempt, &error))?;
     keep::note_use(cache, &key);
     drop(making);
+    keep::prune(engine, cache).await;
     Ok(format!("{NAME}:{key}"))
 }
 

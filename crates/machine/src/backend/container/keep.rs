@@ -33,8 +33,8 @@ const COMMIT_LIMIT: Duration = Duration::from_secs(600);
 /// What is known of one set-up.
 #[derive(Clone, Debug)]
 pub(crate) enum Kept {
-    /// The image that it was committed as.
-    Image(String),
+    /// The image that it was committed as, by its name, and by what its engine knows it by, which is the name where that did not say.
+    Image { name: String, id: String },
     /// Why it is not kept.
     Not(String),
 }
@@ -61,36 +61,45 @@ pub(crate) fn key(image: &str, set_up: &[u8; 32], like: &str) -> String {
     HEXLOWER.encode(&hasher.finalize().as_bytes()[..16])
 }
 
-/// The image of this name with this key, if there is one from this run or an earlier one.
+/// The image of this name with this key, by both, and by its number, if there is one from this run or an earlier one.
 pub(crate) async fn find(
     engine: &Engine,
     cache: &Path,
     (name, key): (&str, &str),
-) -> Result<Option<String>, EngineError> {
+) -> Result<Option<(String, String)>, EngineError> {
     let image = format!("{name}:{key}");
     match engine.ask(words(["image", "inspect", "--format", "{{.Id}}", &image]), ASK_LIMIT).await {
-        Ok(_) => {
+        Ok(end) => {
             note_use(cache, key);
-            Ok(Some(image))
+            let id = id(&end.stdout).unwrap_or_else(|| image.clone());
+            Ok(Some((image, id)))
         }
         Err(EngineError::Refused(end)) if says_missing(&end.stderr) => Ok(None),
         Err(error) => Err(error),
     }
 }
 
-/// Commits a container as the image with this key.
+/// What an engine says of an image's number.
+fn id(said: &[u8]) -> Option<String> {
+    let said = std::str::from_utf8(said).ok()?.trim();
+    let digits = said.strip_prefix("sha256:").unwrap_or(said);
+    (digits.len() >= 12 && digits.bytes().all(|byte| byte.is_ascii_hexdigit())).then(|| said.to_owned())
+}
+
+/// Commits a container as the image with this key; gives its name and its number.
 pub(crate) async fn commit(
     engine: &Engine,
     cache: &Path,
     (container, key, title): (&str, &str, &str),
-) -> Result<String, EngineError> {
+) -> Result<(String, String), EngineError> {
     let image = format!("{NAME}:{key}");
     let mut arguments: Vec<OsString> = words(["commit"]);
     arguments.extend(labels(cache, title));
     arguments.extend(words([container, &image]));
-    engine.ask_to_finish(arguments, COMMIT_LIMIT).await?;
+    let end = engine.ask_to_finish(arguments, COMMIT_LIMIT).await?;
     note_use(cache, key);
-    Ok(image)
+    let id = id(&end.stdout).unwrap_or_else(|| image.clone());
+    Ok((image, id))
 }
 
 /// Arguments that give an image the labels of those that go by themselves.
@@ -117,6 +126,53 @@ pub(crate) async fn prune(engine: &Engine, cache: &Path) {
             drop(fs::remove_file(used(cache, tag.trim())));
         }
     }
+}
+
+/// An image of Belljar's that an engine keeps for containers to come: one with a set-up, or one that was imported.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptImage {
+    /// What the engine knows it by.
+    id: String,
+    /// Its name, with a tag.
+    pub name: String,
+    /// How large it is, in the engine's words.
+    pub size: String,
+    /// When it was used last, if that is known.
+    pub used: Option<SystemTime>,
+}
+
+/// The images of this cache, if there is a sign of any: without one no engine is asked.
+pub(crate) fn may_be_there(cache: &Path) -> bool {
+    fs::read_dir(cache.join(USED)).is_ok_and(|mut notes| notes.next().is_some())
+}
+
+/// The images of this cache.
+pub(crate) async fn kept(engine: &Engine, cache: &Path) -> Result<Vec<KeptImage>, EngineError> {
+    let filter = format!("label={CACHE}={}", cache.display());
+    let list = words(["images", "--filter", &filter, "--format", "{{.ID}} {{.Repository}}:{{.Tag}} {{.Size}}"]);
+    let listed = engine.ask(list, ASK_LIMIT).await?;
+    let listed = super::call::clean(&listed.stdout);
+    let image = |line: &str| {
+        let mut words = line.splitn(3, ' ');
+        let (id, name, size) = (id(words.next()?.as_bytes())?, words.next()?, words.next()?);
+        let tag = name.rsplit_once(':')?.1;
+        let used = fs::metadata(used(cache, tag)).and_then(|note| note.modified()).ok();
+        Some(KeptImage { id, name: name.to_owned(), size: size.to_owned(), used })
+    };
+    Ok(listed.lines().filter_map(image).collect())
+}
+
+/// Removes these images, but those in use.
+pub(crate) async fn remove(engine: &Engine, cache: &Path, images: Vec<KeptImage>) -> Vec<KeptImage> {
+    let mut removed = Vec::new();
+    for image in images {
+        if engine.ask(words(["rmi", &image.id]), ASK_LIMIT).await.is_ok() {
+            let tag = image.name.rsplit_once(':').map(|(_, tag)| tag).unwrap_or_default();
+            drop(fs::remove_file(used(cache, tag)));
+            removed.push(image);
+        }
+    }
+    removed
 }
 
 fn used(cache: &Path, key: &str) -> PathBuf {
@@ -148,6 +204,16 @@ mod tests {
             assert_ne!(one, other);
         }
         assert_eq!(one, key("image", &[1; 32], ""));
+    }
+
+    #[test]
+    fn a_number_is_told_from_other_words() {
+        let number = "0123456789abcdef0123456789abcdef";
+        assert_eq!(id(format!("{number}\n").as_bytes()).as_deref(), Some(number));
+        assert_eq!(id(format!("sha256:{number}").as_bytes()), Some(format!("sha256:{number}")));
+        for other in ["", "0123", "Untagged: x", "--rm0123456789ab", "[{}]"] {
+            assert!(id(other.as_bytes()).is_none(), "{other}");
+        }
     }
 
     #[test]

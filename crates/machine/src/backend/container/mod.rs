@@ -30,9 +30,9 @@ mod systemd;
 
 use std::{cell::RefCell, collections::BTreeSet, fmt, path::Path, rc::Rc, sync::Arc};
 
-use belljar_guest_spec::{GuestSpec, Hardware, Need, Source};
+use belljar_guest_spec::{GuestSpec, Hardware, ImageRef, Need, PullPolicy, Source};
 
-pub use self::{call::end_calls, claim::sweep};
+pub use self::{call::end_calls, claim::sweep, keep::KeptImage};
 use self::{
     claim::Claim,
     engine::{Engine, EngineKind},
@@ -43,7 +43,7 @@ use self::{
     prepared::PreparedContainer,
 };
 use super::{Backend, Footprint, GuestFiles, PrepareRequest, PreparedGuest};
-use crate::{Lost, guest::Answer, host::HostContext, plan::CONTROL_DIR};
+use crate::{Cause, Lost, guest::Answer, host::HostContext, plan::CONTROL_DIR};
 
 /// Bytes of memory that an engine's program, and what watches a container, need beside the container's.
 const OVERHEAD: u64 = 48 << 20;
@@ -101,6 +101,22 @@ impl ContainerBackend {
         }
         Ok(said)
     }
+}
+
+/// Images that the engine keeps for this cache's containers: `removes` has all of them removed that are not in use, and gives those. No engine is asked where there is no
+/// sign of any.
+///
+/// # Errors
+/// Why the engine cannot be asked, for a person.
+pub async fn kept_images(host: HostContext, removes: bool) -> Result<Vec<KeptImage>, String> {
+    let cache = host.cache_dir.clone();
+    if !keep::may_be_there(&cache) {
+        return Ok(Vec::new());
+    }
+    let engine = find::find(&host).await.map_err(|NoEngine(why)| why)?;
+    let kept = keep::kept(&engine, &cache).await;
+    let kept = kept.map_err(|error| engine.lost("tell of its images", &error).to_string())?;
+    Ok(if removes { keep::remove(&engine, &cache, kept).await } else { kept })
 }
 
 impl Shared {
@@ -179,9 +195,16 @@ impl Backend for ContainerBackend {
         Box::pin(async { self.0.engine().await.map(|_| None) })
     }
 
-    fn obstacles(&self, _: &GuestSpec) -> Vec<String> {
+    fn obstacles(&self, spec: &GuestSpec) -> Vec<String> {
         // Whether one works is found out when it is needed: that takes seconds the first time.
-        self.0.engines.obstacles()
+        let found = self.0.engines.obstacles();
+        let Some(source) = spec.source.container().filter(|_| found.is_empty()) else { return found };
+        let missing = match &source.image {
+            ImageRef::Path(path) => (!path.exists()).then(|| format!("there is no image {}", path.display())),
+            ImageRef::Engine(name) if source.pull == PullPolicy::Never => lacks_image(&self.0.host, name),
+            ImageRef::Engine(_) => None,
+        };
+        missing.into_iter().collect()
     }
 
     fn prepare(&self, request: PrepareRequest) -> Answer<'_, Box<dyn PreparedGuest>> {
@@ -190,6 +213,20 @@ impl Backend for ContainerBackend {
             Ok(Box::new(prepared) as Box<dyn PreparedGuest>)
         })
     }
+}
+
+/// Why there is no image of this name, by an engine that is known to work; none where there is one, or nobody is known to ask.
+fn lacks_image(host: &HostContext, name: &str) -> Option<String> {
+    let (host, name) = (host.clone(), name.to_owned());
+    // Who asks may be in a runtime already, in which none can be begun.
+    let asked = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
+        let engine = find::remembered(&host)?;
+        let looked = runtime.block_on(image::look(&engine, &name, PullPolicy::Never));
+        let Err(Lost { cause: Cause::Description(why), .. }) = looked else { return None };
+        Some(why)
+    });
+    asked.join().ok().flatten()
 }
 
 /// A file for a person, in a guest's directory; without it a run is as good.

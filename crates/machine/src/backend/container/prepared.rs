@@ -43,6 +43,7 @@ use crate::{
     Cause, Lost,
     backend::{ByHand, Layer, LeaseRequest, PrepareRequest, PreparedGuest},
     bounds::Gauge,
+    command::GuestCommand,
     conceal::Covers,
     for_people,
     guest::{Answer, Ending, Guest, Observe},
@@ -126,6 +127,12 @@ impl PreparedContainer {
         if !hardware.disks.is_empty() {
             let said = "a container has no disks of its own; leave them out, or take a machine";
             return Err(Lost::from(Cause::Description(said.to_owned())).lasting());
+        }
+        if let Some(at) = share.workspace.as_ref().map(|w| &w.mount_at).filter(|at| at.contains([':', '\n', '\\'])) {
+            let said = format!(
+                "an engine cannot be told to mount the workspace at {at:?}, for the path has a colon or the like; name another with mount-at"
+            );
+            return Err(Lost::from(Cause::Description(said)).lasting());
         }
         let engine = shared.engine().await?.clone();
         let image = match &source.image {
@@ -296,9 +303,9 @@ impl PreparedContainer {
         observe(EventKind::Phase { phase: Phase::Boot });
         let Some(mut layer) = layer else { return self.start_one(&self.image.id, &share, (&dir, &dir), observe).await };
         match self.kept(&mut layer, &share, &dir, observe).await? {
-            Kept::Image(image) => {
-                told(observe, &image, format!("the container is of {}, {}", self.source.image, layer.title));
-                self.start_one(&image, &share, (&dir, &dir), observe).await
+            Kept::Image { name, id } => {
+                told(observe, &name, format!("the container is of {}, {}", self.source.image, layer.title));
+                self.start_one(&id, &share, (&dir, &dir), observe).await
             }
             Kept::Not(why) => {
                 told(observe, "run", format!("it is not kept: {why}"));
@@ -328,7 +335,7 @@ impl PreparedContainer {
         let cache = &self.shared.host.cache_dir;
         let found = keep::find(&self.engine, cache, (keep::NAME, &key)).await;
         let kept = match found.map_err(|error| self.engine.lost("look for an image with a set-up", &error))? {
-            Some(image) => Kept::Image(image),
+            Some((name, id)) => Kept::Image { name, id },
             None => self.make_kept(layer, share, (dir, &key), observe).await?,
         };
         *known = Some(kept.clone());
@@ -360,7 +367,7 @@ impl PreparedContainer {
                 let committed =
                     keep::commit(&self.engine, &self.shared.host.cache_dir, (guest.name(), key, title)).await;
                 match committed {
-                    Ok(image) => Kept::Image(image),
+                    Ok((name, id)) => Kept::Image { name, id },
                     Err(error) => Kept::Not(format!("{} cannot commit it: {}", self.engine.name(), error.what())),
                 }
             }
@@ -484,7 +491,10 @@ impl PreparedContainer {
         .join("\0");
         let mut seen = self.shared.seen.0.lock().await;
         let memory = Memory::new(&self.shared.host.cache_dir);
-        let places = match seen.get(&question).cloned().or_else(|| memory.recall("places", &question)) {
+        // A name may stand for another image tomorrow.
+        let is_lasting = !container.image.contains(':') || container.image.starts_with("sha256:");
+        let remembered = || is_lasting.then(|| memory.recall("places", &question)).flatten();
+        let places = match seen.get(&question).cloned().or_else(remembered) {
             Some(places) => places,
             None => {
                 let mut looking = container.clone();
@@ -492,7 +502,9 @@ impl PreparedContainer {
                 looking.binds.retain(|bind| bind.to == OWN_PATH);
                 looking.systemd = false;
                 let places = self.looked(&looking, &paths, dir).await?;
-                memory.keep("places", &question, &places);
+                if is_lasting {
+                    memory.keep("places", &question, &places);
+                }
                 places
             }
         };
@@ -703,7 +715,7 @@ impl PreparedGuest for PreparedContainer {
         &self.choices
     }
 
-    fn by_hand(&self) -> Result<ByHand, Lost> {
+    fn by_hand(&self, command: Option<&GuestCommand>) -> Result<ByHand, Lost> {
         let mut container = self
             .container(&self.share, &self.dir, String::new(), None)
             .map_err(|error| not_made("describe the container", &error))?;
@@ -712,7 +724,13 @@ impl PreparedGuest for PreparedContainer {
         {
             bind.to.clone_from(&workspace.mount_at);
         }
-        Ok(ByHand { commands: command_line(&self.engine, &container.by_hand(&self.engine)), needs_dir: false })
+        let command = command.map(|command| GuestCommand {
+            user: command.user.clone().or_else(|| self.image.user.clone()),
+            cwd: command.cwd.clone().or_else(|| self.image.working_dir.clone().map(String::into_bytes)),
+            ..command.clone()
+        });
+        let by_hand = container.by_hand(&self.engine, command.as_ref());
+        Ok(ByHand { commands: command_line(&self.engine, &by_hand), needs_dir: false })
     }
 
     fn lease<'a, 'l: 'a>(&'a self, request: LeaseRequest<'l>, observe: Observe<'a>) -> Answer<'a, Box<dyn Guest>> {
