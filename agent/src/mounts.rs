@@ -49,6 +49,9 @@ pub(crate) fn overlay(lower: &str, scratch: &str, target: &str) -> Result<(), (S
     mounted.map_err(|errno| (format!("mount overlay on {target}"), errno))
 }
 
+/// How many links one after another are followed to a directory that is to be made.
+const MOST_LINKS: u32 = 8;
+
 /// Makes a directory and those above it. On a read-only file system an empty directory above gets a small file system in memory;
 /// so does `/run`, which is in memory on a system that is up, and hides nothing there that lasts.
 pub(crate) fn make_directory(path: &str) -> Result<(), String> {
@@ -71,11 +74,23 @@ pub(crate) fn make_directory(path: &str) -> Result<(), String> {
 }
 
 fn make_all(path: &str) -> Result<(), (String, Errno)> {
+    make_through(path, MOST_LINKS)
+}
+
+/// The same, and what links in the path lead to, where that is not there: systems whose root is an image have such links, to what their init would
+/// make at the boot (`/mnt`, which is `/var/mnt`).
+fn make_through(path: &str, links: u32) -> Result<(), (String, Errno)> {
     let mut so_far = String::new();
     for name in path.split('/').filter(|name| !name.is_empty()) {
         so_far.push('/');
         so_far.push_str(name);
         match rustix::fs::mkdir(&so_far, Mode::from_raw_mode(0o755)) {
+            Err(Errno::EXIST)
+                if links > 0
+                    && let Some(to) = dangling(&so_far) =>
+            {
+                make_through(&to, links - 1)?;
+            }
             Ok(()) | Err(Errno::EXIST) => {}
             // Read-only: fine where it is there.
             Err(_) if Path::new(&so_far).is_dir() => {}
@@ -83,6 +98,15 @@ fn make_all(path: &str) -> Result<(), (String, Errno)> {
         }
     }
     Ok(())
+}
+
+/// Where a link leads at whose end there is nothing.
+fn dangling(path: &str) -> Option<String> {
+    let is_nowhere = fs::metadata(path).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound);
+    let to = fs::read_link(path).ok().filter(|_| is_nowhere)?;
+    let to = to.to_str()?;
+    let above = path.rsplit_once('/').map_or("", |(above, _)| above);
+    Some(if to.starts_with('/') { to.to_owned() } else { format!("{above}/{to}") })
 }
 
 /// The nearest directory above that exists.
@@ -105,4 +129,30 @@ pub(crate) fn terminals() {
 /// Makes a symbolic link where nothing is.
 pub(crate) fn link(target: &str, at: &str) {
     let _ = rustix::fs::symlinkat(target, CWD, at);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_made_where_links_lead_to_nothing() {
+        let dir = std::env::temp_dir().join(format!("belljar-mounts-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir_all(dir.join("there")).unwrap();
+        let at = |name: &str| dir.join(name).to_str().unwrap().to_owned();
+        let link = |to: &str, name: &str| std::os::unix::fs::symlink(to, dir.join(name)).unwrap();
+        link("var/mnt", "relative");
+        link(&at("absolute/of"), "second");
+        link("second", "first");
+        link("there", "fine");
+        link("loop", "loop");
+        for name in ["relative/a", "first/b/c", "fine/d", "plain/e"] {
+            make_directory(&at(name)).unwrap();
+            assert!(dir.join(name).is_dir(), "{name}");
+        }
+        assert!(dir.join("var/mnt/a").is_dir() && dir.join("absolute/of/b/c").is_dir() && dir.join("there/d").is_dir());
+        assert!(make_directory(&at("loop/f")).is_err());
+        fs::remove_dir_all(dir).unwrap();
+    }
 }

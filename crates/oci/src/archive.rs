@@ -9,7 +9,7 @@ use std::{
 };
 
 use data_encoding::BASE64;
-use tar::{EntryType, Header, PaxExtensions};
+use tar::{EntryType, Header};
 
 use crate::{
     limits::{Exceeded, MAX_HEADERS},
@@ -167,8 +167,11 @@ impl<R: Read> Reader<R> {
             }
             let of_pax = std::mem::take(&mut told.sparse);
             told.name = of_pax.name.clone().or(told.name);
-            let mut entry = told.entry(&header, size).map_err(|(name, what)| LayerError::Entry { name, what })?;
-            self.begin(entry.size);
+            // Some archives give a hard link the size of its file, and no data.
+            let has_data = matches!(kind, EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse);
+            let stored = if has_data { told.size.unwrap_or(size) } else { 0 };
+            let mut entry = told.entry(&header, stored).map_err(|(name, what)| LayerError::Entry { name, what })?;
+            self.begin(stored);
             if entry.kind == Kind::File && (of_pax.any || kind == EntryType::GNUSparse) {
                 self.find_map(&header, of_pax, &mut entry)?;
             }
@@ -208,7 +211,7 @@ impl<R: Read> Reader<R> {
 
     /// Goes to the end of what the entry before has.
     fn skip(&mut self) -> Result<(), LayerError> {
-        let rest = self.left + self.padding;
+        let rest = self.left.checked_add(self.padding).ok_or(LayerError::Cut)?;
         (self.left, self.padding) = (0, 0);
         let skipped = io::copy(&mut self.inner.by_ref().take(rest), &mut io::sink()).map_err(broken)?;
         self.at += skipped;
@@ -246,9 +249,9 @@ impl<R: Read> Reader<R> {
 impl<R: Read + io::Seek> Reader<io::BufReader<R>> {
     /// Goes to the next entry without reading what is between. Where that is not there, the next entry is not, either.
     pub(crate) fn jump(&mut self) -> Result<(), LayerError> {
-        let rest = self.left + self.padding;
+        let rest = self.left.checked_add(self.padding).ok_or(LayerError::Cut)?;
         (self.left, self.padding) = (0, 0);
-        self.at += rest;
+        self.at = self.at.checked_add(rest).ok_or(LayerError::Cut)?;
         let rest = i64::try_from(rest).map_err(|_| LayerError::Cut)?;
         self.inner.seek_relative(rest).map_err(broken)
     }
@@ -308,13 +311,42 @@ fn until_nul(mut text: Vec<u8>) -> Vec<u8> {
     text
 }
 
+/// The records of a `pax` header, `LENGTH KEY=VALUE` and a newline each (pax(1)). A value may be of any bytes, newlines among them: those of a
+/// capability or an ACL are.
+struct PaxRecords<'a>(&'a [u8]);
+
+impl<'a> PaxRecords<'a> {
+    fn record(&mut self) -> Option<(&'a [u8], &'a [u8])> {
+        let space = self.0.iter().take(20).position(|&byte| byte == b' ')?;
+        let length: usize = std::str::from_utf8(&self.0[..space]).ok()?.parse().ok()?;
+        let (record, rest) = self.0.split_at_checked(length)?;
+        let body = record.get(space + 1..)?.strip_suffix(b"\n")?;
+        let equals = body.iter().position(|&byte| byte == b'=')?;
+        self.0 = rest;
+        Some((&body[..equals], &body[equals + 1..]))
+    }
+}
+
+impl<'a> Iterator for PaxRecords<'a> {
+    type Item = Result<(&'a [u8], &'a [u8]), String>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let record = self.record().ok_or_else(|| "its pax header is malformed".to_owned());
+        if record.is_err() {
+            self.0 = &[];
+        }
+        Some(record)
+    }
+}
+
 impl Told {
     /// Hears a `pax` header.
     fn hear(&mut self, text: &[u8]) -> Result<(), String> {
-        for extension in PaxExtensions::new(text) {
-            let extension = extension.map_err(|error| error.to_string())?;
-            let key = extension.key_bytes();
-            let value = extension.value_bytes();
+        for record in PaxRecords(text) {
+            let (key, value) = record?;
             let number = || std::str::from_utf8(value).ok().and_then(|text| text.parse::<u64>().ok());
             let wanted = |number: Option<u64>| {
                 number.map(Some).ok_or_else(|| format!("{:?} is no number: {:?}", shown(key), shown(value)))
@@ -344,7 +376,7 @@ impl Told {
     }
 
     /// The entry of which all this was told.
-    fn entry(self, header: &Header, size: u64) -> Result<Entry, (String, String)> {
+    fn entry(self, header: &Header, stored: u64) -> Result<Entry, (String, String)> {
         let path = self.name.unwrap_or_else(|| header.path_bytes().into_owned());
         let name = shown(&path);
         let wrong = |what: &str| (name.clone(), what.to_owned());
@@ -388,8 +420,8 @@ impl Told {
         let owner = (number(self.owner.0, user, "owner")?, number(self.owner.1, group, "group")?);
         let mtime =
             self.mtime.unwrap_or_else(|| (header.mtime().ok().and_then(|t| i64::try_from(t).ok()).unwrap_or(0), 0));
-        // Some archives give a hard link the size of its file, and no data.
-        let size = if kind == Kind::File { self.size.unwrap_or(size) } else { 0 };
+        // What is a file by its kind and a directory by its name has nothing of what may follow.
+        let size = if kind == Kind::File { stored } else { 0 };
         Ok(Entry { path, kind, mode: mode as u16, owner, mtime, size, attributes: self.attributes })
     }
 }

@@ -744,7 +744,7 @@ impl Place<'_> {
         };
         let is_image = |one: &Descriptor| {
             !one.annotations.contains_key("vnd.docker.reference.type")
-                && one.platform.as_ref().is_none_or(|p| p.os != "unknown")
+                && one.platform.as_ref().is_none_or(|p| matches!(p.os.as_str(), "linux" | ""))
         };
         let images: Vec<Descriptor> = all.into_iter().filter(is_image).collect();
         let names: Vec<String> = images.iter().take(20).map(shown_one).collect();
@@ -760,6 +760,13 @@ impl Place<'_> {
             if left.iter().all(|one| one.digest == first) {
                 left.truncate(1);
             }
+        }
+        let fits_none = |one: &Descriptor| one.platform.as_ref().is_some_and(|p| p.architecture != architecture);
+        if left.len() > 1 && left.iter().all(fits_none) {
+            let mend = format!(
+                "none of them is for {architecture}, and which of the others is meant is not said; copy that one alone (skopeo copy --override-arch ARCH)"
+            );
+            return Err(ImageError::Choice { path: self.path.to_owned(), names, mend });
         }
         match (left.pop(), left.is_empty()) {
             (Some(one), true) => Ok(one),

@@ -9,6 +9,8 @@ use std::{
     process::Command,
 };
 
+mod hostile;
+
 use proptest::prelude::*;
 use serde_json::json;
 use sha2::Sha256;
@@ -536,9 +538,15 @@ fn a_directory_is_read_as_its_archive_is() {
     let root = dir.path().join("root");
     root_directory(&root);
     let _socket = std::os::unix::net::UnixListener::bind(root.join("socket")).unwrap();
+    // Not every file system of a temporary directory takes one.
+    let told =
+        rustix::fs::setxattr(root.join("etc"), "user.told", b"of the directory", rustix::fs::XattrFlags::empty());
     let facts = write(&root, &dir.path().join("of-dir")).unwrap();
     assert_eq!(facts.passed_over, ["socket (a socket)"]);
     assert!(facts.shell);
+    let bytes = fs::read(dir.path().join("of-dir")).unwrap();
+    let is_kept = bytes.windows(20).any(|window| window == b"toldof the directory");
+    assert_eq!(is_kept, told.is_ok(), "{told:?}");
     fs::remove_file(root.join("socket")).unwrap();
     let tar = dir.path().join("root.tar");
     assert!(Command::new("tar").arg("-C").arg(&root).arg("-cf").arg(&tar).arg(".").status().unwrap().success());

@@ -228,3 +228,25 @@ test_directory() {
     as_nobody -w none --rootfs "container:../box" --access initrd -- sh -c 'id -u; cat /proc/1/comm'
     want_code 0; want_out 1000 init
 }
+
+# Roots of odd shapes: links in the places that a guest uses, and hardly anything there.
+test_odd_roots() {
+    make_root
+    mkdir -p image/usr image/var
+    mv image/bin image/usr/bin; mv image/etc image/usr/etc
+    ln -s usr/bin image/bin; ln -s usr/etc image/etc; ln -s usr/lib image/lib
+    ln -s var/mnt image/mnt; ln -s /nowhere/proc image/proc; ln -s var/dev image/dev; ln -s ../../tmp image/tmp; ln -s var/run image/run; echo file >image/sys
+    tar -C image --numeric-owner --owner=0 --group=0 -cf odd.tar .
+    bj --rootfs "container:$PWD/odd.tar" -- sh -c 'pwd; touch here; for at in proc dev sys run tmp; do [ -d /$at ] && [ ! -L /$at ] && echo $at; done; for at in mnt etc lib; do readlink /$at; done; ls -d /lib/modules/*; grep -c bob /etc/passwd'
+    want_code 0
+    want_line '^/var/mnt/hostos$'; want_line '^var/mnt$'; want_line '^usr/etc$'; want_line '^usr/lib$'; want_line '^/lib/modules/'; want_line '^1$'
+    for at in proc dev sys run tmp; do want_line "^$at$"; done
+    [ -e ws/here ] || fail 'the workspace is not there'
+    bj --rootfs "container:$PWD/odd.tar" --user bob -- id -u
+    want_code 0; want_out 1000
+    # A program, and nothing else.
+    rm -rf bare; mkdir -p bare/bin; cp "$(command -v busybox)" bare/bin/busybox
+    tar -C bare -cf bare.tar .
+    bj --rootfs "container:$PWD/bare.tar" -- /bin/busybox sh -c 'id -u; [ -d /tmp ] && [ -w /dev/null ] && echo fine'
+    want_code 0; want_out 0 fine
+}
