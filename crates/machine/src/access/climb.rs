@@ -183,7 +183,8 @@ impl Climber<'_> {
                 Err(overdue) => {
                     // A menu that waits for ever explains it better than the clock does.
                     let stays = sight::boot_menu(&line, &self.console.tail(SCREEN), self.console.is_full_screen());
-                    return Err(match self.menu.take().filter(|_| self.menus_answered == 0 || stays.is_some()) {
+                    let is_left = self.menus_answered > 0 || sight::menu_is_left(&self.console.tail(TAIL));
+                    return Err(match self.menu.take().filter(|_| !is_left || stays.is_some()) {
                         Some(alarm) => AccessError::Stuck { alarm, tail: self.console.tail(TAIL) },
                         None if self.console.is_full_screen() => AccessError::NoShell {
                             line: "a full-screen program, such as an installer".to_owned(),

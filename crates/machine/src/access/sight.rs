@@ -139,6 +139,12 @@ pub(super) fn boot_menu(line: &str, tail: &[String], full_screen: bool) -> Optio
         .then_some("a menu that the UEFI firmware has started")
 }
 
+/// Whether these lines show that a boot loader has chosen by itself what it starts.
+pub(super) fn menu_is_left(tail: &[String]) -> bool {
+    const LEAVES: [&str; 3] = ["Booting `", "Loading Linux ", "Loading initial ramdisk"];
+    tail.iter().any(|line| LEAVES.iter().any(|sign| line.contains(sign)))
+}
+
 /// Where the kernel's time stamp begins.
 fn kernel_stamp(line: &str) -> Option<usize> {
     line.match_indices('[').map(|(at, _)| at).find(|at| {

@@ -1,8 +1,8 @@
 //! A unit for the guest's systemd, which takes it from outside: as credentials (systemd's CREDENTIALS document) in SMBIOS strings of type 11.
 //!
 //! The guest boots as it does without, from its own boot loader, and nobody has to log in. systemd 256 and later have a credential for a whole
-//! unit (`systemd.extra-unit.*` in systemd-debug-generator(8)); 252 and later take lines for systemd-tmpfiles(8), which puts the unit and a rule
-//! for udev where both look, and has the kernel tell of its disks once more. An older systemd, and whatever is not systemd, knows of neither.
+//! unit (`systemd.extra-unit.*` in systemd-debug-generator(8)); 252 and later take lines for systemd-tmpfiles(8), which puts the unit and a rule for
+//! udev where both look, before udev is there. An older systemd, and whatever is not systemd, knows of neither.
 
 use belljar_guest_spec::{Access, BootSource};
 use data_encoding::BASE64;
@@ -39,6 +39,12 @@ pub const OLDEST_SYSTEMD: u32 = 252;
 /// The name of the unit, which the guest's `systemctl` shows.
 pub(super) const UNIT: &str = "belljar-agent.service";
 
+/// A link to `/run` for as long as the guest's devices are set up.
+const LINK: &str = "/dev/.belljar";
+
+/// What makes the link; where both are there, the second makes it again.
+const TMPFILES: &str = "systemd-tmpfiles-setup-dev-early.service systemd-tmpfiles-setup-dev.service";
+
 /// How long the port, or the disk, may take to be there, once its driver is. A machine without one costs the guest as long.
 const SECONDS: u32 = 20;
 
@@ -59,24 +65,26 @@ fn attach(config: &mut MachineConfig) {
 /// it, the guest is none the worse: a unit that failed would show in `systemctl is-system-running`.
 pub(super) fn unit(program: ProgramSource) -> String {
     // In a command line of systemd's a dollar is written twice (systemd.service(5)).
-    let script = enter::fetch(program, "serve", SECONDS).replace('$', "$$");
+    let script = format!("rm -f {LINK}; {}", enter::fetch(program, "serve", SECONDS)).replace('$', "$$");
     format!(
-        "[Unit]\nDescription=Belljar's agent\nDefaultDependencies=no\nIgnoreOnIsolate=yes\nConditionPathExists=!/etc/initrd-release\n\
+        "[Unit]\nDescription=Belljar's agent\nDefaultDependencies=no\nAfter={TMPFILES}\nIgnoreOnIsolate=yes\nConditionPathExists=!/etc/initrd-release\n\
          [Service]\nType=oneshot\nRemainAfterExit=yes\nKillMode=process\nStandardOutput=null\nStandardError=null\n\
          Environment=HOME=/root USER=root LOGNAME=root SHELL=/bin/sh\n\
          ExecStart=-/bin/sh -c '{script}'\n"
     )
 }
 
-/// Lines for systemd-tmpfiles. What udev is told of after them makes systemd want the unit: of a new file alone it would not know.
+/// Lines for systemd-tmpfiles, which put the unit, and a rule for udev by which systemd wants it, where both look. They have to be there before udev
+/// is: it looks for new rules every three seconds at most, so that what it is told of later may well meet the old ones, and nothing else would
+/// come. Before udev only `/dev` is set up (systemd-tmpfiles-setup-dev.service, in which lines for `/dev` count): from there a link leads to `/run`.
 fn tmpfiles(unit: &str) -> String {
     // Escapes of C's are undone in the argument, and a per cent sign begins a specifier (tmpfiles.d(5)).
     let text = unit.replace('\\', "\\\\").replace('\n', "\\n").replace('%', "%%");
     let rule = format!("SUBSYSTEM==\"block|net|tty\", TAG+=\"systemd\", ENV{{SYSTEMD_WANTS}}+=\"{UNIT}\"");
     format!(
-        "f /run/systemd/system/{UNIT} 0644 root root - {text}\n\
-         f /run/udev/rules.d/99-belljar.rules 0644 root root - {rule}\n\
-         w /sys/class/block/*/uevent - - - - change\n"
+        "L {LINK} - - - - /run\n\
+         f {LINK}/systemd/system/{UNIT} 0644 root root - {text}\n\
+         f {LINK}/udev/rules.d/99-belljar.rules 0644 root root - {rule}\n"
     )
 }
 
@@ -100,7 +108,7 @@ mod tests {
         insta::assert_snapshot!(decoded.iter().map(|(name, value)| format!("--- {name}\n{value}")).collect::<String>());
         let lines: Vec<&str> = decoded[2].1.lines().collect();
         assert_eq!(lines.len(), 3, "a line that is broken is none of tmpfiles'");
-        let escaped = lines[0].split_once(" - ").unwrap().1;
+        let escaped = lines[1].split_once(" root root - ").unwrap().1;
         assert_eq!(escaped.replace("\\n", "\n"), decoded[0].1);
         assert!(!decoded[0].1.contains(['%', '\\']), "neither systemd nor tmpfiles may read anything into it");
         assert!(config.smbios.iter().all(|string| string.len() < 2048));

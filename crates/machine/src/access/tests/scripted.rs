@@ -475,6 +475,20 @@ async fn a_boot_menu_that_stays_is_named() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_boot_menu_that_went_on_by_itself_is_not_blamed_for_the_silence_after_it() {
+    let (result, _) = against(quick(), 120, |mut g| async move {
+        g.echo = false;
+        g.say("\x1b[2J\x1b[1;1H                 GNU GRUB  version 2.06\x1b[4;4H*Debian GNU/Linux\x1b[20;1H").await;
+        g.say("The highlighted entry will be executed automatically in 0s.").await;
+        g.say("\x1b[2J\x1b[1;1H  Booting `Debian GNU/Linux'\r\n\r\n").await;
+        while g.byte().await.is_some() {}
+    })
+    .await;
+    let e = error(result);
+    assert!(matches!(e, AccessError::Expect(_)), "{e}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_installer_is_left_alone_and_named() {
     let (result, _) = against(quick(), 120, |mut g| async move {
         g.say("\x1b[2J\x1b[4;4H Choose language\x1b[6;8HEnglish\x1b[20;4H<Go Back>\x1b[24;1H<Tab> moves").await;
