@@ -72,8 +72,9 @@ pub(crate) fn start_quiesce(
 ) -> Result<Job, Errno> {
     Job::start(Kind::Quiesce, Some(SYNC_LIMIT), || {
         let mut left = Vec::new();
-        let shares = old.iter().rev().map(|mount| (mount.path.as_str(), true));
-        for (path, is_share) in wanted.unmount.iter().map(|path| (path.as_str(), false)).chain(shares) {
+        let shares = old.iter().rev().flat_map(share::places).map(|path| (path, true));
+        for (path, is_share) in wanted.unmount.iter().map(|path| (path.clone(), false)).chain(shares) {
+            let path = path.as_str();
             if rustix::mount::unmount(path, UnmountFlags::empty()) == Err(Errno::BUSY) {
                 let holder = if is_share { holder(path) } else { None };
                 left.extend(holder.map(|holder| format!("{path}, held by {holder}")));

@@ -150,6 +150,20 @@ fn make_place(share: &Mount) -> Result<(), MountFault> {
     make_directory(path).map_err(failed)
 }
 
+/// Where a share is mounted, what covers another first.
+pub(crate) fn places(share: &Mount) -> Vec<String> {
+    let mut places = vec![share.path.clone()];
+    if share.mode == MountMode::CopyOnWrite {
+        places.extend(parts(share));
+    }
+    places
+}
+
+/// Where the two parts of a share with a layer over it are: the share itself, and the layer.
+fn parts(share: &Mount) -> [String; 2] {
+    ["lower", "cow"].map(|part| format!("{PARTS}/{part}/{}", share.name))
+}
+
 /// Mounts one share as the host asked.
 fn mount(share: &Mount, source: &Source) -> Result<(), MountFault> {
     let failed = |detail| MountFault::Failed { detail };
@@ -159,7 +173,7 @@ fn mount(share: &Mount, source: &Source) -> Result<(), MountFault> {
         MountMode::ReadWrite => attach_or_load(share, source, path, Use::Exchange),
         MountMode::ReadOnly => attach_or_load(share, source, path, Use::Reading),
         MountMode::CopyOnWrite => {
-            let (lower, scratch) = (format!("{PARTS}/lower/{}", share.name), format!("{PARTS}/cow/{}", share.name));
+            let [lower, scratch] = parts(share);
             for directory in [&lower, &scratch] {
                 make_directory(directory).map_err(failed)?;
             }
