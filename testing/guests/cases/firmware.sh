@@ -90,3 +90,15 @@ test_a_live_cd() {
     want_line '^belljar: firmware: bios' err
     want_line '^belljar: access: credentials' err
 }
+
+# Its disks are told of just before systemd takes what it is given.
+# fixtures: debian-split
+test_a_system_in_several_partitions() {
+    fill_workspace
+    bj -v --image "$(fixture debian-split)" -- sh -c 'cat old/file; grep -c " /usr ext4 ro\| /var ext4 rw" /proc/mounts; ls /dev/.belljar 2>/dev/null; exit 7'
+    want_code 7
+    want_line '^x$'
+    want_line '^2$'
+    want_no_line belljar
+    want_line '^belljar: access: credentials' err
+}
