@@ -82,10 +82,10 @@ fn a_directory_is_a_root_until_anything_in_it_changes() {
     let dir = lab.path("image");
     let go = || run(&lab, "[agent]\nagent\n", &dir).sh("exit 7").go();
     let _socket = std::os::unix::net::UnixListener::bind(dir.join("socket")).expect("socket");
-    go().code(7).complains("made now").complains("passed over in the directory: socket (a socket)");
-    go().code(7).complains("made by an earlier run");
+    go().code(7).complains("as a file system (made now").complains("passed over in the directory: socket (a socket)");
+    go().code(7).complains("as a file system (made by an earlier run");
     fs::write(dir.join("etc/deep/file"), "changed").expect("file");
-    go().code(7).complains("made now");
+    go().code(7).complains("as a file system (made now");
     let no_root = run(&lab, "", &lab.path("workspace")).sh("true").go();
     no_root.code(125).complains("it is a directory that is no OCI layout, and no root either");
 }
@@ -202,7 +202,7 @@ fn an_engine_that_saves_nothing_good_is_told() {
         live.signal(rustix::process::Signal::INT);
         live.end().code(130);
         engine.manner("");
-        run().code(7).complains("made now");
+        run().code(7).complains("as a file system (made now");
     }
 }
 
@@ -228,7 +228,7 @@ fn of_two_runs_one_makes_the_root_and_the_other_waits() {
     fs::write(engine.path("go"), "").expect("file");
     let (second, third) = (second.end_dirty(), third.end());
     let said = [&second.code(7).stderr, &third.code(7).stderr];
-    assert_eq!(said.iter().filter(|said| said.contains("made now")).count(), 1, "{said:?}");
+    assert_eq!(said.iter().filter(|said| said.contains("as a file system (made now")).count(), 1, "{said:?}");
     let waited = said.iter().filter(|said| said.contains("made by another run meanwhile, for which this one waited"));
     assert_eq!(waited.count(), 1, "{said:?}");
     assert_eq!(engine.told("save "), 2, "{}", engine.calls());
