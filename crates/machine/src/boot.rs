@@ -501,7 +501,10 @@ fn with_ways(plan: &Plan, lost: Lost) -> Lost {
     }
     let tried: Vec<_> = plan.rungs.iter().map(|rung| rung.name).collect();
     let others = rungs::LADDER.iter().filter(|rung| rung.agent.is_some() && !rung.is_init);
-    let others: Vec<_> = others.filter(|rung| !tried.contains(&rung.name)).map(|rung| rung.word.word()).collect();
+    let others = others.filter(|other| plan.rungs.iter().all(|tried| tried.word != other.word));
+    let mut others: Vec<_> = others.map(|rung| rung.word.word()).collect();
+    // One word stands for what suits a disk image and for what suits a container's.
+    others.dedup();
     let mut said = format!("ways in that were tried: {}", tried.join(", "));
     said.push_str(&format!("; others, to be asked for with --access: {}", others.join(", ")));
     if plan.login.is_none() && plan.rungs.iter().any(|rung| !rung.rules.is_empty()) {
