@@ -50,12 +50,16 @@ pub(crate) fn begin(init: &str) -> String {
 
 /// What the kernel does not know of its command line it passes on to its init.
 fn become_init(init: &str, which: &str) -> String {
-    let words = std::env::args_os().skip(1).map(OsStringExt::into_vec);
-    let argv = sys::c_strings([init.as_bytes().to_vec()].into_iter().chain(words));
+    become_program(init, &format!(", {which}"), std::env::args_os().skip(1).map(OsStringExt::into_vec))
+}
+
+/// Executes a program with these words in the place of this one. Comes back only with the reason why that cannot be; `more` is said of the program in it.
+pub(crate) fn become_program(program: &str, more: &str, words: impl Iterator<Item = Vec<u8>>) -> String {
+    let argv = sys::c_strings([program.as_bytes().to_vec()].into_iter().chain(words));
     let env = sys::own_environment();
-    let Ok(program) = CString::new(init) else { return format!("{init:?} is no path") };
-    let errno = sys::execve(&program, &Strings::new(&argv), &Strings::new(&env));
-    format!("execute {init}, {which}: {}", text::errno(errno))
+    let Ok(path) = CString::new(program) else { return format!("{program:?} is no path") };
+    let errno = sys::execve(&path, &Strings::new(&argv), &Strings::new(&env));
+    format!("execute {program}{more}: {}", text::errno(errno))
 }
 
 /// As the first process in the root of a container image: starts the agent beside, and becomes the image's own init. Comes back only with the reason why

@@ -1,6 +1,6 @@
 //! The agent as the first process of a container, or beside the image's systemd, which it then has in its place.
 
-use std::ffi::{CString, OsStr};
+use std::ffi::OsStr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -12,8 +12,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::agent::Agent;
 use crate::port::{Kind, Port};
-use crate::sys::{self, Strings};
-use crate::{serve, still, text};
+use crate::{beside, serve, still, sys, text};
 
 /// Where distributions have systemd. Another init that lies at `/sbin/init` is none.
 const SYSTEMD: &[&str] = &["/usr/lib/systemd/systemd", "/lib/systemd/systemd"];
@@ -47,8 +46,8 @@ pub(crate) fn serve(host: &Path, with_systemd: bool) -> i32 {
         }
         Ok(Some(_)) => {
             drop(fd);
-            let why = become_systemd(systemd);
-            text::say(&why);
+            sys::command_signals();
+            text::say(&beside::become_program(systemd, "", std::iter::empty()));
             1
         }
         Err(errno) => {
@@ -95,16 +94,6 @@ fn find_systemd() -> Result<&'static str, String> {
             text::errno(errno)
         )),
     }
-}
-
-/// Comes back only with the reason why that cannot be.
-fn become_systemd(program: &str) -> String {
-    let argv = sys::c_strings([program.as_bytes().to_vec()]);
-    let env = sys::own_environment();
-    let Ok(path) = CString::new(program) else { return format!("{program:?} is no path") };
-    sys::command_signals();
-    let errno = sys::execve(&path, &Strings::new(&argv), &Strings::new(&env));
-    format!("execute {program}: {}", text::errno(errno))
 }
 
 /// `places`: says of each path where it leads in this root, a line each: `link` where the path itself is a link, else `place`; and the real path, as far

@@ -11,6 +11,8 @@ use std::{
     time::Duration,
 };
 
+use crate::proc_stat;
+
 /// How often it is looked whether one stands still.
 pub(crate) const LOOK: Duration = Duration::from_secs(2);
 /// One that is found so in this many looks one after the other stands still: a write that takes a while is none.
@@ -109,11 +111,9 @@ fn standstill(pid: u32) -> Option<Standstill> {
 }
 
 fn of_stat(text: &str) -> Option<Standstill> {
-    // The name is in parentheses and may contain some.
-    let (_, fields) = text.rsplit_once(')')?;
-    match fields.trim_start().chars().next()? {
-        'T' | 't' => Some(Standstill::Stopped),
-        'D' => Some(Standstill::Waits),
+    match proc_stat::behind_name(text)?.next()? {
+        "T" | "t" => Some(Standstill::Stopped),
+        "D" => Some(Standstill::Waits),
         _ => None,
     }
 }

@@ -17,6 +17,14 @@ pub struct GuestCommand {
     pub terminal: Option<Terminal>,
 }
 
+impl GuestCommand {
+    /// These words as root in `/`, with nothing added to the guest's own environment and without a terminal.
+    pub fn of_words<'a>(words: impl IntoIterator<Item = &'a str>) -> Self {
+        let argv = words.into_iter().map(|word| word.as_bytes().to_vec()).collect();
+        Self { argv, env: Vec::new(), cwd: None, user: None, terminal: None }
+    }
+}
+
 /// The terminal of a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Terminal {

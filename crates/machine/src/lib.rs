@@ -33,6 +33,7 @@ mod plan_shares;
 mod plan_source;
 mod plan_template;
 mod plug;
+mod proc_stat;
 pub mod qemu;
 mod replaced;
 pub mod running;

@@ -77,13 +77,7 @@ async fn ask<'a>(
     cancel: &mut Cancel,
     observe: &mut dyn FnMut(EventKind),
 ) -> Result<(Exit, Answer), Lost> {
-    let command = GuestCommand {
-        argv: words.into_iter().map(|w| w.as_bytes().to_vec()).collect(),
-        env: Vec::new(),
-        cwd: None,
-        user: None,
-        terminal: None,
-    };
+    let command = GuestCommand::of_words(words);
     let mut answer = Answer::default();
     let io = Io { stdin: None, sink: &mut answer, control: None };
     let exit = exec(guest, command, io, OWN_LIMIT, cancel, observe).await?;

@@ -2,6 +2,8 @@
 
 use std::{fs, process};
 
+use crate::proc_stat;
+
 /// The label that says whose it is.
 pub(crate) const OWNER: &str = "belljar.owner";
 /// The label with the process that had it made, for a person.
@@ -96,8 +98,7 @@ fn place() -> Option<String> {
 fn start_of(pid: u32) -> Option<u64> {
     let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
     let stat = String::from_utf8_lossy(&stat);
-    let (_, fields) = stat.rsplit_once(')')?;
-    let mut fields = fields.split_ascii_whitespace();
+    let mut fields = proc_stat::behind_name(&stat)?;
     // One that nobody has waited for yet has ended.
     (fields.next()? != "Z").then_some(())?;
     fields.nth(18)?.parse().ok()

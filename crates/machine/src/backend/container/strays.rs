@@ -11,6 +11,7 @@ use std::{
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::owner::{Fate, Owner};
+use crate::proc_stat;
 
 /// The program that watches a container for podman, and the option with which it is told the container's name.
 const WATCHER: &str = "conmon";
@@ -109,9 +110,7 @@ fn processes(proc: &Path) -> Vec<Process> {
 /// The fields of `/proc/PID/stat` after the name (proc_pid_stat(5)); the first is the state.
 fn fields(proc: &Path, pid: Pid) -> Option<Vec<String>> {
     let stat = fs::read(proc.join(pid.as_raw_nonzero().to_string()).join("stat")).ok()?;
-    let stat = String::from_utf8_lossy(&stat).into_owned();
-    let (_, fields) = stat.rsplit_once(')')?;
-    Some(fields.split_ascii_whitespace().map(str::to_owned).collect())
+    Some(proc_stat::behind_name(&String::from_utf8_lossy(&stat))?.map(str::to_owned).collect())
 }
 
 fn parent(proc: &Path, pid: Pid) -> Option<Pid> {

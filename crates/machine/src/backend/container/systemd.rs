@@ -123,13 +123,7 @@ async fn units(session: &mut AgentSession, command: &[&str], column: usize, what
 
 /// What a command writes, without control characters.
 async fn ask(session: &mut AgentSession, words: &[&str]) -> Result<String, Lost> {
-    let command = GuestCommand {
-        argv: words.iter().map(|word| word.as_bytes().to_vec()).collect(),
-        env: Vec::new(),
-        cwd: None,
-        user: None,
-        terminal: None,
-    };
+    let command = GuestCommand::of_words(words.iter().copied());
     let mut answer = Answer::default();
     let mut io = Io { stdin: None, sink: &mut answer, control: None };
     match Session::exec(session, command, &mut io).await {

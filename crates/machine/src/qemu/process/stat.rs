@@ -9,6 +9,7 @@ use rustix::param::{clock_ticks_per_second, page_size};
 use rustix::process::Pid;
 
 use super::child::Shared;
+use crate::proc_stat;
 
 /// One reading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,9 +28,7 @@ pub(in crate::qemu) fn read(pid: Pid) -> Option<Stat> {
 }
 
 fn parse(text: &str, ticks_per_second: u64, page: u64) -> Option<Stat> {
-    // The name is in parentheses and may contain some; fields are counted from the last one.
-    let (_, fields) = text.rsplit_once(')')?;
-    let mut fields = fields.split_ascii_whitespace();
+    let mut fields = proc_stat::behind_name(text)?;
     // utime is field 14, stime 15, rss 24; the first one here is field 3.
     let user: u64 = fields.nth(11)?.parse().ok()?;
     let system: u64 = fields.next()?.parse().ok()?;
