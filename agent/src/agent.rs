@@ -314,7 +314,7 @@ impl Agent {
         let reads = here && self.link.is_idle();
         let reading = self.commands.iter().filter(|_| reads).flat_map(|command| {
             let held = command.outputs.iter().filter_map(|output| output.held_until);
-            held.chain(command.quiet_at())
+            held.chain(command.next_look())
         });
         let deadlines = self.jobs.iter().filter_map(|job| job.deadline);
         let device = self.awaited.as_ref().map(Awaited::next);

@@ -16,6 +16,7 @@ use rustix::process::Pid;
 use rustix::pty::OpenptFlags;
 use rustix::termios::{InputModes, OptionalActions, SpecialCodeIndex, Winsize};
 
+use crate::late;
 use crate::link::Link;
 use crate::look;
 use crate::mounts;
@@ -127,6 +128,9 @@ pub(crate) struct Command {
     status: Option<Status>,
     /// Until when what it left behind is listened to.
     grace: Option<Instant>,
+    /// When somebody who has its output open was last seen at work, which is no silence; and when that is looked at next.
+    busy_at: Option<Instant>,
+    look_at: Option<Instant>,
     /// The grace is over, and what was in the pipes then is counted.
     closing: bool,
     /// Bytes that were read since it ended.
@@ -186,6 +190,8 @@ impl Command {
             outputs,
             status: None,
             grace: None,
+            busy_at: None,
+            look_at: None,
             closing: false,
             late: 0,
             lingers: false,
@@ -384,8 +390,9 @@ impl Command {
     }
 
     /// The record of the end, once all output before it is read.
-    pub(crate) fn record(&self) -> Option<ToHost> {
+    pub(crate) fn record(&mut self) -> Option<ToHost> {
         let status = self.status?;
+        self.look_who_works();
         let drained = self.outputs.iter().all(|output| output.rest == 0);
         if self.refused || !drained || self.quiet_at().is_some_and(|at| Instant::now() < at) {
             return None;
@@ -403,6 +410,24 @@ impl Command {
         Some(ToHost::Exited { id: self.id, nonce: self.nonce, status, output })
     }
 
+    /// Has silence begin anew where those who have the output open are at work.
+    fn look_who_works(&mut self) {
+        // A terminal's processes are hung up.
+        if self.terminal.is_some() || self.outputs.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        let look_at = *self.look_at.get_or_insert(now + late::LOOK);
+        let ends = self.quiet_at().is_some_and(|at| at <= now);
+        let listens = self.grace.is_some_and(|until| now < until);
+        if listens && (ends || look_at <= now) {
+            self.look_at = Some(now + late::LOOK);
+            if late::is_at_work(self.outputs.iter().map(|output| output.fd.as_fd())) {
+                self.busy_at = Some(now);
+            }
+        }
+    }
+
     fn quiet(&self) -> Duration {
         if self.terminal.is_some() { TERMINAL_QUIET } else { LATE_QUIET }
     }
@@ -410,7 +435,14 @@ impl Command {
     /// When nothing more is expected of what an ended command left behind.
     pub(crate) fn quiet_at(&self) -> Option<Instant> {
         let (grace, quiet) = (self.grace?, self.quiet());
-        self.outputs.iter().map(|output| output.quiet_since.map_or(grace, |since| grace.min(since + quiet))).max()
+        let silent = |output: &Output| output.quiet_since.map(|since| since.max(self.busy_at.unwrap_or(since)));
+        self.outputs.iter().map(|output| silent(output).map_or(grace, |since| grace.min(since + quiet))).max()
+    }
+
+    /// When an ended command is to be looked at again.
+    pub(crate) fn next_look(&self) -> Option<Instant> {
+        let quiet_at = self.quiet_at()?;
+        Some(self.look_at.map_or(quiet_at, |at| at.min(quiet_at)))
     }
 
     /// Pipes that a process left behind may still write to. A terminal is hung up instead.

@@ -131,6 +131,8 @@ pub(crate) struct Process {
     name: String,
     dead: bool,
     pub(crate) stopped: bool,
+    /// It runs, waits for a processor, or for a disk.
+    pub(crate) busy: bool,
 }
 
 impl Process {
@@ -140,7 +142,7 @@ impl Process {
             // Something that is mounted over it hides nothing.
             let hidden = sys::kill(pid, 0).is_ok();
             let name = "one that hides".to_owned();
-            return hidden.then_some(Self { pid, parent: 0, start: 0, name, dead: false, stopped: false });
+            return hidden.then_some(Self { pid, parent: 0, start: 0, name, dead: false, stopped: false, busy: false });
         };
         Self::parse(pid, &text::lossy(&stat))
     }
@@ -155,8 +157,8 @@ impl Process {
             return None;
         }
         let state = *fields.first()?;
-        let (dead, stopped) = (matches!(state, "Z" | "X"), state == "T");
-        Some(Self { pid, parent: i32::try_from(number(1)?).ok()?, start: number(19)?, name, dead, stopped })
+        let (dead, stopped, busy) = (matches!(state, "Z" | "X"), state == "T", matches!(state, "R" | "D"));
+        Some(Self { pid, parent: i32::try_from(number(1)?).ok()?, start: number(19)?, name, dead, stopped, busy })
     }
 
     /// Whether it has ended, and only nobody has waited for it yet.
@@ -303,7 +305,7 @@ mod tests {
     use super::*;
 
     fn process(pid: i32, parent: i32) -> Process {
-        Process { pid, parent, start: 7, name: "x".into(), dead: false, stopped: false }
+        Process { pid, parent, start: 7, name: "x".into(), dead: false, stopped: false, busy: false }
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod identity;
 mod init;
 mod job;
 mod kmsg;
+mod late;
 mod leftovers;
 mod link;
 mod look;

@@ -226,6 +226,15 @@ fn a_filter_that_outlives_its_command_is_heard_out() {
     assert_eq!(ran.text(), "1\n2\n3\n4\n5\n");
 }
 
+/// A guest with little time of its host may take long to come to the next line.
+#[test]
+fn a_process_left_behind_that_works_in_silence_is_heard_out() {
+    let mut peer = Peer::greeted();
+    let ran = peer.run(exec(1, &["bash", "-c", "{ while [ $SECONDS -lt 8 ]; do :; done; echo late; } & exit 3"]));
+    assert_eq!((ran.status, ran.output), (Some(Status::Code(3)), Some(OutputEnd::Whole)));
+    assert_eq!(ran.text(), "late\n");
+}
+
 #[test]
 fn a_signal_reaches_the_whole_group() {
     let mut peer = Peer::greeted();

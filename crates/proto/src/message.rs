@@ -412,7 +412,8 @@ pub enum Status {
 pub enum OutputEnd {
     /// Nobody has it open any more: it is whole.
     Whole,
-    /// Processes that the command left behind have it open, and nothing came for [`LATE_QUIET`]. What they still write is lost.
+    /// Processes that the command left behind have it open, and nothing came for [`LATE_QUIET`], in which none of them was seen at
+    /// work, or [`LATE_MOST`] is over. What they still write is lost.
     LeftOpen,
     /// They were still writing after [`LATE_MOST`], or had written [`LATE_BYTES`]: it is cut off.
     Cut,
