@@ -1,7 +1,7 @@
 //! The agent as the first process of a container, or beside the image's systemd, which it then has in its place.
 
 use std::ffi::OsStr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -9,6 +9,7 @@ use belljar_proto::message::CANNOT_BE_HAD;
 use rustix::fs::{Access, Mode};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::pipe::PipeFlags;
 
 use crate::agent::Agent;
 use crate::port::{Kind, Port};
@@ -29,23 +30,39 @@ pub(crate) fn serve(host: &Path, with_systemd: bool) -> i32 {
             return CANNOT_BE_HAD;
         }
     };
-    let fd = match connect(host) {
-        Ok(fd) => fd,
-        Err(errno) => {
-            text::say(&format!("serve: connect to Belljar at {}: {}", host.display(), text::errno(errno)));
-            return 1;
-        }
+    // What the engine may have left open.
+    sys::close_all_but(&[]);
+    let Some(systemd) = systemd else {
+        return connect_or_say(host).map_or(1, |fd| go_on(fd, Kind::Container));
     };
-    sys::close_others(fd.as_raw_fd());
-    let Some(systemd) = systemd else { return go_on(fd, Kind::Container) };
+    // Who connects is whom the host takes for the agent: not the process that becomes systemd.
+    let Ok((connected, tell)) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC) else {
+        text::say("serve: cannot make a pipe");
+        return 1;
+    };
     match sys::fork() {
         Ok(None) => {
+            drop(connected);
+            let Some(fd) = connect_or_say(host) else { sys::exit_now(1) };
+            let _ = rustix::io::write(&tell, b"+");
+            drop(tell);
             let _ = rustix::process::setsid();
             still::beside_systemd();
             sys::exit_now(go_on(fd, Kind::SystemContainer))
         }
         Ok(Some(_)) => {
-            drop(fd);
+            drop(tell);
+            let mut said = [0];
+            let came = loop {
+                match rustix::io::read(&connected, &mut said) {
+                    Err(Errno::INTR) => {}
+                    read => break read == Ok(1),
+                }
+            };
+            if !came {
+                return 1;
+            }
+            drop(connected);
             sys::command_signals();
             text::say(&beside::become_program(systemd, "", std::iter::empty()));
             1
@@ -55,6 +72,13 @@ pub(crate) fn serve(host: &Path, with_systemd: bool) -> i32 {
             1
         }
     }
+}
+
+fn connect_or_say(host: &Path) -> Option<OwnedFd> {
+    let connected = connect(host);
+    connected
+        .map_err(|errno| text::say(&format!("serve: connect to Belljar at {}: {}", host.display(), text::errno(errno))))
+        .ok()
 }
 
 fn go_on(fd: OwnedFd, kind: Kind) -> i32 {

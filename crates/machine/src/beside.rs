@@ -105,7 +105,7 @@ impl Beside {
 }
 
 /// How a process stands, if one of its threads does (`/proc/PID/task/TID/stat`, proc_pid_stat(5)).
-fn standstill(pid: u32) -> Option<Standstill> {
+pub(crate) fn standstill(pid: u32) -> Option<Standstill> {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten();
     threads.filter_map(|thread| of_stat(&fs::read_to_string(thread.path().join("stat")).ok()?)).next()
 }

@@ -14,6 +14,7 @@ mod conceal;
 pub mod console;
 mod derive;
 mod enter;
+pub mod first_process;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod guest;

@@ -177,6 +177,14 @@ test_systemd() {
     want_code 3; want_out systemd running /made; want_err 'booted: running'
     bj --container belljar-case:1 --systemd -- true
     want_code 77; want_err 'the image has no systemd'
+    bj --container belljar-case:systemd --systemd -- sh -c 'systemctl poweroff; exit 0'
+    want_code 121; want_err 'the guest powered off while running'
+    for signal in KILL STOP; do
+        begin=$SECONDS
+        bj --container belljar-case:systemd --systemd -- sh -c "kill -$signal -1; sleep 1000"
+        want_code 121; want_err 'the agent was'
+        [ $((SECONDS - begin)) -lt 15 ] || fail "it took $((SECONDS - begin)) s"
+    done
     mkdir -p ws/t
     cat >ws/belljar.toml <<'TOML'
 [guests.plain]

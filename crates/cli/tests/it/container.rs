@@ -355,6 +355,81 @@ fn a_test_that_needs_systemd_is_skipped_where_there_is_none() {
 }
 
 #[test]
+fn a_command_that_has_the_system_end_is_told_as_in_a_machine() {
+    let lab = Lab::new();
+    let engine = Engine::new(&lab, "podman");
+    engine.run(&[], "true").code(0);
+    let run = |line: &str| engine.run(&["--systemd"], line);
+    let jobs = |unit: &str| format!("echo stopping >/run/state; echo '84 {unit} start waiting' >/run/jobs; exit");
+    run(&format!("{} 0", jobs("poweroff.target")))
+        .code(121)
+        .complains("powered off while running: systemd was stopping");
+    run(&format!("{} 7", jobs("reboot.target"))).code(121).complains("the guest rebooted unasked while running");
+    // What it said when it came up is no reason.
+    let ended = run("kill -47 1; sleep 100");
+    ended.code(121).complains("its systemd powered the system off, or restarted it");
+    assert!(!ended.stderr.contains("RLIMIT_CORE"), "{}", ended.stderr);
+    // It is there, and no longer what it was: for this command that is nothing.
+    run("echo maintenance >/run/state; exit 3").code(3);
+    run("rm /usr/bin/systemctl").code(0);
+}
+
+#[test]
+fn an_agent_that_was_killed_or_stopped_is_told_soon() {
+    let lab = Lab::new();
+    let engine = Engine::new(&lab, "podman");
+    engine.run(&[], "true").code(0);
+    for (signal, said) in
+        [("KILL", "the agent was killed, or died"), ("STOP", "the agent was stopped in the container")]
+    {
+        let begun = Instant::now();
+        let line = format!("kill -{signal} $PPID; sleep 1000");
+        engine.run(&["--systemd", "--timeout", "60s"], &line).code(121).complains(said);
+        assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+    }
+    assert_eq!(engine.told("rm --force --volumes belljar-"), 2, "{}", engine.calls());
+}
+
+#[test]
+fn what_is_no_systemd_is_not_believed_to_be_one() {
+    let lab = Lab::new();
+    let engine = Engine::new(&lab, "podman");
+    engine.run(&[], "true").code(0);
+    engine.manner("systemd-forged");
+    engine.run(&["--systemd"], "touch ran").code(77).complains("is not systemd, although the image's systemctl says");
+    assert!(!lab.path("workspace/ran").exists());
+}
+
+#[test]
+fn the_next_test_does_not_run_in_a_system_that_stops() {
+    let lab = Lab::new();
+    let engine = Engine::new(&lab, "podman");
+    engine.run(&[], "true").code(0);
+    let workspace = lab.path("workspace");
+    let test = |name: &str, text: &str| {
+        let file = workspace.join("t").join(name);
+        fs::create_dir_all(workspace.join("t")).expect("directory");
+        fs::write(&file, format!("#!/bin/sh\n{text}\n")).expect("file");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).expect("mode");
+    };
+    // Each of them would fail in the container of another.
+    let fresh = "[ ! -e /used ] || exit 9; : >/used;";
+    test("a", &format!("{fresh} echo stopping >/run/state"));
+    test("b", &format!("{fresh} echo maintenance >/run/state"));
+    test("c", &format!("{fresh} echo hangs >/run/state"));
+    test("d", &format!("{fresh} rm /usr/bin/systemctl"));
+    test("e", &format!("{fresh} exit 0"));
+    let config = "[guests.g]\ncontainer = 'img'\nsystemd = true\n\
+                  [[suites]]\nname = 's'\ntests = 't/*'\nguests = ['g']\nisolation = 'suite'\n";
+    fs::write(workspace.join("belljar.toml"), config).expect("file");
+    let outcome = lab.belljar(["test".into(), "--engine".into(), engine.program().into_os_string()]).go();
+    outcome.code(100).tells("5 tests: 4 passed, 1 crashed").tells("the guest powered off");
+    outcome.tells("the command leaves behind the system in the state maintenance");
+    outcome.tells("the command leaves behind a systemd that has not said within 10 s how the system stands");
+    outcome.tells("the command leaves behind a system without systemctl");
+}
+
+#[test]
 fn nothing_of_the_hosts_comes_where_the_engine_makes_files() {
     let lab = Lab::new();
     let engine = Engine::new(&lab, "podman");

@@ -4,6 +4,7 @@ use belljar_guest_spec::Need;
 use belljar_machine::{
     Cause, Lost,
     command::GuestCommand,
+    first_process,
     guest::{Guest, Io},
 };
 use belljar_model::{EventKind, Exit};
@@ -21,10 +22,6 @@ const OWN_LIMIT: Limit = Limit { after: Some(std::time::Duration::from_secs(120)
 /// Says which of its arguments is no command.
 const MISSING: &str = "PATH=$PATH:/usr/sbin:/sbin:/usr/local/sbin; for c; do command -v \"$c\" >/dev/null 2>&1 || { echo \"$c\"; exit 1; }; done";
 
-/// Tells whether systemd is the first process: by what `sd_booted(3)` goes by, and by the name that systemd gives itself.
-const IS_SYSTEMD: &str =
-    "[ -d /run/systemd/system ] && read -r name </proc/1/comm && [ \"$name\" = systemd ] && echo yes || echo no";
-
 /// Why the guest is not what the unit needs or requires; none if it is.
 ///
 /// # Errors
@@ -36,16 +33,9 @@ pub(crate) async fn missing(
     observe: &mut dyn FnMut(EventKind),
 ) -> Result<Option<String>, Lost> {
     if unit.settings.needs.contains(&Need::Systemd) {
-        let (exit, answer) = ask(guest, ["sh", "-c", IS_SYSTEMD], cancel, observe).await?;
-        match (exit, answer.stdout.trim_ascii()) {
-            (Exit::Code(0), b"yes") => {}
-            (Exit::Code(0), b"no") => {
-                return Ok(Some("it needs systemd, which is not the guest's first process".to_owned()));
-            }
-            (exit, _) => {
-                let said = format!("could not find out whether systemd is the guest's first process: {exit}");
-                return Err(Cause::Answer(said).into());
-            }
+        let (exit, answer) = ask(guest, first_process::question(), cancel, observe).await?;
+        if !first_process::is_systemd(exit, &answer.stdout)? {
+            return Ok(Some("it needs systemd, which is not the guest's first process".to_owned()));
         }
     }
     let wanted = &unit.settings.requires;
@@ -53,7 +43,7 @@ pub(crate) async fn missing(
         return Ok(None);
     }
     let words = ["sh", "-c", MISSING, "sh"].into_iter().chain(wanted.iter().map(String::as_str));
-    let (exit, answer) = ask(guest, words, cancel, observe).await?;
+    let (exit, answer) = ask(guest, GuestCommand::of_words(words), cancel, observe).await?;
     match exit {
         Exit::Code(0) => Ok(None),
         _ => {
@@ -71,13 +61,12 @@ pub(crate) async fn missing(
 }
 
 /// Runs a command of Belljar's own in the guest.
-async fn ask<'a>(
+async fn ask(
     guest: &mut dyn Guest,
-    words: impl IntoIterator<Item = &'a str>,
+    command: GuestCommand,
     cancel: &mut Cancel,
     observe: &mut dyn FnMut(EventKind),
 ) -> Result<(Exit, Answer), Lost> {
-    let command = GuestCommand::of_words(words);
     let mut answer = Answer::default();
     let io = Io { stdin: None, sink: &mut answer, control: None };
     let exit = exec(guest, command, io, OWN_LIMIT, cancel, observe).await?;

@@ -60,6 +60,7 @@ impl CallEnd {
 pub(crate) struct Call {
     group: Arc<Mutex<Option<Pid>>>,
     end: watch::Receiver<Option<CallEnd>>,
+    said: Arc<Mutex<Vec<u8>>>,
 }
 
 impl Call {
@@ -117,16 +118,21 @@ impl Call {
         let (told, end) = watch::channel(None);
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let of_child = Arc::clone(&group);
+        let said = Arc::default();
+        let of_thread: Arc<Mutex<Vec<u8>>> = Arc::clone(&said);
         let wait = move || {
-            let errors = stderr.and_then(|pipe| spawn(move || hear(pipe, KEPT, true)).ok());
-            let (answer, cut) = stdout.map(|pipe| hear(pipe, MOST_ANSWER, false)).unwrap_or_default();
-            let (errors, _) = errors.and_then(|thread| thread.join().ok()).unwrap_or_default();
+            let into = Arc::clone(&of_thread);
+            let errors = stderr.and_then(|pipe| spawn(move || hear(pipe, KEPT, true, &into)).ok());
+            let answer = Mutex::default();
+            let cut = stdout.is_some_and(|pipe| hear(pipe, MOST_ANSWER, false, &answer));
+            let answer = answer.into_inner().unwrap_or_else(PoisonError::into_inner);
+            drop(errors.map(thread::JoinHandle::join));
             let status = child.wait();
             *of_child.lock().unwrap_or_else(PoisonError::into_inner) = None;
             under_way().retain(|call| Some(*call) != pid);
             let mut is_gone = status.as_ref().is_ok_and(ExitStatus::success);
             if let Ok(status) = status {
-                let stderr = clean(&errors);
+                let stderr = clean(&of_thread.lock().unwrap_or_else(PoisonError::into_inner));
                 told.send_replace(Some(CallEnd { status, stdout: answer.into(), cut, stderr }));
             }
             for mut command in afterwards {
@@ -140,9 +146,9 @@ impl Call {
             drop(alive);
         };
         match spawn(wait) {
-            Ok(_) => Ok(Self { group, end }),
+            Ok(_) => Ok(Self { group, end, said }),
             Err(error) => {
-                let call = Self { group, end };
+                let call = Self { group, end, said };
                 call.kill();
                 Err(error)
             }
@@ -152,6 +158,11 @@ impl Call {
     /// Waits for its end; none if that will never be known.
     pub(crate) async fn ended(&mut self) -> Option<CallEnd> {
         self.end.wait_for(Option::is_some).await.ok()?.clone()
+    }
+
+    /// Forgets what it has said on standard error up to now, which says nothing of its end.
+    pub(crate) fn forget_said(&self) {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// How it ended, if it has.
@@ -204,25 +215,25 @@ fn spawn<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Re
     thread::Builder::new().name("engine".into()).stack_size(STACK).spawn(work)
 }
 
-/// Reads to the end and keeps the first bytes, or the last; tells whether there were more.
-fn hear(mut pipe: impl Read, most: usize, last: bool) -> (Vec<u8>, bool) {
-    let mut kept = Vec::new();
+/// Reads to the end and keeps the first bytes, or the last, as they come; tells whether there were more.
+fn hear(mut pipe: impl Read, most: usize, last: bool, kept: &Mutex<Vec<u8>>) -> bool {
     let mut cut = false;
     let mut buffer = [0; 8192];
     loop {
-        match pipe.read(&mut buffer) {
-            Ok(0) | Err(_) => return (kept, cut),
-            Ok(read) if last => {
-                kept.extend_from_slice(&buffer[..read]);
-                let over = kept.len().saturating_sub(most);
-                cut |= over > 0;
-                kept.drain(..over);
-            }
-            Ok(read) => {
-                let room = most - kept.len();
-                cut |= read > room;
-                kept.extend_from_slice(&buffer[..read.min(room)]);
-            }
+        let read = match pipe.read(&mut buffer) {
+            Ok(0) | Err(_) => return cut,
+            Ok(read) => read,
+        };
+        let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if last {
+            kept.extend_from_slice(&buffer[..read]);
+            let over = kept.len().saturating_sub(most);
+            cut |= over > 0;
+            kept.drain(..over);
+        } else {
+            let room = most - kept.len();
+            cut |= read > room;
+            kept.extend_from_slice(&buffer[..read.min(room)]);
         }
     }
 }
@@ -264,10 +275,33 @@ mod tests {
         assert!(end.status.code().is_none());
     }
 
+    #[tokio::test]
+    async fn what_is_forgotten_is_no_part_of_the_end() {
+        let (read, write) = io::pipe().unwrap();
+        let mut call = Call::start_to(
+            shell("echo before >&2; read -r line; echo after >&2"),
+            (read.into(), Stdio::null()),
+            Vec::new(),
+            None,
+        )
+        .unwrap();
+        while call.said.lock().unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        call.forget_said();
+        drop(write);
+        assert_eq!(call.ended().await.unwrap().stderr, "after");
+    }
+
     #[test]
     fn no_more_is_kept_than_there_is_room_for() {
-        assert_eq!(hear(&b"abcdef"[..], 4, false), (b"abcd".to_vec(), true));
-        assert_eq!(hear(&b"abcdef"[..], 4, true), (b"cdef".to_vec(), true));
-        assert_eq!(hear(&b"abc"[..], 4, true), (b"abc".to_vec(), false));
+        let heard = |bytes: &[u8], last| {
+            let kept = Mutex::default();
+            let cut = hear(bytes, 4, last, &kept);
+            (kept.into_inner().unwrap(), cut)
+        };
+        assert_eq!(heard(b"abcdef", false), (b"abcd".to_vec(), true));
+        assert_eq!(heard(b"abcdef", true), (b"cdef".to_vec(), true));
+        assert_eq!(heard(b"abc", true), (b"abc".to_vec(), false));
     }
 }

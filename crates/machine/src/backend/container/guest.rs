@@ -9,9 +9,11 @@ use super::{
     call::{Call, CallEnd},
     engine::Engine,
     gauged::Gauged,
+    systemd::{self, Standing},
 };
 use crate::{
     Lost,
+    beside::{self, Standstill},
     command::GuestCommand,
     for_people,
     guest::{Answer, Ending, Guest, GuestClock, Io, Observe, Origin, Pending},
@@ -31,6 +33,9 @@ const ENDING: Duration = Duration::from_secs(8);
 const REMOVING: Duration = Duration::from_secs(20);
 /// How long it may take until a container is told to stand still.
 const TELLING: Duration = Duration::from_secs(2);
+/// How often is looked whether somebody has stopped the agent, and in how many looks one after the other it is found so that is.
+const LOOK: Duration = Duration::from_secs(1);
+const LOOKS: u32 = 3;
 
 /// What a container's guest is made of.
 pub(crate) struct Parts {
@@ -43,6 +48,8 @@ pub(crate) struct Parts {
     pub(crate) gauged: Gauged,
     /// Its first process is systemd, which ends after the agent.
     pub(crate) systemd: bool,
+    /// The agent's number on the host, where the kernel tells.
+    pub(crate) agent: Option<u32>,
     /// Whom commands run as that do not say.
     pub(crate) user: Option<String>,
     /// The directory of commands that do not say.
@@ -54,6 +61,10 @@ pub(crate) struct ContainerGuest {
     parts: Parts,
     reports: Arc<Reports>,
     marks: Marks,
+    /// Nobody answers any more in a container that has not ended.
+    forsaken: bool,
+    /// Why nothing more should run in it, as far as systemd knows.
+    odd: Option<String>,
 }
 
 impl std::fmt::Debug for ContainerGuest {
@@ -85,7 +96,7 @@ impl GuestClock for ContainerClock {
 impl ContainerGuest {
     pub(crate) fn new(parts: Parts) -> Self {
         let reports = parts.session.reports();
-        Self { parts, reports, marks: Marks::default() }
+        Self { parts, reports, marks: Marks::default(), forsaken: false, odd: None }
     }
 
     /// Asks the session within a limit, does meanwhile what programs in the container ask for, and gives the best reason there is for a loss. The
@@ -97,8 +108,9 @@ impl ContainerGuest {
         asking: impl AsyncFnOnce(&mut AgentSession) -> Result<T, Lost>,
         observe: Observe<'_>,
     ) -> Result<T, Lost> {
-        let Self { parts, reports, marks } = self;
+        let Self { parts, reports, marks, .. } = self;
         let mut changes = reports.changes();
+        let agent = parts.agent;
         let answered = {
             let asking = asking(&mut parts.session);
             let mut limited = std::pin::pin!(async {
@@ -106,11 +118,16 @@ impl ContainerGuest {
                 let late = || Lost::timeout(phase, format!("{what} within {}", for_people(limit)));
                 tokio::time::timeout(limit, asking).await.unwrap_or_else(|_| Err(late()))
             });
+            let mut stopped = std::pin::pin!(stopped(agent));
             loop {
                 tokio::select! {
                     biased;
-                    answered = &mut limited => break answered,
+                    answered = &mut limited => break answered.map_err(|lost| (lost, false)),
                     Ok(()) = changes.changed() => marks.answer(reports, observe),
+                    () = &mut stopped => {
+                        let seen = "the agent was stopped in the container (by SIGSTOP or a debugger), and does not go on";
+                        break Err((Lost::crash(CrashKind::Silent, seen, phase), true));
+                    }
                 }
             }
         };
@@ -118,7 +135,11 @@ impl ContainerGuest {
         marks.answer(reports, observe);
         match answered {
             Ok(answer) => Ok(answer),
-            Err(lost) => Err(self.explain(lost, phase).await),
+            Err((lost, true)) => {
+                self.forsaken = true;
+                Err(lost)
+            }
+            Err((lost, false)) => Err(self.explain(lost, phase).await),
         }
     }
 
@@ -132,8 +153,37 @@ impl ContainerGuest {
             return watch::of_exceeded(&exceeded);
         }
         match ended {
-            Ok(Some(end)) => Lost::crash(CrashKind::Container, how_it_ended(&end), phase),
-            _ => lost,
+            Ok(Some(end)) => {
+                let (kind, said) = how_it_ended(&end, self.parts.systemd);
+                Lost::crash(kind, said, phase)
+            }
+            _ => {
+                self.forsaken = true;
+                match tokio::time::timeout(TELLING, self.parts.session.ping()).await {
+                    Ok(Err(SessionError::Closed { .. })) => {
+                        let seen = "the agent's socket was closed in the container: the agent was killed, or died";
+                        Lost::crash(CrashKind::Silent, seen, phase)
+                    }
+                    _ => lost,
+                }
+            }
+        }
+    }
+
+    /// Sees how systemd stands when a command has ended, where it is the first process: whether the command has the system end, as which a machine would
+    /// end, and whether something else should run here.
+    async fn look_at_system(&mut self, observe: Observe<'_>) -> Result<(), Lost> {
+        if !self.parts.systemd || self.odd.is_some() {
+            return Ok(());
+        }
+        let asking = async |session: &mut AgentSession| systemd::standing(session).await;
+        match self.ask(Phase::Command, None, asking, observe).await? {
+            Standing::Up => Ok(()),
+            Standing::Ending(kind, said) => Err(Lost::crash(kind, said, Phase::Command)),
+            Standing::Odd(what) => {
+                self.odd = Some(what);
+                Ok(())
+            }
         }
     }
 
@@ -166,6 +216,9 @@ impl ContainerGuest {
     /// Ends the container, and returns when nothing runs in it any more.
     async fn end(&mut self, observe: Observe<'_>) {
         let ended = async {
+            if self.forsaken {
+                return false;
+            }
             if self.parts.systemd {
                 drop(self.parts.session.shutdown(ShutdownHow::Immediate).await);
                 return self.parts.call.ended().await.is_some();
@@ -200,7 +253,10 @@ impl ContainerGuest {
     async fn close(mut self, how: Ending, observe: Observe<'_>) -> Result<(), Lost> {
         let limits = self.parts.limits;
         let limit = if how == Ending::Hurry { limits.farewell() } else { limits.sync() };
-        let synced = self.sync(limit, observe).await;
+        // Of a result that is bad as it is nothing more is to be found out.
+        let looked = if how == Ending::Hurry { Ok(()) } else { self.look_at_system(observe).await };
+        let synced = if self.forsaken { Ok(()) } else { self.sync(limit, observe).await };
+        let synced = looked.and(synced);
         self.end(observe).await;
         let Parts { gauged, .. } = self.parts;
         match gauged.finish().await {
@@ -211,16 +267,37 @@ impl ContainerGuest {
     }
 }
 
+/// Resolves when somebody has stopped the agent, and it does not go on by itself; never where nobody can see it.
+async fn stopped(agent: Option<u32>) {
+    let Some(agent) = agent else { return std::future::pending().await };
+    let mut found = 0;
+    while found < LOOKS {
+        tokio::time::sleep(LOOK).await;
+        found = if beside::standstill(agent) == Some(Standstill::Stopped) { found + 1 } else { 0 };
+    }
+}
+
 /// How the first process of a container ended, by the engine's word.
-fn how_it_ended(end: &CallEnd) -> String {
-    let how = match end.status.code() {
-        Some(137) => {
-            "its first process was killed (exit code 137): for lack of memory, or by somebody on the host".to_owned()
+fn how_it_ended(end: &CallEnd, systemd: bool) -> (CrashKind, String) {
+    let (kind, how) = match (end.status.code(), systemd) {
+        // It ends so whichever it was, where it may not call reboot(2); where it may, the kernel has it end by a signal that tells (reboot(2), "Behavior
+        // inside PID namespaces").
+        (Some(0), true) => (CrashKind::Container, "its systemd powered the system off, or restarted it".to_owned()),
+        (Some(129), true) => {
+            (CrashKind::Reboot, "the container's first process, systemd, restarted the system".to_owned())
         }
-        Some(code) => format!("its first process ended with exit code {code}"),
-        None => format!("the engine's program did: {}", end.status),
+        (Some(130), true) => {
+            (CrashKind::PowerOff, "the container's first process, systemd, powered the system off".to_owned())
+        }
+        (Some(137), _) => {
+            let how = "its first process was killed (exit code 137): for lack of memory, or by somebody on the host";
+            (CrashKind::Container, how.to_owned())
+        }
+        (Some(code), _) => (CrashKind::Container, format!("its first process ended with exit code {code}")),
+        (None, _) => (CrashKind::Container, format!("the engine's program did: {}", end.status)),
     };
-    if end.stderr.is_empty() { how } else { format!("{how}; the engine says: {}", end.stderr) }
+    let said = if end.stderr.is_empty() { how } else { format!("{how}; the engine says: {}", end.stderr) };
+    (kind, said)
 }
 
 impl Guest for ContainerGuest {
@@ -287,6 +364,9 @@ impl Guest for ContainerGuest {
 
     fn renew<'a>(&'a mut self, observe: Observe<'a>) -> Answer<'a, Option<String>> {
         Box::pin(async move {
+            if let Some(odd) = &self.odd {
+                return Ok(Some(format!("an earlier test has left behind {odd}")));
+            }
             let limit = Some(self.readying());
             let asking = async |session: &mut AgentSession| Session::renew(session).await;
             let found = self.ask(Phase::Session, limit, asking, &mut *observe).await?;
@@ -296,6 +376,11 @@ impl Guest for ContainerGuest {
 
     fn settle<'a>(&'a mut self, observe: Observe<'a>) -> Answer<'a, ()> {
         Box::pin(async move {
+            self.look_at_system(observe).await?;
+            if let Some(odd) = &self.odd {
+                let message = format!("the command leaves behind {odd}; nothing more runs in this container");
+                observe(EventKind::Warning { message });
+            }
             self.sync(self.parts.limits.sync(), observe).await?;
             match self.parts.gauged.exceeded() {
                 Some(exceeded) => Err(watch::of_exceeded(&exceeded)),

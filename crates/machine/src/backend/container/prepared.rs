@@ -424,7 +424,11 @@ impl PreparedContainer {
         // Nobody else is to come.
         let _ = std::fs::remove_file(&socket);
         let watched = port.try_clone();
-        let port: BoxedPort = Box::new(UnixStream::from_std(port).map_err(|error| not_made("use the socket", &error))?);
+        let port = UnixStream::from_std(port).map_err(|error| not_made("use the socket", &error))?;
+        // Who connected, as this process's namespace has it (unix(7), SO_PEERCRED); 0 where it has not.
+        let agent = port.peer_cred().ok().and_then(|peer| peer.pid()).and_then(|pid| u32::try_from(pid).ok());
+        let agent = agent.filter(|pid| *pid > 0);
+        let port: BoxedPort = Box::new(port);
         observe(EventKind::Phase { phase: Phase::Session });
         let connecting = AgentSession::connect(vec![(PortKind::Socket, port)]);
         let limit = self.limits.agent_start();
@@ -446,6 +450,8 @@ impl PreparedContainer {
             if let Err(lost) = up {
                 return Err(self.explained(lost, &mut call, (&name, dir)).await);
             }
+            // What it says on its way up, of limits that it cannot set and the like, says nothing of its end.
+            call.forget_said();
         }
         self.set_up_shares(&mut session, share, observe).await?;
         if !self.told.replace(true) {
@@ -473,6 +479,7 @@ impl PreparedContainer {
             limits: self.limits,
             gauged,
             systemd: self.source.systemd,
+            agent,
             user: self.image.user.clone(),
             cwd: self.image.working_dir.clone(),
         }))

@@ -1,14 +1,14 @@
-//! A container whose first process is the image's systemd: when the system is up, and what of it failed.
+//! A container whose first process is the image's systemd: when the system is up, what of it failed, and how it stands when a command has ended.
 
 use std::time::Duration;
 
-use belljar_model::{CrashKind, EventKind, Phase};
+use belljar_model::{CrashKind, EventKind, Exit, Phase};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::{
     Cause, Lost,
     command::GuestCommand,
-    for_people,
+    first_process, for_people,
     guest::{Io, Observe},
     session::{
         Session,
@@ -21,6 +21,11 @@ const SOONEST: Duration = Duration::from_millis(30);
 const LATEST: Duration = Duration::from_millis(500);
 /// How long it may take to tell what failed, or what it waits for.
 const TELLING: Duration = Duration::from_secs(5);
+/// How long systemd may take to say how the system stands.
+const ANSWERING: Duration = Duration::from_secs(10);
+/// What starts where a system ends to begin again (systemd.special(7)), and where it only ends.
+const RESTARTS: [&str; 3] = ["reboot.target", "kexec.target", "soft-reboot.target"];
+const ENDS: [&str; 3] = ["poweroff.target", "halt.target", "exit.target"];
 /// Most bytes of an answer that are kept.
 const MOST: usize = 4096;
 /// Most units that are told of.
@@ -79,6 +84,7 @@ pub(super) async fn await_up(session: &mut AgentSession, limit: Duration, observ
     };
     match degraded {
         Ok(is_degraded) => {
+            check_first_process(session).await?;
             let chosen = if is_degraded { "degraded" } else { "running" };
             let why = "systemd says so of the system".to_owned();
             observe(EventKind::Choice { what: "booted".into(), chosen: chosen.into(), why });
@@ -96,6 +102,76 @@ pub(super) async fn await_up(session: &mut AgentSession, limit: Duration, observ
             Err(Lost::timeout(Phase::Boot, said))
         }
     }
+}
+
+/// Sees that systemd really is the first process, whatever the image has for its programs.
+async fn check_first_process(session: &mut AgentSession) -> Result<(), Lost> {
+    let (exit, answer) = match tokio::time::timeout(ANSWERING, answer(session, first_process::question())).await {
+        Ok(answered) => answered?,
+        Err(_) => {
+            let said = format!("the container did not say within {} which its first process is", for_people(ANSWERING));
+            return Err(Lost::timeout(Phase::Boot, said));
+        }
+    };
+    if first_process::is_systemd(exit, &answer)? {
+        return Ok(());
+    }
+    let why = "systemd cannot run in this container: what the image has in its place is not systemd, although the image's systemctl says that the \
+               system is up; take an image that has it, or leave `systemd` (--systemd) out";
+    Err(Lost::from(Cause::Skipped(why.to_owned())).lasting())
+}
+
+/// How the system stands.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// It is up.
+    Up,
+    /// It is on its way down; what systemd says of it.
+    Ending(CrashKind, String),
+    /// It is not what it was, as a phrase, and a command that comes later should not meet it.
+    Odd(String),
+}
+
+/// How the system stands when a command has ended.
+///
+/// # Errors
+/// Those of a broken session.
+pub(super) async fn standing(session: &mut AgentSession) -> Result<Standing, Lost> {
+    let asked = tokio::time::timeout(ANSWERING, ask(session, &["systemctl", "is-system-running"])).await;
+    Ok(match asked {
+        Ok(Ok(state)) if state == "stopping" => {
+            let asked =
+                tokio::time::timeout(TELLING, ask(session, &["systemctl", "list-jobs", "--plain", "--no-legend"]));
+            ending(&asked.await.ok().and_then(Result::ok).unwrap_or_default())
+        }
+        Ok(Ok(state)) if state == "maintenance" => Standing::Odd(
+            "the system in the state maintenance, as systemd calls it (rescue or emergency mode)".to_owned(),
+        ),
+        // systemctl's own words where it reaches nobody.
+        Ok(Ok(state)) if ["", "offline", "unknown"].contains(&&*state) => {
+            Standing::Odd("a systemd that does not say how the system stands".to_owned())
+        }
+        Ok(Ok(_)) => Standing::Up,
+        Ok(Err(Lost { cause: Cause::Description(_), .. })) => {
+            Standing::Odd("a system without systemctl, which says how it stands".to_owned())
+        }
+        Ok(Err(lost)) => return Err(lost),
+        Err(_) => {
+            drop(tokio::time::timeout(TELLING, Session::kill_running(session)).await);
+            Standing::Odd(format!("a systemd that has not said within {} how the system stands", for_people(ANSWERING)))
+        }
+    })
+}
+
+/// What a system that is stopping does, by its jobs.
+fn ending(jobs: &str) -> Standing {
+    let has = |unit: &&&str| jobs.lines().any(|line| line.split_whitespace().any(|word| word == **unit));
+    let (kind, unit) = match (RESTARTS.iter().find(has), ENDS.iter().find(has)) {
+        (Some(unit), _) => (CrashKind::Reboot, Some(unit)),
+        (None, unit) => (CrashKind::PowerOff, unit),
+    };
+    let unit = unit.map(|unit| format!(" for {unit}")).unwrap_or_default();
+    Standing::Ending(kind, format!("systemd was stopping the system{unit} when the command had ended"))
 }
 
 /// Which units failed, as the end of a sentence.
@@ -123,14 +199,19 @@ async fn units(session: &mut AgentSession, command: &[&str], column: usize, what
 
 /// What a command writes, without control characters.
 async fn ask(session: &mut AgentSession, words: &[&str]) -> Result<String, Lost> {
-    let command = GuestCommand::of_words(words.iter().copied());
+    answer(session, GuestCommand::of_words(words.iter().copied())).await.map(|(_, said)| super::call::clean(&said))
+}
+
+/// How a command ends, and what it writes.
+async fn answer(session: &mut AgentSession, command: GuestCommand) -> Result<(Exit, Vec<u8>), Lost> {
+    let program = command.argv.first().map(|word| String::from_utf8_lossy(word).into_owned()).unwrap_or_default();
     let mut answer = Answer::default();
     let mut io = Io { stdin: None, sink: &mut answer, control: None };
     match Session::exec(session, command, &mut io).await {
-        Ok(_) => Ok(super::call::clean(&answer.0)),
+        Ok(exit) => Ok((exit, answer.0)),
         Err(Lost { cause: Cause::NotStarted { why, .. }, .. }) => {
             let said = format!(
-                "the image's systemd cannot be asked, for its systemctl does not run ({why}); install all of systemd"
+                "the image's systemd cannot be asked, for its {program} does not run ({why}); install all of systemd"
             );
             Err(Lost::from(Cause::Description(said)).lasting())
         }
@@ -166,5 +247,20 @@ mod tests {
         }
         assert_eq!(State::of("maintenance"), State::Lost("maintenance".into()));
         assert_eq!(State::of("stopping"), State::Lost("stopping".into()));
+    }
+
+    #[test]
+    fn what_a_stopping_system_does_is_told_by_its_jobs() {
+        let kind = |jobs: &str| match ending(jobs) {
+            Standing::Ending(kind, said) => (kind, said.contains(" for ")),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(
+            kind("89 shutdown.target start waiting\n84 poweroff.target start waiting"),
+            (CrashKind::PowerOff, true)
+        );
+        assert_eq!(kind("84 reboot.target start waiting"), (CrashKind::Reboot, true));
+        assert_eq!(kind("84 my-reboot.target start waiting"), (CrashKind::PowerOff, false));
+        assert_eq!(kind(""), (CrashKind::PowerOff, false));
     }
 }
