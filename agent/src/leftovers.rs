@@ -1,8 +1,9 @@
 //! What earlier commands left in a guest that others use after them: processes, and mounts that are not as they were.
 //!
 //! A process is named by its number and the time of its start, for numbers come again. Everything that was there when the first
-//! test began belongs to the guest, and so do workers that a daemon among these makes of itself. Whatever else runs when a test is over
-//! is ended: by its own parent or not, in whatever session, control group or namespace it hides.
+//! test began belongs to the guest, and so do workers that a daemon among these makes of itself, and what systemd starts anew of its units. Whatever else runs
+//! when a test is over is ended: by its own parent or not, in whatever session, control group or namespace it hides, but for one that goes into the group of
+//! a service that was there.
 
 use std::collections::HashMap;
 use std::fs;
@@ -15,6 +16,7 @@ use rustix::process::{WaitOptions, getpid};
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
+use crate::systemd::System;
 use crate::{mount_table, sys, text};
 
 /// How long processes have to end after they were killed: the kernel may have much memory to take back.
@@ -37,6 +39,8 @@ pub(crate) struct Baseline {
     /// Where the shares are.
     shares: Vec<String>,
     mounts: Vec<mount_table::Mounted>,
+    /// What is systemd's, where it is the first process.
+    system: Option<System>,
 }
 
 /// What is mounted somewhere.
@@ -197,10 +201,13 @@ fn program(pid: i32) -> Option<(u64, u64)> {
 }
 
 impl Baseline {
-    /// What there is now.
-    pub(crate) fn now(mounts: &[Mount]) -> Self {
+    /// What there is now. With `own_only` it is not a guest, whose systemd is somebody else's.
+    pub(crate) fn now(mounts: &[Mount], own_only: bool) -> Self {
         let shares = mounts.iter().map(|mount| mount.path.as_str());
+        // Before the processes are looked at, of which it starts some.
+        let system = if own_only { None } else { System::now() };
         Self {
+            system,
             processes: processes().iter().map(Process::key).collect(),
             places: SYSTEM.iter().copied().chain(shares.clone()).filter_map(|path| Mounted::at(path).ok()).collect(),
             shares: shares.map(str::to_owned).collect(),
@@ -221,6 +228,15 @@ impl Baseline {
             // Without /proc nothing is seen; the guest is of no use either way.
             found.left.truncate(MAX_NAMED);
             return found;
+        }
+        if let Some(system) = self.system.as_ref().filter(|_| !own_only) {
+            let units = system.restore();
+            found.stopped_count = u32::try_from(units.stopped.len()).unwrap_or(u32::MAX);
+            found.stopped = units.stopped.into_iter().take(MAX_NAMED).collect();
+            found.left = units.left;
+            if !found.left.is_empty() {
+                return found;
+            }
         }
         let until = Instant::now() + DYING;
         let own = getpid().as_raw_nonzero().get();
@@ -296,6 +312,7 @@ impl Baseline {
             .filter(|process| process.pid != own && process.pid != 1 && !process.dead && !belongs(process))
             .filter(|process| !own_only || above(process).iter().any(|parent| parent.pid == own))
             .filter(|process| !is_worker(process))
+            .filter(|process| !self.system.as_ref().is_some_and(|system| system.has(process.pid, process.parent)))
             .collect()
     }
 }

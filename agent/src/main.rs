@@ -41,6 +41,7 @@ mod shutdown;
 mod spawn;
 mod still;
 mod sys;
+mod systemd;
 mod text;
 mod trust;
 mod users;

@@ -13,13 +13,16 @@ trap '' TERM INT
 echo 'Failed to set RLIMIT_CORE: Operation not permitted' >&2
 printf systemd >/proc/self/comm
 [ "$manner" = systemd-forged ] || mkdir -p /run/systemd/system
+printf 'multi-user.target loaded active active Up\nold.service loaded active running Old\nidle.service loaded inactive dead Idle\n' >/run/units
 [ "$manner" != systemd-dies ] || { echo 'Failed to allocate manager object: no such thing' >&2; exit 1; }
 [ "$manner" != systemd-frozen ] || trap '' 47
-while :; do sleep 0.05; done
+# Without a child, for whoever looks at what runs here.
+mkfifo /run/never
+while :; do read -r _ <>/run/never; done
 END
 cat >"$root/usr/bin/systemctl" <<'END'
 #!/bin/sh
-# What a test says of the system is in /run/state and /run/jobs.
+# What a test says of the system is in /run/state, /run/jobs and /run/units; what is done to units is in /run/done.
 case $1 in
 is-system-running)
     if [ -e /run/state ]; then
@@ -35,9 +38,21 @@ is-system-running)
     maintenance,*) echo maintenance; exit 1 ;;
     *) echo running ;;
     esac ;;
-list-units) printf 'bad.service loaded failed failed Bad\nworse.service loaded failed failed Worse\n' ;;
+list-units) case " $* " in *' --all '*) exec cat /run/units ;; esac
+    printf 'bad.service loaded failed failed Bad\nworse.service loaded failed failed Worse\n' ;;
 list-jobs) if [ -e /run/jobs ]; then exec cat /run/jobs; fi
+    case " $* " in *' --full '*) exit ;; esac
     echo '12 slow.service start running' ;;
+is-enabled) case $2 in enabled*) echo enabled ;; *) echo disabled; exit 1 ;; esac ;;
+stop | kill | reset-failed)
+    echo "$*" >>/run/done
+    for unit; do
+        case $1,$unit in
+        stop,hangs.service) exec sleep 1000 ;;
+        stop,never.service | kill,never.service | reset-failed,never.service | reset-failed,hangs.service) ;;
+        *) sed -i "/^$unit /d" /run/units ;;
+        esac
+    done ;;
 esac
 END
 chmod +x "$root/usr/lib/systemd/systemd" "$root/usr/bin/systemctl"

@@ -120,7 +120,7 @@ impl Agent {
                 found = baseline.restore(!self.link.kind().is_in_guest());
             }
             (true, None) => found.left.push("nobody knows what belongs to the guest".into()),
-            (false, _) => self.baseline = Some(Baseline::now(&self.mounts)),
+            (false, _) => self.baseline = Some(Baseline::now(&self.mounts, !self.link.kind().is_in_guest())),
         }
         if fresh && found.left.is_empty() {
             match self.successor() {

@@ -15,7 +15,7 @@ pub const PROGRAM_PORT_NAME: &str = "belljar.program";
 
 /// Version of everything in this crate. Host and agent come from one build, so it only guards
 /// against a stale agent, such as one resumed from an old template.
-pub const VERSION: u16 = 11;
+pub const VERSION: u16 = 12;
 
 /// The exit code of an agent that is to have systemd in a container, and says on standard error why there can be none.
 pub const CANNOT_BE_HAD: i32 = 77;
@@ -538,6 +538,10 @@ pub struct Leftovers {
     pub killed: Vec<String>,
     /// How many there were.
     pub killed_count: u32,
+    /// Units of systemd's that were stopped, or had failed, such as `run-u5.service`; at most [`MAX_NAMED`].
+    pub stopped: Vec<String>,
+    /// How many there were.
+    pub stopped_count: u32,
     /// Processes that could not be killed, or mounts that are not as they were: the guest is of no more use.
     pub left: Vec<String>,
 }

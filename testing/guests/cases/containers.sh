@@ -215,6 +215,33 @@ TOML
     want_code 0
     want_line 'Summary .* 6 tests: 5 passed, 1 skipped'
     want_line 'SKIP .*s/unit@plain: skipped: it needs systemd'
+    # What a test leaves of systemd is no other test's, and no process of the system's own is taken for it.
+    rm ws/t/*
+    cat >ws/belljar.toml <<'TOML'
+[guests.booted]
+container = "belljar-case:systemd"
+systemd = true
+[[suites]]
+name = "shared"
+tests = "t/*"
+guests = ["booted"]
+isolation = "suite"
+TOML
+    printf '#!/bin/sh\nsystemctl restart systemd-journald dbus\nsystemd-run --quiet --unit left sleep 1000; systemd-run --quiet --unit bad false; setsid sleep 1000 >/dev/null 2>&1 &\ntouch /mine\n' >ws/t/1
+    printf '#!/bin/sh\nset -e\n[ -e /mine ]; [ "$(systemctl is-system-running)" = running ]; systemctl is-active systemd-journald dbus; ! systemctl is-active left\n' >ws/t/2
+    printf '#!/bin/sh\nsystemctl isolate rescue.target\n' >ws/t/3
+    printf '#!/bin/sh\n[ ! -e /mine ] && touch /mine && systemctl reboot\n' >ws/t/4
+    printf '#!/bin/sh\n[ ! -e /mine ]\n' >ws/t/5
+    chmod +x ws/t/*
+    code=0
+    (cd ws && "$BELLJAR" test) >out 2>err || code=$?
+    cat out
+    want_code 100
+    want_line 'Summary .* 5 tests: 4 passed, 1 crashed'
+    want_line 'note shared/2@booted: .* which were stopped: left.service, bad.service \(failed\)'
+    if grep -E 'killed: .*(journal|dbus|getty|logind)' out; then fail "a process of the system's was killed"; fi
+    want_line 'note shared/3@booted: the command leaves behind the system in the state maintenance'
+    want_line 'CRASH .*shared/4@booted: the guest rebooted unasked'
     mark=belljar-systemd-$nonce
     for moment in 0.3 0.6 1.2 2.4; do
         (cd ws && exec "$BELLJAR" run --container belljar-case:systemd --systemd -- sh -c ": $mark; setsid sleep 1000 & sleep 1000") >out 2>err &

@@ -430,6 +430,51 @@ fn the_next_test_does_not_run_in_a_system_that_stops() {
 }
 
 #[test]
+fn units_that_a_test_leaves_are_stopped_by_systemd_and_named() {
+    let lab = Lab::new();
+    let engine = Engine::new(&lab, "podman");
+    engine.run(&[], "true").code(0);
+    let workspace = lab.path("workspace");
+    let test = |name: &str, text: &str| {
+        let file = workspace.join("t").join(name);
+        fs::create_dir_all(workspace.join("t")).expect("directory");
+        fs::write(&file, format!("#!/bin/sh\nset -e\n{text}\n")).expect("file");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).expect("mode");
+    };
+    let left = |unit: &str| format!("echo '{unit} Left' >>/run/units");
+    let [run, failed, none] =
+        ["run-u1.service loaded active running", "bad.service loaded failed failed", "odd.mount loaded active mounted"];
+    test(
+        "a",
+        &format!(
+            "{}; {}; {}; sed -i 's/idle.service loaded inactive dead/idle.service loaded active running/' /run/units",
+            left(run),
+            left(failed),
+            left(none)
+        ),
+    );
+    test(
+        "b",
+        "cat /run/done; grep -q '^stop -- idle.service run-u1.service' /run/done; grep -q '^old.service' /run/units; grep -q '^odd' /run/units; ! grep '^run-u1' /run/units; echo x >/mine",
+    );
+    // What does not stop is killed.
+    test("c", &left("hangs.service loaded active running"));
+    test("d", "grep -q '^kill --signal=SIGKILL -- hangs.service' /run/done; [ -e /mine ]");
+    test("e", &left("never.service loaded active running"));
+    test("f", "[ ! -e /mine ]; sed -i /multi-user/d /run/units; echo x >/mine");
+    test("g", "[ ! -e /mine ]");
+    let config = "[guests.g]\ncontainer = 'img'\nsystemd = true\n\
+                  [[suites]]\nname = 's'\ntests = 't/*'\nguests = ['g']\nisolation = 'suite'\n";
+    fs::write(workspace.join("belljar.toml"), config).expect("file");
+    let outcome = lab.belljar(["test".into(), "--engine".into(), engine.program().into_os_string()]).go();
+    outcome.code(0).tells("7 tests: 7 passed");
+    outcome.tells("note s/b@g: an earlier test left units of systemd behind, which were stopped: idle.service, run-u1.service, bad.service (failed)");
+    outcome.tells("note s/d@g: an earlier test left units of systemd behind, which were stopped: hangs.service");
+    outcome.tells("an earlier test has left behind: the unit never.service, which does not stop");
+    outcome.tells("an earlier test has left behind: the system without multi-user.target");
+}
+
+#[test]
 fn nothing_of_the_hosts_comes_where_the_engine_makes_files() {
     let lab = Lab::new();
     let engine = Engine::new(&lab, "podman");

@@ -71,11 +71,19 @@ pub(crate) trait Session: fmt::Debug {
 
 /// What it means that an earlier test left this behind: what was killed is told, and of what is left there is a reason for another guest.
 pub(crate) fn of_leftovers(found: &Leftovers, observe: Observe<'_>) -> Option<String> {
-    if found.killed_count > 0 {
-        let more = found.killed_count.saturating_sub(u32::try_from(found.killed.len()).unwrap_or(u32::MAX));
+    let named = |names: &[String], count: u32| {
+        let more = count.saturating_sub(u32::try_from(names.len()).unwrap_or(u32::MAX));
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        let message =
-            format!("an earlier test left something running, which was killed: {}{more}", found.killed.join(", "));
+        format!("{}{more}", names.join(", "))
+    };
+    if found.stopped_count > 0 {
+        let units = named(&found.stopped, found.stopped_count);
+        let message = format!("an earlier test left units of systemd behind, which were stopped: {units}");
+        observe(EventKind::Warning { message });
+    }
+    if found.killed_count > 0 {
+        let processes = named(&found.killed, found.killed_count);
+        let message = format!("an earlier test left something running, which was killed: {processes}");
         observe(EventKind::Warning { message });
     }
     (!found.left.is_empty()).then(|| format!("an earlier test has left behind: {}", found.left.join(", ")))

@@ -6,8 +6,12 @@ use std::{cmp::Reverse, time::Duration};
 
 use super::{Candidate, Cell, Group};
 
-/// Orders cells and lays their units out in one row. Units that share a guest keep their order.
+/// Orders cells and lays their units out in one row. Units that share a guest are in the order of their priority, else as found: how long each takes changes
+/// nothing there.
 pub(super) fn order(mut groups: Vec<Group>) -> (Vec<Candidate>, Vec<Cell>) {
+    for group in &mut groups {
+        group.units.sort_by_key(|candidate| Reverse(candidate.unit.settings.priority));
+    }
     // Stable, and computed once for each.
     groups.sort_by_cached_key(|group| {
         let units = || group.units.iter().map(|c| &c.unit);

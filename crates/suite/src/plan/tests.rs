@@ -215,6 +215,16 @@ fn the_longest_starts_first() {
 }
 
 #[test]
+fn who_shares_a_guest_goes_by_priority_and_then_as_found() {
+    let (config, found) =
+        setup(&[("net", "a", ""), ("net", "b", "priority = -1"), ("net", "c", "priority = 9"), ("net", "d", "")]);
+    let durations = [("net/d@arch".to_owned(), Duration::from_secs(90))].into_iter().collect();
+    let plan = plan(&config, &found, &with(&config, |o| o.durations = Some(&durations)));
+    let order: Vec<_> = plan.units.iter().map(|u| u.test.as_str()).collect();
+    assert_eq!(order, ["c", "a", "d", "b"]);
+}
+
+#[test]
 fn repeats_are_attempts() {
     let (config, found) = usual();
     let plan = plan(&config, &found, &with(&config, |o| o.repeat = 3));
