@@ -43,7 +43,7 @@ list-units) case " $* " in *' --all '*) exec cat /run/units ;; esac
 list-jobs) if [ -e /run/jobs ]; then exec cat /run/jobs; fi
     case " $* " in *' --full '*) exit ;; esac
     echo '12 slow.service start running' ;;
-is-enabled) case $2 in enabled*) echo enabled ;; *) echo disabled; exit 1 ;; esac ;;
+is-enabled) case $3 in enabled*) echo enabled ;; *) echo disabled; exit 1 ;; esac ;;
 stop | kill | reset-failed)
     echo "$*" >>/run/done
     for unit; do

@@ -205,8 +205,8 @@ guests = ["booted"]
 setup = "setup"
 isolation = "suite"
 TOML
-    printf '#!/bin/sh\nset -e\nprintf "[Service]\\nExecStart=/bin/sleep 1000\\n[Install]\\nWantedBy=multi-user.target\\n" >/etc/systemd/system/mine.service\nsystemctl enable mine\n' >ws/setup
-    printf '#!/bin/sh\n# belljar: needs = "systemd"\nsystemctl restart mine && [ "$(systemctl is-active mine)" = active ]\n' >ws/t/unit
+    printf '#!/bin/sh\nset -e\nprintf "[Service]\\nExecStart=/bin/sleep 1000\\n[Install]\\nWantedBy=multi-user.target\\n" >/etc/systemd/system/mine.service\nsystemctl enable mine\n[ ! -d /run/systemd/system ] || systemctl start mine\n' >ws/setup
+    printf '#!/bin/sh\n# belljar: needs = "systemd"\nsystemctl is-active mine && systemctl restart mine && systemctl is-active mine\n' >ws/t/unit
     printf '#!/bin/sh\n[ -e /etc/systemd/system/mine.service ]\n' >ws/t/file
     chmod +x ws/setup ws/t/*
     code=0
@@ -215,6 +215,7 @@ TOML
     want_code 0
     want_line 'Summary .* 6 tests: 5 passed, 1 skipped'
     want_line 'SKIP .*s/unit@plain: skipped: it needs systemd'
+    want_no_line 'the set-up cannot be kept'
     # What a test leaves of systemd is no other test's, and no process of the system's own is taken for it.
     rm ws/t/*
     cat >ws/belljar.toml <<'TOML'
@@ -253,6 +254,8 @@ TOML
     want_code 0
     want_no_containers
     ! pgrep -f "$mark" >/dev/null || fail 'processes outlived their belljar'
-    # One for each of the guests.
-    "$engine" images --quiet --filter "label=belljar.cache=$BELLJAR_CACHE_DIR" | xargs "$engine" rmi --force >/dev/null
+    # One for each of the guests. The engine may still be at the end of a container.
+    remove_kept || { sleep 2; remove_kept; }
 }
+
+remove_kept() { "$engine" images --quiet --filter "label=belljar.cache=$BELLJAR_CACHE_DIR" | xargs --no-run-if-empty "$engine" rmi --force >/dev/null; }

@@ -475,6 +475,32 @@ fn units_that_a_test_leaves_are_stopped_by_systemd_and_named() {
 }
 
 #[test]
+fn a_set_up_is_kept_with_the_services_that_it_enables() {
+    let lab = Lab::new();
+    let engine = Engine::new(&lab, "podman");
+    engine.run(&[], "true").code(0);
+    let workspace = lab.path("workspace");
+    let script = |name: &str, text: &str| {
+        let file = workspace.join(name);
+        fs::create_dir_all(file.parent().expect("directory")).expect("directory");
+        fs::write(&file, format!("#!/bin/sh\n{text}\n")).expect("file");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).expect("mode");
+    };
+    script("t/a", "true");
+    let suite = |name: &str| {
+        format!("[[suites]]\nname = '{name}'\ntests = 't/*'\nguests = ['g']\nsetup = '{name}'\nsetup-once = true\n")
+    };
+    let config = format!("[guests.g]\ncontainer = 'img'\nsystemd = true\n{}{}", suite("kept"), suite("not"));
+    fs::write(workspace.join("belljar.toml"), config).expect("file");
+    script("kept", "echo 'enabled.service loaded active running X' >>/run/units");
+    script("not", "echo 'enabled.service loaded active running X\nplain.service loaded active running X' >>/run/units");
+    let outcome = lab.belljar(["test".into(), "--engine".into(), engine.program().into_os_string()]).go();
+    outcome.code(0).tells("2 tests: 2 passed");
+    outcome.tells("it leaves behind the unit plain.service, which is not enabled (`systemctl enable plain.service` has it run in each container)");
+    assert_eq!(engine.told("commit "), 1, "{}", engine.calls());
+}
+
+#[test]
 fn nothing_of_the_hosts_comes_where_the_engine_makes_files() {
     let lab = Lab::new();
     let engine = Engine::new(&lab, "podman");

@@ -204,12 +204,23 @@ impl ContainerGuest {
         &self.parts.name
     }
 
-    /// What a set-up left that no image holds, if it left such: it is ended. What ran when [`Guest::keep_processes`] was asked for is not of it.
+    /// What a set-up left that no image holds, if it left such: it is ended. What ran when [`Guest::keep_processes`] was asked for is not of it, nor are units
+    /// that systemd starts in each container.
     pub(crate) async fn leftovers(&mut self, observe: Observe<'_>) -> Result<Option<String>, Lost> {
         let limit = Some(self.readying());
         let asking = async |session: &mut AgentSession| Session::renew(session).await;
-        let found = self.ask(Phase::Session, limit, asking, observe).await?;
-        let left: Vec<_> = found.killed.into_iter().chain(found.left).collect();
+        let found = self.ask(Phase::Session, limit, asking, &mut *observe).await?;
+        // Without a session nobody says which of them come back.
+        let is_known = found.left.is_empty() && usize::try_from(found.stopped_count) == Ok(found.stopped.len());
+        let mut units: Vec<_> = found.stopped.iter().filter(|unit| !unit.contains(' ')).cloned().collect();
+        if is_known && !units.is_empty() {
+            let asking = async |session: &mut AgentSession| systemd::not_started_anew(session, &units).await;
+            units = self.ask(Phase::Session, limit, asking, observe).await?;
+        }
+        let units = units.iter().map(|unit| {
+            format!("the unit {unit}, which is not enabled (`systemctl enable {unit}` has it run in each container)")
+        });
+        let left: Vec<_> = units.chain(found.killed).chain(found.left).collect();
         Ok((!left.is_empty()).then(|| format!("it leaves behind {}", left.join(", "))))
     }
 

@@ -163,6 +163,37 @@ pub(super) async fn standing(session: &mut AgentSession) -> Result<Standing, Los
     })
 }
 
+/// Says which of the units that it is given do not run again when the system starts anew. Those of users come with their logins.
+const NOT_ANEW: &str = r#"for unit; do
+    case $unit in user@*.service | user-runtime-dir@*.service) continue ;; esac
+    case $(systemctl is-enabled -- "$unit" 2>/dev/null) in
+    enabled | alias | generated) continue ;;
+    enabled-runtime)
+        for link in /run/systemd/generator*/*.wants/"$unit" /run/systemd/generator*/*.requires/"$unit"; do
+            [ ! -L "$link" ] || continue 2
+        done ;;
+    static | indirect)
+        by=$(systemctl show --property=WantedBy --property=RequiredBy --property=TriggeredBy --value -- "$unit")
+        [ -z "$by" ] || continue
+        [ "$(systemctl show --property=Type --value -- "$unit")" != dbus ] || continue ;;
+    esac
+    echo "$unit"
+done"#;
+
+/// Which of these units, which have been stopped, do not run again by themselves where the system starts anew with the files that there are.
+///
+/// # Errors
+/// Those of a broken session.
+pub(super) async fn not_started_anew(session: &mut AgentSession, units: &[String]) -> Result<Vec<String>, Lost> {
+    let words = ["sh", "-c", NOT_ANEW, "sh"].into_iter().chain(units.iter().map(String::as_str));
+    let (exit, said) = answer(session, GuestCommand::of_words(words)).await?;
+    // Who does not say it well has said nothing.
+    let said = String::from_utf8_lossy(&said).into_owned();
+    let named: Vec<&str> = said.lines().collect();
+    let is_whole = exit == Exit::Code(0) && named.iter().all(|name| units.iter().any(|unit| unit == name));
+    Ok(units.iter().filter(|unit| !is_whole || named.contains(&unit.as_str())).cloned().collect())
+}
+
 /// What a system that is stopping does, by its jobs.
 fn ending(jobs: &str) -> Standing {
     let has = |unit: &&&str| jobs.lines().any(|line| line.split_whitespace().any(|word| word == **unit));
