@@ -28,8 +28,9 @@ use crate::{
     console::{Console, ConsoleView, ExpectError, Patience},
     enter,
     guest::{Observe, Views},
+    launch::{FedProgram, Launch},
     limits::Limits,
-    plan::{AgentPlace, FedProgram, Launch, Plan},
+    plan::{AgentPlace, Plan},
     qemu::{
         args::MachineConfig,
         process::{Qemu, SpawnError, SpawnRequest},
@@ -341,14 +342,15 @@ impl Booted {
         view: Option<&Views>,
         observe: Observe<'_>,
     ) -> Result<Self, Unbooted> {
-        let (mut machine, ports) = Machine::start(plan, launch, false, view).await.map_err(Unbooted::Start)?;
+        let (mut machine, ports) = Machine::start(plan, launch, plan.again, view).await.map_err(Unbooted::Start)?;
         machine.screen = plan.config.vga.is_some().then(|| plan.dir.clone());
         let limits = machine.limits;
         let mut patience = limits.boot(machine.qemu.cpu_clock());
         let entered = machine
             .attend(Phase::Boot, observe, async |qemu, console, tell| {
-                let entered = get_in(plan, ports, (qemu, console), &mut patience, &limits, tell).await;
-                entered.map_err(|lost| with_ways(plan, lost))
+                let mut came = false;
+                let entered = get_in(plan, ports, (qemu, console), &mut patience, &limits, (tell, &mut came)).await;
+                entered.map_err(|lost| if came { lost } else { with_ways(plan, lost) })
             })
             .await;
         match entered {
@@ -510,7 +512,8 @@ fn with_ways(plan: &Plan, lost: Lost) -> Lost {
     if plan.login.is_none() && plan.rungs.iter().any(|rung| !rung.rules.is_empty()) {
         said.push_str("; or give a --login");
     }
-    lost.and_advice(format!("{said}. `belljar doctor IMAGE` tells what the image is"))
+    let lost = lost.and_advice(format!("{said}. `belljar doctor IMAGE` tells what the image is"));
+    Lost { no_way_in: true, ..lost }
 }
 
 /// Patience that every byte on the console renews.
@@ -528,13 +531,14 @@ async fn run_out(patience: &mut Patience, view: &ConsoleView) -> crate::console:
 }
 
 /// Gets in by the plan's rungs: the agent comes by itself, or there is a shell on the serial line, and from there the agent if it can run.
+/// `came`: one of them was there, whatever came of it.
 async fn get_in(
     plan: &Plan,
     ports: Ports,
     (qemu, console): (&Qemu, &mut Console),
     patience: &mut Patience,
     limits: &Limits,
-    tell: Tell<'_>,
+    (tell, came): (Tell<'_>, &mut bool),
 ) -> Result<Entered, Lost> {
     let mut by_itself = plan.agent_by_itself();
     let mut connecting = std::pin::pin!(AgentSession::connect(ports));
@@ -562,7 +566,10 @@ async fn get_in(
             }
             // Nobody can log in, and the agent may come all the same.
             Err(lost) if by_itself.is_some() && plan.login.is_none() && matches!(lost.cause, Cause::Access(_)) => {
-                let limit = limits.other_rung().min(patience.remaining());
+                let left = patience.remaining();
+                // The other way needs time, too.
+                let left = if plan.has_detour { left / 2 } else { left };
+                let limit = limits.other_rung().min(left);
                 let connected = tokio::time::timeout(limit, &mut connecting).await;
                 Err(connected.map_err(|_| lost)?)
             }
@@ -574,6 +581,7 @@ async fn get_in(
     {
         by_itself = Some((&rungs::SSH, of_ssh));
     }
+    *came = !matches!(first, Err(Err(_)));
     let mut shell = match first {
         Ok(shell) => shell,
         Err(connected) => {

@@ -90,13 +90,13 @@ impl Templates {
 pub async fn lease(
     plan: &Plan,
     templates: &Templates,
-    mut layer: Option<Layer<'_>>,
+    mut layer: Option<&mut Layer<'_>>,
     view: Option<&Views>,
     observe: Observe<'_>,
 ) -> Result<QemuGuest, Lost> {
     observe(EventKind::Phase { phase: Phase::Boot });
     let way = Way { plan, templates, view };
-    if let Some(layer) = &mut layer {
+    if let Some(layer) = layer.as_deref_mut() {
         match plan.fixed() {
             Ok(()) => {
                 if let Some(guest) = way.copy(Some(layer), observe).await? {

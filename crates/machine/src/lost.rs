@@ -25,6 +25,8 @@ pub struct Lost {
     pub tail: Vec<String>,
     /// Whether another try would end the same way, such as after a password that was refused.
     pub lasting: bool,
+    /// Whether the guest was there and nobody got in, so that another way may lead there.
+    pub(crate) no_way_in: bool,
 }
 
 /// What went wrong, in words for a person by its `Display`. What is decided by it is decided by the variant, never by the words.
@@ -225,7 +227,7 @@ impl fmt::Display for QemuStart {
 
 impl From<Cause> for Lost {
     fn from(cause: Cause) -> Self {
-        Self { cause, advice: None, tail: Vec::new(), lasting: false }
+        Self { cause, advice: None, tail: Vec::new(), lasting: false, no_way_in: false }
     }
 }
 

@@ -13,7 +13,7 @@ use belljar_guest_spec::{Accel, Access, BootSource, Credentials, GuestSpec, Oops
 use belljar_image::{
     boot::{self, InitSpec},
     cache::Cache,
-    disk::{DiskError, unnamed},
+    disk::unnamed,
     modules::ModuleIndex,
     rootdir::{self, OwnModules},
 };
@@ -27,6 +27,7 @@ use crate::{
     backend::container::root::ImageRoot,
     conceal::{ConcealError, Concealment, ServedDirectory},
     host::HostContext,
+    launch::{FedProgram, Launch},
     limits::Limits,
     plan_choices::Choices,
     plan_direct,
@@ -40,7 +41,7 @@ use crate::{
         args::{
             self, Chardev, DiskSource, HelperLine, MachineConfig, Nic, Node, Program, ProgramPort, Ram, Share, Slots,
         },
-        descriptors::{Descriptors, Purpose},
+        descriptors::Purpose,
         firmware::Uefi,
         platform::{self, Platform, Transport},
         probe::{self, QemuInfo},
@@ -119,6 +120,10 @@ pub struct Plan {
     pub(crate) dir: PathBuf,
     pub(crate) oops: OopsPolicy,
     pub(crate) boot_timeout: Option<Duration>,
+    /// Whether what is in its image can be started directly if nobody gets in by its own boot.
+    pub(crate) has_detour: bool,
+    /// Whether the logs in its directory are added to.
+    pub(crate) again: bool,
     /// How it is entered over SSH, if that is tried.
     pub(crate) ssh: Option<Ssh>,
     /// What makes its TPM, if it has one.
@@ -138,59 +143,6 @@ pub(crate) struct Processes {
     pub(crate) user: Option<String>,
     /// In which directory; none is `/`.
     pub(crate) cwd: Option<String>,
-}
-
-/// Why there is no machine for a copy.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum CopyError {
-    /// What takes its writes cannot be made.
-    #[error(transparent)]
-    Disk(#[from] DiskError),
-    /// What it must not see cannot be hidden.
-    #[error(transparent)]
-    Conceal(#[from] ConcealError),
-    /// A file of it or of the template cannot be opened.
-    #[error("cannot open what a copy of the template needs: {0}")]
-    Files(#[from] std::io::Error),
-}
-
-/// A machine that only has to be started.
-#[derive(Debug)]
-pub(crate) struct Launch {
-    pub(crate) config: MachineConfig,
-    pub(crate) descriptors: Descriptors,
-    /// What Belljar serves itself.
-    pub(crate) served: Vec<Served>,
-    /// What the guest reads from its port for the agent, and where to write it.
-    pub(crate) program: Option<FedProgram>,
-    /// What comes and goes on the disk of shares.
-    pub(crate) exchange: Option<DiskExchange>,
-    /// The line to its TPM.
-    pub(crate) tpm: Option<tpm::Line>,
-    /// What programs beside QEMU serve.
-    pub(crate) to_serve: Vec<ToServe>,
-}
-
-/// The agent on its way to a guest that reads it from a port.
-#[derive(Debug)]
-pub(crate) struct FedProgram {
-    pub(crate) bytes: &'static [u8],
-    pub(crate) to: UnixStream,
-}
-
-impl Launch {
-    /// A machine that has no volumes yet.
-    pub(crate) fn of(config: MachineConfig) -> Self {
-        Self {
-            config,
-            descriptors: Descriptors::default(),
-            served: Vec::new(),
-            program: None,
-            exchange: None,
-            tpm: None,
-            to_serve: Vec::new(),
-        }
-    }
 }
 
 /// Looks at everything of the guest that boots from `source`, and makes what has to be made. Blocks for as long as it takes: the first time a second or so, later
@@ -289,6 +241,7 @@ pub fn prepare(
     let mut buses = Buses::default();
     let mut card = None;
     let mut lacks_ports = false;
+    let mut has_detour = false;
     let (kernel, place) = match &found {
         Found::Image { reader, bus } => {
             reader.refuse(source, &mut choices)?;
@@ -307,6 +260,7 @@ pub fn prepare(
                 words = found;
                 files
             });
+            has_detour = plan_direct::has_detour(reader, &question, &rungs);
             root_is_on_disk = reader.facts().is_ok_and(|facts| facts.login.is_some());
             let drivers = reader.drivers();
             buses = plan_drivers::buses(*bus, drivers, platform.machine_type(machine(platform, spec)), &mut choices);
@@ -484,6 +438,8 @@ pub fn prepare(
         dir,
         oops: spec.oops,
         boot_timeout: spec.boot_timeout,
+        has_detour,
+        again: false,
         choices: choices.0,
         title: title(source),
     };
@@ -542,6 +498,11 @@ impl Plan {
         // They are the guest's, whatever else it sees of the host.
         plan.share = ShareSpec { modules: plan.share.modules.take(), ..share };
         plan
+    }
+
+    /// Whether what is in its image is started without the image's boot loader.
+    pub(crate) fn starts_directly(&self) -> bool {
+        self.rungs.iter().any(|rung| rung.starts_directly)
     }
 
     /// Whether Belljar's program is the guest's first process.

@@ -5,6 +5,7 @@
 use std::{
     fs::File,
     io::{Seek, Write},
+    path::Path,
 };
 
 use belljar_disk_reader::{BootEntry, Description, FileRef, Init, InitKind, Provisioning, RootPassword, System};
@@ -18,10 +19,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     access::rungs::{self, OLDEST_SYSTEMD, Rung},
+    host::HostContext,
     plan::PlanError,
     plan_choices::Choices,
     plan_firmware::{Wanted, is_by_uefi},
     plan_image::{self, ImageQuestion, ImageReader},
+    plan_source::Found,
     qemu::platform::{self, Platform},
 };
 
@@ -105,15 +108,20 @@ enum Detour {
     CloudInit(String),
 }
 
-/// How to get into an image where no way in was asked for, if its own boot is known to lead to nobody who can. `nobody_logs_in`: no login was given.
+/// How to get into an image where no way in was asked for, if its own boot is known to lead to nobody who can. `nobody_logs_in`: no login was given;
+/// `closed`: its own boot was tried.
 fn detour(
     platform: &Platform,
     firmware: &Wanted,
     login: Option<&Login>,
     entry: Option<&Entry>,
     nobody_logs_in: bool,
+    closed: Option<String>,
 ) -> Option<Detour> {
     let entry = entry.filter(|entry| !entry.initrds.is_empty());
+    if let Some(why) = closed.filter(|_| nobody_logs_in && entry.is_some_and(|entry| !entry.guess)) {
+        return Some(Detour::Direct(why));
+    }
     if firmware.finds_nothing && entry.is_some() {
         let why = "no firmware finds anything on it to start: no code in its first sector, and nothing for UEFI";
         return Some(Detour::Direct(why.to_owned()));
@@ -150,7 +158,7 @@ pub fn ways_into(source: &BootSource, found: &Description) -> (Vec<&'static str>
         let rungs = rungs::choose(source).into_iter().filter(|rung| rung.agent.is_none());
         return (rungs.map(|rung| rung.name).collect(), None);
     }
-    let detour = detour(platform, &Wanted::of(found), login.as_ref(), Entry::of(found).ok().as_ref(), true);
+    let detour = detour(platform, &Wanted::of(found), login.as_ref(), Entry::of(found).ok().as_ref(), true, None);
     let (rungs, why) = match detour {
         Some(Detour::Direct(why)) => (rungs::choose_direct(source), Some(why)),
         Some(Detour::CloudInit(_)) => (rungs::choose_cloud_init(source), None),
@@ -158,6 +166,26 @@ pub fn ways_into(source: &BootSource, found: &Description) -> (Vec<&'static str>
     };
     let rungs: Vec<_> = rungs.into_iter().filter(|rung| rung.is_for(platform)).collect();
     (rungs.iter().map(|rung| rung.name).collect(), why)
+}
+
+/// Whether what is in an image can be started directly if its own boot lets nobody in, where nobody says how to get in.
+pub(crate) fn has_detour(reader: &ImageReader<'_>, question: &ImageQuestion<'_>, rungs: &[&'static Rung]) -> bool {
+    let ImageQuestion { source, spec, platform, .. } = question;
+    let is_open = source.access() == Access::Auto && spec.login.is_none() && platform.agent().is_some();
+    let goes_by_itself = !rungs.iter().any(|rung| rung.starts_directly || rung.seed.is_some());
+    let entry = || reader.facts().ok().and_then(|facts| facts.entry.as_ref().ok());
+    is_open
+        && goes_by_itself
+        && !reader.image().has_device()
+        && entry().is_some_and(|entry| !entry.guess && !entry.initrds.is_empty())
+}
+
+/// Remembers why an image's own boot lets nobody in, or that this is not so: what is planned for it then starts it directly, or does not.
+pub(crate) fn remember_closed(source: &BootSource, host: &HostContext, dir: &Path, why: Option<&str>) {
+    let cache = Cache::new(&host.cache_dir, dir);
+    if let Ok(Found::Image { reader, .. }) = Found::look_at(source, None, &host.qemu_img, &cache) {
+        reader.set_closed(why);
+    }
 }
 
 /// What starts an image directly, with the words for its kernel; none where it boots by itself. Where nobody says how to get in, that depends on what
@@ -176,7 +204,7 @@ pub(crate) fn of_image(
         let facts = reader.facts().ok().filter(|_| source.access() == Access::Auto && !reader.image().has_device());
         let detour = facts.and_then(|facts| {
             let entry = facts.entry.as_ref().ok();
-            detour(platform, &facts.firmware, facts.login.as_ref(), entry, spec.login.is_none())
+            detour(platform, &facts.firmware, facts.login.as_ref(), entry, spec.login.is_none(), reader.closed())
         });
         match detour {
             Some(Detour::Direct(why)) => {
@@ -285,7 +313,7 @@ mod tests {
         };
         let (good, guessed, bare) = (entry(&["i"], false), entry(&["i"], true), entry(&[], false));
         fn asked(firmware: &Wanted, login: &Login, entry: &Entry, nobody_logs_in: bool) -> Option<Detour> {
-            detour(platform::PLATFORMS[0], firmware, Some(login), Some(entry), nobody_logs_in)
+            detour(platform::PLATFORMS[0], firmware, Some(login), Some(entry), nobody_logs_in, None)
         }
         fn directly(login: &Login, firmware: &Wanted, entry: &Entry, nobody_logs_in: bool, why: &str) -> bool {
             matches!(asked(firmware, login, entry, nobody_logs_in), Some(Detour::Direct(said)) if said.contains(why))
@@ -314,6 +342,32 @@ mod tests {
     }
 
     #[test]
+    fn what_is_known_to_let_nobody_in_is_started_directly() {
+        let boots = Wanted { uefi: false, why: String::new(), finds_nothing: false };
+        let entry = |initrds: &[&str], guess| Entry {
+            title: String::new(),
+            kernel: "/vmlinuz".into(),
+            initrds: initrds.iter().map(ToString::to_string).collect(),
+            words: String::new(),
+            from: String::new(),
+            guess,
+        };
+        let asked = |login: Option<&Login>, entry: &Entry, nobody_logs_in| {
+            let why = Some("it was tried".to_owned());
+            detour(platform::PLATFORMS[0], &boots, login, Some(entry), nobody_logs_in, why)
+        };
+        let login = |root_is_locked, systemd| Login { root_is_locked, systemd, init: "x".into(), cloud_init: false };
+        let good = entry(&["i"], false);
+        for login in [None, Some(&login(true, Some(252))), Some(&login(false, None))] {
+            assert_eq!(asked(login, &good, true), Some(Detour::Direct("it was tried".into())));
+            assert_eq!(asked(login, &good, false), None, "somebody logs in");
+            for entry in [entry(&[], false), entry(&["i"], true)] {
+                assert_eq!(asked(login, &entry, true), None, "nothing is known to start");
+            }
+        }
+    }
+
+    #[test]
     fn a_machine_without_tables_gives_no_unit() {
         let boots = Wanted { uefi: true, why: String::new(), finds_nothing: false };
         let login = Login { root_is_locked: true, systemd: Some(257), init: "systemd 257".into(), cloud_init: false };
@@ -326,7 +380,7 @@ mod tests {
             guess: false,
         };
         for platform in platform::PLATFORMS {
-            let chosen = detour(platform, &boots, Some(&login), Some(&entry), true);
+            let chosen = detour(platform, &boots, Some(&login), Some(&entry), true, None);
             assert_eq!(chosen.is_none(), platform.has_smbios, "{}: {chosen:?}", platform.processor.name);
         }
     }

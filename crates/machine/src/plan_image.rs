@@ -3,8 +3,9 @@
 use std::{
     cell::OnceCell,
     fs::File,
-    io,
+    io::{self, Read},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use belljar_disk_reader::{Description, Disk, Limits, ReadError, System};
@@ -31,6 +32,12 @@ use crate::{
 
 /// Part of the names in the cache: change it with what is read and how.
 const VERSION: &[u8] = b"8";
+/// What of an image is kept in the cache when its own boot let nobody in.
+const CLOSED: &str = "closed";
+/// So long that is believed: it may have been the host's doing.
+const CLOSED_HOLDS: Duration = Duration::from_secs(24 * 3600);
+/// The reason is no longer, in bytes.
+const MAX_CLOSED: u64 = 4096;
 
 /// Which guest of an image it is about, and on what host.
 pub(crate) struct ImageQuestion<'a> {
@@ -211,6 +218,29 @@ impl<'a> ImageReader<'a> {
         let name = format!("image-{}-{what}", self.name().map_err(|error| error.to_string())?);
         let made = self.cache.get_or_write(&name, |out, _| write(self, out).map_err(Failed));
         made.map(|cached| cached.path).map_err(|Failed(why)| why)
+    }
+
+    /// Why the image's own boot let nobody in a short while ago, if that is known.
+    pub(crate) fn closed(&self) -> Option<String> {
+        let file = File::open(self.cache.path(&self.name_of(CLOSED)?)).ok()?;
+        let age = file.metadata().and_then(|found| found.modified()).ok()?.elapsed().unwrap_or_default();
+        let mut why = String::new();
+        file.take(MAX_CLOSED).read_to_string(&mut why).ok()?;
+        (age < CLOSED_HOLDS && !why.is_empty()).then_some(why)
+    }
+
+    /// Remembers why, or that it is not so.
+    pub(crate) fn set_closed(&self, why: Option<&str>) {
+        let Some(name) = self.name_of(CLOSED) else { return };
+        // Where it cannot be written, it is found out again.
+        drop(match why {
+            Some(why) => self.cache.replace(&name, why.as_bytes()),
+            None => std::fs::remove_file(self.cache.path(&name)),
+        });
+    }
+
+    fn name_of(&self, what: &str) -> Option<String> {
+        Some(format!("image-{}-{what}", self.name().ok()?))
     }
 
     fn name(&self) -> io::Result<&str> {

@@ -7,7 +7,8 @@ use std::{
 };
 
 use crate::{
-    plan::{AgentPlace, CopyError, Launch, Plan, PlanError},
+    launch::{CopyError, Launch},
+    plan::{AgentPlace, Plan, PlanError},
     plan_shares::make_placeholder,
     qemu::{
         args::{Accel, DiskSource, MachineConfig, NicMode, Ram},

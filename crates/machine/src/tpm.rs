@@ -18,7 +18,7 @@ use tokio::{
 use crate::{
     companion::{Companion, of_line},
     host::HostContext,
-    plan::Launch,
+    launch::Launch,
     qemu::{
         args::{self, HelperLine},
         descriptors::Purpose,

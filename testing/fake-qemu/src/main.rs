@@ -226,7 +226,7 @@ fn power_on(
         go_on(&machine, script, &channels, &track);
     } else {
         for ((section, id), channel) in TRACKS.into_iter().zip(channels) {
-            let Some(steps) = script.section(section).map(<[_]>::to_vec) else {
+            let Some(steps) = steps_of(&machine, script, section) else {
                 if let Some(channel) = channel {
                     channel.listen(Arc::clone(&machine.journal));
                 }
@@ -246,6 +246,12 @@ fn power_on(
     Ok(leave(&machine, &guest))
 }
 
+/// The lines of a section; of the one for a kernel that QEMU was given, if it was and there is one.
+fn steps_of(machine: &Machine, script: &Script, section: &str) -> Option<Vec<Step>> {
+    let direct = machine.args.has("kernel").then(|| script.section(&format!("direct-{section}"))).flatten();
+    direct.or_else(|| script.section(section)).map(<[_]>::to_vec)
+}
+
 /// What a machine that was frozen does once it runs again.
 fn go_on(
     machine: &Arc<Machine>,
@@ -253,7 +259,7 @@ fn go_on(
     channels: &[Option<Arc<Channel>>],
     track: &impl Fn(Option<Arc<Channel>>) -> Track,
 ) {
-    let steps = |section: &str| script.section(section).map(<[_]>::to_vec);
+    let steps = |section: &str| steps_of(machine, script, section);
     let console = channels.iter().flatten().find(|c| c.name == "console");
     for (section, channel) in [("clone", None), ("clone-serial", console.cloned())] {
         if let Some(channel) = &channel {

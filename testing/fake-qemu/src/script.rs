@@ -72,8 +72,20 @@ impl fmt::Display for ScriptError {
 }
 
 /// Names a section may have.
-const SECTIONS: [&str; 10] =
-    ["options", "start", "probe", "machine", "serial", "serial1", "agent", "clone", "clone-serial", "clone-agent"];
+const SECTIONS: [&str; 12] = [
+    "options",
+    "start",
+    "probe",
+    "machine",
+    "serial",
+    "serial1",
+    "agent",
+    "direct-serial",
+    "direct-agent",
+    "clone",
+    "clone-serial",
+    "clone-agent",
+];
 
 impl Script {
     /// Reads a script.

@@ -1,6 +1,11 @@
 //! Guests that nobody can log in to: the agent comes by itself, and early.
 
-use crate::harness::{Lab, Outcome, snapshot};
+use std::fs;
+
+use crate::{
+    doctor_image::disk,
+    harness::{Belljar, Lab, Outcome, snapshot},
+};
 
 /// A console that asks for a login that nobody knows, and an agent that comes by itself.
 fn locked(agent: &str) -> String {
@@ -114,4 +119,83 @@ fn ignition_finds_its_configuration_in_the_machine() {
     let outcome = lab.run_image("").args(["--dry-run", "--access", "ignition"]).sh("true").go();
     outcome.code(0);
     assert!(!outcome.text().contains("coreos"), "{}", outcome.text());
+}
+
+/// Who asks for a password that nobody knows.
+const CLOSED: &str = "login user=nobody password=known\n";
+/// An agent that comes when the kernel is started directly.
+const HELD: &str = "send \"booting\\r\\n\"\ndrain\n[direct-agent]\nagent pid1=off\n";
+
+fn script_of(own: &str, direct: &str) -> String {
+    format!("[serial]\n{own}[direct-serial]\n{direct}")
+}
+
+/// A guest of a disk with a system, whose console does `own` by its own boot and `direct` where its kernel is started directly.
+fn two_ways<'a>(lab: &'a Lab, own: &str, direct: &str) -> Belljar<'a> {
+    let image = lab.path("disk.raw");
+    if !image.exists() {
+        fs::write(&image, disk("gpt")).unwrap();
+    }
+    lab.run_bare(&script_of(own, direct)).in_playground().args(["-v", "--image", &image.display().to_string()])
+}
+
+#[test]
+fn where_its_own_boot_lets_nobody_in_its_kernel_is_started_directly() {
+    let lab = Lab::new();
+    let closed = || two_ways(&lab, CLOSED, HELD).args(["--boot-timeout", "12s"]);
+    let outcome = closed().sh("echo in; exit 7").go();
+    outcome.code(7).says("in\n").complains("access: initrd");
+    outcome.complains("nobody got in by the image's own boot, so that its kernel is started once more, directly");
+    outcome.complains("start: directly, without the image's boot loader (nobody got in by the image's own boot");
+    let console = outcome.kept("console.log");
+    let console = String::from_utf8_lossy(&console);
+    assert!(console.contains("login: ") && console.contains("booting"), "both boots are in the log: {console}");
+
+    // That is known the next time.
+    let outcome = closed().sh("exit 7").go();
+    outcome.code(7).complains("start: directly");
+    assert!(!outcome.stderr.contains("once more"), "{}", outcome.stderr);
+    // It is the image's, as it is.
+    let mut bytes = disk("gpt");
+    bytes.extend([0; 512]);
+    fs::write(lab.path("disk.raw"), bytes).unwrap();
+    closed().sh("exit 7").go().code(7).complains("once more, directly");
+}
+
+#[test]
+fn where_that_leads_nowhere_either_both_ways_are_told() {
+    let lab = Lab::new();
+    for _ in 0..2 {
+        // What came to nothing is not remembered: the image's own boot is tried first again.
+        let outcome = two_ways(&lab, CLOSED, CLOSED).args(["--boot-timeout", "8s"]).sh("true").go();
+        outcome.code(125).complains("once more, directly").complains("before that, by the image's own boot: ");
+        outcome.complains("ways in that were tried: initrd, login, shell");
+    }
+}
+
+#[test]
+fn who_says_how_or_how_long_gets_no_other_way() {
+    let lab = Lab::new();
+    let outcome = two_ways(&lab, "drain\n", HELD).args(["--boot-timeout", "4s"]).sh("true").go();
+    outcome.code(124);
+    assert!(!outcome.stderr.contains("once more"), "{}", outcome.stderr);
+    for way in [["--access", "console"], ["--login", "root:wrong"], ["--access", "credentials"]] {
+        let outcome = two_ways(&lab, CLOSED, HELD).args(way).args(["--boot-timeout", "9s"]).sh("true").go();
+        assert!(!outcome.stderr.contains("once more"), "{way:?}: {}", outcome.stderr);
+        assert!(matches!(outcome.status.code(), Some(124 | 125)), "{way:?}: {}", outcome.stderr);
+    }
+}
+
+#[test]
+fn all_tests_of_a_guest_go_the_way_that_one_has_found() {
+    let lab = Lab::new();
+    let image = lab.path("disk.raw");
+    fs::write(&image, disk("gpt")).unwrap();
+    let guest = format!("[guests.h]\nimage = \"{}\"\nboot-timeout = \"20s\"\n", image.display());
+    let suite = "[[suites]]\nname = \"s\"\ntests = [\"t/*\"]\nguests = [\"h\"]\n";
+    lab.suite(&format!("{guest}{suite}"), &[("a", "exit 0"), ("b", "exit 3"), ("c", "exit 0")]);
+    let outcome = lab.test(["-j2"]).script(&script_of(CLOSED, HELD)).with_templates().go();
+    outcome.code(100);
+    assert_eq!(outcome.verdicts().into_values().collect::<Vec<_>>(), ["pass", "fail 3", "pass"]);
+    outcome.warns_once("once more, directly");
 }

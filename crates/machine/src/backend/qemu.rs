@@ -1,9 +1,10 @@
 //! Guests that are machines in QEMU.
 
-use std::{collections::BTreeSet, rc::Rc, sync::Arc};
+use std::{collections::BTreeSet, rc::Rc, sync::Arc, time::Duration};
 
 use belljar_guest_spec::{BootSource, GuestSpec, Hardware, ImageRef, Need, Source};
 use belljar_model::EventKind;
+use tokio::{sync::watch, time::Instant};
 
 use super::{
     Backend, ByHand, Footprint, GuestFiles, LeaseRequest, PrepareRequest, PreparedGuest,
@@ -17,9 +18,10 @@ use crate::{
     lease::{self, Templates},
     lost::blocking,
     plan::{self, CONTROL_DIR, Plan},
-    plan_obstacles,
+    plan_direct, plan_obstacles,
     qemu::{platform, probe},
-    running::CONSOLE_LOG,
+    running::{CONSOLE_LOG, QemuGuest},
+    spec::ShareSpec,
 };
 
 /// Bytes of memory that QEMU needs beside the guest's.
@@ -53,6 +55,107 @@ impl QemuBackend {
 struct PreparedMachine {
     plan: Plan,
     templates: Templates,
+    /// What it was made of.
+    spec: GuestSpec,
+    share: ShareSpec,
+    /// The plan that is followed instead since nobody got in by this one.
+    detour: watch::Sender<Option<Rc<Plan>>>,
+}
+
+impl PreparedMachine {
+    /// Plans the direct start of what is in the image whose own boot let nobody in.
+    async fn plan_detour(&self, closed: &Lost, left: Option<Duration>) -> Result<Plan, String> {
+        let Some(source) = self.spec.source.boot().cloned() else { return Err("it is no machine".to_owned()) };
+        let (spec, share, host, dir) =
+            (self.spec.clone(), self.share.clone(), self.plan.host.clone(), self.plan.dir.clone());
+        let why = format!("nobody got in by the image's own boot: {}", closed.cause);
+        let prepare = move || {
+            plan_direct::remember_closed(&source, &host, &dir, Some(&why));
+            plan::prepare(&source, None, &spec, &share, host, dir)
+        };
+        let plan = blocking("preparation", prepare).await.map_err(|lost| lost.cause.to_string())?;
+        let mut plan = plan.map_err(|error| error.to_string())?;
+        if !plan.starts_directly() {
+            // Where the cache cannot be written to.
+            return Err("that its own boot lets nobody in could not be written to the cache".to_owned());
+        }
+        (plan.again, plan.boot_timeout) = (true, left.or(plan.boot_timeout));
+        Ok(plan)
+    }
+
+    /// The image's own boot may let somebody in the next time.
+    async fn forget_closed(&self) {
+        let Some(source) = self.spec.source.boot().cloned() else { return };
+        let (host, dir) = (self.plan.host.clone(), self.plan.dir.clone());
+        let forget = move || plan_direct::remember_closed(&source, &host, &dir, None);
+        // It is forgotten by itself after a day.
+        drop(blocking("the cache", forget).await);
+    }
+
+    /// A guest by this plan, or by another where nobody gets in.
+    async fn lease(&self, request: LeaseRequest<'_>, observe: Observe<'_>) -> Result<QemuGuest, Lost> {
+        let LeaseRequest { share, dir, mut layer, view } = request;
+        let mut detour = self.detour.subscribe();
+        let known = detour.borrow_and_update().clone();
+        let closed = if let Some(plan) = known {
+            return lease::lease(&plan.at(share, dir), &self.templates, layer.as_mut(), view.as_ref(), observe).await;
+        } else {
+            let since = Instant::now();
+            let plan = self.plan.at(share.clone(), dir.clone());
+            let leased = tokio::select! {
+                biased;
+                leased = lease::lease(&plan, &self.templates, layer.as_mut(), view.as_ref(), observe) => Some(leased),
+                // Somebody else has found out that this one lets nobody in.
+                Ok(_) = detour.changed() => None,
+            };
+            match leased {
+                Some(Err(lost)) if lost.no_way_in && self.plan.has_detour => Some((lost, since.elapsed())),
+                Some(leased) => return leased,
+                None => None,
+            }
+        };
+        let closed = match closed {
+            None => None,
+            Some((lost, spent)) => {
+                let left = self.plan.boot_timeout.map(|limit| limit.saturating_sub(spent));
+                if left.is_some_and(|left| left.is_zero()) {
+                    return Err(lost);
+                }
+                observe(EventKind::Warning {
+                    message: format!(
+                        "nobody got in by the image's own boot, so that its kernel is started once more, directly (--access initrd does that at once): {}",
+                        lost.cause
+                    ),
+                });
+                match self.plan_detour(&lost, left).await {
+                    Ok(plan) => {
+                        plan.choices()
+                            .iter()
+                            .filter(|kind| !self.plan.choices().contains(kind))
+                            .cloned()
+                            .for_each(&mut *observe);
+                        self.detour.send_replace(Some(Rc::new(plan)));
+                        Some(lost)
+                    }
+                    Err(why) => {
+                        self.forget_closed().await;
+                        return Err(lost.and_advice(format!("its kernel could not be started directly either: {why}")));
+                    }
+                }
+            }
+        };
+        let Some(plan) = self.detour.borrow().clone() else {
+            return Err(Cause::Defect("the other way into a guest is gone".to_owned()).into());
+        };
+        let leased = lease::lease(&plan.at(share, dir), &self.templates, layer.as_mut(), view.as_ref(), observe).await;
+        match (leased, closed) {
+            (Err(lost), Some(closed)) if lost.no_way_in => {
+                self.forget_closed().await;
+                Err(lost.and_advice(format!("before that, by the image's own boot: {}", closed.cause)))
+            }
+            (leased, _) => leased,
+        }
+    }
 }
 
 impl Backend for QemuBackend {
@@ -109,10 +212,12 @@ impl Backend for QemuBackend {
                 }
                 _ => None,
             };
-            let prepare = move || plan::prepare(&source, root, &spec, &share, host, dir);
+            let (for_guest, for_share) = (spec.clone(), share.clone());
+            let prepare = move || plan::prepare(&source, root, &for_guest, &for_share, host, dir);
             let plan = blocking("preparation", prepare).await?;
             let plan = plan.map_err(|error| Lost::from(Cause::Description(error.to_string())).lasting())?;
-            Ok(Box::new(PreparedMachine { plan, templates: self.templates.clone() }) as Box<dyn PreparedGuest>)
+            let (templates, detour) = (self.templates.clone(), watch::Sender::new(None));
+            Ok(Box::new(PreparedMachine { plan, templates, spec, share, detour }) as Box<dyn PreparedGuest>)
         })
     }
 }
@@ -128,11 +233,6 @@ impl PreparedGuest for PreparedMachine {
     }
 
     fn lease<'a, 'l: 'a>(&'a self, request: LeaseRequest<'l>, observe: Observe<'a>) -> Answer<'a, Box<dyn Guest>> {
-        let LeaseRequest { share, dir, layer, view } = request;
-        Box::pin(async move {
-            let plan = self.plan.at(share, dir);
-            let guest = lease::lease(&plan, &self.templates, layer, view.as_ref(), observe).await?;
-            Ok(Box::new(guest) as Box<dyn Guest>)
-        })
+        Box::pin(async move { Ok(Box::new(self.lease(request, observe).await?) as Box<dyn Guest>) })
     }
 }

@@ -20,7 +20,7 @@ use belljar_image::disk::{DiskError, DiskImage, UnknownFormat, unnamed};
 use self::{content::Content, disk::DiskFront, flash::FlashFront};
 use crate::{
     access::rungs::Seed,
-    plan::Launch,
+    launch::Launch,
     qemu::{
         args::{Backing, DiskSource, MachineConfig, Node, ProgramSource},
         descriptors::Purpose,

@@ -1,0 +1,65 @@
+//! A machine that only has to be started.
+
+use std::os::unix::net::UnixStream;
+
+use belljar_image::disk::DiskError;
+
+use crate::{
+    conceal::ConcealError,
+    qemu::{args::MachineConfig, descriptors::Descriptors},
+    share::{exchange::DiskExchange, served::Served, virtiofsd::ToServe},
+    tpm,
+};
+
+/// Why there is no machine for a copy.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CopyError {
+    /// What takes its writes cannot be made.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// What it must not see cannot be hidden.
+    #[error(transparent)]
+    Conceal(#[from] ConcealError),
+    /// A file of it or of the template cannot be opened.
+    #[error("cannot open what a copy of the template needs: {0}")]
+    Files(#[from] std::io::Error),
+}
+
+/// A machine that only has to be started.
+#[derive(Debug)]
+pub(crate) struct Launch {
+    pub(crate) config: MachineConfig,
+    pub(crate) descriptors: Descriptors,
+    /// What Belljar serves itself.
+    pub(crate) served: Vec<Served>,
+    /// What the guest reads from its port for the agent, and where to write it.
+    pub(crate) program: Option<FedProgram>,
+    /// What comes and goes on the disk of shares.
+    pub(crate) exchange: Option<DiskExchange>,
+    /// The line to its TPM.
+    pub(crate) tpm: Option<tpm::Line>,
+    /// What programs beside QEMU serve.
+    pub(crate) to_serve: Vec<ToServe>,
+}
+
+/// The agent on its way to a guest that reads it from a port.
+#[derive(Debug)]
+pub(crate) struct FedProgram {
+    pub(crate) bytes: &'static [u8],
+    pub(crate) to: UnixStream,
+}
+
+impl Launch {
+    /// A machine that has no volumes yet.
+    pub(crate) fn of(config: MachineConfig) -> Self {
+        Self {
+            config,
+            descriptors: Descriptors::default(),
+            served: Vec::new(),
+            program: None,
+            exchange: None,
+            tpm: None,
+            to_serve: Vec::new(),
+        }
+    }
+}
