@@ -126,8 +126,8 @@ enum Found {
 }
 
 impl Cache {
-    /// `dir` is made when it is first needed. `scratch` is a directory that exists and goes with the run: files land
-    /// there, for this run only, when `dir` cannot be written or its file system has no unnamed files.
+    /// `dir` is made when it is first needed. `scratch` is a directory that exists: files land there, for this run only ([`clear_scratch`]), when
+    /// `dir` cannot be written or its file system has no unnamed files.
     #[must_use]
     pub fn new(dir: impl Into<PathBuf>, scratch: impl Into<PathBuf>) -> Self {
         Self { dir: dir.into(), scratch: scratch.into() }
@@ -280,6 +280,16 @@ impl Cache {
                 let _ = std::fs::remove_file(path);
                 let _ = std::fs::remove_file(seal);
             }
+        }
+    }
+}
+
+/// Removes from a run's directory what no cache could take, once nobody needs it. What cannot be removed stays.
+pub fn clear_scratch(scratch: &Path) {
+    for entry in std::fs::read_dir(scratch).into_iter().flatten().flatten() {
+        let is_ours = entry.file_name().to_string_lossy().starts_with(PREFIX);
+        if is_ours && entry.file_type().is_ok_and(|kind| kind.is_file()) {
+            let _ = std::fs::remove_file(entry.path());
         }
     }
 }

@@ -173,11 +173,7 @@ impl QemuGuest {
             }
         }
         let Processes { user, cwd } = &self.processes;
-        let command = GuestCommand {
-            user: command.user.or_else(|| user.clone()),
-            cwd: command.cwd.or_else(|| cwd.as_ref().map(|cwd| cwd.clone().into_bytes())),
-            ..command
-        };
+        let command = command.in_image(user.as_ref(), cwd.as_ref());
         self.machine.watch.begin_marks();
         let waits = self.session.wants_whole_stdin() && command.terminal.is_none();
         let read = Arc::new(AtomicBool::new(!waits || io.stdin.is_none()));

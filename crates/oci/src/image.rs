@@ -15,7 +15,7 @@ use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    archive::{self, LayerError, broken},
+    archive::{self, LayerError, broken, shown},
     digest::{Digest, Hasher, Hashing},
     directory, erofs, export,
     facts::Facts,
@@ -189,17 +189,17 @@ pub struct Wanted<'a> {
     pub architecture: &'a str,
 }
 
-/// A path, and the tag that may be behind it after a colon: `DIR:TAG`.
+/// A path, and what may be behind it after a colon: the tag of an image, or its whole name (`DIR:TAG`, `FILE:HOST/NAME:TAG`).
 #[must_use]
 pub fn split_tag(path: &Path) -> (PathBuf, Option<String>) {
     if path.symlink_metadata().is_ok() {
         return (path.to_owned(), None);
     }
-    match path.to_str().and_then(|text| text.rsplit_once(':')) {
-        Some((before, tag)) if !tag.is_empty() && !tag.contains('/') && Path::new(before).exists() => {
-            (before.into(), Some(tag.to_owned()))
-        }
-        _ => (path.to_owned(), None),
+    let text = path.to_str().unwrap_or_default();
+    let mut parts = text.rmatch_indices(':').map(|(at, _)| (&text[..at], &text[at + 1..]));
+    match parts.find(|(before, tag)| !tag.is_empty() && Path::new(before).exists()) {
+        Some((before, tag)) => (before.into(), Some(tag.to_owned())),
+        None => (path.to_owned(), None),
     }
 }
 
@@ -213,6 +213,13 @@ pub fn identity<'a>(layers: impl IntoIterator<Item = &'a str>) -> Option<String>
     let digest = hasher.finish();
     let [_, _, hex] = digest.path();
     Some(hex.to_owned())
+}
+
+/// Refuses a tag where there are no images to choose from.
+fn untagged(path: &Path, wanted: Wanted<'_>, what: &str) -> Result<(), ImageError> {
+    let Some(tag) = wanted.tag else { return Ok(()) };
+    let what = format!("it is {what}, which has no tags: leave `:{}` out", shown(tag.as_bytes()));
+    Err(ImageError::NoImage { path: path.to_owned(), what })
 }
 
 impl Image {
@@ -237,6 +244,7 @@ impl Image {
                 return place.of_index(wanted, limits);
             }
             if !has("manifest.json") && directory::is_root(path) {
+                untagged(path, wanted, "a directory with a root")?;
                 return Self::of_root(path, limits);
             }
             let what = if has("manifest.json") && has("version") {
@@ -320,6 +328,7 @@ impl Image {
         if is_layout {
             return place.of_index(wanted, limits);
         }
+        untagged(path, wanted, "the archive of a root")?;
         let layers = vec![Layer { name: String::new(), digest: None, diff: None }];
         Ok(Self { path: path.to_owned(), config: Config::default(), layers, blobs: place.blobs, limits })
     }

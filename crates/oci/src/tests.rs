@@ -501,6 +501,67 @@ fn one_of_several_is_chosen_by_its_name() {
     let text = format!("{}:one", dir.path().display());
     assert_eq!(split_tag(Path::new(&text)), (dir.path().to_owned(), Some("one".to_owned())));
     assert_eq!(split_tag(dir.path()), (dir.path().to_owned(), None));
+    let text = format!("{}:host.example:5000/one:x", dir.path().display());
+    assert_eq!(split_tag(Path::new(&text)), (dir.path().to_owned(), Some("host.example:5000/one:x".to_owned())));
+}
+
+#[test]
+fn one_of_several_in_an_archive_is_chosen_by_its_whole_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("two.tar");
+    let layer = layer(&[("x", Put::File("1"))]);
+    let rootfs = json!({"type": "layers", "diff_ids": [digest(&layer)]});
+    let config = json!({"architecture": "amd64", "os": "linux", "rootfs": rootfs}).to_string();
+    let one = |name: &str, tags: &[&str]| json!({"Config": name, "RepoTags": tags, "Layers": ["l.tar"]});
+    let all = json!([one("a.json", &["host/a:x", "host/c:y"]), one("b.json", &["host/b:x"])]).to_string();
+    let files = [("l.tar", &layer[..]), ("a.json", config.as_bytes()), ("b.json", config.as_bytes())];
+    let mut tar = Builder::new(Vec::new());
+    for (name, bytes) in files.into_iter().chain([("manifest.json", all.as_bytes())]) {
+        let mut header = Header::new_gnu();
+        header.set_size(bytes.len() as u64);
+        header.set_mode(0o644);
+        tar.append_data(&mut header, name, bytes).unwrap();
+    }
+    fs::write(&path, tar.into_inner().unwrap()).unwrap();
+    let named = |tag| Image::open(&path, Wanted { tag, ..ANY }, tempfile::tempfile, Limits::default());
+    for tag in ["host/a:x", "host/b:x", "host/c:y", "y"] {
+        assert!(named(Some(tag)).is_ok(), "{tag}");
+    }
+    for tag in [None, Some("x"), Some("host/d:x")] {
+        let error = named(tag).unwrap_err().to_string();
+        assert!(["host/a:x", "host/b:x", "host/c:y", "PATH:NAME"].iter().all(|w| error.contains(w)), "{error}");
+    }
+}
+
+#[test]
+fn an_image_of_another_system_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("one.tar");
+    let config = json!({"architecture": "amd64", "os": "windows", "rootfs": {"diff_ids": []}}).to_string();
+    let all = json!([{"Config": "a.json", "RepoTags": ["a:x"], "Layers": []}]).to_string();
+    let mut tar = Builder::new(Vec::new());
+    for (name, bytes) in [("a.json", &config), ("manifest.json", &all)] {
+        let mut header = Header::new_gnu();
+        header.set_size(bytes.len() as u64);
+        tar.append_data(&mut header, name, bytes.as_bytes()).unwrap();
+    }
+    fs::write(&path, tar.into_inner().unwrap()).unwrap();
+    let error = open(&path).unwrap_err().to_string();
+    assert!(error.contains("for windows"), "{error}");
+}
+
+#[test]
+fn a_tag_where_there_are_none_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("bin")).unwrap();
+    let path = dir.path().join("root.tar");
+    fs::write(&path, layer(&[("x", Put::File("1"))])).unwrap();
+    for path in [dir.path(), &path] {
+        let open = |tag| Image::open(path, Wanted { tag, ..ANY }, tempfile::tempfile, Limits::default());
+        let error = open(Some("v1")).unwrap_err().to_string();
+        assert!(error.contains("leave `:v1` out"), "{error}");
+        assert!(open(None).is_ok());
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use belljar_machine::tree;
+use belljar_machine::{backend, tree};
 use belljar_model::RunId;
 use fs_err as fs;
 use jiff::Timestamp;
@@ -45,7 +45,18 @@ pub struct RunDir {
     /// Where it goes when the run has ended, if that is elsewhere.
     goal: Option<Goal>,
     id: RunId,
+    scratch: Scratch,
     _lock: fs::File,
+}
+
+/// What guests of the run needed that no cache could take. It goes with the run's last guest, or with this.
+#[derive(Debug)]
+struct Scratch(PathBuf);
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        backend::clear(&self.0);
+    }
 }
 
 impl RunDir {
@@ -143,6 +154,7 @@ impl RunDir {
     /// If it cannot be moved; what could not stays where it is, and the message says where.
     pub fn deliver(&mut self) -> io::Result<()> {
         let Some(goal) = self.goal.take() else { return Ok(()) };
+        backend::clear(&self.scratch.0);
         let moved = self.deliver_to(&goal).map_err(|error| {
             io::Error::new(
                 error.kind(),
@@ -202,7 +214,8 @@ impl RunDir {
             }
             std::fs::TryLockError::Error(error) => error,
         })?;
-        Ok(Self { path, dir, goal: None, id, _lock: lock })
+        let scratch = Scratch(path.clone());
+        Ok(Self { path, dir, goal: None, id, scratch, _lock: lock })
     }
 
     /// Opens a file of it to be read, wherever its path leads by now.

@@ -148,14 +148,29 @@ test_odd_images() {
     [ -z "$(ls -A ws)" ] || fail "the engine made files in the workspace: $(ls -A ws)"
     bj --container belljar-case:linked --mount-at /srv/w -- pwd
     want_code 0; want_out /srv/w
-    rm image/mnt/hostos image/etc/passwd; mkfifo image/etc/passwd
+    # Tests are its user's, what sets it up is root's, as a container and as a machine.
+    rm image/mnt/hostos; tar -C image -cf image.tar . && "$engine" import --change 'USER bob' image.tar belljar-case:user >/dev/null
+    mkdir -p ws/t
+    printf '#!/bin/sh\nid -u >/set-up\n' >ws/setup
+    printf '#!/bin/sh\necho "$(cat /set-up) $(id -u)"; [ "$(cat /set-up) $(id -u)" = "0 1000" ]\n' >ws/t/who
+    chmod +x ws/setup ws/t/who
+    {
+        printf '[guests.box]\ncontainer = "belljar-case:user"\n[guests.machine]\nrootfs = "container:belljar-case:user"\n'
+        printf '[[suites]]\nname = "s"\ntests = ["t/*"]\nguests = ["box", "machine"]\nsetup = "setup"\n'
+    } >ws/belljar.toml
+    code=0
+    (cd ws && "$BELLJAR" test) >out 2>err || code=$?
+    cat out
+    want_code 0
+    want_line 'Summary .* 2 tests: 2 passed'
+    rm -r ws/t ws/setup ws/belljar.toml image/etc/passwd; mkfifo image/etc/passwd
     tar -C image -cf image.tar . && "$engine" import image.tar belljar-case:pipe >/dev/null
     begin=$SECONDS
     bj --container belljar-case:pipe -- true
     want_code 125; want_err 'stands still at a named pipe of the image'
     [ $((SECONDS - begin)) -lt 60 ] || fail "it took $((SECONDS - begin)) s"
     want_no_containers
-    "$engine" rmi belljar-case:linked belljar-case:pipe >/dev/null
+    "$engine" rmi belljar-case:linked belljar-case:pipe belljar-case:user >/dev/null
 }
 
 # An image of a Debian with systemd, belljar-case:systemd.

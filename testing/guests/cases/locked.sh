@@ -64,18 +64,18 @@ test_directly_where_its_own_boot_lets_nobody_in() {
 
 # fixtures: debian-locked
 test_directly_where_its_systemd_takes_no_unit() {
-    local root="closed.raw?offset=$((40960 * 512))"
+    local root="$dir/closed.raw?offset=$((40960 * 512))"
     export BELLJAR_CACHE_DIR=$dir/cache
-    qemu-img convert -O raw "$(fixture debian-locked)" closed.raw
+    qemu-img convert -O raw "$(fixture debian-locked)" "$dir/closed.raw"
     debugfs -R 'cat /boot/grub/grub.cfg' "$root" 2>/dev/null | sed 's/console=ttyS0,115200/& systemd.import_credentials=no/' >grub.cfg
     grep -q import_credentials grub.cfg || fail 'the kernel line is not what it was'
     printf 'cd /boot/grub\nrm grub.cfg\nwrite grub.cfg grub.cfg\n' | debugfs -w -f - "$root" >/dev/null 2>&1
-    bj -v --image closed.raw -- sh -c "$state"
+    bj -v --image "$dir/closed.raw" -- sh -c "$state"
     want_code 0
     want_line "^belljar: note: nobody got in by the image's own boot" err
     want_line '^belljar: access: initrd ' err
     # That is known the next time.
-    bj -v --image closed.raw -- cat /proc/cmdline
+    bj -v --image "$dir/closed.raw" -- cat /proc/cmdline
     want_code 0
     no_boot
     want_line 'import_credentials=no'

@@ -12,7 +12,12 @@ pub mod container;
 pub mod qemu;
 mod setup;
 
-use std::{collections::BTreeSet, fmt, path::PathBuf, rc::Rc};
+use std::{
+    collections::BTreeSet,
+    fmt,
+    path::{Path, PathBuf},
+    rc::Rc,
+};
 
 use belljar_guest_spec::{GuestSpec, Hardware, Need, Source};
 use belljar_model::EventKind;
@@ -81,6 +86,11 @@ pub struct PrepareRequest {
     pub share: ShareSpec,
     /// The directory for what all of its kind need and no cache can take; it exists.
     pub dir: PathBuf,
+}
+
+/// Removes what guests needed that no cache could take ([`PrepareRequest::dir`]), once none of them is there any more.
+pub fn clear(dir: &Path) {
+    belljar_image::cache::clear_scratch(dir);
 }
 
 /// A guest that is wanted, of those that were prepared.

@@ -56,6 +56,8 @@ struct Described {
     #[serde(default)]
     architecture: String,
     #[serde(default)]
+    os: String,
+    #[serde(default)]
     config: Option<DescribedConfig>,
     rootfs: RootFs,
 }
@@ -142,7 +144,9 @@ impl Place<'_> {
         };
         let images: Vec<Descriptor> = all.into_iter().filter(is_image).collect();
         let names: Vec<String> = images.iter().take(20).map(shown_one).collect();
-        let of_tag = |one: &Descriptor| tag.is_none_or(|tag| name(one).is_some_and(|name| is_named(&name, tag)));
+        let in_full = images.iter().any(|one| tag.is_some() && name(one).as_deref() == tag);
+        let fits = |name: &str, tag: &str| if in_full { name == tag } else { is_named(name, tag) };
+        let of_tag = |one: &Descriptor| tag.is_none_or(|tag| name(one).is_some_and(|name| fits(&name, tag)));
         let mut left: Vec<Descriptor> = images.into_iter().filter(of_tag).collect();
         if left.len() > 1 {
             let fits =
@@ -170,8 +174,10 @@ impl Place<'_> {
 
     fn no_choice(&self, names: Vec<String>, tag: Option<&str>) -> ImageError {
         let mend = match tag {
-            Some(tag) => format!("none of them, or more than one, is named {tag:?}"),
-            None => "name one by its tag, as PATH:TAG".to_owned(),
+            Some(tag) => {
+                format!("none of them, or more than one, is named {tag:?}; name one by its whole name, as PATH:NAME")
+            }
+            None => "name one by its tag, as PATH:TAG, or by its whole name, as PATH:NAME".to_owned(),
         };
         ImageError::Choice { path: self.path.to_owned(), names, mend }
     }
@@ -188,9 +194,15 @@ impl Place<'_> {
         limits: Limits,
     ) -> Result<Image, ImageError> {
         let tags = |one: &Saved| one.repo_tags.clone().unwrap_or_default();
-        let names = all.iter().take(20).map(|one| shown(tags(one).first().unwrap_or(&one.config).as_bytes())).collect();
+        let all_names = |one: &Saved| {
+            let names = tags(one);
+            if names.is_empty() { vec![one.config.clone()] } else { names }
+        };
+        let names = all.iter().flat_map(all_names).take(20).map(|name| shown(name.as_bytes())).collect();
         if let Some(tag) = wanted.tag {
-            all.retain(|one| tags(one).iter().any(|name| is_named(name, tag)));
+            let in_full = all.iter().any(|one| tags(one).iter().any(|name| name == tag));
+            let fits = |name: &String| if in_full { name == tag } else { is_named(name, tag) };
+            all.retain(|one| tags(one).iter().any(fits));
         }
         let (Some(one), true) = (all.pop(), all.is_empty()) else { return Err(self.no_choice(names, wanted.tag)) };
         // Its name is its digest, with whoever writes such archives.
@@ -213,7 +225,10 @@ impl Place<'_> {
         wrong: impl Fn(String) -> ImageError,
         limits: Limits,
     ) -> Result<Image, ImageError> {
-        let Described { architecture, config, rootfs } = described;
+        let Described { architecture, os, config, rootfs } = described;
+        if !matches!(&*os, "linux" | "") {
+            return Err(wrong(format!("it is for {}, and only images for Linux can be guests", shown(os.as_bytes()))));
+        }
         let DescribedConfig { env, user, working_dir } = config.unwrap_or_default();
         if names.len() != rootfs.diff_ids.len() {
             return Err(wrong(format!(

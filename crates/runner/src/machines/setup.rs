@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use belljar_machine::{
     Cause, Lost,
-    command::GuestCommand,
+    command::{GuestCommand, ROOT},
     guest::{Guest, Io},
 };
 use belljar_model::{EventKind, Exit, Verdict, test_run as events};
@@ -76,7 +76,8 @@ impl SetUpScripts {
                 argv: vec![path.into_bytes()],
                 env: environment(unit, None),
                 cwd: Some(unit.guest.spec.mount_at.clone().into_bytes()),
-                user: None,
+                // What a set-up is for, only root may do, whatever an image says.
+                user: Some(ROOT.to_owned()),
                 terminal: None,
             };
             let limit = Limit { after: Some(unit.suite.setup_timeout), name: "setup-timeout" };

@@ -55,12 +55,21 @@ impl CallEnd {
     }
 }
 
-/// A call under way. Dropping it leaves it to its end.
+/// A call under way. Dropping it leaves it to its end, unless it writes to a file, which nobody bounds any more then.
 #[derive(Debug)]
 pub(crate) struct Call {
     group: Arc<Mutex<Option<Pid>>>,
     end: watch::Receiver<Option<CallEnd>>,
     said: Arc<Mutex<Vec<u8>>>,
+    is_bounded: bool,
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        if self.is_bounded {
+            self.kill();
+        }
+    }
 }
 
 impl Call {
@@ -77,7 +86,9 @@ impl Call {
     /// # Errors
     /// If it cannot be started.
     pub(crate) fn start_into(command: Command, into: File) -> io::Result<Self> {
-        Self::start_to(command, (Stdio::null(), into.into()), Vec::new(), None)
+        let mut call = Self::start_to(command, (Stdio::null(), into.into()), Vec::new(), None)?;
+        call.is_bounded = true;
+        Ok(call)
     }
 
     /// Starts a call whose standard input comes from a file, and whose standard output is taken.
@@ -146,9 +157,9 @@ impl Call {
             drop(alive);
         };
         match spawn(wait) {
-            Ok(_) => Ok(Self { group, end, said }),
+            Ok(_) => Ok(Self { group, end, said, is_bounded: false }),
             Err(error) => {
-                let call = Self { group, end, said };
+                let call = Self { group, end, said, is_bounded: false };
                 call.kill();
                 Err(error)
             }

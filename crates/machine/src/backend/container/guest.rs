@@ -320,11 +320,7 @@ impl Guest for ContainerGuest {
         Box::pin(async move {
             self.marks = Marks::default();
             let (user, cwd) = (&self.parts.user, &self.parts.cwd);
-            let command = GuestCommand {
-                user: command.user.or_else(|| user.clone()),
-                cwd: command.cwd.or_else(|| cwd.as_ref().map(|cwd| cwd.clone().into_bytes())),
-                ..command
-            };
+            let command = command.in_image(user.as_ref(), cwd.as_ref());
             let mut io = io;
             let asking = async |session: &mut AgentSession| Session::exec(session, command, &mut io).await;
             self.ask(Phase::Command, None, asking, observe).await
