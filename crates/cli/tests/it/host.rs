@@ -71,7 +71,8 @@ fn directories_that_cannot_be_used() {
     lab.run(WELL).env("BELLJAR_CACHE_DIR", "/proc/no").sh("true").go().code(0);
     // What no cache could take goes with the guest.
     let left = fs::read_dir(lab.runs().pop().expect("a run")).expect("its directory").flatten();
-    let left: Vec<_> = left.map(|entry| entry.file_name()).filter(|n| n.to_string_lossy().contains("belljar")).collect();
+    let left: Vec<_> =
+        left.map(|entry| entry.file_name()).filter(|n| n.to_string_lossy().contains("belljar")).collect();
     assert!(left.is_empty(), "{left:?}");
 }
 
