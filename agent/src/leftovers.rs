@@ -229,10 +229,12 @@ impl Baseline {
             found.left.truncate(MAX_NAMED);
             return found;
         }
-        if let Some(system) = self.system.as_ref().filter(|_| !own_only) {
+        if let Some(system) = self.system.as_mut().filter(|_| !own_only) {
             let units = system.restore();
             found.stopped_count = u32::try_from(units.stopped.len()).unwrap_or(u32::MAX);
             found.stopped = units.stopped.into_iter().take(MAX_NAMED).collect();
+            found.gone_count = u32::try_from(units.gone.len()).unwrap_or(u32::MAX);
+            found.gone = units.gone.into_iter().take(MAX_NAMED).collect();
             found.left = units.left;
             if !found.left.is_empty() {
                 return found;

@@ -44,6 +44,8 @@ const BOOTED: &str = "/run/systemd/system";
 pub(crate) struct System {
     /// Its units that are not inactive, or have something to do; none where it did not say.
     units: Option<HashSet<String>>,
+    /// Those of them that ran and are expected to, of which it was not told yet that they do not any more.
+    running: HashSet<String>,
     /// Control groups of its processes.
     groups: HashSet<String>,
 }
@@ -53,6 +55,8 @@ pub(crate) struct System {
 pub(crate) struct Units {
     /// Those that were stopped.
     pub(crate) stopped: Vec<String>,
+    /// Those of the system that do not run any more.
+    pub(crate) gone: Vec<String>,
     /// Why the guest is of no more use.
     pub(crate) left: Vec<String>,
 }
@@ -95,7 +99,9 @@ impl System {
         let numbers = numbers.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
         let shared = [group(getpid().as_raw_nonzero().get()), group(1)];
         let groups = numbers.filter_map(group).filter(|group| !is_everybodys(group, &shared));
-        Some(Self { units: known(), groups: groups.collect() })
+        let groups = groups.collect();
+        let Some((units, running)) = known() else { return Some(Self { groups, ..Self::default() }) };
+        Some(Self { units: Some(units), running, groups })
     }
 
     /// Whether a process is one of a unit that was there: systemd may start it anew.
@@ -112,18 +118,18 @@ impl System {
     }
 
     /// Stops what came since, and says what is not as it was.
-    pub(crate) fn restore(&self) -> Units {
+    pub(crate) fn restore(&mut self) -> Units {
         let mut found = Units::default();
         if !is_first_process() {
             found.left.push("another first process than systemd".to_owned());
             return found;
         }
-        match ask(&["is-system-running"], ANSWER).as_deref().map(str::trim_ascii) {
-            None | Some("" | "offline" | "unknown") => {
+        match state() {
+            None => {
                 found.left.push("a systemd that does not say how the system stands".to_owned());
                 return found;
             }
-            Some(state @ ("stopping" | "maintenance")) => {
+            Some(state) if state == "stopping" || state == "maintenance" => {
                 found.left.push(format!("the system in the state {state}, as systemd calls it"));
                 return found;
             }
@@ -143,6 +149,15 @@ impl System {
             found.left.push(format!("the system without {name}"));
             return found;
         }
+        let how = |name: &String| match now.iter().find(|unit| unit.name == name) {
+            Some(unit) if unit.is_up() => None,
+            Some(unit) if unit.active == "failed" => Some(format!("{name} (failed)")),
+            _ => Some(name.clone()),
+        };
+        found.gone = self.running.iter().filter_map(how).collect();
+        found.gone.sort_unstable();
+        // Told once: the tests after the next one find what they found before.
+        self.running.retain(|name| how(name).is_none());
         let came: Vec<_> = now.iter().filter(|unit| unit.may_be_a_tests() && !known.contains(unit.name)).collect();
         let failed: Vec<&str> = came.iter().filter(|unit| unit.active == "failed").map(|unit| unit.name).collect();
         let up: Vec<&str> = came.iter().filter(|unit| unit.is_up()).map(|unit| unit.name).collect();
@@ -200,12 +215,31 @@ fn is_of_systemd(pid: i32) -> bool {
     program(1).is_some_and(|of_first| of_first.ends_with("systemd/systemd") && program(pid) == Some(of_first))
 }
 
-/// Units that are there, and those that are to come.
-fn known() -> Option<HashSet<String>> {
+/// Units that are there, with those that are to come; and which of them run. A scope ends with its processes.
+fn known() -> Option<(HashSet<String>, HashSet<String>)> {
     let (list, jobs) = (list()?, ask(&["list-jobs", "--plain", "--no-legend", "--full", "--no-pager"], ANSWER)?);
-    let there = units(&list).into_iter().filter(|unit| unit.active != "inactive").map(|unit| unit.name);
+    let units = units(&list);
+    let there = units.iter().filter(|unit| unit.active != "inactive").map(|unit| unit.name);
     let to_come = jobs.lines().filter_map(|line| line.split_ascii_whitespace().nth(1));
-    Some(there.chain(to_come).map(str::to_owned).collect())
+    let runs = |unit: &&Unit<'_>| unit.active == "active" && unit.may_be_a_tests() && !unit.name.ends_with(".scope");
+    let running = units.iter().filter(runs).map(|unit| unit.name.to_owned());
+    Some((there.chain(to_come).map(str::to_owned).collect(), running.collect()))
+}
+
+/// How the system stands, in systemctl's words. systemd does not answer for a moment when it executes itself anew.
+fn state() -> Option<String> {
+    let until = Instant::now() + ANSWER;
+    loop {
+        let said = ask(&["is-system-running"], until.saturating_duration_since(Instant::now()))?;
+        let said = said.trim_ascii();
+        if !matches!(said, "" | "offline" | "unknown") {
+            return Some(said.to_owned());
+        }
+        if Instant::now() >= until {
+            return None;
+        }
+        sys::poll(&mut [], Some(AGAIN));
+    }
 }
 
 fn list() -> Option<String> {

@@ -15,7 +15,7 @@ pub const PROGRAM_PORT_NAME: &str = "belljar.program";
 
 /// Version of everything in this crate. Host and agent come from one build, so it only guards
 /// against a stale agent, such as one resumed from an old template.
-pub const VERSION: u16 = 12;
+pub const VERSION: u16 = 13;
 
 /// The exit code of an agent that is to have systemd in a container, and says on standard error why there can be none.
 pub const CANNOT_BE_HAD: i32 = 77;
@@ -542,6 +542,10 @@ pub struct Leftovers {
     pub stopped: Vec<String>,
     /// How many there were.
     pub stopped_count: u32,
+    /// Units of the system that do not run any more, such as `cron.service (failed)`; at most [`MAX_NAMED`]. Each is told once.
+    pub gone: Vec<String>,
+    /// How many there were.
+    pub gone_count: u32,
     /// Processes that could not be killed, or mounts that are not as they were: the guest is of no more use.
     pub left: Vec<String>,
 }

@@ -369,6 +369,8 @@ fn a_command_that_has_the_system_end_is_told_as_in_a_machine() {
     let ended = run("kill -47 1; sleep 100");
     ended.code(121).complains("its systemd powered the system off, or restarted it");
     assert!(!ended.stderr.contains("RLIMIT_CORE"), "{}", ended.stderr);
+    // It may be about to execute itself anew.
+    run("echo offline >/run/state; (sleep 1; echo running >/run/state) >/dev/null 2>&1 & exit 4").code(4);
     // It is there, and no longer what it was: for this command that is nothing.
     run("echo maintenance >/run/state; exit 3").code(3);
     run("rm /usr/bin/systemctl").code(0);
@@ -458,7 +460,13 @@ fn units_that_a_test_leaves_are_stopped_by_systemd_and_named() {
         "cat /run/done; grep -q '^stop -- idle.service run-u1.service' /run/done; grep -q '^old.service' /run/units; grep -q '^odd' /run/units; ! grep '^run-u1' /run/units; echo x >/mine",
     );
     // What does not stop is killed.
-    test("c", &left("hangs.service loaded active running"));
+    test(
+        "c",
+        &format!(
+            "{}; sed -i 's/old.service loaded active/old.service loaded failed/' /run/units",
+            left("hangs.service loaded active running")
+        ),
+    );
     test("d", "grep -q '^kill --signal=SIGKILL -- hangs.service' /run/done; [ -e /mine ]");
     test("e", &left("never.service loaded active running"));
     test("f", "[ ! -e /mine ]; sed -i /multi-user/d /run/units; echo x >/mine");
@@ -470,6 +478,9 @@ fn units_that_a_test_leaves_are_stopped_by_systemd_and_named() {
     outcome.code(0).tells("7 tests: 7 passed");
     outcome.tells("note s/b@g: an earlier test left units of systemd behind, which were stopped: idle.service, run-u1.service, bad.service (failed)");
     outcome.tells("note s/d@g: an earlier test left units of systemd behind, which were stopped: hangs.service");
+    outcome
+        .tells("note s/d@g: units of systemd that ran do not run any more after an earlier test: old.service (failed)");
+    assert_eq!(outcome.text().matches("do not run any more").count(), 1, "{}", outcome.text());
     outcome.tells("an earlier test has left behind: the unit never.service, which does not stop");
     outcome.tells("an earlier test has left behind: the system without multi-user.target");
 }

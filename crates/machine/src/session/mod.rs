@@ -81,6 +81,11 @@ pub(crate) fn of_leftovers(found: &Leftovers, observe: Observe<'_>) -> Option<St
         let message = format!("an earlier test left units of systemd behind, which were stopped: {units}");
         observe(EventKind::Warning { message });
     }
+    if found.gone_count > 0 {
+        let units = named(&found.gone, found.gone_count);
+        let message = format!("units of systemd that ran do not run any more after an earlier test: {units}");
+        observe(EventKind::Warning { message });
+    }
     if found.killed_count > 0 {
         let processes = named(&found.killed, found.killed_count);
         let message = format!("an earlier test left something running, which was killed: {processes}");

@@ -23,6 +23,8 @@ const LATEST: Duration = Duration::from_millis(500);
 const TELLING: Duration = Duration::from_secs(5);
 /// How long systemd may take to say how the system stands.
 const ANSWERING: Duration = Duration::from_secs(10);
+/// How soon it is asked again where nobody answered.
+const AGAIN: Duration = Duration::from_millis(200);
 /// What starts where a system ends to begin again (systemd.special(7)), and where it only ends.
 const RESTARTS: [&str; 3] = ["reboot.target", "kexec.target", "soft-reboot.target"];
 const ENDS: [&str; 3] = ["poweroff.target", "halt.target", "exit.target"];
@@ -137,7 +139,16 @@ pub(super) enum Standing {
 /// # Errors
 /// Those of a broken session.
 pub(super) async fn standing(session: &mut AgentSession) -> Result<Standing, Lost> {
-    let asked = tokio::time::timeout(ANSWERING, ask(session, &["systemctl", "is-system-running"])).await;
+    let asked = tokio::time::timeout(ANSWERING, async {
+        loop {
+            match ask(session, &["systemctl", "is-system-running"]).await {
+                // systemctl's own words where it reaches nobody, as for a moment when systemd executes itself anew.
+                Ok(state) if ["", "offline", "unknown"].contains(&&*state) => sleep(AGAIN).await,
+                answered => break answered,
+            }
+        }
+    })
+    .await;
     Ok(match asked {
         Ok(Ok(state)) if state == "stopping" => {
             let asked =
@@ -147,10 +158,6 @@ pub(super) async fn standing(session: &mut AgentSession) -> Result<Standing, Los
         Ok(Ok(state)) if state == "maintenance" => Standing::Odd(
             "the system in the state maintenance, as systemd calls it (rescue or emergency mode)".to_owned(),
         ),
-        // systemctl's own words where it reaches nobody.
-        Ok(Ok(state)) if ["", "offline", "unknown"].contains(&&*state) => {
-            Standing::Odd("a systemd that does not say how the system stands".to_owned())
-        }
         Ok(Ok(_)) => Standing::Up,
         Ok(Err(Lost { cause: Cause::Description(_), .. })) => {
             Standing::Odd("a system without systemctl, which says how it stands".to_owned())

@@ -51,7 +51,13 @@ impl AgentSession {
             })
             .await?;
         let words = |all: Vec<String>| all.iter().take(MAX_NAMED).map(|text| clean(text)).collect();
-        Ok(Leftovers { killed: words(found.killed), stopped: words(found.stopped), left: words(found.left), ..found })
+        Ok(Leftovers {
+            killed: words(found.killed),
+            stopped: words(found.stopped),
+            gone: words(found.gone),
+            left: words(found.left),
+            ..found
+        })
     }
 
     /// Greets the new process, as often as it announces itself.
