@@ -139,6 +139,11 @@ pub trait Guest: fmt::Debug {
     /// For how long the guest has been suspended by itself, if it is.
     fn suspended(&self) -> Option<Duration>;
 
+    /// Why nobody in the guest could say that a command has ended, where that can be seen from outside.
+    fn silenced(&mut self) -> Option<Lost> {
+        None
+    }
+
     /// What it said last, on a console say, where a person needs it to see what the guest was at: lines without control characters.
     fn last_lines(&self, most: usize) -> Vec<String>;
 }

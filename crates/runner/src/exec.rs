@@ -142,6 +142,8 @@ pub(crate) async fn exec(
         *suspended = guest.suspended();
         // What the guest was at is what a person will ask first.
         lost.tail = guest.last_lines(TAIL);
+        // The command may have ended long ago.
+        lost = guest.silenced().unwrap_or(lost);
     }
     if lost.cause.crash_kind().is_none() && !lost.cause.is_programs_own() {
         tokio::select! {

@@ -389,7 +389,11 @@ fn an_agent_that_was_killed_or_stopped_is_told_soon() {
         engine.run(&["--systemd", "--timeout", "60s"], &line).code(121).complains(said);
         assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
     }
-    assert_eq!(engine.told("rm --force --volumes belljar-"), 2, "{}", engine.calls());
+    // Also where the command's time is over sooner.
+    let late = engine.run(&["--systemd", "--timeout", "1s"], "kill -STOP $PPID; sleep 1000");
+    late.code(121).complains("the agent was stopped in the container");
+    engine.run(&["--systemd", "--timeout", "1s"], "sleep 1000").code(124);
+    assert_eq!(engine.told("rm --force --volumes belljar-"), 3, "{}", engine.calls());
 }
 
 #[test]

@@ -37,6 +37,9 @@ const TELLING: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_secs(1);
 const LOOKS: u32 = 3;
 
+/// What it means that somebody has stopped the agent.
+const STOPPED: &str = "the agent was stopped in the container (by SIGSTOP or a debugger), and does not go on";
+
 /// What a container's guest is made of.
 pub(crate) struct Parts {
     pub(crate) engine: Engine,
@@ -125,8 +128,7 @@ impl ContainerGuest {
                     answered = &mut limited => break answered.map_err(|lost| (lost, false)),
                     Ok(()) = changes.changed() => marks.answer(reports, observe),
                     () = &mut stopped => {
-                        let seen = "the agent was stopped in the container (by SIGSTOP or a debugger), and does not go on";
-                        break Err((Lost::crash(CrashKind::Silent, seen, phase), true));
+                        break Err((Lost::crash(CrashKind::Silent, STOPPED, phase), true));
                     }
                 }
             }
@@ -406,6 +408,12 @@ impl Guest for ContainerGuest {
 
     fn suspended(&self) -> Option<Duration> {
         None
+    }
+
+    fn silenced(&mut self) -> Option<Lost> {
+        let is_stopped = self.parts.agent.and_then(beside::standstill) == Some(Standstill::Stopped);
+        self.forsaken |= is_stopped;
+        is_stopped.then(|| Lost::crash(CrashKind::Silent, STOPPED, Phase::Command))
     }
 
     fn last_lines(&self, _: usize) -> Vec<String> {
