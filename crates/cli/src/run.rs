@@ -105,8 +105,12 @@ impl Prepared {
         let user = exec.user.clone().or_else(|| named?.user().map(str::to_owned));
         let out_is_ours = share.out.is_none();
         let share = settings::share(share, &spec, named, &run_dir, host.dry_run)?;
-        if let Some(user) = user.as_deref().filter(|user| !host.dry_run && !matches!(*user, "root" | "0")) {
-            settings::open_out(&share.out, out_is_ours, user)?;
+        let other = user.as_deref().filter(|user| !matches!(*user, "root" | "0"));
+        if !host.dry_run && out_is_ours {
+            // A container image may name another user than root, too.
+            settings::open_out(&share.out)?;
+        } else if let Some(user) = other.filter(|_| !host.dry_run) {
+            settings::note_of_out(&share.out, user)?;
         }
         let terminal = tty.then(|| {
             let (rows, cols) = terminal::size();

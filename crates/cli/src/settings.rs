@@ -247,17 +247,19 @@ pub(crate) fn share(
     Ok(ShareSpec { workspace, out, out_wanted: args.out.is_some(), bounds, modules: None })
 }
 
-/// Lets a command that does not run as root leave files in the output directory. A directory that the user named keeps its mode, for
-/// others of the host's users may get there.
-pub(crate) fn open_out(out: &Path, ours: bool, user: &str) -> Result<(), String> {
-    if ours {
-        // Nobody else of this host's is to get there.
-        if let Some(run_dir) = out.parent() {
-            let closed = fs_err::set_permissions(run_dir, Permissions::from_mode(0o700));
-            closed.map_err(|e| format!("cannot close the run's directory to other users: {e}"))?;
-        }
-        return out_dir::open_to_all(out).map_err(|e| format!("cannot open the output directory to {user}: {e}"));
+/// Lets every user of the guest leave files in an output directory of ours.
+pub(crate) fn open_out(out: &Path) -> Result<(), String> {
+    // Nobody else of this host's is to get there.
+    if let Some(run_dir) = out.parent() {
+        let closed = fs_err::set_permissions(run_dir, Permissions::from_mode(0o700));
+        closed.map_err(|e| format!("cannot close the run's directory to other users: {e}"))?;
     }
+    out_dir::open_to_all(out).map_err(|e| format!("cannot open the output directory to the guest's users: {e}"))
+}
+
+/// Says that a command that does not run as root may not be able to leave files in an output directory that its user named: it keeps its mode, for
+/// others of the host's users may get there.
+pub(crate) fn note_of_out(out: &Path, user: &str) -> Result<(), String> {
     let mode = fs_err::metadata(out).map_err(|e| format!("--out: {e}"))?.permissions().mode();
     if mode & 0o003 != 0o003 {
         crate::complain_note(&format!(

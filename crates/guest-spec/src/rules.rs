@@ -216,7 +216,15 @@ pub fn source(has: impl Fn(Key) -> bool, access: Option<Access>, notation: Notat
         }
         Some(Access::Console) if !image && !initrd => {
             let message = format!("{} needs {} or {}", asked(Access::Console), name(Key::Image), name(Key::Initrd));
-            wrong(Key::Access, message, "in other guests Belljar's own init is the only way in".into());
+            let help = if has(Key::RootImage) {
+                let beside = asked(Access::Initrd);
+                format!(
+                    "Belljar's own init is the first process there, or with {beside} the image's own, with the agent beside it"
+                )
+            } else {
+                "in other guests Belljar's own init is the only way in".to_owned()
+            };
+            wrong(Key::Access, message, help);
         }
         // By it the init of a container image runs, too.
         Some(Access::Initrd) if has(Key::RootImage) => {}

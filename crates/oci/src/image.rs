@@ -534,6 +534,12 @@ fn members(file: &File) -> Result<HashMap<Vec<u8>, Member>, LayerError> {
                 archive::Kind::Symlink(to) => {
                     found.insert(path, Member::Link(to));
                 }
+                archive::Kind::Hardlink(to) => {
+                    // One of a file that came before.
+                    if let Some(&Member::Data { at, size }) = found.get(to.strip_prefix(b"./").unwrap_or(&to)) {
+                        found.insert(path, Member::Data { at, size });
+                    }
+                }
                 _ => {}
             }
         }

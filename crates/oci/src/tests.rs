@@ -377,25 +377,37 @@ fn every_packing_and_every_place_gives_the_same() {
     run(
         "tar -C plain -cf archive.tar . && gzip -k archive.tar && zstd -q archive.tar && xz -k root.tar && gzip -k root.tar",
     );
-    // As docker writes it: the layer in a directory of its own, once as a link.
+    // As docker writes it: the layer in a directory of its own, once as a link; some write a hard link.
     let config = fs::read_dir(root.join("plain/blobs/sha256")).unwrap().flatten().map(|e| fs::read(e.path()).unwrap());
     let config = config.into_iter().find(|bytes| bytes.starts_with(b"{\"architecture")).unwrap();
     let hex = digest(&config)[7..].to_owned();
-    let saved = json!([{"Config": format!("{hex}.json"), "RepoTags": ["box:1"], "Layers": ["b/layer.tar"]}]);
-    let mut tar = Builder::new(Vec::new());
-    for (name, bytes) in
-        [("a/layer.tar", &one[..]), (&format!("{hex}.json"), &config), ("manifest.json", saved.to_string().as_bytes())]
-    {
-        let mut header = Header::new_gnu();
-        header.set_size(bytes.len() as u64);
-        header.set_mode(0o644);
-        tar.append_data(&mut header, name, bytes).unwrap();
+    for (file, layer) in [("docker.tar", "b/layer.tar"), ("linked.tar", "c/layer.tar")] {
+        let saved = json!([{"Config": format!("{hex}.json"), "RepoTags": ["box:1"], "Layers": [layer]}]);
+        let mut tar = Builder::new(Vec::new());
+        for (name, bytes) in [
+            ("a/layer.tar", &one[..]),
+            (&format!("{hex}.json"), &config),
+            ("manifest.json", saved.to_string().as_bytes()),
+        ] {
+            let mut header = Header::new_gnu();
+            header.set_size(bytes.len() as u64);
+            header.set_mode(0o644);
+            tar.append_data(&mut header, name, bytes).unwrap();
+        }
+        add(&mut tar, "b/layer.tar", &Put::Symlink("../a/layer.tar"));
+        add(&mut tar, "c/layer.tar", &Put::Hardlink("a/layer.tar"));
+        fs::write(root.join(file), tar.into_inner().unwrap()).unwrap();
     }
-    add(&mut tar, "b/layer.tar", &Put::Symlink("../a/layer.tar"));
-    fs::write(root.join("docker.tar"), tar.into_inner().unwrap()).unwrap();
-    for name in
-        ["archive.tar", "archive.tar.gz", "archive.tar.zst", "root.tar", "root.tar.xz", "root.tar.gz", "docker.tar"]
-    {
+    for name in [
+        "archive.tar",
+        "archive.tar.gz",
+        "archive.tar.zst",
+        "root.tar",
+        "root.tar.xz",
+        "root.tar.gz",
+        "docker.tar",
+        "linked.tar",
+    ] {
         write(&root.join(name), &root.join("other")).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert!(fs::read(root.join("other")).unwrap() == wanted, "{name}");
         assert_eq!(open(&root.join(name)).unwrap().identity().is_none(), name.starts_with("root"), "{name}");

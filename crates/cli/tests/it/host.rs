@@ -69,6 +69,10 @@ fn directories_that_cannot_be_used() {
     outcome.code(125).complains("BELLJAR_STATE_DIR");
     // Without a cache it takes longer, but goes.
     lab.run(WELL).env("BELLJAR_CACHE_DIR", "/proc/no").sh("true").go().code(0);
+    // Whoever a guest's command runs as can leave files, but nobody else of this host.
+    let mode = |path: std::path::PathBuf| fs::metadata(path).expect("directory").permissions().mode() & 0o777;
+    let run = lab.runs().pop().expect("a run");
+    assert_eq!((mode(run.join("out")), mode(run)), (0o777, 0o700));
     // What no cache could take goes with the guest.
     let left = fs::read_dir(lab.runs().pop().expect("a run")).expect("its directory").flatten();
     let left: Vec<_> =

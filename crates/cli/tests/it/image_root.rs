@@ -4,7 +4,7 @@ use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf, process::Command
 
 use crate::{
     container::Engine,
-    harness::{Belljar, Lab},
+    harness::{Belljar, Lab, WELL},
 };
 
 /// The archive of a root in which these programs are.
@@ -117,6 +117,24 @@ fn an_archive_that_is_hostile_is_refused_and_nothing_of_it_is_made() {
     let roots: Vec<_> =
         roots.map(|file| file.file_name()).filter(|name| name.to_string_lossy().contains("root-")).collect();
     assert!(roots.is_empty(), "{roots:?}");
+}
+
+#[test]
+fn an_image_that_is_not_there_is_foreseen() {
+    let lab = Lab::new();
+    let kernel = lab.path("vmlinux");
+    let guest = |name: &str, image: &str| {
+        format!("[guests.{name}]\nrootfs = 'container:{image}'\nkernel = '{}'\n", kernel.display())
+    };
+    let there = archive(&lab, &["bin/sh"]).display().to_string();
+    let config = guest("there", &there) + &guest("gone", "./no.tar");
+    let suite = "[[suites]]\nname = 's'\ntests = 't'\nguests = ['there', 'gone']\n";
+    let test = lab.path("workspace/t");
+    fs::write(&test, "#!/bin/sh\n").expect("test");
+    fs::set_permissions(&test, fs::Permissions::from_mode(0o755)).expect("mode");
+    fs::write(lab.path("workspace/belljar.toml"), config + suite).expect("suite");
+    let outcome = lab.belljar(["list"]).script(WELL).go();
+    outcome.code(0).tells("no.tar").tells("there is no image").tells("(1 cannot run here)");
 }
 
 fn digest(path: &std::path::Path) -> String {

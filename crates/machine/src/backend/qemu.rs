@@ -193,8 +193,10 @@ impl Backend for QemuBackend {
     fn obstacles(&self, spec: &GuestSpec) -> Vec<String> {
         let Some(source) = spec.source.boot() else { return Vec::new() };
         let mut obstacles = plan_obstacles::obstacles(source, spec, &self.host);
-        if let BootSource::ContainerImage { image: ImageRef::Engine(_), .. } = source {
-            obstacles.extend(self.engines.obstacles());
+        match source {
+            BootSource::ContainerImage { image: ImageRef::Engine(_), .. } => obstacles.extend(self.engines.obstacles()),
+            BootSource::ContainerImage { image: ImageRef::Path(path), .. } => obstacles.extend(root::missing(path)),
+            _ => {}
         }
         obstacles
     }

@@ -200,7 +200,7 @@ impl Backend for ContainerBackend {
         let found = self.0.engines.obstacles();
         let Some(source) = spec.source.container().filter(|_| found.is_empty()) else { return found };
         let missing = match &source.image {
-            ImageRef::Path(path) => (!path.exists()).then(|| format!("there is no image {}", path.display())),
+            ImageRef::Path(path) => root::missing(path),
             ImageRef::Engine(name) if source.pull == PullPolicy::Never => lacks_image(&self.0.host, name),
             ImageRef::Engine(_) => None,
         };

@@ -126,6 +126,12 @@ pub(crate) async fn prepare(
     }
 }
 
+/// Says so where there is no image at this place.
+pub(crate) fn missing(path: &Path) -> Option<String> {
+    let (file, _) = split_tag(path);
+    (!file.exists()).then(|| format!("there is no image {}", path.display()))
+}
+
 pub(super) fn lost(error: NotMade) -> Lost {
     Lost::from(Cause::Description(error.to_string())).lasting()
 }
