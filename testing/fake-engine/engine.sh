@@ -77,7 +77,7 @@ save) shift
     [ ! -t 1 ] || die "cowardly refusing to save to a terminal. Use the -o flag or redirect" 1
     grep -q "\"Id\": \"$1\"" "$here/inspected" || missing "$1"
     case $manner in
-    save-hang) exec sleep 1000 ;;
+    save-hang) sleep 1000 & wait ;; # as one that works in a child
     save-slow) until [ -e "$here/go" ]; do sleep 0.05; done ;;
     save-cut) head -c 3000 "$here/saved"; die "Error response from daemon: unexpected EOF" 1 ;;
     save-cut-quietly) head -c 3000 "$here/saved"; exit ;;

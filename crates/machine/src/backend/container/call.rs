@@ -55,18 +55,18 @@ impl CallEnd {
     }
 }
 
-/// A call under way. Dropping it leaves it to its end, unless it writes to a file, which nobody bounds any more then.
+/// A call under way. Dropping it leaves it to its end, unless it is to end with whoever waits for it.
 #[derive(Debug)]
 pub(crate) struct Call {
     group: Arc<Mutex<Option<Pid>>>,
     end: watch::Receiver<Option<CallEnd>>,
     said: Arc<Mutex<Vec<u8>>>,
-    is_bounded: bool,
+    ends_when_dropped: bool,
 }
 
 impl Drop for Call {
     fn drop(&mut self) {
-        if self.is_bounded {
+        if self.ends_when_dropped {
             self.kill();
         }
     }
@@ -86,9 +86,8 @@ impl Call {
     /// # Errors
     /// If it cannot be started.
     pub(crate) fn start_into(command: Command, into: File) -> io::Result<Self> {
-        let mut call = Self::start_to(command, (Stdio::null(), into.into()), Vec::new(), None)?;
-        call.is_bounded = true;
-        Ok(call)
+        // Nobody bounds what it writes any more when nobody waits for it.
+        Ok(Self::start_to(command, (Stdio::null(), into.into()), Vec::new(), None)?.ending_when_dropped())
     }
 
     /// Starts a call whose standard input comes from a file, and whose standard output is taken.
@@ -157,13 +156,19 @@ impl Call {
             drop(alive);
         };
         match spawn(wait) {
-            Ok(_) => Ok(Self { group, end, said, is_bounded: false }),
+            Ok(_) => Ok(Self { group, end, said, ends_when_dropped: false }),
             Err(error) => {
-                let call = Self { group, end, said, is_bounded: false };
+                let call = Self { group, end, said, ends_when_dropped: false };
                 call.kill();
                 Err(error)
             }
         }
+    }
+
+    /// The same, to be killed when it is dropped.
+    pub(crate) fn ending_when_dropped(mut self) -> Self {
+        self.ends_when_dropped = true;
+        self
     }
 
     /// Waits for its end; none if that will never be known.

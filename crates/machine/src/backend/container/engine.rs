@@ -161,6 +161,13 @@ impl Engine {
         call(&self.shim, &self.path, &self.arguments(arguments), limit).await
     }
 
+    /// Asks it something that changes nothing here, so that it ends at once when nobody waits for the answer any more.
+    pub(crate) async fn look(&self, arguments: Vec<OsString>, limit: Duration) -> Result<CallEnd, EngineError> {
+        let mut command = self.shim.command_for_helper(&self.path);
+        command.args(self.arguments(arguments));
+        ended(Call::start(command, true).map(Call::ending_when_dropped), limit).await
+    }
+
     /// Starts a call whose end somebody waits for, with calls that are made when it has ended.
     pub(crate) fn start(
         &self,

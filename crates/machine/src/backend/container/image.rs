@@ -89,12 +89,12 @@ fn missing(engine: &Engine, image: &str) -> Lost {
 }
 
 async fn fetch(engine: &Engine, image: &str) -> Result<(), Lost> {
-    let fetched = engine.ask(words(["pull", "--quiet", image]), PULL_LIMIT).await;
+    let fetched = engine.look(words(["pull", "--quiet", image]), PULL_LIMIT).await;
     fetched.map(drop).map_err(|error| engine.lost(&format!("fetch the image {image}"), &error))
 }
 
 async fn inspect(engine: &Engine, image: &str) -> Result<Result<Image, String>, EngineError> {
-    let end = engine.ask(words(["image", "inspect", image]), ASK_LIMIT).await?;
+    let end = engine.look(words(["image", "inspect", image]), ASK_LIMIT).await?;
     Ok(if end.cut { Err("it is too long".to_owned()) } else { read(&end.stdout) })
 }
 
