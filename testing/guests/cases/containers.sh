@@ -265,6 +265,12 @@ TOML
         kill -9 $!
         wait $! 2>/dev/null || :
     done
+    # A container whose agent does not see that its Belljar is gone is ended at a later start.
+    (cd ws && exec "$BELLJAR" run --container belljar-case:systemd --systemd -- sh -c ": $mark; kill -STOP \$PPID; sleep 1000") >out 2>err &
+    sleep 2.5
+    kill -9 $!
+    wait $! 2>/dev/null || :
+    sleep 10
     bj --container belljar-case:1 -- true
     want_code 0
     want_no_containers

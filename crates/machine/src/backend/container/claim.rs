@@ -24,6 +24,8 @@ use crate::qemu::sandbox::Shim;
 const NOTES: &str = "containers";
 /// How long the engine may take over what is left; there will be a next time.
 const LIMIT: Duration = Duration::from_secs(30);
+/// How long the call of a Belljar that is gone may take to end by itself, in seconds, before what runs of its containers is removed.
+const ENDING: f64 = 10.0;
 /// Longest note.
 const MOST: u64 = 64 << 10;
 
@@ -84,10 +86,11 @@ pub fn sweep(cache: &Path, shim: &Shim) -> Vec<String> {
         let mut said = Vec::new();
         for (file, note) in stale {
             match remove_left(shim, &note).await {
-                Ok(None) => {}
-                Ok(Some(removed)) => {
+                Ok((removed, is_all)) => {
                     said.extend(removed.iter().map(|what| format!("removed {what}, left by a belljar that has ended")));
-                    let _ = fs::remove_file(file);
+                    if is_all {
+                        let _ = fs::remove_file(file);
+                    }
                 }
                 // The next start tries again.
                 Err(error) => said.push(format!(
@@ -115,19 +118,45 @@ fn stale(cache: &Path) -> Vec<(PathBuf, Note)> {
     json.filter_map(stale).collect()
 }
 
-/// Removes every container and network of this engine that is labelled as Belljar's and whose Belljar is gone.
-/// None if a call of one that is gone is still under way, which ends by itself.
-async fn remove_left(shim: &Shim, note: &Note) -> Result<Option<Vec<String>>, EngineError> {
-    let engine = &note.engine;
-    if strays::has_calls(engine) {
-        return Ok(None);
+/// What of those that are gone can be removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Removable {
+    /// Nothing yet: a call of one is under way, which ends by itself.
+    Nothing,
+    /// What runs: the call goes on only because its container does, with an agent that somebody has stopped, or a systemd whose agent is dead.
+    Running,
+    /// All.
+    All,
+}
+
+impl Removable {
+    /// By the age of the youngest call that is under way, in seconds.
+    fn of(youngest: Option<f64>) -> Self {
+        match youngest {
+            None => Self::All,
+            Some(age) if age < ENDING => Self::Nothing,
+            Some(_) => Self::Running,
+        }
     }
+}
+
+/// Removes every container and network of this engine that is labelled as Belljar's and whose Belljar is gone, as far as these can be removed now.
+/// Gives whether that was all.
+async fn remove_left(shim: &Shim, note: &Note) -> Result<(Vec<String>, bool), EngineError> {
+    let engine = &note.engine;
+    let removable = Removable::of(strays::youngest_call(engine));
+    let remove = &["rm", "--force", "--volumes"][..];
+    let kinds = match removable {
+        Removable::Nothing => return Ok((Vec::new(), false)),
+        Removable::Running => vec![(&["ps", "--no-trunc"][..], remove, "the container")],
+        Removable::All => vec![
+            (&["ps", "--all", "--no-trunc"][..], remove, "the container"),
+            (&["network", "ls", "--no-trunc"][..], &["network", "rm", "--force"][..], "the network"),
+        ],
+    };
     let mut removed = Vec::new();
     let filter = format!("label={OWNER}");
-    for (list, remove, what) in [
-        (&["ps", "--all", "--no-trunc"][..], &["rm", "--force", "--volumes"][..], "the container"),
-        (&["network", "ls", "--no-trunc"][..], &["network", "rm", "--force"][..], "the network"),
-    ] {
+    for (list, remove, what) in kinds {
         let mut arguments: Vec<_> = list.iter().map(Into::into).collect();
         arguments.extend(words(["--filter", &filter, "--format", LISTED]));
         let listed = call(shim, engine, &arguments, LIMIT).await?;
@@ -138,8 +167,11 @@ async fn remove_left(shim: &Shim, note: &Note) -> Result<Option<Vec<String>>, En
             removed.push(format!("{what} {id}"));
         }
     }
-    removed.extend(strays::end_of_the_gone());
-    Ok(Some(removed))
+    let is_all = removable == Removable::All;
+    if is_all {
+        removed.extend(strays::end_of_the_gone());
+    }
+    Ok((removed, is_all))
 }
 
 /// How the engines list what there is: its number, and its labels. Podman writes those of a container as `map[a:b c:d]`, those of a network as
@@ -172,6 +204,12 @@ mod tests {
         let this = Owner::this().unwrap().label();
         let (rest, _) = this.rsplit_once('/').unwrap();
         Owner::parse(&format!("{rest}/1")).unwrap()
+    }
+
+    #[test]
+    fn what_a_call_goes_on_for_is_removed_when_the_call_had_its_time() {
+        let of = |age| Removable::of(age);
+        assert_eq!((of(None), of(Some(0.5)), of(Some(60.0))), (Removable::All, Removable::Nothing, Removable::Running));
     }
 
     #[test]

@@ -51,19 +51,19 @@ pub(super) fn end_of_the_gone() -> Vec<String> {
         .collect()
 }
 
-/// Whether this engine does something yet for a Belljar that is gone. What takes it too long is ended.
-pub(super) fn has_calls(engine: &Path) -> bool {
+/// For how many seconds this engine does something yet for a Belljar that is gone: of several such calls, the youngest's. What takes it too long is ended.
+pub(super) fn youngest_call(engine: &Path) -> Option<f64> {
     let program = engine.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let calls = processes(Path::new("/proc")).into_iter().filter(|process| process.program == program);
     let of_gone = calls.filter(|process| process.arguments.iter().any(|word| is_of_gone(word)));
-    let young = of_gone.filter(|process| {
-        let is_young = age(process.pid).is_some_and(|age| age < CALL);
-        if !is_young {
+    let young = of_gone.filter_map(|process| {
+        let age = age(process.pid).filter(|age| *age < CALL);
+        if age.is_none() {
             kill(process.pid);
         }
-        is_young
+        age
     });
-    young.count() > 0
+    young.min_by(f64::total_cmp)
 }
 
 fn is_of_gone(name: &str) -> bool {
@@ -185,12 +185,12 @@ mod tests {
         let engine = format!("belljar-test-engine-{}", std::process::id());
         let engine_path = PathBuf::from(format!("/x/{engine}"));
         let mut call = named(&engine, &["run", "--name", &this.name("01")]);
-        assert!(!has_calls(&engine_path));
+        assert_eq!(youngest_call(&engine_path), None);
         call.kill().unwrap();
         call.wait().unwrap();
         let mut call = named(&engine, &["run", "--name", &gone.name("01")]);
         let seen = (0..100).any(|_| {
-            has_calls(&engine_path) || {
+            youngest_call(&engine_path).is_some_and(|age| age < 60.0) || {
                 std::thread::sleep(std::time::Duration::from_millis(5));
                 false
             }
