@@ -35,6 +35,8 @@ const SYSTEM: &[&str] = &["/", "/proc", "/sys", "/dev", "/run", "/tmp"];
 pub(crate) struct Baseline {
     /// Number and start of each process.
     processes: Vec<(i32, u64)>,
+    /// Those of them that somebody has stopped.
+    stopped: Vec<(i32, u64)>,
     places: Vec<Mounted>,
     /// Where the shares are.
     shares: Vec<String>,
@@ -206,9 +208,11 @@ impl Baseline {
         let shares = mounts.iter().map(|mount| mount.path.as_str());
         // Before the processes are looked at, of which it starts some.
         let system = if own_only { None } else { System::now() };
+        let all = processes();
         Self {
             system,
-            processes: processes().iter().map(Process::key).collect(),
+            processes: all.iter().map(Process::key).collect(),
+            stopped: all.iter().filter(|process| process.stopped).map(Process::key).collect(),
             places: SYSTEM.iter().copied().chain(shares.clone()).filter_map(|path| Mounted::at(path).ok()).collect(),
             shares: shares.map(str::to_owned).collect(),
             mounts: mount_table::read(),
@@ -251,6 +255,9 @@ impl Baseline {
             if strangers.is_empty() {
                 let survivors = all.iter().filter(|process| !process.dead && !killed.contains(&process.key()));
                 self.processes = survivors.map(Process::key).collect();
+                if !own_only {
+                    found.left = self.stopped_since(&all);
+                }
                 break;
             }
             if Instant::now() >= until {
@@ -282,6 +289,13 @@ impl Baseline {
             sys::poll(&mut [], Some(LOOK));
         }
         found
+    }
+
+    /// What belongs to the guest and has been stopped, so that whoever asks it something waits for ever.
+    fn stopped_since(&self, all: &[Process]) -> Vec<String> {
+        let is_new = |process: &&Process| process.stopped && !self.stopped.contains(&process.key());
+        let shown = |process: &Process| format!("the process {}, which somebody has stopped", process.shown());
+        all.iter().filter(is_new).take(MAX_NAMED).map(shown).collect()
     }
 
     /// Which of these do not belong to the guest.
@@ -352,6 +366,15 @@ mod tests {
         let pids = |own_only| baseline.strangers(&all, own_only).iter().map(|p| p.pid).collect::<Vec<_>>();
         assert_eq!(pids(false), [60, 61, 62]);
         assert_eq!(pids(true), [61]);
+    }
+
+    #[test]
+    fn what_was_stopped_since_is_named() {
+        let stopped = |pid| Process { stopped: true, ..process(pid, 1) };
+        let baseline =
+            Baseline { processes: vec![(50, 7), (51, 7), (52, 7)], stopped: vec![(50, 7)], ..Baseline::default() };
+        let named = baseline.stopped_since(&[stopped(50), stopped(51), process(52, 1)]);
+        assert_eq!(named, ["the process x (51), which somebody has stopped"]);
     }
 
     #[test]

@@ -135,7 +135,7 @@ impl System {
             }
             Some(_) => {}
         }
-        if fs::exists(SCHEDULED).unwrap_or(false) {
+        if fs::exists(SCHEDULED).unwrap_or(false) || is_about_to_end() {
             found.left.push("a shutdown of the system that is to come".to_owned());
             return found;
         }
@@ -159,7 +159,9 @@ impl System {
         // Told once: the tests after the next one find what they found before.
         self.running.retain(|name| how(name).is_none());
         let came: Vec<_> = now.iter().filter(|unit| unit.may_be_a_tests() && !known.contains(unit.name)).collect();
-        let failed: Vec<&str> = came.iter().filter(|unit| unit.active == "failed").map(|unit| unit.name).collect();
+        // Of whatever kind, it has the system degraded.
+        let has_failed = |unit: &&Unit<'_>| unit.active == "failed" && !known.contains(unit.name);
+        let failed: Vec<&str> = now.iter().filter(has_failed).map(|unit| unit.name).collect();
         let up: Vec<&str> = came.iter().filter(|unit| unit.is_up()).map(|unit| unit.name).collect();
         found
             .left
@@ -242,13 +244,31 @@ fn state() -> Option<String> {
     }
 }
 
+/// Whether logind has been asked to end the system, and waits for who delays that (org.freedesktop.login1(5)); no where there is none.
+fn is_about_to_end() -> bool {
+    let words = [
+        "--auto-start=no",
+        "get-property",
+        "org.freedesktop.login1",
+        "/org/freedesktop/login1",
+        "org.freedesktop.login1.Manager",
+        "PreparingForShutdown",
+    ];
+    ask_by("busctl", &words, ANSWER).is_some_and(|said| said.trim_ascii() == "b true")
+}
+
 fn list() -> Option<String> {
     ask(&["list-units", "--all", "--plain", "--no-legend", "--full", "--no-pager"], ANSWER)
 }
 
 /// What systemctl writes; none if it took longer, or does not run.
 fn ask(words: &[&str], limit: Duration) -> Option<String> {
-    let program = modules::find_program("systemctl")?;
+    ask_by("systemctl", words, limit)
+}
+
+/// The same for another program.
+fn ask_by(program: &str, words: &[&str], limit: Duration) -> Option<String> {
+    let program = modules::find_program(program)?;
     let mut command = Command::new(program);
     command
         .args(words)

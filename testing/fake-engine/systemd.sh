@@ -4,7 +4,10 @@ mkdir -p "$root/.usr/u" "$root/.usr/w" "$root/run" "$root/sys/fs/cgroup/systemd"
 mount -t overlay -o "lowerdir=/usr,upperdir=$root/.usr/u,workdir=$root/.usr/w$more" overlay "$root/usr"
 [ "$manner" != no-groups ] || mount -t tmpfs -o ro tmpfs "$root/sys/fs/cgroup/systemd"
 mkdir -p "$root/usr/lib/systemd"
-rm -f "$root/usr/lib/systemd/systemd" "$root/usr/bin/systemctl"
+rm -f "$root/usr/lib/systemd/systemd" "$root/usr/bin/systemctl" "$root/usr/bin/busctl"
+# What is asked of logind: whether it is about to end the system.
+printf '#!/bin/sh\n[ ! -e /run/preparing ] || echo "b true"\n' >"$root/usr/bin/busctl"
+chmod +x "$root/usr/bin/busctl"
 cat >"$root/usr/lib/systemd/systemd" <<'END'
 #!/bin/sh
 # Ends by SIGRTMIN+13, and by no other signal.

@@ -453,10 +453,11 @@ fn units_that_a_test_leaves_are_stopped_by_systemd_and_named() {
     test(
         "a",
         &format!(
-            "{}; {}; {}; sed -i 's/idle.service loaded inactive dead/idle.service loaded active running/' /run/units",
+            "{}; {}; {}; {}; sed -i 's/idle.service loaded inactive dead/idle.service loaded active running/' /run/units",
             left(run),
             left(failed),
-            left(none)
+            left(none),
+            left("opt.mount loaded failed failed")
         ),
     );
     test(
@@ -474,19 +475,43 @@ fn units_that_a_test_leaves_are_stopped_by_systemd_and_named() {
     test("d", "grep -q '^kill --signal=SIGKILL -- hangs.service' /run/done; [ -e /mine ]");
     test("e", &left("never.service loaded active running"));
     test("f", "[ ! -e /mine ]; sed -i /multi-user/d /run/units; echo x >/mine");
-    test("g", "[ ! -e /mine ]");
+    test("g", "[ ! -e /mine ]; : >/run/preparing; echo x >/mine");
+    test("h", "[ ! -e /mine ]");
     let config = "[guests.g]\ncontainer = 'img'\nsystemd = true\n\
                   [[suites]]\nname = 's'\ntests = 't/*'\nguests = ['g']\nisolation = 'suite'\n";
     fs::write(workspace.join("belljar.toml"), config).expect("file");
     let outcome = lab.belljar(["test".into(), "--engine".into(), engine.program().into_os_string()]).go();
-    outcome.code(0).tells("7 tests: 7 passed");
-    outcome.tells("note s/b@g: an earlier test left units of systemd behind, which were stopped: idle.service, run-u1.service, bad.service (failed)");
+    outcome.code(0).tells("8 tests: 8 passed");
+    outcome.tells("note s/b@g: an earlier test left units of systemd behind, which were stopped: idle.service, run-u1.service, bad.service (failed), opt.mount (failed)");
     outcome.tells("note s/d@g: an earlier test left units of systemd behind, which were stopped: hangs.service");
     outcome
         .tells("note s/d@g: units of systemd that ran do not run any more after an earlier test: old.service (failed)");
     assert_eq!(outcome.text().matches("do not run any more").count(), 1, "{}", outcome.text());
     outcome.tells("an earlier test has left behind: the unit never.service, which does not stop");
     outcome.tells("an earlier test has left behind: the system without multi-user.target");
+    outcome.tells("an earlier test has left behind: a shutdown of the system that is to come");
+}
+
+#[test]
+fn a_daemon_that_a_test_has_stopped_is_no_other_tests() {
+    let lab = Lab::new();
+    let engine = Engine::new(&lab, "podman");
+    engine.run(&[], "true").code(0);
+    let workspace = lab.path("workspace");
+    fs::create_dir_all(workspace.join("t")).expect("directory");
+    for (name, text) in [
+        ("setup", "sleep 1000 >/dev/null 2>&1 & echo $! >/pid"),
+        ("t/a", "kill -STOP $(cat /pid); echo x >/mine"),
+        ("t/b", "[ ! -e /mine ] && grep -q '^State:.*sleeping' /proc/$(cat /pid)/status"),
+    ] {
+        fs::write(workspace.join(name), format!("#!/bin/sh\n{text}\n")).expect("file");
+        fs::set_permissions(workspace.join(name), fs::Permissions::from_mode(0o755)).expect("mode");
+    }
+    let config = "[guests.g]\ncontainer = 'img'\n[[suites]]\nname = 's'\ntests = 't/*'\nguests = ['g']\n\
+                  isolation = 'suite'\nsetup = 'setup'\n";
+    fs::write(workspace.join("belljar.toml"), config).expect("file");
+    let outcome = lab.belljar(["test".into(), "--engine".into(), engine.program().into_os_string()]).go();
+    outcome.code(0).tells("2 tests: 2 passed").tells("which somebody has stopped");
 }
 
 #[test]
