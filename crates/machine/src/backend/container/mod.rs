@@ -25,6 +25,7 @@ mod owner;
 mod places;
 mod prepared;
 pub(crate) mod root;
+mod socket;
 mod strays;
 mod systemd;
 

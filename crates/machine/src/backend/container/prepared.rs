@@ -3,12 +3,7 @@
 use std::{
     cell::Cell,
     ffi::OsString,
-    fs::Permissions,
     io,
-    os::{
-        fd::{AsRawFd, OwnedFd},
-        unix::{fs::PermissionsExt, net::UnixListener as StdUnixListener},
-    },
     path::{Path, PathBuf},
     rc::Rc,
 };
@@ -19,7 +14,6 @@ use belljar_guest_spec::{
 use belljar_model::{CrashKind, EventKind, Phase};
 use belljar_proto::message::{CANNOT_BE_HAD, Mount, MountMode, Setup, Source};
 use data_encoding::HEXLOWER;
-use rustix::fs::{Mode, OFlags};
 use tokio::net::{UnixListener, UnixStream};
 
 use super::{
@@ -37,7 +31,7 @@ use super::{
     note,
     owner::{self, Owner},
     places::{self, Place},
-    systemd,
+    socket, systemd,
 };
 use crate::{
     Cause, Lost,
@@ -415,7 +409,7 @@ impl PreparedContainer {
             container.network = Some(name.clone());
         }
         let socket = dir.join(CONTROL_DIR).join(SOCKET);
-        let listener = listen(&socket).map_err(|error| not_made("make a socket for the container", &error))?;
+        let listener = socket::listen(&socket).map_err(|error| not_made("make a socket for the container", &error))?;
         let arguments = container.arguments(&self.engine);
         note(dir, ENGINE_COMMAND, &command_line(&self.engine, &arguments));
         let call = self.engine.start(arguments, afterwards, claim);
@@ -768,38 +762,9 @@ fn random() -> Result<String, Lost> {
     Ok(HEXLOWER.encode(&bytes))
 }
 
-/// A socket at this path, which may be longer than one can be: it is made by way of its directory's descriptor.
-fn listen(path: &Path) -> io::Result<UnixListener> {
-    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(io::ErrorKind::InvalidInput.into());
-    };
-    let dir: OwnedFd = rustix::fs::open(dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    let short = Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()).join(name);
-    let _ = std::fs::remove_file(&short);
-    let listener = StdUnixListener::bind(&short)?;
-    // The agent is root; nobody else is to connect.
-    std::fs::set_permissions(&short, Permissions::from_mode(0o600))?;
-    listener.set_nonblocking(true)?;
-    UnixListener::from_std(listener)
-}
-
 /// A command line to paste.
 fn command_line(engine: &Engine, arguments: &[OsString]) -> String {
     let program = [engine.path.clone().into_os_string()];
     let all: Vec<OsString> = program.into_iter().chain(engine.arguments(arguments.to_vec())).collect();
     to_shell(&all)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_socket_may_be_deep_below() {
-        let dir = tempfile::tempdir().unwrap();
-        let deep = dir.path().join("d".repeat(120)).join("e".repeat(60));
-        std::fs::create_dir_all(&deep).unwrap();
-        let _listener = listen(&deep.join(SOCKET)).unwrap();
-        assert_eq!(std::fs::metadata(deep.join(SOCKET)).unwrap().permissions().mode() & 0o777, 0o600);
-    }
 }
