@@ -131,6 +131,7 @@ pub(crate) struct Command {
     /// When somebody who has its output open was last seen at work, which is no silence; and when that is looked at next.
     busy_at: Option<Instant>,
     look_at: Option<Instant>,
+    seen: late::Seen,
     /// The grace is over, and what was in the pipes then is counted.
     closing: bool,
     /// Bytes that were read since it ended.
@@ -192,6 +193,7 @@ impl Command {
             grace: None,
             busy_at: None,
             look_at: None,
+            seen: late::Seen::default(),
             closing: false,
             late: 0,
             lingers: false,
@@ -399,11 +401,13 @@ impl Command {
         }
         let now = Instant::now();
         let quiet = self.quiet();
+        let is_over = self.grace.is_some_and(|until| until <= now) && self.terminal.is_none();
+        let is_busy = is_over && self.busy_at.is_some_and(|at| now < at + quiet);
         let is_quiet = |output: &Output| output.quiet_since.is_some_and(|since| now >= since + quiet);
         let output = if self.outputs.is_empty() {
             OutputEnd::Whole
         } else if self.outputs.iter().all(is_quiet) {
-            OutputEnd::LeftOpen
+            if is_busy { OutputEnd::LeftBusy } else { OutputEnd::LeftOpen }
         } else {
             OutputEnd::Cut
         };
@@ -421,9 +425,12 @@ impl Command {
         let ends = self.quiet_at().is_some_and(|at| at <= now);
         let listens = self.grace.is_some_and(|until| now < until);
         if listens && (ends || look_at <= now) {
-            self.look_at = Some(now + late::LOOK);
-            if late::is_at_work(self.outputs.iter().map(|output| output.fd.as_fd())) {
-                self.busy_at = Some(now);
+            let is_at_work = self.seen.at_work(self.outputs.iter().map(|output| output.fd.as_fd()));
+            let looked = Instant::now();
+            // Where they leave the agent hardly any time, looks must not take all of that.
+            self.look_at = Some(looked + late::LOOK.max(late::SHARE * looked.duration_since(now)));
+            if is_at_work {
+                self.busy_at = Some(looked);
             }
         }
     }

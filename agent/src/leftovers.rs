@@ -135,10 +135,12 @@ pub(crate) struct Process {
     pub(crate) parent: i32,
     start: u64,
     name: String,
-    dead: bool,
+    pub(crate) dead: bool,
     pub(crate) stopped: bool,
     /// It runs, waits for a processor, or for a disk.
     pub(crate) busy: bool,
+    /// How long it and its children that have ended have run, in the kernel's ticks (proc_pid_stat(5), fields 14 to 17).
+    pub(crate) ran: u64,
 }
 
 impl Process {
@@ -148,7 +150,16 @@ impl Process {
             // Something that is mounted over it hides nothing.
             let hidden = sys::kill(pid, 0).is_ok();
             let name = "one that hides".to_owned();
-            return hidden.then_some(Self { pid, parent: 0, start: 0, name, dead: false, stopped: false, busy: false });
+            return hidden.then_some(Self {
+                pid,
+                parent: 0,
+                start: 0,
+                name,
+                dead: false,
+                stopped: false,
+                busy: false,
+                ran: 0,
+            });
         };
         Self::parse(pid, &text::lossy(&stat))
     }
@@ -164,7 +175,8 @@ impl Process {
         }
         let state = *fields.first()?;
         let (dead, stopped, busy) = (matches!(state, "Z" | "X"), state == "T", matches!(state, "R" | "D"));
-        Some(Self { pid, parent: i32::try_from(number(1)?).ok()?, start: number(19)?, name, dead, stopped, busy })
+        let ran = (11..=14).filter_map(number).fold(0, u64::saturating_add);
+        Some(Self { pid, parent: i32::try_from(number(1)?).ok()?, start: number(19)?, name, dead, stopped, busy, ran })
     }
 
     /// Whether it has ended, and only nobody has waited for it yet.
@@ -338,7 +350,7 @@ mod tests {
     use super::*;
 
     fn process(pid: i32, parent: i32) -> Process {
-        Process { pid, parent, start: 7, name: "x".into(), dead: false, stopped: false, busy: false }
+        Process { pid, parent, start: 7, name: "x".into(), dead: false, stopped: false, busy: false, ran: 0 }
     }
 
     #[test]

@@ -233,6 +233,18 @@ fn a_process_left_behind_that_works_in_silence_is_heard_out() {
     let ran = peer.run(exec(1, &["bash", "-c", "{ while [ $SECONDS -lt 8 ]; do :; done; echo late; } & exit 3"]));
     assert_eq!((ran.status, ran.output), (Some(Status::Code(3)), Some(OutputEnd::Whole)));
     assert_eq!(ran.text(), "late\n");
+    // By many programs, none of which is there for long.
+    let script = "{ for n in $(seq 350); do sleep 0.02; done; echo late; } & exit 3";
+    let ran = peer.run(exec(2, &["bash", "-c", script]));
+    assert_eq!((ran.status, ran.output), (Some(Status::Code(3)), Some(OutputEnd::Whole)));
+    assert_eq!(ran.text(), "late\n");
+}
+
+#[test]
+fn a_process_left_behind_that_works_in_silence_for_ever_is_told_as_one() {
+    let mut peer = Peer::greeted();
+    let ran = peer.run(exec(1, &["bash", "-c", "{ while [ $SECONDS -lt 40 ]; do :; done; } & exit 3"]));
+    assert_eq!((ran.status, ran.output), (Some(Status::Code(3)), Some(OutputEnd::LeftBusy)));
 }
 
 #[test]

@@ -141,7 +141,7 @@ impl Prepared {
 
     /// Prints how the guest is started by hand, and leaves nothing behind but the cache.
     pub(crate) fn show(self) -> Result<u8, String> {
-        let Self { request, run_dir } = self;
+        let Self { request, mut run_dir } = self;
         let Request { guest: spec, share, dir, backends, command, .. } = request;
         let look = async {
             let prepared =
@@ -151,6 +151,7 @@ impl Prepared {
         let shown = runtime()?.block_on(look).map_err(|lost| lost.to_string());
         let kept = shown.as_ref().is_ok_and(|by_hand| by_hand.needs_dir);
         if kept {
+            run_dir.keep_scratch();
             let dir = run_dir.path().display();
             complain_note(&format!(
                 "the cache cannot be written: the kernel and the initramfs of this command are in {dir}; remove it when you are done"

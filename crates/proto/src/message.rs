@@ -413,8 +413,10 @@ pub enum OutputEnd {
     /// Nobody has it open any more: it is whole.
     Whole,
     /// Processes that the command left behind have it open, and nothing came for [`LATE_QUIET`], in which none of them was seen at
-    /// work, or [`LATE_MOST`] is over. What they still write is lost.
+    /// work. What they still write is lost.
     LeftOpen,
+    /// The same, but they were seen at work until [`LATE_MOST`] was over.
+    LeftBusy,
     /// They were still writing after [`LATE_MOST`], or had written [`LATE_BYTES`]: it is cut off.
     Cut,
 }

@@ -62,6 +62,7 @@ fn left_open(how: OutputEnd) -> String {
     let seen = match how {
         OutputEnd::Whole => return String::new(),
         OutputEnd::LeftOpen => format!("said nothing for {}", for_people(LATE_QUIET)),
+        OutputEnd::LeftBusy => format!("said nothing for {}, but were at work all the time", for_people(LATE_MOST)),
         OutputEnd::Cut => {
             format!(
                 "were still writing after {} or {} MiB, so that it is cut off",

@@ -51,11 +51,19 @@ pub struct RunDir {
 
 /// What guests of the run needed that no cache could take. It goes with the run's last guest, or with this.
 #[derive(Debug)]
-struct Scratch(PathBuf);
+struct Scratch(Option<PathBuf>);
+
+impl Scratch {
+    fn clear(&mut self) {
+        if let Some(dir) = self.0.take() {
+            backend::clear(&dir);
+        }
+    }
+}
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        backend::clear(&self.0);
+        self.clear();
     }
 }
 
@@ -147,6 +155,11 @@ impl RunDir {
         self.goal.as_ref().map_or(&self.path, |goal| &goal.shown)
     }
 
+    /// Leaves what guests need that no cache could take: somebody else is to start them.
+    pub fn keep_scratch(&mut self) {
+        self.scratch.0 = None;
+    }
+
     /// Moves the record to where the user wants it, when no guest runs any more. Nothing is followed or written over there that a guest may
     /// have left.
     ///
@@ -154,7 +167,7 @@ impl RunDir {
     /// If it cannot be moved; what could not stays where it is, and the message says where.
     pub fn deliver(&mut self) -> io::Result<()> {
         let Some(goal) = self.goal.take() else { return Ok(()) };
-        backend::clear(&self.scratch.0);
+        self.scratch.clear();
         let moved = self.deliver_to(&goal).map_err(|error| {
             io::Error::new(
                 error.kind(),
@@ -214,7 +227,7 @@ impl RunDir {
             }
             std::fs::TryLockError::Error(error) => error,
         })?;
-        let scratch = Scratch(path.clone());
+        let scratch = Scratch(Some(path.clone()));
         Ok(Self { path, dir, goal: None, id, scratch, _lock: lock })
     }
 

@@ -176,7 +176,7 @@ impl Manners {
                 flood: step.count("flood")?.unwrap_or(0),
                 credit: one_of(step, "credit", &["on", "off", "huge"])?,
                 code,
-                late: one_of(step, "late", &["whole", "open", "cut"])?,
+                late: one_of(step, "late", &["whole", "open", "busy", "cut"])?,
                 clock_set: step.switch("clock-set", false)?,
             },
             port: port::Manners {

@@ -41,6 +41,8 @@ fn a_run_tells_of_it() {
     outcome.code(0).says("out\n").complains("cut off").complains(">/dev/null 2>&1");
     let outcome = lab.run(&script("open")).sh("exit 3").go();
     outcome.code(3).complains("processes that it left behind with its output open");
+    let outcome = lab.run(&script("busy")).sh("exit 3").go();
+    outcome.code(3).complains("said nothing for 30 s, but were at work all the time");
     let outcome = lab.run(&script("whole")).sh("exit 3").go();
     outcome.code(3);
     assert!(!outcome.stderr.contains("left behind"), "{}", outcome.stderr);

@@ -110,6 +110,11 @@ impl PreparedMachine {
             };
             match leased {
                 Some(Err(lost)) if lost.no_way_in && self.plan.has_detour => Some((lost, since.elapsed())),
+                Some(Err(lost)) if lost.no_way_in && self.plan.starts_directly() => {
+                    // If it was started directly for its own boot's sake, that is tried again the next time.
+                    self.forget_closed().await;
+                    return Err(lost);
+                }
                 Some(leased) => return leased,
                 None => None,
             }
@@ -150,7 +155,10 @@ impl PreparedMachine {
         let leased = lease::lease(&plan.at(share, dir), &self.templates, layer.as_mut(), view.as_ref(), observe).await;
         match (leased, closed) {
             (Err(lost), Some(closed)) if lost.no_way_in => {
-                self.forget_closed().await;
+                // With all of the time that was said, the other way may lead there.
+                if self.plan.boot_timeout.is_none() {
+                    self.forget_closed().await;
+                }
                 Err(lost.and_advice(format!("before that, by the image's own boot: {}", closed.cause)))
             }
             (leased, _) => leased,

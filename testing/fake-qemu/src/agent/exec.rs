@@ -241,6 +241,7 @@ fn attend(
     shared.machine.mark("exec");
     let output = match shared.manners.late.as_str() {
         "open" => OutputEnd::LeftOpen,
+        "busy" => OutputEnd::LeftBusy,
         "cut" => OutputEnd::Cut,
         _ => OutputEnd::Whole,
     };

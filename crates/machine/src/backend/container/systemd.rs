@@ -158,6 +158,10 @@ pub(super) async fn standing(session: &mut AgentSession) -> Result<Standing, Los
         Ok(Ok(state)) if state == "maintenance" => Standing::Odd(
             "the system in the state maintenance, as systemd calls it (rescue or emergency mode)".to_owned(),
         ),
+        Ok(Ok(_)) if is_about_to_end(session).await? => {
+            let said = "logind was about to end the system when the command had ended, and waited for somebody who delays that";
+            Standing::Ending(CrashKind::PowerOff, said.to_owned())
+        }
         Ok(Ok(_)) => Standing::Up,
         Ok(Err(Lost { cause: Cause::Description(_), .. })) => {
             Standing::Odd("a system without systemctl, which says how it stands".to_owned())
@@ -168,6 +172,23 @@ pub(super) async fn standing(session: &mut AgentSession) -> Result<Standing, Los
             Standing::Odd(format!("a systemd that has not said within {} how the system stands", for_people(ANSWERING)))
         }
     })
+}
+
+/// Whether logind has been asked to end the system, and waits for who delays that (org.freedesktop.login1(5)); no where nobody says so.
+async fn is_about_to_end(session: &mut AgentSession) -> Result<bool, Lost> {
+    let logind = "org.freedesktop.login1";
+    let question = ["--auto-start=no", "get-property", logind, "/org/freedesktop/login1"];
+    let words =
+        ["busctl"].into_iter().chain(question).chain(["org.freedesktop.login1.Manager", "PreparingForShutdown"]);
+    match tokio::time::timeout(TELLING, ask(session, &words.collect::<Vec<_>>())).await {
+        Ok(Ok(said)) => Ok(said == "b true"),
+        Ok(Err(Lost { cause: Cause::Description(_), .. })) => Ok(false),
+        Ok(Err(lost)) => Err(lost),
+        Err(_) => {
+            drop(tokio::time::timeout(TELLING, Session::kill_running(session)).await);
+            Ok(false)
+        }
+    }
 }
 
 /// Says which of the units that it is given do not run again when the system starts anew. Those of users come with their logins.
