@@ -64,7 +64,7 @@ struct PreparedMachine {
 
 impl PreparedMachine {
     /// Plans the direct start of what is in the image whose own boot let nobody in.
-    async fn plan_detour(&self, closed: &Lost, left: Option<Duration>) -> Result<Plan, String> {
+    async fn plan_detour(&self, closed: &Lost) -> Result<Plan, String> {
         let Some(source) = self.spec.source.boot().cloned() else { return Err("it is no machine".to_owned()) };
         let (spec, share, host, dir) =
             (self.spec.clone(), self.share.clone(), self.plan.host.clone(), self.plan.dir.clone());
@@ -79,7 +79,7 @@ impl PreparedMachine {
             // Where the cache cannot be written to.
             return Err("that its own boot lets nobody in could not be written to the cache".to_owned());
         }
-        (plan.again, plan.boot_timeout) = (true, left.or(plan.boot_timeout));
+        plan.again = true;
         Ok(plan)
     }
 
@@ -92,67 +92,70 @@ impl PreparedMachine {
         drop(blocking("the cache", forget).await);
     }
 
+    /// Finds the other way where nobody got in by the image's own boot, and tells it to all who want such a guest. Gives back what was lost.
+    ///
+    /// # Errors
+    /// What was lost, where there is no other way, or no time left for it.
+    async fn find_detour(&self, closed: Lost, left: Option<Duration>, observe: Observe<'_>) -> Result<Lost, Lost> {
+        if left.is_some_and(|left| left.is_zero()) {
+            return Err(closed);
+        }
+        observe(EventKind::Warning {
+            message: format!(
+                "nobody got in by the image's own boot, so that its kernel is started once more, directly (--access initrd does that at once): {}",
+                closed.cause
+            ),
+        });
+        match self.plan_detour(&closed).await {
+            Ok(plan) => {
+                let told = self.plan.choices();
+                plan.choices().iter().filter(|kind| !told.contains(kind)).cloned().for_each(observe);
+                self.detour.send_replace(Some(Rc::new(plan)));
+                Ok(closed)
+            }
+            Err(why) => {
+                self.forget_closed().await;
+                Err(closed.and_advice(format!("its kernel could not be started directly either: {why}")))
+            }
+        }
+    }
+
     /// A guest by this plan, or by another where nobody gets in.
     async fn lease(&self, request: LeaseRequest<'_>, observe: Observe<'_>) -> Result<QemuGuest, Lost> {
         let LeaseRequest { share, dir, mut layer, view } = request;
         let mut detour = self.detour.subscribe();
-        let known = detour.borrow_and_update().clone();
-        let closed = if let Some(plan) = known {
-            return lease::lease(&plan.at(share, dir), &self.templates, layer.as_mut(), view.as_ref(), observe).await;
-        } else {
-            let since = Instant::now();
-            let plan = self.plan.at(share.clone(), dir.clone());
+        let since = Instant::now();
+        let own = self.plan.at(share.clone(), dir.clone());
+        let mut closed = None;
+        let mut left = None;
+        if detour.borrow_and_update().is_none() {
             let leased = tokio::select! {
                 biased;
-                leased = lease::lease(&plan, &self.templates, layer.as_mut(), view.as_ref(), observe) => Some(leased),
+                leased = lease::lease(&own, &self.templates, layer.as_mut(), view.as_ref(), observe) => Some(leased),
                 // Somebody else has found out that this one lets nobody in.
                 Ok(_) = detour.changed() => None,
             };
             match leased {
-                Some(Err(lost)) if lost.no_way_in && self.plan.has_detour => Some((lost, since.elapsed())),
+                Some(Err(lost)) if lost.no_way_in && self.plan.has_detour => {
+                    left = self.plan.boot_timeout.map(|limit| limit.saturating_sub(since.elapsed()));
+                    closed = Some(self.find_detour(lost, left, observe).await?);
+                }
                 Some(Err(lost)) if lost.no_way_in && self.plan.starts_directly() => {
                     // If it was started directly for its own boot's sake, that is tried again the next time.
                     self.forget_closed().await;
                     return Err(lost);
                 }
                 Some(leased) => return leased,
-                None => None,
+                None => {}
             }
-        };
-        let closed = match closed {
-            None => None,
-            Some((lost, spent)) => {
-                let left = self.plan.boot_timeout.map(|limit| limit.saturating_sub(spent));
-                if left.is_some_and(|left| left.is_zero()) {
-                    return Err(lost);
-                }
-                observe(EventKind::Warning {
-                    message: format!(
-                        "nobody got in by the image's own boot, so that its kernel is started once more, directly (--access initrd does that at once): {}",
-                        lost.cause
-                    ),
-                });
-                match self.plan_detour(&lost, left).await {
-                    Ok(plan) => {
-                        plan.choices()
-                            .iter()
-                            .filter(|kind| !self.plan.choices().contains(kind))
-                            .cloned()
-                            .for_each(&mut *observe);
-                        self.detour.send_replace(Some(Rc::new(plan)));
-                        Some(lost)
-                    }
-                    Err(why) => {
-                        self.forget_closed().await;
-                        return Err(lost.and_advice(format!("its kernel could not be started directly either: {why}")));
-                    }
-                }
-            }
-        };
-        let Some(plan) = self.detour.borrow().clone() else {
+        }
+        let Some(other) = self.detour.borrow().clone() else {
             return Err(Cause::Defect("the other way into a guest is gone".to_owned()).into());
         };
-        let leased = lease::lease(&plan.at(share, dir), &self.templates, layer.as_mut(), view.as_ref(), observe).await;
+        let mut plan = other.at(share, dir);
+        // Both boots have one limit.
+        plan.boot_timeout = left.or(plan.boot_timeout);
+        let leased = lease::lease(&plan, &self.templates, layer.as_mut(), view.as_ref(), observe).await;
         match (leased, closed) {
             (Err(lost), Some(closed)) if lost.no_way_in => {
                 // With all of the time that was said, the other way may lead there.
