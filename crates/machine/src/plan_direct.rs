@@ -293,6 +293,17 @@ fn padding(at: u64) -> usize {
 mod tests {
     use super::*;
 
+    fn entry(initrds: &[&str], guess: bool) -> Entry {
+        Entry {
+            title: String::new(),
+            kernel: "/vmlinuz".into(),
+            initrds: initrds.iter().map(ToString::to_string).collect(),
+            words: String::new(),
+            from: String::new(),
+            guess,
+        }
+    }
+
     #[test]
     fn an_image_is_got_into_otherwise_only_where_its_own_boot_does_not_lead_in() {
         let boots = Wanted { uefi: false, why: String::new(), finds_nothing: false };
@@ -302,14 +313,6 @@ mod tests {
             systemd,
             init: "sysvinit".into(),
             cloud_init,
-        };
-        let entry = |initrds: &[&str], guess| Entry {
-            title: String::new(),
-            kernel: "/vmlinuz".into(),
-            initrds: initrds.iter().map(ToString::to_string).collect(),
-            words: String::new(),
-            from: String::new(),
-            guess,
         };
         let (good, guessed, bare) = (entry(&["i"], false), entry(&["i"], true), entry(&[], false));
         fn asked(firmware: &Wanted, login: &Login, entry: &Entry, nobody_logs_in: bool) -> Option<Detour> {
@@ -344,14 +347,6 @@ mod tests {
     #[test]
     fn what_is_known_to_let_nobody_in_is_started_directly() {
         let boots = Wanted { uefi: false, why: String::new(), finds_nothing: false };
-        let entry = |initrds: &[&str], guess| Entry {
-            title: String::new(),
-            kernel: "/vmlinuz".into(),
-            initrds: initrds.iter().map(ToString::to_string).collect(),
-            words: String::new(),
-            from: String::new(),
-            guess,
-        };
         let asked = |login: Option<&Login>, entry: &Entry, nobody_logs_in| {
             let why = Some("it was tried".to_owned());
             detour(platform::PLATFORMS[0], &boots, login, Some(entry), nobody_logs_in, why)
@@ -371,14 +366,7 @@ mod tests {
     fn a_machine_without_tables_gives_no_unit() {
         let boots = Wanted { uefi: true, why: String::new(), finds_nothing: false };
         let login = Login { root_is_locked: true, systemd: Some(257), init: "systemd 257".into(), cloud_init: false };
-        let entry = Entry {
-            title: String::new(),
-            kernel: "/vmlinuz".into(),
-            initrds: vec!["i".to_owned()],
-            words: String::new(),
-            from: String::new(),
-            guess: false,
-        };
+        let entry = entry(&["i"], false);
         for platform in platform::PLATFORMS {
             let chosen = detour(platform, &boots, Some(&login), Some(&entry), true, None);
             assert_eq!(chosen.is_none(), platform.has_smbios, "{}: {chosen:?}", platform.processor.name);

@@ -215,14 +215,14 @@ impl<'a> ImageReader<'a> {
         what: &str,
         write: impl Fn(&Self, &mut File) -> Result<(), String>,
     ) -> Result<PathBuf, String> {
-        let name = format!("image-{}-{what}", self.name().map_err(|error| error.to_string())?);
+        let name = self.name_of(what).map_err(|error| error.to_string())?;
         let made = self.cache.get_or_write(&name, |out, _| write(self, out).map_err(Failed));
         made.map(|cached| cached.path).map_err(|Failed(why)| why)
     }
 
     /// Why the image's own boot let nobody in a short while ago, if that is known.
     pub(crate) fn closed(&self) -> Option<String> {
-        let file = File::open(self.cache.path(&self.name_of(CLOSED)?)).ok()?;
+        let file = File::open(self.cache.path(&self.name_of(CLOSED).ok()?)).ok()?;
         let age = file.metadata().and_then(|found| found.modified()).ok()?.elapsed().unwrap_or_default();
         let mut why = String::new();
         file.take(MAX_CLOSED).read_to_string(&mut why).ok()?;
@@ -231,7 +231,7 @@ impl<'a> ImageReader<'a> {
 
     /// Remembers why, or that it is not so.
     pub(crate) fn set_closed(&self, why: Option<&str>) {
-        let Some(name) = self.name_of(CLOSED) else { return };
+        let Ok(name) = self.name_of(CLOSED) else { return };
         // Where it cannot be written, it is found out again.
         drop(match why {
             Some(why) => self.cache.replace(&name, why.as_bytes()),
@@ -239,8 +239,9 @@ impl<'a> ImageReader<'a> {
         });
     }
 
-    fn name_of(&self, what: &str) -> Option<String> {
-        Some(format!("image-{}-{what}", self.name().ok()?))
+    /// The name of what is kept of the image in the cache.
+    fn name_of(&self, what: &str) -> io::Result<String> {
+        Ok(format!("image-{}-{what}", self.name()?))
     }
 
     fn name(&self) -> io::Result<&str> {

@@ -21,6 +21,12 @@ pub(crate) struct Engine<'a> {
 }
 
 impl<'a> Engine<'a> {
+    /// `belljar test` of these guests and suites.
+    fn suite(&self, config: &str) -> Outcome<'a> {
+        fs::write(self.lab.path("workspace/belljar.toml"), config).expect("file");
+        self.lab.belljar(["test".into(), "--engine".into(), self.program().into_os_string()]).go()
+    }
+
     /// One of this kind, with one image.
     pub(crate) fn new(lab: &'a Lab, kind: &'static str) -> Self {
         let engine = Self { lab, kind };
@@ -330,12 +336,7 @@ fn a_test_that_needs_systemd_is_skipped_where_there_is_none() {
     let engine = Engine::new(&lab, "podman");
     engine.run(&[], "true").code(0);
     let workspace = lab.path("workspace");
-    let test = |name: &str, text: &str| {
-        let file = workspace.join("t").join(name);
-        fs::create_dir_all(workspace.join("t")).expect("directory");
-        fs::write(&file, format!("#!/bin/sh\n{text}\n")).expect("file");
-        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).expect("mode");
-    };
+    let test = |name: &str, text: &str| lab.test_file(name, text);
     test("needs", "# belljar: needs = \"systemd\"\nread -r name </proc/1/comm; [ $name = systemd ]");
     test("asks", "systemctl is-system-running");
     let config = "[guests.with]\ncontainer = 'img'\nsystemd = true\n[guests.without]\ncontainer = 'img'\n\
@@ -411,13 +412,7 @@ fn the_next_test_does_not_run_in_a_system_that_stops() {
     let lab = Lab::new();
     let engine = Engine::new(&lab, "podman");
     engine.run(&[], "true").code(0);
-    let workspace = lab.path("workspace");
-    let test = |name: &str, text: &str| {
-        let file = workspace.join("t").join(name);
-        fs::create_dir_all(workspace.join("t")).expect("directory");
-        fs::write(&file, format!("#!/bin/sh\n{text}\n")).expect("file");
-        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).expect("mode");
-    };
+    let test = |name: &str, text: &str| lab.test_file(name, text);
     // Each of them would fail in the container of another.
     let fresh = "[ ! -e /used ] || exit 9; : >/used;";
     test("a", &format!("{fresh} echo stopping >/run/state"));
@@ -429,8 +424,7 @@ fn the_next_test_does_not_run_in_a_system_that_stops() {
     test("g", &format!("{fresh} exit 0"));
     let config = "[guests.g]\ncontainer = 'img'\nsystemd = true\n\
                   [[suites]]\nname = 's'\ntests = 't/*'\nguests = ['g']\nisolation = 'suite'\n";
-    fs::write(workspace.join("belljar.toml"), config).expect("file");
-    let outcome = lab.belljar(["test".into(), "--engine".into(), engine.program().into_os_string()]).go();
+    let outcome = engine.suite(config);
     outcome.code(100).tells("7 tests: 5 passed, 2 crashed").tells("the guest powered off");
     outcome.tells("logind was about to end the system when the command had ended");
     outcome.tells("the command leaves behind the system in the state maintenance");
@@ -443,13 +437,7 @@ fn units_that_a_test_leaves_are_stopped_by_systemd_and_named() {
     let lab = Lab::new();
     let engine = Engine::new(&lab, "podman");
     engine.run(&[], "true").code(0);
-    let workspace = lab.path("workspace");
-    let test = |name: &str, text: &str| {
-        let file = workspace.join("t").join(name);
-        fs::create_dir_all(workspace.join("t")).expect("directory");
-        fs::write(&file, format!("#!/bin/sh\nset -e\n{text}\n")).expect("file");
-        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).expect("mode");
-    };
+    let test = |name: &str, text: &str| lab.test_file(name, &format!("set -e\n{text}"));
     let left = |unit: &str| format!("echo '{unit} Left' >>/run/units");
     let [run, failed, none] =
         ["run-u1.service loaded active running", "bad.service loaded failed failed", "odd.mount loaded active mounted"];
@@ -481,8 +469,7 @@ fn units_that_a_test_leaves_are_stopped_by_systemd_and_named() {
     test("g", "[ ! -e /mine ]");
     let config = "[guests.g]\ncontainer = 'img'\nsystemd = true\n\
                   [[suites]]\nname = 's'\ntests = 't/*'\nguests = ['g']\nisolation = 'suite'\n";
-    fs::write(workspace.join("belljar.toml"), config).expect("file");
-    let outcome = lab.belljar(["test".into(), "--engine".into(), engine.program().into_os_string()]).go();
+    let outcome = engine.suite(config);
     outcome.code(0).tells("7 tests: 7 passed");
     outcome.tells("note s/b@g: an earlier test left units of systemd behind, which were stopped: idle.service, run-u1.service, bad.service (failed), opt.mount (failed)");
     outcome.tells("note s/d@g: an earlier test left units of systemd behind, which were stopped: hangs.service");
@@ -498,20 +485,16 @@ fn a_daemon_that_a_test_has_stopped_is_no_other_tests() {
     let lab = Lab::new();
     let engine = Engine::new(&lab, "podman");
     engine.run(&[], "true").code(0);
-    let workspace = lab.path("workspace");
-    fs::create_dir_all(workspace.join("t")).expect("directory");
     for (name, text) in [
-        ("setup", "sleep 1000 >/dev/null 2>&1 & echo $! >/pid"),
+        ("./setup", "sleep 1000 >/dev/null 2>&1 & echo $! >/pid"),
         ("t/a", "kill -STOP $(cat /pid); echo x >/mine"),
         ("t/b", "[ ! -e /mine ] && grep -q '^State:.*sleeping' /proc/$(cat /pid)/status"),
     ] {
-        fs::write(workspace.join(name), format!("#!/bin/sh\n{text}\n")).expect("file");
-        fs::set_permissions(workspace.join(name), fs::Permissions::from_mode(0o755)).expect("mode");
+        lab.test_file(name, text);
     }
     let config = "[guests.g]\ncontainer = 'img'\n[[suites]]\nname = 's'\ntests = 't/*'\nguests = ['g']\n\
                   isolation = 'suite'\nsetup = 'setup'\n";
-    fs::write(workspace.join("belljar.toml"), config).expect("file");
-    let outcome = lab.belljar(["test".into(), "--engine".into(), engine.program().into_os_string()]).go();
+    let outcome = engine.suite(config);
     outcome.code(0).tells("2 tests: 2 passed").tells("which somebody has stopped");
 }
 
@@ -520,22 +503,18 @@ fn a_set_up_is_kept_with_the_services_that_it_enables() {
     let lab = Lab::new();
     let engine = Engine::new(&lab, "podman");
     engine.run(&[], "true").code(0);
-    let workspace = lab.path("workspace");
-    let script = |name: &str, text: &str| {
-        let file = workspace.join(name);
-        fs::create_dir_all(file.parent().expect("directory")).expect("directory");
-        fs::write(&file, format!("#!/bin/sh\n{text}\n")).expect("file");
-        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).expect("mode");
-    };
+    let script = |name: &str, text: &str| lab.test_file(name, text);
     script("t/a", "true");
     let suite = |name: &str| {
         format!("[[suites]]\nname = '{name}'\ntests = 't/*'\nguests = ['g']\nsetup = '{name}'\nsetup-once = true\n")
     };
     let config = format!("[guests.g]\ncontainer = 'img'\nsystemd = true\n{}{}", suite("kept"), suite("not"));
-    fs::write(workspace.join("belljar.toml"), config).expect("file");
-    script("kept", "echo 'enabled.service loaded active running X' >>/run/units");
-    script("not", "echo 'enabled.service loaded active running X\nplain.service loaded active running X' >>/run/units");
-    let outcome = lab.belljar(["test".into(), "--engine".into(), engine.program().into_os_string()]).go();
+    script("./kept", "echo 'enabled.service loaded active running X' >>/run/units");
+    script(
+        "./not",
+        "echo 'enabled.service loaded active running X\nplain.service loaded active running X' >>/run/units",
+    );
+    let outcome = engine.suite(&config);
     outcome.code(0).tells("2 tests: 2 passed");
     outcome.tells("it leaves behind the unit plain.service, which is not enabled (`systemctl enable plain.service` has it run in each container)");
     assert_eq!(engine.told("commit "), 1, "{}", engine.calls());
