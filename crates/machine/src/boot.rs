@@ -593,7 +593,8 @@ async fn get_in(
     };
     progress.close(qemu.qmp()).await;
     tell(EventKind::Phase { phase: Phase::Session });
-    match enter::start_agent(&mut shell, plan.agent, &plan.config.program, plan.control_kind(), limits).await? {
+    let program = (&plan.config.program, plan.platform());
+    match enter::start_agent(&mut shell, plan.agent, program, plan.control_kind(), limits, tell).await? {
         enter::AgentStart::Started => {
             // The console is the kernel's again: its faults have to be seen.
             shell.restore_messages(&mut limits.line()).await.map_err(|e| enter::of_shell(&e, Phase::Session))?;

@@ -2,6 +2,8 @@
 //!
 //! Few commands are typed, each answers with its exit code, and none is longer than a terminal's line.
 
+mod typed;
+
 use std::{fmt::Write as _, sync::Arc};
 
 use belljar_guest_spec::WorkspaceMode;
@@ -12,6 +14,7 @@ use belljar_share_disk::layout::{self, BLOCK, DISK_SIZE, MAGIC, PROGRAM_AT};
 use crate::{
     Cause, Lost,
     access::{AccessError, AccessEvent, Act, Shell, ShellError, ShellReply, quote},
+    boot::Tell,
     console::ExpectError,
     limits::Limits,
     plan::AgentPlace,
@@ -84,20 +87,89 @@ pub(crate) fn fetch(program: ProgramSource, arguments: &str, seconds: u32) -> St
     }
 }
 
+/// What came of starting the agent where the machine has it.
+enum Fetched {
+    /// It was started, or could not be for a reason that is its own.
+    Ran(ShellReply),
+    /// The guest does not get at it, for this reason.
+    Missing(String),
+}
+
 /// Has the shell start the agent. `kind` carries the control share, if there is one.
 pub(crate) async fn start_agent(
     shell: &mut Shell,
     place: AgentPlace,
+    (program, platform): (&Program, &Platform),
+    kind: Option<&Kind>,
+    limits: &Limits,
+    tell: Tell<'_>,
+) -> Result<AgentStart, Lost> {
+    let agent = place.path().zip(platform.agent());
+    let Some((path, agent)) = agent else {
+        let why = "there is no agent for its processor".into();
+        return Ok(AgentStart::CannotRun { why, port_taken: false });
+    };
+    let missing = match start_fetched(shell, (place, &path), program, kind, limits).await? {
+        Fetched::Ran(reply) => return Ok(started(&reply)),
+        Fetched::Missing(why) => why,
+    };
+    let cannot = |also: String| {
+        Ok(AgentStart::CannotRun {
+            why: format!("{missing}; nor can it be typed over the console: {also}"),
+            port_taken: false,
+        })
+    };
+    if let Some(why) = cannot_run(shell, platform, limits).await? {
+        return cannot(why);
+    }
+    match typed::type_agent(shell, agent.program, &missing, limits, tell).await? {
+        typed::Typed::Ran(reply) => Ok(started(&reply)),
+        typed::Typed::Cannot(why) => cannot(why),
+    }
+}
+
+/// Why the agent would not run in this guest, or have no port, if that is known.
+async fn cannot_run(shell: &mut Shell, platform: &Platform, limits: &Limits) -> Result<Option<String>, Lost> {
+    if shell.root() == Some(false) {
+        return Ok(Some("the shell is not root's".to_owned()));
+    }
+    let reply = run(shell, "uname -m", limits).await?;
+    let machine = reply.text();
+    if reply.code == 0 && machine != platform.processor.name {
+        let machine = crate::console::sanitize::sanitize_line(&reply.output);
+        return Ok(Some(format!(
+            "it is a program for {}, and the guest's kernel says that it is for {machine}",
+            platform.processor.name
+        )));
+    }
+    // A virtio port, or the second serial port; where there is no /sys it can only be tried.
+    let serial =
+        platform.second_serial.map_or(String::new(), |_| "||[ -e /sys/class/tty/ttyS1 ]||[ -e /dev/ttyS1 ]".to_owned());
+    let ports = format!("[ ! -d /sys/class ]||[ -d /sys/class/virtio-ports ]{serial}");
+    let lacking =
+        "the guest has no port on which the agent could speak: neither a virtio port nor a second serial port";
+    Ok((run(shell, &ports, limits).await?.code != 0).then(|| lacking.to_owned()))
+}
+
+/// Starts the agent from where the machine has it.
+async fn start_fetched(
+    shell: &mut Shell,
+    (place, path): (AgentPlace, &str),
     program: &Program,
     kind: Option<&Kind>,
     limits: &Limits,
-) -> Result<AgentStart, Lost> {
+) -> Result<Fetched, Lost> {
+    let fetched = |reply: ShellReply| match reply.code {
+        NO_PROGRAM | DAMAGED => Fetched::Missing(why_not(&reply)),
+        _ => Fetched::Ran(reply),
+    };
+    let mut agent = path.to_owned();
     if place == AgentPlace::ControlShare {
         let mut last = None;
         if let ProgramSource::Disk(program) = program.source() {
             let reply = run(shell, &from_disk(program, "serve", 0), limits).await?;
             if reply.code != NO_PROGRAM || kind.is_none() {
-                return Ok(started(&reply));
+                return Ok(fetched(reply));
             }
             last = Some(reply);
         }
@@ -105,32 +177,41 @@ pub(crate) async fn start_agent(
             match mount(shell, kind, share::CONTROL_TAG, share::CONTROL_PATH, "ro", limits).await {
                 Err(Lost { cause: Cause::NoShares(_), .. }) => {
                     if let Some(reply) = last {
-                        return Ok(started(&reply));
+                        return Ok(fetched(reply));
                     }
                     let mut reply = run(shell, &from_port("serve", 0), limits).await?;
                     if let Some(program) = program.on_disk.filter(|_| reply.code == NO_PROGRAM) {
                         reply = run(shell, &from_disk(program, "serve", 0), limits).await?;
                     }
-                    return Ok(started(&reply));
+                    return Ok(fetched(reply));
                 }
                 mounted => mounted?,
             }
         }
     }
-    let Some(mut agent) = place.path() else {
-        let why = "there is no agent for its processor".into();
-        return Ok(AgentStart::CannotRun { why, port_taken: false });
-    };
-    if place == AgentPlace::Initramfs
-        && run(shell, &format!("test -x {agent}"), limits).await?.code != 0
-        && let Some(kind) = kind
-    {
+    if place == AgentPlace::Initramfs && run(shell, &format!("test -x {agent}"), limits).await?.code != 0 {
         // The initramfs has given way to another root since.
-        mount(shell, kind, share::CONTROL_TAG, share::CONTROL_PATH, "ro", limits).await?;
+        let gone = "the root is another than the initramfs with the agent";
+        let Some(kind) = kind else { return Ok(Fetched::Missing(gone.to_owned())) };
+        match mount(shell, kind, share::CONTROL_TAG, share::CONTROL_PATH, "ro", limits).await {
+            Err(Lost { cause: Cause::NoShares(why), .. }) => {
+                return Ok(Fetched::Missing(format!("{gone}, and {}", why.lines().next().unwrap_or_default())));
+            }
+            mounted => mounted?,
+        }
         agent = format!("{}/{}", share::CONTROL_PATH, share::AGENT_FILE);
     }
-    let reply = run(shell, &format!("{agent} serve </dev/null"), limits).await?;
-    Ok(started(&reply))
+    Ok(Fetched::Ran(run(shell, &format!("{agent} serve </dev/null"), limits).await?))
+}
+
+/// What it means that the guest did not run the agent.
+fn why_not(reply: &ShellReply) -> String {
+    let said = crate::console::sanitize::sanitize_line(&reply.output);
+    if reply.code == DAMAGED {
+        format!("what the guest read from the disk of shares is not the agent that is on it: {said}")
+    } else {
+        format!("the agent does not run in this guest: exit code {}, {said}", reply.code)
+    }
 }
 
 /// What the answer to the agent's start says.
@@ -138,13 +219,7 @@ fn started(reply: &ShellReply) -> AgentStart {
     if reply.code == 0 {
         return AgentStart::Started;
     }
-    let said = crate::console::sanitize::sanitize_line(&reply.output);
-    let why = if reply.code == DAMAGED {
-        format!("what the guest read from the disk of shares is not the agent that is on it: {said}")
-    } else {
-        format!("the agent does not run in this guest: exit code {}, {said}", reply.code)
-    };
-    AgentStart::CannotRun { why, port_taken: reply.code == PORT_UNOPENED }
+    AgentStart::CannotRun { why: why_not(reply), port_taken: reply.code == PORT_UNOPENED }
 }
 
 /// Mounts the shares without the agent; gives where files for both sides are, or why nobody needs them to be anywhere.

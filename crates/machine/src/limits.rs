@@ -88,6 +88,12 @@ impl Limits {
         Patience::new(Duration::from_secs(20) * self.factor.min(6))
     }
 
+    /// Typing the agent over the console. Its 750 KB as base64 take 10 to 20 s without KVM.
+    #[must_use]
+    pub(crate) fn typing(&self) -> Duration {
+        (Duration::from_secs(20) * self.factor.min(6)).min(self.whole_boot())
+    }
+
     /// A silence of the agent after which the guest counts as lost.
     #[must_use]
     pub(crate) fn silence(&self) -> Duration {

@@ -54,7 +54,8 @@ impl Program {
 
 /// The checksum of POSIX's `cksum`: a CRC-32 that takes the highest bit of each byte first and begins with zero, over the bytes and their number. It is
 /// that of `crc32fast` with all bits the other way round.
-fn cksum(bytes: &[u8]) -> u32 {
+#[must_use]
+pub fn cksum(bytes: &[u8]) -> u32 {
     let length = (bytes.len() as u64).to_le_bytes();
     let used = length.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
     let reversed: Vec<u8> = bytes.iter().chain(&length[..used]).map(|byte| byte.reverse_bits()).collect();

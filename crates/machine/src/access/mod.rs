@@ -22,6 +22,7 @@ pub use shell::{Shell, ShellError, ShellReply};
 pub use sight::Sight;
 
 pub(crate) use answer::quote;
+pub(crate) use shell::{PIECE, pieces};
 
 /// What to do at a sight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,6 +3,8 @@
 //! Each line is framed by markers of the shell's own (see `answer`), and the shell keeps the code of the last line in a
 //! variable: an answer that was lost is asked for again, so no code is ever lost or made up.
 
+mod lines;
+
 use std::time::Duration;
 
 use super::answer::{self, Answer, UNFINISHED, quote};
@@ -23,7 +25,7 @@ const ASKED_MOST: u32 = 10;
 /// How often a line that did not begin is typed again.
 const TRIES: u32 = 6;
 /// Longest text that is typed within one line; longer ones are put together from pieces of this size.
-const PIECE: usize = 600;
+pub(crate) const PIECE: usize = 600;
 
 /// Most bytes that may be typed before the shell has read any of them.
 const UNREAD_MAX: usize = 3000;
@@ -464,7 +466,8 @@ impl Shell {
         Err(self.unheard())
     }
 
-    async fn has_printf(&mut self, patience: &mut Patience) -> Result<bool, ShellError> {
+    /// Whether it has a `printf` that knows octal numbers.
+    pub(crate) async fn has_printf(&mut self, patience: &mut Patience) -> Result<bool, ShellError> {
         if let Some(known) = self.printf {
             return Ok(known);
         }
@@ -607,7 +610,7 @@ fn frame(seq: u64, command: &str) -> String {
 
 /// Text for `printf`'s format, made of printable characters that mean nothing within `'…'`, cut into pieces; with each, how
 /// many bytes it stands for.
-fn pieces(text: &[u8]) -> Vec<(String, usize)> {
+pub(crate) fn pieces(text: &[u8]) -> Vec<(String, usize)> {
     let mut pieces = Vec::new();
     let (mut piece, mut of) = (String::new(), 0);
     for &b in text {

@@ -323,7 +323,8 @@ fn keeper_gone() -> Lost {
         .with_advice("it may have been killed for want of memory; see the console log")
 }
 
-fn random_name() -> Result<String, Lost> {
+/// A name that nobody else in the guest has.
+pub(crate) fn random_name() -> Result<String, Lost> {
     let mut random = [0; 12];
     getrandom::fill(&mut random).map_err(|e| Cause::NoRandom(e.to_string()))?;
     Ok(random.iter().map(|b| format!("{b:02x}")).collect())
