@@ -142,13 +142,14 @@ async fn cannot_run(shell: &mut Shell, platform: &Platform, limits: &Limits) -> 
             platform.processor.name
         )));
     }
-    // A virtio port, or the second serial port; where there is no /sys it can only be tried.
-    let serial =
-        platform.second_serial.map_or(String::new(), |_| "||[ -e /sys/class/tty/ttyS1 ]||[ -e /dev/ttyS1 ]".to_owned());
-    let ports = format!("[ ! -d /sys/class ]||[ -d /sys/class/virtio-ports ]{serial}");
-    let lacking =
-        "the guest has no port on which the agent could speak: neither a virtio port nor a second serial port";
-    Ok((run(shell, &ports, limits).await?.code != 0).then(|| lacking.to_owned()))
+    // Without /sys it can only be tried; it looks for the second serial port itself.
+    let ports = "[ ! -d /sys/class ]||[ -d /sys/class/virtio-ports ]";
+    if platform.second_serial.is_none() && run(shell, ports, limits).await?.code != 0 {
+        return Ok(Some(
+            "it would have no port to speak on, neither a virtio port nor a second serial port".to_owned(),
+        ));
+    }
+    Ok(None)
 }
 
 /// Starts the agent from where the machine has it.
@@ -194,8 +195,11 @@ async fn start_fetched(
         let gone = "the root is another than the initramfs with the agent";
         let Some(kind) = kind else { return Ok(Fetched::Missing(gone.to_owned())) };
         match mount(shell, kind, share::CONTROL_TAG, share::CONTROL_PATH, "ro", limits).await {
-            Err(Lost { cause: Cause::NoShares(why), .. }) => {
-                return Ok(Fetched::Missing(format!("{gone}, and {}", why.lines().next().unwrap_or_default())));
+            Err(Lost { cause: Cause::NoShares(_), .. }) => {
+                return Ok(Fetched::Missing(format!(
+                    "{gone}, and the guest's kernel has no {} to get it by",
+                    kind.what
+                )));
             }
             mounted => mounted?,
         }

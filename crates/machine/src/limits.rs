@@ -94,6 +94,12 @@ impl Limits {
         (Duration::from_secs(20) * self.factor.min(6)).min(self.whole_boot())
     }
 
+    /// One piece of that.
+    #[must_use]
+    pub(crate) fn piece(&self) -> Patience {
+        Patience::new(self.typing())
+    }
+
     /// A silence of the agent after which the guest counts as lost.
     #[must_use]
     pub(crate) fn silence(&self) -> Duration {

@@ -10,6 +10,8 @@ use std::{
     process::{Command, ExitCode},
 };
 
+use belljar_share_disk::layout::cksum;
+
 use crate::machine::complain;
 
 /// Variable with the path of the control pipe.
@@ -23,8 +25,27 @@ const NINE_P: &str = "FAKE_GUEST_9P";
 /// Variable of the test: `broken` means that our agent cannot be executed there.
 const AGENT: &str = "FAKE_GUEST_AGENT";
 
+/// Variable of the test: names of tools, with commas, that the guest does not have.
+const LACKS: &str = "FAKE_GUEST_LACKS";
+/// Variable of the test: what `base64 -d` does with more than a line: `damaged` (a byte is another), `once` (only the first time), `marks`
+/// (the mark `piece` at its end), `hang`.
+const BASE64: &str = "FAKE_GUEST_BASE64";
+
+/// Tools that the guest may lack.
+const TOOLS: [&str; 9] = ["base64", "gunzip", "gzip", "zcat", "cksum", "sha256sum", "wc", "dd", "head"];
+
 /// Every applet.
-pub(crate) const NAMES: [&str; 20] = [
+pub(crate) const NAMES: [&str; 30] = [
+    "base64",
+    "gunzip",
+    "gzip",
+    "zcat",
+    "cksum",
+    "sha256sum",
+    "wc",
+    "dd",
+    "head",
+    "chmod",
     "poweroff",
     "halt",
     "shutdown",
@@ -81,7 +102,14 @@ fn run(name: &str, args: &[String]) -> u8 {
         "panic" => end("panic"),
         "mark" => tell(&format!("mark {}", args.join(" "))),
         "machine" => machine(args),
-        "agent" => agent(),
+        "agent" => agent(args),
+        tool if TOOLS.contains(&tool) && lacks(tool) => {
+            complain(&format!("{tool}: not found"));
+            127
+        }
+        "base64" if has("-d") => base64(),
+        tool if TOOLS.contains(&tool) => pass(tool, args),
+        "chmod" => chmod(args),
         "busybox" => match args.split_first() {
             Some((first, rest)) if NAMES.contains(&first.as_str()) => run(first, rest),
             _ => pass("busybox", args),
@@ -124,13 +152,72 @@ fn end(how: &str) -> u8 {
     }
 }
 
+/// Whether the test says that the guest does not have a tool.
+fn lacks(tool: &str) -> bool {
+    env::var(LACKS).is_ok_and(|names| names.split(',').any(|name| name == tool))
+}
+
+/// `base64 -d`.
+fn base64() -> u8 {
+    let decode = || -> std::io::Result<u8> {
+        let mut decoder = Command::new("/usr/bin/base64").arg("-d").stdout(std::process::Stdio::piped()).spawn()?;
+        let mut bytes = Vec::new();
+        if let Some(mut stdout) = decoder.stdout.take() {
+            std::io::Read::read_to_end(&mut stdout, &mut bytes)?;
+        }
+        let code = decoder.wait()?.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
+        let state = env::temp_dir().join("base64-damaged");
+        let how = env::var(BASE64).unwrap_or_default();
+        if bytes.len() > 1000 {
+            match how.as_str() {
+                "hang" => loop {
+                    std::thread::park();
+                },
+                "once" if state.exists() => {}
+                "damaged" | "once" => {
+                    bytes[500] ^= 1;
+                    fs::write(&state, "")?;
+                }
+                "marks" => {
+                    tell("mark piece");
+                }
+                _ => {}
+            }
+        }
+        std::io::stdout().write_all(&bytes)?;
+        Ok(code)
+    };
+    decode().unwrap_or(1)
+}
+
+/// The agent that was typed would look for its port on the host: the applet stands in for it from here on.
+fn chmod(args: &[String]) -> u8 {
+    let Some(file) = args.last().map(Path::new).filter(|file| file.ends_with("agent") && file.is_file()) else {
+        return pass("chmod", args);
+    };
+    let sum = fs::read(file).map(|typed| format!("{} {}", cksum(&typed), typed.len()));
+    let replaced = sum.and_then(|sum| {
+        fs::write(file.with_extension("sum"), sum)?;
+        fs::remove_file(file)?;
+        symlink(env::current_exe()?, file)
+    });
+    u8::from(replaced.is_err())
+}
+
 /// Our agent, started by hand on the console: the script's agent answers on the port.
-fn agent() -> u8 {
+fn agent(args: &[String]) -> u8 {
     if env::var_os(AGENT).is_some_and(|v| v == "broken") {
         complain("agent: cannot execute binary file: Exec format error");
         return 126;
     }
-    tell("mark agent")
+    match args.first().map(String::as_str) {
+        Some("version") => 0,
+        Some("sum") => {
+            let own = env::args_os().next().map(|name| PathBuf::from(name).with_extension("sum"));
+            own.and_then(|file| fs::read_to_string(file).ok()).map_or(1, |sum| say(&sum))
+        }
+        _ => tell("mark agent"),
+    }
 }
 
 /// `mount … -t 9p … TAG PATH`: a link to the share's directory in place of the mount point.

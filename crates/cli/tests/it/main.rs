@@ -43,6 +43,7 @@ mod template_setup;
 mod template_suite;
 mod terminal;
 mod tpm;
+mod typed;
 mod untrusted;
 mod usage;
 

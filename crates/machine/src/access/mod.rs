@@ -22,7 +22,9 @@ pub use shell::{Shell, ShellError, ShellReply};
 pub use sight::Sight;
 
 pub(crate) use answer::quote;
-pub(crate) use shell::{PIECE, pieces};
+#[cfg(test)]
+pub(crate) use shell::PIECE;
+pub(crate) use shell::pieces;
 
 /// What to do at a sight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

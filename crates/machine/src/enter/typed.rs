@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::run;
 use crate::{
     Lost,
-    access::{PIECE, Shell, ShellError, ShellReply, pieces},
+    access::{Shell, ShellError, ShellReply, pieces},
     boot::Tell,
     limits::Limits,
     session::console::random_name,
@@ -220,16 +220,19 @@ async fn type_into(
     let began = Instant::now();
     let mut told = began;
     let mut again = 0;
+    // The time of those that arrived.
+    let mut taken = Duration::ZERO;
     let mut typed = 0;
     for (number, piece) in pieces.iter().enumerate() {
         let file = format!("{dir}/{number:04}");
         let line =
             format!("{}&&{}", tools.decoder.command(piece.lines.len(), &file), tools.sum.check(&file, piece.bytes));
         let mut tries = 1;
-        loop {
-            let outcome = shell.run_with_lines(&line, &piece.lines, &mut limits.line()).await;
+        let fair = loop {
+            let begun = Instant::now();
+            let outcome = shell.run_with_lines(&line, &piece.lines, &mut limits.piece()).await;
             match outcome.map_err(|error| of_piece(&error, number, pieces.len(), began.elapsed()))? {
-                Some(0) => break,
+                Some(0) => break begun.elapsed(),
                 _ if tries == TRIES => {
                     let of = pieces.len();
                     return Ok(Typed::Cannot(format!(
@@ -242,12 +245,13 @@ async fn type_into(
             }
             tries += 1;
             again += 1;
-        }
+        };
         typed += piece.bytes.len();
+        taken += fair;
         let elapsed = began.elapsed();
-        // A guess from little is a bad one.
-        let whole = elapsed.mul_f64(bytes.len() as f64 / typed as f64);
-        if elapsed > limit || (elapsed > limit / 10 && whole > limit) {
+        // What was typed in vain says nothing of the rest, and a guess from little is a bad one.
+        let rest = taken.mul_f64((bytes.len() - typed) as f64 / typed as f64);
+        if elapsed > limit || (taken > limit / 10 && elapsed + rest > limit) {
             return Ok(Typed::Cannot(format!(
                 "{} of {} KiB were typed in {}, and all of it has to be there within {} (what is typed for the guest's {})",
                 typed / 1024,
@@ -286,27 +290,30 @@ impl Tools {
 async fn start(shell: &mut Shell, (tools, dir): (Tools, &str), agent: &[u8], limits: &Limits) -> Result<Typed, Lost> {
     let name = dir.rsplit('/').next().unwrap_or_default();
     let mut outcome = None;
-    let mut last = String::new();
-    for place in PLACES {
+    // Of the place where it got furthest.
+    let mut failure: Option<(usize, String)> = None;
+    'places: for place in PLACES {
         let program = format!("{place}/{name}/agent");
-        for (line, why) in steps(tools, dir, &program, agent) {
+        for (step, (line, why)) in steps(tools, dir, &program, agent).into_iter().enumerate() {
             let reply = run(shell, &line, limits).await?;
             if reply.code != 0 {
-                let said = crate::console::sanitize::sanitize_line(&reply.output);
-                last = format!("{why} in {place}: exit code {}, {said}", reply.code);
-                break;
+                if failure.as_ref().is_none_or(|(furthest, _)| step > *furthest) {
+                    let said = crate::console::sanitize::sanitize_line(&reply.output);
+                    failure = Some((step, format!("{why} in {place}: exit code {}, {said}", reply.code)));
+                }
+                run(shell, &format!("rm -f {program}"), limits).await?;
+                continue 'places;
             }
-            last.clear();
         }
-        if last.is_empty() {
-            outcome = Some(run(shell, &format!("{program} serve </dev/null"), limits).await?);
-            break;
-        }
-        run(shell, &format!("rm -f {program}"), limits).await?;
+        outcome = Some(run(shell, &format!("{program} serve </dev/null"), limits).await?);
+        break;
     }
     let all: String = PLACES.iter().map(|place| format!(" {place}/{name}")).collect();
     run(shell, &format!("rm -rf{all}"), limits).await?;
-    Ok(outcome.map_or(Typed::Cannot(last), Typed::Ran))
+    Ok(match outcome {
+        Some(reply) => Typed::Ran(reply),
+        None => Typed::Cannot(failure.map(|(_, why)| why).unwrap_or_default()),
+    })
 }
 
 /// What has to succeed for the typed agent to be started as this program, and what it means where that does not.
@@ -437,7 +444,7 @@ mod tests {
     use super::*;
     use crate::{
         access::{
-            climb,
+            PIECE, climb,
             tests::{pty, quick},
         },
         console::{Console, Patience},

@@ -82,8 +82,10 @@ impl Shell {
                     asked += 1;
                     noticed = self.console.unread().len();
                     last_ask = self.next_ask();
+                    // The shell may be within a quotation that lost its end.
+                    let end = if asked > 1 { "\x03\n" } else { "" };
                     let empty = "\n".repeat(lines.len() + 2);
-                    self.console.send(format!("{empty}{}\n", answer::ask(last_ask)).as_bytes()).await?;
+                    self.console.send(format!("{end}{empty}{}\n", answer::ask(last_ask)).as_bytes()).await?;
                 }
             }
         }
