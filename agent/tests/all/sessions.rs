@@ -10,6 +10,16 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use crate::peer::{Peer, exec};
 
 #[test]
+fn it_sums_itself_up_as_cksum_does() {
+    let program = env!("CARGO_BIN_EXE_belljar-agent");
+    let own = std::process::Command::new(program).arg("sum").output().unwrap();
+    let file = std::fs::File::open(program).unwrap();
+    let theirs = std::process::Command::new("cksum").stdin(file).output().unwrap();
+    assert!(own.status.success() && !own.stdout.is_empty());
+    assert_eq!(own.stdout, theirs.stdout);
+}
+
+#[test]
 fn it_announces_itself_until_greeted() {
     let mut peer = Peer::start();
     for _ in 0..2 {

@@ -224,8 +224,12 @@ fn a_panic_on_the_console_session() {
 #[test]
 fn a_kernel_without_9p_on_the_console() {
     let lab = Lab::new();
-    let outcome = lab.run_image(&serial("shell")).env("FAKE_GUEST_9P", "off").sh("true").go();
+    let without = |script: &str| lab.run_image(script).env("FAKE_GUEST_9P", "off").sh("true");
+    let outcome = without(&serial("shell")).env(BROKEN.0, BROKEN.1).go();
     outcome.code(125).complains("9p").complains("the output directory").complains("--workspace none");
+    // The agent, which is typed there, finds the same.
+    let outcome = without(&serial("shell").replace("agent pid1=off", "agent pid1=off setup=no9p")).go();
+    outcome.code(125).complains("no 9p file system").complains("--workspace none");
 }
 
 /// The words for a guest whose initramfs is a cpio archive of nothing.

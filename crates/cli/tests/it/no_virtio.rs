@@ -108,13 +108,21 @@ fn a_guest_that_does_not_see_the_disk_is_told_of() {
         let script = LOCKED.replace("pid1=off", &format!("pid1=off disk={how}"));
         run(&lab, &script, &[]).sh("echo left >$BELLJAR_OUT/left; true").go().code(125);
     }
-    // Its console's shell finds no such disk: there is a session all the same, and no share.
+    // Its console's shell finds no such disk, and what is typed instead does not run: there is a session all the same, and no share.
     let shell = "[serial]\nlogin\n";
     let image = lab.path("disk.raw").display().to_string();
-    let alone = lab.belljar(["run", "--accel", "tcg", "-w", "none", "-v", "--login", "root", "--image", &image]);
-    let outcome = alone.script(shell).in_playground().sh("exit 7").go();
+    let broken = ("FAKE_GUEST_AGENT", "broken");
+    let alone = || lab.belljar(["run", "--accel", "tcg", "-w", "none", "-v", "--login", "root", "--image", &image]);
+    let outcome = alone().script(shell).in_playground().env(broken.0, broken.1).sh("exit 7").go();
     outcome.code(7).complains("session: sh on the console (the agent does not run in this guest: exit code 126");
-    let outcome = run(&lab, shell, &["--login", "root"]).sh("true").go();
+    // What runs is talked to as ever.
+    let outcome = alone()
+        .script(&format!("{shell}[serial1]\nwait agent 85000\nagent pid1=off\n"))
+        .in_playground()
+        .sh("exit 7")
+        .go();
+    outcome.code(7).complains("agent: typed over the console").complains("session: agent on the second serial port");
+    let outcome = run(&lab, shell, &["--login", "root"]).env(broken.0, broken.1).sh("true").go();
     outcome.code(125).complains("the guest has no agent, which shares by disk need");
 }
 

@@ -50,11 +50,9 @@ fn what_did_not_arrive_is_typed_again() {
     let outcome = run(&lab, &[("FAKE_GUEST_BASE64", "once")]).sh("exit 7").go();
     outcome.code(7).complains(", 1 of its pieces more than once").complains("agent on the second serial port");
     // The beginning of what is typed behind the first piece is lost.
-    for lost in [30, 500] {
-        let script = GUEST.replace("shell\n", &format!("shell\nwait piece 60000\ndrop {lost}\n"));
-        let outcome = run_script(&lab, &script, &[("FAKE_GUEST_BASE64", "marks")]).sh("exit 7").go();
-        outcome.code(7).complains("agent: 100 % typed").complains("agent on the second serial port");
-    }
+    let script = GUEST.replace("shell\n", "shell\nwait piece 60000\ndrop 500\n");
+    let outcome = run_script(&lab, &script, &[("FAKE_GUEST_BASE64", "marks")]).sh("exit 7").go();
+    outcome.code(7).complains("agent: 100 % typed").complains("agent on the second serial port");
 }
 
 #[test]
