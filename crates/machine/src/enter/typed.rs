@@ -572,7 +572,7 @@ mod tests {
                     assert_eq!(code, Some(0), "{argv:?} {decoder:?}");
                     // Something is missing: the line ends all the same, and says so, and the shell is as before.
                     let few = &piece.lines[..piece.lines.len() / 2];
-                    let started = tokio::time::Instant::now();
+                    let started = Instant::now();
                     if decoder == BY_BASE64 && argv[0] == "dash" {
                         let code = shell.run_with_lines(&line, few, &mut patience()).await.unwrap();
                         assert!(code.is_some_and(|code| code != 0), "{argv:?} {decoder:?}: {code:?}");
