@@ -73,7 +73,11 @@ pub(crate) fn make_directory(path: &str) -> Result<(), String> {
     }
 }
 
-fn make_all(path: &str) -> Result<(), (String, Errno)> {
+/// Makes a directory and those above it.
+///
+/// # Errors
+/// Which of them could not be made, and why.
+pub(crate) fn make_all(path: &str) -> Result<(), (String, Errno)> {
     make_through(path, MOST_LINKS)
 }
 

@@ -62,6 +62,13 @@ pub(crate) fn make_directories(wanted: &[String]) -> Vec<String> {
     wanted.iter().filter_map(|path| make(path).err()).collect()
 }
 
+/// Makes the directory in which commands run that are not told otherwise, root's and open to read; gives why it could not be made.
+pub(crate) fn make_working_dir(path: &str) -> Result<(), String> {
+    mounts::make_all(path).map_err(|(at, errno)| {
+        format!("the image's WORKDIR {path} is missing and cannot be made: mkdir {at}: {}", text::errno(errno))
+    })
+}
+
 /// Unmounts everything of the host's, has what later mounts need, and waits for the network cards; `addressed` as for
 /// [`network::settle`].
 pub(crate) fn start_quiesce(

@@ -187,6 +187,11 @@ impl Agent {
         for why in setup::make_directories(&wanted.directories) {
             self.link.queue(&ToHost::Log(why));
         }
+        if let Some(path) = &wanted.working_dir
+            && let Err(why) = setup::make_working_dir(path)
+        {
+            self.link.queue(&ToHost::Log(why));
+        }
         let before = self.unpacked.take();
         if let Some(content) = &wanted.disk {
             match Unpacked::new(content) {

@@ -343,6 +343,28 @@ fn the_setup_says_in_which_environment_commands_run() {
 }
 
 #[test]
+fn the_setup_makes_the_directory_in_which_commands_run() {
+    use belljar_proto::message::Setup;
+    let mut peer = Peer::greeted();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("srv/app").display().to_string();
+    peer.send(&ToAgent::Setup(Setup { working_dir: Some(path.clone()), ..Setup::default() }));
+    let ToHost::SetupDone(_) = peer.message() else { panic!("no answer") };
+    assert_eq!(peer.sh(1, &format!("stat -c '%A %F' {path}")).stdout, b"drwxr-xr-x directory\n");
+
+    // What cannot be made is told, and the setup goes on.
+    std::fs::write(dir.path().join("file"), "").unwrap();
+    let path = dir.path().join("file/app").display().to_string();
+    peer.send(&ToAgent::Setup(Setup { working_dir: Some(path.clone()), ..Setup::default() }));
+    let ToHost::Log(why) = peer.message() else { panic!("it is told") };
+    assert_eq!(
+        why,
+        format!("the image's WORKDIR {path} is missing and cannot be made: mkdir {path}: ENOTDIR (not a directory)")
+    );
+    let ToHost::SetupDone(_) = peer.message() else { panic!("no answer") };
+}
+
+#[test]
 fn a_device_that_does_not_come_is_waited_for_no_longer_than_said() {
     use belljar_proto::message::{DeviceSign, WantedDevice};
     let mut peer = Peer::greeted();

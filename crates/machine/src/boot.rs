@@ -756,8 +756,8 @@ async fn finish_setup(
     let spec = &plan.share;
     let mounts = plan.mounts();
     let directories = if mounts.is_empty() { vec![share::OUT_PATH.to_owned()] } else { Vec::new() };
-    let setup =
-        Setup { mounts: mounts.clone(), directories, disk, clock_ns: now_ns(), system: plan.system.clone(), identity };
+    let (system, working_dir) = (plan.system.clone(), plan.processes.cwd.clone());
+    let setup = Setup { mounts: mounts.clone(), directories, working_dir, disk, clock_ns: now_ns(), system, identity };
     let report = match tokio::time::timeout(limit, session.setup(setup)).await {
         Ok(answered) => answered.map_err(|e| of_session(e, Phase::Session))?,
         Err(_) => {

@@ -15,7 +15,7 @@ pub const PROGRAM_PORT_NAME: &str = "belljar.program";
 
 /// Version of everything in this crate. Host and agent come from one build, so it only guards
 /// against a stale agent, such as one resumed from an old template.
-pub const VERSION: u16 = 13;
+pub const VERSION: u16 = 14;
 
 /// The exit code of an agent that is to have systemd in a container, and says on standard error why there can be none.
 pub const CANNOT_BE_HAD: i32 = 77;
@@ -116,6 +116,8 @@ pub struct Setup {
     /// Directories of the guest's own, made if missing, that each of its users may write to: where a command looks for a share that
     /// this guest does not have.
     pub directories: Vec<String>,
+    /// Where commands run that are not told otherwise, if it is not `/`: made if missing, as engines of containers do.
+    pub working_dir: Option<String>,
     /// The host's wall clock, nanoseconds since the Unix epoch; 0 leaves the guest's clock alone.
     pub clock_ns: u64,
     /// What is on the disk of the shares, if there is one.

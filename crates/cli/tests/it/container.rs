@@ -208,6 +208,9 @@ fn an_images_own_user_and_directory_are_a_commands() {
     let engine = Engine::new(&lab, "docker").file("inspected", dir);
     engine.run(&["-w", "none"], "id -u; pwd").code(0).says("0\n/usr\n");
     engine.run(&[], "pwd").code(0).says("/mnt/hostos\n");
+    let missing = r#"[{"Id": "77", "Config": {"WorkingDir": "/srv/not there"}, "Architecture": ""}]"#;
+    let engine = engine.file("inspected", missing);
+    engine.run(&["-w", "none"], "pwd").code(0).says("/srv/not there\n");
     // An ordinary user's namespaces know no other users.
     let mut engine = engine;
     if rustix::process::geteuid().is_root() {

@@ -687,7 +687,8 @@ impl PreparedContainer {
         let mounts = self.mounts(share);
         let copies = mounts.iter().any(|mount| matches!(&mount.sources[..], [Source::Engine { copy_of: Some(_) }]));
         let limit = if copies { COPYING } else { self.limits.setup_of_copy() };
-        let setup = Setup { mounts: mounts.clone(), ..Setup::default() };
+        let working_dir = self.image.working_dir.clone();
+        let setup = Setup { mounts: mounts.clone(), working_dir, ..Setup::default() };
         let report = match tokio::time::timeout(limit, session.setup(setup)).await {
             Ok(answered) => answered.map_err(|error| of_session(error, Phase::Session))?,
             Err(_) => {
