@@ -162,6 +162,7 @@ if [ "$entry" = /agent ]; then
 fi
 if [ -z "$name" ] || [ "$workdir" != / ]; then die "a container without a name or a directory"; fi
 case $manner in
+unlimited) echo "Resource limits are not supported and ignored on cgroups V1 rootless systems" >&2 ;;
 hang) exec sleep 1000 ;;
 full) die "Error: creating container storage: no space left on device" ;;
 dies) exit 3 ;;

@@ -202,6 +202,26 @@ fn an_engine_that_hangs_is_given_up() {
 }
 
 #[test]
+fn a_limit_that_the_engine_does_not_set_is_told() {
+    let lab = Lab::new();
+    let engine = Engine::new(&lab, "podman");
+    engine.manner("unlimited");
+    let outcome = engine.run(&["--memory", "256M"], "true");
+    outcome
+        .code(0)
+        .complains("podman says: Resource limits are not supported and ignored")
+        .complains("may not be limited");
+    // Once for a suite.
+    lab.test_file("t/a", "exit 0");
+    lab.test_file("t/b", "exit 0");
+    let outcome =
+        engine.suite("[guests.c]\ncontainer = 'img'\n[[suites]]\nname = 's'\ntests = 't/*'\nguests = ['c']\n");
+    let outcome = outcome.code(0);
+    let told = format!("{}{}", outcome.stderr, String::from_utf8_lossy(&outcome.stdout));
+    assert_eq!(told.matches("podman says").count(), 1, "{told}");
+}
+
+#[test]
 fn an_images_own_user_and_directory_are_a_commands() {
     let lab = Lab::new();
     let dir = r#"[{"Id": "77", "Config": {"WorkingDir": "/usr"}, "Architecture": ""}]"#;

@@ -181,6 +181,11 @@ impl Call {
         self.said.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
+    /// What it has said on standard error up to now, for a person.
+    pub(crate) fn said_so_far(&self) -> String {
+        clean(&self.said.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// How it ended, if it has.
     pub(crate) fn end(&self) -> Option<CallEnd> {
         self.end.borrow().clone()

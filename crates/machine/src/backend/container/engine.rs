@@ -243,6 +243,23 @@ pub(crate) fn says_missing(said: &str) -> bool {
     ["no such", "not known", "unable to find image", "no container with"].iter().any(|words| said.contains(words))
 }
 
+/// Of what an engine says at a container's start, the lines by which it does not do what it was told: podman of an ordinary user sets no limits
+/// under cgroups of version 1 and goes on, and docker drops a limit that the kernel does not know.
+pub(super) fn ignored(said: &str) -> Vec<String> {
+    let refuses = |line: &&str| {
+        let line = line.to_ascii_lowercase();
+        ["ignored", "ignoring", "discarded"].iter().any(|word| line.contains(word))
+    };
+    let with_meaning = |line: &str| {
+        if line.to_ascii_lowercase().contains("limit") {
+            format!("{line} (so what the container takes of memory and processors may not be limited)")
+        } else {
+            line.to_owned()
+        }
+    };
+    said.lines().filter(refuses).map(with_meaning).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -254,6 +271,18 @@ mod tests {
         // The program docker of the package podman-docker.
         assert_eq!(EngineKind::of("podman version 5.2.0"), Some(EngineKind::Podman));
         assert_eq!(EngineKind::of("QEMU emulator version 8.2.0"), None);
+    }
+
+    #[test]
+    fn a_limit_that_an_engine_does_not_set_is_told_with_what_it_means() {
+        let said = "Resource limits are not supported and ignored on cgroups V1 rootless systems\nwaiting\n\
+                    WARNING: Your kernel does not support swap limit capabilities. Limitation discarded.\n\
+                    the option --x is ignored";
+        let lines = ignored(said);
+        assert_eq!(lines.len(), 3, "{lines:?}");
+        assert!(lines[0].starts_with("Resource limits") && lines[0].ends_with("may not be limited)"), "{lines:?}");
+        assert!(lines[1].contains("discarded. (so what"), "{lines:?}");
+        assert_eq!(lines[2], "the option --x is ignored");
     }
 
     #[test]

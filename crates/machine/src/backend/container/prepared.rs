@@ -21,7 +21,7 @@ use super::{
     arguments::{Bind, BindMode, Container, OWN_PATH, plain_path},
     call::{Call, CallEnd},
     described,
-    engine::{ASK_LIMIT, Engine, EngineKind, words},
+    engine::{ASK_LIMIT, Engine, EngineKind, ignored, words},
     find,
     gauged::Gauged,
     guest::{ContainerGuest, Parts},
@@ -415,6 +415,11 @@ impl PreparedContainer {
         let call = self.engine.start(arguments, afterwards, claim);
         let mut call = call.map_err(|error| self.not_called(&error))?;
         let port = self.await_agent(listener, &mut call, &name, dir).await?;
+        if !self.told.get() {
+            for said in ignored(&call.said_so_far()) {
+                observe(EventKind::Warning { message: format!("{} says: {said}", self.engine.name()) });
+            }
+        }
         // Nobody else is to come.
         let _ = std::fs::remove_file(&socket);
         let watched = port.try_clone();
