@@ -107,7 +107,7 @@ run) shift ;;
 esac
 
 # == run: options, then the image, then the command ============================================
-ulimits='' workdir='' name='' systemd='' tmpfs='' binds="$here/binds.$$"
+ulimits='' limited='' workdir='' name='' systemd='' tmpfs='' binds="$here/binds.$$"
 : >"$binds"
 while [ $# -gt 0 ]; do
     case $1 in
@@ -126,7 +126,7 @@ while [ $# -gt 0 ]; do
         case $1 in
         --log-driver) [ "$2" = none ] || die "unknown log driver: $2" ;;
         --label) case $2 in *=*) ;; *) die "a label without a value: $2" ;; esac ;;
-        --memory) [ "$2" -ge 6291456 ] 2>/dev/null || die "Minimum memory limit allowed is 6MB: $2" ;;
+        --memory) [ "$2" -ge 6291456 ] 2>/dev/null || die "Minimum memory limit allowed is 6MB: $2"; limited=yes ;;
         --cpus) [ "$2" -ge 1 ] 2>/dev/null || die "invalid number of processors: $2" ;;
         --security-opt) [ "$2" = label=disable ] || die "invalid security option: $2" ;;
         --ulimit) case $2 in nofile=*:* | nproc=*:*) ulimits="$ulimits $2" ;; *) die "invalid ulimit argument: $2" ;; esac ;;
@@ -154,6 +154,9 @@ done
 shift # the image
 
 [ "$manner" != limits ] || case $ulimits in *nproc=100:100*) ;; *) die "error setting rlimit type 6: operation not permitted" 126 ;; esac
+case $manner:$entry:$limited in
+unlimited:*:yes | unlimited-later:/.belljar/agent:yes) echo "Resource limits are not supported and ignored on cgroups V1 rootless systems" >&2 ;;
+esac
 if [ "$entry" = /agent ]; then
     rm -f "$binds"
     [ "$manner" != no-container ] || die "OCI runtime error: nothing works here" 126
@@ -162,7 +165,6 @@ if [ "$entry" = /agent ]; then
 fi
 if [ -z "$name" ] || [ "$workdir" != / ]; then die "a container without a name or a directory"; fi
 case $manner in
-unlimited) echo "Resource limits are not supported and ignored on cgroups V1 rootless systems" >&2 ;;
 hang) exec sleep 1000 ;;
 full) die "Error: creating container storage: no space left on device" ;;
 dies) exit 3 ;;

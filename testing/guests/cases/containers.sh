@@ -181,6 +181,54 @@ test_odd_images() {
     "$engine" rmi belljar-case:linked belljar-case:pipe belljar-case:user >/dev/null
 }
 
+# The engine of an ordinary user, who is one in the mount namespace of this case only.
+test_rootless() {
+    want_engine
+    [ "${engine##*/}" = podman ] || skip 'only podman is tried without root'
+    [ "$(id -u)" = 0 ] || skip 'all other cases are of an ordinary user then'
+    command -v newuidmap >/dev/null || skip 'no newuidmap for the subordinate user IDs of podman (package uidmap)'
+    local id=64123 user
+    # A short path (podman 4.3 of an ordinary user waits in vain for its sockets in a long one) in which nothing above is closed to others.
+    user=$(mktemp -d /var/tmp/bj.XXXXXX)
+    # shellcheck disable=SC2064 # it is this directory
+    trap "rm -rf '$user'" EXIT
+    mkdir -p "$user/runtime" "$user/ws"
+    cp "$BELLJAR" "$user/belljar"; cp image.tar "$user/"
+    { cat /etc/passwd; echo "belljar-case:x:$id:$id::$user:/bin/sh"; } >passwd
+    echo "belljar-case:2000000:65536" >subids
+    chown -R "$id:$id" "$user"
+    cat >"$user/script" <<'SH'
+set -eu
+cd ~/ws
+trap 'podman system migrate' EXIT
+podman import ~/image.tar belljar-case:1 >/dev/null 2>&1
+run() { code=0; ~/belljar run --container belljar-case:1 "$@" >>~/out 2>>~/err </dev/null || code=$?; echo "code $code" >>~/out; }
+echo before >file
+run -- sh -c 'id -u; cat file; echo new >made; chown 1000 made; exit 3'
+run --workspace-mode cow -- sh -c 'echo after >file; cat file'
+run --workspace-mode ro -- sh -c 'echo after >file'
+run -u bob -- sh -c "id -u"
+run -o ~/left -- sh -c "echo result >\$BELLJAR_OUT/result"
+run --timeout 2s -- sleep 1000
+run -- sh -c 'kill -9 $$'
+~/belljar run --container belljar-case:1 -- sh -c 'echo up; sleep 1000' >killed 2>&1 &
+for _ in $(seq 300); do grep -q up killed && break; sleep 0.1; done
+cat killed >>~/err
+kill -9 $!
+for _ in $(seq 100); do [ -n "$(podman ps --quiet)" ] || break; sleep 0.1; done
+echo "left: $(podman ps --all --quiet)" >>~/out
+cat file >>~/out
+stat -c %u made ~/left/result >>~/out
+SH
+    code=0
+    unshare --mount sh -c 'mount --make-rprivate / && mount --bind passwd /etc/passwd && mount --bind subids /etc/subuid && mount --bind subids /etc/subgid && shift &&
+        exec setpriv --reuid "$0" --regid "$0" --clear-groups env -i HOME="$1" USER=belljar-case XDG_RUNTIME_DIR="$1/runtime" PATH="$PATH" sh "$1/script"' "$id" - "$user" >said 2>&1 || code=$?
+    cat said "$user/out" "$user/err"
+    want_code 0
+    cp "$user/out" out
+    want_out 0 before 'code 3' after 'code 0' 'code 1' 1000 'code 0' 'code 0' 'code 124' 'code 137' 'left: ' before "$id" "$id"
+}
+
 # An image of a Debian with systemd, belljar-case:systemd.
 want_systemd_image() {
     "$engine" image inspect belljar-case:systemd >/dev/null 2>&1 && return 0

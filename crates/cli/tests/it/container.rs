@@ -206,6 +206,11 @@ fn a_limit_that_the_engine_does_not_set_is_told() {
     let lab = Lab::new();
     let engine = Engine::new(&lab, "podman");
     engine.manner("unlimited");
+    engine.run(&[], "true").code(0).complains("podman cannot limit memory here: a container may take all");
+    // One that turns out so only later.
+    let lab = Lab::new();
+    let engine = Engine::new(&lab, "podman");
+    engine.manner("unlimited-later");
     let outcome = engine.run(&["--memory", "256M"], "true");
     outcome
         .code(0)

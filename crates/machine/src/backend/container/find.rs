@@ -15,7 +15,7 @@ use tokio::sync::OnceCell;
 
 use super::{
     call::CallEnd,
-    engine::{ASK_LIMIT, Engine, EngineError, EngineKind, EngineOptions, call, call_to_finish, words},
+    engine::{ASK_LIMIT, Engine, EngineError, EngineKind, EngineOptions, call, call_to_finish, ignored, words},
 };
 use crate::{
     Cause, Lost,
@@ -276,7 +276,9 @@ impl Probe<'_> {
         arguments.extend(more.iter().cloned());
         arguments.extend(words(["--entrypoint", "/agent", image, "version"]));
         let end = call_to_finish(&self.host.shim, self.program, &arguments, ASK_LIMIT).await?;
-        if end.stdout.starts_with(b"belljar-agent ") { Ok(()) } else { Err(EngineError::Refused(end)) }
+        // One that starts the container without what it was told has not got it either.
+        let did = end.stdout.starts_with(b"belljar-agent ") && ignored(&end.stderr).is_empty();
+        if did { Ok(()) } else { Err(EngineError::Refused(end)) }
     }
 }
 

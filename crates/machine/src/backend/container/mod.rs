@@ -139,6 +139,14 @@ impl Shared {
     }
 }
 
+/// What an engine does not limit here, for a person.
+fn unlimited(engine: &Engine) -> Option<String> {
+    let options = &engine.options;
+    let all = [("memory", options.memory), ("processors", options.cpus)];
+    let unlimited: Vec<_> = all.into_iter().filter_map(|(what, limited)| (!limited).then_some(what)).collect();
+    (!unlimited.is_empty()).then(|| unlimited.join(" and "))
+}
+
 /// An engine for a person: what it is, what it has to be told, and what it cannot do.
 pub(crate) fn described(engine: &Engine) -> String {
     let options = &engine.options;
@@ -148,12 +156,8 @@ pub(crate) fn described(engine: &Engine) -> String {
     if !told.is_empty() {
         said.push_str(&format!("; a container starts with {}", told.join(" ")));
     }
-    let unlimited: Vec<_> = [("memory", options.memory), ("processors", options.cpus)]
-        .into_iter()
-        .filter_map(|(what, limited)| (!limited).then_some(what))
-        .collect();
-    if !unlimited.is_empty() {
-        said.push_str(&format!("; it cannot limit {}", unlimited.join(" and ")));
+    if let Some(what) = unlimited(engine) {
+        said.push_str(&format!("; it cannot limit {what}"));
     }
     if !options.overlay {
         said.push_str(match engine.kind {

@@ -31,7 +31,7 @@ use super::{
     note,
     owner::{self, Owner},
     places::{self, Place},
-    socket, systemd,
+    socket, systemd, unlimited,
 };
 use crate::{
     Cause, Lost,
@@ -93,6 +93,8 @@ pub(crate) struct PreparedContainer {
     dir: PathBuf,
     /// The choices about the share were told.
     told: Cell<bool>,
+    /// So was what the engine does not do of what it is told.
+    warned: Cell<bool>,
 }
 
 impl std::fmt::Debug for PreparedContainer {
@@ -163,6 +165,9 @@ impl PreparedContainer {
                 ),
             },
         ];
+        choices.extend(unlimited(&engine).map(|what| EventKind::Warning {
+            message: format!("{} cannot limit {what} here: a container may take all that the host has", engine.name()),
+        }));
         let covers = Covers::new(&hide, &shared_of(&share), &shared.host, &dir, &mut |event| choices.push(event));
         let covers = covers.map_err(|error| Lost::from(Cause::Description(error.to_string())).lasting())?;
         let limits = Limits::new(Accel::Kvm, boot_timeout);
@@ -180,6 +185,7 @@ impl PreparedContainer {
             share,
             dir,
             told: Cell::new(false),
+            warned: Cell::new(false),
         })
     }
 
@@ -415,8 +421,9 @@ impl PreparedContainer {
         let call = self.engine.start(arguments, afterwards, claim);
         let mut call = call.map_err(|error| self.not_called(&error))?;
         let port = self.await_agent(listener, &mut call, &name, dir).await?;
-        if !self.told.get() {
-            for said in ignored(&call.said_so_far()) {
+        let refused = ignored(&call.said_so_far());
+        if !refused.is_empty() && !self.warned.replace(true) {
+            for said in refused {
                 observe(EventKind::Warning { message: format!("{} says: {said}", self.engine.name()) });
             }
         }
