@@ -459,7 +459,9 @@ impl Agent {
                     self.garbage = Some(error);
                 }
             }
-            Incoming::Message { message: ToAgent::Hello { version, session }, .. } => self.greeted(version, session),
+            Incoming::Message { message, .. } if let ToAgent::Hello { version, session } = *message => {
+                self.greeted(version, session);
+            }
             // Not of this session: left over from one before.
             Incoming::Message { session, .. } | Incoming::Unreadable { session, .. }
                 if self.session != Some(session) => {}
@@ -481,7 +483,7 @@ impl Agent {
             }
             Incoming::Message { message, .. } => {
                 if self.is_intact() {
-                    self.obey(message);
+                    self.obey(*message);
                 }
             }
         }

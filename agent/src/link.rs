@@ -26,7 +26,7 @@ pub(crate) struct Lost;
 /// What came over the link.
 pub(crate) enum Incoming {
     /// A message; `session` is the tag of its frame.
-    Message { session: u64, message: ToAgent },
+    Message { session: u64, message: Box<ToAgent> },
     /// Standard input of a command.
     Stdin(Frame),
     /// Bytes that are no frames.
@@ -176,7 +176,7 @@ impl Link {
                 return Some(Incoming::Stdin(frame));
             }
             match self.assembler.push(&frame) {
-                Ok(Some(message)) => return Some(Incoming::Message { session, message }),
+                Ok(Some(message)) => return Some(Incoming::Message { session, message: Box::new(message) }),
                 Ok(None) => {}
                 Err(error) => return Some(Incoming::Unreadable { session, error }),
             }
