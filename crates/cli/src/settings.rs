@@ -66,6 +66,12 @@ fn base_dirs() -> Result<etcetera::base_strategy::Xdg, String> {
 }
 
 pub(crate) fn absolute(path: &Path) -> Result<PathBuf, String> {
+    if path.starts_with("~") && !path.exists() {
+        let path = path.display();
+        return Err(format!(
+            "{path}: there is no such file; a shell takes a ~ within quotes, or behind a =, as it is: write $HOME instead"
+        ));
+    }
     std::path::absolute(path).map_err(|e| format!("cannot make {} absolute: {e}", path.display()))
 }
 
@@ -277,8 +283,24 @@ pub(crate) fn bound(option: &str, text: Option<&str>) -> Result<Option<u64>, Str
 }
 
 fn directory(option: &str, dir: &Path) -> Result<PathBuf, String> {
-    let real = fs_err::canonicalize(dir).map_err(|e| format!("{option}: {e}"))?;
-    if real.is_dir() { Ok(real) } else { Err(format!("{option} {}: this is not a directory", dir.display())) }
+    let real = match fs_err::canonicalize(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(format!("{option} {}: there is no such directory; make it, or name another", dir.display()));
+        }
+        real => real.map_err(|e| format!("{option}: {e}"))?,
+    };
+    if !real.is_dir() {
+        return Err(format!("{option} {}: this is not a directory", dir.display()));
+    }
+    let of_kernel =
+        ["/proc", "/sys", "/dev"].into_iter().find(|top| real.starts_with(top) && !real.starts_with("/dev/shm"));
+    match of_kernel {
+        None => Ok(real),
+        Some(top) => Err(format!(
+            "{option} {}: what is in {top} is this host's kernel and its devices, and no files for a guest; name another directory",
+            dir.display()
+        )),
+    }
 }
 
 /// The command's variables: the user's, and where the shares are.

@@ -146,38 +146,53 @@ fn detour(
     })
 }
 
+/// How an image would be got into.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ways {
+    /// The ways that would be tried, in this order.
+    pub names: Vec<&'static str>,
+    /// Why its kernel would be started directly, if it would be from the first.
+    pub directly: Option<String>,
+    /// Whether its kernel would be started directly in a second boot if nobody gets in by its own.
+    pub then_directly: bool,
+}
+
 /// The ways into a guest of this disk that are tried where nobody says which, by their names; and why what is in it is started directly, if it is.
 /// They suit every disk where nothing is known of its system.
 #[must_use]
-pub fn ways_into(source: &BootSource, found: &Description) -> (Vec<&'static str>, Option<String>) {
+pub fn ways_into(source: &BootSource, found: &Description) -> Ways {
     let system = found.system().ok().flatten();
     let login = system.as_ref().map(Login::of);
     let platform = system.as_ref().and_then(plan_image::processor_of).and_then(platform::of);
     let platform = platform.unwrap_or_else(platform::default);
     if platform.agent().is_none() {
         let rungs = rungs::choose(source).into_iter().filter(|rung| rung.agent.is_none());
-        return (rungs.map(|rung| rung.name).collect(), None);
+        return Ways { names: rungs.map(|rung| rung.name).collect(), directly: None, then_directly: false };
     }
-    let detour = detour(platform, &Wanted::of(found), login.as_ref(), Entry::of(found).ok().as_ref(), true, None);
+    let entry = Entry::of(found).ok();
+    let detour = detour(platform, &Wanted::of(found), login.as_ref(), entry.as_ref(), true, None);
     let (rungs, why) = match detour {
         Some(Detour::Direct(why)) => (rungs::choose_direct(source), Some(why)),
         Some(Detour::CloudInit(_)) => (rungs::choose_cloud_init(source), None),
         None => (rungs::choose(source), None),
     };
     let rungs: Vec<_> = rungs.into_iter().filter(|rung| rung.is_for(platform)).collect();
-    (rungs.iter().map(|rung| rung.name).collect(), why)
+    let then_directly = entry.is_some_and(|entry| can_be_started_after(&entry, &rungs));
+    Ways { names: rungs.iter().map(|rung| rung.name).collect(), directly: why, then_directly }
 }
 
 /// Whether what is in an image can be started directly if its own boot lets nobody in, where nobody says how to get in.
 pub(crate) fn has_detour(reader: &ImageReader<'_>, question: &ImageQuestion<'_>, rungs: &[&'static Rung]) -> bool {
     let ImageQuestion { source, spec, platform, .. } = question;
     let is_open = source.access() == Access::Auto && spec.login.is_none() && platform.agent().is_some();
-    let goes_by_itself = !rungs.iter().any(|rung| rung.starts_directly || rung.seed.is_some());
     let entry = || reader.facts().ok().and_then(|facts| facts.entry.as_ref().ok());
-    is_open
-        && goes_by_itself
-        && !reader.image().has_device()
-        && entry().is_some_and(|entry| !entry.guess && !entry.initrds.is_empty())
+    is_open && !reader.image().has_device() && entry().is_some_and(|entry| can_be_started_after(entry, rungs))
+}
+
+/// Whether this can be started directly where these rungs, by the image's own boot, lead nowhere.
+fn can_be_started_after(entry: &Entry, rungs: &[&'static Rung]) -> bool {
+    let goes_by_itself = !rungs.iter().any(|rung| rung.starts_directly || rung.seed.is_some());
+    goes_by_itself && !entry.guess && !entry.initrds.is_empty()
 }
 
 /// Remembers why an image's own boot lets nobody in, or that this is not so: what is planned for it then starts it directly, or does not.

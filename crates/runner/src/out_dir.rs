@@ -33,7 +33,7 @@ impl HeldOut {
             "what it left there is lost".to_owned()
         };
         Some(format!(
-            "the command moved or removed its output directory {}: {now}; let --out name a directory that the workspace does not hold",
+            "the output directory {} was moved or removed while the command ran, by it or by somebody on the host: {now}; let --out name a directory that the workspace does not hold, and that nobody else uses",
             self.path.display()
         ))
     }

@@ -15,7 +15,7 @@ use belljar_image::{
 };
 use belljar_machine::{
     console::sanitize::sanitize_line,
-    plan_direct::ways_into,
+    plan_direct::{Ways, ways_into},
     plan_drivers::hardware_for,
     plan_firmware::uefi_of,
     plan_image::{no_machine, processor_of},
@@ -138,7 +138,10 @@ fn of_disk(description: &Description, system: Option<&System>, qemu: Option<&Pat
                     .map(|(what, said)| Finding::good(what, plain(&said))),
             );
         }
-        None => findings.push(Finding::note("system", "none was found", "only a boot will tell what is on it")),
+        None => {
+            findings.push(Finding::note("system", "none was found", "only a boot will tell what is on it"));
+            findings.extend(of_uefi(description, platform::default(), qemu));
+        }
     }
     findings.push(ladder(description));
     findings
@@ -407,9 +410,14 @@ fn ladder(found: &Description) -> Finding {
         bus: belljar_guest_spec::BusChoice::Auto,
         access: belljar_guest_spec::Access::Auto,
     };
-    let (names, directly) = ways_into(&source, found);
+    let Ways { names, directly, then_directly } = ways_into(&source, found);
     let directly = directly.map_or_else(String::new, |why| format!("; its kernel would be started directly: {why}"));
-    Finding::good("access", format!("ways in that would be tried: {}{directly}", names.join(", then ")))
+    let then = if then_directly {
+        "; if nobody gets in by them, its kernel would be started directly in a second boot, with the agent behind its initramfs"
+    } else {
+        ""
+    };
+    Finding::good("access", format!("ways in that would be tried: {}{directly}{then}", names.join(", then ")))
 }
 
 /// Text of an image on one line, without anything that a terminal would obey.

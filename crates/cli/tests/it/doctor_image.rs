@@ -67,6 +67,22 @@ fn a_disk_for_uefi_wants_its_firmware() {
 }
 
 #[test]
+fn a_disk_for_uefi_wants_its_firmware_whatever_is_on_it() {
+    let lab = Lab::new();
+    let mut bytes = disk("outside");
+    // The magic numbers of ext4's superblocks: no system is found on what is none.
+    let found: Vec<usize> =
+        (0..bytes.len() - 1024).step_by(512).filter(|at| bytes[at + 0x38..][..2] == [0x53, 0xef]).collect();
+    assert!(!found.is_empty());
+    for at in found {
+        bytes[at + 0x38] = 0;
+    }
+    let (_, text) = doctor(&lab, "disk.raw", &bytes);
+    assert!(text.contains("system    none was found"), "{text}");
+    assert!(text.contains("firmware  "), "{text}");
+}
+
+#[test]
 fn what_an_image_says_is_shown_and_not_obeyed() {
     let lab = Lab::new();
     let mut bytes = disk("mbr");

@@ -40,6 +40,16 @@ fn run<'a>(lab: &'a Lab, script: &str, path: &str, options: &[&str]) -> Outcome<
 }
 
 #[test]
+fn a_tilde_that_no_shell_replaced_is_told_of() {
+    let lab = Lab::new();
+    let outcome = lab.run_image(&guest("")).args(["--access", "ssh", "--ssh-key", "~/.ssh/no-such"]).sh("true").go();
+    outcome
+        .code(125)
+        .complains("~/.ssh/no-such: there is no such file; a shell takes a ~ within quotes")
+        .complains("write $HOME");
+}
+
+#[test]
 fn the_agent_is_started_with_a_key_and_nothing_of_the_users_is_touched() {
     let lab = Lab::new();
     let path = client(&lab, STARTS);

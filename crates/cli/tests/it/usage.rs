@@ -44,6 +44,23 @@ fn values_that_are_wrong_in_themselves() {
 }
 
 #[test]
+fn workspaces_that_are_none() {
+    let lab = Lab::new();
+    let of_kernel = "is this host's kernel and its devices, and no files for a guest";
+    for (dir, said) in [
+        ("/proc", of_kernel),
+        ("/sys/class", of_kernel),
+        ("/dev", of_kernel),
+        ("no/such", "--workspace no/such: there is no such directory; make it"),
+    ] {
+        let outcome = lab.belljar(["run", "--accel", "tcg", "--workspace", dir]).script(WELL).sh("true").go();
+        assert!(matches!(outcome.status.code(), Some(2 | 125)), "{dir}: {:?}", outcome.status);
+        outcome.complains(said);
+    }
+    assert!(lab.seen().is_empty(), "QEMU was started: {}", lab.seen());
+}
+
+#[test]
 fn help_version_completions_and_manual() {
     let lab = Lab::new();
     for words in
