@@ -459,12 +459,14 @@ impl Agent {
                     self.garbage = Some(error);
                 }
             }
-            Incoming::Message { message, .. } if let ToAgent::Hello { version, session } = *message => {
-                self.greeted(version, session);
-            }
-            // Not of this session: left over from one before.
-            Incoming::Message { session, .. } | Incoming::Unreadable { session, .. }
-                if self.session != Some(session) => {}
+            Incoming::Message { session, message } => match *message {
+                ToAgent::Hello { version, session } => self.greeted(version, session),
+                // Not of this session: left over from one before.
+                _ if self.session != Some(session) => {}
+                message if self.is_intact() => self.obey(message),
+                _ => {}
+            },
+            Incoming::Unreadable { session, .. } if self.session != Some(session) => {}
             Incoming::Stdin(frame) if self.session != Some(frame.session) => {}
             Incoming::Unreadable { error, .. } => {
                 self.link.queue(&ToHost::Fatal(format!("the host sent {error}")));
@@ -479,11 +481,6 @@ impl Agent {
                         self.link
                             .queue(&ToHost::Fatal("the host sent more standard input than there is room for".into()));
                     }
-                }
-            }
-            Incoming::Message { message, .. } => {
-                if self.is_intact() {
-                    self.obey(*message);
                 }
             }
         }
