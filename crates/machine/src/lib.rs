@@ -52,3 +52,4 @@ mod watch;
 
 pub use belljar_proto::message::{MountMode, WindowSize};
 pub use lost::{Cause, Lost, QemuEnd, QemuStart, for_people};
+pub use ssh::PASSWORD_PROGRAM;

@@ -64,7 +64,7 @@ const PLAIN_KEY: &str = "b3BlbnNzaC1rZXktdjEAAAAABG5vbmU";
 /// The variable from which the program that is asked for the password has it.
 const VARIABLE: &str = "BELLJAR_SSH_PASSWORD";
 /// That program, in the guest's directory as long as it is needed.
-const ASKED: &str = "ssh-password";
+pub const PASSWORD_PROGRAM: &str = "ssh-password";
 
 /// Why a guest cannot be entered over SSH.
 #[derive(Debug, thiserror::Error)]
@@ -394,7 +394,7 @@ impl Session {
         command.args(ssh.words(port)).env_clear().envs(env);
         let mut asked = None;
         if let Some(password) = &ssh.password {
-            let program = dir.join(ASKED);
+            let program = dir.join(PASSWORD_PROGRAM);
             let text = format!("#!/bin/sh\nprintf '%s\\n' \"${VARIABLE}\"\n");
             let mut file = OpenOptions::new();
             file.write(true).create(true).truncate(true).mode(0o700);

@@ -6,11 +6,11 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use belljar_machine::{backend, tree};
+use belljar_machine::{PASSWORD_PROGRAM, backend, tree};
 use belljar_model::RunId;
 use fs_err as fs;
 use jiff::Timestamp;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags};
 
 use crate::beneath;
 
@@ -18,9 +18,11 @@ use crate::beneath;
 pub const EVENTS: &str = "events.jsonl";
 /// The output directory.
 pub const OUT: &str = "out";
+/// The directory with those of guests.
+const GUESTS: &str = "guests";
 /// Where the files of a guest are while it runs, relative to the run's directory.
 pub(crate) fn of_guest(instance: u64) -> String {
-    format!("guests/{instance}")
+    format!("{GUESTS}/{instance}")
 }
 
 /// Locked while the run goes on, so that nobody clears it away.
@@ -269,10 +271,29 @@ fn prune(parent: &Path, keep: usize) {
         .collect();
     runs.sort();
     let surplus = runs.len().saturating_sub(keep);
-    for run in runs.into_iter().take(surplus) {
+    for (at, run) in runs.into_iter().enumerate() {
         let ended = fs::File::open(run.join(LOCK)).is_ok_and(|lock| lock.file().try_lock().is_ok());
-        if ended {
+        if ended && at < surplus {
             drop(tree::remove(&run));
+        } else if ended {
+            sweep(&run);
+        }
+    }
+}
+
+/// Removes from the directory of an ended run what a killed Belljar left there beside its logs. No link is followed.
+fn sweep(run: &Path) {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let Ok(dir) = rustix::fs::open(run, flags, Mode::empty()) else { return };
+    let remove = |dir: &OwnedFd| {
+        let _ = rustix::fs::unlinkat(dir, PASSWORD_PROGRAM, AtFlags::empty());
+    };
+    remove(&dir);
+    let Ok(guests) = rustix::fs::openat(&dir, GUESTS, flags, Mode::empty()) else { return };
+    let Ok(entries) = rustix::fs::Dir::read_from(&guests) else { return };
+    for entry in entries.filter_map(Result::ok) {
+        if let Ok(guest) = rustix::fs::openat(&guests, entry.file_name(), flags, Mode::empty()) {
+            remove(&guest);
         }
     }
 }
@@ -291,6 +312,31 @@ mod tests {
         assert!(!ended.exists());
         assert!(going.path().exists() && newest.path().exists());
         assert!(parent.path().join("somebody-elses").exists());
+    }
+
+    #[test]
+    fn what_a_killed_run_left_for_ssh_is_cleared_away() {
+        let parent = tempfile::tempdir().unwrap();
+        let elsewhere = parent.path().join("elsewhere");
+        fs::create_dir(&elsewhere).unwrap();
+        let program = |dir: &Path| {
+            fs::create_dir_all(dir).unwrap();
+            let path = dir.join(PASSWORD_PROGRAM);
+            fs::write(&path, "#!/bin/sh\n").unwrap();
+            path
+        };
+        let of = |run: &RunDir| [program(run.path()), program(&run.file(&of_guest(3)))];
+        let ended = RunDir::create(parent.path(), 10).unwrap();
+        let (left, kept) = (of(&ended), ended.file(EVENTS));
+        fs::write(&kept, "").unwrap();
+        std::os::unix::fs::symlink(&elsewhere, ended.file("guests/link")).unwrap();
+        let others = program(&elsewhere);
+        drop(ended);
+        let going = RunDir::create(parent.path(), 10).unwrap();
+        let needed = of(&going);
+        let _newest = RunDir::create(parent.path(), 10).unwrap();
+        assert!(left.iter().all(|path| !path.exists()) && kept.exists());
+        assert!(needed.iter().all(|path| path.exists()) && others.exists(), "of a run that goes on, and behind a link");
     }
 
     #[test]
