@@ -63,6 +63,9 @@ impl Volume {
     }
 }
 
+/// A volume smaller than this holds no system: where nothing is known of it, nobody need read it.
+const SMALLEST_SYSTEM: u64 = 32 << 20;
+
 /// What is on a disk.
 #[derive(Clone, Debug, Serialize)]
 pub struct Description {
@@ -187,6 +190,20 @@ impl Description {
     #[must_use]
     pub fn default_entry(&self) -> Option<&BootEntry> {
         self.entries.get(self.default?)
+    }
+
+    /// A volume that may hold a system which is not read here, and which others, such as GRUB, may read.
+    #[must_use]
+    pub fn for_others_to_read(&self) -> Option<&Volume> {
+        let has_logical = self.volumes.iter().any(|volume| volume.logical.is_some());
+        self.volumes.iter().find(|volume| match volume.content.kind {
+            ContentKind::Empty | ContentKind::Swap | ContentKind::Luks | ContentKind::Bitlocker => false,
+            ContentKind::Unknown => volume.size >= SMALLEST_SYSTEM,
+            // Its logical volumes are volumes of their own, where they are read.
+            ContentKind::Lvm => !has_logical,
+            kind if kind.is_readable() => volume.unreadable.is_some(),
+            _ => true,
+        })
     }
 
     /// The kernel of the system that boots when nobody chooses: by what its file says of itself, else by its file's name. None where that is no kernel of

@@ -228,9 +228,14 @@ pub fn source(has: impl Fn(Key) -> bool, access: Option<Access>, notation: Notat
         }
         // By it the init of a container image runs, too.
         Some(Access::Initrd) if has(Key::RootImage) => {}
-        Some(wanted @ (Access::Credentials | Access::Initrd | Access::CloudInit | Access::Ignition | Access::Ssh))
-            if !image =>
-        {
+        Some(
+            wanted @ (Access::Credentials
+            | Access::Initrd
+            | Access::Grub
+            | Access::CloudInit
+            | Access::Ignition
+            | Access::Ssh),
+        ) if !image => {
             let or = if wanted == Access::Initrd {
                 format!(" or {}", notation.with_value(Key::Rootfs, "container:…"))
             } else {

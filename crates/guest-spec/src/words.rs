@@ -76,6 +76,8 @@ words! {
         /// By Belljar's program beside the guest's own init: that of a disk image, whose kernel is started directly with the program in its initramfs,
         /// or that of a container image.
         Initrd = "initrd",
+        /// The same, where a GRUB of Belljar's own starts the kernel, which reads what Belljar itself may not be able to.
+        Grub = "grub",
         /// By cloud-init, which the image has, and which finds on a further disk what to start.
         CloudInit = "cloud-init",
         /// By Ignition, which the image has, at its first boot.

@@ -11,12 +11,14 @@
 //! - [`processor`]: what a guest's processor runs.
 //! - [`rootdir`]: a host directory that is to be a guest's root.
 //! - [`boot`]: the last four put together.
+//! - [`grub`]: a disk from which GRUB starts what a guest's own GRUB would start.
 //! - [`cache`]: files that the next run can use again.
 //! - [`stamp`]: how it is known that such a file is as it was.
 
 pub mod boot;
 pub mod cache;
 pub mod disk;
+pub mod grub;
 pub mod initramfs;
 pub mod kernel;
 pub mod modules;

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use belljar_guest_spec::{Word, WorkspaceMode};
+use belljar_guest_spec::WorkspaceMode;
 use belljar_model::{CrashKind, EventKind, Phase};
 use belljar_proto::message::{Announce, BOOT_REST, BootSign, DiskContent, Identity, Setup};
 use fs_err::File;
@@ -30,7 +30,9 @@ use crate::{
     guest::{Observe, Views},
     launch::{FedProgram, Launch},
     limits::Limits,
-    plan::{AgentPlace, Plan},
+    no_way_in,
+    plan::Plan,
+    plan_grub::BootedEntry,
     qemu::{
         args::MachineConfig,
         process::{Qemu, SpawnError, SpawnRequest},
@@ -349,8 +351,16 @@ impl Booted {
         let entered = machine
             .attend(Phase::Boot, observe, async |qemu, console, tell| {
                 let mut came = false;
-                let entered = get_in(plan, ports, (qemu, console), &mut patience, &limits, (tell, &mut came)).await;
-                entered.map_err(|lost| if came { lost } else { with_ways(plan, lost) })
+                let (view, entry) = (console.view(), BootedEntry::default());
+                let entered = {
+                    let getting_in = get_in(plan, ports, (qemu, console), &mut patience, &limits, (tell, &mut came));
+                    tokio::select! {
+                        entered = getting_in => entered,
+                        never = entry.note(&view), if plan.is_by_our_grub() => match never {},
+                    }
+                };
+                entry.told().into_iter().for_each(tell);
+                entered.map_err(|lost| if came { lost } else { no_way_in::with_ways(plan, lost) })
             })
             .await;
         match entered {
@@ -494,28 +504,6 @@ fn agent(session: AgentSession, announce: &Announce, port: PortKind, tell: Tell<
     Entered::Agent { session: Box::new(session), port }
 }
 
-/// The loss of a guest of an image that was not got into, with what was tried, and what was not.
-fn with_ways(plan: &Plan, lost: Lost) -> Lost {
-    let is_about_access =
-        matches!(lost.cause, Cause::Timeout { phase: Phase::Boot | Phase::Access, .. } | Cause::Access(_));
-    if !is_about_access || plan.agent != AgentPlace::ControlShare {
-        return lost;
-    }
-    let tried: Vec<_> = plan.rungs.iter().map(|rung| rung.name).collect();
-    let others = rungs::LADDER.iter().filter(|rung| rung.agent.is_some() && !rung.is_init);
-    let others = others.filter(|other| plan.rungs.iter().all(|tried| tried.word != other.word));
-    let mut others: Vec<_> = others.map(|rung| rung.word.word()).collect();
-    // One word stands for what suits a disk image and for what suits a container's.
-    others.dedup();
-    let mut said = format!("ways in that were tried: {}", tried.join(", "));
-    said.push_str(&format!("; others, to be asked for with --access: {}", others.join(", ")));
-    if plan.login.is_none() && plan.rungs.iter().any(|rung| !rung.rules.is_empty()) {
-        said.push_str("; or give a --login");
-    }
-    let lost = lost.and_advice(format!("{said}. `belljar doctor IMAGE` tells what the image is"));
-    Lost { no_way_in: true, ..lost }
-}
-
 /// Patience that every byte on the console renews.
 async fn run_out(patience: &mut Patience, view: &ConsoleView) -> crate::console::Overdue {
     let mut last = view.last_line();
@@ -568,7 +556,7 @@ async fn get_in(
             Err(lost) if by_itself.is_some() && plan.login.is_none() && matches!(lost.cause, Cause::Access(_)) => {
                 let left = patience.remaining();
                 // The other way needs time, too.
-                let left = if plan.has_detour { left / 2 } else { left };
+                let left = if plan.way_back.is_there() { left / 2 } else { left };
                 let limit = limits.other_rung().min(left);
                 let connected = tokio::time::timeout(limit, &mut connecting).await;
                 Err(connected.map_err(|_| lost)?)

@@ -23,16 +23,17 @@ use belljar_share_disk::layout::{self, DISK_SIZE, SERIAL};
 use belljar_share_fuse::Use;
 
 use crate::{
-    access::rungs::{self, Rung},
+    access::rungs::{self, Rung, Start},
     backend::container::root::ImageRoot,
     conceal::{ConcealError, Concealment, ServedDirectory},
     host::HostContext,
     launch::{FedProgram, Launch},
     limits::Limits,
     plan_choices::Choices,
-    plan_direct,
+    plan_direct::{self, WayBack},
     plan_drivers::{self, Buses, Drivers},
     plan_firmware::{machine, uefi_for},
+    plan_grub,
     plan_image::ImageQuestion,
     plan_shares::{exchanged, make_placeholder, put_agent, share_disk, spec_shares},
     plan_source::{Found, attach, init_spec, kernel_for_root, modules_for_root, own_init, title, wanted},
@@ -120,8 +121,8 @@ pub struct Plan {
     pub(crate) dir: PathBuf,
     pub(crate) oops: OopsPolicy,
     pub(crate) boot_timeout: Option<Duration>,
-    /// Whether what is in its image can be started directly if nobody gets in by its own boot.
-    pub(crate) has_detour: bool,
+    /// How its image is got into if nobody gets in by its own boot.
+    pub(crate) way_back: WayBack,
     /// Whether the logs in its directory are added to.
     pub(crate) again: bool,
     /// How it is entered over SSH, if that is tried.
@@ -241,7 +242,8 @@ pub fn prepare(
     let mut buses = Buses::default();
     let mut card = None;
     let mut lacks_ports = false;
-    let mut has_detour = false;
+    let mut way_back = WayBack::None;
+    let mut medium = None;
     let (kernel, place) = match &found {
         Found::Image { reader, bus } => {
             reader.refuse(source, &mut choices)?;
@@ -260,15 +262,21 @@ pub fn prepare(
                 words = found;
                 files
             });
-            has_detour = plan_direct::has_detour(reader, &question, &rungs);
+            way_back = WayBack::of(reader, &question, &rungs);
             root_is_on_disk = reader.facts().is_ok_and(|facts| facts.login.is_some());
             let drivers = reader.drivers();
             buses = plan_drivers::buses(*bus, drivers, platform.machine_type(machine(platform, spec)), &mut choices);
             card = plan_drivers::card(drivers.ok(), spec.hardware.nic, &mut choices);
             lacks_ports = by_pci && drivers.is_ok_and(Drivers::lacks_ports);
-            volumes.push(Volume::boot(reader.image().clone(), buses.boot));
+            let by_grub = rungs.iter().any(|rung| rung.start == Start::ByOurGrub);
+            volumes.push(Volume::boot(reader.image().clone(), buses.boot, by_grub));
             let directly = kernel.is_some();
-            if let Some(Uefi { code, variables, .. }) = uefi_for(reader, &question, &qemu, directly, &mut choices)? {
+            let uefi = uefi_for(reader, &question, &qemu, directly, &mut choices)?;
+            if by_grub {
+                let place = (uefi.is_some(), buses.boot);
+                medium = Some(plan_grub::medium(reader, &question, place, &cache, &mut choices)?);
+            }
+            if let Some(Uefi { code, variables, .. }) = uefi {
                 flash.push(Node::fixed(DiskSource::Path(code.path), &code.format));
                 volumes.push(Volume::variables(&host.qemu_img, &variables)?);
             }
@@ -359,7 +367,7 @@ pub fn prepare(
     }
     let on_disk = shares.iter().any(|share| share.on_disk);
     let fetched = agent.filter(|_| place == AgentPlace::ControlShare);
-    if lacks_ports && fetched.is_some() && !rungs.iter().any(|rung| rung.starts_directly) {
+    if lacks_ports && fetched.is_some() && rungs.iter().all(|rung| rung.start == Start::ByImage) {
         let port = plan_drivers::port_of_agent(platform);
         let why =
             format!("the image's kernel has no virtio ports, from which the guest could read it, so that it {port}");
@@ -371,9 +379,12 @@ pub fn prepare(
     });
     let program = program.unwrap_or_default();
     let seed = rungs.iter().find_map(|rung| Some(Volume::seed(rung.seed?, buses.boot, program.source())));
-    // It comes behind the user's disks, which have to be there then when the guest boots.
-    let pluggable = seed.is_none();
+    // They come behind the user's disks, which have to be there then when the guest boots.
+    let last = medium.as_ref().map(|_| "the disk with Belljar's GRUB is to come after it");
+    let last = last.or(seed.as_ref().map(|_| "the disk for the guest's cloud-init is to come after it"));
+    let pluggable = last.is_none();
     volumes.extend(seed);
+    volumes.extend(medium);
 
     let share_disk = (on_disk || program.on_disk.is_some()).then(|| share_disk(buses.boot));
     let mut config = MachineConfig {
@@ -409,7 +420,7 @@ pub fn prepare(
     for disk in volumes.fixed().iter().filter(|disk| disk.is_further()) {
         let why = match (source, config.slots) {
             (BootSource::Initramfs { .. }, _) => "somebody else's initramfs may look for it while it boots".to_owned(),
-            (_, Some(_)) if !pluggable => "the disk for the guest's cloud-init is to come after it".to_owned(),
+            (_, Some(_)) if last.is_some() => last.unwrap_or_default().to_owned(),
             _ if config.share_disk.is_some() => "the disk of the guest's shares comes after it".to_owned(),
             (_, Some(_)) => format!("a disk on {} cannot be plugged into a machine that runs", disk.kind()),
             (_, None) => "where devices are in this machine is not known before it runs".to_owned(),
@@ -438,7 +449,7 @@ pub fn prepare(
         dir,
         oops: spec.oops,
         boot_timeout: spec.boot_timeout,
-        has_detour,
+        way_back,
         again: false,
         choices: choices.0,
         title: title(source),
@@ -501,8 +512,13 @@ impl Plan {
     }
 
     /// Whether what is in its image is started without the image's boot loader.
-    pub(crate) fn starts_directly(&self) -> bool {
-        self.rungs.iter().any(|rung| rung.starts_directly)
+    pub(crate) fn is_started_by_us(&self) -> bool {
+        self.rungs.iter().any(|rung| rung.start != Start::ByImage)
+    }
+
+    /// Whether a GRUB of ours does that.
+    pub(crate) fn is_by_our_grub(&self) -> bool {
+        self.rungs.iter().any(|rung| rung.start == Start::ByOurGrub)
     }
 
     /// Whether Belljar's program is the guest's first process.
@@ -695,7 +711,7 @@ impl Plan {
     pub fn needs_run_dir(&self) -> bool {
         let kernel = self.config.kernel.as_ref();
         let files = kernel.into_iter().flat_map(|k| [Some(&k.image), k.initrd.as_ref()]).flatten();
-        files.into_iter().any(|file| file.starts_with(&self.dir))
+        files.into_iter().any(|file| file.starts_with(&self.dir)) || self.volumes.are_in(&self.dir)
     }
 
     fn words(&self, config: &MachineConfig) -> Result<Vec<OsString>, PlanError> {

@@ -18,11 +18,12 @@ use belljar_image::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    access::rungs::{self, OLDEST_SYSTEMD, Rung},
+    access::rungs::{self, OLDEST_SYSTEMD, Rung, Start},
     host::HostContext,
     plan::PlanError,
     plan_choices::Choices,
     plan_firmware::{Wanted, is_by_uefi},
+    plan_grub,
     plan_image::{self, ImageQuestion, ImageReader},
     plan_source::Found,
     qemu::platform::{self, Platform},
@@ -104,23 +105,30 @@ impl Login {
 enum Detour {
     /// Its kernel is started directly.
     Direct(String),
+    /// A GRUB of Belljar's starts it.
+    Grub(String),
     /// Its cloud-init is told to start the agent.
     CloudInit(String),
 }
 
 /// How to get into an image where no way in was asked for, if its own boot is known to lead to nobody who can. `nobody_logs_in`: no login was given;
-/// `closed`: its own boot was tried.
+/// `closed`: its own boot was tried. What comes of a GRUB is known only when it was tried.
 fn detour(
     platform: &Platform,
     firmware: &Wanted,
     login: Option<&Login>,
-    entry: Option<&Entry>,
+    (entry, for_grub): (Option<&Entry>, Option<&str>),
     nobody_logs_in: bool,
     closed: Option<String>,
 ) -> Option<Detour> {
     let entry = entry.filter(|entry| !entry.initrds.is_empty());
-    if let Some(why) = closed.filter(|_| nobody_logs_in && entry.is_some_and(|entry| !entry.guess)) {
-        return Some(Detour::Direct(why));
+    if let Some(why) = closed.filter(|_| nobody_logs_in) {
+        if entry.is_some_and(|entry| !entry.guess) {
+            return Some(Detour::Direct(why));
+        }
+        if let Some(volume) = for_grub {
+            return Some(Detour::Grub(format!("{why}; GRUB may be able to read {volume}")));
+        }
     }
     if firmware.finds_nothing && entry.is_some() {
         let why = "no firmware finds anything on it to start: no code in its first sector, and nothing for UEFI";
@@ -170,10 +178,12 @@ pub fn ways_into(source: &BootSource, found: &Description) -> Ways {
         return Ways { names: rungs.map(|rung| rung.name).collect(), directly: None, then_directly: false };
     }
     let entry = Entry::of(found).ok();
-    let detour = detour(platform, &Wanted::of(found), login.as_ref(), entry.as_ref(), true, None);
+    let seen = (entry.as_ref(), None);
+    let detour = detour(platform, &Wanted::of(found), login.as_ref(), seen, true, None);
     let (rungs, why) = match detour {
         Some(Detour::Direct(why)) => (rungs::choose_direct(source), Some(why)),
         Some(Detour::CloudInit(_)) => (rungs::choose_cloud_init(source), None),
+        Some(Detour::Grub(_)) => (rungs::choose_grub(source), None),
         None => (rungs::choose(source), None),
     };
     let rungs: Vec<_> = rungs.into_iter().filter(|rung| rung.is_for(platform)).collect();
@@ -181,18 +191,55 @@ pub fn ways_into(source: &BootSource, found: &Description) -> Ways {
     Ways { names: rungs.iter().map(|rung| rung.name).collect(), directly: why, then_directly }
 }
 
-/// Whether what is in an image can be started directly if its own boot lets nobody in, where nobody says how to get in.
-pub(crate) fn has_detour(reader: &ImageReader<'_>, question: &ImageQuestion<'_>, rungs: &[&'static Rung]) -> bool {
-    let ImageQuestion { source, spec, platform, .. } = question;
-    let is_open = source.access() == Access::Auto && spec.login.is_none() && platform.agent().is_some();
-    let entry = || reader.facts().ok().and_then(|facts| facts.entry.as_ref().ok());
-    is_open && !reader.image().has_device() && entry().is_some_and(|entry| can_be_started_after(entry, rungs))
-}
-
 /// Whether this can be started directly where these rungs, by the image's own boot, lead nowhere.
 fn can_be_started_after(entry: &Entry, rungs: &[&'static Rung]) -> bool {
-    let goes_by_itself = !rungs.iter().any(|rung| rung.starts_directly || rung.seed.is_some());
-    goes_by_itself && !entry.guess && !entry.initrds.is_empty()
+    go_by_image(rungs) && !entry.guess && !entry.initrds.is_empty()
+}
+
+/// Whether by all of these rungs the image boots as it does without Belljar.
+fn go_by_image(rungs: &[&'static Rung]) -> bool {
+    !rungs.iter().any(|rung| rung.start != Start::ByImage || rung.seed.is_some())
+}
+
+/// How an image is got into if its own boot lets nobody in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum WayBack {
+    /// In no other way.
+    None,
+    /// Its kernel is started directly.
+    Direct,
+    /// A GRUB of Belljar's is tried.
+    Grub,
+    /// A GRUB of Belljar's would be tried, were it there; what is missing, and what to do.
+    NoGrub(String),
+}
+
+impl WayBack {
+    /// Whether there is one.
+    pub(crate) fn is_there(&self) -> bool {
+        matches!(self, Self::Direct | Self::Grub)
+    }
+
+    /// The one for an image where nobody says how to get in, and `rungs` are tried first.
+    pub(crate) fn of(reader: &ImageReader<'_>, question: &ImageQuestion<'_>, rungs: &[&'static Rung]) -> Self {
+        let ImageQuestion { source, spec, platform, host } = question;
+        let is_open = source.access() == Access::Auto && spec.login.is_none() && platform.agent().is_some();
+        if !is_open || !go_by_image(rungs) || reader.image().has_device() {
+            return Self::None;
+        }
+        let entry = reader.facts().ok().and_then(|facts| facts.entry.as_ref().ok());
+        if entry.is_some_and(|entry| can_be_started_after(entry, rungs)) {
+            return Self::Direct;
+        }
+        let is_read_by_grub = reader.facts().map_or(true, |facts| facts.for_grub.is_some());
+        if !is_read_by_grub || plan_grub::check_processor(reader, platform).is_err() {
+            return Self::None;
+        }
+        match plan_grub::find(host.path.as_deref(), plan_grub::starter(is_by_uefi(reader, question))) {
+            Ok(_) => Self::Grub,
+            Err(error) => Self::NoGrub(error.to_string()),
+        }
+    }
 }
 
 /// Remembers why an image's own boot lets nobody in, or that this is not so: what is planned for it then starts it directly, or does not.
@@ -214,17 +261,30 @@ pub(crate) fn of_image(
 ) -> Result<Option<(BootFiles, String)>, PlanError> {
     let ImageQuestion { source, spec, platform, .. } = question;
     let Some(agent) = platform.agent() else { return Ok(None) };
-    if !rungs.iter().any(|rung| rung.starts_directly) {
-        // Of an image that cannot be read nothing is known, and it boots by itself; changes of a device would not be noticed.
-        let facts = reader.facts().ok().filter(|_| source.access() == Access::Auto && !reader.image().has_device());
-        let detour = facts.and_then(|facts| {
-            let entry = facts.entry.as_ref().ok();
-            detour(platform, &facts.firmware, facts.login.as_ref(), entry, spec.login.is_none(), reader.closed())
-        });
+    if rungs.iter().any(|rung| rung.start == Start::ByOurGrub) {
+        return Ok(None);
+    }
+    if !rungs.iter().any(|rung| rung.start == Start::Directly) {
+        // Changes of a device would not be noticed.
+        let is_open = source.access() == Access::Auto && !reader.image().has_device();
+        let detour = match reader.facts() {
+            _ if !is_open => None,
+            Ok(facts) => {
+                let seen = (facts.entry.as_ref().ok(), facts.for_grub.as_deref());
+                detour(platform, &facts.firmware, facts.login.as_ref(), seen, spec.login.is_none(), reader.closed())
+            }
+            // Of an image that cannot be read nothing is known, and it boots by itself.
+            Err(_) => reader.closed().filter(|_| spec.login.is_none()).map(Detour::Grub),
+        };
         match detour {
             Some(Detour::Direct(why)) => {
                 choices.add("start", "directly, without the image's boot loader", why);
                 *rungs = rungs::choose_direct(source);
+            }
+            Some(Detour::Grub(why)) => {
+                choices.add("start", "by a GRUB of Belljar's own, which reads the image", why);
+                *rungs = rungs::choose_grub(source);
+                return Ok(None);
             }
             Some(Detour::CloudInit(why)) => {
                 choices.add("seed", "a disk for the guest's cloud-init", why);
@@ -331,7 +391,14 @@ mod tests {
         };
         let (good, guessed, bare) = (entry(&["i"], false), entry(&["i"], true), entry(&[], false));
         fn asked(firmware: &Wanted, login: &Login, entry: &Entry, nobody_logs_in: bool) -> Option<Detour> {
-            detour(platform::PLATFORMS[0], firmware, Some(login), Some(entry), nobody_logs_in, None)
+            detour(
+                platform::PLATFORMS[0],
+                firmware,
+                Some(login),
+                (Some(entry), Some("partition 1")),
+                nobody_logs_in,
+                None,
+            )
         }
         fn directly(login: &Login, firmware: &Wanted, entry: &Entry, nobody_logs_in: bool, why: &str) -> bool {
             matches!(asked(firmware, login, entry, nobody_logs_in), Some(Detour::Direct(said)) if said.contains(why))
@@ -362,10 +429,11 @@ mod tests {
     #[test]
     fn what_is_known_to_let_nobody_in_is_started_directly() {
         let boots = Wanted { uefi: false, why: String::new(), finds_nothing: false };
-        let asked = |login: Option<&Login>, entry: &Entry, nobody_logs_in| {
+        let with = |login: Option<&Login>, entry: &Entry, for_grub, nobody_logs_in| {
             let why = Some("it was tried".to_owned());
-            detour(platform::PLATFORMS[0], &boots, login, Some(entry), nobody_logs_in, why)
+            detour(platform::PLATFORMS[0], &boots, login, (Some(entry), for_grub), nobody_logs_in, why)
         };
+        let asked = |login: Option<&Login>, entry: &Entry, nobody_logs_in| with(login, entry, None, nobody_logs_in);
         let login = |root_is_locked, systemd| Login { root_is_locked, systemd, init: "x".into(), cloud_init: false };
         let good = entry(&["i"], false);
         for login in [None, Some(&login(true, Some(252))), Some(&login(false, None))] {
@@ -373,6 +441,10 @@ mod tests {
             assert_eq!(asked(login, &good, false), None, "somebody logs in");
             for entry in [entry(&[], false), entry(&["i"], true)] {
                 assert_eq!(asked(login, &entry, true), None, "nothing is known to start");
+                let by_grub = with(login, &entry, Some("partition 1 (ZFS)"), true);
+                let why = "it was tried; GRUB may be able to read partition 1 (ZFS)";
+                assert_eq!(by_grub, Some(Detour::Grub(why.into())));
+                assert_eq!(with(login, &entry, Some("partition 1"), false), None, "somebody logs in");
             }
         }
     }
@@ -383,7 +455,7 @@ mod tests {
         let login = Login { root_is_locked: true, systemd: Some(257), init: "systemd 257".into(), cloud_init: false };
         let entry = entry(&["i"], false);
         for platform in platform::PLATFORMS {
-            let chosen = detour(platform, &boots, Some(&login), Some(&entry), true, None);
+            let chosen = detour(platform, &boots, Some(&login), (Some(&entry), None), true, None);
             assert_eq!(chosen.is_none(), platform.has_smbios, "{}: {chosen:?}", platform.processor.name);
         }
     }

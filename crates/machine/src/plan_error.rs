@@ -114,6 +114,14 @@ pub enum PlanError {
         /// What is in the way, and what to do.
         why: String,
     },
+    /// No GRUB of Belljar's starts what is in an image.
+    #[error("cannot start what is in {} by a GRUB of Belljar's own: {why}", image.display())]
+    Grub {
+        /// The image.
+        image: PathBuf,
+        /// What is in the way, and what to do.
+        why: String,
+    },
     /// An image that no machine boots from.
     #[error("no guest boots from {}: {why}. If one does, say how to get into it: --access, or `access` in its table", image.display())]
     Unbootable {

@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// Part of the names in the cache: change it with what is read and how.
-const VERSION: &[u8] = b"8";
+const VERSION: &[u8] = b"9";
 /// What of an image is kept in the cache when its own boot let nobody in.
 const CLOSED: &str = "closed";
 /// So long that is believed: it may have been the host's doing.
@@ -62,6 +62,8 @@ pub(crate) struct Facts {
     pub(crate) mounts_no_share: bool,
     /// What that kernel has drivers for; none where no system was found.
     pub(crate) drivers: Option<Drivers>,
+    /// What may hold a system that GRUB reads, and Belljar does not, for a person.
+    pub(crate) for_grub: Option<String>,
     /// What its boot loader starts when nobody chooses, or why that is not known.
     pub(crate) entry: Result<Entry, String>,
 }
@@ -81,6 +83,9 @@ impl Facts {
             login: system.as_ref().map(Login::of),
             mounts_no_share: system.as_ref().is_some_and(|system| mounts_no_share(found, system)),
             drivers: system.as_ref().map(|system| Drivers::of(found, system)),
+            for_grub: found
+                .for_others_to_read()
+                .map(|volume| format!("{} ({})", volume.name, volume.content.kind.name())),
             entry: Entry::of(found),
         })
     }
@@ -119,7 +124,7 @@ pub fn processor_of(system: &System) -> Option<Arch> {
     system.arch.or_else(|| system.kernels.iter().find_map(|kernel| kernel.arch))
 }
 
-/// An image that is booted from. One whose kernel is started `directly` need not have anything else to boot.
+/// An image that is booted from. One that is started `by_us` need not have anything of its own for that.
 ///
 /// # Errors
 /// Why it is none.
@@ -127,10 +132,10 @@ pub(crate) fn look_at(
     qemu_img: &Path,
     path: &Path,
     format: Option<&str>,
-    directly: bool,
+    by_us: bool,
 ) -> Result<DiskImage, VolumeError> {
     let format = format.map(str::parse).transpose()?;
-    let using = if directly { disk::Use::Data } else { disk::Use::Boot };
+    let using = if by_us { disk::Use::Data } else { disk::Use::Boot };
     Ok(disk::inspect(qemu_img, path, format, using)?)
 }
 

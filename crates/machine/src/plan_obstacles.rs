@@ -8,6 +8,7 @@ use crate::{
     plan::PlanError,
     plan_choices::Choices,
     plan_firmware::uefi_for,
+    plan_grub,
     plan_image::ImageQuestion,
     plan_source::{Found, kernel_for_root},
     qemu::{
@@ -60,7 +61,10 @@ pub(crate) fn obstacles(source: &BootSource, spec: &GuestSpec, host: &HostContex
                 if let Some(qemu) = &qemu {
                     let question = ImageQuestion { source, spec, platform, host };
                     let directly = source.access() == Access::Initrd;
-                    uefi_for(reader, &question, qemu, directly, &mut Choices::default())?;
+                    let uefi = uefi_for(reader, &question, qemu, directly, &mut Choices::default())?;
+                    if source.access() == Access::Grub {
+                        plan_grub::check(reader, &question, uefi.is_some())?;
+                    }
                 }
             }
             &Found::Root { root, arch: _, kernel, modules } => {

@@ -14,7 +14,7 @@ use belljar_image::{
 use belljar_oci::facts::INITS;
 
 use crate::{
-    access::rungs::{self, Rung},
+    access::rungs::{self, Rung, Start},
     backend::container::root::ImageRoot,
     plan::PlanError,
     plan_choices::Choices,
@@ -50,8 +50,8 @@ impl<'a> Found<'a> {
         let processors = platform::processors();
         Ok(match source {
             BootSource::Image { path, format, bus, access: _ } => {
-                let directly = rungs::choose(source).iter().any(|rung| rung.starts_directly);
-                let image = plan_image::look_at(qemu_img, path, format.as_deref(), directly)?;
+                let by_us = rungs::choose(source).iter().any(|rung| rung.start != Start::ByImage);
+                let image = plan_image::look_at(qemu_img, path, format.as_deref(), by_us)?;
                 Self::Image { reader: Box::new(ImageReader::new(image, qemu_img, cache)), bus: *bus }
             }
             BootSource::RootDir { root, kernel, modules } => {

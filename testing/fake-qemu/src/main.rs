@@ -246,10 +246,14 @@ fn power_on(
     Ok(leave(&machine, &guest))
 }
 
-/// The lines of a section; of the one for a kernel that QEMU was given, if it was and there is one.
+/// The serial number of the disk from which Belljar's GRUB is started.
+const GRUB: &str = "belljar-grub";
+
+/// The lines of a section; of the one for a kernel that QEMU was given, or for Belljar's GRUB, if it was, or is there, and there is one.
 fn steps_of(machine: &Machine, script: &Script, section: &str) -> Option<Vec<Step>> {
     let direct = machine.args.has("kernel").then(|| script.section(&format!("direct-{section}"))).flatten();
-    direct.or_else(|| script.section(section)).map(<[_]>::to_vec)
+    let grub = || machine.has_disk(GRUB).then(|| script.section(&format!("grub-{section}"))).flatten();
+    direct.or_else(grub).or_else(|| script.section(section)).map(<[_]>::to_vec)
 }
 
 /// What a machine that was frozen does once it runs again.

@@ -72,7 +72,7 @@ impl fmt::Display for ScriptError {
 }
 
 /// Names a section may have.
-const SECTIONS: [&str; 12] = [
+const SECTIONS: [&str; 14] = [
     "options",
     "start",
     "probe",
@@ -82,6 +82,8 @@ const SECTIONS: [&str; 12] = [
     "agent",
     "direct-serial",
     "direct-agent",
+    "grub-serial",
+    "grub-agent",
     "clone",
     "clone-serial",
     "clone-agent",

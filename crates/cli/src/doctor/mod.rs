@@ -15,6 +15,7 @@ use belljar_image::{
 use belljar_machine::{
     backend::container::ContainerBackend,
     host::HostContext,
+    plan_grub,
     qemu::{
         args::Accel,
         platform::{self, Platform},
@@ -126,6 +127,7 @@ fn host(args: &DoctorArgs, cache: &Path) -> Vec<Finding> {
             "disk images and --disk file= need it: install qemu-utils (Debian) or qemu-img (Fedora)",
         ),
     });
+    findings.push(grub());
     let found = kernel::discover(&[PathBuf::from("/")], &platform::processors());
     findings.extend(kernels(&found, &platform.processor));
     findings.push(free_memory());
@@ -175,6 +177,17 @@ fn engines(args: &DoctorArgs, memory: &Path) -> Vec<Finding> {
             engines.into_iter().map(find).collect()
         }
     }
+}
+
+/// The GRUB that starts images which Belljar itself cannot read. Hardly an image needs it.
+fn grub() -> Finding {
+    let (there, missing) = plan_grub::installed(env::get("PATH").as_deref());
+    let there: Vec<_> = there.iter().map(|dir| dir.display().to_string()).collect();
+    if there.is_empty() {
+        let mend = "images that nobody gets into, and that Belljar cannot read, may be started by it (--access grub)";
+        return Finding::note("GRUB", missing.join("\n"), mend);
+    }
+    Finding::good("GRUB", there.into_iter().chain(missing).collect::<Vec<_>>().join("\n"))
 }
 
 /// A place for what is found now, so that it replaces what was remembered.

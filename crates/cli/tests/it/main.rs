@@ -11,6 +11,7 @@ mod container;
 mod crash;
 mod doctor_image;
 mod firmware;
+mod grub;
 mod host;
 mod image_root;
 mod interrupt;

@@ -18,7 +18,8 @@ use crate::{
     lease::{self, Templates},
     lost::blocking,
     plan::{self, CONTROL_DIR, Plan},
-    plan_direct, plan_obstacles,
+    plan_direct::{self, WayBack},
+    plan_obstacles,
     qemu::{platform, probe},
     running::{CONSOLE_LOG, QemuGuest},
     spec::ShareSpec,
@@ -63,7 +64,7 @@ struct PreparedMachine {
 }
 
 impl PreparedMachine {
-    /// Plans the direct start of what is in the image whose own boot let nobody in.
+    /// Plans the other start of what is in the image whose own boot let nobody in.
     async fn plan_detour(&self, closed: &Lost) -> Result<Plan, String> {
         let Some(source) = self.spec.source.boot().cloned() else { return Err("it is no machine".to_owned()) };
         let (spec, share, host, dir) =
@@ -75,7 +76,7 @@ impl PreparedMachine {
         };
         let plan = blocking("preparation", prepare).await.map_err(|lost| lost.cause.to_string())?;
         let mut plan = plan.map_err(|error| error.to_string())?;
-        if !plan.starts_directly() {
+        if !plan.is_started_by_us() {
             // Where the cache cannot be written to.
             return Err("that its own boot lets nobody in could not be written to the cache".to_owned());
         }
@@ -100,11 +101,12 @@ impl PreparedMachine {
         if left.is_some_and(|left| left.is_zero()) {
             return Err(closed);
         }
+        let how = match self.plan.way_back {
+            WayBack::Grub => "it is booted once more, by a GRUB of Belljar's own (--access grub does that at once)",
+            _ => "its kernel is started once more, directly (--access initrd does that at once)",
+        };
         observe(EventKind::Warning {
-            message: format!(
-                "nobody got in by the image's own boot, so that its kernel is started once more, directly (--access initrd does that at once): {}",
-                closed.cause
-            ),
+            message: format!("nobody got in by the image's own boot, so that {how}: {}", closed.cause),
         });
         match self.plan_detour(&closed).await {
             Ok(plan) => {
@@ -115,7 +117,7 @@ impl PreparedMachine {
             }
             Err(why) => {
                 self.forget_closed().await;
-                Err(closed.and_advice(format!("its kernel could not be started directly either: {why}")))
+                Err(closed.and_advice(format!("its kernel could not be started otherwise either: {why}")))
             }
         }
     }
@@ -136,11 +138,11 @@ impl PreparedMachine {
                 Ok(_) = detour.changed() => None,
             };
             match leased {
-                Some(Err(lost)) if lost.no_way_in && self.plan.has_detour => {
+                Some(Err(lost)) if lost.no_way_in && self.plan.way_back.is_there() => {
                     left = self.plan.boot_timeout.map(|limit| limit.saturating_sub(since.elapsed()));
                     closed = Some(self.find_detour(lost, left, observe).await?);
                 }
-                Some(Err(lost)) if lost.no_way_in && self.plan.starts_directly() => {
+                Some(Err(lost)) if self.plan.is_by_our_grub() || (lost.no_way_in && self.plan.is_started_by_us()) => {
                     // If it was started directly for its own boot's sake, that is tried again the next time.
                     self.forget_closed().await;
                     return Err(lost);
@@ -157,9 +159,9 @@ impl PreparedMachine {
         plan.boot_timeout = left.or(plan.boot_timeout);
         let leased = lease::lease(&plan, &self.templates, layer.as_mut(), view.as_ref(), observe).await;
         match (leased, closed) {
-            (Err(lost), Some(closed)) if lost.no_way_in => {
-                // With all of the time that was said, the other way may lead there.
-                if self.plan.boot_timeout.is_none() {
+            (Err(lost), Some(closed)) if lost.no_way_in || plan.is_by_our_grub() => {
+                // With all of the time that was said, the other way may lead there, but not where it ended before that.
+                if self.plan.boot_timeout.is_none() || !lost.no_way_in {
                     self.forget_closed().await;
                 }
                 Err(lost.and_advice(format!("before that, by the image's own boot: {}", closed.cause)))

@@ -12,6 +12,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use belljar_image::grub::config::GAVE_UP;
 use tokio::sync::watch;
 
 /// Most alarms kept of one guest; later ones are counted only.
@@ -160,6 +161,9 @@ kinds! {
     /// `grub>`.
     GrubShell, Stuck, Boot, "GRUB waits at its command line",
         "GRUB found no configuration: check the image's /boot/grub/grub.cfg.";
+    /// What our GRUB says when it cannot go on (`belljar_image::grub`).
+    OurGrub, Stuck, Boot, "Belljar's GRUB did not start the image",
+        "It boots the default entry of a grub.cfg, or of boot loader specification entries; the console log says what it read. Other ways in: --access.";
     /// A menu that waits for a choice.
     BootMenu, Note, Boot, "the boot loader shows its menu",
         "If it waits for ever, give the image's boot loader a timeout.";
@@ -240,6 +244,7 @@ const BOOT: &[(&str, AlarmKind)] = &[
     ("Cannot open access to console, the root account is locked", AlarmKind::Maintenance),
     ("grub rescue>", AlarmKind::GrubRescue),
     ("Entering rescue mode...", AlarmKind::GrubRescue),
+    (GAVE_UP, AlarmKind::OurGrub),
     ("No bootable device", AlarmKind::NoBootDevice),
     ("Boot failed: ", AlarmKind::NoBootDevice),
     ("BdsDxe: No bootable option or device was found", AlarmKind::UefiNoBoot),
@@ -540,6 +545,7 @@ mod tests {
         let crashed = "!!!! X64 Exception Type - 0D(#GP - General Protection)  CPU Apic ID - 00000000 !!!!";
         assert_eq!(one(crashed), Some(UefiException));
         assert_eq!(one("Synchronous Exception at 0x000000013F2B1000"), Some(UefiException));
+        assert_eq!(one("belljar: GRUB gives up: no entry of it boots"), Some(OurGrub));
     }
 
     #[test]

@@ -66,6 +66,14 @@ impl Content {
         Ok(())
     }
 
+    /// Whether it is made of a file in this directory.
+    pub(super) fn is_in(&self, dir: &Path) -> bool {
+        match self {
+            Self::Image(image) => image.layers().iter().any(|layer| layer.path.starts_with(dir)),
+            Self::Empty(_) | Self::Seed(..) => false,
+        }
+    }
+
     /// Bytes that the guest sees.
     fn size(&self) -> u64 {
         match self {

@@ -12,14 +12,27 @@ use crate::{
 pub(super) struct DiskFront {
     pub(super) bus: DiskBus,
     pub(super) serial: Option<String>,
-    pub(super) boot_index: Option<u32>,
+    pub(super) role: Role,
+}
+
+/// What a disk is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    /// The guest boots from it.
+    Boot,
+    /// The same, where a medium comes before it.
+    BootBehindMedium,
+    /// The firmware starts what is on it, which starts what is on the disk that the guest boots from.
+    Medium,
+    /// The user's, or a seed.
+    Further,
 }
 
 impl DiskFront {
     /// See [`super::Volume::plugging`].
     pub(super) fn plugging(&self) -> Plugging {
         match self.bus {
-            _ if self.boot_index.is_some() => Plugging::Never,
+            _ if self.role != Role::Further => Plugging::Never,
             DiskBus::Ide | DiskBus::Sata => Plugging::Never,
             DiskBus::Virtio | DiskBus::Scsi => Plugging::Frozen,
             DiskBus::Nvme => Plugging::Late,
@@ -32,8 +45,22 @@ impl DiskFront {
     }
 
     /// Whether it has a place of its own on the PCI bus.
-    pub(super) fn is_on_pci(&self) -> bool {
+    fn is_on_pci(&self) -> bool {
         matches!(self.bus, DiskBus::Virtio | DiskBus::Nvme)
+    }
+
+    /// Whether it takes a slot among those of further disks.
+    pub(super) fn takes_slot(&self) -> bool {
+        self.is_on_pci() && (self.plugging() != Plugging::Never || self.role == Role::Medium)
+    }
+
+    /// Rank among what the firmware tries to boot.
+    fn boot_index(&self) -> Option<u32> {
+        match self.role {
+            Role::Boot | Role::Medium => Some(0),
+            Role::BootBehindMedium => Some(1),
+            Role::Further => None,
+        }
     }
 
     /// Whether a machine that has it can be frozen.
@@ -46,6 +73,6 @@ impl DiskFront {
 
     /// The disk for QEMU.
     pub(super) fn device(&self, node: Node, attached: bool) -> Disk {
-        Disk { bus: self.bus, serial: self.serial.clone(), boot_index: self.boot_index, attached, ..Disk::new(node) }
+        Disk { bus: self.bus, serial: self.serial.clone(), boot_index: self.boot_index(), attached, ..Disk::new(node) }
     }
 }

@@ -17,7 +17,11 @@ use std::{
 use belljar_guest_spec::{DiskBus, DiskContent, DiskSpec};
 use belljar_image::disk::{DiskError, DiskImage, UnknownFormat, unnamed};
 
-use self::{content::Content, disk::DiskFront, flash::FlashFront};
+use self::{
+    content::Content,
+    disk::{DiskFront, Role},
+    flash::FlashFront,
+};
 use crate::{
     access::rungs::Seed,
     launch::Launch,
@@ -80,17 +84,24 @@ enum Bytes<'a> {
 }
 
 impl Volume {
-    /// The disk to boot from.
-    pub(crate) fn boot(image: DiskImage, bus: DiskBus) -> Self {
-        let front = Front::Disk(DiskFront { bus, serial: None, boot_index: Some(0) });
+    /// The disk to boot from, of which what is on a medium does it if there is one.
+    pub(crate) fn boot(image: DiskImage, bus: DiskBus, has_medium: bool) -> Self {
+        let role = if has_medium { Role::BootBehindMedium } else { Role::Boot };
+        let front = Front::Disk(DiskFront { bus, serial: None, role });
         Self { content: Content::Image(image), front }
+    }
+
+    /// The disk in `file` from which the firmware starts what boots the guest from another.
+    pub(crate) fn medium(qemu_img: &Path, file: &Path, serial: &str, bus: DiskBus) -> Result<Self, VolumeError> {
+        let content = Content::data(qemu_img, file, Some("raw"))?;
+        let front = Front::Disk(DiskFront { bus, serial: Some(serial.to_owned()), role: Role::Medium });
+        Ok(Self { content, front })
     }
 
     /// The disk with the root of a guest whose kernel Belljar gives.
     pub(crate) fn root(qemu_img: &Path, file: &Path, serial: &str) -> Result<Self, VolumeError> {
         let content = Content::data(qemu_img, file, Some("raw"))?;
-        let front =
-            Front::Disk(DiskFront { bus: DiskBus::Virtio, serial: Some(serial.to_owned()), boot_index: Some(0) });
+        let front = Front::Disk(DiskFront { bus: DiskBus::Virtio, serial: Some(serial.to_owned()), role: Role::Boot });
         Ok(Self { content, front })
     }
 
@@ -101,13 +112,13 @@ impl Volume {
             DiskContent::Empty(size) => Content::Empty(*size),
         };
         let bus = spec.bus.asked().unwrap_or(bus);
-        let front = Front::Disk(DiskFront { bus, serial: spec.serial.clone(), boot_index: None });
+        let front = Front::Disk(DiskFront { bus, serial: spec.serial.clone(), role: Role::Further });
         Ok(Self { content, front })
     }
 
     /// The disk by which a rung tells a program in the guest what to do: to start the agent that comes from `program`.
     pub(crate) fn seed(seed: Seed, bus: DiskBus, program: ProgramSource) -> Self {
-        let front = Front::Disk(DiskFront { bus, serial: Some(seed.serial.to_owned()), boot_index: None });
+        let front = Front::Disk(DiskFront { bus, serial: Some(seed.serial.to_owned()), role: Role::Further });
         Self { content: Content::Seed(seed, program), front }
     }
 
@@ -128,7 +139,7 @@ impl Volume {
     /// Whether it is a disk of the user's beside that which is booted from.
     pub(crate) fn is_further(&self) -> bool {
         match &self.front {
-            Front::Disk(disk) => disk.boot_index.is_none() && !matches!(self.content, Content::Seed(..)),
+            Front::Disk(disk) => disk.role == Role::Further && !matches!(self.content, Content::Seed(..)),
             Front::Flash(_) => false,
         }
     }
@@ -152,7 +163,7 @@ impl Volume {
     /// Whether it takes a slot of its own among those of further disks.
     pub(crate) fn takes_slot(&self) -> bool {
         match &self.front {
-            Front::Disk(disk) => disk.is_on_pci() && disk.plugging() != Plugging::Never,
+            Front::Disk(disk) => disk.takes_slot(),
             Front::Flash(_) => false,
         }
     }
@@ -228,6 +239,11 @@ impl Volumes {
             frozen = all.iter().filter(|volume| volume.plugging() != Plugging::Late).count();
         }
         Self { all, fixed, frozen }
+    }
+
+    /// Whether one is made of a file in this directory.
+    pub(crate) fn are_in(&self, dir: &Path) -> bool {
+        self.all.iter().any(|volume| volume.content.is_in(dir))
     }
 
     /// Those that have to be there from the start.

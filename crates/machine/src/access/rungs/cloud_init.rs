@@ -8,7 +8,7 @@
 use belljar_guest_spec::Access;
 use belljar_image::seed::{SeedError, seed_disk};
 
-use super::{Agent, Rung, image_if_asked, nothing};
+use super::{Agent, Rung, Start, image_if_asked, nothing};
 use crate::{enter, qemu::args::ProgramSource};
 
 pub(super) const CLOUD_INIT: Rung = Rung {
@@ -25,7 +25,7 @@ pub(super) const CLOUD_INIT: Rung = Rung {
     }),
     is_init: false,
     seed: Some(Seed { serial: "belljar-cidata", make }),
-    starts_directly: false,
+    start: Start::ByImage,
 };
 
 /// A small disk by which a rung tells a program in the guest what to do.

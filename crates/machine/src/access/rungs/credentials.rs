@@ -7,7 +7,7 @@
 use belljar_guest_spec::{Access, BootSource};
 use data_encoding::BASE64;
 
-use super::{Agent, Rung, Suits};
+use super::{Agent, Rung, Start, Suits};
 use crate::{
     enter,
     qemu::args::{MachineConfig, ProgramSource},
@@ -30,7 +30,7 @@ pub(super) const CREDENTIALS: Rung = Rung {
     }),
     is_init: false,
     seed: None,
-    starts_directly: false,
+    start: Start::ByImage,
 };
 
 /// The first version of systemd that takes them.

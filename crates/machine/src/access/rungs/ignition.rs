@@ -4,7 +4,7 @@
 
 use belljar_guest_spec::Access;
 
-use super::{Agent, Rung, credentials, image_if_asked};
+use super::{Agent, Rung, Start, credentials, image_if_asked};
 use crate::qemu::args::{MachineConfig, ProgramSource};
 
 pub(super) const IGNITION: Rung = Rung {
@@ -21,7 +21,7 @@ pub(super) const IGNITION: Rung = Rung {
     }),
     is_init: false,
     seed: None,
-    starts_directly: false,
+    start: Start::ByImage,
 };
 
 /// Where Ignition looks in a machine of QEMU's.

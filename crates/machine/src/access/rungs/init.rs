@@ -3,7 +3,7 @@
 use belljar_guest_spec::{Access, BootSource};
 use belljar_proto::message::INIT_AGENT_PATH;
 
-use super::{Agent, Rung, Suits};
+use super::{Agent, Rung, Start, Suits};
 use crate::qemu::args::{Accel, MachineConfig};
 
 pub(super) const INIT: Rung = Rung {
@@ -24,7 +24,7 @@ pub(super) const INIT: Rung = Rung {
     }),
     is_init: true,
     seed: None,
-    starts_directly: false,
+    start: Start::ByImage,
 };
 
 /// The words of the kernel's command line. A quiet boot is a quick one: each character on an emulated serial line costs. A panic is to end

@@ -6,7 +6,7 @@
 use belljar_guest_spec::Access;
 use belljar_proto::message::INIT_AGENT_PATH;
 
-use super::{Agent, Rung, image_if_asked};
+use super::{Agent, Rung, Start, image_if_asked};
 use crate::qemu::args::MachineConfig;
 
 pub(super) const INITRD: Rung = Rung {
@@ -23,7 +23,7 @@ pub(super) const INITRD: Rung = Rung {
     }),
     is_init: false,
     seed: None,
-    starts_directly: true,
+    start: Start::Directly,
 };
 
 fn attach(config: &mut MachineConfig) {

@@ -5,6 +5,7 @@
 
 mod cloud_init;
 mod credentials;
+mod grub;
 mod ignition;
 mod init;
 mod initrd;
@@ -41,8 +42,8 @@ pub struct Rung {
     pub is_init: bool,
     /// A further disk that the machine gets, if it does: the last one, on the bus of the disk that is booted from.
     pub seed: Option<Seed>,
-    /// Whether the kernel and the initramfs in the image are started without its boot loader.
-    pub starts_directly: bool,
+    /// What starts the guest's kernel.
+    pub start: Start,
 }
 
 impl Rung {
@@ -51,6 +52,17 @@ impl Rung {
     pub fn is_for(&self, platform: &Platform) -> bool {
         self.word != Access::Credentials || platform.has_smbios
     }
+}
+
+/// What starts the kernel of a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// What does it without Belljar: the boot loader of an image, or QEMU where Belljar gives the kernel.
+    ByImage,
+    /// QEMU, with the kernel and the initramfs that were read out of the image.
+    Directly,
+    /// A GRUB of Belljar's own, which reads them.
+    ByOurGrub,
 }
 
 /// What is said of an agent that comes of its own accord.
@@ -82,6 +94,7 @@ pub const LADDER: &[&Rung] = &[
     &init::INIT,
     &initrd::INITRD,
     &own_init::OWN_INIT,
+    &grub::GRUB,
     &credentials::CREDENTIALS,
     &ignition::IGNITION,
     &cloud_init::CLOUD_INIT,
@@ -106,6 +119,12 @@ pub fn choose(source: &BootSource) -> Vec<&'static Rung> {
 #[must_use]
 pub fn choose_direct(source: &BootSource) -> Vec<&'static Rung> {
     instead_of_agents(&initrd::INITRD, source)
+}
+
+/// The same where that cannot be read by Belljar, but maybe by GRUB.
+#[must_use]
+pub fn choose_grub(source: &BootSource) -> Vec<&'static Rung> {
+    instead_of_agents(&grub::GRUB, source)
 }
 
 /// The same where that cannot be started directly, and cloud-init is in the image.
@@ -162,6 +181,7 @@ mod tests {
         assert_eq!(names(&image(Access::Console)), ["login", "shell"]);
         assert_eq!(names(&image(Access::Credentials)), ["credentials"]);
         assert_eq!(names(&image(Access::Initrd)), ["initrd"]);
+        assert_eq!(names(&image(Access::Grub)), ["grub"]);
         assert_eq!(names(&image(Access::CloudInit)), ["cloud-init"]);
         assert_eq!(names(&image(Access::Ignition)), ["ignition"]);
         assert_eq!(names(&image(Access::Ssh)), ["ssh"]);

@@ -4,7 +4,7 @@
 
 use belljar_guest_spec::{Access, BootSource};
 
-use super::{Agent, Rung, Suits, init};
+use super::{Agent, Rung, Start, Suits, init};
 use crate::qemu::args::MachineConfig;
 
 pub(super) const OWN_INIT: Rung = Rung {
@@ -24,7 +24,7 @@ pub(super) const OWN_INIT: Rung = Rung {
     }),
     is_init: false,
     seed: None,
-    starts_directly: false,
+    start: Start::ByImage,
 };
 
 /// What an image boots like for the first time asks nobody anything (kernel-command-line(7)): nobody sits at its console.

@@ -2,7 +2,7 @@
 
 use belljar_guest_spec::Access;
 
-use super::{Act, Rung, Sight, boots_by_itself, nothing};
+use super::{Act, Rung, Sight, Start, boots_by_itself, nothing};
 
 pub(super) const SHELL: Rung = Rung {
     name: "shell",
@@ -20,5 +20,5 @@ pub(super) const SHELL: Rung = Rung {
     agent: None,
     is_init: false,
     seed: None,
-    starts_directly: false,
+    start: Start::ByImage,
 };

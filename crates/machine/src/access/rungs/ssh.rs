@@ -3,7 +3,7 @@
 
 use belljar_guest_spec::Access;
 
-use super::{Agent, Rung, image_if_asked, nothing};
+use super::{Agent, Rung, Start, image_if_asked, nothing};
 
 /// Added last, too, where nobody says how to get in and a key is given.
 pub(crate) const SSH: Rung = Rung {
@@ -20,5 +20,5 @@ pub(crate) const SSH: Rung = Rung {
     }),
     is_init: false,
     seed: None,
-    starts_directly: false,
+    start: Start::ByImage,
 };

@@ -118,11 +118,13 @@ impl MachineConfig {
     /// Of a disk that is a PCI device itself.
     pub(super) fn disk_slot(&self, at: usize) -> Option<Slot> {
         let own = |disk: &Disk| matches!(disk.bus, DiskBus::Virtio | DiskBus::Nvme);
-        let disk = self.disks.get(at).filter(|disk| own(disk))?;
-        if disk.boot_index.is_some() {
+        self.disks.get(at).filter(|disk| own(disk))?;
+        // One from which only something is started that boots the guest from this one comes behind it.
+        let boots = self.disks.iter().position(|disk| disk.boot_index.is_some());
+        if boots == Some(at) {
             return self.slot(|slots| Some(slots.boot_disk));
         }
-        let before = self.disks[..at].iter().filter(|d| own(d) && d.boot_index.is_none()).count();
+        let before = self.disks[..at].iter().enumerate().filter(|&(i, d)| own(d) && boots != Some(i)).count();
         self.slot(|slots| {
             let number = u8::try_from(before).ok()?.checked_add(slots.first_disk)?;
             (number <= slots.last_disk).then_some(number)
