@@ -161,8 +161,17 @@ pub struct Ways {
     pub names: Vec<&'static str>,
     /// Why its kernel would be started directly, if it would be from the first.
     pub directly: Option<String>,
-    /// Whether its kernel would be started directly in a second boot if nobody gets in by its own.
-    pub then_directly: bool,
+    /// What would start it in a second boot if nobody gets in by its own.
+    pub then: Option<SecondBoot>,
+}
+
+/// What starts an image whose own boot lets nobody in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SecondBoot {
+    /// Its kernel is started directly.
+    Directly,
+    /// A GRUB of Belljar's, for what is in this volume, which Belljar does not read; where GRUB's packages are installed.
+    ByGrub(String),
 }
 
 /// The ways into a guest of this disk that are tried where nobody says which, by their names; and why what is in it is started directly, if it is.
@@ -175,7 +184,7 @@ pub fn ways_into(source: &BootSource, found: &Description) -> Ways {
     let platform = platform.unwrap_or_else(platform::default);
     if platform.agent().is_none() {
         let rungs = rungs::choose(source).into_iter().filter(|rung| rung.agent.is_none());
-        return Ways { names: rungs.map(|rung| rung.name).collect(), directly: None, then_directly: false };
+        return Ways { names: rungs.map(|rung| rung.name).collect(), directly: None, then: None };
     }
     let entry = Entry::of(found).ok();
     let seen = (entry.as_ref(), None);
@@ -187,8 +196,12 @@ pub fn ways_into(source: &BootSource, found: &Description) -> Ways {
         None => (rungs::choose(source), None),
     };
     let rungs: Vec<_> = rungs.into_iter().filter(|rung| rung.is_for(platform)).collect();
-    let then_directly = entry.is_some_and(|entry| can_be_started_after(&entry, &rungs));
-    Ways { names: rungs.iter().map(|rung| rung.name).collect(), directly: why, then_directly }
+    let then = if entry.is_some_and(|entry| can_be_started_after(&entry, &rungs)) {
+        Some(SecondBoot::Directly)
+    } else {
+        plan_image::for_grub(found).filter(|_| go_by_image(&rungs)).map(SecondBoot::ByGrub)
+    };
+    Ways { names: rungs.iter().map(|rung| rung.name).collect(), directly: why, then }
 }
 
 /// Whether this can be started directly where these rungs, by the image's own boot, lead nowhere.

@@ -83,12 +83,15 @@ impl Facts {
             login: system.as_ref().map(Login::of),
             mounts_no_share: system.as_ref().is_some_and(|system| mounts_no_share(found, system)),
             drivers: system.as_ref().map(|system| Drivers::of(found, system)),
-            for_grub: found
-                .for_others_to_read()
-                .map(|volume| format!("{} ({})", volume.name, volume.content.kind.name())),
+            for_grub: for_grub(found),
             entry: Entry::of(found),
         })
     }
+}
+
+/// A volume that GRUB may be able to read where Belljar is not, for a person.
+pub(crate) fn for_grub(found: &Description) -> Option<String> {
+    found.for_others_to_read().map(|volume| format!("{} ({})", volume.name, volume.content.kind.name()))
 }
 
 impl Facts {

@@ -15,7 +15,7 @@ use belljar_image::{
 };
 use belljar_machine::{
     console::sanitize::sanitize_line,
-    plan_direct::{Ways, ways_into},
+    plan_direct::{SecondBoot, Ways, ways_into},
     plan_drivers::hardware_for,
     plan_firmware::uefi_of,
     plan_image::{no_machine, processor_of},
@@ -410,12 +410,15 @@ fn ladder(found: &Description) -> Finding {
         bus: belljar_guest_spec::BusChoice::Auto,
         access: belljar_guest_spec::Access::Auto,
     };
-    let Ways { names, directly, then_directly } = ways_into(&source, found);
+    let Ways { names, directly, then } = ways_into(&source, found);
     let directly = directly.map_or_else(String::new, |why| format!("; its kernel would be started directly: {why}"));
-    let then = if then_directly {
-        "; if nobody gets in by them, its kernel would be started directly in a second boot, with the agent behind its initramfs"
-    } else {
-        ""
+    let then = match then {
+        Some(SecondBoot::Directly) => "; if nobody gets in by them, its kernel would be started directly in a second boot, with the agent behind its initramfs".to_owned(),
+        Some(SecondBoot::ByGrub(volume)) => format!(
+            "; if nobody gets in by them, a GRUB of Belljar's would start it in a second boot, with the agent behind its initramfs: GRUB may be able to read {}",
+            plain(&volume)
+        ),
+        None => String::new(),
     };
     Finding::good("access", format!("ways in that would be tried: {}{directly}{then}", names.join(", then ")))
 }

@@ -171,6 +171,10 @@ fn what_belljar_cannot_read_grub_starts_where_nobody_gets_in() {
         .complains("nobody got in by the image's own boot, so that it is booted once more, by a GRUB of Belljar's own");
     outcome.complains("GRUB may be able to read the whole disk (unknown)");
     assert!(command_of(&outcome).contains("belljar-grub"));
+    let path = lab.path("unread.raw").display().to_string();
+    let doctor = lab.belljar(["doctor", &path]).script("").go();
+    let said = "a GRUB of Belljar's would start it in a second boot, with the agent behind its initramfs: GRUB may be able to read the whole disk (unknown)";
+    assert!(doctor.text().contains(said), "{}", doctor.text());
     // That is known the next time.
     let outcome = closed(BOOTS).sh("exit 7").go();
     outcome.code(7).complains("start: by a GRUB of Belljar's own");
