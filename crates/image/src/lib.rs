@@ -31,3 +31,4 @@ pub mod vmlinux;
 mod bounded;
 pub use bounded::open as open_without_waiting;
 mod decompress;
+mod fat;

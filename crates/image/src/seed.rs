@@ -1,8 +1,6 @@
 //! Small disks that tell a guest's own set-up program what to do: files in a FAT file system on a disk without partitions.
 
-use std::io::{Cursor, Write};
-
-use fatfs::{FileSystem, FormatVolumeOptions, FsOptions};
+use crate::fat;
 
 /// Bytes of such a disk.
 pub const SEED_SIZE: u64 = 1 << 20;
@@ -23,22 +21,9 @@ pub struct SeedError {
 /// Where they do not fit.
 pub fn seed_disk(label: &str, files: &[(&str, &[u8])]) -> Result<Vec<u8>, SeedError> {
     let made = || -> std::io::Result<Vec<u8>> {
-        let mut name = [b' '; 11];
-        let room = name.get_mut(..label.len()).ok_or_else(|| std::io::Error::other("the label is too long"))?;
-        room.copy_from_slice(label.as_bytes());
-        let size = usize::try_from(SEED_SIZE).map_err(std::io::Error::other)?;
-        let mut disk = Cursor::new(vec![0; size]);
-        fatfs::format_volume(&mut disk, FormatVolumeOptions::new().volume_label(name).volume_id(0x0be1_1a12))?;
-        {
-            let fs = FileSystem::new(&mut disk, FsOptions::new())?;
-            for (name, bytes) in files {
-                let mut file = fs.root_dir().create_file(name)?;
-                file.write_all(bytes)?;
-                file.flush()?;
-            }
-            fs.unmount()?;
-        }
-        Ok(disk.into_inner())
+        let mut disk = vec![0; usize::try_from(SEED_SIZE).map_err(std::io::Error::other)?];
+        fat::write(&mut disk, label, &[], files.iter().copied())?;
+        Ok(disk)
     };
     made().map_err(|source| SeedError { label: label.to_owned(), source })
 }

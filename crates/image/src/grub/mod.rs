@@ -19,17 +19,16 @@ pub mod config;
 mod modules;
 
 use std::{
-    io::{self, Cursor, Seek, Write},
+    io::{self, Seek, Write},
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
-
-use fatfs::{FileSystem, FormatVolumeOptions, FsOptions};
 
 use self::modules::Modules;
 use crate::{
     bounded,
     cache::{self, Cache, CacheError, Cached},
+    fat,
 };
 
 /// Part of the name in the cache: change it with what is on the disk.
@@ -250,7 +249,8 @@ impl Grub {
         }
         let kind = if self.starter == Starter::Uefi { ESP } else { FAT };
         partition_table(before, kind, size / SECTOR);
-        file_system(partition, &dirs, &files).map_err(GrubError::Write)?;
+        let files = files.iter().map(|(name, bytes)| (name.as_str(), *bytes));
+        fat::write(partition, "BELLJAR", &dirs, files).map_err(GrubError::Write)?;
         Ok(disk)
     }
 
@@ -308,22 +308,6 @@ fn partition_table(sectors: &mut [u8], kind: u8, count: usize) {
     entry[8..12].copy_from_slice(&number(FIRST));
     entry[12..].copy_from_slice(&number(count));
     sectors[510..512].copy_from_slice(&[0x55, 0xaa]);
-}
-
-fn file_system(partition: &mut [u8], dirs: &[String], files: &[(String, &[u8])]) -> io::Result<()> {
-    let mut disk = Cursor::new(partition);
-    let options = FormatVolumeOptions::new().volume_label(*b"BELLJAR    ").volume_id(0x0be1_1a12);
-    fatfs::format_volume(&mut disk, options)?;
-    let fs = FileSystem::new(&mut disk, FsOptions::new())?;
-    for dir in dirs {
-        fs.root_dir().create_dir(dir)?;
-    }
-    for (name, bytes) in files {
-        let mut file = fs.root_dir().create_file(name)?;
-        file.write_all(bytes)?;
-        file.flush()?;
-    }
-    fs.unmount()
 }
 
 #[cfg(test)]
