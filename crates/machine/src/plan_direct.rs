@@ -199,7 +199,8 @@ pub fn ways_into(source: &BootSource, found: &Description) -> Ways {
     let then = if entry.is_some_and(|entry| can_be_started_after(&entry, &rungs)) {
         Some(SecondBoot::Directly)
     } else {
-        plan_image::for_grub(found).filter(|_| go_by_image(&rungs)).map(SecondBoot::ByGrub)
+        let can = go_by_image(&rungs) && plan_grub::starts(platform.processor.arch);
+        plan_image::for_grub(found).filter(|_| can).map(SecondBoot::ByGrub)
     };
     Ways { names: rungs.iter().map(|rung| rung.name).collect(), directly: why, then }
 }

@@ -43,13 +43,18 @@ pub fn find(path: Option<&OsStr>, starter: Starter) -> Result<Grub, GrubError> {
     Grub::of(&program.ok_or(GrubError::NoProgram { starter })?, starter)
 }
 
+/// Whether GRUB is made for such a processor here.
+pub(crate) fn starts(arch: Arch) -> bool {
+    arch == Arch::X86_64
+}
+
 /// Whether an image's system is for what GRUB is made for here, and for what the agent is.
 ///
 /// # Errors
 /// What it is for instead, with what to do.
 pub(crate) fn check_processor(reader: &ImageReader<'_>, platform: &'static Platform) -> Result<(), String> {
     let arch = reader.facts().ok().and_then(Facts::arch).unwrap_or(platform.processor.arch);
-    if arch == Arch::X86_64 && platform.agent().is_some() {
+    if starts(arch) && platform.agent().is_some() {
         return Ok(());
     }
     Err(format!(
