@@ -22,6 +22,8 @@ struct Boots {
     failed: u32,
     /// Another try would end the same way.
     lasting: bool,
+    /// Nothing is wrong with it but that this host cannot have it.
+    skipped: bool,
     last: String,
     /// A permit for each try that is left while it has not come up; closed when it has, or none is left.
     left: Arc<Semaphore>,
@@ -30,7 +32,7 @@ struct Boots {
 impl Default for Boots {
     fn default() -> Self {
         let left = Arc::new(Semaphore::new(HOPELESS as usize));
-        Self { worked: false, quick: false, failed: 0, lasting: false, last: String::new(), left }
+        Self { worked: false, quick: false, failed: 0, lasting: false, skipped: false, last: String::new(), left }
     }
 }
 
@@ -64,18 +66,21 @@ impl BootRecord {
     }
 
     /// Why this machine is not to be tried again, if it is not.
-    pub(crate) fn hopeless(&self, machine: usize) -> Option<String> {
+    pub(crate) fn hopeless(&self, machine: usize) -> Option<Cause> {
         let boots = self.0.get(machine)?.borrow();
         if boots.worked || !(boots.lasting || boots.failed >= HOPELESS) {
             return None;
         }
-        Some(if boots.lasting {
-            format!("this guest was not tried again, for it would not come up: {}", boots.last)
+        Some(if boots.skipped {
+            // Those that were tried are told so, too.
+            Cause::Skipped(boots.last.clone())
+        } else if boots.lasting {
+            Cause::NotTried(format!("this guest was not tried again, for it would not come up: {}", boots.last))
         } else {
-            format!(
+            Cause::NotTried(format!(
                 "this guest was started {} times in this run and never came up, so it was not tried again; the last time: {}",
                 boots.failed, boots.last
-            )
+            ))
         })
     }
 
@@ -94,7 +99,8 @@ impl BootRecord {
             Err(lost) => lost.cause.to_string(),
         };
         boots.failed += 1;
-        boots.lasting |= came.is_err_and(|lost| lost.lasting);
+        boots.lasting |= came.as_ref().is_err_and(|lost| lost.lasting);
+        boots.skipped |= came.is_err_and(|lost| lost.lasting && matches!(lost.cause, Cause::Skipped(_)));
         boots.last = why.lines().next().unwrap_or_default().to_owned();
         // That was one of its tries, and nobody has it after this one.
         if let Some(permit) = permit.0 {
@@ -103,5 +109,20 @@ impl BootRecord {
         if boots.failed >= HOPELESS || boots.lasting {
             boots.left.close();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_this_host_cannot_have_is_skipped_by_those_that_come_later_too() {
+        let boots = BootRecord::new(2);
+        let lasting = |cause| Lost::from(cause).lasting();
+        boots.note(0, Err(&lasting(Cause::Skipped("no groups".into()))), BootPermit(None));
+        boots.note(1, Err(&lasting(Cause::Description("no image".into()))), BootPermit(None));
+        assert!(matches!(boots.hopeless(0), Some(Cause::Skipped(why)) if why == "no groups"));
+        assert!(matches!(boots.hopeless(1), Some(Cause::NotTried(why)) if why.ends_with("no image")));
     }
 }

@@ -188,7 +188,7 @@ impl Machines {
         let permit = self.boots.permit(unit.machine, cancel).await;
         self.log.emit(EventKind::GuestStarted(events::GuestStarted { instance, guest: unit.guest.name.clone(), slot }));
         let booted = match self.boots.hopeless(unit.machine) {
-            Some(why) => Err(Cause::NotTried(why).into()),
+            Some(why) => Err(why.into()),
             None => {
                 let booted = self.start(unit, instance, cancel, observe).await;
                 match &booted {
