@@ -17,7 +17,7 @@ use rustix::mount::{MountFlags, MountPropagationFlags};
 use rustix::thread::LinkNameSpaceType;
 
 use crate::sys::{self, Strings};
-use crate::{mounts, serve, text};
+use crate::{mounts, refusal, serve, text};
 
 /// The name by which systemd spares a process at the switch of roots (its `ROOT_STORAGE_DAEMONS` document): it begins with `@`.
 const NAME: &str = "@belljar-agent";
@@ -59,7 +59,9 @@ pub(crate) fn become_program(program: &str, more: &str, words: impl Iterator<Ite
     let env = sys::own_environment();
     let Ok(path) = CString::new(program) else { return format!("{program:?} is no path") };
     let errno = sys::execve(&path, &Strings::new(&argv), &Strings::new(&env));
-    format!("execute {program}{more}: {}", text::errno(errno))
+    let why = refusal::of_program(program.as_bytes(), b"/", errno);
+    let why = why.map(|why| format!(": {why}")).unwrap_or_default();
+    format!("execute {program}{more}: {}{why}", text::errno(errno))
 }
 
 /// As the first process in the root of a container image: starts the agent beside, and becomes the image's own init. Comes back only with the reason why
@@ -149,6 +151,22 @@ fn locale_words(text: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn why_a_program_cannot_be_the_first_process_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("init");
+        let said = |content: &[u8]| {
+            fs::write(&path, content).unwrap();
+            fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+            become_program(path.to_str().unwrap(), ", an init", std::iter::empty())
+        };
+        let no_program = said(b"gar\0bage");
+        assert!(no_program.ends_with("ENOEXEC (not an executable format): it is neither a program nor a script"));
+        let no_interpreter = said(b"#!/no/such/interpreter -x\n");
+        assert!(no_interpreter.contains(", an init: ENOENT"), "{no_interpreter}");
+        assert!(no_interpreter.ends_with("its interpreter /no/such/interpreter is missing in the guest"));
+    }
 
     #[test]
     fn a_locale_is_taken_as_the_login_would() {

@@ -228,6 +228,18 @@ pub fn source(has: impl Fn(Key) -> bool, access: Option<Access>, notation: Notat
         }
         // By it the init of a container image runs, too.
         Some(Access::Initrd) if has(Key::RootImage) => {}
+        Some(Access::Initrd) if has(Key::Rootfs) && !image && !initrd => {
+            let message = format!(
+                "{} does not go with {}, which is a directory of this host's: its init would run on files that the host goes on serving, so that the \
+                 guest could not be frozen and copied, would see the directory change, and could read no more of it than you",
+                asked(Access::Initrd),
+                name(Key::Rootfs)
+            );
+            let own = notation.with_value(Key::Rootfs, "container:/PATH/TO/DIR");
+            let help =
+                format!("with {own} the directory is read into a file system of the guest's own, and its init runs");
+            wrong(Key::Access, message, help);
+        }
         Some(
             wanted @ (Access::Credentials
             | Access::Initrd
@@ -318,6 +330,17 @@ mod tests {
         assert_eq!(conflicts(&[Image, Key::SshKey, Key::Access], Some(Access::Console)), [Key::SshKey]);
         assert_eq!(conflicts(&[Kernel, Initrd, Key::SshKey], None), [Key::SshKey]);
         assert_eq!(conflicts(&[Kernel, Initrd, Key::Access, Login], Some(Access::Init)), [Login]);
+    }
+
+    #[test]
+    fn how_the_init_of_a_directory_runs_is_told() {
+        let has = |key| matches!(key, Key::Rootfs | Key::Access);
+        let found = source(has, Some(Access::Initrd), Notation::Toml);
+        assert!(found[0].message.starts_with("access = \"initrd\" does not go with `rootfs`"), "{found:?}");
+        assert!(
+            found[0].help.starts_with("with rootfs = \"container:/PATH/TO/DIR\" the directory is read"),
+            "{found:?}"
+        );
     }
 
     #[test]

@@ -267,8 +267,17 @@ impl Machine {
         let lost = self.with_picture(lost).await;
         let tail = if lost.tail.is_empty() { self.console.tail(TAIL) } else { lost.tail.clone() };
         self.qemu.kill().await;
+        let lost = match last_of_agent(&tail).filter(|_| phase == Phase::Boot && lost.cause.crash_kind().is_some()) {
+            Some(said) => lost.and_advice(format!("Belljar's program in the guest said: {said}")),
+            None => lost,
+        };
         lost.with_tail(tail)
     }
+}
+
+/// Why Belljar's program gave up as the first process, if it is among the last lines of the console (`agent/src/init`).
+fn last_of_agent(tail: &[String]) -> Option<&str> {
+    tail.iter().rev().find_map(|line| line.trim().strip_prefix("belljar: fatal: "))
 }
 
 impl Machine {

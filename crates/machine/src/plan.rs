@@ -36,7 +36,9 @@ use crate::{
     plan_grub,
     plan_image::ImageQuestion,
     plan_shares::{exchanged, make_placeholder, put_agent, share_disk, spec_shares},
-    plan_source::{Found, attach, init_spec, kernel_for_root, modules_for_root, own_init, title, wanted},
+    plan_source::{
+        Found, attach, init_spec, kernel_for_root, modules_for_root, own_init, tell_of_unused_init, title, wanted,
+    },
     plan_template::QEMU_MAC,
     qemu::{
         args::{
@@ -197,6 +199,9 @@ pub fn prepare(
         if rungs.is_empty() {
             return Err(PlanError::NoAgent { platform });
         }
+    }
+    if is_init {
+        tell_of_unused_init(source, &spec.append, &mut choices);
     }
     let sees_host = sees_host(source, is_init, share);
     // Its root and the agent come by a disk and in the initramfs.

@@ -11,6 +11,7 @@ use belljar_image::{
     processor::Processor,
     rootdir::{self, OwnModules},
 };
+use belljar_model::EventKind;
 use belljar_oci::facts::INITS;
 
 use crate::{
@@ -181,6 +182,22 @@ pub(crate) fn own_init(
     };
     choices.add("init", &init, why);
     Ok(init)
+}
+
+/// Tells of an `init=` among the words for the kernel that nobody goes by, where Belljar's agent is the first process.
+pub(crate) fn tell_of_unused_init(source: &BootSource, append: &[String], choices: &mut Choices) {
+    let how = match source {
+        BootSource::ContainerImage { .. } => "with --access initrd (`access = \"initrd\"`) it runs",
+        BootSource::RootDir { .. } => {
+            "--rootfs container:DIR with --access initrd has an init of the directory's own run"
+        }
+        BootSource::Image { .. } | BootSource::Initramfs { .. } => return,
+    };
+    let mut words = append.iter().flat_map(|words| words.split_ascii_whitespace());
+    if let Some(word) = words.find(|word| word.starts_with("init=")) {
+        let message = format!("{word} has no effect, for Belljar's agent is this guest's first process; {how}");
+        choices.0.push(EventKind::Warning { message });
+    }
 }
 
 /// What an initramfs that Belljar writes is to have in any case.

@@ -72,7 +72,31 @@ fn an_init_that_is_not_there_is_told() {
     outcome.code(125).complains("has no init of its own that could run (looked for /sbin/init").complains("init=PATH");
     run(&lab, "", &image).args(["--access", "ssh"]).sh("true").go().code(2).complains("--access ssh needs --image");
     let of_dir = lab.run("").args(["--access", "initrd"]).sh("true").go();
-    of_dir.code(2).complains("--access initrd needs --image or --rootfs container:…");
+    of_dir.code(2).complains("--access initrd does not go with --rootfs, which is a directory of this host's");
+    of_dir
+        .complains("with --rootfs container:/PATH/TO/DIR the directory is read into a file system of the guest's own");
+    lab.run_bare("").args(["--access", "initrd"]).sh("true").go().code(2).complains("--access initrd needs --image or");
+}
+
+#[test]
+fn an_init_that_nobody_goes_by_is_told() {
+    let lab = Lab::new();
+    let of_dir = lab.run(WELL).args(["--append", "quiet init=/bin/x"]).sh("exit 7").go();
+    of_dir.code(7).complains("init=/bin/x has no effect, for Belljar's agent is this guest's first process");
+    of_dir.complains("--rootfs container:DIR with --access initrd");
+    let image = archive(&lab, &["bin/sh", "sbin/init"]);
+    let of_image = run(&lab, "[agent]\nagent\n", &image).args(["--append", "init=/bin/x"]).sh("exit 7").go();
+    of_image.code(7).complains("init=/bin/x has no effect").complains("with --access initrd");
+}
+
+#[test]
+fn why_an_init_cannot_run_is_told() {
+    let lab = Lab::new();
+    let image = archive(&lab, &["bin/sh", "sbin/init"]);
+    let said = "execute /sbin/init, the image's own first process: ENOEXEC (not an executable format): it is neither a program nor a script";
+    let script = format!("[serial]\nwait qmp\nsleep 300\nsend \"belljar: fatal: {said}\\r\\n\"\nreset\n");
+    let outcome = run(&lab, &script, &image).args(["--access", "initrd"]).sh("true").go();
+    outcome.code(121).complains(&format!("Belljar's program in the guest said: {said}"));
 }
 
 #[test]
