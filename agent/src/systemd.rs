@@ -44,7 +44,7 @@ const BOOTED: &str = "/run/systemd/system";
 pub(crate) struct System {
     /// Its units that are not inactive, or have something to do; none where it did not say.
     units: Option<HashSet<String>>,
-    /// Those of them that ran and are expected to, of which it was not told yet that they do not any more.
+    /// Those of them that ran and are expected to.
     running: HashSet<String>,
     /// Control groups of its processes.
     groups: HashSet<String>,
@@ -155,9 +155,8 @@ impl System {
             _ => Some(name.clone()),
         };
         found.gone = self.running.iter().filter_map(how).collect();
+        // Told each time: the next test runs without them as this one did, and its result may be of that.
         found.gone.sort_unstable();
-        // Told once: the tests after the next one find what they found before.
-        self.running.retain(|name| how(name).is_none());
         let came: Vec<_> = now.iter().filter(|unit| unit.may_be_a_tests() && !known.contains(unit.name)).collect();
         // Of whatever kind, it has the system degraded.
         let has_failed = |unit: &&Unit<'_>| unit.active == "failed" && !known.contains(unit.name);

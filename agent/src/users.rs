@@ -48,7 +48,7 @@ fn groups(group: &str) -> impl Iterator<Item = (&str, u32, &str)> {
     })
 }
 
-/// Finds `NAME`, `UID`, or either with `:GROUP` or `:GID`.
+/// Finds `NAME`, `UID`, or either with `:GROUP` or `:GID`; with a group alone it is root with that group (docker-run(1), `--user`).
 pub(crate) fn find(wanted: &str) -> Result<Identity, String> {
     let passwd = fs::read("/etc/passwd").unwrap_or_default();
     let group = fs::read("/etc/group").unwrap_or_default();
@@ -57,7 +57,10 @@ pub(crate) fn find(wanted: &str) -> Result<Identity, String> {
 
 fn find_in(wanted: &str, passwd: &str, group: &str) -> Result<Identity, String> {
     let (user, wanted_group) = match wanted.split_once(':') {
-        Some((user, group)) => (user, Some(group)),
+        // As engines have it for an image's user: of two parts each may be empty, and nobody is root.
+        Some((user, group)) => {
+            (if user.is_empty() { "0" } else { user }, Some(group).filter(|group| !group.is_empty()))
+        }
         None => (wanted, None),
     };
     let number: Option<u32> = user.parse().ok();
@@ -129,6 +132,11 @@ mod tests {
         assert_eq!(ids("4711"), Ok((4711, 4711, vec![4711])));
         assert_eq!(ids("bob:audio"), Ok((1000, 29, vec![29])));
         assert_eq!(ids("5:6"), Ok((5, 6, vec![6])));
+        assert_eq!(ids(":5"), Ok((0, 5, vec![5])));
+        assert_eq!(ids(":audio"), Ok((0, 29, vec![29])));
+        assert_eq!((ids("bob:"), ids(":")), (ids("bob"), ids("root")));
+        assert_eq!(find_in(":5", "", "").map(|found| (found.uid, found.gid)), Ok((0, 5)), "without /etc/passwd");
+        assert!(ids(":nogroup").unwrap_err().contains("\"nogroup\""));
         assert!(ids("nobody").unwrap_err().contains("\"nobody\""));
         assert!(ids("bob:nogroup").unwrap_err().contains("\"nogroup\""));
         assert!(ids("").is_err());

@@ -546,7 +546,7 @@ pub struct Leftovers {
     pub stopped: Vec<String>,
     /// How many there were.
     pub stopped_count: u32,
-    /// Units of the system that do not run any more, such as `cron.service (failed)`; at most [`MAX_NAMED`]. Each is told once.
+    /// Units of the system that do not run any more, such as `cron.service (failed)`; at most [`MAX_NAMED`].
     pub gone: Vec<String>,
     /// How many there were.
     pub gone_count: u32,

@@ -65,8 +65,18 @@ impl<'a> Engine<'a> {
         self.calls().lines().filter(|line| line.starts_with(begins)).count()
     }
 
+    /// Whether a container of it runs whose agent has begun.
+    pub(crate) fn is_up(&self) -> bool {
+        let agent = |entry: fs::DirEntry| {
+            let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let root = fs::read_link(entry.path().join("root")).unwrap_or_default();
+            line.starts_with(b"/.belljar/agent\0serve\0") && root.starts_with(self.path(""))
+        };
+        fs::read_dir("/proc").into_iter().flatten().flatten().any(agent)
+    }
+
     /// Runs a shell's line in a container.
-    fn run(&self, more: &[&str], line: &str) -> Outcome<'a> {
+    pub(crate) fn run(&self, more: &[&str], line: &str) -> Outcome<'a> {
         let program = self.program().into_os_string();
         let fixed = ["--engine".into(), program, "--container".into(), "img".into()];
         let words = ["run".into()].into_iter().chain(fixed).chain(more.iter().map(Into::into));
@@ -243,6 +253,9 @@ fn an_images_own_user_and_directory_are_a_commands() {
         engine = engine.file("inspected", user);
         engine.run(&[], "id -u; id -g").code(0).says("12\n34\n");
         engine.run(&["-u", "root"], "id -u").code(0).says("0\n");
+        let group = r#"[{"Id": "77", "Config": {"User": ":5"}, "Architecture": ""}]"#;
+        engine = engine.file("inspected", group);
+        engine.run(&[], "id -u; id -g; id -G").code(0).says("0\n5\n5\n");
     }
     let other = r#"[{"Id": "77", "Architecture": "mips64"}]"#;
     let engine = engine.file("inspected", other);
@@ -503,7 +516,10 @@ fn units_that_a_test_leaves_are_stopped_by_systemd_and_named() {
     outcome.tells("note s/d@g: an earlier test left units of systemd behind, which were stopped: hangs.service");
     outcome
         .tells("note s/d@g: units of systemd that ran do not run any more after an earlier test: old.service (failed)");
-    assert_eq!(outcome.text().matches("do not run any more").count(), 1, "{}", outcome.text());
+    // It is told for each that runs without it, until there is another container.
+    outcome
+        .tells("note s/e@g: units of systemd that ran do not run any more after an earlier test: old.service (failed)");
+    assert_eq!(outcome.text().matches("do not run any more").count(), 2, "{}", outcome.text());
     outcome.tells("an earlier test has left behind: the unit never.service, which does not stop");
     outcome.tells("an earlier test has left behind: the system without multi-user.target");
 }
@@ -524,6 +540,26 @@ fn a_daemon_that_a_test_has_stopped_is_no_other_tests() {
                   isolation = 'suite'\nsetup = 'setup'\n";
     let outcome = engine.suite(config);
     outcome.code(0).tells("2 tests: 2 passed").tells("which somebody has stopped");
+}
+
+#[test]
+fn a_set_up_that_has_the_system_end_is_what_failed() {
+    let lab = Lab::new();
+    let engine = Engine::new(&lab, "podman");
+    engine.run(&[], "true").code(0);
+    lab.test_file("t/a", "echo x >/mnt/hostos/ran");
+    lab.test_file("./setup", "echo stopping >/run/state; echo '84 poweroff.target start waiting' >/run/jobs");
+    for more in ["", "setup-once = true\n"] {
+        let config = format!(
+            "[guests.g]\ncontainer = 'img'\nsystemd = true\n\
+             [[suites]]\nname = 's'\ntests = 't/*'\nguests = ['g']\nsetup = 'setup'\n{more}"
+        );
+        let outcome = engine.suite(&config);
+        let why = "the set-up script setup failed: the guest powered off";
+        outcome.code(125).tells(why).tells("systemd was stopping the system for poweroff.target");
+        outcome.tells("1 test: 0 passed, 1 could not be judged");
+        assert!(!lab.path("workspace/ran").exists());
+    }
 }
 
 #[test]

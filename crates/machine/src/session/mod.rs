@@ -81,7 +81,8 @@ pub(crate) fn of_leftovers(found: &Leftovers, observe: Observe<'_>) -> Option<St
         let message = format!("an earlier test left units of systemd behind, which were stopped: {units}");
         observe(EventKind::Warning { message });
     }
-    if found.gone_count > 0 {
+    // Else another guest is taken, in which they run.
+    if found.gone_count > 0 && found.left.is_empty() {
         let units = named(&found.gone, found.gone_count);
         let message = format!("units of systemd that ran do not run any more after an earlier test: {units}");
         observe(EventKind::Warning { message });

@@ -82,7 +82,11 @@ impl SetUpScripts {
             };
             let limit = Limit { after: Some(unit.suite.setup_timeout), name: "setup-timeout" };
             let io = Io { stdin: None, sink: &mut recorder, control: None };
-            let ended = exec(running, command, io, limit, cancel, observe).await;
+            let mut ended = exec(running, command, io, limit, cancel, observe).await;
+            if matches!(ended, Ok(Exit::Code(0))) {
+                // It may have had the system end, which the first test would have to answer for.
+                ended = running.check(observe).await.map(|()| Exit::Code(0));
+            }
             let recorded = recorder.finish();
             let (verdict, message) = match &ended {
                 Ok(exit) => (Verdict::of_exit(*exit), None),

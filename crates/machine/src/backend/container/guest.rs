@@ -360,7 +360,8 @@ impl Guest for ContainerGuest {
     fn check<'a>(&'a mut self, observe: Observe<'a>) -> Answer<'a, ()> {
         Box::pin(async move {
             let limit = (self.parts.limits.silence(), "the container did not answer");
-            self.ask(Phase::Session, Some(limit), async |session| Session::check(session).await, observe).await
+            self.ask(Phase::Session, Some(limit), async |session| Session::check(session).await, &mut *observe).await?;
+            self.look_at_system(observe).await
         })
     }
 
