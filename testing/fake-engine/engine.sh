@@ -99,6 +99,7 @@ commit) eval "echo \"\${$#}\"" >>"$here/images"; exit ;;
 image)
     eval "name=\${$#}"
     [ "$manner" != nonsense ] || { echo "nothing of the kind"; exit; }
+    [ "$manner" != inspect-slow ] || until [ -e "$here/go" ]; do sleep 0.05; done
     grep -qxF "$name" "$here/images" || missing "$name"
     cat "$here/inspected" 2>/dev/null || echo '[{"Id": "0123abcd", "Config": {"User": ""}, "Architecture": ""}]'
     exit ;;

@@ -144,8 +144,10 @@ impl Prepared {
         let Self { request, mut run_dir } = self;
         let Request { guest: spec, share, dir, backends, command, .. } = request;
         let look = async {
-            let prepared =
-                backends.of(&spec.source)?.prepare(PrepareRequest { spec: spec.clone(), share, dir }).await?;
+            let prepared = backends
+                .of(&spec.source)?
+                .prepare(PrepareRequest { spec: spec.clone(), share, dir, leased_at_once: false })
+                .await?;
             prepared.by_hand(command.as_ref())
         };
         let shown = runtime()?.block_on(look).map_err(|lost| lost.to_string());

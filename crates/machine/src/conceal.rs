@@ -95,7 +95,7 @@ impl Hidden {
             Some(known) => known,
             None => {
                 let mounts = MountTable::read()?;
-                let mut hidden = mounts.seen(&self.named.iter().flat_map(|path| hidden::expand(path)).collect());
+                let mut hidden = mounts.seen(&hidden::expand_all(&self.named).flat_map(|(_, real)| real).collect());
                 hidden.extend(mounts.kernel());
                 let own: Vec<_> = own_places(host).map(|path| see(path, &mounts)).collect();
                 Found { since: Instant::now(), mounts, hidden: Arc::new(hidden), own: own.into() }
@@ -113,7 +113,8 @@ fn see(path: &Path, mounts: &MountTable) -> Seen {
 }
 
 fn see_all(paths: &[PathBuf], mounts: &MountTable) -> Vec<Seen> {
-    paths.iter().map(|path| see(path, mounts)).collect()
+    let seen = |real: Vec<PathBuf>| mounts.seen(&real.into_iter().collect());
+    hidden::expand_all(paths).map(|(path, real)| Seen { named: path.clone(), at: seen(real) }).collect()
 }
 
 /// Why a guest cannot have its shares.

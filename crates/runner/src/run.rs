@@ -124,7 +124,7 @@ async fn attempt_once(request: Request, io: RunIo<'_>, cancel: &mut Cancel, log:
     let mut observe = |kind| log.emit(kind);
     observe(EventKind::Phase { phase: Phase::Prepare });
     let out = share.out.clone();
-    let wanted = PrepareRequest { spec: guest, share: share.clone(), dir: dir.clone() };
+    let wanted = PrepareRequest { spec: guest, share: share.clone(), dir: dir.clone(), leased_at_once: true };
     let prepared = attempt::prepare(&backends, wanted, cancel).await;
     let out = HeldOut::new(&out).map_err(|error| {
         Cause::host_file(&format!("open the output directory {}", out.display()), &error, "name another with --out")

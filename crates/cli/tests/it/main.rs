@@ -8,6 +8,7 @@ mod agent;
 mod boot;
 mod console;
 mod container;
+mod container_ahead;
 mod crash;
 mod doctor_image;
 mod firmware;

@@ -86,6 +86,8 @@ pub struct PrepareRequest {
     pub share: ShareSpec,
     /// The directory for what all of its kind need and no cache can take; it exists.
     pub dir: PathBuf,
+    /// One is leased at once, with this share, this directory and no set-up: what starts it may begin while the rest is looked at.
+    pub leased_at_once: bool,
 }
 
 /// Removes what guests needed that no cache could take ([`PrepareRequest::dir`]), once none of them is there any more.

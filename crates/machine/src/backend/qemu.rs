@@ -216,7 +216,7 @@ impl Backend for QemuBackend {
 
     fn prepare(&self, request: PrepareRequest) -> Answer<'_, Box<dyn PreparedGuest>> {
         let host = (*self.host).clone();
-        let PrepareRequest { spec, share, dir } = request;
+        let PrepareRequest { spec, share, dir, leased_at_once: _ } = request;
         Box::pin(async move {
             let Some(source) = spec.source.boot().cloned() else {
                 return Err(Cause::Defect(format!("QEMU was asked for a guest of {}", spec.source)).into());

@@ -70,7 +70,7 @@ impl PreparedMachines {
     ) -> Result<Box<dyn PreparedGuest>, Lost> {
         let spec = spec.clone().map_err(|why| Lost::from(Cause::Description(why)).lasting())?;
         // What no cache can take goes into the run's directory: it is for all guests, and the first one's own moves when it ends.
-        let request = PrepareRequest { spec, share: share.clone(), dir: self.run_dir.clone() };
+        let request = PrepareRequest { spec, share: share.clone(), dir: self.run_dir.clone(), leased_at_once: false };
         attempt::prepare(&self.backends, request, cancel).await
     }
 }

@@ -59,6 +59,8 @@ pub(crate) struct Container {
     pub(crate) privileged: bool,
     /// The image's systemd is to be its first process.
     pub(crate) systemd: bool,
+    /// The socket's name, beside the agent.
+    pub(crate) socket: String,
     /// What it sees of the host.
     pub(crate) binds: Vec<Bind>,
 }
@@ -67,7 +69,7 @@ impl Container {
     /// The arguments by which Belljar starts it: its first process is the agent.
     pub(crate) fn arguments(&self, engine: &Engine) -> Vec<OsString> {
         let mut arguments = self.of_agent(engine);
-        arguments.extend(words(["serve", "--container", &format!("{OWN_PATH}/host")]));
+        arguments.extend(words(["serve", "--container", &format!("{OWN_PATH}/{}", self.socket)]));
         arguments.extend(self.systemd.then(|| "--systemd".into()));
         arguments
     }
@@ -208,6 +210,7 @@ mod tests {
             hardware: Hardware { memory: 1 << 20, cpus: 2, nic: NicMode::None, disks: Vec::new() },
             privileged: false,
             systemd: false,
+            socket: "host".into(),
             binds: vec![
                 bind("/run/1/ctl", OWN_PATH, BindMode::Read),
                 bind("/run/1/out", "/run/belljar/out", BindMode::Written),

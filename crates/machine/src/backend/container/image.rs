@@ -2,7 +2,7 @@
 
 use belljar_guest_spec::PullPolicy;
 use belljar_image::kernel::Arch;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::engine::{ASK_LIMIT, Engine, EngineError, says_missing, words};
 use crate::{Cause, Lost};
@@ -11,7 +11,7 @@ use crate::{Cause, Lost};
 const PULL_LIMIT: std::time::Duration = std::time::Duration::from_secs(1800);
 
 /// What matters of an image.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Image {
     /// What the engine knows it by, whatever becomes of its name.
     pub(crate) id: String,

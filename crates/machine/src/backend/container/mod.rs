@@ -10,6 +10,7 @@
 //! them, and a container whose Belljar is gone, by `SIGKILL` too, ends by itself. The engine starts containers and removes them, and mounts what
 //! they see of the host.
 
+mod ahead;
 mod arguments;
 mod call;
 mod claim;

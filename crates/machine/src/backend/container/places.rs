@@ -11,7 +11,11 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
-use crate::{Cause, Lost};
+use super::{
+    arguments::{Container, OWN_PATH},
+    engine::Engine,
+};
+use crate::{Cause, Lost, qemu::probe::remember::Memory};
 
 /// Directories in which the engine, or the program that runs its containers, makes files and directories.
 const OF_ENGINE: &[&str] = &["/", "/etc", "/run", "/var/run", "/dev", "/proc", "/sys"];
@@ -34,6 +38,41 @@ pub(super) struct Place {
 /// What was seen by this process, by image and paths. Whoever looks holds it.
 #[derive(Debug, Default)]
 pub(super) struct SeenPlaces(pub(super) Mutex<HashMap<String, Vec<Place>>>);
+
+/// What is asked about an image: where these paths lead in it.
+pub(super) struct PlacesQuestion {
+    /// All that the answer is of.
+    pub(super) text: String,
+    /// The paths.
+    pub(super) paths: Vec<String>,
+    /// Whether the answer stays true: a name may stand for another image tomorrow.
+    is_lasting: bool,
+}
+
+impl PlacesQuestion {
+    /// Where the host's directories come in this container.
+    pub(super) fn new(engine: &Engine, container: &Container) -> Self {
+        let binds = container.binds.iter().filter(|bind| bind.to != OWN_PATH);
+        let paths: Vec<String> = binds.map(|bind| bind.to.clone()).collect();
+        let agent = belljar_agent_binary::AGENTS.first().map(|agent| agent.fingerprint).unwrap_or_default();
+        let engine = engine.path.display().to_string();
+        let text = [&[&engine, agent, &container.image][..], &paths.iter().map(String::as_str).collect::<Vec<_>>()];
+        let is_lasting = !container.image.contains(':') || container.image.starts_with("sha256:");
+        Self { text: text.concat().join("\0"), paths, is_lasting }
+    }
+
+    /// What is remembered.
+    pub(super) fn recall(&self, memory: &Memory) -> Option<Vec<Place>> {
+        self.is_lasting.then(|| memory.recall("places", &self.text)).flatten()
+    }
+
+    /// Remembers it, if it stays true.
+    pub(super) fn keep(&self, memory: &Memory, places: &[Place]) {
+        if self.is_lasting {
+            memory.keep("places", &self.text, &places);
+        }
+    }
+}
 
 /// Reads what the agent says of these paths.
 pub(super) fn read(paths: &[String], answer: &[u8]) -> Option<Vec<Place>> {

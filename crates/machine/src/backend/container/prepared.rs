@@ -1,7 +1,7 @@
 //! A container that can be started: what it is of, and what it will see of the host.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     ffi::OsString,
     io,
     path::{Path, PathBuf},
@@ -9,19 +9,20 @@ use std::{
 };
 
 use belljar_guest_spec::{
-    ContainerSource, GuestSpec, Hardware, ImageRef, NicMode, PullPolicy, Source as GuestSource, WorkspaceMode,
+    ContainerSource, GuestSpec, Hardware, ImageRef, PullPolicy, Source as GuestSource, WorkspaceMode,
 };
 use belljar_model::{CrashKind, EventKind, Phase};
 use belljar_proto::message::{CANNOT_BE_HAD, Mount, MountMode, Setup, Source};
 use data_encoding::HEXLOWER;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 
 use super::{
     Shared,
+    ahead::{self, Begun, OwnSocket, SOCKET},
     arguments::{Bind, BindMode, Container, OWN_PATH, plain_path},
     call::{Call, CallEnd},
     described,
-    engine::{ASK_LIMIT, Engine, EngineKind, ignored, words},
+    engine::{Engine, EngineKind, ignored},
     find,
     gauged::Gauged,
     guest::{ContainerGuest, Parts},
@@ -30,8 +31,8 @@ use super::{
     keep::{self, Kept},
     note,
     owner::{self, Owner},
-    places::{self, Place},
-    socket, systemd, unlimited,
+    places::{self, Place, PlacesQuestion},
+    systemd, unlimited,
 };
 use crate::{
     Cause, Lost,
@@ -44,7 +45,6 @@ use crate::{
     lease::SETTING_UP,
     limits::Limits,
     plan::CONTROL_DIR,
-    plan_shares::put_agent,
     qemu::{
         args::{Accel, to_shell},
         probe::remember::Memory,
@@ -57,11 +57,9 @@ use crate::{
 };
 
 /// What the engine was told, in the guest's directory.
-const ENGINE_COMMAND: &str = "engine.cmd";
+pub(super) const ENGINE_COMMAND: &str = "engine.cmd";
 /// What it said where a container came to nothing.
 const ENGINE_LOG: &str = "engine.log";
-/// The socket, beside the agent.
-const SOCKET: &str = "host";
 /// What is mounted over what is not to be seen, in the guest's directory.
 pub(crate) const COVERS_DIR: &str = "covers";
 /// Where a workspace is from which the agent makes a copy.
@@ -79,12 +77,12 @@ const REMOVING: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// A container that can be started.
 pub(crate) struct PreparedContainer {
-    shared: Rc<Shared>,
-    engine: Engine,
+    pub(super) shared: Rc<Shared>,
+    pub(super) engine: Engine,
     source: ContainerSource,
-    image: Image,
-    agent: &'static [u8],
-    hardware: Hardware,
+    pub(super) image: Image,
+    pub(super) agent: &'static [u8],
+    pub(super) hardware: Hardware,
     covers: Covers,
     limits: Limits,
     choices: Vec<EventKind>,
@@ -95,6 +93,8 @@ pub(crate) struct PreparedContainer {
     told: Cell<bool>,
     /// So was what the engine does not do of what it is told.
     warned: Cell<bool>,
+    /// What was started for the first lease, before all was known.
+    begun: RefCell<Option<Begun>>,
 }
 
 impl std::fmt::Debug for PreparedContainer {
@@ -115,28 +115,37 @@ enum Cow {
 
 impl PreparedContainer {
     pub(crate) async fn new(shared: Rc<Shared>, request: PrepareRequest) -> Result<Self, Lost> {
-        let PrepareRequest { spec, share, dir } = request;
-        let GuestSpec { source, hardware, boot_timeout, hide, .. } = spec;
-        let GuestSource::Container(source) = source else {
-            return Err(Cause::Defect(format!("a container engine was asked for {source}")).into());
+        let GuestSource::Container(source) = &request.spec.source else {
+            return Err(Cause::Defect(format!("a container engine was asked for {}", request.spec.source)).into());
         };
-        if !hardware.disks.is_empty() {
+        if !request.spec.hardware.disks.is_empty() {
             let said = "a container has no disks of its own; leave them out, or take a machine";
             return Err(Lost::from(Cause::Description(said.to_owned())).lasting());
         }
-        if let Some(at) = share.workspace.as_ref().map(|w| &w.mount_at).filter(|at| at.contains([':', '\n', '\\'])) {
+        let at = request.share.workspace.as_ref().map(|w| &w.mount_at);
+        if let Some(at) = at.filter(|at| at.contains([':', '\n', '\\'])) {
             let said = format!(
                 "an engine cannot be told to mount the workspace at {at:?}, for the path has a colon or the like; name another with mount-at"
             );
             return Err(Lost::from(Cause::Description(said)).lasting());
         }
         let engine = shared.engine().await?.clone();
-        let image = match &source.image {
-            ImageRef::Engine(name) => image::look(&engine, name, source.pull).await?,
+        match &source.image {
+            ImageRef::Engine(name) => ahead::prepare(shared.clone(), &engine, (name, source.pull), &request).await,
             ImageRef::Path(path) => {
-                let name = import::import(&engine, path, (&shared.host, &dir)).await?;
-                image::look(&engine, &name, PullPolicy::Never).await?
+                let name = import::import(&engine, path, (&shared.host, &request.dir)).await?;
+                let image = image::look(&engine, &name, PullPolicy::Never).await?;
+                Self::of(shared, engine, image, &request)
             }
+        }
+    }
+
+    /// A container of this image.
+    pub(super) fn of(shared: Rc<Shared>, engine: Engine, image: Image, request: &PrepareRequest) -> Result<Self, Lost> {
+        let PrepareRequest { spec, share, dir, .. } = request.clone();
+        let GuestSpec { source, hardware, boot_timeout, hide, .. } = spec;
+        let GuestSource::Container(source) = source else {
+            return Err(Cause::Defect(format!("a container engine was asked for {source}")).into());
         };
         let agent = belljar_agent_binary::agent_for(&image.processor).ok_or_else(|| {
             Lost::from(Cause::Skipped(format!(
@@ -186,7 +195,18 @@ impl PreparedContainer {
             dir,
             told: Cell::new(false),
             warned: Cell::new(false),
+            begun: RefCell::default(),
         })
+    }
+
+    /// Takes a choice into those that are told.
+    pub(super) fn tell(&mut self, choice: EventKind) {
+        self.choices.push(choice);
+    }
+
+    /// Has the next lease take this container, which is for its share and directory.
+    pub(super) fn takes(&mut self, begun: Begun) {
+        *self.begun.get_mut() = Some(begun);
     }
 
     fn cow(&self) -> Cow {
@@ -194,7 +214,13 @@ impl PreparedContainer {
     }
 
     /// The container of a guest that sees these directories, without what is only there when it starts.
-    fn container(&self, share: &ShareSpec, dir: &Path, name: String, owner: Option<&Owner>) -> io::Result<Container> {
+    pub(super) fn container(
+        &self,
+        share: &ShareSpec,
+        dir: &Path,
+        name: String,
+        owner: Option<&Owner>,
+    ) -> io::Result<Container> {
         let mut binds = vec![
             Bind { from: plain_path(&dir.join(CONTROL_DIR), dir, 0)?, to: OWN_PATH.to_owned(), mode: BindMode::Read },
             Bind { from: plain_path(&share.out, dir, 1)?, to: share::OUT_PATH.to_owned(), mode: BindMode::Written },
@@ -220,12 +246,18 @@ impl PreparedContainer {
             hardware: self.hardware.clone(),
             privileged: self.source.privileged,
             systemd: self.source.systemd,
+            socket: SOCKET.to_owned(),
             binds,
         })
     }
 
     /// Adds what hides paths of the host.
-    fn cover(&self, container: &mut Container, share: &ShareSpec, (dir, own): (&Path, &Path)) -> Result<(), Lost> {
+    pub(super) fn cover(
+        &self,
+        container: &mut Container,
+        share: &ShareSpec,
+        (dir, own): (&Path, &Path),
+    ) -> Result<(), Lost> {
         let shares = shared_of(share);
         let covers = self.covers.of(&shares, &self.shared.host, own);
         let mut covers = covers.map_err(|error| Lost::from(Cause::Description(error.to_string())).lasting())?;
@@ -301,6 +333,10 @@ impl PreparedContainer {
     async fn start(&self, request: LeaseRequest<'_>, observe: Observe<'_>) -> Result<ContainerGuest, Lost> {
         let LeaseRequest { share, dir, layer, view: _ } = request;
         observe(EventKind::Phase { phase: Phase::Boot });
+        let begun = self.begun.take().filter(|begun| layer.is_none() && begun.dir == dir);
+        if let Some(begun) = begun {
+            return self.come_up(begun, &share, &dir, observe).await;
+        }
         let Some(mut layer) = layer else { return self.start_one(&self.image.id, &share, (&dir, &dir), observe).await };
         match self.kept(&mut layer, &share, &dir, observe).await? {
             Kept::Image { name, id } => {
@@ -390,37 +426,20 @@ impl PreparedContainer {
         (dir, own): (&Path, &Path),
         observe: Observe<'_>,
     ) -> Result<ContainerGuest, Lost> {
-        let owner = Owner::this();
-        let claim = self.shared.claim(&self.engine, owner.as_ref());
-        put_agent(self.agent, dir)
-            .map_err(|error| not_made("put the agent where the container gets it from", &error))?;
-        let random = random()?;
-        let name = owner.as_ref().map_or_else(|| format!("{}{random}", owner::NAMED), |owner| owner.name(&random));
-        let container = self.container(share, dir, name.clone(), owner.as_ref());
-        let mut container = container.map_err(|error| not_made("describe the container", &error))?;
-        image.clone_into(&mut container.image);
-        self.look_at_places(&container, dir).await?;
-        self.cover(&mut container, share, (dir, own))?;
-        let mut afterwards = Vec::new();
-        if self.hardware.nic == NicMode::Isolated {
-            // Named after the container, which goes before it.
-            let mut create = words(["network", "create", "--internal"]);
-            for (label, value) in &container.labels {
-                create.extend(words(["--label", &format!("{label}={value}")]));
-            }
-            create.extend(words([&name]));
-            let created = self.engine.ask(create, ASK_LIMIT).await;
-            created.map_err(|error| self.engine.lost("make a network for the container", &error))?;
-            afterwards.push(words(["network", "rm", &name]));
-            container.network = Some(name.clone());
-        }
-        let socket = dir.join(CONTROL_DIR).join(SOCKET);
-        let listener = socket::listen(&socket).map_err(|error| not_made("make a socket for the container", &error))?;
-        let arguments = container.arguments(&self.engine);
-        note(dir, ENGINE_COMMAND, &command_line(&self.engine, &arguments));
-        let call = self.engine.start(arguments, afterwards, claim);
-        let mut call = call.map_err(|error| self.not_called(&error))?;
-        let port = self.await_agent(listener, &mut call, &name, dir).await?;
+        let begun = self.begin(image, share, (dir, own), SOCKET).await?;
+        self.come_up(begun, share, dir, observe).await
+    }
+
+    /// Has a container that was begun come up, with a session and its shares in place. `dir` is for its own files.
+    async fn come_up(
+        &self,
+        begun: Begun,
+        share: &ShareSpec,
+        dir: &Path,
+        observe: Observe<'_>,
+    ) -> Result<ContainerGuest, Lost> {
+        let Begun { name, mut call, socket, .. } = begun;
+        let port = self.await_agent(&socket, &mut call, &name, dir).await?;
         let refused = ignored(&call.said_so_far());
         if !refused.is_empty() && !self.warned.replace(true) {
             for said in refused {
@@ -428,7 +447,7 @@ impl PreparedContainer {
             }
         }
         // Nobody else is to come.
-        let _ = std::fs::remove_file(&socket);
+        drop(socket);
         let watched = port.try_clone();
         let port = UnixStream::from_std(port).map_err(|error| not_made("use the socket", &error))?;
         // Who connected, as this process's namespace has it (unix(7), SO_PEERCRED); 0 where it has not.
@@ -492,38 +511,32 @@ impl PreparedContainer {
     }
 
     /// Sees that nothing of the host's comes where the engine makes files, in what is known of the image, or by a container that looks.
-    async fn look_at_places(&self, container: &Container, dir: &Path) -> Result<(), Lost> {
-        let binds = || container.binds.iter().filter(|bind| bind.to != OWN_PATH);
-        let paths: Vec<String> = binds().map(|bind| bind.to.clone()).collect();
-        let agent = belljar_agent_binary::AGENTS.first().map(|agent| agent.fingerprint).unwrap_or_default();
-        let question = [
-            &[&self.engine.path.display().to_string(), agent, &container.image][..],
-            &paths.iter().map(String::as_str).collect::<Vec<_>>(),
-        ]
-        .concat()
-        .join("\0");
+    pub(super) async fn look_at_places(&self, container: &Container, dir: &Path) -> Result<(), Lost> {
+        let question = PlacesQuestion::new(&self.engine, container);
         let mut seen = self.shared.seen.0.lock().await;
         let memory = Memory::new(&self.shared.host.cache_dir);
-        // A name may stand for another image tomorrow.
-        let is_lasting = !container.image.contains(':') || container.image.starts_with("sha256:");
-        let remembered = || is_lasting.then(|| memory.recall("places", &question)).flatten();
-        let places = match seen.get(&question).cloned().or_else(remembered) {
+        let places = match seen.get(&question.text).cloned().or_else(|| question.recall(&memory)) {
             Some(places) => places,
             None => {
                 let mut looking = container.clone();
                 // Named like the other, for it is another's part, and there is only one of them at a time.
                 looking.binds.retain(|bind| bind.to == OWN_PATH);
                 looking.systemd = false;
-                let places = self.looked(&looking, &paths, dir).await?;
-                if is_lasting {
-                    memory.keep("places", &question, &places);
-                }
+                let places = self.looked(&looking, &question.paths, dir).await?;
+                question.keep(&memory, &places);
                 places
             }
         };
         places::check(&places, &self.source.image.to_string())?;
-        seen.insert(question, places);
+        seen.insert(question.text, places);
         Ok(())
+    }
+
+    /// Whether [`PreparedContainer::look_at_places`] has nothing to find out about this container, nor against it.
+    pub(super) fn knows_places(&self, container: &Container) -> bool {
+        let question = PlacesQuestion::new(&self.engine, container);
+        let known = question.recall(&Memory::new(&self.shared.host.cache_dir));
+        known.is_some_and(|places| places::check(&places, &self.source.image.to_string()).is_ok())
     }
 
     async fn looked(&self, container: &Container, paths: &[String], dir: &Path) -> Result<Vec<Place>, Lost> {
@@ -569,7 +582,7 @@ impl PreparedContainer {
         })
     }
 
-    fn not_called(&self, error: &io::Error) -> Lost {
+    pub(super) fn not_called(&self, error: &io::Error) -> Lost {
         let engine = self.engine.name();
         Cause::Engine(format!("{engine} cannot be started: {error}; see whether it is still there")).into()
     }
@@ -598,7 +611,7 @@ impl PreparedContainer {
     /// Waits until the agent comes to the socket.
     async fn await_agent(
         &self,
-        listener: UnixListener,
+        socket: &OwnSocket,
         call: &mut Call,
         name: &str,
         dir: &Path,
@@ -606,7 +619,7 @@ impl PreparedContainer {
         let limit = self.limits.whole_boot();
         tokio::select! {
             biased;
-            came = listener.accept() => {
+            came = socket.accept() => {
                 let came = came.and_then(|(stream, _)| stream.into_std());
                 came.map_err(|error| not_made("take the container's connection", &error))
             }
@@ -615,7 +628,6 @@ impl PreparedContainer {
                 None => Cause::Defect("nobody knows how the engine ended".to_owned()).into(),
             }),
             () = tokio::time::sleep(limit) => {
-                drop(listener);
                 Err(self.overdue(call, name, limit).await)
             }
         }
@@ -759,7 +771,7 @@ fn shared_of(share: &ShareSpec) -> Vec<hidden::Shared> {
     all.map(|(path, writable)| hidden::Shared { path, writable }).collect()
 }
 
-fn not_made(attempt: &str, error: &io::Error) -> Lost {
+pub(super) fn not_made(attempt: &str, error: &io::Error) -> Lost {
     Cause::host_file(attempt, error, "the run's directory must be writable").into()
 }
 
@@ -769,14 +781,14 @@ fn told(observe: Observe<'_>, chosen: &str, why: String) {
 }
 
 /// Digits that nobody guesses, for a name.
-fn random() -> Result<String, Lost> {
+pub(super) fn random() -> Result<String, Lost> {
     let mut bytes = [0; 8];
     getrandom::fill(&mut bytes).map_err(|error| Cause::NoRandom(error.to_string()))?;
     Ok(HEXLOWER.encode(&bytes))
 }
 
 /// A command line to paste.
-fn command_line(engine: &Engine, arguments: &[OsString]) -> String {
+pub(super) fn command_line(engine: &Engine, arguments: &[OsString]) -> String {
     let program = [engine.path.clone().into_os_string()];
     let all: Vec<OsString> = program.into_iter().chain(engine.arguments(arguments.to_vec())).collect();
     to_shell(&all)

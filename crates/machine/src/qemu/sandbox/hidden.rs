@@ -3,7 +3,7 @@
 //! All of it is decided by real paths, not by names: what is to be hidden may be reached through a link, and the same files may be seen
 //! at another place through a bind mount. A second name of a *file* (a hard link) cannot be found and is not hidden.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -81,11 +81,25 @@ pub fn existing(shares: &[Shared]) -> std::io::Result<Vec<Shared>> {
 pub fn expand(path: &Path) -> Vec<PathBuf> {
     let name = path.file_name().unwrap_or_default().as_bytes();
     let (Some(start), Some(parent)) = (name.strip_suffix(b"*"), path.parent()) else {
-        return fs::canonicalize(path).into_iter().collect();
+        // Most of what is looked for is not there, which one question to the kernel tells.
+        let there = fs::symlink_metadata(path).is_ok();
+        return there.then(|| fs::canonicalize(path).ok()).flatten().into_iter().collect();
     };
     let Ok(entries) = fs::read_dir(parent) else { return Vec::new() };
     let entries = entries.filter_map(Result::ok).filter(|e| e.file_name().as_bytes().starts_with(start));
     entries.filter_map(|e| fs::canonicalize(e.path()).ok()).collect()
+}
+
+/// The same for many paths, most of which lie in few directories that are not there; each with what it means.
+pub fn expand_all<'a>(
+    paths: impl IntoIterator<Item = &'a PathBuf>,
+) -> impl Iterator<Item = (&'a PathBuf, Vec<PathBuf>)> {
+    let mut known: HashMap<&Path, bool> = HashMap::new();
+    paths.into_iter().map(move |path| {
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let may_be = parent.is_none_or(|parent| *known.entry(parent).or_insert_with(|| parent.exists()));
+        (path, if may_be { expand(path) } else { Vec::new() })
+    })
 }
 
 /// What is hidden in a user's home directory where nothing else is said: keys, passwords and tokens of programs, and what
