@@ -60,6 +60,7 @@ fn start() -> Result<Agent, Fatal> {
     }
     let mut of_disk = None;
     let mut own_init = None;
+    let mut of_kernel = None;
     if !matches!(config.root, InitRoot::Initramfs) {
         // Read, and in memory for nothing from here on.
         for module in &config.modules {
@@ -71,8 +72,9 @@ fn start() -> Result<Agent, Fatal> {
             root::prepare().map_err(Fatal)?;
             Some(source)
         }
-        InitRoot::Disk { ref serial, ref file_system, ref init } => {
+        InitRoot::Disk { ref serial, ref file_system, ref init, ref modules } => {
             of_disk = Some((serial, file_system));
+            of_kernel = modules.as_ref();
             own_init = init.as_deref();
             root::prepare().map_err(Fatal)?;
             None
@@ -88,6 +90,9 @@ fn start() -> Result<Agent, Fatal> {
     if let Some((serial, file_system)) = of_disk {
         // It is the machine's own, so that a guest can be frozen that has it.
         root::enter_disk(serial, file_system).map_err(Fatal)?;
+    }
+    if let Some(modules) = of_kernel {
+        root::mount_modules(modules).map_err(Fatal)?;
     }
     console();
     if let Some(init) = own_init {

@@ -7,10 +7,10 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use belljar_proto::message::Source;
+use belljar_proto::message::{InitModules, Source};
 use rustix::fs::Mode;
 use rustix::io::Errno;
-use rustix::mount::MountFlags;
+use rustix::mount::{MountFlags, UnmountFlags};
 
 use crate::share::{self, Use};
 use crate::{mounts, text};
@@ -38,7 +38,7 @@ pub(crate) fn enter(source: &Source) -> Result<(), String> {
 
 /// Goes over to what is on the disk with this serial number.
 pub(crate) fn enter_disk(serial: &str, file_system: &str) -> Result<(), String> {
-    let device = find_disk(serial)?;
+    let device = find_disk(serial, "the root is")?;
     mounts::mount(&device, "/belljar/lower", file_system, MountFlags::RDONLY, "").map_err(|errno| {
         let lacks = if errno == Errno::NODEV {
             format!(": this kernel has no file system {file_system}")
@@ -50,19 +50,43 @@ pub(crate) fn enter_disk(serial: &str, file_system: &str) -> Result<(), String> 
     go_over()
 }
 
+/// Mounts the kernel's modules where programs look for them, under a layer in memory, in the root that was entered. The init of that root finds them there,
+/// and nothing else of how they came.
+pub(crate) fn mount_modules(modules: &InitModules) -> Result<(), String> {
+    let InitModules { serial, file_system, release } = modules;
+    let device = find_disk(serial, "the kernel's modules are")?;
+    let place = format!("/lib/modules/{release}");
+    mounts::make_directory(&place)?;
+    let (lower, layer) = ("/run/.belljar-modules", "/run/.belljar-layer");
+    directory(lower)?;
+    directory(layer)?;
+    mounts::mount(&device, lower, file_system, MountFlags::RDONLY, "")
+        .map_err(|errno| step(&format!("mount {device}, on which the kernel's modules are ({file_system})"), errno))?;
+    mounts::overlay(lower, layer, &place).map_err(|(what, errno)| step(&what, errno))?;
+    // What lies over them holds them.
+    for path in [layer, lower] {
+        let _ = rustix::mount::unmount(path, UnmountFlags::DETACH);
+        let _ = rustix::fs::rmdir(path);
+    }
+    Ok(())
+}
+
 fn step(what: &str, errno: Errno) -> String {
     format!("{what}: {}", text::errno(errno))
 }
 
-/// The device of the disk with this serial number.
-fn find_disk(serial: &str) -> Result<String, String> {
+/// The device of the disk with this serial number; what is on it is for a person.
+fn find_disk(serial: &str, what: &str) -> Result<String, String> {
     let deadline = Instant::now() + DISK_LIMIT;
     loop {
         let disks = fs::read_dir("/sys/block").into_iter().flatten().flatten();
         let mut names = disks.filter_map(|disk| disk.file_name().into_string().ok());
         let is_it = |name: &String| {
-            let said = fs::read(Path::new("/sys/block").join(name).join("serial")).unwrap_or_default();
-            said.trim_ascii() == serial.as_bytes()
+            let disk = Path::new("/sys/block").join(name);
+            let said = fs::read(disk.join("serial")).unwrap_or_default();
+            // A SCSI disk's is on a page of vital product data, behind a header of four bytes (SPC-4, "Unit Serial Number VPD page").
+            let page = fs::read(disk.join("device/vpd_pg80")).unwrap_or_default();
+            [&said, page.get(4..).unwrap_or_default()].iter().any(|said| said.trim_ascii() == serial.as_bytes())
         };
         if let Some(name) = names.find(is_it) {
             return Ok(format!("/dev/{name}"));
@@ -70,7 +94,7 @@ fn find_disk(serial: &str) -> Result<String, String> {
         if Instant::now() > deadline {
             let limit = DISK_LIMIT.as_secs();
             return Err(format!(
-                "the disk {serial}, on which the root is, was not found within {limit} s: this kernel has no driver for virtio disks"
+                "the disk {serial}, on which {what}, was not found within {limit} s: this kernel has no driver for virtio's disks"
             ));
         }
         std::thread::sleep(Duration::from_millis(20));

@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use belljar_proto::frame::to_bytes;
-use belljar_proto::message::{InitRoot, Source};
+use belljar_proto::message::{InitModules, InitRoot, Source};
 
 use crate::cache::{self, Cache, CacheError};
 use crate::initramfs::{self, InitramfsError, InitramfsSpec};
@@ -157,10 +157,11 @@ pub fn root_on_disk(
     spec: &InitSpec<'_>,
     (serial, file_system): (&str, &str),
     init: Option<&str>,
+    modules: Option<InitModules>,
     cache: &Cache,
 ) -> Result<BootFiles, BootError> {
     let init = init.map(str::to_owned);
-    let root = InitRoot::Disk { serial: serial.to_owned(), file_system: file_system.to_owned(), init };
+    let root = InitRoot::Disk { serial: serial.to_owned(), file_system: file_system.to_owned(), init, modules };
     prepare(kernel, Start::Quickest, spec, root, None, cache)
 }
 

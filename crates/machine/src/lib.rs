@@ -32,6 +32,7 @@ mod plan_error;
 pub mod plan_firmware;
 pub mod plan_grub;
 pub mod plan_image;
+mod plan_modules;
 mod plan_obstacles;
 mod plan_shares;
 mod plan_source;

@@ -35,6 +35,7 @@ use crate::{
     plan_firmware::{machine, uefi_for},
     plan_grub,
     plan_image::ImageQuestion,
+    plan_modules::{self, MODULES_DISK, OnDisk},
     plan_shares::{exchanged, make_placeholder, put_agent, share_disk, spec_shares},
     plan_source::{
         Found, attach, init_spec, kernel_for_root, modules_for_root, own_init, tell_of_unused_init, title, wanted,
@@ -239,6 +240,7 @@ pub fn prepare(
     let mut volumes = Vec::new();
     let mut flash = Vec::new();
     let mut of_kernel = None;
+    let mut of_modules_disk = None;
     // Whether the agent comes beside the init of a container image.
     let mut is_beside = false;
     // Those of the guest's own, for its kernel.
@@ -325,13 +327,25 @@ pub fn prepare(
                 if image.facts.modules.iter().any(|own| own == release) { OwnModules::Other } else { OwnModules::None }
             };
             of_kernel = modules.as_ref().and_then(|index| modules_for_root(own, &kernel, index, asked, &mut choices));
+            // Before that init runs nothing of the host's may be mounted, or it would be held for ever and the guest never frozen.
+            let on_disk = init
+                .as_ref()
+                .and(modules.as_ref())
+                .zip(of_kernel.as_ref())
+                .and_then(|(index, of_kernel)| plan_modules::on_disk(of_kernel, index, &cache, &mut choices));
+            if let Some(OnDisk { file, .. }) = &on_disk {
+                of_modules_disk = Some(Volume::modules(&host.qemu_img, file, MODULES_DISK)?);
+                of_kernel = None;
+            }
             // What carries the modules is another where the others come on a disk.
             let of_modules = kinds.iter().map(|kind| share::carrying(kind, share::MODULES_TAG));
             let wanted = wanted(&kinds.iter().copied().chain(of_modules).collect::<Vec<_>>());
             let spec = InitSpec { wanted: &wanted, ..init_spec(platform, agent, modules.as_ref()) };
             let disk = (ROOT_DISK, ROOT_FILE_SYSTEM);
-            let files = boot::root_on_disk(&kernel, &spec, disk, init.as_deref(), &cache)?;
+            let files =
+                boot::root_on_disk(&kernel, &spec, disk, init.as_deref(), on_disk.map(|found| found.init), &cache)?;
             volumes.push(Volume::root(&host.qemu_img, &image.file, ROOT_DISK)?);
+            volumes.extend(of_modules_disk);
             shares.extend(of_kernel.as_ref().map(|modules| {
                 let (tag, path) = (share::MODULES_TAG.to_owned(), modules.dir.clone());
                 exchanged(&kinds, tag, path, true)

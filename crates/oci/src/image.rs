@@ -245,7 +245,7 @@ impl Image {
             }
             if !has("manifest.json") && directory::is_root(path) {
                 untagged(path, wanted, "a directory with a root")?;
-                return Self::of_root(path, limits);
+                return Self::of_host(path, limits);
             }
             let what = if has("manifest.json") && has("version") {
                 "it is a directory of skopeo's dir transport; copy it to an OCI layout (skopeo copy dir:DIR oci:DIR)"
@@ -261,8 +261,11 @@ impl Image {
         Self::of_archive(path, file, wanted, scratch, limits)
     }
 
-    /// A directory with a root.
-    fn of_root(path: &Path, limits: Limits) -> Result<Self, ImageError> {
+    /// A directory of the host's, whatever is in it.
+    ///
+    /// # Errors
+    /// See [`ImageError`].
+    pub fn of_host(path: &Path, limits: Limits) -> Result<Self, ImageError> {
         let failed = |source| ImageError::Layer { path: path.to_owned(), what: "the directory".into(), source };
         let mut tries = 0;
         let stamp = loop {

@@ -625,7 +625,20 @@ pub enum InitRoot {
         file_system: String,
         /// The program in it that becomes the first process, beside which the agent runs; none if that is the agent.
         init: Option<String>,
+        /// The kernel's modules, where they are to be there before that program starts.
+        modules: Option<InitModules>,
     },
+}
+
+/// The kernel's modules on a disk of the machine's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InitModules {
+    /// The disk's serial number.
+    pub serial: String,
+    /// The kind of file system.
+    pub file_system: String,
+    /// What `uname -r` says: the name of their directory.
+    pub release: String,
 }
 
 /// Where the agent finds [`InitConfig`] in its initramfs.

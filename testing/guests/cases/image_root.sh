@@ -153,12 +153,16 @@ test_own_init() {
     make_root
     mkdir -p image/sbin
     ln -s ../bin/busybox image/sbin/init
-    printf '::sysinit:/bin/sh -c "echo up >/run/up; hostname of-image"\nttyS0::respawn:/bin/getty 0 ttyS0\n' >image/etc/inittab
+    printf '::sysinit:/bin/sh -c "echo up >/run/up; hostname of-image; ls /lib/modules >/run/had; modprobe dummy 2>>/run/had; ls /sys/class/net >>/run/had"\nttyS0::respawn:/bin/getty 0 ttyS0\n' >image/etc/inittab
     tar -C image --numeric-owner --owner=0 --group=0 -cf own.tar .
     line='cat /proc/1/comm /run/up; hostname; ls -d /lib/modules/$(uname -r); for at in proc sys dev run tmp; do grep -c " /$at " /proc/mounts; done; true'
     bj --rootfs "container:$PWD/own.tar" --access initrd -v -- sh -c "$line"
     want_code 0; want_line '^init$'; want_line '^up$'; want_line '^of-image'; want_line '^/lib/modules/'
     want_err 'access: beside the image.s init' 'waits for somebody to log in'
+    # Its modules were there from the start, from a disk that changes no other's name, and can be written over.
+    bj --rootfs "container:$PWD/own.tar" --access initrd --disk size=16M -v -- sh -c 'cat /run/had; uname -r; cat /sys/block/vdb/size; grep -c " /run/.belljar" /proc/mounts; : >/lib/modules/$(uname -r)/mine && echo written'
+    want_code 0; want_line '^[0-9]*\.[0-9]*\.[0-9]*-'; want_line '^dummy0$'; want_line '^32768$'; want_line '^0$'; want_line '^written$'
+    want_err 'disk of modules: .* as a file system (made by an earlier run)'
     # A copy of the template has it, too, and what a test does to it is seen.
     bj --rootfs "container:$PWD/own.tar" --access initrd -v -- sh -c 'cat /run/up; kill -USR2 1; sleep 30'
     want_code 121; want_line '^up$'; want_err 'powered off'

@@ -65,6 +65,42 @@ fn an_init_of_the_images_own_runs_where_that_is_asked_for() {
 }
 
 #[test]
+fn an_init_of_the_images_own_finds_the_modules_on_a_disk_of_the_machines() {
+    let lab = Lab::new();
+    let image = archive(&lab, &["bin/sh", "sbin/init"]);
+    let modules = lab.path("modules/6.1.0-fake");
+    let built_in = |names: &[&str]| {
+        let lines = names.iter().map(|name| format!("kernel/{name}.ko\n")).collect::<String>();
+        fs::create_dir_all(modules.join("kernel")).expect("directory");
+        fs::write(modules.join("modules.builtin"), lines).expect("list");
+        fs::write(modules.join("modules.dep"), "").expect("list");
+    };
+    let of_root = ["erofs", "overlay", "virtio_pci", "virtio_blk", "9pnet_virtio", "9p", "virtio_console"];
+    let go = |access: &str| {
+        let own = run(&lab, "[agent]\nagent pid1=off\n", &image).args(["--disk", "size=1M", "--modules"]);
+        own.args([&modules]).args(["--access", access]).sh("true").go()
+    };
+    built_in(&[&of_root[..], &["virtio_scsi", "sd_mod"]].concat());
+    let own = go("initrd");
+    own.code(0).complains("disk of modules: ").complains("as a file system (made now): the guest's init finds them");
+    let command = String::from_utf8_lossy(&own.kept("qemu.cmd")).into_owned();
+    assert!(command.contains("serial=belljar-modules") && !command.contains("mount_tag=belljar-mod"), "{command}");
+    // No disk that was asked for has another name for it: those on virtio come in their order, and this one is on SCSI.
+    let at = |text: &str| command.find(text).unwrap_or_else(|| panic!("no {text} in {command}"));
+    assert!(at("serial=belljar-root") < at("scsi-hd") && command.matches("virtio-blk").count() == 2, "{command}");
+    go("initrd").code(0).complains("made by an earlier run");
+    fs::write(modules.join("kernel/new.ko"), "new").expect("module");
+    go("initrd").code(0).complains("made now");
+    // Where the agent is the first process, a share does.
+    let init = run(&lab, "[agent]\nagent\n", &image).args(["--modules"]).args([&modules]).sh("true").go();
+    init.code(0);
+    assert!(!init.stderr.contains("disk of modules"), "{}", init.stderr);
+    built_in(&of_root);
+    let later = go("initrd");
+    later.code(0).complains("modules: when the guest has booted (the kernel has no virtio SCSI disk");
+}
+
+#[test]
 fn an_init_that_is_not_there_is_told() {
     let lab = Lab::new();
     let image = archive(&lab, &["bin/sh"]);

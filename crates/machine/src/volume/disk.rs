@@ -24,6 +24,8 @@ pub(super) enum Role {
     BootBehindMedium,
     /// The firmware starts what is on it, which starts what is on the disk that the guest boots from.
     Medium,
+    /// What is on it is the guest's from the start, and nobody boots from it.
+    Fixed,
     /// The user's, or a seed.
     Further,
 }
@@ -59,7 +61,7 @@ impl DiskFront {
         match self.role {
             Role::Boot | Role::Medium => Some(0),
             Role::BootBehindMedium => Some(1),
-            Role::Further => None,
+            Role::Fixed | Role::Further => None,
         }
     }
 

@@ -105,6 +105,13 @@ impl Volume {
         Ok(Self { content, front })
     }
 
+    /// The disk with the kernel's modules, for a guest whose init is to find them. It is on SCSI, so that no disk that was asked for has another name for it but one on SCSI.
+    pub(crate) fn modules(qemu_img: &Path, file: &Path, serial: &str) -> Result<Self, VolumeError> {
+        let content = Content::data(qemu_img, file, Some("raw"))?;
+        let front = Front::Disk(DiskFront { bus: DiskBus::Scsi, serial: Some(serial.to_owned()), role: Role::Fixed });
+        Ok(Self { content, front })
+    }
+
     /// Another disk, on this bus if none was asked for.
     pub(crate) fn further(qemu_img: &Path, spec: &DiskSpec, bus: DiskBus) -> Result<Self, VolumeError> {
         let content = match &spec.content {
