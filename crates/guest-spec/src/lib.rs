@@ -3,6 +3,7 @@
 //!
 //! Nothing here looks at the host: whether a file is there is found out when the guest is made.
 
+pub mod fault;
 mod image_ref;
 mod login;
 pub mod rules;

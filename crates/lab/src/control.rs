@@ -1,0 +1,251 @@
+//! What Belljar orders a disk server to do, and what it is told: JSON, one line each, over a socket that nobody else has.
+
+use std::fmt;
+
+use belljar_guest_spec::{Word as _, fault::Operation};
+use serde::{Deserialize, Serialize};
+
+/// Longest line in either direction, in bytes.
+pub const MAX_LINE: usize = 2 << 20;
+/// Most requests that [`Order::Log`] tells of.
+pub const MAX_TOLD: usize = 2000;
+
+/// Longest text of a mark, in bytes.
+pub const MAX_MARK: usize = 256;
+
+/// An order; the server answers each with one [`Answer`], in their order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Order {
+    /// The text of a [fault](belljar_guest_spec::fault::Fault), which is in force from now on.
+    Arm(String),
+    /// This fault, or all of them, is no longer in force. What hangs goes on.
+    Heal(Option<u32>),
+    /// Reads of this range fail until it is written to: a medium error.
+    Damage(String),
+    /// From now on the bytes of this range are other ones, one bit in each sector: what nobody wrote.
+    Rot(String),
+    /// The text of a [rate](belljar_guest_spec::fault::Rate).
+    Limit(String),
+    /// So many bytes may have been written at most; `None` is all.
+    Capacity(Option<u64>),
+    /// What was asked of the disk since it is there, or since a mark.
+    Counts(Option<String>),
+    /// The last requests, at most [`MAX_TOLD`], since it is there, or since a mark.
+    Log(Option<String>),
+    /// A mark in the log.
+    Mark(String),
+    /// Everything that was answered is written where the disk can be opened as a frozen one; no request is taken any more.
+    Freeze,
+    /// The power is cut: all that hangs is gone, what was not flushed is lost, no request is taken any more. A seed chooses what survives all the same;
+    /// without one nothing does. Then as [`Freeze`](Order::Freeze).
+    Cut(Option<u64>),
+}
+
+/// What an order led to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Answer {
+    /// It is done.
+    Done,
+    /// The fault is in force under this number.
+    Armed(u32),
+    /// So many faults were healed.
+    Healed(u32),
+    /// What was asked of the disk.
+    Counts(Counts),
+    /// Requests, the oldest first; `missing` older ones are not told.
+    Log {
+        /// What was asked for.
+        requests: Vec<Logged>,
+        /// How many came before them and are not told.
+        missing: u64,
+    },
+    /// The power is off.
+    Cut {
+        /// Changes since the last flush.
+        pending: u64,
+        /// How many of them are not there as a whole.
+        lost: u64,
+    },
+    /// It is not done, for this reason.
+    Refused(String),
+}
+
+/// How many requests there were.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Counts {
+    /// Reads.
+    pub reads: u64,
+    /// Bytes of them.
+    pub read_bytes: u64,
+    /// Writes.
+    pub writes: u64,
+    /// Bytes of them.
+    pub written_bytes: u64,
+    /// Writes that had to be durable when they were answered; they are among the writes.
+    pub fua: u64,
+    /// Flushes.
+    pub flushes: u64,
+    /// Discards.
+    pub discards: u64,
+    /// Requests for zeros.
+    pub zeros: u64,
+    /// Requests that were answered with an error.
+    pub errors: u64,
+    /// Requests that a fault befell.
+    pub faults: u64,
+}
+
+impl Counts {
+    /// What came after those.
+    #[must_use]
+    pub fn since(self, before: Self) -> Self {
+        Self {
+            reads: self.reads.saturating_sub(before.reads),
+            read_bytes: self.read_bytes.saturating_sub(before.read_bytes),
+            writes: self.writes.saturating_sub(before.writes),
+            written_bytes: self.written_bytes.saturating_sub(before.written_bytes),
+            fua: self.fua.saturating_sub(before.fua),
+            flushes: self.flushes.saturating_sub(before.flushes),
+            discards: self.discards.saturating_sub(before.discards),
+            zeros: self.zeros.saturating_sub(before.zeros),
+            errors: self.errors.saturating_sub(before.errors),
+            faults: self.faults.saturating_sub(before.faults),
+        }
+    }
+}
+
+impl fmt::Display for Counts {
+    /// One `NAME NUMBER` on each line, for a shell to read.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let all = [
+            ("reads", self.reads),
+            ("read-bytes", self.read_bytes),
+            ("writes", self.writes),
+            ("written-bytes", self.written_bytes),
+            ("fua", self.fua),
+            ("flushes", self.flushes),
+            ("discards", self.discards),
+            ("zeros", self.zeros),
+            ("errors", self.errors),
+            ("faults", self.faults),
+        ];
+        for (name, number) in all {
+            writeln!(f, "{name} {number}")?;
+        }
+        Ok(())
+    }
+}
+
+/// A line of a disk's log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Logged {
+    /// Microseconds since the server has begun.
+    pub at: u64,
+    /// What it was.
+    #[serde(flatten)]
+    pub what: What,
+}
+
+/// What stands in a disk's log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum What {
+    /// A mark.
+    Mark(String),
+    /// A request.
+    Request {
+        /// What was asked for.
+        operation: Operation,
+        /// Where, in bytes.
+        offset: u64,
+        /// How many bytes.
+        length: u32,
+        /// Whether it had to be durable when it was answered.
+        fua: bool,
+        /// The fault that befell it.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        fault: Option<u32>,
+        /// Whether it was answered with an error.
+        failed: bool,
+    },
+}
+
+impl fmt::Display for Logged {
+    /// `SECONDS read OFFSET LENGTH`, and words: `fua`, `fault=NUMBER`, `failed`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{:06} ", self.at / 1_000_000, self.at % 1_000_000)?;
+        match &self.what {
+            What::Mark(text) => write!(f, "mark {text}"),
+            What::Request { operation, offset, length, fua, fault, failed } => {
+                write!(f, "{} {offset} {length}", operation.word())?;
+                if *fua {
+                    f.write_str(" fua")?;
+                }
+                if let Some(fault) = fault {
+                    write!(f, " fault={fault}")?;
+                }
+                if *failed {
+                    f.write_str(" failed")?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_read_back() {
+        let orders = [
+            Order::Arm("error write".to_owned()),
+            Order::Heal(None),
+            Order::Capacity(Some(5)),
+            Order::Cut(Some(7)),
+            Order::Freeze,
+        ];
+        for order in orders {
+            let line = serde_json::to_string(&order).unwrap();
+            assert_eq!(serde_json::from_str::<Order>(&line).unwrap(), order, "{line}");
+        }
+        let logged = Logged {
+            at: 1_500_000,
+            what: What::Request {
+                operation: Operation::Write,
+                offset: 512,
+                length: 4096,
+                fua: true,
+                fault: Some(2),
+                failed: true,
+            },
+        };
+        let answer =
+            Answer::Log { requests: vec![logged.clone(), Logged { at: 2, what: What::Mark("x".into()) }], missing: 3 };
+        let line = serde_json::to_string(&answer).unwrap();
+        assert_eq!(serde_json::from_str::<Answer>(&line).unwrap(), answer, "{line}");
+        assert_eq!(logged.to_string(), "1.500000 write 512 4096 fua fault=2 failed");
+    }
+
+    #[test]
+    fn as_many_requests_as_may_be_told_fit_into_a_line() {
+        let what = What::Request {
+            operation: Operation::Discard,
+            offset: u64::MAX,
+            length: u32::MAX,
+            fua: true,
+            fault: Some(u32::MAX),
+            failed: false,
+        };
+        let longest = Logged { at: u64::MAX, what: What::Mark("\"".repeat(MAX_MARK)) };
+        let mut requests = vec![Logged { at: u64::MAX, what }; MAX_TOLD / 2];
+        requests.resize(MAX_TOLD, longest);
+        let line = serde_json::to_string(&Answer::Log { requests, missing: u64::MAX }).unwrap();
+        assert!(line.len() < MAX_LINE, "{}", line.len());
+    }
+}

@@ -1,0 +1,444 @@
+//! The loop of a disk server: QEMU's requests on one socket, Belljar's orders on another, and the time.
+//!
+//! One thread does one request after another. What is put off or hangs waits beside the others, and is done when it is answered, so that a flush in
+//! between does not cover it.
+
+use std::{
+    io::{self, Read, Write},
+    os::unix::net::UnixStream,
+    time::{Duration, Instant},
+};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::{
+    control::{Answer, MAX_LINE, Order},
+    disk::{Fate, LabDisk, When},
+    nbd::{self, Conversation, Malformed, Request, Said},
+};
+
+/// Bytes that are read at a time, if no more are known to come.
+const READ: usize = 256 << 10;
+/// Answers that wait to be taken, in bytes, before no more requests are.
+const MAX_UNSENT: usize = 64 << 20;
+/// Requests that wait before no more are taken; QEMU has 16 under way at most (`MAX_NBD_REQUESTS`).
+const MAX_WAITING: usize = 256;
+
+/// Why a server ended before its time.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// What came is not what QEMU sends.
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    /// Belljar's order is none.
+    #[error("an order that is none: {0}")]
+    Order(String),
+    /// A socket does not work.
+    #[error("waiting for requests: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// A request that is not done yet.
+struct Waiting {
+    cookie: u64,
+    operation: Option<belljar_guest_spec::fault::Operation>,
+    offset: u64,
+    length: u32,
+    fua: bool,
+    payload: Vec<u8>,
+    fate: Fate,
+}
+
+impl Waiting {
+    fn of(request: &Request<'_>, fate: Fate) -> Self {
+        let Request { cookie, operation, offset, length, fua, payload } = *request;
+        Self { cookie, operation, offset, length, fua, payload: payload.to_vec(), fate }
+    }
+
+    fn request(&self) -> Request<'_> {
+        let Self { cookie, operation, offset, length, fua, payload, .. } = self;
+        Request { cookie: *cookie, operation: *operation, offset: *offset, length: *length, fua: *fua, payload }
+    }
+}
+
+/// Bytes that have come, of which the first are done with.
+#[derive(Default)]
+struct Incoming {
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+}
+
+impl Incoming {
+    fn bytes(&self) -> &[u8] {
+        &self.buffer[self.start..self.end]
+    }
+
+    /// Reads what is there; gives how much that was.
+    fn read(&mut self, mut from: impl Read, more: usize) -> io::Result<usize> {
+        if self.start > 0 {
+            self.buffer.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+        }
+        let room = self.end + more.max(READ);
+        if self.buffer.len() < room {
+            self.buffer.resize(room, 0);
+        }
+        let read = from.read(&mut self.buffer[self.end..])?;
+        self.end += read;
+        Ok(read)
+    }
+}
+
+/// Bytes that are to be sent.
+#[derive(Default)]
+struct Outgoing {
+    buffer: Vec<u8>,
+    start: usize,
+}
+
+impl Outgoing {
+    fn unsent(&self) -> usize {
+        self.buffer.len() - self.start
+    }
+
+    fn send(&mut self, mut to: impl Write) -> io::Result<()> {
+        while self.unsent() > 0 {
+            match to.write(&self.buffer[self.start..]) {
+                Ok(sent) => self.start += sent,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.buffer.clear();
+        self.start = 0;
+        Ok(())
+    }
+}
+
+/// QEMU's end of the disk.
+struct Client {
+    stream: UnixStream,
+    conversation: Conversation,
+    incoming: Incoming,
+    outgoing: Outgoing,
+}
+
+/// Serves a disk until Belljar closes `control`.
+///
+/// # Errors
+/// When QEMU or Belljar say what they never say, or a socket does not work.
+pub fn serve(mut disk: LabDisk, qemu: UnixStream, control: UnixStream) -> Result<(), ServeError> {
+    qemu.set_nonblocking(true)?;
+    control.set_nonblocking(true)?;
+    let mut outgoing = Outgoing::default();
+    let conversation = Conversation::begin(disk.export(), &mut outgoing.buffer);
+    let mut client = Some(Client { stream: qemu, conversation, incoming: Incoming::default(), outgoing });
+    let mut orders = Incoming::default();
+    let mut answers = Outgoing::default();
+    let mut waiting: Vec<Waiting> = Vec::new();
+    loop {
+        let (of_qemu, of_belljar) = wait(client.as_ref(), &control, &answers, &waiting)?;
+        let over = PollFlags::HUP | PollFlags::ERR;
+        if of_belljar.intersects(PollFlags::IN | over) && !take_orders(&control, &mut orders, &mut answers, &mut disk)?
+        {
+            return Ok(());
+        }
+        match answers.send(&control) {
+            Err(error) if is_gone(&error) => return Ok(()),
+            sent => sent?,
+        }
+        if disk.is_off() {
+            // QEMU's requests fail from now on, also those that hang.
+            client = None;
+            waiting.clear();
+        }
+        let Some(open) = &mut client else { continue };
+        finish(&mut disk, &mut waiting, &mut open.outgoing.buffer);
+        let mut stays = true;
+        if of_qemu.intersects(PollFlags::IN | over) {
+            stays = open.take(&mut disk, &mut waiting)?;
+        }
+        match open.outgoing.send(&open.stream) {
+            Err(error) if is_gone(&error) => stays = false,
+            sent => sent?,
+        }
+        if !stays {
+            // The disk stays: whoever asks for it may want to know what was asked of it.
+            client = None;
+            waiting.clear();
+        }
+    }
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
+}
+
+/// Waits until there is something to do: what there is of QEMU, and of Belljar.
+fn wait(
+    client: Option<&Client>,
+    control: &UnixStream,
+    answers: &Outgoing,
+    waiting: &[Waiting],
+) -> io::Result<(PollFlags, PollFlags)> {
+    let mut of_control = PollFlags::IN;
+    of_control.set(PollFlags::OUT, answers.unsent() > 0);
+    let mut sockets = vec![PollFd::new(control, of_control)];
+    if let Some(client) = client {
+        let mut of_qemu = PollFlags::empty();
+        of_qemu.set(PollFlags::IN, waiting.len() < MAX_WAITING && client.outgoing.unsent() < MAX_UNSENT);
+        of_qemu.set(PollFlags::OUT, client.outgoing.unsent() > 0);
+        sockets.push(PollFd::new(&client.stream, of_qemu));
+    }
+    let due = waiting.iter().filter_map(|one| if let When::At(at) = one.fate.when { Some(at) } else { None }).min();
+    // A moment more than is left, so that it is over then.
+    let left = due.map(|due| due.saturating_duration_since(Instant::now()) + Duration::from_micros(50));
+    let timeout =
+        left.map(|left| Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() });
+    match poll(&mut sockets, timeout.as_ref()) {
+        Ok(_) => {}
+        Err(rustix::io::Errno::INTR) => return Ok((PollFlags::empty(), PollFlags::empty())),
+        Err(errno) => return Err(errno.into()),
+    }
+    let of_qemu = sockets.get(1).map_or(PollFlags::empty(), PollFd::revents);
+    Ok((of_qemu, sockets[0].revents()))
+}
+
+/// Does what need not wait any longer.
+fn finish(disk: &mut LabDisk, waiting: &mut Vec<Waiting>, out: &mut Vec<u8>) {
+    let now = Instant::now();
+    let due = |one: &Waiting, disk: &LabDisk| match one.fate.when {
+        When::Now => true,
+        When::At(at) => at <= now,
+        When::Healed(fault) => !disk.hangs(fault),
+    };
+    let mut at = 0;
+    while at < waiting.len() {
+        if due(&waiting[at], disk) {
+            let one = waiting.remove(at);
+            disk.execute(&one.request(), one.fate, out);
+        } else {
+            at += 1;
+        }
+    }
+}
+
+impl Client {
+    /// Takes what has come; gives whether the client stays.
+    fn take(&mut self, disk: &mut LabDisk, waiting: &mut Vec<Waiting>) -> Result<bool, ServeError> {
+        let more = nbd::missing(self.incoming.bytes());
+        match self.incoming.read(&self.stream, more) {
+            Ok(0) => return Ok(false),
+            Ok(_) => {}
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                return Ok(true);
+            }
+            Err(error) if is_gone(&error) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        }
+        let now = Instant::now();
+        let out = &mut self.outgoing.buffer;
+        loop {
+            let bytes = &self.incoming.buffer[self.incoming.start..self.incoming.end];
+            let Some((taken, said)) = self.conversation.next(bytes, out)? else { return Ok(true) };
+            match said {
+                Said::Nothing => {}
+                Said::Goodbye => return Ok(false),
+                Said::Request(request) => {
+                    let fate = disk.decide(&request, now);
+                    if fate.when == When::Now {
+                        disk.execute(&request, fate, out);
+                    } else {
+                        waiting.push(Waiting::of(&request, fate));
+                    }
+                }
+            }
+            self.incoming.start += taken;
+        }
+    }
+}
+
+/// Takes what Belljar has ordered; gives whether it is still there.
+fn take_orders(
+    control: &UnixStream,
+    orders: &mut Incoming,
+    answers: &mut Outgoing,
+    disk: &mut LabDisk,
+) -> Result<bool, ServeError> {
+    match orders.read(control, 0) {
+        Ok(0) => return Ok(false),
+        Ok(_) => {}
+        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+            return Ok(true);
+        }
+        Err(error) if is_gone(&error) => return Ok(false),
+        Err(error) => return Err(error.into()),
+    }
+    while let Some(end) = orders.bytes().iter().position(|byte| *byte == b'\n') {
+        let order: Order =
+            serde_json::from_slice(&orders.bytes()[..end]).map_err(|error| ServeError::Order(error.to_string()))?;
+        let answer: Answer = disk.obey(order);
+        serde_json::to_writer(&mut answers.buffer, &answer).map_err(|error| ServeError::Order(error.to_string()))?;
+        answers.buffer.push(b'\n');
+        orders.start += end + 1;
+    }
+    if orders.bytes().len() > MAX_LINE {
+        return Err(ServeError::Order("it is too long".to_owned()));
+    }
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{BufRead, BufReader},
+        thread::JoinHandle,
+    };
+
+    use super::*;
+    use crate::{
+        nbd::tests::{asked, hello},
+        store::{Base, Store},
+    };
+
+    const SIZE: u64 = 1 << 20;
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    struct Served {
+        qemu: UnixStream,
+        control: BufReader<UnixStream>,
+        server: JoinHandle<Result<(), ServeError>>,
+    }
+
+    impl Served {
+        fn start() -> Self {
+            let disk = LabDisk::new(Store::new(SIZE, Base::Zeros, tempfile::tempfile().unwrap()), false);
+            let (qemu, theirs) = UnixStream::pair().unwrap();
+            let (control, orders) = UnixStream::pair().unwrap();
+            let server = std::thread::spawn(move || serve(disk, theirs, orders));
+            for stream in [&qemu, &control] {
+                stream.set_read_timeout(Some(LIMIT)).unwrap();
+            }
+            let mut served = Self { qemu, control: BufReader::new(control), server };
+            served.qemu.write_all(&hello()).unwrap();
+            served.read(18 + 20 + 32 + 34 + 20);
+            served
+        }
+
+        fn read(&mut self, count: usize) -> Vec<u8> {
+            let mut bytes = vec![0; count];
+            self.qemu.read_exact(&mut bytes).unwrap();
+            bytes
+        }
+
+        fn order(&mut self, order: &Order) -> Answer {
+            let line = serde_json::to_string(order).unwrap() + "\n";
+            self.control.get_mut().write_all(line.as_bytes()).unwrap();
+            let mut answer = String::new();
+            self.control.read_line(&mut answer).unwrap();
+            serde_json::from_str(&answer).unwrap()
+        }
+
+        /// The cookie and the error of the next answer.
+        fn answer(&mut self) -> (u64, u32) {
+            let head = self.read(16);
+            let number = |at: usize| u32::from_be_bytes(head[at..at + 4].try_into().unwrap());
+            (u64::from(number(8)) << 32 | u64::from(number(12)), number(4))
+        }
+
+        fn ends(self) -> Result<(), ServeError> {
+            drop((self.qemu, self.control));
+            self.server.join().unwrap()
+        }
+    }
+
+    #[test]
+    fn requests_are_answered_and_the_server_ends_with_belljar() {
+        let mut served = Served::start();
+        let bytes: Vec<u8> = (0..200_000u32).map(|at| at as u8).collect();
+        let mut all = asked(1, 0, 1, 512, 200_000, &bytes);
+        all.extend(asked(3, 0, 2, 0, 0, b""));
+        all.extend(asked(0, 0, 3, 512, 200_000, b""));
+        // In pieces, as a full socket cuts it.
+        for piece in all.chunks(70_001) {
+            served.qemu.write_all(piece).unwrap();
+        }
+        assert_eq!((served.answer(), served.answer(), served.answer()), ((1, 0), (2, 0), (3, 0)));
+        assert_eq!(served.read(200_000), bytes);
+        let Answer::Counts(counts) = served.order(&Order::Counts(None)) else { panic!() };
+        assert_eq!((counts.reads, counts.writes, counts.flushes), (1, 1, 1));
+        served.ends().unwrap();
+    }
+
+    #[test]
+    fn what_is_put_off_lets_others_pass_and_what_hangs_goes_on_when_it_is_healed() {
+        let mut served = Served::start();
+        let Answer::Armed(hang) = served.order(&Order::Arm("hang write".into())) else { panic!() };
+        served.order(&Order::Arm("delay flush by=50ms".into()));
+        served.qemu.write_all(&asked(1, 0, 1, 0, 512, &[5; 512])).unwrap();
+        served.qemu.write_all(&asked(3, 0, 2, 0, 0, b"")).unwrap();
+        served.qemu.write_all(&asked(0, 0, 3, 0, 512, b"")).unwrap();
+        assert_eq!(served.answer(), (3, 0));
+        assert_eq!(served.read(512), [0; 512], "what hangs is not written");
+        assert_eq!(served.answer(), (2, 0));
+        assert_eq!(served.order(&Order::Heal(Some(hang))), Answer::Healed(1));
+        assert_eq!(served.answer(), (1, 0));
+        served.qemu.write_all(&asked(0, 0, 4, 0, 512, b"")).unwrap();
+        assert_eq!(served.answer(), (4, 0));
+        assert_eq!(served.read(512), [5; 512]);
+        served.ends().unwrap();
+    }
+
+    #[test]
+    fn a_power_cut_closes_the_connection_with_all_that_hangs() {
+        let mut served = Served::start();
+        served.order(&Order::Arm("hang flush".into()));
+        served.qemu.write_all(&asked(1, 0, 1, 0, 512, &[5; 512])).unwrap();
+        served.qemu.write_all(&asked(3, 0, 2, 0, 0, b"")).unwrap();
+        assert_eq!(served.answer(), (1, 0));
+        assert_eq!(served.order(&Order::Cut(None)), Answer::Cut { pending: 1, lost: 1 });
+        assert_eq!(served.qemu.read(&mut [0; 16]).unwrap(), 0);
+        assert_eq!(served.order(&Order::Heal(None)), Answer::Refused("the disk is off".into()));
+        served.ends().unwrap();
+    }
+
+    #[test]
+    fn who_says_what_nobody_says_ends_it() {
+        let mut served = Served::start();
+        served.qemu.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+        let error = served.server.join().unwrap().unwrap_err();
+        assert!(error.to_string().contains("not of the NBD protocol"), "{error}");
+        let mut served = Served::start();
+        served.control.get_mut().write_all(b"{\"explode\":1}\n").unwrap();
+        served.server.join().unwrap().unwrap_err();
+        let mut served = Served::start();
+        drop(served.qemu);
+        served.qemu = UnixStream::pair().unwrap().0;
+        assert_eq!(served.order(&Order::Mark("x".into())), Answer::Done, "QEMU's end is not the server's");
+        served.ends().unwrap();
+    }
+
+    #[test]
+    fn who_takes_no_answers_fills_no_memory() {
+        let mut served = Served::start();
+        served.qemu.set_nonblocking(true).unwrap();
+        let one = asked(0, 0, 1, 0, 1 << 20, b"");
+        let mut sent = 0u64;
+        let begun = Instant::now();
+        // Without a bound the server would take them all.
+        while sent < 2000 * one.len() as u64 && begun.elapsed() < Duration::from_millis(500) {
+            match served.qemu.write(&one) {
+                Ok(count) => sent += count as u64,
+                Err(_) => std::thread::sleep(Duration::from_millis(1)),
+            }
+        }
+        let Answer::Counts(counts) = served.order(&Order::Counts(None)) else { panic!() };
+        let buffered = (MAX_UNSENT >> 20) as u64;
+        // What was read at a time is done as a whole.
+        assert!(counts.reads <= buffered + (READ / one.len()) as u64 + 1, "{}", counts.reads);
+        served.ends().unwrap();
+    }
+}
