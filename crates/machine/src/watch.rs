@@ -164,6 +164,8 @@ impl Watch {
         self.expected.announce(Expectation::PowerOff);
         self.ports.let_go();
         let lost = self.trouble(Phase::Close, observe).await;
+        // What its kernel said last may not have been read yet.
+        let lost = self.explain(lost, Phase::Close).await;
         match lost.cause.crash_kind() {
             Some(CrashKind::Panic | CrashKind::Oops) | None => Err(lost),
             Some(_) => Ok(()),
