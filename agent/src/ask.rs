@@ -1,17 +1,24 @@
 //! What programs in the guest ask of the host, a line each, by a named pipe: any user and any language can write to one, wherever it is
 //! mounted, and nothing has to be executed.
 //!
-//! A line is a word and what goes with it: `mark TEXT`. Lines of up to `PIPE_BUF` bytes (pipe(7)) of several writers do not mix.
+//! A line is a word and what goes with it: `mark TEXT`, `disk NAME ORDER`. Lines of up to `PIPE_BUF` bytes (pipe(7)) of several writers do
+//! not mix. Who wants to know what came of it writes `>NAME ` before it, and finds the answer in a file of that name ([`answers`]); the
+//! program `belljar-ctl` does both ([`ctl`]).
+
+pub(crate) mod answers;
+pub(crate) mod ctl;
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use belljar_proto::message::{MAX_QUESTION, Question, ToHost};
+use belljar_proto::message::{MAX_QUESTION, Outcome, Question, ToHost};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::link::Link;
+use crate::spawn::DEFAULT_PATH;
 use crate::text;
+use answers::Answers;
 
 /// Where the pipe is in a guest.
 pub(crate) const PATH: &str = "/run/belljar/control";
@@ -31,8 +38,12 @@ pub(crate) struct Asks {
     /// The rest of the line is too long.
     skips: bool,
     next: u32,
-    /// The host takes no more in this session.
-    refused: bool,
+    /// The host takes no more marks in this session.
+    full: bool,
+    /// Who waits for an answer, and where.
+    waiting: Answers,
+    /// `belljar-ctl` is there.
+    has_program: bool,
 }
 
 impl Asks {
@@ -47,6 +58,9 @@ impl Asks {
         if !self.pipe.as_ref().is_some_and(|pipe| is_at(pipe, path)) {
             self.pipe = make(path).ok();
         }
+        if self.pipe.is_some() && path.as_os_str() == PATH {
+            self.has_program = ctl::install();
+        }
     }
 
     /// The pipe, to be waited for.
@@ -54,10 +68,20 @@ impl Asks {
         self.pipe.as_ref()
     }
 
-    /// For the environment of commands.
-    pub(crate) fn variable(&self) -> Option<Vec<u8>> {
-        let path = self.path.as_ref().filter(|_| self.pipe.is_some())?;
-        Some([VARIABLE.as_bytes(), b"=", path.as_os_str().as_encoded_bytes()].concat())
+    /// The environment of commands, made of the agent's own.
+    pub(crate) fn environment(&self, own: &[Vec<u8>]) -> Vec<Vec<u8>> {
+        let mut env = own.to_vec();
+        let Some(path) = self.path.as_ref().filter(|_| self.pipe.is_some()) else { return env };
+        env.push([VARIABLE.as_bytes(), b"=", path.as_os_str().as_encoded_bytes()].concat());
+        if self.has_program {
+            let at = env.iter().position(|entry| entry.starts_with(b"PATH=")).unwrap_or_else(|| {
+                env.push([b"PATH=", DEFAULT_PATH].concat());
+                env.len() - 1
+            });
+            env[at].extend_from_slice(b":");
+            env[at].extend_from_slice(ctl::DIRECTORY.as_bytes());
+        }
+        env
     }
 
     /// Passes on what was written up to now.
@@ -106,34 +130,58 @@ impl Asks {
     }
 
     fn ask(&mut self, line: &[u8], link: &mut Link) {
-        let Some(question) = question(line) else {
-            link.queue(&ToHost::Log(format!(
-                "{:?} was written to ${VARIABLE}, which takes lines such as \"mark TEXT\"",
-                text::lossy(line)
-            )));
-            return;
+        let (name, line) = answers::name_and_line(line);
+        let (name, question) = match (name, question(line)) {
+            (Ok(name), Ok(question)) => (name, question),
+            (name, question) => {
+                let why = question.err().or_else(|| name.clone().err()).unwrap_or_default();
+                match name {
+                    Ok(Some(name)) => self.waiting.put(self.path.as_deref(), &name, &Outcome::Refused(why)),
+                    _ => link.queue(&ToHost::Log(format!("{:?} was written to ${VARIABLE}: {why}", text::lossy(line)))),
+                }
+                return;
+            }
         };
-        if !self.refused {
-            self.next += 1;
-            link.queue(&ToHost::Ask { number: self.next, question });
+        if self.full && matches!(question, Question::Mark(_)) {
+            if let Some(name) = name {
+                self.waiting.put(self.path.as_deref(), &name, &Outcome::Full);
+            }
+            return;
         }
+        self.next += 1;
+        if let Some(name) = name {
+            self.waiting.expect(self.next, name);
+        }
+        link.queue(&ToHost::Ask { number: self.next, question });
     }
 
     /// The host has answered.
-    pub(crate) fn answered(&mut self, number: u32, done: bool) {
-        self.refused |= !done && number <= self.next;
+    pub(crate) fn answered(&mut self, number: u32, answer: Outcome) {
+        self.full |= answer == Outcome::Full && number <= self.next;
+        if let Some(name) = self.waiting.take(number) {
+            self.waiting.put(self.path.as_deref(), &name, &answer);
+        }
     }
 
     /// A session begins: what was under way in the one before is nobody's.
     pub(crate) fn begin(&mut self) {
-        *self = Self { path: self.path.take(), pipe: self.pipe.take(), ..Self::default() };
+        answers::clear(self.path.as_deref());
+        *self =
+            Self { path: self.path.take(), pipe: self.pipe.take(), has_program: self.has_program, ..Self::default() };
     }
 }
 
-fn question(line: &[u8]) -> Option<Question> {
+/// What a line asks for; or why it asks for nothing.
+fn question(line: &[u8]) -> Result<Question, String> {
     let line = text::lossy(line);
-    let (word, rest) = line.trim().split_once(char::is_whitespace)?;
-    (word == "mark").then(|| Question::Mark(rest.trim_start().to_owned()))
+    let line = line.trim();
+    let (word, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+    let rest = rest.trim_start();
+    match word {
+        "mark" if !rest.is_empty() => Ok(Question::Mark(rest.to_owned())),
+        "disk" if !rest.is_empty() => Ok(Question::Disk(rest.to_owned())),
+        _ => Err("it takes lines such as \"mark TEXT\" and \"disk NAME ORDER\"".to_owned()),
+    }
 }
 
 fn make(path: &Path) -> Result<OwnedFd, Errno> {

@@ -62,6 +62,11 @@ extern "C" fn main(argc: c_int, argv: *const *const std::ffi::c_char) -> c_int {
         // SAFETY: the C library gives `argc` pointers to strings that live as long as the process.
         .map(|at| unsafe { std::ffi::CStr::from_ptr(*argv.add(at)) }.to_bytes())
         .collect();
+    // SAFETY: as above; there may be no first one.
+    let called = if argc > 0 { unsafe { std::ffi::CStr::from_ptr(*argv) }.to_bytes() } else { b"" };
+    if ask::ctl::is_called(called) {
+        return ask::ctl::run(&args);
+    }
     run(&args)
 }
 

@@ -15,7 +15,7 @@ use crate::text;
 use crate::trust;
 use crate::users::{self, Identity};
 
-const DEFAULT_PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(crate) const DEFAULT_PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// A step of the child before it becomes the command. Goes over a pipe as a byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -65,7 +65,7 @@ impl Agent {
                     }
                 }
             }
-            ToAgent::Answer { number, done } => self.asks.answered(number, done),
+            ToAgent::Answer { number, answer } => self.asks.answered(number, answer),
             ToAgent::Ping(number) => {
                 self.tell_of_kernel();
                 self.link.queue(&ToHost::Pong(number));
@@ -252,6 +252,10 @@ impl Agent {
     }
 
     fn quiesce(&mut self, wanted: Quiesce) {
+        if self.root.is_none() {
+            // What each copy would have to make.
+            self.asks.open();
+        }
         match setup::start_quiesce(wanted, &self.mounts, self.unpacked.as_ref(), self.cards.addressed) {
             Ok(job) => self.jobs.push(job),
             Err(errno) => {
@@ -264,8 +268,7 @@ impl Agent {
     fn exec(&mut self, exec: &Exec) {
         // The kernel's modules are the system's, whoever looks at them.
         let shares = self.mounts.iter().filter(|mount| mount.name != MODULES_SHARE).cloned().collect();
-        let asks = self.asks.variable();
-        let env: Vec<_> = self.env.iter().cloned().chain(asks).collect();
+        let env = self.asks.environment(&self.env);
         match Command::start(exec, &env, shares) {
             Ok(command) => self.commands.push(command),
             Err(Refused { what, errno }) => {

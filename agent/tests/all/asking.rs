@@ -3,7 +3,7 @@
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use belljar_proto::message::{MAX_QUESTION, Question, Status, ToAgent, ToHost};
+use belljar_proto::message::{MAX_QUESTION, Outcome, Question, Status, ToAgent, ToHost};
 
 use crate::peer::{Peer, exec};
 
@@ -75,14 +75,64 @@ fn what_is_no_question_is_told_and_does_no_harm() {
 fn a_host_that_refuses_is_asked_no_more_in_that_session() {
     let (mut peer, _path, _dir) = asked();
     assert_eq!(until_its_end(&mut peer, "echo mark a >$BELLJAR_CTL"), [mark(1, "a")]);
-    peer.send(&ToAgent::Answer { number: 1, done: true });
+    peer.send(&ToAgent::Answer { number: 1, answer: Outcome::Done(String::new()) });
     assert_eq!(until_its_end(&mut peer, "echo mark b >$BELLJAR_CTL"), [mark(2, "b")]);
-    peer.send(&ToAgent::Answer { number: 2, done: false });
+    peer.send(&ToAgent::Answer { number: 2, answer: Outcome::Full });
     peer.send(&ToAgent::Ping(1));
     assert_eq!(peer.message(), ToHost::Pong(1));
     assert_eq!(until_its_end(&mut peer, "echo mark c >$BELLJAR_CTL"), []);
     peer.greet(4712);
     assert_eq!(until_its_end(&mut peer, "echo mark d >$BELLJAR_CTL"), [mark(1, "d")]);
+}
+
+/// Runs a script that has the program, whose questions get these answers; gives what was asked for.
+fn answered(peer: &mut Peer, dir: &Path, script: &str, answers: &[Outcome]) -> Vec<String> {
+    let program = dir.join("belljar-ctl");
+    let _ = std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_belljar-agent"), &program);
+    let script = format!("ctl={}; {script}", program.display());
+    peer.send(&ToAgent::Exec(Box::new(exec(1, &["sh", "-c", &script]))));
+    peer.send(&ToAgent::StdinEof(1));
+    let (mut asked, mut answers) = (Vec::new(), answers.iter());
+    loop {
+        match peer.message() {
+            ToHost::Ask { number, question: Question::Disk(text) } => {
+                asked.push(text);
+                let answer = answers.next().expect("an answer").clone();
+                peer.send(&ToAgent::Answer { number, answer });
+            }
+            ToHost::Exited { status, .. } => {
+                assert_eq!(status, Status::Code(0));
+                return asked;
+            }
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn the_program_waits_for_the_answer_and_exits_by_it() {
+    let (mut peer, path, dir) = asked();
+    let script = "set -e
+        [ \"$($ctl disk data0 counts)\" = 'reads 1' ]
+        code=0; said=$($ctl disk data1 heal 2>&1) || code=$?; [ $code = 1 ]; [ \"$said\" = 'belljar: no such disk' ]
+        code=0; $ctl disk 2>/dev/null || code=$?; [ $code = 2 ]
+        echo '>mine disk data0 heal' >$BELLJAR_CTL
+        while [ ! -e ${BELLJAR_CTL%control}answers/mine ]; do sleep 0.01; done
+        [ \"$(cat ${BELLJAR_CTL%control}answers/mine)\" = ok ]
+        echo '>../wrong disk data0 heal' >$BELLJAR_CTL
+        echo '>bad explode' >$BELLJAR_CTL
+        while [ ! -e ${BELLJAR_CTL%control}answers/bad ]; do sleep 0.01; done
+        head -n 1 ${BELLJAR_CTL%control}answers/bad | grep -qx error";
+    let answers =
+        [Outcome::Done("reads 1\n".into()), Outcome::Refused("no such disk".into()), Outcome::Done(String::new())];
+    let asked = answered(&mut peer, dir.path(), script, &answers);
+    assert_eq!(asked, ["data0 counts", "data1 heal", "data0 heal"]);
+    // Another session's answers are gone.
+    assert!(path.with_file_name("answers").exists());
+    peer.greet(4712);
+    peer.send(&ToAgent::Ping(1));
+    assert_eq!(peer.message(), ToHost::Pong(1));
+    assert!(!path.with_file_name("answers").exists());
 }
 
 #[test]

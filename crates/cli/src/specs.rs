@@ -23,7 +23,12 @@ pub(crate) fn disk(text: &str) -> Result<DiskSpec, String> {
     let mut content = None;
     let mut serial = None;
     let mut bus = BusChoice::default();
+    let mut lab = false;
     for part in split_commas(text) {
+        if part == "lab" {
+            lab = true;
+            continue;
+        }
         let (key, value) =
             part.split_once('=').ok_or_else(|| format!("in --disk {text}: {part:?} should be KEY=VALUE"))?;
         match key {
@@ -43,12 +48,14 @@ pub(crate) fn disk(text: &str) -> Result<DiskSpec, String> {
                 })?;
             }
             _ => {
-                return Err(format!("in --disk {text}: unknown key {key:?}; there are size, file, serial and bus"));
+                return Err(format!(
+                    "in --disk {text}: unknown key {key:?}; there are size, file, serial, bus and lab"
+                ));
             }
         }
     }
     let content = content.ok_or_else(|| format!("in --disk {text}: say size=SIZE or file=IMAGE"))?;
-    Ok(DiskSpec { content, serial, bus })
+    Ok(DiskSpec { content, serial, bus, lab })
 }
 
 fn split_commas(text: &str) -> Vec<String> {
@@ -95,8 +102,14 @@ mod tests {
         let disk_of = |text| disk(text).unwrap();
         assert_eq!(
             disk_of("size=1G,serial=x"),
-            DiskSpec { content: DiskContent::Empty(1 << 30), serial: Some("x".into()), bus: BusChoice::Auto }
+            DiskSpec {
+                content: DiskContent::Empty(1 << 30),
+                serial: Some("x".into()),
+                bus: BusChoice::Auto,
+                lab: false
+            }
         );
+        assert!(disk_of("size=1G,lab").lab);
         assert_eq!(disk_of("file=a,,b.img,bus=nvme").content, DiskContent::Image("a,b.img".into()));
         for (wrong, says) in [
             ("", "KEY=VALUE"),

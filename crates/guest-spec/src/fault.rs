@@ -238,7 +238,15 @@ impl FromStr for Fault {
     }
 }
 
-fn effects() -> String {
+/// Whether a fault can begin with this word.
+#[must_use]
+pub fn is_effect(word: &str) -> bool {
+    EFFECTS.iter().any(|(known, ..)| *known == word)
+}
+
+/// All words that a fault can begin with.
+#[must_use]
+pub fn effects() -> String {
     EFFECTS.iter().map(|(word, ..)| *word).collect::<Vec<_>>().join(", ")
 }
 
@@ -439,7 +447,7 @@ impl FromStr for Rate {
             match word.split_once('=') {
                 Some(("bytes", value)) => rate.bytes = number(value).map_err(|what| format!("{word} is {what}"))?,
                 Some(("requests", value)) => {
-                    rate.requests = number(value).map_err(|what| format!("{word} is {what}"))?
+                    rate.requests = number(value).map_err(|what| format!("{word} is {what}"))?;
                 }
                 _ => return Err(format!("{word:?} is no rate; write bytes=10MiB, requests=100, or none")),
             }

@@ -305,6 +305,9 @@ pub struct DiskSpec {
     pub serial: Option<String>,
     /// Where it is attached.
     pub bus: BusChoice,
+    /// Whether it is a lab disk, which Belljar serves itself, so that it can be made to fail.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub lab: bool,
 }
 
 /// What is on a disk at first.

@@ -2,7 +2,10 @@
 
 use std::fmt;
 
-use belljar_guest_spec::{Word as _, fault::Operation};
+use belljar_guest_spec::{
+    Word as _,
+    fault::{self, Fault, Operation, Rate},
+};
 use serde::{Deserialize, Serialize};
 
 /// Longest line in either direction, in bytes.
@@ -35,11 +38,75 @@ pub enum Order {
     Log(Option<String>),
     /// A mark in the log.
     Mark(String),
-    /// Everything that was answered is written where the disk can be opened as a frozen one; no request is taken any more.
+    /// Everything that was answered is written where the disk can be opened as a frozen one. Nobody must write to the disk after that, but to give it up as one.
     Freeze,
     /// The power is cut: all that hangs is gone, what was not flushed is lost, no request is taken any more. A seed chooses what survives all the same;
     /// without one nothing does. Then as [`Freeze`](Order::Freeze).
     Cut(Option<u64>),
+}
+
+/// What an order does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// It changes how the disk behaves.
+    Change,
+    /// It only asks, or sets a mark.
+    Question,
+}
+
+impl Order {
+    /// Reads an order as a user writes it: a fault, or `heal`, `damage`, `rot`, `limit`, `capacity`, `counts`, `log` or `mark` with what goes
+    /// with it.
+    ///
+    /// # Errors
+    /// Says what there is instead.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let text = text.trim();
+        let (word, rest) = text.split_once(char::is_whitespace).map_or((text, ""), |(word, rest)| (word, rest.trim()));
+        let mark = || Some(rest.to_owned()).filter(|rest| !rest.is_empty());
+        let range = |order: fn(String) -> Self| {
+            fault::range(rest).map_err(|what| format!("{word} wants a range; {rest:?} is {what}"))?;
+            Ok(order(rest.to_owned()))
+        };
+        match word {
+            "heal" => match rest {
+                "" | "all" => Ok(Self::Heal(None)),
+                number => {
+                    let wrong = |_| format!("{number:?} is no number of a fault; write heal NUMBER, or heal all");
+                    number.parse().map(Some).map(Self::Heal).map_err(wrong)
+                }
+            },
+            "damage" => range(Self::Damage),
+            "rot" => range(Self::Rot),
+            "limit" => rest.parse::<Rate>().map(|_| Self::Limit(rest.to_owned())),
+            "capacity" if rest == "none" => Ok(Self::Capacity(None)),
+            "capacity" => {
+                let bytes = fault::bytes(rest).map_err(|what| format!("{rest:?} is {what}, nor none"))?;
+                Ok(Self::Capacity(Some(bytes)))
+            }
+            "counts" => Ok(Self::Counts(mark())),
+            "log" => Ok(Self::Log(mark())),
+            "mark" => mark().map(Self::Mark).ok_or_else(|| "a mark has a name".to_owned()),
+            _ => text.parse::<Fault>().map(|fault| Self::Arm(fault.to_string())).map_err(|error| {
+                if fault::is_effect(word) {
+                    error
+                } else {
+                    format!(
+                        "{word:?} is nothing that a disk is told; there are the faults {}, and heal, damage, rot, limit, capacity, counts, log and mark",
+                        fault::effects()
+                    )
+                }
+            }),
+        }
+    }
+
+    /// What it does.
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Counts(_) | Self::Log(_) | Self::Mark(_) => Class::Question,
+            _ => Class::Change,
+        }
+    }
 }
 
 /// What an order led to.
@@ -96,6 +163,27 @@ pub struct Counts {
     pub errors: u64,
     /// Requests that a fault befell.
     pub faults: u64,
+}
+
+impl Answer {
+    /// What there is to say of it, for a shell to read; or why it was refused.
+    ///
+    /// # Errors
+    /// When it was refused.
+    pub fn said(&self) -> Result<String, String> {
+        Ok(match self {
+            Self::Done => String::new(),
+            Self::Armed(number) => format!("fault {number}\n"),
+            Self::Healed(count) => format!("healed {count}\n"),
+            Self::Counts(counts) => counts.to_string(),
+            Self::Log { requests, missing } => {
+                let missing = if *missing > 0 { format!("missing {missing}\n") } else { String::new() };
+                requests.iter().fold(missing, |text, line| text + &format!("{line}\n"))
+            }
+            Self::Cut { pending, lost } => format!("pending {pending}\nlost {lost}\n"),
+            Self::Refused(why) => return Err(why.clone()),
+        })
+    }
 }
 
 impl Counts {
@@ -200,6 +288,48 @@ impl fmt::Display for Logged {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn orders_are_read_as_a_user_writes_them() {
+        let read = |text: &str| Order::parse(text).unwrap();
+        assert_eq!(read("error write  times=1"), Order::Arm("error write errno=EIO times=1".into()));
+        assert_eq!((read("heal"), read("heal 3")), (Order::Heal(None), Order::Heal(Some(3))));
+        assert_eq!(read("damage 8s+8s"), Order::Damage("8s+8s".into()));
+        assert_eq!(
+            (read("capacity 1MiB"), read("capacity none")),
+            (Order::Capacity(Some(1 << 20)), Order::Capacity(None))
+        );
+        assert_eq!(
+            (read("counts"), read("log after fsync")),
+            (Order::Counts(None), Order::Log(Some("after fsync".into())))
+        );
+        assert_eq!((read("mark x").class(), read("limit none").class()), (Class::Question, Class::Change));
+        for (text, says) in [
+            ("", "is nothing that a disk is told"),
+            ("explode", "the faults error, hang"),
+            ("error explode", "no operation"),
+            ("heal x", "no number of a fault"),
+            ("rot", "wants a range"),
+            ("limit fast", "no rate"),
+            ("capacity", "no number of bytes"),
+            ("mark", "has a name"),
+        ] {
+            let error = Order::parse(text).unwrap_err();
+            assert!(error.contains(says), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn answers_are_for_a_shell_to_read() {
+        let of = |answer: Answer| answer.said();
+        assert_eq!(of(Answer::Armed(4)), Ok("fault 4\n".into()));
+        assert_eq!(
+            of(Answer::Log { requests: vec![Logged { at: 1, what: What::Mark("m".into()) }], missing: 2 }),
+            Ok("missing 2\n0.000001 mark m\n".into())
+        );
+        assert_eq!(of(Answer::Refused("no".into())), Err("no".into()));
+        assert!(of(Answer::Counts(Counts { fua: 3, ..Counts::default() })).unwrap().contains("\nfua 3\n"));
+    }
 
     #[test]
     fn lines_read_back() {

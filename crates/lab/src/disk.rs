@@ -11,7 +11,7 @@ use belljar_guest_spec::fault::{self, CERTAIN, DiskError, Effect, Fault, Operati
 use crate::{
     control::{Answer, Counts, Logged, MAX_MARK, MAX_TOLD, Order, What},
     nbd::{self, Request},
-    store::{Store, Survival},
+    store::{Store, StoreError, Survival},
 };
 
 /// Most requests that are remembered.
@@ -99,6 +99,8 @@ pub struct LabDisk {
     /// Requests that stood in the log before those that do.
     forgotten: u64,
     off: bool,
+    /// What the host could not do.
+    broken: Option<io::Error>,
 }
 
 impl LabDisk {
@@ -118,6 +120,7 @@ impl LabDisk {
             log: VecDeque::new(),
             forgotten: 0,
             off: false,
+            broken: None,
         }
     }
 
@@ -129,6 +132,11 @@ impl LabDisk {
     /// Whether no request is taken any more.
     pub fn is_off(&self) -> bool {
         self.off
+    }
+
+    /// What the host could not do, so that the disk is of no use any more; once.
+    pub fn take_broken(&mut self) -> Option<io::Error> {
+        self.broken.take()
     }
 
     /// Whether requests that hang for this fault hang on.
@@ -183,40 +191,51 @@ impl LabDisk {
     pub fn execute(&mut self, request: &Request<'_>, fate: Fate, out: &mut Vec<u8>) {
         let begin = out.len();
         nbd::reply(request.cookie, None, out);
-        let error = self.act(request, fate, out).err();
-        if let Some(error) = error {
-            out.truncate(begin);
-            nbd::reply(request.cookie, Some(error), out);
-        }
-        self.count(request, fate.fault, error.is_some());
+        let failed = match self.act(request, fate, out) {
+            Ok(()) => false,
+            Err(Failed::Answer(error)) => {
+                out.truncate(begin);
+                nbd::reply(request.cookie, Some(error), out);
+                true
+            }
+            Err(Failed::Host(error)) => {
+                // Nobody gets an answer any more.
+                out.truncate(begin);
+                self.off = true;
+                self.broken = Some(error);
+                return;
+            }
+        };
+        self.count(request, fate.fault, failed);
     }
 
-    fn act(&mut self, request: &Request<'_>, fate: Fate, out: &mut Vec<u8>) -> Result<(), DiskError> {
+    fn act(&mut self, request: &Request<'_>, fate: Fate, out: &mut Vec<u8>) -> Result<(), Failed> {
         let operation = request.operation.ok_or(DiskError::Invalid)?;
         let (offset, length, fua) = (request.offset, u64::from(request.length), request.fua);
         if offset.checked_add(length).is_none_or(|end| end > self.store.size()) {
-            return Err(if operation == Operation::Write { DiskError::NoSpace } else { DiskError::Invalid });
+            let error = if operation == Operation::Write { DiskError::NoSpace } else { DiskError::Invalid };
+            return Err(error.into());
         }
         if self.read_only && !matches!(operation, Operation::Read | Operation::Flush) {
-            return Err(DiskError::NotPermitted);
+            return Err(DiskError::NotPermitted.into());
         }
         match fate.effect {
-            Some(Effect::Error(error)) => return Err(error),
+            Some(Effect::Error(error)) => return Err(error.into()),
             Some(Effect::Lose) => return Ok(()),
             _ => {}
         }
         match operation {
             Operation::Read => {
                 if request.length > nbd::MAX_PAYLOAD {
-                    return Err(DiskError::Invalid);
+                    return Err(DiskError::Invalid.into());
                 }
                 if self.damaged.iter().any(|range| range.touches(offset, length)) {
-                    return Err(DiskError::Io);
+                    return Err(DiskError::Io.into());
                 }
                 let begin = out.len();
                 out.resize(begin + request.length as usize, 0);
                 let bytes = &mut out[begin..];
-                self.store.read(offset, bytes).map_err(of_host)?;
+                self.store.read(offset, bytes)?;
                 if fate.effect == Some(Effect::Flip) && !bytes.is_empty() {
                     let bit = fate.bit % (bytes.len() as u64 * 8);
                     bytes[(bit / 8) as usize] ^= 1 << (bit % 8);
@@ -226,7 +245,7 @@ impl LabDisk {
                 let (mut at, mut bytes) = (offset, request.payload);
                 match fate.effect {
                     Some(Effect::Tear(keep)) => {
-                        bytes = &bytes[..bytes.len().min(usize::try_from(keep).unwrap_or(usize::MAX))]
+                        bytes = &bytes[..bytes.len().min(usize::try_from(keep).unwrap_or(usize::MAX))];
                     }
                     Some(Effect::Misplace(by)) => {
                         // Past the end it comes to the beginning, as an address with a bit too many does.
@@ -236,12 +255,12 @@ impl LabDisk {
                     }
                     _ => {}
                 }
-                self.store.write(at, bytes, fua).map_err(of_host)?;
+                self.store.write(at, bytes, fua)?;
                 self.repair(at, bytes.len() as u64);
             }
             Operation::Flush => self.store.flush(),
             Operation::Discard | Operation::Zero => {
-                self.store.zero(offset, length, fua).map_err(of_host)?;
+                self.store.zero(offset, length, fua)?;
                 self.repair(offset, length);
             }
         }
@@ -305,7 +324,7 @@ impl LabDisk {
         if self.off {
             return Err("the disk is off".to_owned());
         }
-        let host = |error: io::Error| format!("the host: {error}");
+        let host = |error: StoreError| error.to_string();
         match order {
             Order::Arm(text) => {
                 let fault: Fault = text.parse()?;
@@ -370,14 +389,13 @@ impl LabDisk {
                 Ok(Answer::Done)
             }
             Order::Freeze => {
-                self.off = true;
-                self.store.freeze().map_err(host)?;
+                self.store.freeze().map_err(StoreError::from).map_err(host)?;
                 Ok(Answer::Done)
             }
             Order::Cut(seed) => {
                 self.off = true;
                 let lost = self.store.cut(seed.map_or(Survival::Strict, Survival::Seed)).map_err(host)?;
-                self.store.freeze().map_err(host)?;
+                self.store.freeze().map_err(StoreError::from).map_err(host)?;
                 Ok(Answer::Cut { pending: lost.pending, lost: lost.lost })
             }
         }
@@ -413,7 +431,7 @@ impl LabDisk {
     }
 
     /// Flips a bit in each sector, as if it had been there for long.
-    fn rot(&mut self, range: Range) -> io::Result<()> {
+    fn rot(&mut self, range: Range) -> Result<(), StoreError> {
         let mut bytes = vec![0; usize::try_from(range.length).map_err(io::Error::other)?];
         self.store.read(range.start, &mut bytes)?;
         for sector in bytes.chunks_mut(fault::SECTOR as usize) {
@@ -424,12 +442,27 @@ impl LabDisk {
     }
 }
 
-/// What a guest is told of an error of the host's.
-fn of_host(error: io::Error) -> DiskError {
-    match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => DiskError::NoSpace,
-        io::ErrorKind::InvalidInput => DiskError::Invalid,
-        _ => DiskError::Io,
+/// Why a request was not done.
+enum Failed {
+    /// The guest is told.
+    Answer(DiskError),
+    /// The host is at fault: it is no answer that a disk gives.
+    Host(io::Error),
+}
+
+impl From<DiskError> for Failed {
+    fn from(error: DiskError) -> Self {
+        Self::Answer(error)
+    }
+}
+
+impl From<StoreError> for Failed {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Full => Self::Answer(DiskError::NoSpace),
+            StoreError::NotOnDisk => Self::Answer(DiskError::Invalid),
+            StoreError::Host(error) => Self::Host(error),
+        }
     }
 }
 

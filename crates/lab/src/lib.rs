@@ -24,4 +24,4 @@ mod store;
 pub use disk::{Fate, LabDisk, When};
 pub use serve::{ServeError, serve};
 pub use setup::{Below, Setup};
-pub use store::{Base, Frozen, GRANULE, Lost, Store, Survival};
+pub use store::{Base, Frozen, GRANULE, Lost, Store, StoreError, Survival};

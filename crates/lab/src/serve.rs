@@ -33,6 +33,9 @@ pub enum ServeError {
     /// Belljar's order is none.
     #[error("an order that is none: {0}")]
     Order(String),
+    /// The host cannot read or write the disk's files. What a guest would make of that is not to be believed.
+    #[error("the host cannot read or write the files of the disk: {0}; make room where the run's directory is")]
+    Host(io::Error),
     /// A socket does not work.
     #[error("waiting for requests: {0}")]
     Io(#[from] io::Error),
@@ -140,6 +143,9 @@ pub fn serve(mut disk: LabDisk, qemu: UnixStream, control: UnixStream) -> Result
     let mut answers = Outgoing::default();
     let mut waiting: Vec<Waiting> = Vec::new();
     loop {
+        if let Some(error) = disk.take_broken() {
+            return Err(ServeError::Host(error));
+        }
         let (of_qemu, of_belljar) = wait(client.as_ref(), &control, &answers, &waiting)?;
         let over = PollFlags::HUP | PollFlags::ERR;
         if of_belljar.intersects(PollFlags::IN | over) && !take_orders(&control, &mut orders, &mut answers, &mut disk)?
@@ -315,7 +321,10 @@ mod tests {
 
     impl Served {
         fn start() -> Self {
-            let disk = LabDisk::new(Store::new(SIZE, Base::Zeros, tempfile::tempfile().unwrap()), false);
+            Self::of(LabDisk::new(Store::new(SIZE, Base::Zeros, tempfile::tempfile().unwrap()), false))
+        }
+
+        fn of(disk: LabDisk) -> Self {
             let (qemu, theirs) = UnixStream::pair().unwrap();
             let (control, orders) = UnixStream::pair().unwrap();
             let server = std::thread::spawn(move || serve(disk, theirs, orders));
@@ -403,6 +412,17 @@ mod tests {
         assert_eq!(served.qemu.read(&mut [0; 16]).unwrap(), 0);
         assert_eq!(served.order(&Order::Heal(None)), Answer::Refused("the disk is off".into()));
         served.ends().unwrap();
+    }
+
+    #[test]
+    fn what_the_host_cannot_write_is_no_answer_to_the_guest() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let data = std::fs::File::open(file.path()).unwrap();
+        let mut served = Served::of(LabDisk::new(Store::new(SIZE, Base::Zeros, data), false));
+        served.qemu.write_all(&asked(1, 0, 1, 0, 512, &[5; 512])).unwrap();
+        assert_eq!(served.qemu.read(&mut [0; 16]).unwrap(), 0, "no answer");
+        let error = served.server.join().unwrap().unwrap_err();
+        assert!(matches!(error, ServeError::Host(_)), "{error}");
     }
 
     #[test]

@@ -46,6 +46,20 @@ pub struct Frozen {
     base: Base,
 }
 
+/// Why bytes were not read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// As many bytes as may be have been written.
+    #[error("the disk is full")]
+    Full,
+    /// There are no such bytes.
+    #[error("it is not on the disk")]
+    NotOnDisk,
+    /// The host cannot.
+    #[error("the host: {0}")]
+    Host(#[from] io::Error),
+}
+
 /// What may be there after a power cut beyond what was flushed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Survival {
@@ -278,16 +292,16 @@ impl Store {
     ///
     /// # Errors
     /// When the host cannot read it, or it is not on the disk.
-    pub fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+    pub fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), StoreError> {
         self.check(offset, buffer.len() as u64)?;
-        read_mapped(&self.map, &self.data, &self.base, offset, buffer)
+        Ok(read_mapped(&self.map, &self.data, &self.base, offset, buffer)?)
     }
 
     /// Writes at `offset`; durable at once if `durable`.
     ///
     /// # Errors
     /// When there is no room, the host cannot write, or it is not on the disk. Where the host cannot write, a part may have been written.
-    pub fn write(&mut self, offset: u64, bytes: &[u8], durable: bool) -> io::Result<()> {
+    pub fn write(&mut self, offset: u64, bytes: &[u8], durable: bool) -> Result<(), StoreError> {
         let length = bytes.len() as u64;
         self.check(offset, length)?;
         if bytes.is_empty() {
@@ -297,19 +311,20 @@ impl Store {
         if let Some(capacity) = self.capacity {
             let new = (first..end).filter(|granule| self.map.get(*granule).block().is_none()).count() as u64;
             if self.map.blocks() + new > capacity {
-                return Err(io::ErrorKind::StorageFull.into());
+                return Err(StoreError::Full);
             }
         }
         let mut granule = first;
         while granule < end {
             let count = u32::try_from(end - granule).map_err(io::Error::other)?;
-            let (start, count) = self.room.take(count, self.most_blocks()).ok_or(io::ErrorKind::StorageFull)?;
+            let (start, count) =
+                self.room.take(count, self.most_blocks()).ok_or_else(|| io::Error::from(io::ErrorKind::StorageFull))?;
             let next = granule + u64::from(count);
             let (from, to) = (offset.max(granule * GRANULE), (offset + length).min(next * GRANULE));
             let part = &bytes[index(from - offset)?..index(to - offset)?];
             if let Err(error) = self.fill(start, granule, next, from, part) {
                 (0..count).for_each(|at| self.room.give(start + at));
-                return Err(error);
+                return Err(error.into());
             }
             for at in 0..count {
                 self.put(granule + u64::from(at), Place::Block(start + at));
@@ -353,7 +368,7 @@ impl Store {
     ///
     /// # Errors
     /// As [`write`](Self::write).
-    pub fn zero(&mut self, offset: u64, length: u64, durable: bool) -> io::Result<()> {
+    pub fn zero(&mut self, offset: u64, length: u64, durable: bool) -> Result<(), StoreError> {
         self.check(offset, length)?;
         let end = offset + length;
         let (first, last) =
@@ -400,7 +415,7 @@ impl Store {
     }
 
     /// A change is there. Where there are none but durable ones, all is flushed.
-    fn note(&mut self, pending: Pending) -> io::Result<()> {
+    fn note(&mut self, pending: Pending) -> Result<(), StoreError> {
         if pending.durable && self.unsure == 0 {
             self.flush();
             return Ok(());
@@ -421,7 +436,7 @@ impl Store {
     }
 
     /// Forgets in which steps the granules that are not flushed came to be what they are.
-    fn forget(&mut self) -> io::Result<()> {
+    fn forget(&mut self) -> Result<(), StoreError> {
         // What is durable among it has to be durable without the steps.
         let now = self.map.clone();
         let pending = std::mem::take(&mut self.pending);
@@ -471,7 +486,7 @@ impl Store {
     ///
     /// # Errors
     /// When the host cannot read or write. The disk is not to be used any more then.
-    pub fn cut(&mut self, survival: Survival) -> io::Result<Lost> {
+    pub fn cut(&mut self, survival: Survival) -> Result<Lost, StoreError> {
         let pending = std::mem::take(&mut self.pending);
         self.unsure = 0;
         let mut freed = std::mem::take(&mut self.stale);
@@ -493,16 +508,14 @@ impl Store {
     }
 
     /// Puts a part of a change that is not in the map on top of what is, durably.
-    fn apply(&mut self, one: Pending, offset: u64, length: u64) -> io::Result<()> {
+    fn apply(&mut self, one: Pending, offset: u64, length: u64) -> Result<(), StoreError> {
+        let Some(block) = one.block else { return self.zero(offset, length, true) };
+        let mut bytes = vec![0; index(length)?];
+        let at = u64::from(block) * GRANULE + offset - one.offset / GRANULE * GRANULE;
+        read_or_zeros(&self.data, &mut bytes, at)?;
+        // It had its room when it was written.
         let capacity = self.capacity.take();
-        let done = match one.block {
-            None => self.zero(offset, length, true),
-            Some(block) => {
-                let mut bytes = vec![0; index(length)?];
-                let at = u64::from(block) * GRANULE + offset - one.offset / GRANULE * GRANULE;
-                read_or_zeros(&self.data, &mut bytes, at).and_then(|()| self.write(offset, &bytes, true))
-            }
-        };
+        let done = self.write(offset, &bytes, true);
         self.capacity = capacity;
         done
     }
@@ -534,10 +547,10 @@ impl Store {
         self.data.write_all_at(&trailer, at + bytes.len() as u64)
     }
 
-    fn check(&self, offset: u64, length: u64) -> io::Result<()> {
+    fn check(&self, offset: u64, length: u64) -> Result<(), StoreError> {
         match offset.checked_add(length) {
             Some(end) if end <= self.size => Ok(()),
-            _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not on the disk")),
+            _ => Err(StoreError::NotOnDisk),
         }
     }
 }
@@ -775,7 +788,7 @@ mod tests {
         store.set_capacity(Some(2 * GRANULE));
         store.write(0, &[1; 2 * GRANULE as usize], false).unwrap();
         let full = store.write(3 * GRANULE, &[1; 512], false).unwrap_err();
-        assert_eq!(full.kind(), io::ErrorKind::StorageFull);
+        assert!(matches!(full, StoreError::Full));
         store.write(0, &[2; 512], false).unwrap();
         store.zero(0, GRANULE, false).unwrap();
         store.write(3 * GRANULE, &[1; 512], false).unwrap();

@@ -11,11 +11,7 @@ use belljar_guest_spec::WorkspaceMode;
 use belljar_model::{CrashKind, EventKind, Phase};
 use belljar_proto::message::{Announce, BOOT_REST, BootSign, DiskContent, Identity, Setup};
 use fs_err::File;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    sync::mpsc,
-    task::JoinHandle,
-};
+use tokio::sync::mpsc;
 
 use crate::{
     Cause, Lost,
@@ -28,7 +24,8 @@ use crate::{
     console::{Console, ConsoleView, ExpectError, Patience},
     enter,
     guest::{Observe, Views},
-    launch::{FedProgram, Launch},
+    lab::Lab,
+    launch::{Feeding, Launch},
     limits::Limits,
     no_way_in,
     plan::Plan,
@@ -79,33 +76,13 @@ pub(crate) struct Machine {
     pub(crate) exchange: Option<DiskExchange>,
     /// What of the host's directories is not on it, until it is told.
     left_out: Vec<String>,
+    /// Its lab disks.
+    pub(crate) lab: Lab,
     /// They go with it.
     _servers: Servers,
     _tpm: Option<Emulator>,
     _virtiofsds: (Vec<virtiofsd::Running>, Vec<Noted>),
     _program: Option<Feeding>,
-}
-
-/// The agent's way to a guest that reads it from a port. It ends with the machine.
-#[derive(Debug)]
-struct Feeding(JoinHandle<()>);
-
-impl Drop for Feeding {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-/// Writes the agent to who reads it. Who does not get all of it cannot run it, and says so.
-async fn feed(FedProgram { bytes, to }: FedProgram) {
-    let connected = to.set_nonblocking(true).and_then(|()| tokio::net::UnixStream::from_std(to));
-    if let Ok(mut to) = connected
-        && to.write_all(bytes).await.is_ok()
-    {
-        // The reader gets its end only when all of it has been taken.
-        let _ = to.shutdown().await;
-        let _ = to.read_u8().await;
-    }
 }
 
 /// Why a machine did not even start.
@@ -134,7 +111,7 @@ impl Machine {
         again: bool,
         view: Option<&Views>,
     ) -> Result<(Self, Ports), StartError> {
-        let Launch { config, descriptors, served, program, exchange, tpm, to_serve } = launch;
+        let Launch { config, descriptors, served, program, exchange, tpm, to_serve, lab } = launch;
         keep_command(plan, &config.inheriting(&descriptors))?;
         let host = &plan.host;
         // Before anybody counts what is written to it.
@@ -150,7 +127,10 @@ impl Machine {
             File::options().create(true).write(true).append(again).truncate(!again).open(plan.dir.join(CONSOLE_LOG));
         let log = log.map_err(|e| StartError::Files(host_file("log the console", &e)))?;
         let workspace = plan.share.workspace.as_ref().filter(|w| w.mode == WorkspaceMode::Rw);
-        let written = descriptors.written().and_then(|volumes| {
+        let written = descriptors.written().and_then(|mut volumes| {
+            for disk in &lab {
+                volumes.push(disk.written.try_clone()?);
+            }
             let others: Vec<&Path> = workspace.iter().map(|w| &*w.dir).collect();
             Gauge::new(plan.share.bounds, &plan.share.out, volumes, &plan.dir, &others)
         });
@@ -183,6 +163,10 @@ impl Machine {
                 virtiofsds.push(started.map_err(|e| StartError::Files(Cause::host_file(&what, &e, advice)))?);
             }
         }
+        let lab = Lab::start(lab, host).await.map_err(|e| {
+            let advice = "leave `lab` out, or see what its server says";
+            StartError::Files(Cause::host_file("start the server of a lab disk", &e, advice))
+        })?;
         let mut qemu = Qemu::spawn(request).await.map_err(StartError::Spawn)?;
         let channels = qemu.take_channels();
         let console = Console::new(channels.console, log);
@@ -201,13 +185,15 @@ impl Machine {
             let watched = one.watch(tell.clone());
             watched.map_err(|e| StartError::Files(host_file("watch the server of a share", &e)))?;
         }
+        let watched = lab.watch(&tell, &beside).await;
+        noted.extend(watched.map_err(|e| StartError::Files(host_file("watch the server of a lab disk", &e)))?);
         let servers = Servers::start(served, host, &beside, tell)
             .map_err(|e| StartError::Files(host_file("wait at the ports of shares", &e)))?;
-        let watch = Watch::new(&console, &qemu, plan.oops, ends, beside);
+        let watch = Watch::new(&console, &qemu, plan.oops, ends, beside, (lab.clone(), config.served_disks()));
         let ports: Ports =
             vec![(PortKind::Virtio, Box::new(channels.agent)), (PortKind::Serial, Box::new(channels.serial1))];
         let limits = Limits::new(plan.accel(), plan.boot_timeout);
-        let program = program.map(|program| Feeding(tokio::spawn(feed(program))));
+        let program = program.map(Feeding::start);
         Ok((
             Self {
                 qemu,
@@ -219,6 +205,7 @@ impl Machine {
                 left_out,
                 _servers: servers,
                 _tpm: tpm,
+                lab,
                 _virtiofsds: (virtiofsds, noted),
                 _program: program,
             },

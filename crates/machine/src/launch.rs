@@ -3,9 +3,14 @@
 use std::os::unix::net::UnixStream;
 
 use belljar_image::disk::DiskError;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    task::JoinHandle,
+};
 
 use crate::{
     conceal::ConcealError,
+    lab::LabDisk,
     qemu::{args::MachineConfig, descriptors::Descriptors},
     share::{exchange::DiskExchange, served::Served, virtiofsd::ToServe},
     tpm,
@@ -40,6 +45,8 @@ pub(crate) struct Launch {
     pub(crate) tpm: Option<tpm::Line>,
     /// What programs beside QEMU serve.
     pub(crate) to_serve: Vec<ToServe>,
+    /// Its lab disks.
+    pub(crate) lab: Vec<LabDisk>,
 }
 
 /// The agent on its way to a guest that reads it from a port.
@@ -60,6 +67,35 @@ impl Launch {
             exchange: None,
             tpm: None,
             to_serve: Vec::new(),
+            lab: Vec::new(),
         }
+    }
+}
+
+/// The agent's way to a guest that reads it from a port. It ends with the machine.
+#[derive(Debug)]
+pub(crate) struct Feeding(JoinHandle<()>);
+
+impl Feeding {
+    pub(crate) fn start(program: FedProgram) -> Self {
+        Self(tokio::spawn(feed(program)))
+    }
+}
+
+impl Drop for Feeding {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Writes the agent to who reads it. Who does not get all of it cannot run it, and says so.
+async fn feed(FedProgram { bytes, to }: FedProgram) {
+    let connected = to.set_nonblocking(true).and_then(|()| tokio::net::UnixStream::from_std(to));
+    if let Ok(mut to) = connected
+        && to.write_all(bytes).await.is_ok()
+    {
+        // The reader gets its end only when all of it has been taken.
+        let _ = to.shutdown().await;
+        let _ = to.read_u8().await;
     }
 }

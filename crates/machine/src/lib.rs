@@ -19,6 +19,7 @@ pub mod first_process;
 pub mod fuzz;
 pub mod guest;
 pub mod host;
+mod lab;
 mod launch;
 pub mod lease;
 mod limits;

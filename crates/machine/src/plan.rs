@@ -381,9 +381,7 @@ pub fn prepare(
     if has_exchange(place, is_init || is_beside, share, &shares) {
         shares.extend(spec_shares(share, &kinds, &dir));
     }
-    for disk in &spec.hardware.disks {
-        volumes.push(Volume::further(&host.qemu_img, disk, buses.further)?);
-    }
+    volumes.extend(Volume::all_further(&host.qemu_img, &spec.hardware.disks, buses.further)?);
     let on_disk = shares.iter().any(|share| share.on_disk);
     let fetched = agent.filter(|_| place == AgentPlace::ControlShare);
     if lacks_ports && fetched.is_some() && rungs.iter().all(|rung| rung.start == Start::ByImage) {

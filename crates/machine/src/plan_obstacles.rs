@@ -88,8 +88,7 @@ pub(crate) fn obstacles(source: &BootSource, spec: &GuestSpec, host: &HostContex
         obstacles.extend(boots(found).err());
     }
     obstacles.extend(found.err());
-    let disks =
-        spec.hardware.disks.iter().filter_map(|disk| Volume::further(&host.qemu_img, disk, DiskBus::Virtio).err());
-    obstacles.extend(disks.map(PlanError::from));
+    let disks = Volume::all_further(&host.qemu_img, &spec.hardware.disks, DiskBus::Virtio);
+    obstacles.extend(disks.err().map(PlanError::from));
     obstacles.iter().map(ToString::to_string).collect()
 }

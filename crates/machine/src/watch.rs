@@ -24,6 +24,7 @@ use crate::{
     bounds::Exceeded,
     console::{Alarm, AlarmKind, Alarms, Console, ConsoleView, Phase as AlarmPhase, Severity},
     guest::Observe,
+    lab::{Desk, Lab},
     qemu::{
         args::AGENT_PORT_ID,
         process::{End, ExitWatch, Qemu},
@@ -63,6 +64,9 @@ pub(crate) struct Watch {
     /// What the agent tells, where there is one.
     reports: Option<Arc<Reports>>,
     marks: Marks,
+    /// What the guest asks of its lab disks, and QEMU's names of them.
+    desk: Desk,
+    lab_nodes: Vec<String>,
     /// How much of its news was read.
     news_read: usize,
     /// What the kernel's own record shows to have ended the guest.
@@ -90,7 +94,14 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    pub(crate) fn new(console: &Console, qemu: &Qemu, oops: OopsPolicy, servers: Ends, beside: Beside) -> Self {
+    pub(crate) fn new(
+        console: &Console,
+        qemu: &Qemu,
+        oops: OopsPolicy,
+        servers: Ends,
+        beside: Beside,
+        (lab, lab_nodes): (Lab, Vec<String>),
+    ) -> Self {
         Self {
             alarms: console.alarms(),
             view: console.view(),
@@ -101,6 +112,8 @@ impl Watch {
             expected: Expected::default(),
             reports: None,
             marks: Marks::default(),
+            desk: Desk::new(lab),
+            lab_nodes,
             news_read: 0,
             fault: None,
             suspects: Vec::new(),
@@ -150,6 +163,11 @@ impl Watch {
 
     /// What QEMU reports, unless it was asked for.
     fn of_event(&self, event: &QmpEvent, phase: Phase) -> Option<Lost> {
+        // A lab disk's errors are the guest's to see; what the host cannot do ends its server.
+        let node = event.data.get("node-name").and_then(|name| name.as_str());
+        if event.name == "BLOCK_IO_ERROR" && node.is_some_and(|node| self.lab_nodes.iter().any(|lab| lab == node)) {
+            return None;
+        }
         let lost = of_event(event, phase)?;
         let asked_for = match lost.cause.crash_kind() {
             Some(CrashKind::PowerOff) => self.expected.has(Expectation::PowerOff),
@@ -226,6 +244,7 @@ impl Watch {
                     return self.of_server(why, phase).await;
                 }
                 () = changed(changes) => {}
+                done = self.desk.next() => observe(done),
                 () = tokio::time::sleep_until(due) => {
                     if let Some(lost) = self.of_silence(phase) {
                         return lost;

@@ -169,6 +169,18 @@ pub enum EventKind {
         /// In its own words, without control characters.
         text: String,
     },
+    /// Somebody has something happen to the guest's devices.
+    Control {
+        /// To which, in the user's words.
+        device: String,
+        /// What, in the words in which it was asked for, without control characters.
+        order: String,
+        /// What came of it.
+        outcome: String,
+        /// Whether it was not done.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        refused: bool,
+    },
     /// The command runs in the guest.
     CommandStarted {
         /// Its process id in the guest, where the session knows it.
@@ -252,11 +264,20 @@ impl EventKind {
                 | Self::Warning { .. }
                 | Self::Alarm { .. }
                 | Self::Mark { .. }
+                | Self::Control { .. }
                 | Self::CommandStarted { .. }
                 | Self::CommandEnded { .. }
                 | Self::ConsoleTail { .. }
         )
     }
+}
+
+/// What happened to a device, in one line.
+#[must_use]
+pub fn control_text(device: &str, order: &str, outcome: &str, refused: bool) -> String {
+    let not = if refused { "refused: " } else { "" };
+    let outcome = if outcome.is_empty() { String::new() } else { format!(" ({not}{outcome})") };
+    format!("{device}: {order}{outcome}")
 }
 
 /// Where a run stands.

@@ -12,6 +12,7 @@ pub const KINDS: &[&str] = &[
     "warning",
     "alarm",
     "mark",
+    "control",
     "command-started",
     "command-ended",
     "console-tail",

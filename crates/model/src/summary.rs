@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use jiff::Timestamp;
 
 use crate::{
-    event::{Event, EventKind, Phase, Scope},
+    event::{Event, EventKind, Phase, Scope, control_text},
     test_run::{
         AttemptEnded, AttemptFiles, AttemptId, Counts, GuestStarted, Output, SetupEnded, SetupStarted, Stopping,
         SubVerdict, Subresult, TestRunEnded, TestRunStarted, Unit, UnitEnded, UnitId, keep_end, keep_start,
@@ -213,6 +213,13 @@ pub enum Note {
         /// When it said so.
         at: Timestamp,
     },
+    /// What happened to one of the guest's devices because somebody asked for it, and when.
+    Control {
+        /// The device, what was asked for, and what came of it.
+        text: String,
+        /// When.
+        at: Timestamp,
+    },
     /// Something on the console.
     Alarm {
         /// What kind.
@@ -344,6 +351,10 @@ impl RunSummary {
             EventKind::Warning { message } => self.note(event.scope.as_ref(), Note::Warning(message.clone())),
             EventKind::Mark { text } => {
                 self.note(event.scope.as_ref(), Note::Mark { text: text.clone(), at: event.at })
+            }
+            EventKind::Control { device, order, outcome, refused } => {
+                let text = control_text(device, order, outcome, *refused);
+                self.note(event.scope.as_ref(), Note::Control { text, at: event.at })
             }
             EventKind::Alarm { name, line, fatal } => {
                 self.note(event.scope.as_ref(), Note::Alarm { name: name.clone(), line: line.clone(), fatal: *fatal })

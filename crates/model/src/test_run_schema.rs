@@ -44,6 +44,12 @@ fn every_kind() -> Vec<EventKind> {
         EventKind::Warning { message: "slow disk".into() },
         EventKind::Alarm { name: "oops".into(), line: "BUG: x".into(), fatal: true },
         EventKind::Mark { text: "disk is gone".into() },
+        EventKind::Control {
+            device: "disk data0".into(),
+            order: "error write times=1".into(),
+            outcome: "fault 1".into(),
+            refused: false,
+        },
         EventKind::CommandStarted { pid: Some(7) },
         EventKind::CommandEnded { exit: Exit::Code(0), millis: 11 },
         EventKind::UnitSlow(UnitSlow { id: id.clone(), millis: 60_000 }),

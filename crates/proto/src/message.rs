@@ -15,7 +15,7 @@ pub const PROGRAM_PORT_NAME: &str = "belljar.program";
 
 /// Version of everything in this crate. Host and agent come from one build, so it only guards
 /// against a stale agent, such as one resumed from an old template.
-pub const VERSION: u16 = 14;
+pub const VERSION: u16 = 15;
 
 /// The exit code of an agent that is to have systemd in a container, and says on standard error why there can be none.
 pub const CANNOT_BE_HAD: i32 = 77;
@@ -88,8 +88,8 @@ pub enum ToAgent {
     Answer {
         /// Of the question.
         number: u32,
-        /// Whether it was done. If not, nothing of the kind need be asked again in this session.
-        done: bool,
+        /// What came of it.
+        answer: Outcome,
     },
     /// Writes everything in the shares back to the host. Answered by [`ToHost::Synced`].
     Sync,
@@ -516,7 +516,23 @@ pub enum ToHost {
 pub enum Question {
     /// A line in the event log that says how far a test has come.
     Mark(String),
+    /// What is to happen to one of the guest's disks, in the words of the manual.
+    Disk(String),
 }
+
+/// What came of a [`Question`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// It was done; what there is to say, at most [`MAX_SAID`] bytes of it.
+    Done(String),
+    /// It was not, for this reason.
+    Refused(String),
+    /// It was not, and nothing of the kind need be asked again in this session.
+    Full,
+}
+
+/// Most bytes of what is said to a question.
+pub const MAX_SAID: usize = 32 << 10;
 
 /// Most bytes of a line by which somebody in the guest asks for something.
 pub const MAX_QUESTION: usize = 1024;

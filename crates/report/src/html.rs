@@ -201,6 +201,10 @@ fn notes(notes: &[Note], began: Option<Timestamp>) -> Vec<Value> {
                 let millis = began.and_then(|began| u64::try_from(at.duration_since(began).as_millis()).ok());
                 json!(["mark", harmless(text), millis.map(|millis| format!("after {} s", seconds(millis)))])
             }
+            Note::Control { text, at } => {
+                let millis = began.and_then(|began| u64::try_from(at.duration_since(began).as_millis()).ok());
+                json!(["control", harmless(text), millis.map(|millis| format!("after {} s", seconds(millis)))])
+            }
             Note::Alarm { name, line, fatal } => {
                 json!([if *fatal { "fatal" } else { "alarm" }, harmless(name), harmless(line)])
             }

@@ -4,7 +4,7 @@ use std::{io, time::Duration};
 
 use belljar_model::{
     CrashKind, Event, EventKind, Phase, Verdict,
-    event::takes_long,
+    event::{control_text, takes_long},
     verdict::{Exit, Fault},
 };
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -84,6 +84,9 @@ impl<W: io::Write> RunReporter<W> {
                 self.say(&format!("{head}: {message}"))?;
             }
             EventKind::Mark { text } if self.style.level >= Level::Verbose => self.say(&format!("mark: {text}"))?,
+            EventKind::Control { device, order, outcome, refused } if self.style.level >= Level::Verbose => {
+                self.say(&format!("control: {}", control_text(device, order, outcome, *refused)))?;
+            }
             // One that ends the guest is what the end is told by.
             EventKind::Alarm { name, line, fatal: false } if self.style.level >= Level::Normal => {
                 let head = self.paint("33", name);

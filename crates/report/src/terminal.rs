@@ -8,7 +8,7 @@ use std::{
 
 use belljar_model::{
     AttemptId, Event, EventKind, UnitId, Verdict,
-    event::takes_long,
+    event::{control_text, takes_long},
     summary::{Limits, RunSummary, UnitSummary},
     test_run::{AttemptEnded, Counts, Unit, UnitEnded},
 };
@@ -354,6 +354,9 @@ impl<W: Write> TestReporter<W> {
             }
             EventKind::Mark { text } if level >= Level::Verbose => {
                 self.note("mark", &of_unit(event, text))?;
+            }
+            EventKind::Control { device, order, outcome, refused } if level >= Level::Verbose => {
+                self.note("control", &of_unit(event, &control_text(device, order, outcome, *refused)))?;
             }
             EventKind::Alarm { name, line, .. } if level >= Level::Normal && event.scope.is_some() => {
                 self.note("alarm", &of_unit(event, &format!("{name}: {line}")))?;

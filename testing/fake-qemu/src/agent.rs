@@ -59,6 +59,8 @@ pub(crate) struct Manners {
     boot: String,
     /// So many marks are set when a command begins.
     marks: u32,
+    /// What is asked of the disks when a command begins.
+    asks: Vec<String>,
     /// `silent`, `watched`, `unreadable`.
     kernel: String,
     log: Option<String>,
@@ -91,7 +93,8 @@ pub(crate) struct ExecManners {
     clock_set: bool,
 }
 
-const KEYS: [&str; 33] = [
+const KEYS: [&str; 34] = [
+    "asks",
     "disk",
     "fuse",
     "boot",
@@ -164,6 +167,7 @@ impl Manners {
             quiesce: one_of(step, "quiesce", &["ok", "left", "never", "die"])?,
             renew: one_of(step, "renew", &["ok", "left", "never", "die", "stray"])?,
             marks: step.count("marks")?.and_then(|n| u32::try_from(n).ok()).unwrap_or(0),
+            asks: step.text("asks").iter().flat_map(|asks| asks.split(',')).map(|ask| ask.replace('+', " ")).collect(),
             shutdown: one_of(step, "shutdown", &["ok", "panic", "slow"])?,
             boot: one_of(step, "boot", &["login", "rest", "emergency", "limit", "panic", "never"])?,
             kernel: one_of(step, "kernel", &["silent", "watched", "unreadable"])?,
@@ -418,6 +422,9 @@ impl Agent {
                 for number in 1..=self.manners.marks {
                     let question = Question::Mark(format!("step {number}\x1b[31m"));
                     self.say(&ToHost::Ask { number, question });
+                }
+                for (number, ask) in (self.manners.marks + 1..).zip(self.manners.asks.clone()) {
+                    self.say(&ToHost::Ask { number, question: Question::Disk(ask) });
                 }
                 let mut fuse = std::mem::take(&mut self.fuse);
                 for share in &mut fuse {

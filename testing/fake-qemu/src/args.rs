@@ -198,7 +198,8 @@ impl Args {
         let ram = self.ram().and_then(|r| Some(r.path.to_str()?.strip_prefix("/proc/self/fd/")?.to_owned()));
         let share = |o: &Opt| Some(o.get("path")?.strip_prefix("/proc/self/fd/")?.to_owned());
         let shares = self.all("fsdev").filter_map(share);
-        self.opts.iter().filter_map(|o| o.get("fd").map(str::to_owned)).chain(ram).chain(shares).collect()
+        let served = self.opts.iter().filter_map(|o| o.get("server.str").map(str::to_owned));
+        self.opts.iter().filter_map(|o| o.get("fd").map(str::to_owned)).chain(served).chain(ram).chain(shares).collect()
     }
 
     /// Whether a reset ends the machine.

@@ -179,13 +179,52 @@ fn marks_are_told_when_asked_for_and_bounded() {
     let with = |n: u32| WELL.replace("\nagent\n", &format!("\nagent marks={n}\n"));
     let outcome = lab.run(&with(2)).args(["-v"]).sh("echo out").go();
     outcome.code(0).says("out\n").complains("belljar: mark: step 1 [31m\nbelljar: mark: step 2 [31m\n");
-    assert!(lab.seen().contains("Answer { number: 2, done: true }"), "{}", lab.seen());
+    assert!(lab.seen().contains(r#"Answer { number: 2, answer: Done(\"\") }"#), "{}", lab.seen());
     let outcome = lab.run(&with(2)).sh("true").go();
     assert!(!outcome.code(0).stderr.contains("mark"), "{}", outcome.stderr);
 
     let outcome = lab.run(&with(1500)).sh("true").go();
     outcome.code(0).complains("the command sets more than 1000 marks: the rest is not recorded");
     assert_eq!(outcome.events().iter().filter(|event| event["kind"] == "mark").count(), 1000);
+}
+
+#[test]
+fn a_guest_asks_for_faults_of_its_lab_disks() {
+    let lab = Lab::new();
+    let asks = "data0+error+write+times=1,data0+counts,data0+explode\u{1b}[31m,data1+counts,data0+mark+x,lab0+heal";
+    let script = WELL.replace("\nagent\n", &format!("\nagent asks={asks}\n"));
+    let disks = ["--disk", "size=1M,serial=data0,lab", "--disk", "size=1M,lab"];
+    let outcome = lab.run(&script).args(disks).args(["-v"]).sh("sleep 2").go();
+    outcome.code(0).complains("belljar: control: disk data0: error write times=1 (fault 1)\n");
+    outcome.complains("belljar: control: disk lab0: heal (healed 0)\n");
+    let seen = lab.seen();
+    for answer in [
+        r#"number: 1, answer: Done("fault 1\n")"#,
+        r#"number: 2, answer: Done("reads 0\nread-bytes 0\n"#,
+        r#"number: 3, answer: Refused("\"explode"#,
+        r#"number: 4, answer: Refused("there is no lab disk \"data1\"; there are data0, lab0")"#,
+        r#"number: 5, answer: Done("")"#,
+        r#"number: 6, answer: Done("healed 0\n")"#,
+    ] {
+        // As a string of JSON has it.
+        let quoted = serde_json::to_string(answer).expect("text");
+        assert!(seen.contains(quoted.trim_matches('"')), "{answer}: {seen}");
+    }
+    // What changes nothing is no event.
+    let controls: Vec<_> = outcome.events().into_iter().filter(|event| event["kind"] == "control").collect();
+    assert_eq!(controls.len(), 2, "{controls:?}");
+    assert_eq!((&controls[0]["device"], &controls[0]["outcome"]), (&"disk data0".into(), &"fault 1".into()));
+
+    let outcome = lab.run(&WELL.replace("\nagent\n", "\nagent asks=data0+counts\n")).sh("sleep 1").go();
+    outcome.code(0);
+    assert!(lab.seen().contains("this guest has no lab disks"), "{}", lab.seen());
+}
+
+#[test]
+fn a_lab_disk_that_cannot_be_served_is_told() {
+    let lab = Lab::new();
+    let twice = ["--disk", "size=1M,serial=a,lab", "--disk", "size=1M,serial=a,lab"];
+    lab.run(WELL).args(twice).sh("true").go().code(125).complains("two lab disks have the serial number a");
 }
 
 #[test]

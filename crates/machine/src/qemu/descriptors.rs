@@ -79,6 +79,8 @@ pub enum Purpose {
     Directory,
     /// A share's port, whose other end a server of Belljar's has.
     Port,
+    /// The line to the server of a lab disk.
+    Lab,
     /// The line to the guest's TPM.
     Tpm,
     /// The line to the server of a share.

@@ -113,6 +113,8 @@ pub(crate) async fn freeze(
         machine.attend(Phase::Session, observe, async |_, _, _| Ok(save(&qmp, limit, state, ram, kept).await)).await;
     let published = match saved {
         Ok(Ok(copied)) => {
+            let frozen = machine.lab.freeze().await;
+            frozen.map_err(|why| Unfrozen::Spent(Cause::ShareServer(why).into()))?;
             let making = making.take().ok_or_else(used_up)?;
             let published = tokio::task::spawn_blocking(move || making.publish(facts, copied.hash)).await;
             published.map_err(|e| e.to_string()).and_then(|p| p.map_err(|e| e.to_string()))

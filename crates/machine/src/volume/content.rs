@@ -75,7 +75,7 @@ impl Content {
     }
 
     /// Bytes that the guest sees.
-    fn size(&self) -> u64 {
+    pub(super) fn size(&self) -> u64 {
         match self {
             Self::Image(image) => image.virtual_size,
             Self::Empty(size) => *size,

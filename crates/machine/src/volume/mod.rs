@@ -7,8 +7,10 @@
 mod content;
 mod disk;
 mod flash;
+mod lab;
 
 use std::{
+    collections::BTreeSet,
     ffi::OsString,
     fs::File,
     path::{Path, PathBuf},
@@ -42,6 +44,22 @@ pub enum VolumeError {
     /// The format that was given is none.
     #[error(transparent)]
     Format(#[from] UnknownFormat),
+    /// An image that Belljar itself cannot serve.
+    #[error(
+        "a lab disk is made of a raw image, and {} is {format} or has another below it; convert it: qemu-img convert -O raw {} disk.raw", path.display(), path.display()
+    )]
+    NotRaw {
+        /// The image.
+        path: PathBuf,
+        /// Its format.
+        format: &'static str,
+    },
+    /// Two lab disks that nobody could tell apart.
+    #[error("two lab disks have the serial number {serial}, by which they are told apart; give each one of its own")]
+    SameName {
+        /// The serial number.
+        serial: String,
+    },
 }
 
 /// One volume of a guest. What takes the guest's writes is made when the guest is started.
@@ -49,6 +67,8 @@ pub enum VolumeError {
 pub(crate) struct Volume {
     content: Content,
     front: Front,
+    /// The name of a disk that Belljar serves itself.
+    lab: Option<String>,
 }
 
 /// What a volume is in the machine.
@@ -88,28 +108,49 @@ impl Volume {
     pub(crate) fn boot(image: DiskImage, bus: DiskBus, has_medium: bool) -> Self {
         let role = if has_medium { Role::BootBehindMedium } else { Role::Boot };
         let front = Front::Disk(DiskFront { bus, serial: None, role });
-        Self { content: Content::Image(image), front }
+        Self { content: Content::Image(image), front, lab: None }
     }
 
     /// The disk in `file` from which the firmware starts what boots the guest from another.
     pub(crate) fn medium(qemu_img: &Path, file: &Path, serial: &str, bus: DiskBus) -> Result<Self, VolumeError> {
         let content = Content::data(qemu_img, file, Some("raw"))?;
         let front = Front::Disk(DiskFront { bus, serial: Some(serial.to_owned()), role: Role::Medium });
-        Ok(Self { content, front })
+        Ok(Self { content, front, lab: None })
     }
 
     /// The disk with the root of a guest whose kernel Belljar gives.
     pub(crate) fn root(qemu_img: &Path, file: &Path, serial: &str) -> Result<Self, VolumeError> {
         let content = Content::data(qemu_img, file, Some("raw"))?;
         let front = Front::Disk(DiskFront { bus: DiskBus::Virtio, serial: Some(serial.to_owned()), role: Role::Boot });
-        Ok(Self { content, front })
+        Ok(Self { content, front, lab: None })
+    }
+
+    /// The user's disks beside that which is booted from, on this bus where none was asked for.
+    pub(crate) fn all_further(qemu_img: &Path, specs: &[DiskSpec], bus: DiskBus) -> Result<Vec<Self>, VolumeError> {
+        let mut all = Vec::new();
+        let mut names = BTreeSet::new();
+        for spec in specs {
+            let mut disk = Self::further(qemu_img, spec, bus)?;
+            if spec.lab {
+                // It has to have a name, and the guest has to know which one it is.
+                let free =
+                    |names: &BTreeSet<String>| (0..).map(|at| format!("lab{at}")).find(|name| !names.contains(name));
+                let name = spec.serial.clone().or_else(|| free(&names)).unwrap_or_default();
+                if !names.insert(name.clone()) {
+                    return Err(VolumeError::SameName { serial: name });
+                }
+                disk = disk.into_lab(name)?;
+            }
+            all.push(disk);
+        }
+        Ok(all)
     }
 
     /// The disk with the kernel's modules, for a guest whose init is to find them. It is on SCSI, so that no disk that was asked for has another name for it but one on SCSI.
     pub(crate) fn modules(qemu_img: &Path, file: &Path, serial: &str) -> Result<Self, VolumeError> {
         let content = Content::data(qemu_img, file, Some("raw"))?;
         let front = Front::Disk(DiskFront { bus: DiskBus::Scsi, serial: Some(serial.to_owned()), role: Role::Fixed });
-        Ok(Self { content, front })
+        Ok(Self { content, front, lab: None })
     }
 
     /// Another disk, on this bus if none was asked for.
@@ -120,19 +161,19 @@ impl Volume {
         };
         let bus = spec.bus.asked().unwrap_or(bus);
         let front = Front::Disk(DiskFront { bus, serial: spec.serial.clone(), role: Role::Further });
-        Ok(Self { content, front })
+        Ok(Self { content, front, lab: None })
     }
 
     /// The disk by which a rung tells a program in the guest what to do: to start the agent that comes from `program`.
     pub(crate) fn seed(seed: Seed, bus: DiskBus, program: ProgramSource) -> Self {
         let front = Front::Disk(DiskFront { bus, serial: Some(seed.serial.to_owned()), role: Role::Further });
-        Self { content: Content::Seed(seed, program), front }
+        Self { content: Content::Seed(seed, program), front, lab: None }
     }
 
     /// The variables of the firmware, which are these at first.
     pub(crate) fn variables(qemu_img: &Path, image: &FlashImage) -> Result<Self, VolumeError> {
         let content = Content::data(qemu_img, &image.path, Some(&image.format))?;
-        Ok(Self { content, front: Front::Flash(FlashFront) })
+        Ok(Self { content, front: Front::Flash(FlashFront), lab: None })
     }
 
     /// Whether it can be plugged into a machine that runs, if its slot there is known, and whether that machine can be frozen then.
@@ -190,6 +231,9 @@ impl Volume {
             Front::Flash(_) => {}
         }
         self.content.add_to(key)?;
+        if self.lab.is_some() {
+            key.add("lab", &[]);
+        }
         // Where its bytes are is another place each time, and what it lies over is in the key already.
         let node = Node { backing: None, ..self.content.node(DiskSource::Path(PathBuf::new())) };
         self.show(node, true, config);
@@ -198,6 +242,11 @@ impl Volume {
 
     /// Sees to it that its bytes are there, and puts it into a machine. `number` is its own.
     fn put(&self, number: usize, bytes: Bytes<'_>, attached: bool, launch: &mut Launch) -> Result<(), DiskError> {
+        if let Some(name) = &self.lab {
+            let node = lab::serve(name, &self.content, number, bytes, launch)?;
+            self.show(node, attached, &mut launch.config);
+            return Ok(());
+        }
         let Launch { config, descriptors, .. } = launch;
         let mut hand_over = |purpose, file: File| DiskSource::FdSet(descriptors.add_set(purpose, file));
         let node = match bytes {
@@ -335,7 +384,7 @@ mod tests {
     const SIZE: u64 = 1 << 20;
 
     fn volumes(buses: &[DiskBus], pluggable: bool) -> Volumes {
-        let disk = DiskSpec { content: DiskContent::Empty(SIZE), serial: None, bus: BusChoice::Auto };
+        let disk = DiskSpec { content: DiskContent::Empty(SIZE), serial: None, bus: BusChoice::Auto, lab: false };
         let all = buses.iter().map(|bus| Volume::further(Path::new("qemu-img"), &disk, *bus).unwrap());
         Volumes::new(all.collect(), pluggable)
     }
@@ -355,6 +404,7 @@ mod tests {
     fn sets(launch: &Launch) -> Vec<(u32, Option<u32>)> {
         let set = |source: &DiskSource| match source {
             DiskSource::FdSet(set) => set.set,
+            DiskSource::Fd(fd) => panic!("{fd}"),
             DiskSource::Path(path) => panic!("{}", path.display()),
         };
         let disks = launch.config.disks.iter().map(|disk| &disk.node);
@@ -418,6 +468,7 @@ mod tests {
         assert_eq!((all.fixed().len(), all.plugged().len(), all.without_plugged().fixed().len()), (1, 1, 1));
         let of = |source: &DiskSource| match source {
             DiskSource::FdSet(set) => set.set.to_string(),
+            DiskSource::Fd(fd) => fd.to_string(),
             DiskSource::Path(path) => path.display().to_string(),
         };
         let chain = |launch: &Launch| {

@@ -1,11 +1,14 @@
 //! What programs in the guest ask for while a command runs.
 
+use std::sync::Arc;
+
 use belljar_model::EventKind;
-use belljar_proto::message::{MAX_QUESTION, Question};
+use belljar_proto::message::{MAX_QUESTION, Outcome, Question};
 
 use super::Watch;
 use crate::{
     guest::Observe,
+    lab::Desk,
     session::agent::{Asks, Reports},
 };
 
@@ -28,29 +31,39 @@ impl Watch {
     /// Does what was asked for up to now, and answers.
     pub(crate) fn answer_asks(&mut self, observe: Observe<'_>) {
         if let Some(reports) = self.reports.clone() {
-            self.marks.answer(&reports, observe);
+            self.marks.answer(&reports, Some(&mut self.desk), observe);
+        }
+        while let Some(done) = self.desk.news() {
+            observe(done);
         }
     }
 }
 
 impl Marks {
-    /// Does what programs in the guest have asked for up to now, and answers.
-    pub(crate) fn answer(&mut self, reports: &Reports, observe: Observe<'_>) {
+    /// Does what programs in the guest have asked for up to now, and answers; without a desk there are no devices that it could be done to.
+    pub(crate) fn answer(&mut self, reports: &Arc<Reports>, mut desk: Option<&mut Desk>, observe: Observe<'_>) {
         let Asks { asks, lost } = reports.take_asks();
         let mut cut = lost > 0;
         for (number, question) in asks {
-            let done = match question {
-                Question::Mark(text) if self.set < MOST_MARKS => {
+            let outcome = match (question, &mut desk) {
+                (Question::Mark(text), _) if self.set < MOST_MARKS => {
                     self.set += 1;
                     observe(EventKind::Mark { text: clean(&text) });
-                    true
+                    Outcome::Done(String::new())
                 }
-                Question::Mark(_) => {
+                (Question::Mark(_), _) => {
                     cut = true;
-                    false
+                    Outcome::Full
+                }
+                (Question::Disk(text), Some(desk)) => {
+                    desk.take(number, text, reports.clone());
+                    continue;
+                }
+                (Question::Disk(_), None) => {
+                    Outcome::Refused("a container has no disks of its own; take a machine".to_owned())
                 }
             };
-            reports.answer(number, done);
+            reports.answer(number, outcome);
         }
         if cut && !std::mem::replace(&mut self.cut, true) {
             let message = format!("the command sets more than {MOST_MARKS} marks: the rest is not recorded");

@@ -137,6 +137,8 @@ table! {
         "serial" serial: Serial = "(none)",
         /// How it is attached; auto is virtio, or the bus of the boot disk where the image's kernel has no virtio.
         "bus" bus: BusChoice = "\"auto\"",
+        /// Whether it is a lab disk: one that Belljar serves itself, so that a test can make it fail (see the manual, "Breaking things").
+        "lab" lab: bool = "false",
     }
 }
 
@@ -303,6 +305,7 @@ pub(super) fn disks(list: &Option<Spanned<List<DiskTable>>>, dir: &Path) -> Opti
             content,
             serial: disk.serial.as_ref().map(|s| s.get_ref().0.clone()),
             bus: disk.bus.as_ref().map(|b| *b.get_ref()).unwrap_or_default(),
+            lab: plain(&disk.lab).unwrap_or_default(),
         })
     };
     Some(list.0.iter().filter_map(disk).collect())

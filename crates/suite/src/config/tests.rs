@@ -49,7 +49,12 @@ junit = "junit.xml"
     assert_eq!(config.workspace, Path::new("/p"));
     assert_eq!(config.suites[0].guests, ["debian"]);
     assert_eq!(config.suites[0].layer.timeout, Some(Duration::from_secs(300)));
-    let disk = DiskSpec { content: DiskContent::Empty(1 << 30), serial: Some("data0".into()), bus: BusChoice::Auto };
+    let disk = DiskSpec {
+        content: DiskContent::Empty(1 << 30),
+        serial: Some("data0".into()),
+        bus: BusChoice::Auto,
+        lab: false,
+    };
     assert_eq!(config.suites[0].layer.disks, Some(vec![disk]));
     let ci = config.profile("ci").unwrap();
     assert_eq!(ci.layer.retries, Some(Retries::at_once(2)));

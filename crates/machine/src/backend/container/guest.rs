@@ -126,7 +126,7 @@ impl ContainerGuest {
                 tokio::select! {
                     biased;
                     answered = &mut limited => break answered.map_err(|lost| (lost, false)),
-                    Ok(()) = changes.changed() => marks.answer(reports, observe),
+                    Ok(()) = changes.changed() => marks.answer(reports, None, observe),
                     () = &mut stopped => {
                         break Err((Lost::crash(CrashKind::Silent, STOPPED, phase), true));
                     }
@@ -134,7 +134,7 @@ impl ContainerGuest {
             }
         };
         // They came before the answer, which may have been looked at first.
-        marks.answer(reports, observe);
+        marks.answer(reports, None, observe);
         match answered {
             Ok(answer) => Ok(answer),
             Err((lost, true)) => {

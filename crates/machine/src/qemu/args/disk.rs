@@ -121,6 +121,12 @@ fn device(config: &MachineConfig, at: usize, disk: &Disk) -> Device {
         .text("id", format!("{node}-device"))
         .text("drive", node)
         .some_text("serial", disk.serial.clone().or(unnamed));
+    // An error is the guest's to see; else some would stop the machine. NVMe has no such choice, and tells of all.
+    let device = if disk.node.is_served() && disk.bus != DiskBus::Nvme {
+        device.text("werror", "report".to_owned()).text("rerror", "report".to_owned())
+    } else {
+        device
+    };
     // A kernel that is given is the first to be booted, and QEMU takes each rank once.
     match disk.boot_index.filter(|_| config.kernel.is_none()) {
         Some(index) => device.number("bootindex", index),
@@ -147,6 +153,13 @@ impl MachineConfig {
     /// All disks, the last one being that of shares.
     fn all_disks(&self) -> impl Iterator<Item = &Disk> {
         self.disks.iter().chain(&self.share_disk)
+    }
+
+    /// QEMU's names of the disks that a server of Belljar's has.
+    #[must_use]
+    pub fn served_disks(&self) -> Vec<String> {
+        let disks = self.all_disks().enumerate().filter(|(_, disk)| disk.node.is_served());
+        disks.map(|(at, _)| node(at)).collect()
     }
 
     /// What is to be plugged in for the disks that are not attached, in this order. `None`: one of them has no slot of its own.

@@ -7,14 +7,14 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use super::keyval::KeyVal;
-use crate::qemu::descriptors::FdSet;
+use crate::qemu::descriptors::{Fd, FdSet};
 
 /// Bytes that a device of the machine gives to the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
     /// Where they are.
     pub source: DiskSource,
-    /// QEMU's name of their format: `raw`, `qcow2`, `vmdk`, `vdi`, `vhdx`, `vpc`.
+    /// QEMU's name of their format: `raw`, `qcow2`, `vmdk`, `vdi`, `vhdx`, `vpc`; or `nbd`, where a server has them.
     pub format: String,
     /// What `source` is an overlay of, if it is to be other than what its own header says.
     pub backing: Option<Box<Backing>>,
@@ -27,6 +27,12 @@ pub struct Node {
 }
 
 impl Node {
+    /// Whether a server of Belljar's has them.
+    #[must_use]
+    pub fn is_served(&self) -> bool {
+        self.format == SERVED
+    }
+
     /// Writable bytes that end with the machine.
     #[must_use]
     pub fn new(source: DiskSource, format: &str) -> Self {
@@ -46,6 +52,12 @@ impl Node {
         Self { read_only: true, throw_away: false, ..Self::new(source, format) }
     }
 
+    /// What a server of Belljar's has, at the other end of `source`. Whoever cares for what is durable there has to hear of each flush.
+    #[must_use]
+    pub fn served(source: DiskSource, read_only: bool) -> Self {
+        Self { read_only, throw_away: false, ..Self::new(source, SERVED) }
+    }
+
     /// The same as an overlay.
     #[must_use]
     pub fn layer(source: DiskSource) -> Self {
@@ -55,6 +67,16 @@ impl Node {
     /// For `-blockdev`, under this name.
     pub(super) fn options(&self, name: &str) -> KeyVal {
         let on_off = |on| if on { "on" } else { "off" };
+        if self.format == SERVED {
+            return KeyVal::empty()
+                .set("driver", SERVED)
+                .set("node-name", name)
+                .set("read-only", on_off(self.read_only))
+                // Else discards come no further than this.
+                .set("discard", "unmap")
+                .set("server.type", "fd")
+                .set("server.str", self.source.file_name());
+        }
         let mut options =
             KeyVal::empty().set("driver", &self.format).set("node-name", name).set("read-only", on_off(self.read_only));
         if !self.read_only {
@@ -101,13 +123,19 @@ pub enum DiskSource {
     Path(PathBuf),
     /// A set of descriptors: a file that may have no name any more.
     FdSet(FdSet),
+    /// A descriptor of its own: a socket.
+    Fd(Fd),
 }
+
+/// The driver of bytes that come over a socket.
+const SERVED: &str = "nbd";
 
 impl DiskSource {
     fn file_name(&self) -> OsString {
         match self {
             Self::Path(path) => path.clone().into_os_string(),
             Self::FdSet(set) => set.path().into(),
+            Self::Fd(fd) => fd.to_string().into(),
         }
     }
 }

@@ -25,10 +25,12 @@
 //! With `--helper` there it is a program that is no guest: of the above it gets 1, 2 and 6.
 //!
 //! With `--view` after the parent's id it is another process: one that opens the directories for a guest without what they are not to show
-//! ([`namespace`]); with `--share` one that serves a directory to a guest (`serving`).
+//! ([`namespace`]); with `--share` one that serves a directory to a guest (`serving`), and with `--lab-disk`
+//! one that serves a disk to QEMU (`disk`).
 
 mod caps;
 mod descriptors;
+mod disk;
 mod filter;
 pub mod hidden;
 pub mod mounts;
@@ -43,6 +45,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use belljar_lab::Setup;
 use belljar_share_fuse::Use;
 use command_fds::{CommandFdExt, FdMapping};
 use rustix::fs::Mode;
@@ -133,6 +136,18 @@ impl Shim {
         Ok(command)
     }
 
+    /// A command that serves a lab disk. Its standard input must be left as it is; `descriptors` are the line to QEMU, that to Belljar, and the setup's
+    /// files.
+    ///
+    /// # Errors
+    /// When there is no socket to be had.
+    pub(crate) fn command_to_serve_disk(&self, setup: &Setup, descriptors: Vec<OwnedFd>) -> io::Result<Command> {
+        let mut command = self.begin();
+        command.stdin(descriptors::send(&descriptors)?);
+        command.arg(disk::WORD).arg(serde_json::to_string(setup)?);
+        Ok(command)
+    }
+
     fn begin(&self) -> Command {
         let mut command = Command::new(&self.program);
         let parent = getpid().as_raw_nonzero().to_string();
@@ -206,6 +221,9 @@ pub enum ShimError {
     /// A share cannot be served any longer.
     #[error("{0}")]
     Serve(belljar_share_fuse::ServeError),
+    /// A lab disk cannot be served any longer.
+    #[error("{0}")]
+    ServeDisk(belljar_lab::ServeError),
     /// The system-call filter could not be installed.
     #[error(
         "cannot install the system-call filter: {0}; \
@@ -252,6 +270,10 @@ pub fn shim_main(args: impl IntoIterator<Item = OsString>) -> Result<Infallible,
     }
     if args.get(2).is_some_and(|word| word == serving::WORD) {
         serving::run(&args[1], &args[3..])?;
+        std::process::exit(0);
+    }
+    if args.get(2).is_some_and(|word| word == disk::WORD) {
+        disk::run(&args[1], &args[3..])?;
         std::process::exit(0);
     }
     let order = parse(args)?;

@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use belljar_proto::frame::{Encoder, Frame, Kind, from_bytes};
-use belljar_proto::message::{KernelNews, Question, ToAgent, ToHost};
+use belljar_proto::message::{KernelNews, Outcome, Question, ToAgent, ToHost};
 use tokio::sync::{mpsc, watch};
 
 use super::connect::PortKind;
@@ -131,10 +131,10 @@ impl Reports {
     }
 
     /// Answers one of these. A guest that has not even taken what was sent before gets no answer: it waits for none.
-    pub(crate) fn answer(&self, number: u32, done: bool) {
+    pub(crate) fn answer(&self, number: u32, answer: Outcome) {
         let session = self.state().session;
         let mut frames = Vec::new();
-        if Encoder::new(session).message(&ToAgent::Answer { number, done }, &mut frames).is_ok()
+        if Encoder::new(session).message(&ToAgent::Answer { number, answer }, &mut frames).is_ok()
             && let Some(port) = self.port.upgrade()
         {
             let _ = port.try_send(frames);
@@ -264,11 +264,11 @@ mod tests {
         let Asks { asks, lost } = reports.take_asks();
         assert_eq!((asks.len(), asks[0].0, asks[MAX_ASKS - 1].0, lost), (MAX_ASKS, 1, most, 3));
         assert!(reports.take_asks().asks.is_empty());
-        reports.answer(7, false);
+        reports.answer(7, Outcome::Full);
         let mut decoder = belljar_proto::frame::Decoder::new();
         decoder.push(&receiver.try_recv().unwrap());
         let sent = decoder.next_frame().unwrap().unwrap();
-        assert_eq!(from_bytes::<ToAgent>(&sent.payload).unwrap(), ToAgent::Answer { number: 7, done: false });
+        assert_eq!(from_bytes::<ToAgent>(&sent.payload).unwrap(), ToAgent::Answer { number: 7, answer: Outcome::Full });
 
         assert!(reports.take(ask(1)).is_none());
         reports.renewed(6);

@@ -1,0 +1,215 @@
+//! `belljar-ctl`: this program under another name, by which a test asks for something and hears what came of it.
+//!
+//! It is where commands find it by `PATH`. `/run` is often mounted `noexec`; then the file is elsewhere, and what is in `PATH` is a link to it.
+
+use std::ffi::c_int;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use belljar_proto::message::MAX_QUESTION;
+use rustix::fs::{StatVfsMountFlags, statvfs};
+
+use super::{PATH, VARIABLE, answers};
+use crate::{serve, text};
+
+/// The directory that is in `PATH`.
+pub(crate) const DIRECTORY: &str = "/run/belljar/bin";
+/// What the program is called.
+pub(crate) const NAME: &str = "belljar-ctl";
+/// Where the file may be if it cannot be run where it is to be found.
+const ELSEWHERE: &[&str] = &["/dev/shm/belljar", "/tmp/belljar", "/var/tmp/belljar"];
+/// How long an answer is waited for: a disk that loses its power may have much to put in order.
+const LIMIT: Duration = Duration::from_secs(120);
+/// How often it is looked for at first, and how often at last.
+const OFTEN: Duration = Duration::from_millis(1);
+const SELDOM: Duration = Duration::from_millis(20);
+
+const USAGE: &str = "usage: belljar-ctl mark TEXT | belljar-ctl disk NAME ORDER
+It asks Belljar for something and prints what came of it. The exit code is 0 if it was done, 1 if it was refused, 2 if it makes no sense, and
+3 if there was no answer. The orders are in the manual, under \"Breaking things\".";
+
+/// Puts the program where commands find it, and gives whether it is there. A guest in which that cannot be done has only the pipe.
+pub(super) fn install() -> bool {
+    let program = Path::new(DIRECTORY).join(NAME);
+    if fs::metadata(&program).is_ok_and(|file| file.is_file()) {
+        return true;
+    }
+    if make_directory(Path::new(DIRECTORY)).is_err() {
+        return false;
+    }
+    if may_be_run(Path::new(DIRECTORY)) {
+        return copy(&program).is_ok();
+    }
+    ELSEWHERE.iter().map(Path::new).any(|directory| {
+        let file = directory.join(NAME);
+        let there = make_directory(directory).is_ok() && may_be_run(directory) && copy(&file).is_ok();
+        let _ = fs::remove_file(&program);
+        there && std::os::unix::fs::symlink(&file, &program).is_ok()
+    })
+}
+
+/// Makes a directory of root's; one that is there already has to be root's, and nobody else's to write to.
+fn make_directory(directory: &Path) -> io::Result<()> {
+    let made =
+        fs::create_dir(directory).and_then(|()| fs::set_permissions(directory, fs::Permissions::from_mode(0o755)));
+    let found = fs::symlink_metadata(directory)?;
+    let ours = rustix::process::geteuid().as_raw();
+    if found.is_dir() && found.uid() == ours && found.mode() & 0o022 == 0 {
+        Ok(())
+    } else {
+        made.and(Err(io::ErrorKind::PermissionDenied.into()))
+    }
+}
+
+fn may_be_run(directory: &Path) -> bool {
+    statvfs(directory).is_ok_and(|there| !there.f_flag.contains(StatVfsMountFlags::NOEXEC))
+}
+
+fn copy(to: &Path) -> io::Result<()> {
+    let new = to.with_extension("new");
+    let _ = fs::remove_file(&new);
+    let mut file = File::options().write(true).create_new(true).mode(0o755).open(&new)?;
+    let copied = File::open("/proc/self/exe").and_then(|mut program| io::copy(&mut program, &mut file));
+    drop(file);
+    let done = copied.and_then(|_| fs::set_permissions(&new, fs::Permissions::from_mode(0o755)));
+    done.and_then(|()| fs::rename(&new, to)).inspect_err(|_| drop(fs::remove_file(&new)))
+}
+
+/// Whether this program was started under the name.
+pub(crate) fn is_called(program: &[u8]) -> bool {
+    program.rsplit(|byte| *byte == b'/').next() == Some(NAME.as_bytes())
+}
+
+/// Asks; gives the exit code.
+pub(crate) fn run(words: &[&[u8]]) -> c_int {
+    let line = words.join(&b' ');
+    match words.first() {
+        Some(&(b"-h" | b"--help" | b"help")) => {
+            print(USAGE.as_bytes());
+            print(b"\n");
+            return 0;
+        }
+        None => {
+            text::say(USAGE);
+            return 2;
+        }
+        Some(_) => {}
+    }
+    if let Err(why) = super::question(&line) {
+        text::say(&format!("{:?}: {why}\n{USAGE}", text::lossy(&line)));
+        return 2;
+    }
+    serve::need_proc();
+    let pipe = std::env::var_os(VARIABLE).map_or_else(|| PathBuf::from(PATH), PathBuf::from);
+    match ask(&pipe, &line) {
+        Ok(Ok(said)) => {
+            print(said.as_bytes());
+            0
+        }
+        Ok(Err(why)) => {
+            text::say(why.trim_end());
+            1
+        }
+        Err(why) => {
+            text::say(&why);
+            3
+        }
+    }
+}
+
+/// Asks; gives what was said, or why it was refused. An error is that nothing is known.
+fn ask(pipe: &Path, line: &[u8]) -> Result<Result<String, String>, String> {
+    let name = format!("ctl-{}-{}", std::process::id(), now());
+    let whole = [b">", name.as_bytes(), b" ", line, b"\n"].concat();
+    if whole.len() > MAX_QUESTION || line.contains(&b'\n') {
+        return Ok(Err(format!(
+            "a line of {} bytes is too long, or has a line's end in it; {MAX_QUESTION} bytes are the limit",
+            whole.len()
+        )));
+    }
+    let shown = pipe.display();
+    let opened = File::options().write(true).custom_flags(libc::O_NONBLOCK).open(pipe);
+    let mut opened = opened.map_err(|error| {
+        format!("cannot ask at {shown}: {}; is this a guest of Belljar's, with its agent?", text::io(&error))
+    })?;
+    let until = Instant::now() + LIMIT;
+    let mut pause = OFTEN;
+    let mut asked = false;
+    let answer = answers::directory(pipe).join(&name);
+    while Instant::now() < until {
+        if !asked {
+            match opened.write(&whole) {
+                // Up to PIPE_BUF bytes are written as a whole or not at all (pipe(7)).
+                Ok(_) => asked = true,
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+                Err(error) => return Err(format!("cannot ask at {shown}: {}", text::io(&error))),
+            }
+        }
+        if let Ok(said) = fs::read_to_string(&answer) {
+            return Ok(match said.split_once('\n') {
+                Some(("ok", said)) => Ok(said.to_owned()),
+                Some((_, why)) => Err(why.to_owned()),
+                None => Err(said),
+            });
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(SELDOM);
+    }
+    Err(format!("there was no answer within {} s; it may have been done", LIMIT.as_secs()))
+}
+
+/// A number that no other question of this process's number had.
+fn now() -> u128 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0)).as_nanos()
+}
+
+fn print(mut bytes: &[u8]) {
+    while !bytes.is_empty() {
+        match rustix::io::write(rustix::stdio::stdout(), bytes) {
+            Ok(written) => bytes = &bytes[written..],
+            Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_goes_by_its_name() {
+        assert!(is_called(b"belljar-ctl") && is_called(b"/run/belljar/bin/belljar-ctl"));
+        assert!(!is_called(b"belljar-agent") && !is_called(b"/belljar-ctl/agent"));
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_not_asked() {
+        assert_eq!((run(&[]), run(&[b"explode"]), run(&[b"mark"]), run(&[b"--help"])), (2, 2, 2, 0));
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("control");
+        assert!(ask(&pipe, b"mark x").unwrap_err().contains("ENOENT"));
+        assert!(ask(&pipe, &[b'x'; MAX_QUESTION]).unwrap().unwrap_err().contains("too long"));
+        assert!(ask(&pipe, b"mark x\ndisk y").unwrap().unwrap_err().contains("line's end"));
+    }
+
+    #[test]
+    fn only_a_directory_of_our_own_is_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bin");
+        make_directory(&path).unwrap();
+        make_directory(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).unwrap();
+        make_directory(&path).unwrap_err();
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        make_directory(&link).unwrap_err();
+        let program = dir.path().join(NAME);
+        copy(&program).unwrap();
+        assert!(fs::metadata(&program).unwrap().len() > 0);
+    }
+}

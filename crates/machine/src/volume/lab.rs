@@ -1,0 +1,75 @@
+//! A disk that Belljar serves itself: which files its server gets.
+
+use std::{fs::File, os::unix::net::UnixStream, path::Path};
+
+use belljar_image::disk::{DiskError, Format, unnamed};
+use belljar_lab::{Below, Setup};
+
+use super::{Bytes, Front, Volume, VolumeError, content::Content};
+use crate::{
+    lab::LabDisk,
+    launch::Launch,
+    qemu::{
+        args::{DiskSource, Node},
+        descriptors::Purpose,
+    },
+};
+
+/// What a power cut does not tear, in bytes: the physical sector that QEMU's disks tell of.
+const SECTOR: u64 = 512;
+
+impl Volume {
+    /// The same, served by Belljar under this name, which is its serial number, too.
+    pub(super) fn into_lab(self, name: String) -> Result<Self, VolumeError> {
+        let Self { content, mut front, .. } = self;
+        if let Content::Image(image) = &content
+            && (image.layers().len() != 1 || image.format() != Format::Raw)
+        {
+            return Err(VolumeError::NotRaw { path: image.path().to_owned(), format: image.format().driver() });
+        }
+        if let Front::Disk(disk) = &mut front {
+            disk.serial = Some(name.clone());
+        }
+        Ok(Self { content, front, lab: Some(name) })
+    }
+}
+
+/// Has a disk served; gives it as QEMU sees it. `number` is the volume's own.
+pub(super) fn serve(
+    name: &str,
+    content: &Content,
+    number: usize,
+    bytes: Bytes<'_>,
+    launch: &mut Launch,
+) -> Result<Node, DiskError> {
+    let in_dir = |dir: &Path, source| DiskError::Layer { dir: dir.to_owned(), source };
+    let mut below = Vec::new();
+    let mut files = Vec::new();
+    let goes_on = matches!(bytes, Bytes::Own(_));
+    match bytes {
+        Bytes::InDir(dir) => files.push(unnamed(dir)?),
+        Bytes::InTemplate(making) => {
+            files.push(making.create_volume(number).map_err(|source| in_dir(making.dir(), source))?);
+        }
+        Bytes::Own(file) => files.push(file),
+        Bytes::Over(frozen, dir) => {
+            files.push(unnamed(dir)?);
+            below.push(Below::Frozen);
+            files.push(frozen);
+        }
+    }
+    if let Content::Image(image) = content {
+        let path = image.path();
+        let file = File::open(path).map_err(|source| DiskError::Read { path: path.to_owned(), source })?;
+        below.push(Below::Raw);
+        files.push(file);
+    }
+    let pair = || UnixStream::pair().and_then(|(ours, theirs)| Ok((ours, theirs, files[0].try_clone()?)));
+    let (of_qemu, line, written) = pair().map_err(|source| in_dir(Path::new("the run's directory"), source))?;
+    // QEMU rounds a raw image up to whole sectors.
+    let size = content.size().next_multiple_of(SECTOR);
+    let setup = Setup { size, read_only: false, sector: SECTOR, goes_on, below };
+    launch.lab.push(LabDisk { name: name.to_owned(), setup, files, line, written });
+    let socket = launch.descriptors.add(Purpose::Lab, of_qemu);
+    Ok(Node::served(DiskSource::Fd(socket), false))
+}

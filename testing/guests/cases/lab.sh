@@ -1,0 +1,134 @@
+# shellcheck shell=bash
+# shellcheck disable=SC2015,SC2016,SC2034,SC2154 # what is quoted is expanded in the guest; run and lib.sh set dir, code
+# Lab disks: Belljar serves them itself, so that a test can make them fail.
+
+# faults BUS DEVICE OPTION...: each fault, seen by the guest. That none was left out is counted.
+faults() {
+    local bus=$1 device=$2; shift 2
+    cp "$top/testing/guests/lab-faults.sh" ws/faults.sh
+    bj "$@" --disk "size=256M,serial=data0,lab,bus=$bus" -- sh ./faults.sh "$device" data0
+    cat out
+    want_no_line '^not ok|^skip'
+    want_code 0
+    [ "$(grep -c '^ok - ' out)" = 28 ] || fail "there are not 28 lines of what was seen"
+    want_no_line 'QEMU could not write' err
+}
+
+test_faults_on_virtio() { faults virtio /dev/vda; }
+test_faults_on_scsi() { faults scsi /dev/sda; }
+test_faults_on_nvme() { faults nvme /dev/nvme0n1; }
+
+# fixtures: debian-no-virtio
+test_faults_on_sata() {
+    faults sata /dev/disk/by-id/ata-QEMU_HARDDISK_data0 --image "$(fixture debian-no-virtio)" --login root:belljar
+}
+
+# As a test of a file system would do it, on an image that nobody prepared: what was synced survives, what a disk loses is noticed.
+# fixtures: debian-bookworm
+test_in_an_image() {
+    bj -v --image "$(fixture debian-bookworm)" --login root:belljar --disk size=256M,serial=data0,lab -- sh -ec '
+        belljar-ctl mark begin
+        disk=/dev/disk/by-id/virtio-data0
+        mkfs.ext4 -q $disk
+        mount $disk /srv
+        belljar-ctl disk data0 mark made
+        echo kept >/srv/f
+        sync /srv/f
+        [ "$(belljar-ctl disk data0 counts made | sed -n "s/^flushes //p")" -ge 1 ]
+        # The journal cannot be written: the file system says so, and goes read-only.
+        belljar-ctl disk data0 error write,flush
+        echo lost >/srv/g; if sync /srv/g; then exit 1; fi
+        if echo more >/srv/h && sync /srv/h; then exit 1; fi
+        belljar-ctl disk data0 heal
+        umount /srv
+        fsck.ext4 -fy $disk || [ $? = 1 ]
+        mount $disk /srv
+        cat /srv/f
+        su nobody -s /bin/sh -c "belljar-ctl disk data0 counts | grep -c ." '
+    want_code 0
+    [ "$(grep -c . out)" -ge 2 ]
+    want_line '^kept$'
+    want_line '^10$'
+    want_line 'control: disk data0: error write,flush \(fault 1\)' err
+    want_line 'mark: begin' err
+}
+
+# Each test has the disk as the set-up left it, and its own faults.
+# fixtures: debian-bookworm
+test_each_copy_has_its_own() {
+    mkdir -p ws/t
+    cat >ws/belljar.toml <<TOML
+[guests.h]
+image = "$(fixture debian-bookworm)"
+login = { user = "root", password = "belljar" }
+TOML
+    cat >>ws/belljar.toml <<'TOML'
+[[suites]]
+name = "s"
+tests = "t/*.sh"
+guests = ["h"]
+setup = "setup.sh"
+setup-once = true
+disks = [{ size = "64MiB", serial = "data0", lab = true }, { file = "image", serial = "data1", lab = true }]
+TOML
+    head -c 1M /dev/zero | tr '\0' x >ws/image
+    sha256sum ws/image >sum
+    cat >ws/setup.sh <<'SH'
+#!/bin/sh
+set -e
+mkfs.ext4 -q -b 4096 /dev/disk/by-id/virtio-data0
+mount /dev/disk/by-id/virtio-data0 /srv
+echo of the set-up >/srv/word
+umount /srv
+SH
+    local name
+    for name in a b c; do
+        cat >"ws/t/$name.sh" <<'SH'
+#!/bin/sh
+set -ex
+mount /dev/disk/by-id/virtio-data0 /srv
+grep -qx 'of the set-up' /srv/word
+[ ! -e /srv/mine ]
+[ "$(dd if=/dev/disk/by-id/virtio-data1 bs=4096 count=1 iflag=direct | tr -d x | wc -c)" = 0 ]
+echo >/srv/mine
+sync
+umount /srv
+[ "$(belljar-ctl disk data0 counts | sed -n 's/^faults //p')" = 0 ]
+belljar-ctl disk data0 error read
+if dd if=/dev/disk/by-id/virtio-data0 bs=4096 count=1 iflag=direct of=/dev/null; then exit 1; fi
+dd if=/dev/zero of=/dev/disk/by-id/virtio-data1 bs=4096 count=1 oflag=direct
+SH
+    done
+    chmod +x ws/*.sh ws/t/*
+    code=0
+    (cd ws && exec "$BELLJAR" test -v -j1 >"$dir/out" 2>"$dir/err" </dev/null) || code=$?
+    cat err
+    want_code 0
+    want_line '3 passed'
+    sha256sum --quiet -c sum || fail 'an image has changed'
+    code=0
+    (cd ws && exec "$BELLJAR" test -v -j2 >"$dir/out" 2>"$dir/err" </dev/null) || code=$?
+    want_code 0
+    want_no_line 'set-up `' err
+    want_nothing_left
+}
+
+# Whatever kills Belljar, no server stays; a server that is killed is no pass; and a host that is full is no answer of the disk.
+test_servers_end_and_are_believed_only_alive() {
+    (cd ws && exec "$BELLJAR" run --disk size=64M,serial=data0,lab -- sh -c 'touch up; sleep 600' >"$dir/out" 2>"$dir/err" </dev/null) & local pid=$!
+    until_true 120 test -e ws/up
+    survivors | grep -q -e --lab-disk || fail "there is no server: $(survivors)"
+    kill -KILL $pid; wait $pid 2>/dev/null || :
+    until_true 5 no_survivors || fail "left: $(survivors)"
+    rm ws/up
+    (cd ws && exec "$BELLJAR" run --disk size=64M,serial=data0,lab -- sh -c 'touch up; sleep 20' >"$dir/out" 2>"$dir/err" </dev/null) & pid=$!
+    until_true 120 test -e ws/up
+    kill -KILL "$(survivors | sed -n '/--lab-disk/s/^ *\([0-9]*\) .*/\1/p')"
+    code=0; wait $pid || code=$?
+    want_code 125
+    want_err 'the server of the lab disk data0 ended'
+    bj --max-disk 16M --disk size=64M,serial=data0,lab -- dd if=/dev/urandom of=/dev/vda bs=1M count=60 oflag=direct
+    want_code 125
+    want_err 'max-disk'
+    want_nothing_left
+}
