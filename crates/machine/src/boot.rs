@@ -352,7 +352,7 @@ impl Booted {
                     let getting_in = get_in(plan, ports, (qemu, console), &mut patience, &limits, (tell, &mut came));
                     tokio::select! {
                         entered = getting_in => entered,
-                        never = entry.note(&view), if plan.is_by_our_grub() => match never {},
+                        lost = entry.note(&view), if plan.is_by_our_grub() => Err(lost),
                     }
                 };
                 entry.told().into_iter().for_each(tell);

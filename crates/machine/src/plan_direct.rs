@@ -249,7 +249,11 @@ impl WayBack {
         if !is_read_by_grub || plan_grub::check_processor(reader, platform).is_err() {
             return Self::None;
         }
-        match plan_grub::find(host.path.as_deref(), plan_grub::starter(is_by_uefi(reader, question))) {
+        let by_uefi = is_by_uefi(reader, question);
+        if let Err(why) = plan_grub::check_disks(spec, by_uefi) {
+            return Self::NoGrub(why);
+        }
+        match plan_grub::find(host.path.as_deref(), plan_grub::starter(by_uefi)) {
             Ok(_) => Self::Grub,
             Err(error) => Self::NoGrub(error.to_string()),
         }
@@ -296,6 +300,14 @@ pub(crate) fn of_image(
                 *rungs = rungs::choose_direct(source);
             }
             Some(Detour::Grub(why)) => {
+                plan_grub::check(reader, question, is_by_uefi(reader, question)).map_err(|error| match error {
+                    PlanError::Grub { image, why: lacks } => {
+                        let why =
+                            format!("{lacks}. It is started so because {why}; with a --login, its own boot is tried");
+                        PlanError::Grub { image, why }
+                    }
+                    other => other,
+                })?;
                 choices.add("start", "by a GRUB of Belljar's own, which reads the image", why);
                 *rungs = rungs::choose_grub(source);
                 return Ok(None);

@@ -5,17 +5,21 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use belljar_guest_spec::DiskBus;
+use belljar_guest_spec::{DiskBus, DiskContent, GuestSpec};
 use belljar_image::{
     cache::Cache,
-    grub::{self, Grub, GrubError, Starter, config::BOOTS},
+    grub::{
+        self, Grub, GrubError, Starter,
+        config::{BOOTS, READS},
+    },
     initramfs::{self, InitramfsSpec},
     kernel::Arch,
 };
-use belljar_model::EventKind;
+use belljar_model::{CrashKind, EventKind, Phase};
 use belljar_proto::message::{INIT_AGENT_PATH, InitRoot};
 
 use crate::{
+    Lost,
     console::ConsoleView,
     plan::PlanError,
     plan_choices::Choices,
@@ -63,15 +67,34 @@ pub(crate) fn check_processor(reader: &ImageReader<'_>, platform: &'static Platf
     ))
 }
 
+/// Whether there is a disk beside the image's on which a system may be. One of zeros has none.
+fn has_others(spec: &GuestSpec) -> bool {
+    spec.hardware.disks.iter().any(|disk| matches!(disk.content, DiskContent::Image(_)))
+}
+
+/// Whether GRUB can tell the image's disk from all others. A BIOS numbers them in the boot order.
+///
+/// # Errors
+/// Why it cannot, with what to do.
+pub(crate) fn check_disks(spec: &GuestSpec, by_uefi: bool) -> Result<(), String> {
+    if by_uefi && has_others(spec) {
+        return Err("GRUB reads all disks, and under UEFI it cannot be told which one is the image's, so that a system on a further disk could be started in its place; \
+                    leave out the disks that have a file of yours, or use another way in (--access initrd)"
+            .to_owned());
+    }
+    Ok(())
+}
+
 /// Whether GRUB can start the image on this host, as far as a look tells. Makes nothing.
 pub(crate) fn check(
     reader: &ImageReader<'_>,
     question: &ImageQuestion<'_>,
     by_uefi: bool,
 ) -> Result<(&'static [u8], Grub), PlanError> {
-    let ImageQuestion { platform, host, .. } = question;
+    let ImageQuestion { platform, host, spec, .. } = question;
     let failed = |why: String| PlanError::Grub { image: reader.image().path().to_owned(), why };
     check_processor(reader, platform).map_err(failed)?;
+    check_disks(spec, by_uefi).map_err(failed)?;
     let agent = platform.agent().ok_or(PlanError::NoAgent { platform })?.program;
     let grub = find(host.path.as_deref(), starter(by_uefi)).map_err(|error| failed(error.to_string()))?;
     Ok((agent, grub))
@@ -85,7 +108,7 @@ pub(crate) fn medium(
     cache: &Cache,
     choices: &mut Choices,
 ) -> Result<Volume, PlanError> {
-    let ImageQuestion { platform, host, .. } = question;
+    let ImageQuestion { platform, host, spec: guest, .. } = question;
     let failed = |why: String| PlanError::Grub { image: reader.image().path().to_owned(), why };
     let (agent, grub) = check(reader, question, by_uefi)?;
     let spec = InitramfsSpec { agent, root: InitRoot::OfGuest { init: INIT.to_owned() }, modules: &[], alone: false };
@@ -93,7 +116,7 @@ pub(crate) fn medium(
     initramfs::build(&spec, &mut archive).map_err(|error| failed(format!("cannot make its archive: {error}")))?;
     // Of several the last one counts, and these come behind the entry's own.
     let words = format!("console={} rdinit={INIT_AGENT_PATH}", platform.console);
-    let made = grub.medium(&archive, &words, cache).map_err(|error| failed(error.to_string()))?;
+    let made = grub.medium(&archive, (&words, has_others(guest)), cache).map_err(|error| failed(error.to_string()))?;
     choices.0.extend(made.flaw.map(|flaw| EventKind::Warning {
         message: format!(
             "the disk with GRUB in the cache was not as it was made ({flaw}) and was made anew: {}",
@@ -110,16 +133,29 @@ pub(crate) fn medium(
 
 /// What GRUB has said that it boots, on the console.
 #[derive(Debug, Default)]
-pub(crate) struct BootedEntry(std::cell::RefCell<Option<String>>);
+pub(crate) struct BootedEntry {
+    entry: std::cell::RefCell<Option<String>>,
+    /// The file in which it is.
+    of: std::cell::RefCell<Option<String>>,
+}
 
 impl BootedEntry {
-    /// Takes note of it; never ends.
-    pub(crate) async fn note(&self, view: &ConsoleView) -> std::convert::Infallible {
+    /// Takes note of it. Ends where a kernel starts that GRUB has not said it boots: it has not the agent.
+    pub(crate) async fn note(&self, view: &ConsoleView) -> Lost {
         let mut lines = view.lines();
         while let Some(line) = lines.next().await {
-            if let Some(entry) = line.trim().strip_prefix(BOOTS.trim_end()) {
-                self.0.replace(Some(entry.trim().to_owned()));
+            let line = line.trim();
+            if let Some(file) = line.strip_prefix(READS.trim_end()) {
+                self.of.replace(Some(file.trim().to_owned()));
+            }
+            if let Some(entry) = line.strip_prefix(BOOTS.trim_end()) {
+                self.entry.replace(Some(entry.trim().to_owned()));
                 break;
+            }
+            if is_kernel_start(line) {
+                let seen = "a kernel was started by commands of the image's, not by those of Belljar's GRUB, so that nothing of Belljar's is in it";
+                let advice = "Its grub.cfg loads GRUB's modules from the image by their files' names (insmod): leave that out, or use another way in (--access).";
+                return Lost::crash(CrashKind::BootFailed, seen.to_owned(), Phase::Boot).with_advice(advice);
             }
         }
         std::future::pending().await
@@ -127,13 +163,20 @@ impl BootedEntry {
 
     /// What there is to tell of it.
     pub(crate) fn told(&self) -> Option<EventKind> {
-        let entry = self.0.take()?;
+        let entry = self.entry.take()?;
+        let of = self.of.take().map_or(String::new(), |file| format!(", of {file}"));
         Some(EventKind::Choice {
             what: "entry".into(),
             chosen: entry,
-            why: "Belljar's GRUB said on the console that it boots this one".into(),
+            why: format!("Belljar's GRUB said on the console that it boots this one{of}"),
         })
     }
+}
+
+/// Whether a kernel's first message is in this line: behind a time stamp of nought, or alone.
+fn is_kernel_start(line: &str) -> bool {
+    let message = line.strip_prefix('[').and_then(|rest| rest.trim_start().strip_prefix("0.000000] "));
+    message.unwrap_or(line).starts_with("Linux version ")
 }
 
 /// What a person is told of the GRUBs on this host: those that are there, and what is missing of others.
@@ -158,6 +201,9 @@ mod tests {
 
     use super::*;
 
+    /// Names that Belljar changes, beside those of commands that load something.
+    const OTHERS: &str = "terminal_input\0terminal_output\0prefix\0superusers\0timeout\0pager\0";
+
     /// A GRUB whose program writes what it was asked for, and whose modules are text.
     fn pretended(dir: &Path, starter: Starter) -> Grub {
         let (program, modules) = (dir.join("bin/grub-mkimage"), dir.join("lib/grub").join(starter.platform()));
@@ -169,15 +215,17 @@ mod tests {
         let names =
             "part_msdos fat normal serial terminal echo test regexp true sleep configfile loadenv linux boot ext2 zfs";
         for name in names.split(' ') {
-            fs_err::write(modules.join(format!("{name}.mod")), format!("{name}: linux\0initrd\0save_env\0")).unwrap();
+            fs_err::write(modules.join(format!("{name}.mod")), format!("{name}: linux\0initrd\0save_env\0{OTHERS}"))
+                .unwrap();
         }
         let mut boot = vec![0x90; 512];
         boot[0x5c..0x64].copy_from_slice(&1_u64.to_le_bytes());
         for (name, bytes) in [
             ("boot.img", &boot[..]),
             ("diskboot.img", b"1"),
-            ("kernel.img", b"2"),
+            ("kernel.img", b"prefix\0"),
             ("lzma_decompress.img", b"3"),
+            ("biosdisk.mod", b"4"),
             ("moddep.lst", b""),
             ("fs.lst", b"ext2\nfat\nufs1\n"),
         ] {
@@ -194,9 +242,9 @@ mod tests {
             let grub = pretended(dir.path(), starter);
             let cache = Cache::new(dir.path().join("cache"), dir.path());
             let archive = vec![7; 3 << 20];
-            let made = grub.medium(&archive, "console=ttyS0 rdinit=/x", &cache).unwrap();
-            assert!(!made.hit && grub.medium(&archive, "console=ttyS0 rdinit=/x", &cache).unwrap().hit);
-            assert!(!grub.medium(&archive, "console=ttyS1", &cache).unwrap().hit, "other words, another disk");
+            let made = grub.medium(&archive, ("console=ttyS0 rdinit=/x", false), &cache).unwrap();
+            assert!(!made.hit && grub.medium(&archive, ("console=ttyS0 rdinit=/x", false), &cache).unwrap().hit);
+            assert!(!grub.medium(&archive, ("console=ttyS1", false), &cache).unwrap().hit, "other words, another disk");
             let qemu_img = Path::new("qemu-img");
             let image = disk::inspect(qemu_img, &made.path, Some(Format::Raw), Use::Boot).unwrap();
             let found = inspect(&Disk::open(&image, qemu_img, Limits::default()).unwrap()).unwrap();
@@ -206,14 +254,14 @@ mod tests {
             assert_eq!(found.esp().is_some(), starter == Starter::Uefi);
             let read = |path: &str| found.read_path(0, path, 8 << 20).unwrap();
             let config = String::from_utf8(read("/belljar/grub.cfg")).unwrap();
-            assert!(config.contains("bjlnx \"$@\" console=ttyS0 rdinit=/x;"), "{config}");
+            assert!(config.contains("bjlnx \"$belljar_kernel\" \"$@\" console=ttyS0 rdinit=/x;"), "{config}");
             assert!(config.contains("\ninsmod zfs\n") && config.contains("\ninsmod bjlnx\n"), "{config}");
             assert_eq!(read("/belljar/agent.img"), archive);
             let modules = format!("/belljar/{}", starter.platform());
             let names = found.list_path(0, &modules).unwrap();
             assert!(names.contains(&"bjlnx.mod".to_owned()) && !names.contains(&"linux.mod".to_owned()), "{names:?}");
             assert!(!names.contains(&"command.lst".to_owned()), "GRUB would load the real commands by themselves");
-            assert_eq!(read(&format!("{modules}/bjlnx.mod")), b"linux: bjlnx\0bjinrd\0save_env\0");
+            assert!(read(&format!("{modules}/bjlnx.mod")).starts_with(b"linux: bjlnx\0bjinrd\0save_env\0"));
             let bytes = fs_err::read(&made.path).unwrap();
             let started = match starter {
                 Starter::Bios => bytes[512..1024].to_vec(),
@@ -225,17 +273,48 @@ mod tests {
     }
 
     #[test]
+    fn a_kernels_first_message_is_known() {
+        assert!(is_kernel_start("[    0.000000] Linux version 6.1.0-56-amd64 (debian-kernel@lists.debian.org)"));
+        assert!(is_kernel_start("Linux version 2.6.32"));
+        assert!(
+            !is_kernel_start("belljar: GRUB boots: Linux version 6")
+                && !is_kernel_start("[    1.500000] Linux version 6")
+        );
+    }
+
+    #[test]
+    fn under_uefi_no_other_disk_may_have_a_system() {
+        use belljar_guest_spec::{Access, BootSource, BusChoice, DiskSpec};
+        let image = |path: &str| BootSource::Image {
+            path: path.into(),
+            format: None,
+            bus: BusChoice::Auto,
+            access: Access::Grub,
+        };
+        let with = |content| {
+            let mut spec = GuestSpec::new(image("/image"));
+            spec.hardware.disks.push(DiskSpec { content, serial: None, bus: BusChoice::Auto });
+            spec
+        };
+        let (empty, full) = (with(DiskContent::Empty(1)), with(DiskContent::Image("/x".into())));
+        assert!(check_disks(&empty, true).is_ok() && check_disks(&full, false).is_ok());
+        assert!(check_disks(&full, true).unwrap_err().contains("leave out the disks"));
+        assert!(has_others(&full) && !has_others(&empty) && !has_others(&GuestSpec::new(image("/image"))));
+    }
+
+    #[test]
     fn every_file_of_grubs_makes_another_disk() {
         let dir = tempfile::tempdir().unwrap();
         let grub = pretended(dir.path(), Starter::Bios);
         let cache = Cache::new(dir.path().join("cache"), dir.path());
-        let mut made = std::collections::BTreeSet::from([grub.medium(b"a", "w", &cache).unwrap().path]);
+        let mut made = std::collections::BTreeSet::from([grub.medium(b"a", ("w", false), &cache).unwrap().path]);
         for name in ["kernel.img", "diskboot.img", "lzma_decompress.img", "ext2.mod", "moddep.lst"] {
-            fs_err::write(grub.modules.join(name), format!("ext2: fat\n{name}")).unwrap();
-            assert!(made.insert(grub.medium(b"a", "w", &cache).unwrap().path), "{name}");
+            fs_err::write(grub.modules.join(name), format!("ext2: fat\n{name}\0prefix\0")).unwrap();
+            assert!(made.insert(grub.medium(b"a", ("w", false), &cache).unwrap().path), "{name}");
         }
-        assert!(made.insert(grub.medium(b"b", "w", &cache).unwrap().path), "the archive");
+        assert!(made.insert(grub.medium(b"b", ("w", false), &cache).unwrap().path), "the archive");
+        assert!(made.insert(grub.medium(b"b", ("w", true), &cache).unwrap().path), "beside other disks");
         fs_err::write(&grub.program, "#!/bin/sh\necho another version\n").unwrap();
-        assert!(made.insert(grub.medium(b"b", "w", &cache).unwrap().path), "the program");
+        assert!(made.insert(grub.medium(b"b", ("w", false), &cache).unwrap().path), "the program");
     }
 }

@@ -45,13 +45,21 @@ fn grub(lab: &Lab) -> OsString {
         fs::write(&program, "#!/bin/sh\necho \"core $*\"\n").unwrap();
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
         for module in MODULES {
-            fs::write(modules.join(format!("{module}.mod")), "linux\0initrd\0save_env\0").unwrap();
+            fs::write(
+                modules.join(format!("{module}.mod")),
+                "linux\0initrd\0save_env\0terminal_input\0terminal_output\0prefix\0superusers\0timeout\0pager\0",
+            )
+            .unwrap();
         }
         let mut boot = vec![0x90; 512];
         boot[0x5c..0x64].copy_from_slice(&1_u64.to_le_bytes());
-        for (name, bytes) in
-            [("boot.img", boot), ("diskboot.img", vec![1]), ("kernel.img", vec![2]), ("lzma_decompress.img", vec![3])]
-        {
+        for (name, bytes) in [
+            ("boot.img", boot),
+            ("diskboot.img", vec![1]),
+            ("kernel.img", b"prefix\0".to_vec()),
+            ("lzma_decompress.img", vec![3]),
+            ("biosdisk.mod", vec![4]),
+        ] {
             fs::write(modules.join(name), bytes).unwrap();
         }
         fs::write(modules.join("moddep.lst"), "").unwrap();
@@ -108,7 +116,9 @@ fn grub_is_on_the_last_disk_and_started_first() {
     let outcome = asked().sh("echo in; exit 7").go();
     outcome.code(7).says("in\n").complains("access: grub").complains("agetty waits for somebody to log in");
     outcome.complains("made now with").complains("the disk with Belljar's GRUB is to come after it");
-    outcome.complains("entry: Debian GNU/Linux (Belljar's GRUB said");
+    outcome.complains(
+        "entry: Debian GNU/Linux (Belljar's GRUB said on the console that it boots this one, of (hd1,msdos1)/boot/grub/grub.cfg)",
+    );
     let command = command_of(&outcome);
     let disks: Vec<_> = command.split("-device ").filter(|device| device.contains("drive=disk")).collect();
     let [boot, further, medium] = &disks[..] else { panic!("{command}") };

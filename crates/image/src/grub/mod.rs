@@ -32,7 +32,7 @@ use crate::{
 };
 
 /// Part of the name in the cache: change it with what is on the disk.
-const LAYOUT: u32 = 1;
+const LAYOUT: u32 = 2;
 /// Our directory on the medium, and the archive in it.
 const DIR: &str = "/belljar";
 const ARCHIVE: &str = "agent.img";
@@ -178,13 +178,13 @@ impl Grub {
         }
     }
 
-    /// The disk, made now or by an earlier run. It has this archive, and the kernel gets these words. Its name in the cache says all that it is made of.
+    /// The disk, made now or by an earlier run. It has this archive, and the kernel gets these words; `beside`: see [`config::text`]. Its name in the cache says all that it is made of.
     ///
     /// # Errors
     /// See [`GrubError`].
-    pub fn medium(&self, archive: &[u8], words: &str, cache: &Cache) -> Result<Cached, GrubError> {
+    pub fn medium(&self, archive: &[u8], (words, beside): (&str, bool), cache: &Cache) -> Result<Cached, GrubError> {
         let modules = Modules::read(&self.modules)?;
-        let config = config::text(&modules.load, words);
+        let config = config::text(&modules.load, words, beside);
         let name = self.name(archive, &config, &modules)?;
         cache.get_or_write(&format!("grub-{name}"), |out, at| {
             let disk = self.disk(archive, &config, &modules)?;
@@ -218,7 +218,7 @@ impl Grub {
     /// What the program, or this one, puts the rest together with.
     fn images(&self) -> &'static [&'static str] {
         match self.starter {
-            Starter::Bios => &["boot.img", "diskboot.img", "kernel.img", "lzma_decompress.img"],
+            Starter::Bios => &["boot.img", "diskboot.img", "kernel.img", "lzma_decompress.img", "biosdisk.mod"],
             Starter::Uefi => &["kernel.img"],
         }
     }
@@ -229,7 +229,7 @@ impl Grub {
     }
 
     fn disk(&self, archive: &[u8], config: &str, modules: &Modules) -> Result<Vec<u8>, GrubError> {
-        let program = self.put_together()?;
+        let program = self.put_together(modules)?;
         let platform = format!("belljar/{}", self.starter.platform());
         let mut files: Vec<(String, &[u8])> =
             modules.files.iter().map(|file| (format!("{platform}/{}", file.name), file.bytes.as_slice())).collect();
@@ -270,13 +270,24 @@ impl Grub {
     }
 
     /// What the firmware or `boot.img` starts.
-    fn put_together(&self) -> Result<Vec<u8>, GrubError> {
+    fn put_together(&self, modules: &Modules) -> Result<Vec<u8>, GrubError> {
         let failed = |said: String| GrubError::Failed { program: self.program.clone(), said };
         let prefix = match self.starter {
             // The partition of the disk from which it was started.
             Starter::Bios => "(,msdos1)/belljar",
             Starter::Uefi => "/belljar",
         };
+        // It is put together of what is on the medium, with other names in it than GRUB's own.
+        let dir = tempfile::tempdir().map_err(|error| failed(error.to_string()))?;
+        let write = |name: &str, bytes: &[u8]| {
+            std::fs::write(dir.path().join(name), bytes)
+                .map_err(|error| failed(format!("cannot write {name}: {error}")))
+        };
+        modules.files.iter().try_for_each(|file| write(&file.name, &file.bytes))?;
+        for name in self.images() {
+            let unknown = || GrubError::Unknown { path: self.modules.join(name), what: modules::OTHER };
+            write(name, &modules::rename(name, self.read(name)?).ok_or_else(unknown)?)?;
+        }
         // A file without a name: the program syncs what it has written, and no pipe can be.
         let out = tempfile::tempfile().map_err(|error| failed(error.to_string()))?;
         let written = out.try_clone().map_err(|error| failed(error.to_string()))?;
@@ -285,7 +296,7 @@ impl Grub {
             Starter::Uefi => &[],
         };
         let mut command = Command::new(&self.program);
-        command.arg("-O").arg(self.starter.platform()).arg("-d").arg(&self.modules).args(["-p", prefix]);
+        command.arg("-O").arg(self.starter.platform()).arg("-d").arg(dir.path()).args(["-p", prefix]);
         command.args(disk).args(modules::CORE).stdin(Stdio::null()).stdout(written).env("LC_ALL", "C");
         let done = command.output().map_err(|error| failed(error.to_string()))?;
         if !done.status.success() {
@@ -294,7 +305,11 @@ impl Grub {
         }
         let mut program = out;
         program.rewind().map_err(|error| failed(error.to_string()))?;
-        bounded::read_all(program, MAX_IMAGE).map_err(|error| failed(error.to_string()))
+        let program = bounded::read_all(program, MAX_IMAGE).map_err(|error| failed(error.to_string()))?;
+        if program.is_empty() {
+            return Err(failed("it wrote nothing".to_owned()));
+        }
+        Ok(program)
     }
 }
 

@@ -68,18 +68,63 @@ const WANTED: &[&str] = &[
     "minicmd",
 ];
 
-/// Names in a module that are others on the medium: the commands, and the module itself, so that a configuration that loads it by its name has none that goes
-/// before our functions.
-const RENAMED: &[(&str, &[(&str, &str)])] = &[
-    ("linux", &[("linux", LINUX), ("initrd", INITRD), ("linuxefi", "bjlnxefi"), ("initrdefi", "bjinrdefi")]),
-    ("loadenv", &[("save_env", "bjsv_env"), ("loadenv", "bjldenv")]),
+/// GRUB's variables under the names that they have on the medium, of the same length. A configuration that sets one of them by the name that it knows changes nothing: where
+/// modules and lists of commands come from, who is asked for a password, how long a menu waits, whether output waits for a key.
+pub(super) const TIMEOUT: &str = "bjmeout";
+const VARIABLES: &[(&str, &str)] =
+    &[("prefix", "bjpref"), ("superusers", "bjperusers"), ("timeout", TIMEOUT), ("pager", "bjger")];
+/// The commands that say what is a terminal.
+pub(super) const TERMINAL_INPUT: &str = "bjrminal_input";
+pub(super) const TERMINAL_OUTPUT: &str = "bjrminal_output";
+
+/// Names in a file of GRUB's that are others on the medium.
+struct Renamed {
+    /// The module, or the program's kernel.
+    file: &'static str,
+    /// Those that must be there, else it is another file than the one that is known.
+    needed: &'static [(&'static str, &'static str)],
+    /// Those that are there in some GRUBs.
+    others: &'static [(&'static str, &'static str)],
+}
+
+/// What GRUB itself starts with.
+pub(super) const KERNEL: &str = "kernel.img";
+
+/// The commands, and the module itself, so that a configuration that loads it by its name has none that goes before our functions.
+const RENAMED: &[Renamed] = &[
+    Renamed {
+        file: "linux",
+        needed: &[("linux", LINUX)],
+        others: &[("initrd", INITRD), ("linuxefi", "bjlnxefi"), ("initrdefi", "bjinrdefi")],
+    },
+    Renamed { file: "loadenv", needed: &[("save_env", "bjsv_env")], others: &[("loadenv", "bjldenv")] },
+    Renamed {
+        file: "terminal",
+        needed: &[("terminal_input", TERMINAL_INPUT), ("terminal_output", TERMINAL_OUTPUT)],
+        others: &[],
+    },
+    Renamed { file: "normal", needed: VARIABLES, others: &[] },
+    Renamed { file: KERNEL, needed: &[VARIABLES[0]], others: &[] },
 ];
+
+impl Renamed {
+    fn of(file: &str) -> Option<&'static Self> {
+        RENAMED.iter().find(|renamed| renamed.file == file)
+    }
+
+    fn all(&self) -> impl Iterator<Item = &'static (&'static str, &'static str)> + use<> {
+        self.needed.iter().chain(self.others)
+    }
+}
 
 /// The name of a module on the medium.
 pub(super) fn renamed(module: &str) -> &str {
-    let names = RENAMED.iter().find(|(renamed, _)| *renamed == module).map(|(_, names)| names);
-    names.and_then(|names| names.iter().find(|(name, _)| *name == module)).map_or(module, |(_, other)| other)
+    let name = Renamed::of(module).and_then(|renamed| renamed.all().find(|(name, _)| *name == module));
+    name.map_or(module, |(_, other)| other)
 }
+
+/// What is missing in a file that is another than the one that is known.
+pub(super) const OTHER: &str = "a name that Belljar has to change";
 
 /// A file of the medium.
 #[derive(Debug, PartialEq, Eq)]
@@ -126,7 +171,7 @@ impl Modules {
             let bytes = read(&format!("{module}.mod"), MAX_MODULE)?;
             let bytes = rename(module, bytes).ok_or_else(|| {
                 let path = dir.join(format!("{module}.mod"));
-                GrubError::Unknown { path, what: "the command that Belljar puts its own before" }
+                GrubError::Unknown { path, what: OTHER }
             })?;
             let name = renamed(module);
             files.push(File { name: format!("{name}.mod"), bytes });
@@ -144,12 +189,12 @@ impl Modules {
     }
 }
 
-/// A module with the names that it has on the medium; none where the first of them is not in it.
-fn rename(module: &str, mut bytes: Vec<u8>) -> Option<Vec<u8>> {
-    let Some((_, names)) = RENAMED.iter().find(|(renamed, _)| *renamed == module) else { return Some(bytes) };
-    for (at, (name, other)) in names.iter().enumerate() {
+/// A file with the names that it has on the medium; none where one that must be is not in it.
+pub(super) fn rename(file: &str, mut bytes: Vec<u8>) -> Option<Vec<u8>> {
+    let Some(renamed) = Renamed::of(file) else { return Some(bytes) };
+    for (at, (name, other)) in renamed.all().enumerate() {
         let places = places(&bytes, name);
-        if places.is_empty() && at == 0 {
+        if places.is_empty() && at < renamed.needed.len() {
             return None;
         }
         for place in places {
@@ -175,8 +220,8 @@ mod tests {
 
     #[test]
     fn commands_get_names_of_the_same_length_and_nothing_else_changes() {
-        for (module, names) in RENAMED {
-            assert!(names.iter().all(|(name, other)| name.len() == other.len()), "{module}");
+        for renamed in RENAMED {
+            assert!(renamed.all().all(|(name, other)| name.len() == other.len()), "{}", renamed.file);
         }
         let bytes = b"linux\0Load Linux.\0initrd\0grub_cmd_linux\0linux.c\0xlinux\0.linux\0linuxefi\0linux".to_vec();
         let other = rename("linux", bytes).unwrap();
@@ -184,6 +229,9 @@ mod tests {
         assert_eq!(String::from_utf8_lossy(&other), String::from_utf8_lossy(want));
         assert_eq!(rename("ext2", b"linux\0".to_vec()), Some(b"linux\0".to_vec()));
         assert_eq!(rename("linux", b"other\0".to_vec()), None, "it is another module");
+        let other = rename(KERNEL, b"prefix\0root\0no prefix\0".to_vec()).unwrap();
+        assert_eq!(String::from_utf8_lossy(&other), "bjpref\0root\0no bjpref\0");
+        assert_eq!(rename("normal", b"prefix\0timeout\0pager\0".to_vec()), None, "one of them is not there");
     }
 
     #[test]
@@ -191,7 +239,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let write = |name: &str, text: &str| fs_err::write(dir.path().join(name), text).unwrap();
         for module in NEEDED.iter().chain(CORE).chain(&["ext2", "fshelp", "extcmd", "other"]) {
-            write(&format!("{module}.mod"), &format!("{module}\0linux\0save_env\0"));
+            let others = "terminal_input\0terminal_output\0prefix\0superusers\0timeout\0pager\0";
+            write(&format!("{module}.mod"), &format!("{module}\0linux\0save_env\0{others}"));
         }
         write("moddep.lst", "ext2: fshelp\necho: extcmd\nfshelp:\nother: ext2\nconfigfile: loadenv\n");
         write("fs.lst", "ext2\nfat\nufs1\n");
@@ -202,7 +251,8 @@ mod tests {
         };
         assert!(file("fshelp.mod").is_some() && file("extcmd.mod").is_some());
         assert_eq!((file("other.mod"), file("linux.mod"), file("loadenv.mod")), (None, None, None));
-        assert_eq!(file("bjlnx.mod").as_deref(), Some("bjlnx\0bjlnx\0save_env\0"));
+        assert!(file("bjlnx.mod").unwrap().starts_with("bjlnx\0bjlnx\0save_env\0terminal_input\0"));
+        assert!(file("normal.mod").unwrap().ends_with("\0bjpref\0bjperusers\0bjmeout\0bjger\0"));
         assert_eq!(file("fs.lst").as_deref(), Some("ext2\nfat\n"), "GRUB looks for no module that is not there");
         assert!(file("moddep.lst").unwrap().contains("\nconfigfile: bjldenv\n"));
         assert!(modules.load.contains(&"ext2".to_owned()) && !modules.load.contains(&"zfs".to_owned()));
