@@ -293,7 +293,7 @@ mod tests {
         };
         let with = |content| {
             let mut spec = GuestSpec::new(image("/image"));
-            spec.hardware.disks.push(DiskSpec { content, serial: None, bus: BusChoice::Auto });
+            spec.hardware.disks.push(DiskSpec { content, serial: None, bus: BusChoice::Auto, lab: false });
             spec
         };
         let (empty, full) = (with(DiskContent::Empty(1)), with(DiskContent::Image("/x".into())));
