@@ -125,6 +125,10 @@ pub(crate) async fn start_agent(
     match typed::type_agent(shell, agent.program, &missing, limits, tell).await? {
         typed::Typed::Ran(reply) => Ok(started(&reply)),
         typed::Typed::Cannot(why) => cannot(why),
+        typed::Typed::NotNow(why) => {
+            shell.makeshift = Some(format!("its agent could not be typed this time: {why}"));
+            cannot(why)
+        }
     }
 }
 

@@ -62,6 +62,10 @@ fn what_never_arrives_whole_is_said() {
     outcome.code(7).complains("session: sh on the console (the agent does not run in this guest: exit code 126");
     outcome.complains("nor can it be typed over the console: piece 1 of ");
     outcome.complains("did not arrive whole, typed 4 times, by what cksum says");
+    // The next boot may have more luck, and a template would not.
+    let outcome = run(&lab, &[("FAKE_GUEST_BASE64", "damaged")]).with_templates().sh("exit 7").go();
+    outcome.code(7).complains("so that it has to boot each time: its agent could not be typed this time: piece 1 of");
+    assert_eq!(lab.templates().len(), 0);
     // Nothing sums up what came, but the agent itself: it is not started.
     let lacks = ("FAKE_GUEST_LACKS", "gunzip,gzip,zcat,cksum,sha256sum,wc");
     let outcome = run(&lab, &[("FAKE_GUEST_BASE64", "damaged"), lacks]).sh("echo out; exit 7").go();

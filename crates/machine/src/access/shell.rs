@@ -106,6 +106,8 @@ pub struct Shell {
     printf: Option<bool>,
     /// The kernel's console log level before we lowered it.
     log_level: Option<String>,
+    /// Why there is only this shell, where that may be otherwise the next time.
+    pub(crate) makeshift: Option<String>,
 }
 
 /// Cuts what a foreground line says to its terminal out of the raw stream.
@@ -179,6 +181,7 @@ impl Shell {
             root: None,
             printf: None,
             log_level: None,
+            makeshift: None,
         };
         if let Launch::Type(text) = launch {
             shell.console.send(format!("{text}\n").as_bytes()).await?;

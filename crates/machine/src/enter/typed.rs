@@ -45,6 +45,8 @@ pub(super) enum Typed {
     Ran(ShellReply),
     /// It was not, for this reason.
     Cannot(String),
+    /// The same, and the next time it may be: the host, or the line, had its day.
+    NotNow(String),
 }
 
 /// What turns what is typed into bytes.
@@ -189,7 +191,7 @@ pub(super) async fn type_agent(
         return Ok(Typed::Cannot(format!("it can write to none of {}", PLACES.join(", "))));
     };
     let outcome = type_into(shell, agent, (tools, &dir), why, limits, tell).await?;
-    if let Typed::Cannot(_) = &outcome {
+    if let Typed::Cannot(_) | Typed::NotNow(_) = &outcome {
         run(shell, &format!("rm -rf {dir}"), limits).await?;
     }
     Ok(outcome)
@@ -235,7 +237,7 @@ async fn type_into(
                 Some(0) => break begun.elapsed(),
                 _ if tries == TRIES => {
                     let of = pieces.len();
-                    return Ok(Typed::Cannot(format!(
+                    return Ok(Typed::NotNow(format!(
                         "piece {} of {of} of it did not arrive whole, typed {TRIES} times, by what {} says",
                         number + 1,
                         tools.sum.program()
@@ -252,7 +254,7 @@ async fn type_into(
         // What was typed in vain says nothing of the rest, and a guess from little is a bad one.
         let rest = taken.mul_f64((bytes.len() - typed) as f64 / typed as f64);
         if elapsed > limit || (taken > limit / 10 && elapsed + rest > limit) {
-            return Ok(Typed::Cannot(format!(
+            return Ok(Typed::NotNow(format!(
                 "{} of {} KiB were typed in {}, and all of it has to be there within {} (what is typed for the guest's {})",
                 typed / 1024,
                 bytes.len() / 1024,

@@ -81,6 +81,12 @@ pub(crate) async fn freeze(
     freezing: &mut Freezing<'_>,
     observe: Observe<'_>,
 ) -> Result<Template, Unfrozen> {
+    if let Entered::Shell(shell) = &*entered
+        && let Some(why) = &shell.makeshift
+    {
+        // Each of its copies would have no more.
+        return Err(Unfrozen::GoesOn(why.clone()));
+    }
     let Freezing { plan, title, base, making, ram, since, rest } = freezing;
     let rest = match rest {
         Rest::PartOfBoot => since.elapsed() / 16,
