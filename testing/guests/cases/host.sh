@@ -150,7 +150,7 @@ test_guest_has_what_a_system_has() {
         sh -c "exit 0" & wait $! && echo children
         echo "$PATH"'
     want_code 0
-    want_out /proc /sys /dev /run /tmp hostname hosts lo writable dev tmp children "$PATH"
+    want_out /proc /sys /dev /run /tmp hostname hosts lo writable dev tmp children "$PATH:/run/belljar/bin"
     [ ! -e /new ] && [ ! -e /etc/new ] && [ ! -e /usr/new ] || fail "the host's root was written to"
 }
 

@@ -350,7 +350,7 @@ test_disks_and_cards_are_plugged_in() {
     done
     PATH=$PATH:/opt/venv/bin TZ=Nowhere/AtAll LANG=xx_YY bj -v -- sh -c 'echo "$PATH $TZ $LANG"'
     no_boot
-    want_line ':/opt/venv/bin Nowhere/AtAll xx_YY$'
+    want_line ':/opt/venv/bin:/run/belljar/bin Nowhere/AtAll xx_YY$'
     [ "$(templates | wc -l)" = 4 ] || fail "$(templates)"
     "$BELLJAR" template list >out
     want_line 'with 2 disks more \(made of '
