@@ -11,7 +11,8 @@ use belljar_guest_spec::fault::{self, CERTAIN, DiskError, Effect, Fault, Operati
 use crate::{
     control::{Answer, Counts, Logged, MAX_MARK, MAX_TOLD, Order, What},
     nbd::{self, Request},
-    store::{Store, StoreError, Survival},
+    store::{Store, StoreError},
+    survival::Survival,
 };
 
 /// Most requests that are remembered.
@@ -389,13 +390,13 @@ impl LabDisk {
                 Ok(Answer::Done)
             }
             Order::Freeze => {
-                self.store.freeze().map_err(StoreError::from).map_err(host)?;
+                self.store.freeze().map_err(host)?;
                 Ok(Answer::Done)
             }
             Order::Cut(seed) => {
                 self.off = true;
                 let lost = self.store.cut(seed.map_or(Survival::Strict, Survival::Seed)).map_err(host)?;
-                self.store.freeze().map_err(StoreError::from).map_err(host)?;
+                self.store.freeze().map_err(host)?;
                 Ok(Answer::Cut { pending: lost.pending, lost: lost.lost })
             }
         }

@@ -20,8 +20,10 @@ pub mod nbd;
 mod serve;
 mod setup;
 mod store;
+mod survival;
 
 pub use disk::{Fate, LabDisk, When};
 pub use serve::{ServeError, serve};
 pub use setup::{Below, Setup};
-pub use store::{Base, Frozen, GRANULE, Lost, Store, StoreError, Survival};
+pub use store::{Base, Frozen, GRANULE, Store, StoreError};
+pub use survival::{Lost, Survival};

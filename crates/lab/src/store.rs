@@ -9,7 +9,10 @@
 
 use std::{collections::HashMap, fs::File, io, os::unix::fs::FileExt, sync::Arc};
 
-use crate::map::{Map, Place, Room};
+use crate::{
+    map::{Map, Place, Room},
+    survival::{Choice, Lost, Survival},
+};
 
 /// Bytes that have one entry in the map.
 pub const GRANULE: u64 = 4096;
@@ -58,24 +61,6 @@ pub enum StoreError {
     /// The host cannot.
     #[error("the host: {0}")]
     Host(#[from] io::Error),
-}
-
-/// What may be there after a power cut beyond what was flushed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Survival {
-    /// Nothing.
-    Strict,
-    /// What this seed chooses within what a drive may do: each write since the last flush may have arrived or not, wholly or in sectors, in any order.
-    Seed(u64),
-}
-
-/// What a power cut did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Lost {
-    /// Writes, discards and zeros since the last flush.
-    pub pending: u64,
-    /// How many of them are not there as a whole.
-    pub lost: u64,
 }
 
 /// A change since the last flush.
@@ -497,7 +482,11 @@ impl Store {
         let mut choice = Choice::new(survival);
         let mut lost = Lost { pending: pending.len() as u64, lost: 0 };
         for one in pending {
-            let pieces = if one.durable { vec![(one.offset, one.length)] } else { choice.of(one, self.sector) };
+            let pieces = if one.durable {
+                vec![(one.offset, one.length)]
+            } else {
+                choice.of((one.offset, one.length), one.block.is_some(), self.sector)
+            };
             lost.lost += u64::from(pieces != [(one.offset, one.length)]);
             for (offset, length) in pieces {
                 self.apply(one, offset, length)?;
@@ -524,7 +513,7 @@ impl Store {
     ///
     /// # Errors
     /// When the host cannot write.
-    pub fn freeze(&mut self) -> io::Result<()> {
+    pub fn freeze(&mut self) -> Result<(), StoreError> {
         self.flush();
         let entries = self.map.all();
         let mut bytes = Vec::with_capacity(entries.len() * ENTRY as usize);
@@ -544,7 +533,7 @@ impl Store {
         // What a frozen disk that goes on had behind its data.
         self.data.set_len(at)?;
         self.data.write_all_at(&bytes, at)?;
-        self.data.write_all_at(&trailer, at + bytes.len() as u64)
+        Ok(self.data.write_all_at(&trailer, at + bytes.len() as u64)?)
     }
 
     fn check(&self, offset: u64, length: u64) -> Result<(), StoreError> {
@@ -557,48 +546,6 @@ impl Store {
 
 fn give_back(room: &mut Room, blocks: Vec<u32>) {
     blocks.into_iter().for_each(|block| room.give(block));
-}
-
-/// How likely a change has arrived where all have.
-const ALL: u8 = 4;
-
-/// What survives a power cut.
-struct Choice {
-    random: Option<fastrand::Rng>,
-    /// How likely a change has arrived, of [`ALL`]: a drive may have been about to finish, or not to begin.
-    likely: u8,
-}
-
-impl Choice {
-    fn new(survival: Survival) -> Self {
-        let Survival::Seed(seed) = survival else { return Self { random: None, likely: 0 } };
-        let mut random = fastrand::Rng::with_seed(seed);
-        let likely = random.u8(0..=ALL);
-        Self { random: Some(random), likely }
-    }
-
-    /// The parts of a change that have arrived.
-    fn of(&mut self, one: Pending, sector: u64) -> Vec<(u64, u64)> {
-        let Some(random) = &mut self.random else { return Vec::new() };
-        if random.u8(0..ALL) >= self.likely {
-            return Vec::new();
-        }
-        let whole = vec![(one.offset, one.length)];
-        // Most arrive as a whole; those that do not, in sectors. Where all had the time to arrive, they do.
-        if one.block.is_none() || one.length <= sector || self.likely == ALL || random.u8(0..4) > 0 {
-            return whole;
-        }
-        let mut pieces = Vec::new();
-        let mut at = one.offset;
-        while at < one.offset + one.length {
-            let end = ((at / sector + 1) * sector).min(one.offset + one.length);
-            if random.bool() {
-                pieces.push((at, end - at));
-            }
-            at = end;
-        }
-        pieces
-    }
 }
 
 #[cfg(test)]
