@@ -77,8 +77,8 @@ impl Incoming {
         &self.buffer[self.start..self.end]
     }
 
-    /// Reads what is there; gives how much that was.
-    fn read(&mut self, mut from: impl Read, more: usize) -> io::Result<usize> {
+    /// Reads what is there; gives whether the other end is.
+    fn read(&mut self, mut from: impl Read, more: usize) -> io::Result<bool> {
         if self.start > 0 {
             self.buffer.copy_within(self.start..self.end, 0);
             self.end -= self.start;
@@ -88,9 +88,15 @@ impl Incoming {
         if self.buffer.len() < room {
             self.buffer.resize(room, 0);
         }
-        let read = from.read(&mut self.buffer[self.end..])?;
-        self.end += read;
-        Ok(read)
+        match from.read(&mut self.buffer[self.end..]) {
+            Ok(read) => {
+                self.end += read;
+                Ok(read > 0)
+            }
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(true),
+            Err(error) if is_gone(&error) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -236,14 +242,8 @@ impl Client {
     /// Takes what has come; gives whether the client stays.
     fn take(&mut self, disk: &mut LabDisk, waiting: &mut Vec<Waiting>) -> Result<bool, ServeError> {
         let more = nbd::missing(self.incoming.bytes());
-        match self.incoming.read(&self.stream, more) {
-            Ok(0) => return Ok(false),
-            Ok(_) => {}
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
-                return Ok(true);
-            }
-            Err(error) if is_gone(&error) => return Ok(false),
-            Err(error) => return Err(error.into()),
+        if !self.incoming.read(&self.stream, more)? {
+            return Ok(false);
         }
         let now = Instant::now();
         let out = &mut self.outgoing.buffer;
@@ -274,14 +274,8 @@ fn take_orders(
     answers: &mut Outgoing,
     disk: &mut LabDisk,
 ) -> Result<bool, ServeError> {
-    match orders.read(control, 0) {
-        Ok(0) => return Ok(false),
-        Ok(_) => {}
-        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
-            return Ok(true);
-        }
-        Err(error) if is_gone(&error) => return Ok(false),
-        Err(error) => return Err(error.into()),
+    if !orders.read(control, 0)? {
+        return Ok(false);
     }
     while let Some(end) = orders.bytes().iter().position(|byte| *byte == b'\n') {
         let order: Order =

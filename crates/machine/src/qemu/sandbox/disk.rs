@@ -8,22 +8,23 @@ use std::{ffi::OsString, fs::File, io, os::fd::AsFd, os::unix::net::UnixStream};
 
 use belljar_lab::Setup;
 use libc::{EPERM, c_long};
-use rustix::process::{Pid, Resource, Rlimit, Signal, getppid, set_parent_process_death_signal, setpgid, setrlimit};
 use seccompiler::{BpfProgram, Error, SeccompAction, SeccompFilter};
 
-use super::{ShimError, caps, descriptors, filter, prepare};
+use super::{
+    ShimError, descriptors, filter,
+    serving::{RUNNING, confine, process_id, stand_apart},
+};
 
 /// What makes the shim such a server.
 pub(super) const WORD: &str = "--lab-disk";
 
 /// Serves until Belljar closes its line. `words` are what comes after [`WORD`].
 pub(super) fn run(parent: &OsString, words: &[OsString]) -> Result<(), ShimError> {
-    let parent: i32 = parent.to_str().and_then(|pid| pid.parse().ok()).ok_or(ShimError::Usage("no process id"))?;
+    let parent = process_id(parent)?;
     let [setup] = words else { return Err(ShimError::Usage("not one word after --lab-disk")) };
     let setup = setup.to_str().and_then(|setup| serde_json::from_str::<Setup>(setup).ok());
     let setup = setup.ok_or(ShimError::Usage("no setup after --lab-disk"))?;
-    // A group of its own, so that a Ctrl-C meant for Belljar does not reach it.
-    let _ = setpgid(None, None);
+    stand_apart()?;
     let stdin = io::stdin();
     let received = descriptors::receive(stdin.as_fd(), 2 + setup.files());
     let mut received = received.map_err(|source| ShimError::Prepare { what: "take over its descriptors", source })?;
@@ -31,27 +32,19 @@ pub(super) fn run(parent: &OsString, words: &[OsString]) -> Result<(), ShimError
     let (Some(control), Some(qemu)) = (received.pop(), received.pop()) else {
         return Err(ShimError::Usage("no lines for a lab disk"));
     };
-    let nothing = Rlimit { current: Some(0), maximum: Some(0) };
-    setrlimit(Resource::Core, nothing).map_err(|e| prepare("forbid core files", e))?;
     let disk = setup.open(files).map_err(|source| ShimError::Prepare { what: "open the lab disk", source })?;
-    caps::drop_for_good().map_err(|e| prepare(super::DROP_CAPABILITIES, e))?;
-    rustix::thread::set_no_new_privs(true).map_err(|e| prepare("renounce new privileges", e))?;
-    set_parent_process_death_signal(Some(Signal::KILL)).map_err(|e| prepare("tie its life to Belljar's", e))?;
-    if getppid().map(Pid::as_raw_pid) != Some(parent) {
-        return Err(ShimError::Orphaned { parent });
-    }
-    seccompiler::apply_filter(&program()?)?;
+    confine(parent, &program()?)?;
     belljar_lab::serve(disk, UnixStream::from(qemu), UnixStream::from(control)).map_err(ShimError::ServeDisk)
 }
 
 /// The filter: what is not listed ends with `EPERM`.
 fn program() -> Result<BpfProgram, Error> {
-    let rules = ALLOWED.iter().map(|&call| (call, Vec::new())).collect();
+    let rules = ALLOWED.iter().chain(RUNNING).map(|&call| (call, Vec::new())).collect();
     let refused = SeccompAction::Errno(EPERM as u32);
     SeccompFilter::new(rules, refused, SeccompAction::Allow, filter::ARCH)?.try_into().map_err(Error::Backend)
 }
 
-/// What serving a disk takes: its files, its two lines, memory, and the end of the process.
+/// What serving a disk takes, beside [`RUNNING`]: its files and its two lines.
 const ALLOWED: &[c_long] = &[
     libc::SYS_read,
     libc::SYS_write,
@@ -69,22 +62,6 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_poll,
     libc::SYS_ppoll,
     libc::SYS_clock_gettime,
-    libc::SYS_brk,
-    libc::SYS_mmap,
-    libc::SYS_munmap,
-    libc::SYS_mremap,
-    libc::SYS_mprotect,
-    libc::SYS_madvise,
-    libc::SYS_futex,
-    libc::SYS_getrandom,
-    libc::SYS_sigaltstack,
-    libc::SYS_rt_sigaction,
-    libc::SYS_rt_sigprocmask,
-    libc::SYS_rt_sigreturn,
-    libc::SYS_sched_yield,
-    libc::SYS_restart_syscall,
-    libc::SYS_exit,
-    libc::SYS_exit_group,
 ];
 
 #[cfg(test)]

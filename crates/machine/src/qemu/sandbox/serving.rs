@@ -41,19 +41,16 @@ fn using(word: &OsString) -> Option<Use> {
 
 /// Serves until the port is closed. `words` are what comes after [`WORD`].
 pub(super) fn run(parent: &OsString, words: &[OsString]) -> Result<(), ShimError> {
-    let parent: i32 = parent.to_str().and_then(|pid| pid.parse().ok()).ok_or(ShimError::Usage("no process id"))?;
+    let parent = process_id(parent)?;
     let [what, count] = words else { return Err(ShimError::Usage("not two words after --share")) };
     let using = using(what).ok_or(ShimError::Usage("no use after --share"))?;
     let count = count.to_str().and_then(|n| n.parse().ok()).filter(|n| (2..=3).contains(n));
     let count = count.ok_or(ShimError::Usage("no number of descriptors after --share"))?;
-    // A group of its own, so that a Ctrl-C meant for Belljar does not reach it.
-    let _ = setpgid(None, None);
+    stand_apart()?;
     let stdin = io::stdin();
     let received = descriptors::receive(stdin.as_fd(), count);
     let mut received = received.map_err(|source| ShimError::Prepare { what: "take over its descriptors", source })?;
     let (port, directory) = (received.remove(0), received.remove(0));
-    let nothing = Rlimit { current: Some(0), maximum: Some(0) };
-    setrlimit(Resource::Core, nothing).map_err(|e| prepare("forbid core files", e))?;
     rustix::process::umask(Mode::empty());
     let limit = getrlimit(Resource::Nofile);
     let most = limit.maximum.unwrap_or(DESCRIPTORS).min(DESCRIPTORS);
@@ -64,23 +61,40 @@ pub(super) fn run(parent: &OsString, words: &[OsString]) -> Result<(), ShimError
     let what = "open the directory to be served";
     let server = Server::new(directory, using, usize::try_from(most).unwrap_or(usize::MAX));
     let server = server.map_err(|e| prepare(what, e))?;
+    confine(parent, &program(using)?)?;
+    // What is left of `received` keeps the directory as it is seen.
+    let served = serve(server, &mut File::from(port));
+    served.map_err(ShimError::Serve)
+}
+
+/// Reads who started the process.
+pub(super) fn process_id(parent: &OsString) -> Result<i32, ShimError> {
+    parent.to_str().and_then(|pid| pid.parse().ok()).ok_or(ShimError::Usage("no process id"))
+}
+
+/// What any process that serves a guest does first: a group of its own, so that a Ctrl-C meant for Belljar does not reach it, and no core files.
+pub(super) fn stand_apart() -> Result<(), ShimError> {
+    let _ = setpgid(None, None);
+    let nothing = Rlimit { current: Some(0), maximum: Some(0) };
+    setrlimit(Resource::Core, nothing).map_err(|e| prepare("forbid core files", e))
+}
+
+/// What it does last, when it has opened all that it serves: root's capabilities go, it dies with its parent, and `filter` says what it may ask of the kernel.
+pub(super) fn confine(parent: i32, filter: &BpfProgram) -> Result<(), ShimError> {
     caps::drop_for_good().map_err(|e| prepare(super::DROP_CAPABILITIES, e))?;
     rustix::thread::set_no_new_privs(true).map_err(|e| prepare("renounce new privileges", e))?;
     set_parent_process_death_signal(Some(Signal::KILL)).map_err(|e| prepare("tie its life to Belljar's", e))?;
     if getppid().map(Pid::as_raw_pid) != Some(parent) {
         return Err(ShimError::Orphaned { parent });
     }
-    seccompiler::apply_filter(&program(using)?)?;
-    // What is left of `received` keeps the directory as it is seen.
-    let served = serve(server, &mut File::from(port));
-    served.map_err(ShimError::Serve)
+    Ok(seccompiler::apply_filter(filter)?)
 }
 
 /// The filter: what is not listed ends with `EPERM`. Where a share is for reading, nothing that changes a file is among it, whatever the server were
 /// talked into.
 fn program(using: Use) -> Result<BpfProgram, Error> {
     let changing = if using == Use::Exchange { CHANGING } else { &[] };
-    let allowed = ALLOWED.iter().chain(changing);
+    let allowed = ALLOWED.iter().chain(RUNNING).chain(changing);
     let mut rules: std::collections::BTreeMap<i64, Vec<_>> = allowed.map(|&call| (call, Vec::new())).collect();
     let none_of = |argument, bits: u32| {
         SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(bits.into()), 0)
@@ -119,7 +133,7 @@ const CHANGING: &[c_long] = &[
     libc::SYS_removexattr,
 ];
 
-/// What serving files takes: files, memory, and the end of the process.
+/// What serving files takes, beside [`RUNNING`].
 const ALLOWED: &[c_long] = &[
     libc::SYS_read,
     libc::SYS_write,
@@ -139,6 +153,12 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_getxattr,
     libc::SYS_listxattr,
     libc::SYS_fcntl,
+    libc::SYS_nanosleep,
+    libc::SYS_clock_nanosleep,
+];
+
+/// What any such process takes: memory, its threads' locks, signals, and its end.
+pub(super) const RUNNING: &[c_long] = &[
     libc::SYS_brk,
     libc::SYS_mmap,
     libc::SYS_munmap,
@@ -147,8 +167,6 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_madvise,
     libc::SYS_futex,
     libc::SYS_getrandom,
-    libc::SYS_nanosleep,
-    libc::SYS_clock_nanosleep,
     libc::SYS_sigaltstack,
     libc::SYS_rt_sigaction,
     libc::SYS_rt_sigprocmask,
