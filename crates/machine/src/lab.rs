@@ -46,8 +46,12 @@ pub(crate) struct LabDisk {
 struct Served {
     name: String,
     process: Companion,
-    control: BufReader<UnixStream>,
+    orders: Orders,
 }
+
+/// The line on which a server gets its orders.
+#[derive(Debug)]
+struct Orders(BufReader<UnixStream>);
 
 /// All of a machine's. Dropping the last of them ends their servers.
 #[derive(Clone, Debug, Default)]
@@ -69,16 +73,19 @@ impl Served {
         let command = host.shim.command_to_serve_disk(&setup, descriptors)?;
         let process = Companion::start(command, host)?;
         ours.set_nonblocking(true)?;
-        Ok(Self { name, process, control: BufReader::new(UnixStream::from_std(ours)?) })
+        Ok(Self { name, process, orders: Orders(BufReader::new(UnixStream::from_std(ours)?)) })
     }
+}
 
-    async fn order(&mut self, order: &Order) -> io::Result<Answer> {
+impl Orders {
+    /// Has an order carried out.
+    async fn give(&mut self, order: &Order) -> io::Result<Answer> {
         let mut line = serde_json::to_vec(order).map_err(io::Error::other)?;
         line.push(b'\n');
         let answered = async {
-            self.control.get_mut().write_all(&line).await?;
+            self.0.get_mut().write_all(&line).await?;
             let mut answer = Vec::new();
-            (&mut self.control).take(MAX_LINE as u64).read_until(b'\n', &mut answer).await?;
+            (&mut self.0).take(MAX_LINE as u64).read_until(b'\n', &mut answer).await?;
             if answer.last() != Some(&b'\n') {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
@@ -103,14 +110,8 @@ impl Lab {
             let told = |error: io::Error| io::Error::new(error.kind(), format!("{name}: {error}"));
             let mut served = Served::start(disk, host).map_err(told)?;
             // It answers when it has opened its files.
-            let Served { process, control, .. } = &mut served;
-            let asked = async {
-                control.get_mut().write_all(b"{\"counts\":null}\n").await?;
-                let mut answer = Vec::new();
-                control.take(MAX_LINE as u64).read_until(b'\n', &mut answer).await?;
-                if answer.is_empty() { Err(of_line(io::ErrorKind::UnexpectedEof.into())) } else { Ok(()) }
-            };
-            process.answers(asked).await.map_err(told)?;
+            let Served { process, orders, .. } = &mut served;
+            process.answers(async { orders.give(&Order::Counts(None)).await.map(drop) }).await.map_err(told)?;
             all.push(served);
         }
         let names = all.iter().map(|served| served.name.clone()).collect();
@@ -141,7 +142,7 @@ impl Lab {
     /// When a server does not; with which one.
     pub(crate) async fn freeze(&self) -> Result<(), String> {
         for served in &mut *self.disks.lock().await {
-            let why = match served.order(&Order::Freeze).await {
+            let why = match served.orders.give(&Order::Freeze).await {
                 Ok(Answer::Done) => continue,
                 Ok(Answer::Refused(why)) => why,
                 Ok(other) => format!("it says {other:?}"),
@@ -155,24 +156,21 @@ impl Lab {
     /// Does what is asked for in the words of the manual, `NAME ORDER`; gives what there is to say, and what there is to tell of it.
     pub(crate) async fn ask(&self, text: &str) -> (Outcome, Option<EventKind>) {
         let (name, rest) = text.split_once(char::is_whitespace).map_or((text, ""), |(name, rest)| (name, rest.trim()));
-        let order = match (self.names.iter().any(|known| known == name), Order::parse(rest)) {
-            (false, _) if self.is_empty() => {
-                let why = "this guest has no lab disks; make one with lab = true in its disks, or --disk size=1G,lab";
-                return (Outcome::Refused(why.to_owned()), None);
-            }
-            (false, _) => {
-                let known = self.names.join(", ");
-                let why = format!("there is no lab disk {:?}; there are {known}", sanitize_line(name.as_bytes()));
-                return (Outcome::Refused(why), None);
-            }
-            (true, Err(why)) => return (Outcome::Refused(sanitize_line(why.as_bytes())), None),
-            (true, Ok(order)) => order,
-        };
+        let refused = |why: String| (Outcome::Refused(sanitize_line(why.as_bytes())), None);
         let mut disks = self.disks.lock().await;
         let Some(served) = disks.iter_mut().find(|served| served.name == name) else {
-            return (Outcome::Refused("its server is gone".to_owned()), None);
+            return refused(if self.is_empty() {
+                "this guest has no lab disks; make one with lab = true in its disks, or --disk size=1G,lab".to_owned()
+            } else {
+                let name = sanitize_line(name.as_bytes());
+                format!("there is no lab disk {name:?}; there are {}", self.names.join(", "))
+            });
         };
-        let answer = match served.order(&order).await {
+        let order = match Order::parse(rest) {
+            Ok(order) => order,
+            Err(why) => return refused(why),
+        };
+        let answer = match served.orders.give(&order).await {
             Ok(answer) => answer.said(),
             Err(error) => Err(format!("{}: {error}", what(name))),
         };

@@ -20,7 +20,7 @@ use belljar_proto::message::{INIT_AGENT_PATH, InitRoot};
 
 use crate::{
     Lost,
-    console::ConsoleView,
+    console::{AlarmKind, ConsoleView, Scanner},
     plan::PlanError,
     plan_choices::Choices,
     plan_image::{Facts, ImageQuestion, ImageReader},
@@ -175,8 +175,8 @@ impl BootedEntry {
 
 /// Whether a kernel's first message is in this line: behind a time stamp of nought, or alone.
 fn is_kernel_start(line: &str) -> bool {
-    let message = line.strip_prefix('[').and_then(|rest| rest.trim_start().strip_prefix("0.000000] "));
-    message.unwrap_or(line).starts_with("Linux version ")
+    let is_first = line.strip_prefix('[').is_none_or(|stamp| stamp.trim_start().starts_with("0.000000]"));
+    is_first && Scanner::default().line(line) == Some(AlarmKind::KernelStart)
 }
 
 /// What a person is told of the GRUBs on this host: those that are there, and what is missing of others.
@@ -261,7 +261,8 @@ mod tests {
             let names = found.list_path(0, &modules).unwrap();
             assert!(names.contains(&"bjlnx.mod".to_owned()) && !names.contains(&"linux.mod".to_owned()), "{names:?}");
             assert!(!names.contains(&"command.lst".to_owned()), "GRUB would load the real commands by themselves");
-            assert!(read(&format!("{modules}/bjlnx.mod")).starts_with(b"linux: bjlnx\0bjinrd\0save_env\0"));
+            let renamed = format!("linux: bjlnx\0bjinrd\0save_env\0{OTHERS}");
+            assert_eq!(read(&format!("{modules}/bjlnx.mod")), renamed.as_bytes());
             let bytes = fs_err::read(&made.path).unwrap();
             let started = match starter {
                 Starter::Bios => bytes[512..1024].to_vec(),

@@ -49,9 +49,9 @@ pub(crate) fn on_disk(
     cache: &Cache,
     choices: &mut Choices,
 ) -> Option<OnDisk> {
-    let lacks = [Feature::VirtioScsi].into_iter().find(|&feature| index.feature(feature) == Presence::Absent);
-    if let Some(feature) = lacks {
-        let why = format!("the kernel has no {feature}, by which they could be there before");
+    let by = Feature::VirtioScsi;
+    if index.feature(by) == Presence::Absent {
+        let why = format!("the kernel has no {by}, by which they could be there before");
         choices.add("modules", "when the guest has booted", why);
         return None;
     }

@@ -190,6 +190,10 @@ fn of_attempt(a: &AttemptSummary, at: &dyn Fn(Timestamp) -> i64) -> Value {
 
 /// Of a try that began then, or of the run.
 fn notes(notes: &[Note], began: Option<Timestamp>) -> Vec<Value> {
+    let after = |at: Timestamp| {
+        let millis = began.and_then(|began| u64::try_from(at.duration_since(began).as_millis()).ok());
+        millis.map(|millis| format!("after {} s", seconds(millis)))
+    };
     notes
         .iter()
         .map(|note| match note {
@@ -197,14 +201,8 @@ fn notes(notes: &[Note], began: Option<Timestamp>) -> Vec<Value> {
                 json!(["choice", format!("{}: {}", harmless(what), harmless(chosen)), harmless(why)])
             }
             Note::Warning(text) => json!(["note", harmless(text), null]),
-            Note::Mark { text, at } => {
-                let millis = began.and_then(|began| u64::try_from(at.duration_since(began).as_millis()).ok());
-                json!(["mark", harmless(text), millis.map(|millis| format!("after {} s", seconds(millis)))])
-            }
-            Note::Control { text, at } => {
-                let millis = began.and_then(|began| u64::try_from(at.duration_since(began).as_millis()).ok());
-                json!(["control", harmless(text), millis.map(|millis| format!("after {} s", seconds(millis)))])
-            }
+            Note::Mark { text, at } => json!(["mark", harmless(text), after(*at)]),
+            Note::Control { text, at } => json!(["control", harmless(text), after(*at)]),
             Note::Alarm { name, line, fatal } => {
                 json!([if *fatal { "fatal" } else { "alarm" }, harmless(name), harmless(line)])
             }

@@ -26,8 +26,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
-pub(crate) use alarm::kernel_kind;
 pub use alarm::{Alarm, AlarmKind, Alarms, Phase, Severity};
+pub(crate) use alarm::{Scanner, kernel_kind};
 pub use matcher::{Marker, Pattern};
 pub use patience::{Limit, Overdue, Patience};
 
