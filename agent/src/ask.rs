@@ -9,6 +9,7 @@ pub(crate) mod answers;
 pub(crate) mod ctl;
 
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use belljar_proto::message::{MAX_QUESTION, Outcome, Question, ToHost};
@@ -131,14 +132,16 @@ impl Asks {
 
     fn ask(&mut self, line: &[u8], link: &mut Link) {
         let (name, line) = answers::name_and_line(line);
-        let (name, question) = match (name, question(line)) {
+        let question = question(line);
+        // Of a name that is none nobody can be told.
+        let (name, question) = match (name, question) {
             (Ok(name), Ok(question)) => (name, question),
-            (name, question) => {
-                let why = question.err().or_else(|| name.clone().err()).unwrap_or_default();
-                match name {
-                    Ok(Some(name)) => self.waiting.put(self.path.as_deref(), &name, &Outcome::Refused(why)),
-                    _ => link.queue(&ToHost::Log(format!("{:?} was written to ${VARIABLE}: {why}", text::lossy(line)))),
-                }
+            (Ok(Some(name)), Err(why)) => {
+                self.waiting.put(self.path.as_deref(), &name, &Outcome::Refused(why));
+                return;
+            }
+            (Ok(None), Err(why)) | (Err(_), Err(why)) | (Err(why), Ok(_)) => {
+                link.queue(&ToHost::Log(format!("{:?} was written to ${VARIABLE}: {why}", text::lossy(line))));
                 return;
             }
         };
@@ -184,6 +187,20 @@ fn question(line: &[u8]) -> Result<Question, String> {
     }
 }
 
+/// Makes a directory of root's, which all may look into whatever the file mode creation mask is; one that is there already has to be root's, and nobody
+/// else's to write to.
+fn make_directory(directory: &Path) -> std::io::Result<()> {
+    let made = std::fs::create_dir(directory)
+        .and_then(|()| std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o755)));
+    let found = std::fs::symlink_metadata(directory)?;
+    let ours = rustix::process::geteuid().as_raw();
+    if found.is_dir() && found.uid() == ours && found.mode() & 0o022 == 0 {
+        Ok(())
+    } else {
+        made.and(Err(std::io::ErrorKind::PermissionDenied.into()))
+    }
+}
+
 fn make(path: &Path) -> Result<OwnedFd, Errno> {
     let open = || {
         // For writing too: it never comes to an end while nobody else has it open.
@@ -199,7 +216,7 @@ fn make(path: &Path) -> Result<OwnedFd, Errno> {
         return Ok(pipe);
     }
     if let Some(parent) = path.parent() {
-        let _ = rustix::fs::mkdir(parent, Mode::from_raw_mode(0o755));
+        let _ = make_directory(parent);
     }
     match rustix::fs::unlink(path) {
         Ok(()) | Err(Errno::NOENT) => {}

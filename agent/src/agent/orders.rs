@@ -252,10 +252,8 @@ impl Agent {
     }
 
     fn quiesce(&mut self, wanted: Quiesce) {
-        if self.root.is_none() {
-            // What each copy would have to make.
-            self.asks.open();
-        }
+        // Each copy would have to make it. It goes over into a root that is entered later.
+        self.asks.open();
         match setup::start_quiesce(wanted, &self.mounts, self.unpacked.as_ref(), self.cards.addressed) {
             Ok(job) => self.jobs.push(job),
             Err(errno) => {

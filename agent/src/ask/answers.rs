@@ -69,7 +69,9 @@ impl Answers {
             Outcome::Full => ("error", "no more of it is taken in this session"),
         };
         let end = if said.is_empty() || said.ends_with('\n') { "" } else { "\n" };
-        let _ = rustix::fs::mkdir(&directory, Mode::from_raw_mode(0o755));
+        if super::make_directory(&directory).is_err() {
+            return;
+        }
         let (path, new) = (directory.join(name), directory.join(".new"));
         let _ = std::fs::remove_file(&new);
         let written = std::fs::write(&new, format!("{word}\n{said}{end}"));

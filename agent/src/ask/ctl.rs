@@ -5,14 +5,14 @@
 use std::ffi::c_int;
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use belljar_proto::message::MAX_QUESTION;
 use rustix::fs::{StatVfsMountFlags, statvfs};
 
-use super::{PATH, VARIABLE, answers};
+use super::{PATH, VARIABLE, answers, make_directory};
 use crate::{serve, text};
 
 /// The directory that is in `PATH`.
@@ -49,19 +49,6 @@ pub(super) fn install() -> bool {
         let _ = fs::remove_file(&program);
         there && std::os::unix::fs::symlink(&file, &program).is_ok()
     })
-}
-
-/// Makes a directory of root's; one that is there already has to be root's, and nobody else's to write to.
-fn make_directory(directory: &Path) -> io::Result<()> {
-    let made =
-        fs::create_dir(directory).and_then(|()| fs::set_permissions(directory, fs::Permissions::from_mode(0o755)));
-    let found = fs::symlink_metadata(directory)?;
-    let ours = rustix::process::geteuid().as_raw();
-    if found.is_dir() && found.uid() == ours && found.mode() & 0o022 == 0 {
-        Ok(())
-    } else {
-        made.and(Err(io::ErrorKind::PermissionDenied.into()))
-    }
 }
 
 fn may_be_run(directory: &Path) -> bool {
