@@ -41,6 +41,15 @@ bj() {
     tail -n 25 err | cut -c1-300 | sed 's/^/  | /'
 }
 
+# bjt ARGUMENT...: `belljar test` there, with nothing on standard input; its output and exit code as those of bj.
+# shellcheck disable=SC2120 # most want none
+bjt() {
+    code=0
+    (cd ws && exec "$BELLJAR" test "$@") >out 2>err </dev/null || code=$?
+    echo "+ belljar test $*: exit code $code"
+    tail -n 40 err out | cut -c1-300 | sed 's/^/  | /'
+}
+
 want_code() { [ "$code" = "$1" ] || fail "the exit code is $code, not $1; stdout ends: $(tail -c 300 out)"; }
 # Standard output is exactly these lines.
 want_out() { diff <(printf '%s\n' "$@") out || fail 'standard output differs from what is wanted (<)'; }

@@ -8,15 +8,6 @@ suite() {
     printf '[guests.g]\nmemory = "512MiB"\n\n[[suites]]\nname = "s"\ntests = ["t/*"]\nguests = ["g"]\n%s\n' "$1" >ws/belljar.toml
 }
 unit() { printf '#!/bin/sh\n%s\n' "$2" >"ws/t/$1"; chmod +x "ws/t/$1"; }
-# bjt ARGUMENT...: `belljar test` there.
-# shellcheck disable=SC2120 # most want none
-bjt() {
-    # shellcheck disable=SC2034 # want_code reads it
-    code=0
-    (cd ws && exec "$BELLJAR" test "$@") >out 2>err </dev/null || code=$?
-    echo "+ belljar test $*: exit code $code"
-    tail -n 40 err out | cut -c1-300 | sed 's/^/  | /'
-}
 # of_unit UNIT KIND FIELD: this field of its events of this kind, one a line.
 of_unit() {
     python3 - "$@" <<'P'
