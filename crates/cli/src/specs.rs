@@ -6,7 +6,7 @@ use std::{
     path::PathBuf,
 };
 
-use belljar_guest_spec::{BusChoice, DiskContent, DiskSpec, Word, values};
+use belljar_guest_spec::{BusChoice, DiskContent, DiskKey, DiskSpec, DiskTraits, SectorSize, Word, Wwn, values};
 
 /// Reads a size such as `512M` or `2GiB`, the value of an option.
 pub(crate) fn size(option: &str, text: &str) -> Result<u64, String> {
@@ -24,11 +24,13 @@ pub(crate) fn disk(text: &str) -> Result<DiskSpec, String> {
     let mut serial = None;
     let mut bus = BusChoice::default();
     let mut lab = false;
+    let mut traits = DiskTraits::default();
     for part in split_commas(text) {
         if part == "lab" {
             lab = true;
             continue;
         }
+        let part = if FLAGS.iter().any(|flag| flag.word() == part) { format!("{part}=true") } else { part };
         let (key, value) =
             part.split_once('=').ok_or_else(|| format!("in --disk {text}: {part:?} should be KEY=VALUE"))?;
         match key {
@@ -48,14 +50,48 @@ pub(crate) fn disk(text: &str) -> Result<DiskSpec, String> {
                 })?;
             }
             _ => {
-                return Err(format!(
-                    "in --disk {text}: unknown key {key:?}; there are size, file, serial, bus and lab"
-                ));
+                let key = DiskKey::of(key).ok_or_else(|| {
+                    let words: Vec<_> = DiskKey::words().collect();
+                    format!(
+                        "in --disk {text}: unknown key {key:?}; there are size, file, serial, bus, lab, {}",
+                        words.join(", ")
+                    )
+                })?;
+                set_trait(&mut traits, key, value)
+                    .map_err(|why| format!("in --disk {text}: {key}: {value:?} is {why}"))?;
             }
         }
     }
     let content = content.ok_or_else(|| format!("in --disk {text}: say size=SIZE or file=IMAGE"))?;
-    Ok(DiskSpec { content, serial, bus, lab })
+    let disk = DiskSpec { content, serial, bus, lab, traits };
+    match disk.conflicts(bus.asked()).first() {
+        Some(conflict) => Err(format!("in --disk {text}: {conflict}")),
+        None => Ok(disk),
+    }
+}
+
+/// Keys that can stand alone, which makes them `true`.
+const FLAGS: [DiskKey; 2] = [DiskKey::ReadOnly, DiskKey::Removable];
+
+/// Takes what a key says of the kind of a disk. The error completes "… is ".
+fn set_trait(traits: &mut DiskTraits, key: DiskKey, value: &str) -> Result<(), String> {
+    let flag = || value.parse::<bool>().map_err(|_| "neither true nor false".to_owned());
+    let sectors = || {
+        let size = value.parse().ok().and_then(SectorSize::of);
+        size.ok_or_else(|| "no size of a disk's sectors; there are 512 and 4096".to_owned())
+    };
+    match key {
+        DiskKey::SectorSize => traits.sector_size = Some(sectors()?),
+        DiskKey::PhysicalSectorSize => traits.physical_sector_size = Some(sectors()?),
+        DiskKey::Wwn => traits.wwn = Some(Wwn::parse(value)?),
+        DiskKey::ReadOnly => traits.read_only = flag()?,
+        DiskKey::Rotational => traits.rotational = Some(flag()?),
+        DiskKey::WriteCache => traits.write_cache = Some(flag()?),
+        DiskKey::Discard => traits.discard = Some(flag()?),
+        DiskKey::DiscardGranularity => traits.discard_granularity = Some(values::size(value)?),
+        DiskKey::Removable => traits.removable = flag()?,
+    }
+    Ok(())
 }
 
 fn split_commas(text: &str) -> Vec<String> {
@@ -102,13 +138,27 @@ mod tests {
         let disk_of = |text| disk(text).unwrap();
         assert_eq!(
             disk_of("size=1G,serial=x"),
-            DiskSpec {
-                content: DiskContent::Empty(1 << 30),
-                serial: Some("x".into()),
-                bus: BusChoice::Auto,
-                lab: false
+            DiskSpec { serial: Some("x".into()), ..DiskSpec::new(DiskContent::Empty(1 << 30)) }
+        );
+        assert_eq!(
+            disk_of(
+                "size=1G,bus=scsi,sector-size=4096,physical-sector-size=4096,wwn=0x5000c500a1b2c3d4,read-only,rotational=false,\
+                 write-cache=true,discard=true,discard-granularity=64K,removable=true"
+            )
+            .traits,
+            DiskTraits {
+                sector_size: Some(SectorSize::S4096),
+                physical_sector_size: Some(SectorSize::S4096),
+                wwn: Some(Wwn::parse("0x5000c500a1b2c3d4").unwrap()),
+                read_only: true,
+                rotational: Some(false),
+                write_cache: Some(true),
+                discard: Some(true),
+                discard_granularity: Some(65536),
+                removable: true,
             }
         );
+        assert!(!disk_of("size=1G,read-only=false").traits.read_only);
         assert!(disk_of("size=1G,lab").lab);
         assert_eq!(disk_of("file=a,,b.img,bus=nvme").content, DiskContent::Image("a,b.img".into()));
         for (wrong, says) in [
@@ -119,6 +169,13 @@ mod tests {
             ("size=1G,bus=usb", "unknown bus"),
             ("size=1Q", "is not a size"),
             ("size=1G,serial=", "1 to 20"),
+            ("size=1G,sector-size=1024", "sector-size: \"1024\" is no size of a disk's sectors"),
+            ("size=1G,wwn=5", "16 hexadecimal digits"),
+            ("size=1G,rotational", "KEY=VALUE"),
+            ("size=1G,read-only=on", "neither true nor false"),
+            ("size=1G,bus=sata,sector-size=4096", "does not go with a disk on sata"),
+            ("size=1G,bus=nvme,read-only", "read-only = true does not go with a disk on nvme"),
+            ("size=5000,sector-size=4096", "no whole number of sectors"),
         ] {
             let error = disk(wrong).unwrap_err();
             assert!(error.contains(says), "{wrong}: {error}");

@@ -3,6 +3,7 @@
 //!
 //! Nothing here looks at the host: whether a file is there is found out when the guest is made.
 
+mod disk;
 pub mod fault;
 mod image_ref;
 mod login;
@@ -11,10 +12,11 @@ mod spec;
 pub mod values;
 mod words;
 
+pub use disk::{DiskConflict, DiskContent, DiskKey, DiskSpec, DiskTraits, SectorSize, Wwn};
 pub use image_ref::{CONTAINER_PREFIX, ImageRef};
 pub use login::{Credentials, Login, Password, Secret};
 pub use spec::{
-    BootSource, ContainerSource, DEFAULT_MEMORY, DEFAULT_MOUNT_AT, DiskContent, DiskSpec, GuestSpec, Hardware, Source,
-    Surroundings, Unresolved, in_home,
+    BootSource, ContainerSource, DEFAULT_MEMORY, DEFAULT_MOUNT_AT, GuestSpec, Hardware, Source, Surroundings,
+    Unresolved, in_home,
 };
 pub use words::*;

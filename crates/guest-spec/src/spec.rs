@@ -12,6 +12,7 @@ use serde::Serialize;
 use thiserror::Error;
 
 use crate::{
+    disk::DiskSpec,
     image_ref::{CONTAINER_PREFIX, ImageRef},
     login::{Credentials, Login, Password, Secret},
     rules::Key,
@@ -291,34 +292,6 @@ impl fmt::Display for BootSource {
             Self::ContainerImage { image, .. } => write!(f, "{CONTAINER_PREFIX}{image}"),
         }
     }
-}
-
-/// One extra disk. What is written to it is thrown away with the guest.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct DiskSpec {
-    /// What is on it at first.
-    #[serde(flatten)]
-    pub content: DiskContent,
-    /// Its serial number, by which the guest finds it (`/dev/disk/by-id/virtio-SERIAL` on virtio).
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub serial: Option<String>,
-    /// Where it is attached.
-    pub bus: BusChoice,
-    /// Whether it is a lab disk, which Belljar serves itself, so that it can be made to fail.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub lab: bool,
-}
-
-/// What is on a disk at first.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
-pub enum DiskContent {
-    /// This many bytes of zeros.
-    #[serde(rename = "size")]
-    Empty(u64),
-    /// An image, which is not written to.
-    #[serde(rename = "file")]
-    Image(PathBuf),
 }
 
 /// What of the environment a guest's description depends on.

@@ -381,6 +381,7 @@ pub fn prepare(
     if has_exchange(place, is_init || is_beside, share, &shares) {
         shares.extend(spec_shares(share, &kinds, &dir));
     }
+    Volume::check_kinds(&spec.hardware.disks, buses.further)?;
     volumes.extend(Volume::all_further(&host.qemu_img, &spec.hardware.disks, buses.further)?);
     let on_disk = shares.iter().any(|share| share.on_disk);
     let fetched = agent.filter(|_| place == AgentPlace::ControlShare);

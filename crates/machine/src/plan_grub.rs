@@ -294,7 +294,7 @@ mod tests {
         };
         let with = |content| {
             let mut spec = GuestSpec::new(image("/image"));
-            spec.hardware.disks.push(DiskSpec { content, serial: None, bus: BusChoice::Auto, lab: false });
+            spec.hardware.disks.push(DiskSpec::new(content));
             spec
         };
         let (empty, full) = (with(DiskContent::Empty(1)), with(DiskContent::Image("/x".into())));

@@ -23,6 +23,62 @@ test_faults_on_sata() {
     faults sata /dev/disk/by-id/ata-QEMU_HARDDISK_data0 --image "$(fixture debian-no-virtio)" --login root:belljar
 }
 
+# Each kind of disk as the guest sees it, whether it is QEMU's or a lab disk; plugged in, and there from the boot on (SATA).
+test_kinds() {
+    cp "$top/testing/guests/lab-kinds.sh" ws/kinds.sh
+    local wwn=wwn=0x5000c500a1b2c3d4 large=sector-size=4096 emulated=physical-sector-size=4096
+    bj -v --disk size=64M,serial=v0 --disk "size=64M,serial=v1,$large,write-cache=false,discard=false,lab" \
+        --disk "size=64M,serial=v2,$emulated,discard-granularity=64K,lab" --disk size=64M,serial=v3,read-only,lab --disk size=64M,serial=v4,read-only \
+        --disk "size=64M,serial=s1,bus=scsi,$large,$wwn,rotational=false,write-cache=false,discard=false,lab" \
+        --disk "size=64M,serial=s2,bus=scsi,$emulated,rotational=true,discard-granularity=64K,removable" \
+        --disk size=64M,serial=s3,bus=scsi,read-only,lab --disk "size=64M,serial=n1,bus=nvme,$large,discard-granularity=64K,rotational=false,lab" \
+        -- sh -c 'sh ./kinds.sh 9
+            cd /tmp
+            for disk in v3 v4 s3; do if dd if=/dev/zero of=$disk bs=4096 count=1 oflag=direct 2>why; then echo "$disk was written to"; else sed "s/^/refused: /" why; fi; done | grep -cE "Operation not permitted|Read-only file system"
+            for disk in v1 s1 n1; do
+                if dd if=/dev/zero of=$disk bs=512 count=1 oflag=direct 2>/dev/null; then echo "$disk takes half a sector"; fi
+                echo "sector of $disk" >word; dd if=word of=$disk bs=4096 count=1 oflag=direct conv=sync 2>/dev/null
+                dd if=$disk bs=4096 count=1 iflag=direct 2>/dev/null | head -n 1 | tr -d "\\0"
+                if [ $disk != n1 ]; then echo "$disk $(belljar-ctl disk $disk counts | grep -E "^(fua|writes)" | tr "\\n" " ")"; fi
+            done
+            for disk in v0 v1 v2 s1; do if blkdiscard $disk 2>/dev/null; then echo "$disk was discarded"; fi; done'
+    want_code 0
+    cat out
+    want_line '^v0: sectors 512/512 ro 0 rotational 1 cache write-back discards yes/512 removable 0'
+    want_line '^v1: sectors 4096/4096 ro 0 rotational 1 cache write-through discards no/0 removable 0'
+    want_line '^v2: sectors 512/4096 ro 0 rotational 1 cache write-back discards yes/65536 removable 0'
+    want_line '^v3: sectors 512/512 ro 1 '
+    want_line '^v4: sectors 512/512 ro 1 '
+    want_line '^s1: sectors 4096/4096 ro 0 rotational 0 cache write-through discards no/0 removable 0 wwid naa.5000c500a1b2c3d4$'
+    want_line '^s2: sectors 512/4096 ro 0 rotational 1 cache write-back discards yes/65536 removable 1'
+    want_line '^s3: sectors 512/512 ro 1 '
+    want_line '^n1: sectors 4096/4096 ro 0 rotational 0 cache write-back discards yes/4096 removable 0'
+    want_line '^3$'
+    want_no_line 'was written to|half a sector'
+    local disk
+    for disk in v1 s1 n1; do want_line "^sector of $disk$"; done
+    # Without a cache each write is to be durable when it is answered.
+    for disk in v1 s1; do want_line "^$disk writes 1 fua 1 $"; done
+    [ "$(grep 'was discarded' out | tr '\n' ' ')" = 'v0 was discarded v2 was discarded ' ] || fail 'not those are discarded that can be'
+    want_err 'template: (plugged|found)'
+
+    bj -v --disk "size=64M,serial=a0,bus=sata,lab" --disk "size=64M,serial=a1,bus=sata,$emulated,$wwn,rotational=false,write-cache=false,discard=false,lab" -- \
+        sh ./kinds.sh 2
+    want_code 0
+    cat out
+    want_line '^a0: sectors 512/512 ro 0 rotational 1 cache write-back discards yes/512 removable 0'
+    want_line '^a1: sectors 512/4096 ro 0 rotational 0 cache write-through discards no/0 removable 0 wwid naa.5000c500a1b2c3d4$'
+
+    # What does not go together is told, also where the bus follows from the guest.
+    bj --disk "size=64M,serial=v0,$wwn" -- true
+    want_code 125
+    want_err 'the disk v0: wwn = 0x5000c500a1b2c3d4 does not go with a disk on virtio: it has no such name'
+    head -c 5000 /dev/zero >ws/odd
+    bj --disk "file=odd,$large" -- true
+    want_code 125
+    want_err 'no whole number of sectors of 4096 bytes'
+}
+
 # As a test of a file system would do it, on an image that nobody prepared: what was synced survives, what a disk loses is noticed.
 # fixtures: debian-bookworm
 test_in_an_image() {

@@ -1,6 +1,6 @@
 //! A volume that the guest has as a disk.
 
-use belljar_guest_spec::{DiskBus, Word};
+use belljar_guest_spec::{DiskBus, DiskTraits, Word};
 
 use super::Plugging;
 use crate::{
@@ -13,6 +13,7 @@ pub(super) struct DiskFront {
     pub(super) bus: DiskBus,
     pub(super) serial: Option<String>,
     pub(super) role: Role,
+    pub(super) traits: DiskTraits,
 }
 
 /// What a disk is for.
@@ -31,6 +32,11 @@ pub(super) enum Role {
 }
 
 impl DiskFront {
+    /// One of which nothing else is said.
+    pub(super) fn new(bus: DiskBus, serial: Option<String>, role: Role) -> Self {
+        Self { bus, serial, role, traits: DiskTraits::default() }
+    }
+
     /// See [`super::Volume::plugging`].
     pub(super) fn plugging(&self) -> Plugging {
         match self.bus {
@@ -75,6 +81,14 @@ impl DiskFront {
 
     /// The disk for QEMU.
     pub(super) fn device(&self, node: Node, attached: bool) -> Disk {
-        Disk { bus: self.bus, serial: self.serial.clone(), boot_index: self.boot_index(), attached, ..Disk::new(node) }
+        let node = Node { write_protected: self.traits.read_only, ..node };
+        Disk {
+            bus: self.bus,
+            serial: self.serial.clone(),
+            boot_index: self.boot_index(),
+            attached,
+            traits: self.traits.clone(),
+            ..Disk::new(node)
+        }
     }
 }

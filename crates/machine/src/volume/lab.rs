@@ -2,6 +2,7 @@
 
 use std::{fs::File, os::unix::net::UnixStream, path::Path};
 
+use belljar_guest_spec::DiskTraits;
 use belljar_image::disk::{DiskError, Format, unnamed};
 use belljar_lab::{Below, Setup};
 
@@ -15,7 +16,7 @@ use crate::{
     },
 };
 
-/// What a power cut does not tear, in bytes: the physical sector that QEMU's disks tell of.
+/// The physical sector that QEMU's disks tell of where nothing is said, in bytes.
 const SECTOR: u64 = 512;
 
 impl Volume {
@@ -38,6 +39,7 @@ impl Volume {
 pub(super) fn serve(
     name: &str,
     content: &Content,
+    traits: Option<&DiskTraits>,
     number: usize,
     bytes: Bytes<'_>,
     launch: &mut Launch,
@@ -68,8 +70,11 @@ pub(super) fn serve(
     let (of_qemu, line, written) = pair().map_err(|source| in_dir(Path::new("the run's directory"), source))?;
     // QEMU rounds a raw image up to whole sectors.
     let size = content.size().next_multiple_of(SECTOR);
-    let setup = Setup { size, read_only: false, sector: SECTOR, goes_on, below };
+    // What a power cut does not tear is a physical sector.
+    let sector = traits.and_then(DiskTraits::sectors).map_or(SECTOR, |(_, physical)| physical.bytes());
+    let read_only = traits.is_some_and(|traits| traits.read_only);
+    let setup = Setup { size, read_only, sector, goes_on, below };
     launch.lab.push(LabDisk { name: name.to_owned(), setup, files, line, written });
     let socket = launch.descriptors.add(Purpose::Lab, of_qemu);
-    Ok(Node::served(DiskSource::Fd(socket), false))
+    Ok(Node::served(DiskSource::Fd(socket), read_only))
 }

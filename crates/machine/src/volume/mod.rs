@@ -16,7 +16,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use belljar_guest_spec::{DiskBus, DiskContent, DiskSpec};
+use belljar_guest_spec::{DiskBus, DiskConflict, DiskContent, DiskSpec, DiskTraits, SectorSize};
 use belljar_image::disk::{DiskError, DiskImage, UnknownFormat, unnamed};
 
 use self::{
@@ -53,6 +53,26 @@ pub enum VolumeError {
         path: PathBuf,
         /// Its format.
         format: &'static str,
+    },
+    /// A kind of disk that does not go with the bus.
+    #[error("{disk}: {conflict}")]
+    Kind {
+        /// The disk.
+        disk: String,
+        /// What is wrong.
+        conflict: DiskConflict,
+    },
+    /// An image that ends in the middle of a sector.
+    #[error(
+        "{disk}: its {size} bytes are no whole number of sectors of {sector} bytes; leave `sector-size` out, or make the image larger: truncate -s %{sector} FILE, where it is raw"
+    )]
+    Sectors {
+        /// The disk.
+        disk: String,
+        /// Bytes of the disk.
+        size: u64,
+        /// Its logical sectors.
+        sector: SectorSize,
     },
     /// Two lab disks that nobody could tell apart.
     #[error("two lab disks have the serial number {serial}, by which they are told apart; give each one of its own")]
@@ -107,22 +127,32 @@ impl Volume {
     /// The disk to boot from, of which what is on a medium does it if there is one.
     pub(crate) fn boot(image: DiskImage, bus: DiskBus, has_medium: bool) -> Self {
         let role = if has_medium { Role::BootBehindMedium } else { Role::Boot };
-        let front = Front::Disk(DiskFront { bus, serial: None, role });
+        let front = Front::Disk(DiskFront::new(bus, None, role));
         Self { content: Content::Image(image), front, lab: None }
     }
 
     /// The disk in `file` from which the firmware starts what boots the guest from another.
     pub(crate) fn medium(qemu_img: &Path, file: &Path, serial: &str, bus: DiskBus) -> Result<Self, VolumeError> {
         let content = Content::data(qemu_img, file, Some("raw"))?;
-        let front = Front::Disk(DiskFront { bus, serial: Some(serial.to_owned()), role: Role::Medium });
+        let front = Front::Disk(DiskFront::new(bus, Some(serial.to_owned()), Role::Medium));
         Ok(Self { content, front, lab: None })
     }
 
     /// The disk with the root of a guest whose kernel Belljar gives.
     pub(crate) fn root(qemu_img: &Path, file: &Path, serial: &str) -> Result<Self, VolumeError> {
         let content = Content::data(qemu_img, file, Some("raw"))?;
-        let front = Front::Disk(DiskFront { bus: DiskBus::Virtio, serial: Some(serial.to_owned()), role: Role::Boot });
+        let front = Front::Disk(DiskFront::new(DiskBus::Virtio, Some(serial.to_owned()), Role::Boot));
         Ok(Self { content, front, lab: None })
+    }
+
+    /// Whether the user's disks can be of the kind that they are to be, on this bus where none was asked for.
+    pub(crate) fn check_kinds(specs: &[DiskSpec], bus: DiskBus) -> Result<(), VolumeError> {
+        for spec in specs {
+            if let Some(conflict) = spec.conflicts(Some(spec.bus.asked().unwrap_or(bus))).into_iter().next() {
+                return Err(VolumeError::Kind { disk: spec.name(), conflict });
+            }
+        }
+        Ok(())
     }
 
     /// The user's disks beside that which is booted from, on this bus where none was asked for.
@@ -149,7 +179,7 @@ impl Volume {
     /// The disk with the kernel's modules, for a guest whose init is to find them. It is on SCSI, so that no disk that was asked for has another name for it but one on SCSI.
     pub(crate) fn modules(qemu_img: &Path, file: &Path, serial: &str) -> Result<Self, VolumeError> {
         let content = Content::data(qemu_img, file, Some("raw"))?;
-        let front = Front::Disk(DiskFront { bus: DiskBus::Scsi, serial: Some(serial.to_owned()), role: Role::Fixed });
+        let front = Front::Disk(DiskFront::new(DiskBus::Scsi, Some(serial.to_owned()), Role::Fixed));
         Ok(Self { content, front, lab: None })
     }
 
@@ -160,13 +190,19 @@ impl Volume {
             DiskContent::Empty(size) => Content::Empty(*size),
         };
         let bus = spec.bus.asked().unwrap_or(bus);
-        let front = Front::Disk(DiskFront { bus, serial: spec.serial.clone(), role: Role::Further });
+        if let Some((sector, _)) = spec.traits.sectors()
+            && !content.size().is_multiple_of(sector.bytes())
+        {
+            return Err(VolumeError::Sectors { disk: spec.name(), size: content.size(), sector });
+        }
+        let traits = spec.traits.clone();
+        let front = Front::Disk(DiskFront { traits, ..DiskFront::new(bus, spec.serial.clone(), Role::Further) });
         Ok(Self { content, front, lab: None })
     }
 
     /// The disk by which a rung tells a program in the guest what to do: to start the agent that comes from `program`.
     pub(crate) fn seed(seed: Seed, bus: DiskBus, program: ProgramSource) -> Self {
-        let front = Front::Disk(DiskFront { bus, serial: Some(seed.serial.to_owned()), role: Role::Further });
+        let front = Front::Disk(DiskFront::new(bus, Some(seed.serial.to_owned()), Role::Further));
         Self { content: Content::Seed(seed, program), front, lab: None }
     }
 
@@ -208,6 +244,14 @@ impl Volume {
         }
     }
 
+    /// The kind of disk that it is, if it is one of which something is said.
+    fn traits(&self) -> Option<&DiskTraits> {
+        match &self.front {
+            Front::Disk(disk) => Some(&disk.traits),
+            Front::Flash(_) => None,
+        }
+    }
+
     /// Whether it takes a slot of its own among those of further disks.
     pub(crate) fn takes_slot(&self) -> bool {
         match &self.front {
@@ -243,7 +287,7 @@ impl Volume {
     /// Sees to it that its bytes are there, and puts it into a machine. `number` is its own.
     fn put(&self, number: usize, bytes: Bytes<'_>, attached: bool, launch: &mut Launch) -> Result<(), DiskError> {
         if let Some(name) = &self.lab {
-            let node = lab::serve(name, &self.content, number, bytes, launch)?;
+            let node = lab::serve(name, &self.content, self.traits(), number, bytes, launch)?;
             self.show(node, attached, &mut launch.config);
             return Ok(());
         }
@@ -376,15 +420,13 @@ impl Volumes {
 
 #[cfg(test)]
 mod tests {
-    use belljar_guest_spec::BusChoice;
-
     use super::*;
     use crate::template::{Claim, TemplateStore};
 
     const SIZE: u64 = 1 << 20;
 
     fn volumes(buses: &[DiskBus], pluggable: bool) -> Volumes {
-        let disk = DiskSpec { content: DiskContent::Empty(SIZE), serial: None, bus: BusChoice::Auto, lab: false };
+        let disk = DiskSpec::new(DiskContent::Empty(SIZE));
         let all = buses.iter().map(|bus| Volume::further(Path::new("qemu-img"), &disk, *bus).unwrap());
         Volumes::new(all.collect(), pluggable)
     }
@@ -500,6 +542,42 @@ mod tests {
         assert_eq!(key(), before);
         std::fs::write(&file, vec![1; 540_672]).unwrap();
         assert_ne!(key(), before, "what they are at first decides how a guest boots");
+    }
+
+    #[test]
+    fn a_lab_disks_server_knows_its_kind() {
+        let dir = tempfile::tempdir().unwrap();
+        let served = |traits: DiskTraits| {
+            let disk = DiskSpec { lab: true, traits, ..DiskSpec::new(DiskContent::Empty(SIZE)) };
+            let all = Volume::all_further(Path::new("qemu-img"), &[disk], DiskBus::Virtio).unwrap();
+            let mut launch = launch();
+            Volumes::new(all, true).boot(dir.path(), &mut launch).unwrap();
+            let setup = &launch.lab[0].setup;
+            (setup.sector, setup.read_only, launch.config.disks[0].node.refuses_writes())
+        };
+        assert_eq!(served(DiskTraits::default()), (512, false, false));
+        let physical_sector_size = Some(SectorSize::S4096);
+        assert_eq!(served(DiskTraits { physical_sector_size, ..DiskTraits::default() }), (4096, false, false));
+        assert_eq!(served(DiskTraits { read_only: true, ..DiskTraits::default() }), (512, true, true));
+    }
+
+    #[test]
+    fn what_a_disk_cannot_be_is_told_with_its_name() {
+        let said = |content, bus, traits| {
+            let disks = [DiskSpec { serial: Some("data0".to_owned()), traits, ..DiskSpec::new(content) }];
+            let all =
+                Volume::check_kinds(&disks, bus).and_then(|()| Volume::all_further(Path::new("qemu-img"), &disks, bus));
+            all.unwrap_err().to_string()
+        };
+        let large = DiskTraits { sector_size: Some(SectorSize::S4096), ..DiskTraits::default() };
+        assert_eq!(
+            said(DiskContent::Empty(SIZE), DiskBus::Sata, large.clone()),
+            "the disk data0: sector-size = 4096 does not go with a disk on sata: QEMU's have logical sectors of 512 bytes; leave it out, or take \
+             another bus: virtio, scsi, nvme"
+        );
+        assert!(
+            said(DiskContent::Empty(5000), DiskBus::Scsi, large).contains("no whole number of sectors of 4096 bytes")
+        );
     }
 
     #[test]

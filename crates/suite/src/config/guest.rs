@@ -6,8 +6,9 @@ use std::{
 };
 
 use belljar_guest_spec::{
-    Accel, Access, BootSource, BusChoice, ContainerSource, DiskContent, DiskSpec, Firmware, GuestSpec, ImageRef, Login,
-    Need, NicMode, OopsPolicy, Password, PullPolicy, Secret, ShareKind, Source, WorkspaceMode,
+    Accel, Access, BootSource, BusChoice, ContainerSource, DiskContent, DiskKey, DiskSpec, DiskTraits, Firmware,
+    GuestSpec, ImageRef, Login, Need, NicMode, OopsPolicy, Password, PullPolicy, Secret, ShareKind, Source,
+    WorkspaceMode,
     rules::{self, Key, Notation},
 };
 use toml::Spanned;
@@ -22,8 +23,8 @@ use super::{
 use crate::{
     settings::Layer,
     toml_tree::{
-        FilePath, GuestPath, List, Map, Memory, MountAt, OneOrMany, Serial, Size, Table, Text, TimeLimit, User,
-        VarName, Walk, table, word_value,
+        DiskWwn, FilePath, GuestPath, List, Map, Memory, MountAt, OneOrMany, Sectors, Serial, Size, Table, Text,
+        TimeLimit, User, VarName, Walk, table, word_value,
     },
 };
 
@@ -139,6 +140,24 @@ table! {
         "bus" bus: BusChoice = "\"auto\"",
         /// Whether it is a lab disk: one that Belljar serves itself, so that a test can make it fail (see the manual, "Breaking things").
         "lab" lab: bool = "false",
+        /// Bytes of its logical sectors, the least that can be read and written: 512 or 4096 (not on SATA and IDE).
+        "sector-size" sector_size: Sectors = "512",
+        /// Bytes of its physical sectors, which a power cut does not tear: 512 or 4096.
+        "physical-sector-size" physical_sector_size: Sectors = "(sector-size)",
+        /// Its World Wide Name, on SCSI, SATA and IDE: the guest finds the disk as /dev/disk/by-id/wwn-0x….
+        "wwn" wwn: DiskWwn = "(none)",
+        /// Whether it refuses writes; on virtio and SCSI.
+        "read-only" read_only: bool = "false",
+        /// Whether it turns; on SCSI, SATA and IDE.
+        "rotational" rotational: bool = "(what the bus's disks are)",
+        /// Whether it has a cache that holds what was written until it is flushed. One on NVMe always has.
+        "write-cache" write_cache: bool = "true",
+        /// Whether it takes discards. One on NVMe always does.
+        "discard" discard: bool = "true",
+        /// In which units it takes discards; on virtio, SCSI and NVMe.
+        "discard-granularity" discard_granularity: Size = "(QEMU's choice)",
+        /// Whether its medium can be taken out; on SCSI.
+        "removable" removable: bool = "false",
     }
 }
 
@@ -215,6 +234,7 @@ pub(super) fn check_disks<'a>(
             (false, false) => walk.missing(span, DiskTable::NOUN, "size", "size = \"1GiB\", or file = \"disk.qcow2\""),
             _ => {}
         }
+        check_kind(disk, walk);
         if let Some(serial) = &disk.serial
             && !serials.insert(&serial.get_ref().0)
         {
@@ -223,6 +243,43 @@ pub(super) fn check_disks<'a>(
         }
     }
     serials
+}
+
+/// Says what does not go together of the kind of a disk.
+fn check_kind(disk: &DiskTable, walk: &mut Walk) {
+    // Which bus it has in the end is not known here where none is asked for.
+    let bus = disk.bus.as_ref().and_then(|bus| bus.get_ref().asked());
+    let size = disk.size.as_ref().map(|size| size.get_ref().0);
+    for conflict in traits(disk).conflicts(size, bus) {
+        let span = match conflict.key {
+            DiskKey::SectorSize => disk.sector_size.as_ref().map(Spanned::span),
+            DiskKey::PhysicalSectorSize => disk.physical_sector_size.as_ref().map(Spanned::span),
+            DiskKey::Wwn => disk.wwn.as_ref().map(Spanned::span),
+            DiskKey::ReadOnly => disk.read_only.as_ref().map(Spanned::span),
+            DiskKey::Rotational => disk.rotational.as_ref().map(Spanned::span),
+            DiskKey::WriteCache => disk.write_cache.as_ref().map(Spanned::span),
+            DiskKey::Discard => disk.discard.as_ref().map(Spanned::span),
+            DiskKey::DiscardGranularity => disk.discard_granularity.as_ref().map(Spanned::span),
+            DiskKey::Removable => disk.removable.as_ref().map(Spanned::span),
+        };
+        let span = span.unwrap_or_else(|| disk.span.clone());
+        contradiction(walk, span, &conflict.message, &conflict.help);
+    }
+}
+
+/// Which kind of disk a table asks for.
+fn traits(disk: &DiskTable) -> DiskTraits {
+    DiskTraits {
+        sector_size: disk.sector_size.as_ref().map(|size| size.get_ref().0),
+        physical_sector_size: disk.physical_sector_size.as_ref().map(|size| size.get_ref().0),
+        wwn: disk.wwn.as_ref().map(|wwn| wwn.get_ref().0),
+        read_only: plain(&disk.read_only).unwrap_or_default(),
+        rotational: plain(&disk.rotational),
+        write_cache: plain(&disk.write_cache),
+        discard: plain(&disk.discard),
+        discard_granularity: disk.discard_granularity.as_ref().map(|size| size.get_ref().0),
+        removable: plain(&disk.removable).unwrap_or_default(),
+    }
 }
 
 /// The guest that a table describes, with paths below `dir`.
@@ -306,6 +363,7 @@ pub(super) fn disks(list: &Option<Spanned<List<DiskTable>>>, dir: &Path) -> Opti
             serial: disk.serial.as_ref().map(|s| s.get_ref().0.clone()),
             bus: disk.bus.as_ref().map(|b| *b.get_ref()).unwrap_or_default(),
             lab: plain(&disk.lab).unwrap_or_default(),
+            traits: traits(disk),
         })
     };
     Some(list.0.iter().filter_map(disk).collect())

@@ -1,6 +1,8 @@
 use proptest::prelude::*;
 
-use belljar_guest_spec::{Access, BootSource, BusChoice, DiskContent, DiskSpec, Password, Secret};
+use belljar_guest_spec::{
+    Access, BootSource, BusChoice, DiskContent, DiskSpec, DiskTraits, Password, Secret, SectorSize, Wwn,
+};
 
 use super::*;
 use crate::settings::Layer;
@@ -49,16 +51,38 @@ junit = "junit.xml"
     assert_eq!(config.workspace, Path::new("/p"));
     assert_eq!(config.suites[0].guests, ["debian"]);
     assert_eq!(config.suites[0].layer.timeout, Some(Duration::from_secs(300)));
-    let disk = DiskSpec {
-        content: DiskContent::Empty(1 << 30),
-        serial: Some("data0".into()),
-        bus: BusChoice::Auto,
-        lab: false,
-    };
+    let disk = DiskSpec { serial: Some("data0".into()), ..DiskSpec::new(DiskContent::Empty(1 << 30)) };
     assert_eq!(config.suites[0].layer.disks, Some(vec![disk]));
     let ci = config.profile("ci").unwrap();
     assert_eq!(ci.layer.retries, Some(Retries::at_once(2)));
     assert_eq!(ci.junit.as_deref(), Some(Path::new("/p/junit.xml")));
+}
+
+#[test]
+fn a_disk_has_a_kind() {
+    let config = parse(
+        "[guests.g]
+disks = [
+  { size = '1G', sector-size = 4096, physical-sector-size = 4096, wwn = '0x5000c500a1b2c3d4', read-only = true, rotational = false,
+    write-cache = false, discard-granularity = '64K', removable = true, bus = 'scsi' },
+  { size = '1G', discard = false },
+]
+",
+    );
+    let disks = &config.guests["g"].spec.hardware.disks;
+    let first = DiskTraits {
+        sector_size: Some(SectorSize::S4096),
+        physical_sector_size: Some(SectorSize::S4096),
+        wwn: Some(Wwn::parse("0x5000c500a1b2c3d4").unwrap()),
+        read_only: true,
+        rotational: Some(false),
+        write_cache: Some(false),
+        discard: None,
+        discard_granularity: Some(65536),
+        removable: true,
+    };
+    assert_eq!((&disks[0].traits, disks[0].bus), (&first, BusChoice::Scsi));
+    assert_eq!(disks[1].traits, DiskTraits { discard: Some(false), ..DiskTraits::default() });
 }
 
 #[test]
@@ -192,6 +216,12 @@ fn each_contradiction_is_told() {
         guest("pull = 'missing'"),
         guest(
             "disks = [{ size = '1G', file = 'f' }, {}, { size = '1G', serial = 'a' }, { size = '1G', serial = 'a' }]",
+        ),
+        guest(
+            "disks = [{ size = '1G', bus = 'sata', sector-size = 4096, read-only = true, removable = true },
+  { size = 5000, sector-size = '4K', wwn = '5' }, { size = '5000', sector-size = 4096, physical-sector-size = 512 },
+  { size = '1G', bus = 'nvme', wwn = '0x5000c500a1b2c3d4', write-cache = false, discard = false, physical-sector-size = 4096 },
+  { size = '1G', discard = false, discard-granularity = '100' }]",
         ),
         guest("mount-at = 'mnt'\ncwd = '/a/../b'\nuser = 'a b'"),
         guest("memory = '1M'\nenv = { 'A=B' = 'x', C = 1 }\nworkspace-mode = 'crow'"),

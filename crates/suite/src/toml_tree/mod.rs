@@ -16,8 +16,8 @@ use toml::{
 };
 
 pub use self::scalar::{
-    Delay, FilePath, GuestPath, Int, List, Map, Memory, MountAt, Name, OneOrMany, Serial, Size, Text, TimeLimit, User,
-    VarName,
+    Delay, DiskWwn, FilePath, GuestPath, Int, List, Map, Memory, MountAt, Name, OneOrMany, Sectors, Serial, Size, Text,
+    TimeLimit, User, VarName,
 };
 pub(crate) use self::{
     scalar::{name, read_text},

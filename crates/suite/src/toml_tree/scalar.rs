@@ -6,7 +6,7 @@ use serde_json::{Value as Json, json};
 use toml::{Spanned, de::DeValue};
 
 use super::{Value, Walk};
-use belljar_guest_spec::{Secret, values};
+use belljar_guest_spec::{Secret, SectorSize, Wwn, values};
 
 use crate::{diagnostic::Diagnostic, units};
 
@@ -91,6 +91,32 @@ impl<const MIN: i64, const MAX: i64> Value for Int<MIN, MAX> {
                 None
             }
         }
+    }
+}
+
+/// The size of a disk's sectors, as a number of bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sectors(pub SectorSize);
+
+impl Value for Sectors {
+    fn expected() -> String {
+        "512 or 4096".into()
+    }
+
+    fn schema() -> Json {
+        json!({ "enum": SectorSize::ALL.map(SectorSize::bytes) })
+    }
+
+    fn read(value: &Spanned<DeValue<'_>>, walk: &mut Walk) -> Option<Self> {
+        let DeValue::Integer(number) = value.get_ref() else {
+            walk.wrong_type(value, &Self::expected());
+            return None;
+        };
+        let size = u64::from_str_radix(number.as_str(), number.radix()).ok().and_then(SectorSize::of);
+        if size.is_none() {
+            walk.wrong_value(value.span(), &number.to_string(), &format!("not {}", Self::expected()));
+        }
+        size.map(Self)
     }
 }
 
@@ -213,6 +239,10 @@ text_value!(
 text_value!(
     /// The serial number of a disk.
     Serial(String), "a serial number", |t| values::serial(t).map(str::to_owned), { "type": "string", "pattern": "^[!-~]{1,20}$" }
+);
+text_value!(
+    /// The World Wide Name of a disk.
+    DiskWwn(Wwn), "a World Wide Name", Wwn::parse, { "type": "string", "pattern": "^0x[0-9a-fA-F]{16}$" }
 );
 text_value!(
     /// The name of a user in the guest, or a number.

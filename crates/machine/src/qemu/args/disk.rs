@@ -2,10 +2,10 @@
 
 use std::ffi::OsString;
 
-use belljar_guest_spec::{DiskBus, Word};
+use belljar_guest_spec::{DiskBus, DiskTraits, Word};
 use belljar_proto::message::DeviceSign;
 
-use super::keyval::{Device, KeyVal};
+use super::keyval::{Device, KeyVal, on_off};
 use super::node::Node;
 use super::slots::Slot;
 use super::{ArgsError, MachineConfig};
@@ -24,13 +24,22 @@ pub struct Disk {
     pub boot_index: Option<u32>,
     /// Whether its device is in the machine from the start. Else only its bytes are at hand, for [`MachineConfig::plugged`].
     pub attached: bool,
+    /// Which kind of disk it is.
+    pub traits: DiskTraits,
 }
 
 impl Disk {
     /// A disk on virtio.
     #[must_use]
     pub fn new(node: Node) -> Self {
-        Self { node, bus: DiskBus::Virtio, serial: None, boot_index: None, attached: true }
+        Self {
+            node,
+            bus: DiskBus::Virtio,
+            serial: None,
+            boot_index: None,
+            attached: true,
+            traits: DiskTraits::default(),
+        }
     }
 }
 
@@ -38,6 +47,8 @@ impl Disk {
 const DISKS_OF_CHANNEL: usize = 2;
 /// Ports of an AHCI controller.
 const SATA_MAX: usize = 6;
+/// Revolutions a minute of a disk that turns.
+const REVOLUTIONS: u32 = 7200;
 
 /// Appends the options for all disks of a machine.
 pub(super) fn push_disks(config: &MachineConfig, out: &mut Vec<OsString>) -> Result<(), ArgsError> {
@@ -101,9 +112,9 @@ fn device(config: &MachineConfig, at: usize, disk: &Disk) -> Device {
         DiskBus::Virtio => config.virtio("virtio-blk").at(config.disk_slot(at)),
         DiskBus::Scsi => Device::new("scsi-hd")
             .text("bus", "scsi0.0")
-            .number("channel", 0)
+            .number("channel", 0u32)
             .number("scsi-id", number)
-            .number("lun", 0),
+            .number("lun", 0u32),
         DiskBus::Ide => Device::new("ide-hd").text("bus", format!("ide.{}", number / 2)).number("unit", number % 2),
         DiskBus::Sata => {
             let controller = match config.machine_type().ide {
@@ -121,6 +132,7 @@ fn device(config: &MachineConfig, at: usize, disk: &Disk) -> Device {
         .text("id", format!("{node}-device"))
         .text("drive", node)
         .some_text("serial", disk.serial.clone().or(unnamed));
+    let device = with_traits(device, &disk.traits, bus);
     // An error is the guest's to see; else some would stop the machine. NVMe has no such choice, and tells of all.
     let device = if disk.node.is_served() && disk.bus != DiskBus::Nvme {
         device.text("werror", "report".to_owned()).text("rerror", "report".to_owned())
@@ -132,6 +144,38 @@ fn device(config: &MachineConfig, at: usize, disk: &Disk) -> Device {
         Some(index) => device.number("bootindex", index),
         None => device,
     }
+}
+
+/// A disk's device that is of this kind, on a bus that has such.
+fn with_traits(mut device: Device, traits: &DiskTraits, bus: DiskBus) -> Device {
+    if let Some((logical, physical)) = traits.sectors() {
+        device = device.number("logical_block_size", logical.bytes()).number("physical_block_size", physical.bytes());
+    }
+    if let Some(wwn) = traits.wwn {
+        device = device.hex("wwn", wwn.number());
+    }
+    // A disk that does not turn has the number of revolutions 1 (SBC-3, 6.5.3; ACS-3, 7.12.7.71).
+    match traits.rotational.filter(|_| bus != DiskBus::Nvme) {
+        Some(true) => device = device.number("rotation_rate", REVOLUTIONS),
+        Some(false) => device = device.number("rotation_rate", 1u32),
+        None => {}
+    }
+    if let Some(has) = traits.write_cache {
+        device = device.text("write-cache", on_off(has));
+    }
+    match (traits.discard, bus) {
+        (Some(takes), DiskBus::Virtio) => device = device.flag("discard", takes),
+        // Units of nothing are how the others say that they take none.
+        (Some(false), _) => device = device.number("discard_granularity", 0u32),
+        _ => {}
+    }
+    if let Some(bytes) = traits.discard_granularity {
+        device = device.number("discard_granularity", bytes);
+    }
+    if traits.removable {
+        device = device.flag("removable", true);
+    }
+    device
 }
 
 /// A device that is plugged into a machine that runs.
@@ -203,7 +247,7 @@ fn check(disk: &Disk) -> Result<(), ArgsError> {
     if disk.node.format.is_empty() {
         return Err(ArgsError::Empty { what: "a disk's format" });
     }
-    if disk.node.read_only && matches!(disk.bus, DiskBus::Ide | DiskBus::Sata) {
+    if disk.node.refuses_writes() && matches!(disk.bus, DiskBus::Ide | DiskBus::Sata) {
         return Err(ArgsError::ReadOnlyBus { bus: disk.bus });
     }
     if let Some(serial) = &disk.serial {

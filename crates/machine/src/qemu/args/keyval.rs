@@ -53,7 +53,10 @@ pub struct Device {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Property {
     Text(String),
-    Number(u32),
+    Number(u64),
+    /// A number that people write in hexadecimal digits.
+    Hex(u64),
+    Flag(bool),
 }
 
 impl Device {
@@ -76,8 +79,20 @@ impl Device {
     }
 
     #[must_use]
-    pub(crate) fn number(mut self, key: &'static str, value: u32) -> Self {
-        self.properties.push((key, Property::Number(value)));
+    pub(crate) fn number(mut self, key: &'static str, value: impl Into<u64>) -> Self {
+        self.properties.push((key, Property::Number(value.into())));
+        self
+    }
+
+    #[must_use]
+    pub(crate) fn hex(mut self, key: &'static str, value: u64) -> Self {
+        self.properties.push((key, Property::Hex(value)));
+        self
+    }
+
+    #[must_use]
+    pub(crate) fn flag(mut self, key: &'static str, value: bool) -> Self {
+        self.properties.push((key, Property::Flag(value)));
         self
     }
 
@@ -95,6 +110,8 @@ impl Device {
         self.properties.iter().fold(KeyVal::new(&self.driver), |all, (key, value)| match value {
             Property::Text(text) => all.set(key, text),
             Property::Number(number) => all.set(key, number.to_string()),
+            Property::Hex(number) => all.set(key, format!("{number:#x}")),
+            Property::Flag(on) => all.set(key, on_off(*on)),
         })
     }
 
@@ -106,13 +123,19 @@ impl Device {
         for (key, value) in &self.properties {
             let value = match value {
                 Property::Text(text) => text.as_str().into(),
-                // Text for a number is refused by QEMU 9.2 and later.
-                Property::Number(number) => (*number).into(),
+                // Text for a number, or for a flag, is refused by QEMU 9.2 and later.
+                Property::Number(number) | Property::Hex(number) => (*number).into(),
+                Property::Flag(on) => (*on).into(),
             };
             all.insert((*key).to_owned(), value);
         }
         all.into()
     }
+}
+
+/// How QEMU writes what is so or not.
+pub(super) fn on_off(on: bool) -> &'static str {
+    if on { "on" } else { "off" }
 }
 
 fn escape(value: &OsStr, out: &mut Vec<u8>) {

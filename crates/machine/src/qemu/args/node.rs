@@ -6,7 +6,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use super::keyval::KeyVal;
+use super::keyval::{KeyVal, on_off};
 use crate::qemu::descriptors::{Fd, FdSet};
 
 /// Bytes that a device of the machine gives to the guest.
@@ -20,6 +20,8 @@ pub struct Node {
     pub backing: Option<Box<Backing>>,
     /// Whether writes are refused.
     pub read_only: bool,
+    /// Whether the guest's writes are refused, though the file may be written to: it was opened for that.
+    pub write_protected: bool,
     /// Whether zeros that are written to it take no room.
     pub drops_zeros: bool,
     /// Whether it ends with the machine: then the guest's flushes need not reach the host's disk.
@@ -33,6 +35,12 @@ impl Node {
         self.format == SERVED
     }
 
+    /// Whether the guest cannot write to it.
+    #[must_use]
+    pub fn refuses_writes(&self) -> bool {
+        self.read_only || self.write_protected
+    }
+
     /// Writable bytes that end with the machine.
     #[must_use]
     pub fn new(source: DiskSource, format: &str) -> Self {
@@ -41,6 +49,7 @@ impl Node {
             format: format.to_owned(),
             backing: None,
             read_only: false,
+            write_protected: false,
             drops_zeros: false,
             throw_away: true,
         }
@@ -66,19 +75,20 @@ impl Node {
 
     /// For `-blockdev`, under this name.
     pub(super) fn options(&self, name: &str) -> KeyVal {
-        let on_off = |on| if on { "on" } else { "off" };
         if self.format == SERVED {
             return KeyVal::empty()
                 .set("driver", SERVED)
                 .set("node-name", name)
-                .set("read-only", on_off(self.read_only))
+                .set("read-only", on_off(self.refuses_writes()))
                 // Else discards come no further than this.
                 .set("discard", "unmap")
                 .set("server.type", "fd")
                 .set("server.str", self.source.file_name());
         }
-        let mut options =
-            KeyVal::empty().set("driver", &self.format).set("node-name", name).set("read-only", on_off(self.read_only));
+        let mut options = KeyVal::empty()
+            .set("driver", &self.format)
+            .set("node-name", name)
+            .set("read-only", on_off(self.refuses_writes()));
         if !self.read_only {
             options = options.set("discard", "unmap");
             if self.drops_zeros {

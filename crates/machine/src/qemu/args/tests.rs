@@ -4,6 +4,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 use std::process::Command;
 
+use belljar_guest_spec::{DiskTraits, SectorSize, Wwn};
 use proptest::prelude::*;
 
 use super::*;
@@ -136,6 +137,49 @@ fn every_bus_on_both_machines() {
     let pc = devices(&config);
     config.machine = "q35".to_owned();
     insta::assert_snapshot!(format!("{pc}\n\nq35:\n{}", devices(&config)));
+}
+
+#[test]
+fn kinds_of_disks() {
+    let all = DiskTraits {
+        sector_size: Some(SectorSize::S4096),
+        wwn: Some(Wwn::parse("0x5000c500a1b2c3d4").unwrap()),
+        read_only: true,
+        rotational: Some(true),
+        write_cache: Some(false),
+        discard_granularity: Some(65536),
+        removable: true,
+        ..DiskTraits::default()
+    };
+    let ata =
+        DiskTraits { sector_size: None, read_only: false, removable: false, discard_granularity: None, ..all.clone() };
+    let emulated = DiskTraits { physical_sector_size: Some(SectorSize::S4096), ..DiskTraits::default() };
+    let no_discard = DiskTraits { discard: Some(false), rotational: Some(false), ..DiskTraits::default() };
+    let virtio = DiskTraits { wwn: None, rotational: None, removable: false, ..all.clone() };
+    let nvme = DiskTraits { write_cache: None, read_only: false, ..virtio.clone() };
+    let disks: [(DiskBus, DiskTraits); 8] = [
+        (DiskBus::Virtio, virtio),
+        (DiskBus::Virtio, DiskTraits { discard: Some(false), ..emulated.clone() }),
+        (DiskBus::Virtio, DiskTraits { discard: Some(true), write_cache: Some(true), ..DiskTraits::default() }),
+        (DiskBus::Scsi, all),
+        (DiskBus::Scsi, no_discard.clone()),
+        (DiskBus::Sata, ata),
+        (DiskBus::Sata, DiskTraits { physical_sector_size: Some(SectorSize::S4096), ..no_discard }),
+        (DiskBus::Nvme, DiskTraits { rotational: Some(false), ..nvme }),
+    ];
+    let disks = disks.into_iter().map(|(bus, traits)| {
+        assert_eq!(traits.conflicts(None, Some(bus)), []);
+        let node = Node { write_protected: traits.read_only, ..raw("/d") };
+        Disk { bus, traits, attached: bus == DiskBus::Sata, ..Disk::new(node) }
+    });
+    let mut config = MachineConfig { disks: disks.collect(), ..MachineConfig::default() };
+    config.slots = config.machine_type().slots;
+    let plugged = config.plugged().expect("slots for all of them");
+    let plugged = plugged.iter().map(|one| one.device.json().to_string()).collect::<Vec<_>>().join("\n");
+    config.disks.iter_mut().for_each(|disk| disk.attached = true);
+    let text = lines(&config);
+    let text = text.lines().filter(|line| line.contains("disk")).collect::<Vec<_>>().join("\n");
+    insta::assert_snapshot!(format!("{text}\n\nplugged in:\n{plugged}"));
 }
 
 #[test]
