@@ -6,7 +6,9 @@ use std::{
     path::PathBuf,
 };
 
-use belljar_guest_spec::{BusChoice, DiskContent, DiskKey, DiskSpec, DiskTraits, SectorSize, Word, Wwn, values};
+use belljar_guest_spec::{
+    BusChoice, DiskContent, DiskKey, DiskSpec, DiskTraits, MAX_PATHS, SectorSize, Word, Wwn, values,
+};
 
 /// Reads a size such as `512M` or `2GiB`, the value of an option.
 pub(crate) fn size(option: &str, text: &str) -> Result<u64, String> {
@@ -90,6 +92,10 @@ fn set_trait(traits: &mut DiskTraits, key: DiskKey, value: &str) -> Result<(), S
         DiskKey::Discard => traits.discard = Some(flag()?),
         DiskKey::DiscardGranularity => traits.discard_granularity = Some(values::size(value)?),
         DiskKey::Removable => traits.removable = flag()?,
+        DiskKey::Paths => {
+            let paths = value.parse().ok().filter(|paths| (1..=MAX_PATHS).contains(paths));
+            traits.paths = Some(paths.ok_or_else(|| format!("no number of paths; there are 1 to {MAX_PATHS}"))?);
+        }
     }
     Ok(())
 }
@@ -143,7 +149,7 @@ mod tests {
         assert_eq!(
             disk_of(
                 "size=1G,bus=scsi,sector-size=4096,physical-sector-size=4096,wwn=0x5000c500a1b2c3d4,read-only,rotational=false,\
-                 write-cache=true,discard=true,discard-granularity=64K,removable=true"
+                 write-cache=true,discard=true,discard-granularity=64K,removable=true,paths=2"
             )
             .traits,
             DiskTraits {
@@ -156,6 +162,7 @@ mod tests {
                 discard: Some(true),
                 discard_granularity: Some(65536),
                 removable: true,
+                paths: Some(2),
             }
         );
         assert!(!disk_of("size=1G,read-only=false").traits.read_only);
@@ -170,6 +177,8 @@ mod tests {
             ("size=1Q", "is not a size"),
             ("size=1G,serial=", "1 to 20"),
             ("size=1G,sector-size=1024", "sector-size: \"1024\" is no size of a disk's sectors"),
+            ("size=1G,bus=scsi,serial=a,paths=9", "there are 1 to 8"),
+            ("size=1G,bus=scsi,paths=2", "both paths lead to the same disk"),
             ("size=1G,wwn=5", "16 hexadecimal digits"),
             ("size=1G,rotational", "KEY=VALUE"),
             ("size=1G,read-only=on", "neither true nor false"),

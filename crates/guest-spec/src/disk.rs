@@ -8,6 +8,8 @@ use crate::words::{BusChoice, DiskBus, Word};
 
 /// The largest unit in which a disk takes discards, in bytes.
 const MAX_GRANULARITY: u64 = 1 << 30;
+/// Most paths to a disk: functions of a PCI device.
+pub const MAX_PATHS: u32 = 8;
 
 /// One extra disk. What is written to it is thrown away with the guest.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
@@ -50,7 +52,7 @@ impl DiskSpec {
     #[must_use]
     pub fn conflicts(&self, bus: Option<DiskBus>) -> Vec<DiskConflict> {
         let size = if let DiskContent::Empty(size) = self.content { Some(size) } else { None };
-        self.traits.conflicts(size, bus)
+        self.traits.conflicts(size, self.serial.is_some() || self.lab, bus)
     }
 }
 
@@ -96,6 +98,9 @@ pub struct DiskTraits {
     /// Whether its medium can be taken out.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub removable: bool,
+    /// By how many paths its guest has it: each is a disk there, with the same serial number and name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub paths: Option<u32>,
 }
 
 impl DiskTraits {
@@ -109,9 +114,15 @@ impl DiskTraits {
         Some((logical, self.physical_sector_size.unwrap_or(logical)))
     }
 
-    /// All that is wrong with them on a disk of this size and on this bus, as far as these are known.
+    /// By how many paths its guest has it.
     #[must_use]
-    pub fn conflicts(&self, size: Option<u64>, bus: Option<DiskBus>) -> Vec<DiskConflict> {
+    pub fn paths(&self) -> u32 {
+        self.paths.unwrap_or(1)
+    }
+
+    /// All that is wrong with them on a disk of this size and on this bus, as far as these are known; `has_serial`: whether it has a serial number.
+    #[must_use]
+    pub fn conflicts(&self, size: Option<u64>, has_serial: bool, bus: Option<DiskBus>) -> Vec<DiskConflict> {
         let mut found = Vec::new();
         let mut wrong = |key, message: String, help: String| found.push(DiskConflict { key, message, help });
         if let Some((logical, physical)) = self.sectors() {
@@ -136,6 +147,10 @@ impl DiskTraits {
                 let message = format!("{granularity} bytes are no unit in which a disk takes discards");
                 wrong(key, message, format!("take a multiple of its sectors of {sector} bytes, of 1 GiB at most"));
             }
+        }
+        if self.paths() > 1 && !has_serial && self.wwn.is_none() {
+            let message = "the guest could not tell that both paths lead to the same disk".to_owned();
+            wrong(DiskKey::Paths, message, "give it a `serial` or a `wwn`".to_owned());
         }
         let Some(bus) = bus else { return found };
         for &(_, key) in DiskKey::ALL {
@@ -184,6 +199,9 @@ impl DiskTraits {
                 (is_ata && self.discard_granularity? != SectorSize::S512.bytes()).then_some("it takes single sectors")
             }
             DiskKey::Removable => (self.removable && bus != DiskBus::Scsi).then_some("its medium cannot be taken out"),
+            DiskKey::Paths => {
+                (self.paths() > 1 && bus != DiskBus::Scsi).then_some("QEMU has it on one controller only")
+            }
         }
     }
 
@@ -199,6 +217,7 @@ impl DiskTraits {
             DiskKey::Discard => self.discard.map(|on| on.to_string()),
             DiskKey::DiscardGranularity => self.discard_granularity.map(|bytes| bytes.to_string()),
             DiskKey::Removable => Some(self.removable.to_string()),
+            DiskKey::Paths => Some(self.paths().to_string()),
         };
         format!("{} = {}", key.word(), value.unwrap_or_default())
     }
@@ -225,6 +244,8 @@ crate::words! {
         DiscardGranularity = "discard-granularity",
         /// [`DiskTraits::removable`].
         Removable = "removable",
+        /// [`DiskTraits::paths`].
+        Paths = "paths",
     }
 }
 
@@ -337,7 +358,7 @@ mod tests {
     /// The keys that are wrong on each bus, and on none that is known.
     fn wrong(traits: &DiskTraits) -> Vec<(Option<DiskBus>, Vec<DiskKey>)> {
         let buses = std::iter::once(None).chain(DiskBus::ALL.iter().map(|(_, bus)| Some(*bus)));
-        let keys = |bus| traits.conflicts(Some(1 << 20), bus).into_iter().map(|c| c.key).collect::<Vec<_>>();
+        let keys = |bus| traits.conflicts(Some(1 << 20), true, bus).into_iter().map(|c| c.key).collect::<Vec<_>>();
         buses.map(|bus| (bus, keys(bus))).filter(|(_, keys)| !keys.is_empty()).collect()
     }
 
@@ -373,19 +394,25 @@ mod tests {
         assert_eq!(wrong(&units(65536)), on(&[Sata, Ide], DiskKey::DiscardGranularity));
         let removable = DiskTraits { removable: true, ..none.clone() };
         assert_eq!(wrong(&removable), on(&[Virtio, Sata, Ide, Nvme], DiskKey::Removable));
+        let paths = DiskTraits { paths: Some(2), ..none.clone() };
+        assert_eq!(wrong(&paths), on(&[Virtio, Sata, Ide, Nvme], DiskKey::Paths));
+        let scsi = Some(DiskBus::Scsi);
+        assert_eq!(paths.conflicts(None, false, scsi)[0].key, DiskKey::Paths);
+        assert_eq!(DiskTraits { wwn: Some(Wwn(1)), ..paths.clone() }.conflicts(None, false, scsi), []);
+        assert_eq!(DiskTraits { paths: Some(1), ..none.clone() }.conflicts(None, false, None), []);
         for odd in [
             units(100),
             units(1 << 31),
             DiskTraits { sector_size: Some(SectorSize::S4096), ..units(512) },
             DiskTraits { discard: Some(false), ..units(4096) },
         ] {
-            assert_eq!(odd.conflicts(None, None).len(), 1, "{odd:?}");
+            assert_eq!(odd.conflicts(None, true, None).len(), 1, "{odd:?}");
         }
     }
 
     #[test]
     fn what_is_wrong_says_why_and_what_to_do() {
-        let said = |traits: DiskTraits, size, bus| traits.conflicts(Some(size), bus)[0].to_string();
+        let said = |traits: DiskTraits, size, bus| traits.conflicts(Some(size), false, bus)[0].to_string();
         let large = DiskTraits { sector_size: Some(SectorSize::S4096), ..DiskTraits::default() };
         insta::assert_snapshot!(
             [
@@ -401,6 +428,7 @@ mod tests {
                 said(DiskTraits { rotational: Some(true), ..DiskTraits::default() }, 1, Some(DiskBus::Virtio)),
                 said(DiskTraits { write_cache: Some(false), ..DiskTraits::default() }, 1, Some(DiskBus::Nvme)),
                 said(DiskTraits { discard_granularity: Some(100), ..DiskTraits::default() }, 1, None),
+                said(DiskTraits { paths: Some(2), ..DiskTraits::default() }, 1, None),
             ]
             .join("\n")
         );

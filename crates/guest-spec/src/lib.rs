@@ -12,7 +12,7 @@ mod spec;
 pub mod values;
 mod words;
 
-pub use disk::{DiskConflict, DiskContent, DiskKey, DiskSpec, DiskTraits, SectorSize, Wwn};
+pub use disk::{DiskConflict, DiskContent, DiskKey, DiskSpec, DiskTraits, MAX_PATHS, SectorSize, Wwn};
 pub use image_ref::{CONTAINER_PREFIX, ImageRef};
 pub use login::{Credentials, Login, Password, Secret};
 pub use spec::{

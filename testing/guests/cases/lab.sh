@@ -79,6 +79,59 @@ test_kinds() {
     want_err 'no whole number of sectors of 4096 bytes'
 }
 
+# Two paths to one disk, of which one is lost and comes back, under device mapper's multipath.
+test_paths() {
+    command -v dmsetup >/dev/null || skip 'dmsetup is not there'
+    cat >ws/paths.sh <<'SH'
+set -e
+for module in sd_mod dm-multipath dm-round-robin; do modprobe $module; done
+at=0; while [ ! -e /sys/block/sdc ] && [ $at -lt 100 ]; do at=$((at + 1)); sleep 0.2; done
+for disk in sda sdb sdc; do
+    echo "$disk: $(tail -c +5 /sys/block/$disk/device/vpd_pg80 | tr -d '\0 ') $(cat /sys/block/$disk/device/wwid 2>/dev/null) host$(readlink /sys/block/$disk/device | sed 's/.*\///; s/:.*//')"
+done
+set -- /sys/block/sda /sys/block/sdb
+[ "$(cat $1/device/wwid)" = "$(cat $2/device/wwid)" ] || set -- /sys/block/sda /sys/block/sdc
+size=$(cat $1/size) a=$(cat $1/dev) b=$(cat $2/dev)
+dmsetup create both --table "0 $size multipath 0 0 2 1 round-robin 0 1 1 $a 1 round-robin 0 1 1 $b 1"
+dmsetup mknodes
+put() { echo "$1" | dd of=/dev/mapper/both bs=4096 count=1 conv=sync oflag=direct 2>/dev/null; }
+got() { dd if=/dev/${1##*/} bs=4096 count=1 iflag=direct 2>/dev/null | head -n 1 | tr -d '\0'; }
+put by-both; echo "first $(got $1), second $(got $2)"
+echo offline >$1/device/state
+put by-the-second; echo "second $(got $2)"
+dmsetup status both | grep -q " $a F " && dmsetup status both | grep -q " $b A " && echo 'the first has failed'
+echo running >$1/device/state
+dmsetup message both 0 reinstate_path $a
+echo offline >$2/device/state
+put by-the-first; echo "first $(got $1)"
+dmsetup status both | grep -q " $b F " && dmsetup status both | grep -q " $a A " && echo 'the second has failed'
+echo running >$2/device/state
+echo "writes $(belljar-ctl disk mp0 counts | sed -n 's/^writes //p')"
+# The disk itself fails on both.
+dmsetup remove both
+belljar-ctl disk mp0 error >/dev/null
+for path in $1 $2; do if dd if=/dev/${path##*/} bs=4096 count=1 iflag=direct of=/dev/null 2>/dev/null; then echo "${path##*/} is read"; fi; done
+SH
+    local disk=size=64M,bus=scsi
+    bj -v --disk $disk,serial=other --disk $disk,serial=mp0,wwn=0x5000c500a1b2c3d4,paths=2,lab -- sh ./paths.sh
+    want_code 0
+    cat out
+    [ "$(grep -cE '^sd[abc]: mp0 naa.5000c500a1b2c3d4 host' out)" = 2 ] || fail 'there are not two paths'
+    [ "$(sed -n 's/^sd.: mp0 .* host//p' out | sort -u | wc -l)" = 2 ] || fail 'both are on one controller'
+    want_line '^sd.: other '
+    want_line '^first by-both, second by-both$'
+    want_line '^second by-the-second$'
+    want_line '^the first has failed$'
+    want_line '^first by-the-first$'
+    want_line '^the second has failed$'
+    want_line '^writes 3$'
+    want_no_line 'is read$'
+    want_err 'a disk on several paths cannot be plugged into a machine that runs'
+    bj --disk size=64M,bus=scsi,serial=x,paths=9 -- true
+    want_code 125
+    want_err 'there are 1 to 8'
+}
+
 # As a test of a file system would do it, on an image that nobody prepared: what was synced survives, what a disk loses is noticed.
 # fixtures: debian-bookworm
 test_in_an_image() {

@@ -42,6 +42,8 @@ impl DiskFront {
         match self.bus {
             _ if self.role != Role::Further => Plugging::Never,
             DiskBus::Ide | DiskBus::Sata => Plugging::Never,
+            // Its controllers share a slot, which has to be known from the start.
+            _ if self.traits.paths() > 1 => Plugging::Never,
             DiskBus::Virtio | DiskBus::Scsi => Plugging::Frozen,
             DiskBus::Nvme => Plugging::Late,
         }
@@ -49,7 +51,7 @@ impl DiskFront {
 
     /// What it is plugged into.
     pub(super) fn kind(&self) -> &'static str {
-        self.bus.word()
+        if self.traits.paths() > 1 { "several paths" } else { self.bus.word() }
     }
 
     /// Whether it has a place of its own on the PCI bus.

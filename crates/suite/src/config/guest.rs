@@ -18,7 +18,7 @@ use super::{
     check::{contradiction, times},
     layers::{layer, plain, unsigned},
     resolve::below,
-    typed::{Cpus, EnvText},
+    typed::{Cpus, EnvText, Paths},
 };
 use crate::{
     settings::Layer,
@@ -158,6 +158,8 @@ table! {
         "discard-granularity" discard_granularity: Size = "(QEMU's choice)",
         /// Whether its medium can be taken out; on SCSI.
         "removable" removable: bool = "false",
+        /// By how many paths the guest has it, on SCSI: each is a disk on a controller of its own, with the same serial number and name (multipath).
+        "paths" paths: Paths = "1",
     }
 }
 
@@ -250,7 +252,8 @@ fn check_kind(disk: &DiskTable, walk: &mut Walk) {
     // Which bus it has in the end is not known here where none is asked for.
     let bus = disk.bus.as_ref().and_then(|bus| bus.get_ref().asked());
     let size = disk.size.as_ref().map(|size| size.get_ref().0);
-    for conflict in traits(disk).conflicts(size, bus) {
+    let has_serial = disk.seen.contains("serial") || disk.lab.as_ref().is_some_and(|lab| *lab.get_ref());
+    for conflict in traits(disk).conflicts(size, has_serial, bus) {
         let span = match conflict.key {
             DiskKey::SectorSize => disk.sector_size.as_ref().map(Spanned::span),
             DiskKey::PhysicalSectorSize => disk.physical_sector_size.as_ref().map(Spanned::span),
@@ -261,6 +264,7 @@ fn check_kind(disk: &DiskTable, walk: &mut Walk) {
             DiskKey::Discard => disk.discard.as_ref().map(Spanned::span),
             DiskKey::DiscardGranularity => disk.discard_granularity.as_ref().map(Spanned::span),
             DiskKey::Removable => disk.removable.as_ref().map(Spanned::span),
+            DiskKey::Paths => disk.paths.as_ref().map(Spanned::span),
         };
         let span = span.unwrap_or_else(|| disk.span.clone());
         contradiction(walk, span, &conflict.message, &conflict.help);
@@ -279,6 +283,7 @@ fn traits(disk: &DiskTable) -> DiskTraits {
         discard: plain(&disk.discard),
         discard_granularity: disk.discard_granularity.as_ref().map(|size| size.get_ref().0),
         removable: plain(&disk.removable).unwrap_or_default(),
+        paths: plain(&disk.paths).map(unsigned),
     }
 }
 

@@ -64,7 +64,7 @@ fn a_disk_has_a_kind() {
         "[guests.g]
 disks = [
   { size = '1G', sector-size = 4096, physical-sector-size = 4096, wwn = '0x5000c500a1b2c3d4', read-only = true, rotational = false,
-    write-cache = false, discard-granularity = '64K', removable = true, bus = 'scsi' },
+    write-cache = false, discard-granularity = '64K', removable = true, bus = 'scsi', paths = 2 },
   { size = '1G', discard = false },
 ]
 ",
@@ -80,6 +80,7 @@ disks = [
         discard: None,
         discard_granularity: Some(65536),
         removable: true,
+        paths: Some(2),
     };
     assert_eq!((&disks[0].traits, disks[0].bus), (&first, BusChoice::Scsi));
     assert_eq!(disks[1].traits, DiskTraits { discard: Some(false), ..DiskTraits::default() });
@@ -221,7 +222,8 @@ fn each_contradiction_is_told() {
             "disks = [{ size = '1G', bus = 'sata', sector-size = 4096, read-only = true, removable = true },
   { size = 5000, sector-size = '4K', wwn = '5' }, { size = '5000', sector-size = 4096, physical-sector-size = 512 },
   { size = '1G', bus = 'nvme', wwn = '0x5000c500a1b2c3d4', write-cache = false, discard = false, physical-sector-size = 4096 },
-  { size = '1G', discard = false, discard-granularity = '100' }]",
+  { size = '1G', discard = false, discard-granularity = '100' }, { size = '1G', bus = 'scsi', paths = 2 },
+  { size = '1G', bus = 'scsi', serial = 'p', paths = 9 }]",
         ),
         guest("mount-at = 'mnt'\ncwd = '/a/../b'\nuser = 'a b'"),
         guest("memory = '1M'\nenv = { 'A=B' = 'x', C = 1 }\nworkspace-mode = 'crow'"),

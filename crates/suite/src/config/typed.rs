@@ -2,7 +2,7 @@
 //!
 //! This is the one list of keys, with that of a guest's in [`super::guest`]. The reader, the errors, the JSON Schema and the test of `docs/belljar.toml` follow from it.
 
-use belljar_guest_spec::{Need, NicMode, WorkspaceMode};
+use belljar_guest_spec::{MAX_PATHS, Need, NicMode, WorkspaceMode};
 
 use crate::{
     config::{
@@ -20,6 +20,8 @@ use toml::{Spanned, de::DeValue};
 
 /// A number of processors.
 pub type Cpus = Int<1, 255>;
+/// Of paths to a disk.
+pub type Paths = Int<1, { MAX_PATHS as i64 }>;
 /// A number of tries after the first.
 pub type Tries = Int<0, 100>;
 /// Higher runs earlier.

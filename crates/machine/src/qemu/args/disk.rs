@@ -69,17 +69,27 @@ pub(super) fn push_disks(config: &MachineConfig, out: &mut Vec<OsString>) -> Res
         if disks.iter().any(|d| d.attached && place(d.bus) == bus)
             && !(bus == DiskBus::Sata && matches!(ide, Ide::Ahci(_)))
         {
-            push(out, "-device", controller(config, bus).key_val());
+            for path in 0..paths_on(config, bus) {
+                push(out, "-device", controller(config, bus, path).key_val());
+            }
         }
     }
     for (at, disk) in disks.iter().enumerate() {
         check(disk)?;
         push(out, "-blockdev", disk.node.options(&node(at)));
         if disk.attached {
-            push(out, "-device", device(config, at, disk).key_val());
+            for path in 0..disk.traits.paths() {
+                push(out, "-device", device(config, at, disk, path).key_val());
+            }
         }
     }
     Ok(())
+}
+
+/// How many controllers of this bus there are: as many as the disk with the most paths has, those that are plugged in later having one.
+fn paths_on(config: &MachineConfig, bus: DiskBus) -> u32 {
+    let disks = config.all_disks().filter(|disk| disk.attached && place_on(config, disk.bus) == bus);
+    disks.map(|disk| disk.traits.paths()).max().unwrap_or(1)
 }
 
 fn node(at: usize) -> String {
@@ -94,24 +104,31 @@ fn place_on(config: &MachineConfig, bus: DiskBus) -> DiskBus {
     }
 }
 
-/// What disks of this bus are plugged into.
-fn controller(config: &MachineConfig, bus: DiskBus) -> Device {
+/// What disks of this bus are plugged into; those with several paths into one for each of these.
+fn controller(config: &MachineConfig, bus: DiskBus, path: u32) -> Device {
     let slot = config.controller_slot(bus);
     match bus {
         DiskBus::Sata => Device::new("ich9-ahci").text("id", "sata0").at(slot),
-        _ => config.virtio("virtio-scsi").text("id", "scsi0").at(slot),
+        _ => {
+            let function = u8::try_from(path).unwrap_or(u8::MAX);
+            let device = config.virtio("virtio-scsi").text("id", format!("scsi{path}"));
+            let device = device.at(slot.map(|slot| slot.with_function(function)));
+            // Else a system does not look for the others.
+            let first_of_many = path == 0 && slot.is_some() && paths_on(config, bus) > 1;
+            if first_of_many { device.flag("multifunction", true) } else { device }
+        }
     }
 }
 
-/// The device of one of the disks.
-fn device(config: &MachineConfig, at: usize, disk: &Disk) -> Device {
+/// The device of one of the disks, for one of its paths.
+fn device(config: &MachineConfig, at: usize, disk: &Disk, path: u32) -> Device {
     let bus = place_on(config, disk.bus);
     let before = config.all_disks().take(at).filter(|d| place_on(config, d.bus) == bus).count();
     let number = u32::try_from(before).unwrap_or(u32::MAX);
     let device = match bus {
         DiskBus::Virtio => config.virtio("virtio-blk").at(config.disk_slot(at)),
         DiskBus::Scsi => Device::new("scsi-hd")
-            .text("bus", "scsi0.0")
+            .text("bus", format!("scsi{path}.0"))
             .number("channel", 0u32)
             .number("scsi-id", number)
             .number("lun", 0u32),
@@ -129,10 +146,12 @@ fn device(config: &MachineConfig, at: usize, disk: &Disk) -> Device {
     // An NVMe disk has to have a serial number.
     let unnamed = (disk.bus == DiskBus::Nvme).then(|| node.clone());
     let device = device
-        .text("id", format!("{node}-device"))
+        .text("id", if path == 0 { format!("{node}-device") } else { format!("{node}-device-path{path}") })
         .text("drive", node)
         .some_text("serial", disk.serial.clone().or(unnamed));
     let device = with_traits(device, &disk.traits, bus);
+    // Two devices write to the same bytes, which is what the guest is to know of.
+    let device = if disk.traits.paths() > 1 { device.flag("share-rw", true) } else { device };
     // An error is the guest's to see; else some would stop the machine. NVMe has no such choice, and tells of all.
     let device = if disk.node.is_served() && disk.bus != DiskBus::Nvme {
         device.text("werror", "report".to_owned()).text("rerror", "report".to_owned())
@@ -218,7 +237,7 @@ impl MachineConfig {
                     let slot = self.controller_slot(disk.bus)?;
                     if !std::mem::replace(&mut has_scsi, true) {
                         all.push(Plugged {
-                            device: controller(self, disk.bus),
+                            device: controller(self, disk.bus, 0),
                             name: "the SCSI adapter".to_owned(),
                             kind: disk.bus.word(),
                             slot,
@@ -232,7 +251,7 @@ impl MachineConfig {
             };
             let serial = disk.serial.as_ref().map_or_else(String::new, |serial| format!(" {serial}"));
             all.push(Plugged {
-                device: device(self, at, disk),
+                device: device(self, at, disk, 0),
                 name: format!("the {} disk{serial}", disk.bus),
                 kind: disk.bus.word(),
                 slot,

@@ -45,6 +45,8 @@ impl Slots {
 pub struct Slot {
     bus: &'static str,
     number: u8,
+    /// Of several devices that are in one slot, which it is.
+    function: u8,
 }
 
 impl Slot {
@@ -55,13 +57,21 @@ impl Slot {
 
     /// As QEMU takes it.
     pub(super) fn address(self) -> String {
-        format!("{:#04x}", self.number)
+        match self.function {
+            0 => format!("{:#04x}", self.number),
+            function => format!("{:#04x}.{function}", self.number),
+        }
+    }
+
+    /// That of a further device in the same slot, of which the first has to say that it is not alone.
+    pub(super) fn with_function(self, function: u8) -> Self {
+        Self { function, ..self }
     }
 
     /// The device's name in the guest's `/sys/bus/pci/devices`.
     #[must_use]
     pub fn in_guest(self) -> String {
-        format!("0000:00:{:02x}.0", self.number)
+        format!("0000:00:{:02x}.{}", self.number, self.function)
     }
 }
 
@@ -82,7 +92,7 @@ impl MachineConfig {
 
     fn slot(&self, number: impl FnOnce(&Slots) -> Option<u8>) -> Option<Slot> {
         let slots = self.slots?;
-        Some(Slot { bus: slots.bus, number: number(slots)? })
+        Some(Slot { bus: slots.bus, number: number(slots)?, function: 0 })
     }
 
     pub(super) fn ports_slot(&self) -> Option<Slot> {

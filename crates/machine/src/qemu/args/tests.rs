@@ -149,13 +149,21 @@ fn kinds_of_disks() {
         write_cache: Some(false),
         discard_granularity: Some(65536),
         removable: true,
+        paths: Some(2),
         ..DiskTraits::default()
     };
-    let ata =
-        DiskTraits { sector_size: None, read_only: false, removable: false, discard_granularity: None, ..all.clone() };
+    let ata = DiskTraits {
+        sector_size: None,
+        read_only: false,
+        removable: false,
+        paths: None,
+        discard_granularity: None,
+        ..all.clone()
+    };
     let emulated = DiskTraits { physical_sector_size: Some(SectorSize::S4096), ..DiskTraits::default() };
-    let no_discard = DiskTraits { discard: Some(false), rotational: Some(false), ..DiskTraits::default() };
-    let virtio = DiskTraits { wwn: None, rotational: None, removable: false, ..all.clone() };
+    let no_discard =
+        DiskTraits { discard: Some(false), rotational: Some(false), wwn: all.wwn, ..DiskTraits::default() };
+    let virtio = DiskTraits { wwn: None, rotational: None, removable: false, paths: None, ..all.clone() };
     let nvme = DiskTraits { write_cache: None, read_only: false, ..virtio.clone() };
     let disks: [(DiskBus, DiskTraits); 8] = [
         (DiskBus::Virtio, virtio),
@@ -168,9 +176,10 @@ fn kinds_of_disks() {
         (DiskBus::Nvme, DiskTraits { rotational: Some(false), ..nvme }),
     ];
     let disks = disks.into_iter().map(|(bus, traits)| {
-        assert_eq!(traits.conflicts(None, Some(bus)), []);
+        assert_eq!(traits.conflicts(None, true, Some(bus)), []);
         let node = Node { write_protected: traits.read_only, ..raw("/d") };
-        Disk { bus, traits, attached: bus == DiskBus::Sata, ..Disk::new(node) }
+        let attached = bus == DiskBus::Sata || traits.paths() > 1;
+        Disk { bus, traits, attached, ..Disk::new(node) }
     });
     let mut config = MachineConfig { disks: disks.collect(), ..MachineConfig::default() };
     config.slots = config.machine_type().slots;
@@ -178,7 +187,8 @@ fn kinds_of_disks() {
     let plugged = plugged.iter().map(|one| one.device.json().to_string()).collect::<Vec<_>>().join("\n");
     config.disks.iter_mut().for_each(|disk| disk.attached = true);
     let text = lines(&config);
-    let text = text.lines().filter(|line| line.contains("disk")).collect::<Vec<_>>().join("\n");
+    let text =
+        text.lines().filter(|line| line.contains("disk") || line.contains("scsi")).collect::<Vec<_>>().join("\n");
     insta::assert_snapshot!(format!("{text}\n\nplugged in:\n{plugged}"));
 }
 
