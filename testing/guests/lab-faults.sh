@@ -4,6 +4,9 @@
 # The disk is written to and read past the guest's cache, in blocks of 4096 bytes, so what is read is what the disk gives.
 set -u
 disk=$1 name=$2
+# A system without udev has the drivers of USB disks when somebody loads them.
+if [ ! -b "$disk" ]; then for module in xhci_pci usb_storage sd_mod; do modprobe -q $module; done; fi
+at=0; while [ ! -b "$disk" ] && [ $at -lt 60 ]; do at=$((at + 1)); sleep 0.5; done
 [ -b "$disk" ] || { echo "not ok - there is no disk $disk: $(ls /dev | tr '\n' ' ')"; exit 1; }
 ctl() { belljar-ctl disk "$name" "$@"; }
 quiet() { "$@" >/dev/null 2>&1; }

@@ -1,9 +1,9 @@
 #!/bin/sh
 # What the guest sees of each disk that has a serial number: a line each. lab-kinds.sh COUNT waits until there are so many.
 set -u
-for module in sd_mod nvme ahci; do modprobe -q $module; done
+for module in sd_mod nvme ahci xhci_pci usb_storage; do modprobe -q $module; done
 serial_of() {
-    if [ -e "$1/device/vpd_pg80" ]; then tail -c +5 "$1/device/vpd_pg80" | tr -d '\0 '; else cat "$1/serial" "$1/device/serial" 2>/dev/null | head -n 1 | tr -d ' '; fi
+    if [ -e "$1/device/vpd_pg80" ]; then tail -c +5 "$1/device/vpd_pg80" | tr -d '\0 '; else cat "$1/serial" "$1/device/serial" "$1/device/../../../../serial" 2>/dev/null | head -n 1 | tr -d ' '; fi
 }
 disks() { for disk in /sys/block/vd* /sys/block/sd* /sys/block/nvme*; do if [ -e "$disk/queue" ] && [ -n "$(serial_of "$disk")" ]; then echo "$disk"; fi; done; }
 at=0

@@ -173,7 +173,7 @@ mod tests {
             ("serial=x", "say size="),
             ("size=1G,file=x", "one of"),
             ("size=1G,serail=x", "unknown key \"serail\""),
-            ("size=1G,bus=usb", "unknown bus"),
+            ("size=1G,bus=floppy", "unknown bus"),
             ("size=1Q", "is not a size"),
             ("size=1G,serial=", "1 to 20"),
             ("size=1G,sector-size=1024", "sector-size: \"1024\" is no size of a disk's sectors"),

@@ -175,30 +175,37 @@ impl DiskTraits {
                 .then_some("QEMU's have logical sectors of 512 bytes"),
             DiskKey::PhysicalSectorSize => {
                 let (logical, physical) = self.sectors()?;
-                (bus == DiskBus::Nvme && physical != logical)
-                    .then_some("QEMU's tells its guest of one size, which is that of the logical sectors")
+                (matches!(bus, DiskBus::Nvme | DiskBus::Usb) && physical != logical)
+                    .then_some("its guest learns of one size, which is that of the logical sectors")
             }
             DiskKey::Wwn => (self.wwn.is_some() && !is_ata && bus != DiskBus::Scsi).then_some("it has no such name"),
             DiskKey::ReadOnly => match bus {
                 _ if !self.read_only => None,
                 DiskBus::Ide | DiskBus::Sata => Some("there is no such disk"),
                 DiskBus::Nvme => Some("QEMU's does not tell its guest, which would take refused writes for errors"),
-                DiskBus::Virtio | DiskBus::Scsi => None,
+                DiskBus::Virtio | DiskBus::Scsi | DiskBus::Usb => None,
             },
             DiskKey::Rotational => match (bus, self.rotational?) {
-                (DiskBus::Virtio, _) => Some("it does not tell its guest"),
+                (DiskBus::Virtio | DiskBus::Usb, _) => Some("its guest does not learn of that"),
                 (DiskBus::Nvme, true) => Some("its guest takes none for one that turns"),
                 _ => None,
             },
             DiskKey::WriteCache => (bus == DiskBus::Nvme && self.write_cache == Some(false))
                 .then_some("QEMU's tells its guest of a cache whatever it has"),
-            DiskKey::Discard => {
-                (bus == DiskBus::Nvme && self.discard == Some(false)).then_some("QEMU's takes discards in any case")
-            }
-            DiskKey::DiscardGranularity => {
-                (is_ata && self.discard_granularity? != SectorSize::S512.bytes()).then_some("it takes single sectors")
-            }
-            DiskKey::Removable => (self.removable && bus != DiskBus::Scsi).then_some("its medium cannot be taken out"),
+            DiskKey::Discard => match (bus, self.discard?) {
+                (DiskBus::Nvme, false) => Some("QEMU's takes discards in any case"),
+                (DiskBus::Usb, true) => Some("its guest makes none"),
+                _ => None,
+            },
+            DiskKey::DiscardGranularity => match (bus, self.discard_granularity?) {
+                (DiskBus::Ide | DiskBus::Sata, bytes) if bytes != SectorSize::S512.bytes() => {
+                    Some("it takes single sectors")
+                }
+                (DiskBus::Usb, _) => Some("its guest makes no discards"),
+                _ => None,
+            },
+            DiskKey::Removable => (self.removable && !matches!(bus, DiskBus::Scsi | DiskBus::Usb))
+                .then_some("its medium cannot be taken out"),
             DiskKey::Paths => {
                 (self.paths() > 1 && bus != DiskBus::Scsi).then_some("QEMU has it on one controller only")
             }
@@ -364,7 +371,7 @@ mod tests {
 
     #[test]
     fn what_a_bus_cannot_have() {
-        use DiskBus::{Ide, Nvme, Sata, Virtio};
+        use DiskBus::{Ide, Nvme, Sata, Usb, Virtio};
         let on = |buses: &[DiskBus], key| buses.iter().map(|bus| (Some(*bus), vec![key])).collect::<Vec<_>>();
         let none = DiskTraits::default();
         assert_eq!(wrong(&none), []);
@@ -374,12 +381,12 @@ mod tests {
             assert_eq!(wrong(&both), on(ata, DiskKey::SectorSize));
         }
         let emulated = DiskTraits { physical_sector_size: Some(SectorSize::S4096), ..none.clone() };
-        assert_eq!(wrong(&emulated), on(&[Nvme], DiskKey::PhysicalSectorSize));
+        assert_eq!(wrong(&emulated), on(&[Nvme, Usb], DiskKey::PhysicalSectorSize));
         let wwn = DiskTraits { wwn: Some(Wwn(1)), ..none.clone() };
-        assert_eq!(wrong(&wwn), on(&[Virtio, Nvme], DiskKey::Wwn));
+        assert_eq!(wrong(&wwn), on(&[Virtio, Nvme, Usb], DiskKey::Wwn));
         let read_only = DiskTraits { read_only: true, ..none.clone() };
         assert_eq!(wrong(&read_only), on(&[Sata, Ide, Nvme], DiskKey::ReadOnly));
-        for (turns, buses) in [(true, &[Virtio, Nvme][..]), (false, &[Virtio])] {
+        for (turns, buses) in [(true, &[Virtio, Nvme, Usb][..]), (false, &[Virtio, Usb])] {
             let traits = DiskTraits { rotational: Some(turns), ..none.clone() };
             assert_eq!(wrong(&traits), on(buses, DiskKey::Rotational));
         }
@@ -387,15 +394,15 @@ mod tests {
             let cache = DiskTraits { write_cache: Some(has), ..none.clone() };
             assert_eq!(wrong(&cache), on(buses, DiskKey::WriteCache));
             let discard = DiskTraits { discard: Some(has), ..none.clone() };
-            assert_eq!(wrong(&discard), on(buses, DiskKey::Discard));
+            assert_eq!(wrong(&discard), on(if has { &[Usb] } else { &[Nvme] }, DiskKey::Discard));
         }
         let units = |bytes| DiskTraits { discard_granularity: Some(bytes), ..none.clone() };
-        assert_eq!(wrong(&units(512)), []);
-        assert_eq!(wrong(&units(65536)), on(&[Sata, Ide], DiskKey::DiscardGranularity));
+        assert_eq!(wrong(&units(512)), on(&[Usb], DiskKey::DiscardGranularity));
+        assert_eq!(wrong(&units(65536)), on(&[Sata, Ide, Usb], DiskKey::DiscardGranularity));
         let removable = DiskTraits { removable: true, ..none.clone() };
         assert_eq!(wrong(&removable), on(&[Virtio, Sata, Ide, Nvme], DiskKey::Removable));
         let paths = DiskTraits { paths: Some(2), ..none.clone() };
-        assert_eq!(wrong(&paths), on(&[Virtio, Sata, Ide, Nvme], DiskKey::Paths));
+        assert_eq!(wrong(&paths), on(&[Virtio, Sata, Ide, Nvme, Usb], DiskKey::Paths));
         let scsi = Some(DiskBus::Scsi);
         assert_eq!(paths.conflicts(None, false, scsi)[0].key, DiskKey::Paths);
         assert_eq!(DiskTraits { wwn: Some(Wwn(1)), ..paths.clone() }.conflicts(None, false, scsi), []);

@@ -104,6 +104,8 @@ words! {
         Ide = "ide",
         /// [`DiskBus::Nvme`].
         Nvme = "nvme",
+        /// [`DiskBus::Usb`].
+        Usb = "usb",
     }
 }
 
@@ -118,6 +120,7 @@ impl BusChoice {
             Self::Sata => Some(DiskBus::Sata),
             Self::Ide => Some(DiskBus::Ide),
             Self::Nvme => Some(DiskBus::Nvme),
+            Self::Usb => Some(DiskBus::Usb),
         }
     }
 }
@@ -135,6 +138,8 @@ words! {
         Ide = "ide",
         /// NVMe: `nvme0n1`.
         Nvme = "nvme",
+        /// USB, behind an xHCI controller: `sda`.
+        Usb = "usb",
     }
 }
 

@@ -29,3 +29,9 @@ test_copies_are_apart() { on_10 template copies_are_apart; }
 test_exit_code_streams_and_plain_files() { on_10 debian exit_code_streams_and_plain_files; }
 # fixtures: qemu-10 installer-i386
 test_console_session_is_exact() { on_10 initrd console_session_is_exact; }
+# fixtures: qemu-10
+test_kinds() { on_10 lab kinds; }
+# fixtures: qemu-10
+test_paths() { on_10 lab paths; }
+# fixtures: qemu-10
+test_usb() { on_10 lab usb; }

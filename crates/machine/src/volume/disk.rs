@@ -41,7 +41,7 @@ impl DiskFront {
     pub(super) fn plugging(&self) -> Plugging {
         match self.bus {
             _ if self.role != Role::Further => Plugging::Never,
-            DiskBus::Ide | DiskBus::Sata => Plugging::Never,
+            DiskBus::Ide | DiskBus::Sata | DiskBus::Usb => Plugging::Never,
             // Its controllers share a slot, which has to be known from the start.
             _ if self.traits.paths() > 1 => Plugging::Never,
             DiskBus::Virtio | DiskBus::Scsi => Plugging::Frozen,

@@ -573,7 +573,7 @@ mod tests {
         assert_eq!(
             said(DiskContent::Empty(SIZE), DiskBus::Sata, large.clone()),
             "the disk data0: sector-size = 4096 does not go with a disk on sata: QEMU's have logical sectors of 512 bytes; leave it out, or take \
-             another bus: virtio, scsi, nvme"
+             another bus: virtio, scsi, nvme, usb"
         );
         assert!(
             said(DiskContent::Empty(5000), DiskBus::Scsi, large).contains("no whole number of sectors of 4096 bytes")

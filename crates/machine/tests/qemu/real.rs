@@ -11,6 +11,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use belljar_guest_spec::{DiskTraits, SectorSize, Wwn};
 use belljar_image::cache::Cache;
 use belljar_image::kernel::{Userland, discover};
 use belljar_image::modules::read_module;
@@ -127,9 +128,18 @@ async fn every_device_is_accepted() {
     for machine in ["pc", "q35"] {
         let bench = Bench::new();
         let mut disks = Vec::new();
-        for (i, bus) in [DiskBus::Virtio, DiskBus::Scsi, DiskBus::Ide, DiskBus::Sata, DiskBus::Nvme, DiskBus::Virtio]
-            .into_iter()
-            .enumerate()
+        for (i, bus) in [
+            DiskBus::Virtio,
+            DiskBus::Scsi,
+            DiskBus::Ide,
+            DiskBus::Sata,
+            DiskBus::Nvme,
+            DiskBus::Virtio,
+            DiskBus::Usb,
+            DiskBus::Scsi,
+        ]
+        .into_iter()
+        .enumerate()
         {
             let path = bench.path(&format!("disk, {i} = \"\n"));
             File::create(&path).unwrap().set_len(1 << 20).unwrap();
@@ -138,6 +148,18 @@ async fn every_device_is_accepted() {
             disks.push(Disk { bus, serial, boot_index, ..Disk::new(Node::new(DiskSource::Path(path), "raw")) });
         }
         disks[5].node.read_only = true;
+        disks[6].traits = DiskTraits {
+            sector_size: Some(SectorSize::S4096),
+            write_cache: Some(false),
+            removable: true,
+            ..DiskTraits::default()
+        };
+        disks[7].traits = DiskTraits {
+            wwn: Some(Wwn::parse("0x5000c500a1b2c3d4").unwrap()),
+            paths: Some(2),
+            ..DiskTraits::default()
+        };
+        disks[7].boot_index = None;
         // A file without a name any more.
         let unnamed = tempfile::tempfile().unwrap();
         unnamed.set_len(1 << 20).unwrap();

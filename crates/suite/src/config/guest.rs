@@ -146,17 +146,17 @@ table! {
         "physical-sector-size" physical_sector_size: Sectors = "(sector-size)",
         /// Its World Wide Name, on SCSI, SATA and IDE: the guest finds the disk as /dev/disk/by-id/wwn-0x….
         "wwn" wwn: DiskWwn = "(none)",
-        /// Whether it refuses writes; on virtio and SCSI.
+        /// Whether it refuses writes; on virtio, SCSI and USB.
         "read-only" read_only: bool = "false",
         /// Whether it turns; on SCSI, SATA and IDE.
         "rotational" rotational: bool = "(what the bus's disks are)",
         /// Whether it has a cache that holds what was written until it is flushed. One on NVMe always has.
         "write-cache" write_cache: bool = "true",
-        /// Whether it takes discards. One on NVMe always does.
+        /// Whether it takes discards. One on NVMe always does, one on USB never.
         "discard" discard: bool = "true",
         /// In which units it takes discards; on virtio, SCSI and NVMe.
         "discard-granularity" discard_granularity: Size = "(QEMU's choice)",
-        /// Whether its medium can be taken out; on SCSI.
+        /// Whether its medium can be taken out; on SCSI and USB.
         "removable" removable: bool = "false",
         /// By how many paths the guest has it, on SCSI: each is a disk on a controller of its own, with the same serial number and name (multipath).
         "paths" paths: Paths = "1",

@@ -47,6 +47,8 @@ impl Disk {
 const DISKS_OF_CHANNEL: usize = 2;
 /// Ports of an AHCI controller.
 const SATA_MAX: usize = 6;
+/// Ports of an xHCI controller (QEMU's `p2` and `p3`).
+const USB_MAX: usize = 15;
 /// Revolutions a minute of a disk that turns.
 const REVOLUTIONS: u32 = 7200;
 
@@ -60,12 +62,12 @@ pub(super) fn push_disks(config: &MachineConfig, out: &mut Vec<OsString>) -> Res
         Ide::Channels(channels) => channels * DISKS_OF_CHANNEL,
         Ide::Ahci(_) => SATA_MAX,
     };
-    for (bus, max) in [(DiskBus::Ide, ide_max), (DiskBus::Sata, SATA_MAX)] {
+    for (bus, max) in [(DiskBus::Ide, ide_max), (DiskBus::Sata, SATA_MAX), (DiskBus::Usb, USB_MAX)] {
         if count(bus) > max {
             return Err(ArgsError::TooManyDisks { bus, count: count(bus), max, machine: config.machine.clone() });
         }
     }
-    for bus in [DiskBus::Scsi, DiskBus::Sata] {
+    for bus in [DiskBus::Scsi, DiskBus::Sata, DiskBus::Usb] {
         if disks.iter().any(|d| d.attached && place(d.bus) == bus)
             && !(bus == DiskBus::Sata && matches!(ide, Ide::Ahci(_)))
         {
@@ -78,6 +80,9 @@ pub(super) fn push_disks(config: &MachineConfig, out: &mut Vec<OsString>) -> Res
         check(disk)?;
         push(out, "-blockdev", disk.node.options(&node(at)));
         if disk.attached {
+            if disk.bus == DiskBus::Usb {
+                push(out, "-device", usb_adapter(&node(at), disk).key_val());
+            }
             for path in 0..disk.traits.paths() {
                 push(out, "-device", device(config, at, disk, path).key_val());
             }
@@ -109,6 +114,14 @@ fn controller(config: &MachineConfig, bus: DiskBus, path: u32) -> Device {
     let slot = config.controller_slot(bus);
     match bus {
         DiskBus::Sata => Device::new("ich9-ahci").text("id", "sata0").at(slot),
+        // Without enough ports QEMU puts hubs between.
+        DiskBus::Usb => {
+            let ports = [("p2", USB_MAX), ("p3", USB_MAX)];
+            let device = Device::new("qemu-xhci").text("id", "usb0").at(slot);
+            ports
+                .into_iter()
+                .fold(device, |device, (key, count)| device.number(key, u64::try_from(count).unwrap_or_default()))
+        }
         _ => {
             let function = u8::try_from(path).unwrap_or(u8::MAX);
             let device = config.virtio("virtio-scsi").text("id", format!("scsi{path}"));
@@ -118,6 +131,14 @@ fn controller(config: &MachineConfig, bus: DiskBus, path: u32) -> Device {
             if first_of_many { device.flag("multifunction", true) } else { device }
         }
     }
+}
+
+/// What a disk on USB is behind, which has the serial number that a guest names it by. `usb-storage` would be both in one, and gives its disk no traits.
+fn usb_adapter(node: &str, disk: &Disk) -> Device {
+    Device::new("usb-bot")
+        .text("id", format!("{node}-usb"))
+        .text("bus", "usb0.0")
+        .some_text("serial", disk.serial.clone())
 }
 
 /// The device of one of the disks, for one of its paths.
@@ -141,6 +162,7 @@ fn device(config: &MachineConfig, at: usize, disk: &Disk, path: u32) -> Device {
             Device::new("ide-hd").text("bus", format!("{controller}.{number}"))
         }
         DiskBus::Nvme => Device::new("nvme").at(config.disk_slot(at)),
+        DiskBus::Usb => Device::new("scsi-hd").text("bus", format!("{}-usb.0", node(at))),
     };
     let node = node(at);
     // An NVMe disk has to have a serial number.
@@ -247,7 +269,7 @@ impl MachineConfig {
                     let so_far = self.disks[..=at].iter().filter(|d| d.bus == DiskBus::Scsi).count();
                     (slot, u32::try_from(so_far).unwrap_or(u32::MAX))
                 }
-                DiskBus::Ide | DiskBus::Sata => return None,
+                DiskBus::Ide | DiskBus::Sata | DiskBus::Usb => return None,
             };
             let serial = disk.serial.as_ref().map_or_else(String::new, |serial| format!(" {serial}"));
             all.push(Plugged {

@@ -26,6 +26,8 @@ pub struct Slots {
     pub ahci: u8,
     /// The same for SCSI disks.
     pub scsi: u8,
+    /// The same for USB disks, a free function of what has this slot anyway.
+    pub usb: (u8, u8),
     /// The first of those of further virtio and NVMe disks, in order.
     pub first_disk: u8,
     /// The last of those.
@@ -121,6 +123,10 @@ impl MachineConfig {
             DiskBus::Scsi | DiskBus::Sata if boots => self.slot(|slots| Some(slots.boot_disk)),
             DiskBus::Scsi => self.slot(|slots| Some(slots.scsi)),
             DiskBus::Sata => self.slot(|slots| Some(slots.ahci)),
+            DiskBus::Usb => {
+                let (number, function) = self.slots?.usb;
+                self.slot(|_| Some(number)).map(|slot| slot.with_function(function))
+            }
             DiskBus::Virtio | DiskBus::Ide | DiskBus::Nvme => None,
         }
     }

@@ -121,7 +121,7 @@ fn own_kernel_for_pasting() {
 
 #[test]
 fn every_bus_on_both_machines() {
-    let buses = [DiskBus::Ide, DiskBus::Sata, DiskBus::Scsi, DiskBus::Nvme, DiskBus::Virtio];
+    let buses = [DiskBus::Ide, DiskBus::Sata, DiskBus::Scsi, DiskBus::Nvme, DiskBus::Usb, DiskBus::Virtio];
     let disks =
         buses.iter().flat_map(|&bus| [bus, bus]).map(|bus| Disk { bus, ..Disk::new(raw("/d")) }).collect::<Vec<_>>();
     let mut config = MachineConfig {
@@ -165,7 +165,8 @@ fn kinds_of_disks() {
         DiskTraits { discard: Some(false), rotational: Some(false), wwn: all.wwn, ..DiskTraits::default() };
     let virtio = DiskTraits { wwn: None, rotational: None, removable: false, paths: None, ..all.clone() };
     let nvme = DiskTraits { write_cache: None, read_only: false, ..virtio.clone() };
-    let disks: [(DiskBus, DiskTraits); 8] = [
+    let usb = DiskTraits { wwn: None, rotational: None, discard_granularity: None, paths: None, ..all.clone() };
+    let disks: [(DiskBus, DiskTraits); 9] = [
         (DiskBus::Virtio, virtio),
         (DiskBus::Virtio, DiskTraits { discard: Some(false), ..emulated.clone() }),
         (DiskBus::Virtio, DiskTraits { discard: Some(true), write_cache: Some(true), ..DiskTraits::default() }),
@@ -174,11 +175,12 @@ fn kinds_of_disks() {
         (DiskBus::Sata, ata),
         (DiskBus::Sata, DiskTraits { physical_sector_size: Some(SectorSize::S4096), ..no_discard }),
         (DiskBus::Nvme, DiskTraits { rotational: Some(false), ..nvme }),
+        (DiskBus::Usb, usb),
     ];
     let disks = disks.into_iter().map(|(bus, traits)| {
         assert_eq!(traits.conflicts(None, true, Some(bus)), []);
         let node = Node { write_protected: traits.read_only, ..raw("/d") };
-        let attached = bus == DiskBus::Sata || traits.paths() > 1;
+        let attached = matches!(bus, DiskBus::Sata | DiskBus::Usb) || traits.paths() > 1;
         Disk { bus, traits, attached, ..Disk::new(node) }
     });
     let mut config = MachineConfig { disks: disks.collect(), ..MachineConfig::default() };
@@ -187,8 +189,11 @@ fn kinds_of_disks() {
     let plugged = plugged.iter().map(|one| one.device.json().to_string()).collect::<Vec<_>>().join("\n");
     config.disks.iter_mut().for_each(|disk| disk.attached = true);
     let text = lines(&config);
-    let text =
-        text.lines().filter(|line| line.contains("disk") || line.contains("scsi")).collect::<Vec<_>>().join("\n");
+    let text = text
+        .lines()
+        .filter(|line| ["disk", "scsi", "usb"].iter().any(|word| line.contains(word)))
+        .collect::<Vec<_>>()
+        .join("\n");
     insta::assert_snapshot!(format!("{text}\n\nplugged in:\n{plugged}"));
 }
 

@@ -92,6 +92,8 @@ static PC_SLOTS: Slots = Slots {
     rng: 0x08,
     ahci: 0x09,
     scsi: 0x0f,
+    // ISA, IDE, USB 1 and power management are 0 to 3.
+    usb: (0x01, 4),
     first_disk: 0x10,
     last_disk: 0x1f,
 };
