@@ -1,7 +1,7 @@
 //! What programs in the guest ask of the host, a line each, by a named pipe: any user and any language can write to one, wherever it is
 //! mounted, and nothing has to be executed.
 //!
-//! A line is a word and what goes with it: `mark TEXT`, `disk NAME ORDER`. Lines of up to `PIPE_BUF` bytes (pipe(7)) of several writers do
+//! A line is a word and what goes with it: `mark TEXT`, `disk NAME ORDER`, `reboot MARK`. Lines of up to `PIPE_BUF` bytes (pipe(7)) of several writers do
 //! not mix. Who wants to know what came of it writes `>NAME ` before it, and finds the answer in a file of that name ([`answers`]); the
 //! program `belljar-ctl` does both ([`ctl`]).
 
@@ -12,7 +12,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use belljar_proto::message::{MAX_QUESTION, Outcome, Question, ToHost};
+use belljar_proto::message::{MACHINE_WORDS, MAX_QUESTION, Outcome, Question, ToHost};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
@@ -61,6 +61,13 @@ impl Asks {
         }
         if self.pipe.is_some() && path.as_os_str() == PATH {
             self.has_program = ctl::install();
+        }
+    }
+
+    /// Puts the names there by which tests of other harnesses ask for a reboot.
+    pub(crate) fn offer_reboots(&self) {
+        if self.has_program {
+            ctl::install_names();
         }
     }
 
@@ -161,7 +168,9 @@ impl Asks {
     /// The host has answered.
     pub(crate) fn answered(&mut self, number: u32, answer: Outcome) {
         self.full |= answer == Outcome::Full && number <= self.next;
-        if let Some(name) = self.waiting.take(number) {
+        let name = self.waiting.take(number);
+        // Who has the machine go down does not live to hear of it.
+        if let Some(name) = name.filter(|_| answer != Outcome::GoesDown) {
             self.waiting.put(self.path.as_deref(), &name, &answer);
         }
     }
@@ -183,7 +192,8 @@ fn question(line: &[u8]) -> Result<Question, String> {
     match word {
         "mark" if !rest.is_empty() => Ok(Question::Mark(rest.to_owned())),
         "disk" if !rest.is_empty() => Ok(Question::Disk(rest.to_owned())),
-        _ => Err("it takes lines such as \"mark TEXT\" and \"disk NAME ORDER\"".to_owned()),
+        _ if MACHINE_WORDS.contains(&word) => Ok(Question::Machine(line.to_owned())),
+        _ => Err("it takes lines such as \"mark TEXT\", \"disk NAME ORDER\" and \"reboot MARK\"".to_owned()),
     }
 }
 

@@ -64,8 +64,8 @@ extern "C" fn main(argc: c_int, argv: *const *const std::ffi::c_char) -> c_int {
         .collect();
     // SAFETY: as above; there may be no first one.
     let called = if argc > 0 { unsafe { std::ffi::CStr::from_ptr(*argv) }.to_bytes() } else { b"" };
-    if ask::ctl::is_called(called) {
-        return ask::ctl::run(&args);
+    if let Some(name) = ask::ctl::name_of(called) {
+        return ask::ctl::run(name, &args);
     }
     run(&args)
 }

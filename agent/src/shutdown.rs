@@ -22,25 +22,53 @@ const SHELLS: &[&str] = &["ash", "bash", "busybox", "dash", "ksh", "mksh", "sh",
 
 /// Ends the guest; `mounts` are shares to be unmounted first.
 pub(crate) fn run(how: ShutdownHow, mounts: &[Mount]) {
-    let first = getpid().is_init();
-    match how {
-        ShutdownHow::PowerOff if first => {
-            // While the shares' relays live.
-            sync();
-            end_processes();
-            sync();
-            for mount in mounts.iter().rev() {
-                let _ = rustix::mount::unmount(mount.path.as_str(), UnmountFlags::empty());
-            }
-            end(RebootCommand::PowerOff);
-        }
-        ShutdownHow::PowerOff => ask_the_system(),
+    let orderly = match how {
+        ShutdownHow::PowerOff => Orderly { command: RebootCommand::PowerOff, ways: &POWER_OFF },
+        ShutdownHow::Reboot => Orderly { command: RebootCommand::Restart, ways: &REBOOT },
         ShutdownHow::Immediate => {
             sync();
-            end(RebootCommand::PowerOff);
+            return end(RebootCommand::PowerOff);
         }
+    };
+    if !getpid().is_init() {
+        return ask_the_system(&orderly);
     }
+    // While the shares' relays live.
+    sync();
+    end_processes();
+    sync();
+    for mount in mounts.iter().rev() {
+        let _ = rustix::mount::unmount(mount.path.as_str(), UnmountFlags::empty());
+    }
+    end(orderly.command);
 }
+
+/// An end that the guest's services have notice of.
+struct Orderly {
+    /// What is done at last.
+    command: RebootCommand,
+    /// Who may do it, the first choice first.
+    ways: &'static [(Manager, &'static str, &'static [&'static str])],
+}
+
+/// Which first process listens to a program.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Manager {
+    Systemd,
+    Any,
+}
+
+const POWER_OFF: [(Manager, &str, &[&str]); 4] = [
+    (Manager::Systemd, "systemctl", &["--no-block", "poweroff"]),
+    (Manager::Any, "poweroff", &[]),
+    (Manager::Any, "busybox", &["poweroff"]),
+    (Manager::Any, "halt", &["-p"]),
+];
+const REBOOT: [(Manager, &str, &[&str]); 3] = [
+    (Manager::Systemd, "systemctl", &["--no-block", "reboot"]),
+    (Manager::Any, "reboot", &[]),
+    (Manager::Any, "busybox", &["reboot"]),
+];
 
 /// As the first process: ends everything, as a signal asked for.
 pub(crate) fn by_signal(command: RebootCommand) {
@@ -55,7 +83,7 @@ pub(crate) fn end(command: RebootCommand) {
 }
 
 /// In a child: through whatever manages the guest's services, if anything does.
-fn ask_the_system() {
+fn ask_the_system(orderly: &Orderly) {
     let Ok(None) = sys::fork() else {
         return;
     };
@@ -63,13 +91,8 @@ fn ask_the_system() {
     let first = std::fs::read_to_string("/proc/1/comm").unwrap_or_default();
     let managed = !SHELLS.contains(&first.trim_end());
     let systemd = std::fs::exists("/run/systemd/system").unwrap_or(false);
-    let ways: [(bool, &str, &[&str]); 4] = [
-        (systemd, "systemctl", &["--no-block", "poweroff"]),
-        (managed, "poweroff", &[]),
-        (managed, "busybox", &["poweroff"]),
-        (managed, "halt", &["-p"]),
-    ];
-    for (_, program, args) in ways.iter().filter(|(use_it, ..)| *use_it) {
+    let listens = |manager| if manager == Manager::Systemd { systemd } else { managed };
+    for (_, program, args) in orderly.ways.iter().filter(|(manager, ..)| listens(*manager)) {
         let Some(program) = modules::find_program(program) else {
             continue;
         };
@@ -82,7 +105,7 @@ fn ask_the_system() {
         }
     }
     sync();
-    end(RebootCommand::PowerOff);
+    end(orderly.command);
     sys::exit_now(1)
 }
 

@@ -3,8 +3,8 @@
 use std::os::fd::AsRawFd;
 
 use belljar_proto::message::{
-    AskFiles, Exec, Leftovers, MODULES_SHARE, Mount, Quiesce, Setup, SetupReport, SyncFault, SyncReport, ToAgent,
-    ToHost,
+    AskFiles, Exec, Leftovers, MODULES_SHARE, Mount, Outcome, Quiesce, Setup, SetupReport, SyncFault, SyncReport,
+    ToAgent, ToHost,
 };
 use rustix::io::Errno;
 
@@ -65,7 +65,12 @@ impl Agent {
                     }
                 }
             }
-            ToAgent::Answer { number, answer } => self.asks.answered(number, answer),
+            ToAgent::Answer { number, answer } => {
+                if answer == Outcome::GoesDown {
+                    self.commands.iter_mut().for_each(|command| command.signal(libc::SIGKILL));
+                }
+                self.asks.answered(number, answer);
+            }
             ToAgent::Ping(number) => {
                 self.tell_of_kernel();
                 self.link.queue(&ToHost::Pong(number));
@@ -247,13 +252,20 @@ impl Agent {
             .map(|(_, mount)| Mount { sources: mount.sources.into_iter().skip(carrying).take(1).collect(), ..mount })
             .collect();
         self.shares = Shares::of(&self.mounts);
-        self.asks.open();
+        self.open_asks();
         self.link.queue(&ToHost::SetupDone(report));
+    }
+
+    fn open_asks(&mut self) {
+        self.asks.open();
+        if self.link.kind().has_own_kernel() {
+            self.asks.offer_reboots();
+        }
     }
 
     fn quiesce(&mut self, wanted: Quiesce) {
         // Each copy would have to make it. It goes over into a root that is entered later.
-        self.asks.open();
+        self.open_asks();
         match setup::start_quiesce(wanted, &self.mounts, self.unpacked.as_ref(), self.cards.addressed) {
             Ok(job) => self.jobs.push(job),
             Err(errno) => {

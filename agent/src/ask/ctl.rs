@@ -1,6 +1,9 @@
 //! `belljar-ctl`: this program under another name, by which a test asks for something and hears what came of it.
 //!
 //! It is where commands find it by `PATH`. `/run` is often mounted `noexec`; then the file is elsewhere, and what is in `PATH` is a link to it.
+//!
+//! Under further names it does what tests that were written for other harnesses look for: `autopkgtest-reboot` and `autopkgtest-reboot-prepare`
+//! in `/tmp` (autopkgtest's `doc/README.package-tests.rst`), and `tmt-reboot` (tmt's specification, `tests/restart` and "Reboot during test").
 
 use std::ffi::c_int;
 use std::fs::{self, File};
@@ -9,7 +12,7 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use belljar_proto::message::MAX_QUESTION;
+use belljar_proto::message::{MAX_QUESTION, Question};
 use rustix::fs::{StatVfsMountFlags, statvfs};
 
 use super::{PATH, VARIABLE, answers, make_directory};
@@ -27,7 +30,14 @@ const LIMIT: Duration = Duration::from_secs(120);
 const OFTEN: Duration = Duration::from_millis(1);
 const SELDOM: Duration = Duration::from_millis(20);
 
-const USAGE: &str = "usage: belljar-ctl mark TEXT | belljar-ctl disk NAME ORDER
+/// The other names, where each is to be found.
+const NAMES: [(&str, &str); 3] =
+    [("tmt-reboot", DIRECTORY), ("autopkgtest-reboot", "/tmp"), ("autopkgtest-reboot-prepare", "/tmp")];
+/// How long the end of the machine is waited for by who has asked for it.
+const END: Duration = Duration::from_secs(3600);
+
+const USAGE: &str = "usage: belljar-ctl mark TEXT | disk NAME ORDER | reboot [MARK] | reset [MARK] | power-cut [MARK] [strict|seed=N]
+                 | power-button [MARK] | reboot-prepare [MARK] | nmi | link up|down
 It asks Belljar for something and prints what came of it. The exit code is 0 if it was done, 1 if it was refused, 2 if it makes no sense, and
 3 if there was no answer. The orders are in the manual, under \"Breaking things\".";
 
@@ -51,6 +61,34 @@ pub(super) fn install() -> bool {
     })
 }
 
+/// Puts the other names there, as links. What has such a name already stays.
+pub(super) fn install_names() {
+    let program = Path::new(DIRECTORY).join(NAME);
+    for (name, directory) in NAMES {
+        let _ = std::os::unix::fs::symlink(&program, Path::new(directory).join(name));
+    }
+}
+
+/// The line by which what this name and its words ask for is asked for; or why they ask for nothing.
+fn line_of(name: &[u8], words: &[&[u8]]) -> Result<Vec<u8>, String> {
+    let with_mark = |order: &str| match words {
+        [mark] => Ok([order.as_bytes(), b" ", mark].concat()),
+        _ => Err("it takes one word, the mark with which the test is started again".to_owned()),
+    };
+    match name {
+        b"autopkgtest-reboot" => with_mark("reboot"),
+        b"autopkgtest-reboot-prepare" => with_mark("reboot-prepare"),
+        b"tmt-reboot" => match words {
+            // Its limit is Belljar's affair.
+            [] | [b"-t", _] => Ok(b"reboot".to_vec()),
+            _ => {
+                Err("of tmt-reboot's options there is -t here; for another kind of reboot take belljar-ctl".to_owned())
+            }
+        },
+        _ => Ok(words.join(&b' ')),
+    }
+}
+
 fn may_be_run(directory: &Path) -> bool {
     statvfs(directory).is_ok_and(|there| !there.f_flag.contains(StatVfsMountFlags::NOEXEC))
 }
@@ -65,33 +103,45 @@ fn copy(to: &Path) -> io::Result<()> {
     done.and_then(|()| fs::rename(&new, to)).inspect_err(|_| drop(fs::remove_file(&new)))
 }
 
-/// Whether this program was started under the name.
-pub(crate) fn is_called(program: &[u8]) -> bool {
-    program.rsplit(|byte| *byte == b'/').next() == Some(NAME.as_bytes())
+/// Whether this program was started under one of the names, and which.
+pub(crate) fn name_of(program: &[u8]) -> Option<&[u8]> {
+    let name = program.rsplit(|byte| *byte == b'/').next()?;
+    let known = name == NAME.as_bytes() || NAMES.iter().any(|(other, _)| name == other.as_bytes());
+    known.then_some(name)
 }
 
 /// Asks; gives the exit code.
-pub(crate) fn run(words: &[&[u8]]) -> c_int {
-    let line = words.join(&b' ');
-    match words.first() {
+pub(crate) fn run(name: &[u8], words: &[&[u8]]) -> c_int {
+    let line = match line_of(name, words) {
+        Ok(line) => line,
+        Err(why) => {
+            text::say(&format!("{}: {why}", text::lossy(name)));
+            return 2;
+        }
+    };
+    match words.first().filter(|_| name == NAME.as_bytes()) {
         Some(&(b"-h" | b"--help" | b"help")) => {
             print(USAGE.as_bytes());
             print(b"\n");
             return 0;
         }
-        None => {
+        None if name == NAME.as_bytes() => {
             text::say(USAGE);
             return 2;
         }
-        Some(_) => {}
+        _ => {}
     }
-    if let Err(why) = super::question(&line) {
-        text::say(&format!("{:?}: {why}\n{USAGE}", text::lossy(&line)));
-        return 2;
-    }
+    let limit = match super::question(&line) {
+        Ok(Question::Machine(_)) => END,
+        Ok(_) => LIMIT,
+        Err(why) => {
+            text::say(&format!("{:?}: {why}\n{USAGE}", text::lossy(&line)));
+            return 2;
+        }
+    };
     serve::need_proc();
     let pipe = std::env::var_os(VARIABLE).map_or_else(|| PathBuf::from(PATH), PathBuf::from);
-    match ask(&pipe, &line) {
+    match ask(&pipe, &line, limit) {
         Ok(Ok(said)) => {
             print(said.as_bytes());
             0
@@ -108,7 +158,7 @@ pub(crate) fn run(words: &[&[u8]]) -> c_int {
 }
 
 /// Asks; gives what was said, or why it was refused. An error is that nothing is known.
-fn ask(pipe: &Path, line: &[u8]) -> Result<Result<String, String>, String> {
+fn ask(pipe: &Path, line: &[u8], limit: Duration) -> Result<Result<String, String>, String> {
     let name = format!("ctl-{}-{}", std::process::id(), now());
     let whole = [b">", name.as_bytes(), b" ", line, b"\n"].concat();
     if whole.len() > MAX_QUESTION || line.contains(&b'\n') {
@@ -122,7 +172,7 @@ fn ask(pipe: &Path, line: &[u8]) -> Result<Result<String, String>, String> {
     let mut opened = opened.map_err(|error| {
         format!("cannot ask at {shown}: {}; is this a guest of Belljar's, with its agent?", text::io(&error))
     })?;
-    let until = Instant::now() + LIMIT;
+    let until = Instant::now() + limit;
     let mut pause = OFTEN;
     let mut asked = false;
     let answer = answers::directory(pipe).join(&name);
@@ -145,7 +195,7 @@ fn ask(pipe: &Path, line: &[u8]) -> Result<Result<String, String>, String> {
         std::thread::sleep(pause);
         pause = (pause * 2).min(SELDOM);
     }
-    Err(format!("there was no answer within {} s; it may have been done", LIMIT.as_secs()))
+    Err(format!("there was no answer within {} s; it may have been done", limit.as_secs()))
 }
 
 /// A number that no other question of this process's number had.
@@ -170,18 +220,38 @@ mod tests {
 
     #[test]
     fn it_goes_by_its_name() {
-        assert!(is_called(b"belljar-ctl") && is_called(b"/run/belljar/bin/belljar-ctl"));
-        assert!(!is_called(b"belljar-agent") && !is_called(b"/belljar-ctl/agent"));
+        assert_eq!(name_of(b"belljar-ctl"), Some(&b"belljar-ctl"[..]));
+        assert_eq!(name_of(b"/run/belljar/bin/belljar-ctl"), Some(&b"belljar-ctl"[..]));
+        assert_eq!(name_of(b"/tmp/autopkgtest-reboot"), Some(&b"autopkgtest-reboot"[..]));
+        assert_eq!((name_of(b"belljar-agent"), name_of(b"/belljar-ctl/agent")), (None, None));
+    }
+
+    #[test]
+    fn the_names_of_other_harnesses_ask_for_the_same() {
+        let line = |name: &str, words: &[&[u8]]| line_of(name.as_bytes(), words).map(|line| text::lossy(&line));
+        assert_eq!(line("belljar-ctl", &[b"mark", b"a b"]), Ok("mark a b".into()));
+        assert_eq!(line("autopkgtest-reboot", &[b"here"]), Ok("reboot here".into()));
+        assert_eq!(line("autopkgtest-reboot-prepare", &[b"here"]), Ok("reboot-prepare here".into()));
+        assert_eq!(
+            (line("tmt-reboot", &[]), line("tmt-reboot", &[b"-t", b"600"])),
+            (Ok("reboot".into()), Ok("reboot".into()))
+        );
+        assert!(line("autopkgtest-reboot", &[]).unwrap_err().contains("one word"));
+        assert!(line("tmt-reboot", &[b"-c", b"kexec"]).unwrap_err().contains("belljar-ctl"));
     }
 
     #[test]
     fn what_makes_no_sense_is_not_asked() {
-        assert_eq!((run(&[]), run(&[b"explode"]), run(&[b"mark"]), run(&[b"--help"])), (2, 2, 2, 0));
+        assert_eq!(
+            ["", "explode", "mark", "--help"]
+                .map(|word| run(NAME.as_bytes(), &[word.as_bytes()][usize::from(word.is_empty())..])),
+            [2, 2, 2, 0]
+        );
         let dir = tempfile::tempdir().unwrap();
         let pipe = dir.path().join("control");
-        assert!(ask(&pipe, b"mark x").unwrap_err().contains("ENOENT"));
-        assert!(ask(&pipe, &[b'x'; MAX_QUESTION]).unwrap().unwrap_err().contains("too long"));
-        assert!(ask(&pipe, b"mark x\ndisk y").unwrap().unwrap_err().contains("line's end"));
+        assert!(ask(&pipe, b"mark x", LIMIT).unwrap_err().contains("ENOENT"));
+        assert!(ask(&pipe, &[b'x'; MAX_QUESTION], LIMIT).unwrap().unwrap_err().contains("too long"));
+        assert!(ask(&pipe, b"mark x\ndisk y", LIMIT).unwrap().unwrap_err().contains("line's end"));
     }
 
     #[test]

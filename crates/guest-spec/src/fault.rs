@@ -391,6 +391,21 @@ pub fn range(text: &str) -> Result<Range, String> {
     Ok(Range { start, length })
 }
 
+/// Reads what survives a power cut beyond what was flushed: nothing (`strict`, or no word), or what a seed chooses (`seed=7`).
+///
+/// # Errors
+/// Says what there is.
+pub fn survival(text: &str) -> Result<Option<u64>, String> {
+    match text {
+        "" | "strict" => Ok(None),
+        _ => {
+            let seed = text.strip_prefix("seed=").and_then(|seed| seed.parse().ok());
+            seed.map(Some)
+                .ok_or_else(|| format!("{text:?} does not say what survives a power cut; write strict, or seed=NUMBER"))
+        }
+    }
+}
+
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.effect.word(), self.operations)?;

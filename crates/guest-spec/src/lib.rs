@@ -7,6 +7,7 @@ mod disk;
 pub mod fault;
 mod image_ref;
 mod login;
+pub mod machine_order;
 pub mod rules;
 mod spec;
 pub mod values;

@@ -40,9 +40,13 @@ pub enum Order {
     Mark(String),
     /// Everything that was answered is written where the disk can be opened as a frozen one. Nobody must write to the disk after that, but to give it up as one.
     Freeze,
-    /// The power is cut: all that hangs is gone, what was not flushed is lost, no request is taken any more. A seed chooses what survives all the same;
-    /// without one nothing does. Then as [`Freeze`](Order::Freeze).
+    /// The power is cut: all that hangs is gone, what was not flushed is lost, and each request fails until the power is [on](Order::On) again. A seed
+    /// chooses what survives all the same; without one nothing does.
     Cut(Option<u64>),
+    /// The power is on again.
+    On,
+    /// QEMU is another one from now on: its line comes with this order (`SCM_RIGHTS`, unix(7)).
+    Connect,
 }
 
 /// What an order does.
@@ -55,8 +59,8 @@ pub enum Class {
 }
 
 impl Order {
-    /// Reads an order as a user writes it: a fault, or `heal`, `damage`, `rot`, `limit`, `capacity`, `counts`, `log` or `mark` with what goes
-    /// with it.
+    /// Reads an order as a user writes it: a fault, or `heal`, `damage`, `rot`, `limit`, `capacity`, `cut`, `on`, `counts`, `log` or `mark` with
+    /// what goes with it.
     ///
     /// # Errors
     /// Says what there is instead.
@@ -84,6 +88,8 @@ impl Order {
                 let bytes = fault::bytes(rest).map_err(|what| format!("{rest:?} is {what}, nor none"))?;
                 Ok(Self::Capacity(Some(bytes)))
             }
+            "cut" => fault::survival(rest).map(Self::Cut),
+            "on" if rest.is_empty() => Ok(Self::On),
             "counts" => Ok(Self::Counts(mark())),
             "log" => Ok(Self::Log(mark())),
             "mark" => mark().map(Self::Mark).ok_or_else(|| "a mark has a name".to_owned()),
@@ -92,7 +98,7 @@ impl Order {
                     error
                 } else {
                     format!(
-                        "{word:?} is nothing that a disk is told; there are the faults {}, and heal, damage, rot, limit, capacity, counts, log and mark",
+                        "{word:?} is nothing that a disk is told; there are the faults {}, and heal, damage, rot, limit, capacity, cut, on, counts, log and mark",
                         fault::effects()
                     )
                 }
@@ -244,6 +250,8 @@ pub struct Logged {
 pub enum What {
     /// A mark.
     Mark(String),
+    /// The power was cut, or is on again.
+    Power(bool),
     /// A request.
     Request {
         /// What was asked for.
@@ -268,6 +276,7 @@ impl fmt::Display for Logged {
         write!(f, "{}.{:06} ", self.at / 1_000_000, self.at % 1_000_000)?;
         match &self.what {
             What::Mark(text) => write!(f, "mark {text}"),
+            What::Power(on) => f.write_str(if *on { "power on" } else { "power off" }),
             What::Request { operation, offset, length, fua, fault, failed } => {
                 write!(f, "{} {offset} {length}", operation.word())?;
                 if *fua {
@@ -295,6 +304,7 @@ mod tests {
         assert_eq!(read("error write  times=1"), Order::Arm("error write errno=EIO times=1".into()));
         assert_eq!((read("heal"), read("heal 3")), (Order::Heal(None), Order::Heal(Some(3))));
         assert_eq!(read("damage 8s+8s"), Order::Damage("8s+8s".into()));
+        assert_eq!((read("cut"), read("cut seed=7"), read("on")), (Order::Cut(None), Order::Cut(Some(7)), Order::On));
         assert_eq!(
             (read("capacity 1MiB"), read("capacity none")),
             (Order::Capacity(Some(1 << 20)), Order::Capacity(None))
@@ -313,6 +323,8 @@ mod tests {
             ("limit fast", "no rate"),
             ("capacity", "no number of bytes"),
             ("mark", "has a name"),
+            ("cut hard", "strict, or seed=NUMBER"),
+            ("on off", "is nothing that a disk is told"),
         ] {
             let error = Order::parse(text).unwrap_err();
             assert!(error.contains(says), "{text}: {error}");
@@ -355,8 +367,14 @@ mod tests {
                 failed: true,
             },
         };
-        let answer =
-            Answer::Log { requests: vec![logged.clone(), Logged { at: 2, what: What::Mark("x".into()) }], missing: 3 };
+        let answer = Answer::Log {
+            requests: vec![
+                logged.clone(),
+                Logged { at: 2, what: What::Mark("x".into()) },
+                Logged { at: 3, what: What::Power(true) },
+            ],
+            missing: 3,
+        };
         let line = serde_json::to_string(&answer).unwrap();
         assert_eq!(serde_json::from_str::<Answer>(&line).unwrap(), answer, "{line}");
         assert_eq!(logged.to_string(), "1.500000 write 512 4096 fua fault=2 failed");

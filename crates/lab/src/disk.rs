@@ -130,7 +130,7 @@ impl LabDisk {
         nbd::Export { size: self.store.size(), read_only: self.read_only }
     }
 
-    /// Whether no request is taken any more.
+    /// Whether it has no power: each request fails.
     pub fn is_off(&self) -> bool {
         self.off
     }
@@ -202,7 +202,6 @@ impl LabDisk {
             Err(Failed::Host(error)) => {
                 // Nobody gets an answer any more.
                 out.truncate(begin);
-                self.off = true;
                 self.broken = Some(error);
                 return;
             }
@@ -211,6 +210,9 @@ impl LabDisk {
     }
 
     fn act(&mut self, request: &Request<'_>, fate: Fate, out: &mut Vec<u8>) -> Result<(), Failed> {
+        if self.off {
+            return Err(DiskError::Io.into());
+        }
         let operation = request.operation.ok_or(DiskError::Invalid)?;
         let (offset, length, fua) = (request.offset, u64::from(request.length), request.fua);
         if offset.checked_add(length).is_none_or(|end| end > self.store.size()) {
@@ -322,9 +324,6 @@ impl LabDisk {
     }
 
     fn carry_out(&mut self, order: Order) -> Result<Answer, String> {
-        if self.off {
-            return Err("the disk is off".to_owned());
-        }
         let host = |error: StoreError| error.to_string();
         match order {
             Order::Arm(text) => {
@@ -393,12 +392,23 @@ impl LabDisk {
                 self.store.freeze().map_err(host)?;
                 Ok(Answer::Done)
             }
+            Order::Cut(_) if self.off => Err("the disk has no power already".to_owned()),
             Order::Cut(seed) => {
                 self.off = true;
+                self.busy = None;
                 let lost = self.store.cut(seed.map_or(Survival::Strict, Survival::Seed)).map_err(host)?;
-                self.store.freeze().map_err(host)?;
+                self.note(What::Power(false));
                 Ok(Answer::Cut { pending: lost.pending, lost: lost.lost })
             }
+            Order::On => {
+                if !std::mem::replace(&mut self.off, false) {
+                    return Err("the disk has power".to_owned());
+                }
+                self.note(What::Power(true));
+                Ok(Answer::Done)
+            }
+            // The server's loop does that.
+            Order::Connect => Err("there is no line with it".to_owned()),
         }
     }
 
@@ -579,10 +589,20 @@ mod tests {
         assert_eq!(flush(&mut disk), Ok(vec![]));
         assert_eq!(disk.obey(Order::Cut(None)), Answer::Cut { pending: 1, lost: 1 });
         assert!(disk.is_off());
-        assert!(refused(&mut disk, Order::Heal(None)).contains("off"));
+        assert!(refused(&mut disk, Order::Cut(None)).contains("no power already"));
+        assert_eq!(
+            (read(&mut disk, 0, 512), write(&mut disk, 0, &[3; 512]), flush(&mut disk)),
+            (Err(5), Err(5), Err(5))
+        );
         let mut bytes = [9; 1024];
         disk.store.read(0, &mut bytes).unwrap();
         assert_eq!(bytes.to_vec(), [vec![1; 512], vec![0; 512]].concat());
+        assert_eq!((disk.obey(Order::On), disk.is_off()), (Answer::Done, false));
+        assert!(refused(&mut disk, Order::On).contains("has power"));
+        assert_eq!(read(&mut disk, 0, 1024), Ok(bytes.to_vec()));
+        let Answer::Log { requests, .. } = disk.obey(Order::Log(None)) else { panic!() };
+        let power = |on| requests.iter().any(|logged| logged.what == What::Power(on));
+        assert!(power(false) && power(true), "{requests:?}");
     }
 
     #[test]

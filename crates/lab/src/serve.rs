@@ -4,12 +4,18 @@
 //! between does not cover it.
 
 use std::{
-    io::{self, Read, Write},
-    os::unix::net::UnixStream,
+    collections::VecDeque,
+    io::{self, IoSliceMut, Read, Write},
+    mem::MaybeUninit,
+    os::{fd::OwnedFd, unix::net::UnixStream},
     time::{Duration, Instant},
 };
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::{
+    cmsg_space,
+    event::{PollFd, PollFlags, Timespec, poll},
+    net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg},
+};
 
 use crate::{
     control::{Answer, MAX_LINE, Order},
@@ -135,16 +141,56 @@ struct Client {
     outgoing: Outgoing,
 }
 
+impl Client {
+    fn begin(stream: UnixStream, disk: &LabDisk) -> io::Result<Self> {
+        stream.set_nonblocking(true)?;
+        let mut outgoing = Outgoing::default();
+        let conversation = Conversation::begin(disk.export(), &mut outgoing.buffer);
+        Ok(Self { stream, conversation, incoming: Incoming::default(), outgoing })
+    }
+}
+
+/// Belljar's line, by which lines to further QEMUs come.
+struct Control {
+    stream: UnixStream,
+    lines: VecDeque<OwnedFd>,
+}
+
+/// Most lines that wait for their order.
+const MAX_LINES: usize = 4;
+
+impl Read for &mut Control {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_LINES))];
+        let mut message = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+        let received = recvmsg(&self.stream, &mut [IoSliceMut::new(buffer)], &mut message, flags)?;
+        for part in message.drain() {
+            if let RecvAncillaryMessage::ScmRights(lines) = part {
+                self.lines.extend(lines);
+            }
+        }
+        self.lines.truncate(MAX_LINES);
+        Ok(received.bytes)
+    }
+}
+
+/// What Belljar's orders led to.
+struct Obeyed {
+    /// Belljar is still there.
+    stays: bool,
+    /// The line to a QEMU that takes the place of the one before.
+    line: Option<UnixStream>,
+}
+
 /// Serves a disk until Belljar closes `control`.
 ///
 /// # Errors
 /// When QEMU or Belljar say what they never say, or a socket does not work.
 pub fn serve(mut disk: LabDisk, qemu: UnixStream, control: UnixStream) -> Result<(), ServeError> {
-    qemu.set_nonblocking(true)?;
     control.set_nonblocking(true)?;
-    let mut outgoing = Outgoing::default();
-    let conversation = Conversation::begin(disk.export(), &mut outgoing.buffer);
-    let mut client = Some(Client { stream: qemu, conversation, incoming: Incoming::default(), outgoing });
+    let mut control = Control { stream: control, lines: VecDeque::new() };
+    let mut client = Some(Client::begin(qemu, &disk)?);
     let mut orders = Incoming::default();
     let mut answers = Outgoing::default();
     let mut waiting: Vec<Waiting> = Vec::new();
@@ -152,20 +198,23 @@ pub fn serve(mut disk: LabDisk, qemu: UnixStream, control: UnixStream) -> Result
         if let Some(error) = disk.take_broken() {
             return Err(ServeError::Host(error));
         }
-        let (of_qemu, of_belljar) = wait(client.as_ref(), &control, &answers, &waiting)?;
+        let (of_qemu, of_belljar) = wait(client.as_ref(), &control.stream, &answers, &waiting)?;
         let over = PollFlags::HUP | PollFlags::ERR;
-        if of_belljar.intersects(PollFlags::IN | over) && !take_orders(&control, &mut orders, &mut answers, &mut disk)?
-        {
-            return Ok(());
+        if of_belljar.intersects(PollFlags::IN | over) {
+            let obeyed = take_orders(&mut control, &mut orders, &mut answers, &mut disk)?;
+            if !obeyed.stays {
+                return Ok(());
+            }
+            if let Some(line) = obeyed.line {
+                // What the one before had asked for is nobody's.
+                client = Some(Client::begin(line, &disk)?);
+                waiting.clear();
+                continue;
+            }
         }
-        match answers.send(&control) {
+        match answers.send(&control.stream) {
             Err(error) if is_gone(&error) => return Ok(()),
             sent => sent?,
-        }
-        if disk.is_off() {
-            // QEMU's requests fail from now on, also those that hang.
-            client = None;
-            waiting.clear();
         }
         let Some(open) = &mut client else { continue };
         finish(&mut disk, &mut waiting, &mut open.outgoing.buffer);
@@ -178,7 +227,7 @@ pub fn serve(mut disk: LabDisk, qemu: UnixStream, control: UnixStream) -> Result
             sent => sent?,
         }
         if !stays {
-            // The disk stays: whoever asks for it may want to know what was asked of it.
+            // The disk stays: whoever asks for it may want to know what was asked of it, and another QEMU may come.
             client = None;
             waiting.clear();
         }
@@ -223,6 +272,8 @@ fn wait(
 fn finish(disk: &mut LabDisk, waiting: &mut Vec<Waiting>, out: &mut Vec<u8>) {
     let now = Instant::now();
     let due = |one: &Waiting, disk: &LabDisk| match one.fate.when {
+        // Nothing is done any more, and all are told so.
+        _ if disk.is_off() => true,
         When::Now => true,
         When::At(at) => at <= now,
         When::Healed(fault) => !disk.hangs(fault),
@@ -267,20 +318,27 @@ impl Client {
     }
 }
 
-/// Takes what Belljar has ordered; gives whether it is still there.
+/// Takes what Belljar has ordered.
 fn take_orders(
-    control: &UnixStream,
+    control: &mut Control,
     orders: &mut Incoming,
     answers: &mut Outgoing,
     disk: &mut LabDisk,
-) -> Result<bool, ServeError> {
-    if !orders.read(control, 0)? {
-        return Ok(false);
+) -> Result<Obeyed, ServeError> {
+    let mut obeyed = Obeyed { stays: orders.read(&mut *control, 0)?, line: None };
+    if !obeyed.stays {
+        return Ok(obeyed);
     }
     while let Some(end) = orders.bytes().iter().position(|byte| *byte == b'\n') {
         let order: Order =
             serde_json::from_slice(&orders.bytes()[..end]).map_err(|error| ServeError::Order(error.to_string()))?;
-        let answer: Answer = disk.obey(order);
+        let answer = match (order, control.lines.front()) {
+            (Order::Connect, Some(_)) => {
+                obeyed.line = control.lines.pop_front().map(UnixStream::from);
+                Answer::Done
+            }
+            (order, _) => disk.obey(order),
+        };
         serde_json::to_writer(&mut answers.buffer, &answer).map_err(|error| ServeError::Order(error.to_string()))?;
         answers.buffer.push(b'\n');
         orders.start += end + 1;
@@ -288,15 +346,18 @@ fn take_orders(
     if orders.bytes().len() > MAX_LINE {
         return Err(ServeError::Order("it is too long".to_owned()));
     }
-    Ok(true)
+    Ok(obeyed)
 }
 
 #[cfg(test)]
 mod tests {
     use std::{
-        io::{BufRead, BufReader},
+        io::{BufRead, BufReader, IoSlice},
+        os::fd::AsFd,
         thread::JoinHandle,
     };
+
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
     use super::*;
     use crate::{
@@ -396,15 +457,49 @@ mod tests {
     }
 
     #[test]
-    fn a_power_cut_closes_the_connection_with_all_that_hangs() {
+    fn without_power_all_fails_that_hangs_or_comes_until_it_is_on_again() {
         let mut served = Served::start();
         served.order(&Order::Arm("hang flush".into()));
         served.qemu.write_all(&asked(1, 0, 1, 0, 512, &[5; 512])).unwrap();
         served.qemu.write_all(&asked(3, 0, 2, 0, 0, b"")).unwrap();
         assert_eq!(served.answer(), (1, 0));
         assert_eq!(served.order(&Order::Cut(None)), Answer::Cut { pending: 1, lost: 1 });
-        assert_eq!(served.qemu.read(&mut [0; 16]).unwrap(), 0);
-        assert_eq!(served.order(&Order::Heal(None)), Answer::Refused("the disk is off".into()));
+        assert_eq!(served.answer(), (2, 5), "what hangs");
+        served.qemu.write_all(&asked(0, 0, 3, 0, 512, b"")).unwrap();
+        assert_eq!(served.answer(), (3, 5));
+        assert_eq!(served.order(&Order::On), Answer::Done);
+        served.qemu.write_all(&asked(0, 0, 4, 0, 512, b"")).unwrap();
+        assert_eq!((served.answer(), served.read(512)), ((4, 0), vec![0; 512]));
+        served.ends().unwrap();
+    }
+
+    #[test]
+    fn another_qemu_takes_the_place_of_the_one_before() {
+        let mut served = Served::start();
+        served.qemu.write_all(&asked(1, 0, 1, 0, 512, &[5; 512])).unwrap();
+        assert_eq!(served.answer(), (1, 0));
+        // Half a request, and one that is never answered.
+        served.order(&Order::Arm("hang flush".into()));
+        served.qemu.write_all(&asked(3, 0, 2, 0, 0, b"")).unwrap();
+        served.qemu.write_all(&asked(1, 0, 3, 0, 512, &[6; 512])[..100]).unwrap();
+        assert!(matches!(served.order(&Order::Connect), Answer::Refused(_)), "without a line");
+        let (qemu, theirs) = UnixStream::pair().unwrap();
+        qemu.set_read_timeout(Some(LIMIT)).unwrap();
+        let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
+        let mut message = SendAncillaryBuffer::new(&mut space);
+        let lines = [theirs.as_fd()];
+        message.push(SendAncillaryMessage::ScmRights(&lines));
+        let line = serde_json::to_string(&Order::Connect).unwrap() + "\n";
+        sendmsg(served.control.get_ref(), &[IoSlice::new(line.as_bytes())], &mut message, SendFlags::empty()).unwrap();
+        let mut answer = String::new();
+        served.control.read_line(&mut answer).unwrap();
+        assert_eq!(serde_json::from_str::<Answer>(&answer).unwrap(), Answer::Done);
+        assert_eq!(served.qemu.read(&mut [0; 16]).unwrap(), 0, "the one before is gone");
+        served.qemu = qemu;
+        served.qemu.write_all(&hello()).unwrap();
+        served.read(18 + 20 + 32 + 34 + 20);
+        served.qemu.write_all(&asked(0, 0, 4, 0, 512, b"")).unwrap();
+        assert_eq!((served.answer(), served.read(512)), ((4, 0), vec![5; 512]));
         served.ends().unwrap();
     }
 

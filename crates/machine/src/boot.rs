@@ -20,12 +20,12 @@ use crate::{
         rungs::{self, Rung},
     },
     beside::{Beside, Noted},
-    bounds::Gauge,
+    bounds::{Before, Gauge},
     console::{Console, ConsoleView, ExpectError, Patience},
     enter,
     guest::{Observe, Views},
     lab::Lab,
-    launch::{Feeding, Launch},
+    launch::{Feeding, Launch, Predecessor},
     limits::Limits,
     no_way_in,
     plan::Plan,
@@ -51,6 +51,7 @@ use crate::{
     },
     ssh,
     tpm::Emulator,
+    volume::Kept,
     watch::Watch,
 };
 
@@ -78,9 +79,12 @@ pub(crate) struct Machine {
     left_out: Vec<String>,
     /// Its lab disks.
     pub(crate) lab: Lab,
+    /// What is kept of its volumes for a machine that takes its place.
+    pub(crate) kept: Vec<Kept>,
+    pub(crate) before: Before,
+    pub(crate) tpm: Option<Emulator>,
     /// They go with it.
     _servers: Servers,
-    _tpm: Option<Emulator>,
     _virtiofsds: (Vec<virtiofsd::Running>, Vec<Noted>),
     _program: Option<Feeding>,
 }
@@ -111,7 +115,8 @@ impl Machine {
         again: bool,
         view: Option<&Views>,
     ) -> Result<(Self, Ports), StartError> {
-        let Launch { config, descriptors, served, program, exchange, tpm, to_serve, lab } = launch;
+        let Launch { config, descriptors, served, program, exchange, tpm, to_serve, lab, lab_lines, kept, predecessor } =
+            launch;
         keep_command(plan, &config.inheriting(&descriptors))?;
         let host = &plan.host;
         // Before anybody counts what is written to it.
@@ -128,13 +133,18 @@ impl Machine {
         let log = log.map_err(|e| StartError::Files(host_file("log the console", &e)))?;
         let workspace = plan.share.workspace.as_ref().filter(|w| w.mode == WorkspaceMode::Rw);
         let written = descriptors.written().and_then(|mut volumes| {
-            for disk in &lab {
-                volumes.push(disk.written.try_clone()?);
+            for written in lab.iter().map(|disk| &disk.written).chain(lab_lines.iter().map(|line| &line.written)) {
+                volumes.push(written.try_clone()?);
             }
             let others: Vec<&Path> = workspace.iter().map(|w| &*w.dir).collect();
             Gauge::new(plan.share.bounds, &plan.share.out, volumes, &plan.dir, &others)
         });
         let gauge = written.map_err(|e| StartError::Files(host_file("look at what the guest is to write to", &e)))?;
+        let gauge = match &predecessor {
+            Some(Predecessor { before, .. }) => gauge.since(*before),
+            None => gauge,
+        };
+        let before = gauge.before();
         let request = SpawnRequest {
             program: &plan.qemu.path,
             config: &config,
@@ -145,13 +155,15 @@ impl Machine {
             descriptors,
         };
         let mut tpm = match (&plan.tpm, tpm) {
-            (Some(tpm), Some(line)) => Some(Emulator::start(tpm, line, &plan.dir, host).await.map_err(|e| {
-                StartError::Files(Cause::host_file(
-                    "start the guest's TPM (swtpm)",
-                    &e,
-                    "leave `tpm` out, or see whether swtpm works",
-                ))
-            })?),
+            (Some(tpm), Some(line)) => {
+                Some(Emulator::start(tpm, line, &plan.dir, predecessor.is_some(), host).await.map_err(|e| {
+                    StartError::Files(Cause::host_file(
+                        "start the guest's TPM (swtpm)",
+                        &e,
+                        "leave `tpm` out, or see whether swtpm works",
+                    ))
+                })?)
+            }
             _ => None,
         };
         let mut virtiofsds = Vec::new();
@@ -163,7 +175,11 @@ impl Machine {
                 virtiofsds.push(started.map_err(|e| StartError::Files(Cause::host_file(&what, &e, advice)))?);
             }
         }
-        let lab = Lab::start(lab, host).await.map_err(|e| {
+        let started = match predecessor {
+            Some(Predecessor { lab, .. }) => lab.connect(lab_lines).await.map(|()| lab),
+            None => Lab::start(lab, host).await,
+        };
+        let lab = started.map_err(|e| {
             let advice = "leave `lab` out, or see what its server says";
             StartError::Files(Cause::host_file("start the server of a lab disk", &e, advice))
         })?;
@@ -185,8 +201,7 @@ impl Machine {
             let watched = one.watch(tell.clone());
             watched.map_err(|e| StartError::Files(host_file("watch the server of a share", &e)))?;
         }
-        let watched = lab.watch(&tell, &beside).await;
-        noted.extend(watched.map_err(|e| StartError::Files(host_file("watch the server of a lab disk", &e)))?);
+        noted.extend(lab.watch(&tell, &beside).await);
         let servers = Servers::start(served, host, &beside, tell)
             .map_err(|e| StartError::Files(host_file("wait at the ports of shares", &e)))?;
         let watch = Watch::new(&console, &qemu, plan.oops, ends, beside, (lab.clone(), config.served_disks()));
@@ -204,8 +219,10 @@ impl Machine {
                 exchange,
                 left_out,
                 _servers: servers,
-                _tpm: tpm,
+                tpm,
                 lab,
+                kept,
+                before,
                 _virtiofsds: (virtiofsds, noted),
                 _program: program,
             },
@@ -340,7 +357,8 @@ impl Booted {
         view: Option<&Views>,
         observe: Observe<'_>,
     ) -> Result<Self, Unbooted> {
-        let (mut machine, ports) = Machine::start(plan, launch, plan.again, view).await.map_err(Unbooted::Start)?;
+        let again = plan.again || launch.predecessor.is_some();
+        let (mut machine, ports) = Machine::start(plan, launch, again, view).await.map_err(Unbooted::Start)?;
         machine.screen = plan.config.vga.is_some().then(|| plan.dir.clone());
         let limits = machine.limits;
         let mut patience = limits.boot(machine.qemu.cpu_clock());

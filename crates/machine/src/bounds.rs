@@ -60,6 +60,13 @@ pub struct Gauge {
     rooms: Vec<Room>,
 }
 
+/// What was there before a guest wrote, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Before {
+    output: u64,
+    disks: u64,
+}
+
 #[derive(Debug)]
 struct Output {
     dir: OwnedFd,
@@ -140,6 +147,19 @@ impl Gauge {
         };
         let before = blocks(&layers);
         Ok(Self { output, disks: Disks { files: layers, limit, before }, rooms })
+    }
+
+    /// What was there before the guest wrote.
+    pub(crate) fn before(&self) -> Before {
+        Before { output: self.output.before, disks: self.disks.before }
+    }
+
+    /// The same for a machine that takes the place of another: what the guest wrote in that one counts, too.
+    #[must_use]
+    pub(crate) fn since(mut self, before: Before) -> Self {
+        self.output.before = before.output;
+        self.disks.before = before.disks;
+        self
     }
 
     /// Whether there is too much by now. `thorough` looks at all of it; else what takes long is looked at less often.

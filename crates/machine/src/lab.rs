@@ -1,16 +1,31 @@
 //! The lab disks of a machine: each is served by a process of its own ([`crate::qemu::sandbox`]) beside QEMU, and told by Belljar what is to
 //! happen to it.
 
-use std::{fs::File, io, os::unix::net::UnixStream as StdStream, sync::Arc, time::Duration};
+use std::{
+    fs::File,
+    io::{self, IoSlice},
+    mem::MaybeUninit,
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::net::UnixStream as StdStream,
+    },
+    sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
+use belljar_guest_spec::machine_order::MachineOrder;
 use belljar_lab::{
     Setup,
     control::{Answer, Class, MAX_LINE, Order},
 };
 use belljar_model::EventKind;
 use belljar_proto::message::{MAX_SAID, Outcome};
+use rustix::{
+    cmsg_space,
+    net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg},
+};
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest},
     net::UnixStream,
     sync::{Mutex, mpsc},
     task::JoinSet,
@@ -21,7 +36,12 @@ use crate::{
     companion::{Companion, of_line},
     console::sanitize::sanitize_line,
     host::HostContext,
+    qemu::{
+        args::CARD,
+        qmp::{InjectNmi, Qmp, SetLink},
+    },
     session::agent::Reports,
+    watch::control,
 };
 
 /// How long a server may take for an order. One that cuts the power of a large disk may have much to write.
@@ -38,6 +58,17 @@ pub(crate) struct LabDisk {
     /// The server's end of the line to QEMU.
     pub(crate) line: StdStream,
     /// What takes the guest's writes, to be looked at while it runs.
+    pub(crate) written: File,
+}
+
+/// The line from another machine to a disk that is served already.
+#[derive(Debug)]
+pub(crate) struct LabLine {
+    /// The disk's serial number.
+    pub(crate) name: String,
+    /// The server's end of the line to QEMU.
+    pub(crate) line: StdStream,
+    /// What takes the guest's writes.
     pub(crate) written: File,
 }
 
@@ -58,6 +89,7 @@ struct Orders(BufReader<UnixStream>);
 pub(crate) struct Lab {
     disks: Arc<Mutex<Vec<Served>>>,
     names: Arc<[String]>,
+    told: Told,
 }
 
 /// What a server is to a person.
@@ -80,10 +112,22 @@ impl Served {
 impl Orders {
     /// Has an order carried out.
     async fn give(&mut self, order: &Order) -> io::Result<Answer> {
+        self.give_with(order, None).await
+    }
+
+    /// The same with a line that comes with it.
+    async fn give_with(&mut self, order: &Order, with: Option<StdStream>) -> io::Result<Answer> {
         let mut line = serde_json::to_vec(order).map_err(io::Error::other)?;
         line.push(b'\n');
         let answered = async {
-            self.0.get_mut().write_all(&line).await?;
+            let stream = self.0.get_mut();
+            let sent = match &with {
+                None => 0,
+                Some(with) => {
+                    stream.async_io(Interest::WRITABLE, || send_with(stream.as_fd(), &line, with.as_fd())).await?
+                }
+            };
+            stream.write_all(&line[sent..]).await?;
             let mut answer = Vec::new();
             (&mut self.0).take(MAX_LINE as u64).read_until(b'\n', &mut answer).await?;
             if answer.last() != Some(&b'\n') {
@@ -98,6 +142,26 @@ impl Orders {
     }
 }
 
+/// Sends the beginning of a line, and a descriptor with it; gives how many bytes.
+fn send_with(socket: BorrowedFd<'_>, line: &[u8], with: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
+    let mut message = SendAncillaryBuffer::new(&mut space);
+    let descriptors = [with];
+    message.push(SendAncillaryMessage::ScmRights(&descriptors));
+    Ok(sendmsg(socket, &[IoSlice::new(line)], &mut message, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?)
+}
+
+/// Where it is told that a server has ended: to whoever watches the machine that there is now.
+#[derive(Clone, Debug, Default)]
+struct Told(Arc<StdMutex<Option<mpsc::UnboundedSender<String>>>>);
+
+impl Told {
+    fn now(&self) -> MutexGuard<'_, Option<mpsc::UnboundedSender<String>>> {
+        // Nothing is half-done while it is held.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Lab {
     /// Starts the servers of all disks; gives what has them noted as long as they run.
     ///
@@ -105,6 +169,8 @@ impl Lab {
     /// When one cannot be started; with what it said.
     pub(crate) async fn start(disks: Vec<LabDisk>, host: &HostContext) -> io::Result<Self> {
         let mut all = Vec::new();
+        let told_now = Told::default();
+        let (ended, mut ends) = mpsc::unbounded_channel();
         for disk in disks {
             let name = disk.name.clone();
             let told = |error: io::Error| io::Error::new(error.kind(), format!("{name}: {error}"));
@@ -112,23 +178,70 @@ impl Lab {
             // It answers when it has opened its files.
             let Served { process, orders, .. } = &mut served;
             process.answers(async { orders.give(&Order::Counts(None)).await.map(drop) }).await.map_err(told)?;
+            process.watch(what(&name), ended.clone()).map_err(told)?;
             all.push(served);
         }
+        if !all.is_empty() {
+            let told = told_now.clone();
+            drop(ended);
+            tokio::spawn(async move {
+                while let Some(why) = ends.recv().await {
+                    // Nobody listening is fine.
+                    told.now().as_ref().map(|tell| tell.send(why));
+                }
+            });
+        }
         let names = all.iter().map(|served| served.name.clone()).collect();
-        Ok(Self { disks: Arc::new(Mutex::new(all)), names })
+        Ok(Self { disks: Arc::new(Mutex::new(all)), names, told: told_now })
     }
 
-    /// Tells when a server has ended; gives what has them noted as long as they run.
+    /// Tells when a server has ended, instead of whoever was told before; gives what has them noted as long as they run.
+    pub(crate) async fn watch(&self, tell: &mpsc::UnboundedSender<String>, beside: &Beside) -> Vec<Noted> {
+        *self.told.now() = Some(tell.clone());
+        let disks = self.disks.lock().await;
+        disks.iter().map(|served| beside.note(what(&served.name), served.process.pid())).collect()
+    }
+
+    /// Connects each to another QEMU, and gives those power that have none.
     ///
     /// # Errors
-    /// When that cannot be waited for.
-    pub(crate) async fn watch(&self, tell: &mpsc::UnboundedSender<String>, beside: &Beside) -> io::Result<Vec<Noted>> {
-        let mut noted = Vec::new();
-        for served in &mut *self.disks.lock().await {
-            served.process.watch(what(&served.name), tell.clone())?;
-            noted.push(beside.note(what(&served.name), served.process.pid()));
+    /// When a server does not; with which one.
+    pub(crate) async fn connect(&self, lines: Vec<LabLine>) -> io::Result<()> {
+        let mut disks = self.disks.lock().await;
+        for LabLine { name, line, .. } in lines {
+            let told = |why: String| io::Error::other(format!("{name}: {why}"));
+            let served = disks.iter_mut().find(|served| served.name == name);
+            let served = served.ok_or_else(|| told("it is not served".to_owned()))?;
+            match served.orders.give_with(&Order::Connect, Some(line)).await.map_err(|e| told(e.to_string()))? {
+                Answer::Done => {}
+                other => return Err(told(format!("it says {other:?}"))),
+            }
+            // One that has power says so.
+            served.orders.give(&Order::On).await.map_err(|e| told(e.to_string()))?;
         }
-        Ok(noted)
+        Ok(())
+    }
+
+    /// Cuts the power of all: what was not flushed is lost, but for what this seed chooses. Gives what that did, for a person.
+    ///
+    /// # Errors
+    /// When a server does not; with which one.
+    pub(crate) async fn cut(&self, seed: Option<u64>) -> Result<String, String> {
+        let mut told = Vec::new();
+        for (served, at) in self.disks.lock().await.iter_mut().zip(0u64..) {
+            // Not each the same part of what it was asked.
+            let seed = seed.map(|seed| seed.wrapping_add(at.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+            let name = &served.name;
+            match served.orders.give(&Order::Cut(seed)).await {
+                Ok(Answer::Cut { pending, lost }) => {
+                    told.push(format!("{name} lost {lost} of {pending} changes that were not flushed"));
+                }
+                Ok(Answer::Refused(why)) => told.push(format!("{name}: {why}")),
+                Ok(other) => return Err(format!("{}: it says {other:?}", what(name))),
+                Err(error) => return Err(format!("{}: {error}", what(name))),
+            }
+        }
+        Ok(told.join("; "))
     }
 
     /// Whether there is one.
@@ -203,24 +316,49 @@ fn cut(said: String) -> String {
 #[derive(Debug)]
 pub(crate) struct Desk {
     lab: Lab,
+    qmp: Qmp,
     tasks: JoinSet<()>,
     tell: mpsc::UnboundedSender<EventKind>,
     told: mpsc::UnboundedReceiver<EventKind>,
 }
 
 impl Desk {
-    pub(crate) fn new(lab: Lab) -> Self {
+    pub(crate) fn new(lab: Lab, qmp: Qmp) -> Self {
         let (tell, told) = mpsc::unbounded_channel();
-        Self { lab, tasks: JoinSet::new(), tell, told }
+        Self { lab, qmp, tasks: JoinSet::new(), tell, told }
     }
 
-    /// Does what was asked for, and answers.
+    /// Does what was asked of a disk, and answers.
     pub(crate) fn take(&mut self, number: u32, text: String, reports: Arc<Reports>) {
+        let lab = self.lab.clone();
+        self.act(number, reports, async move { lab.ask(&text).await });
+    }
+
+    /// Does what was asked of the machine, and answers.
+    pub(crate) fn take_machine(&mut self, number: u32, order: MachineOrder, text: &str, reports: Arc<Reports>) {
+        let (qmp, text) = (self.qmp.clone(), text.to_owned());
+        self.act(number, reports, async move {
+            let done = match order {
+                MachineOrder::Link(up) => qmp.execute(SetLink { name: CARD, up }).await.map(drop),
+                _ => qmp.execute(InjectNmi {}).await.map(drop),
+            };
+            let why = done.err().map(|error| sanitize_line(error.to_string().as_bytes()));
+            let event = control(&text, why.as_deref().unwrap_or_default(), why.is_some());
+            (why.map_or_else(|| Outcome::Done(String::new()), Outcome::Refused), Some(event))
+        });
+    }
+
+    fn act(
+        &mut self,
+        number: u32,
+        reports: Arc<Reports>,
+        acting: impl Future<Output = (Outcome, Option<EventKind>)> + Send + 'static,
+    ) {
         // Those that have ended.
         while self.tasks.try_join_next().is_some() {}
-        let (lab, tell) = (self.lab.clone(), self.tell.clone());
+        let tell = self.tell.clone();
         self.tasks.spawn(async move {
-            let (outcome, event) = lab.ask(&text).await;
+            let (outcome, event) = acting.await;
             // It is told before anybody can build on it. Nobody listening is fine.
             event.into_iter().for_each(|event| drop(tell.send(event)));
             reports.answer(number, outcome);

@@ -9,11 +9,13 @@ use tokio::{
 };
 
 use crate::{
+    bounds::Before,
     conceal::ConcealError,
-    lab::LabDisk,
+    lab::{Lab, LabDisk, LabLine},
     qemu::{args::MachineConfig, descriptors::Descriptors},
     share::{exchange::DiskExchange, served::Served, virtiofsd::ToServe},
     tpm,
+    volume::Kept,
 };
 
 /// Why there is no machine for a copy.
@@ -47,6 +49,21 @@ pub(crate) struct Launch {
     pub(crate) to_serve: Vec<ToServe>,
     /// Its lab disks.
     pub(crate) lab: Vec<LabDisk>,
+    /// Lines to those that are served already.
+    pub(crate) lab_lines: Vec<LabLine>,
+    /// What is kept of each of its volumes, in their order.
+    pub(crate) kept: Vec<Kept>,
+    /// What is left of the machine in whose place it comes.
+    pub(crate) predecessor: Option<Predecessor>,
+}
+
+/// What is left of a machine that went down to come up again, beside its volumes.
+#[derive(Debug)]
+pub(crate) struct Predecessor {
+    /// Its lab disks.
+    pub(crate) lab: Lab,
+    /// What there was before its guest wrote.
+    pub(crate) before: Before,
 }
 
 /// The agent on its way to a guest that reads it from a port.
@@ -68,6 +85,9 @@ impl Launch {
             tpm: None,
             to_serve: Vec::new(),
             lab: Vec::new(),
+            lab_lines: Vec::new(),
+            kept: Vec::new(),
+            predecessor: None,
         }
     }
 }

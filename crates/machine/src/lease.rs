@@ -100,16 +100,17 @@ pub async fn lease(
         match plan.fixed() {
             Ok(()) => {
                 if let Some(guest) = way.copy(Some(layer), observe).await? {
-                    return Ok(guest);
+                    return Ok(guest.with_restarts(plan, view));
                 }
             }
             Err(why) => told(observe, SETTING_UP, "run", why),
         }
     }
-    let mut guest = match way.copy(None, observe).await? {
+    let guest = match way.copy(None, observe).await? {
         Some(guest) => guest,
         None => way.boot(observe).await?,
     };
+    let mut guest = guest.with_restarts(plan, view);
     if let Some(layer) = layer {
         layer.set_up.run(&mut guest, observe).await?;
     }

@@ -129,6 +129,8 @@ pub enum Cause {
     /// The command's output was lost on the way, or could not be passed on.
     Output(String),
 
+    /// The command has asked for its machine to go down and come up again: whoever runs it does that.
+    Restart,
     /// A set-up failed: which, and how.
     SetUp(String),
     /// The guest cannot be shared by further tests: why.
@@ -154,6 +156,7 @@ impl fmt::Display for Cause {
                 None => write!(f, "interrupted by signal {signal}"),
             },
             Self::OutputClosed => f.write_str("nobody reads the output any more"),
+            Self::Restart => f.write_str("the guest was asked to go down and come up again"),
             Self::QemuStart(start) => write!(f, "{start}"),
             Self::DiskWrite(why) => write!(
                 f,

@@ -4,7 +4,6 @@
 
 use std::{
     ffi::OsString,
-    os::{fd::OwnedFd, unix::net::UnixStream},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -13,21 +12,18 @@ use belljar_guest_spec::{Accel, Access, BootSource, Credentials, GuestSpec, Oops
 use belljar_image::{
     boot::{self, InitSpec},
     cache::Cache,
-    disk::unnamed,
     modules::ModuleIndex,
     rootdir::{self, OwnModules},
 };
 use belljar_model::EventKind;
 use belljar_proto::message::{INIT_AGENT_PATH, Mount, Source as ShareSource, System};
 use belljar_share_disk::layout::{self, DISK_SIZE, SERIAL};
-use belljar_share_fuse::Use;
 
 use crate::{
     access::rungs::{self, Rung, Start},
     backend::container::root::ImageRoot,
-    conceal::{ConcealError, Concealment, ServedDirectory},
+    conceal::Concealment,
     host::HostContext,
-    launch::{FedProgram, Launch},
     limits::Limits,
     plan_choices::Choices,
     plan_direct::{self, WayBack},
@@ -36,31 +32,23 @@ use crate::{
     plan_grub,
     plan_image::ImageQuestion,
     plan_modules::{self, MODULES_DISK, OnDisk},
-    plan_shares::{exchanged, make_placeholder, put_agent, share_disk, spec_shares},
+    plan_shares::{exchanged, share_disk, spec_shares},
     plan_source::{
         Found, attach, init_spec, kernel_for_root, modules_for_root, own_init, tell_of_unused_init, title, wanted,
     },
     plan_template::QEMU_MAC,
     qemu::{
-        args::{
-            self, Chardev, DiskSource, HelperLine, MachineConfig, Nic, Node, Program, ProgramPort, Ram, Share, Slots,
-        },
-        descriptors::Purpose,
+        args::{self, DiskSource, MachineConfig, Nic, Node, Program, ProgramPort, Ram, Share, Slots},
         firmware::Uefi,
         platform::{self, Platform, Transport},
         probe::{self, QemuInfo},
     },
     screen,
-    share::{
-        self, Kind,
-        exchange::DiskExchange,
-        served::Served,
-        virtiofsd::{ToServe, Virtiofsd},
-    },
+    share::{self, Kind, virtiofsd::Virtiofsd},
     spec::ShareSpec,
     ssh::Ssh,
     tpm::{self, Tpm},
-    volume::{Volume, VolumeError, Volumes},
+    volume::{Volume, Volumes},
 };
 
 pub use crate::plan_error::PlanError;
@@ -134,7 +122,7 @@ pub struct Plan {
     pub(crate) tpm: Option<Tpm>,
     /// What serves its shares, if a program beside QEMU does.
     pub(crate) virtiofsd: Option<Virtiofsd>,
-    concealment: Concealment,
+    pub(crate) concealment: Concealment,
     choices: Vec<EventKind>,
     /// The guest in a person's words.
     pub(crate) title: String,
@@ -591,24 +579,6 @@ impl Plan {
         Ok(())
     }
 
-    /// Makes what a boot needs: layers that take what the guest writes, and the agent where the guest can fetch it.
-    pub(crate) fn launch(&self) -> Result<Launch, PlanError> {
-        let mut launch = Launch::of(self.config.clone());
-        self.volumes.boot(&self.dir, &mut launch).map_err(VolumeError::from)?;
-        self.bring_agent(&mut launch)?;
-        self.conceal(&mut launch)?;
-        launch.tpm = tpm::connect(&mut launch).map_err(|source| PlanError::TpmLine { source })?;
-        self.put_agent_on_disk(&mut launch);
-        Ok(launch)
-    }
-
-    /// Puts the agent onto the disk of shares, for a guest that boots.
-    pub(crate) fn put_agent_on_disk(&self, launch: &mut Launch) {
-        if let Some(exchange) = launch.exchange.as_mut().filter(|_| self.config.program.on_disk.is_some()) {
-            exchange.program = self.platform().agent().map(|agent| agent.program);
-        }
-    }
-
     /// What the guest runs on.
     pub(crate) fn platform(&self) -> &'static Platform {
         self.config.platform
@@ -622,62 +592,6 @@ impl Plan {
     /// How long the boot may take at most.
     pub(crate) fn boot_limit(&self) -> Duration {
         Limits::new(self.accel(), self.boot_timeout).whole_boot()
-    }
-
-    /// Takes what the guest must not see out of its shares, and gives those their ports that Belljar serves itself.
-    pub(crate) fn conceal(&self, launch: &mut Launch) -> Result<(), ConcealError> {
-        let Launch { config, descriptors, served, exchange, to_serve, .. } = launch;
-        let mut on_disk = Vec::new();
-        for one in self.concealment.apply(config, descriptors, &self.host, &self.dir)? {
-            let ServedDirectory { tag, directory, view } = one;
-            let Some(share) = config.shares.iter_mut().find(|share| share.tag == tag) else { continue };
-            // Nothing is known in the guest of a workspace that there is not.
-            if share.on_disk && (share.tag != share::WORKSPACE_TAG || self.share.workspace.is_some()) {
-                let (directory, view) = (directory.try_clone()?, view.as_ref().map(OwnedFd::try_clone).transpose()?);
-                let returns = !share.read_only;
-                on_disk.push((ServedDirectory { tag: tag.clone(), directory, view }, returns));
-            }
-            let using = if share.read_only { Use::Reading } else { Use::Exchange };
-            if share.server.is_some() {
-                let (directory, view) = (directory.try_clone()?, view.as_ref().map(OwnedFd::try_clone).transpose()?);
-                let made = ToServe::new(tag.clone(), directory, view, using, &self.dir);
-                let (one, line) = made.map_err(ConcealError::Line)?;
-                share.server = Some(HelperLine::Fd(descriptors.add(Purpose::Server, line)));
-                to_serve.push(one);
-            }
-            if share.port.is_none() {
-                continue;
-            }
-            let (port, theirs) = UnixStream::pair()?;
-            share.port = Some(Chardev::Fd(descriptors.add(Purpose::Port, theirs)));
-            served.push(Served { tag, port, directory, view, using });
-        }
-        if let Some(disk) = &mut config.share_disk {
-            let file = unnamed(&self.dir)?;
-            file.set_len(DISK_SIZE)?;
-            let file_of_qemu = file.try_clone()?;
-            disk.node.source = DiskSource::FdSet(descriptors.add_set(Purpose::Volume, file_of_qemu));
-            *exchange = Some(DiskExchange::new(file, on_disk, &self.dir, self.share.bounds)?);
-        }
-        Ok(())
-    }
-
-    /// Puts what a boot needs where the guest finds it.
-    pub(crate) fn bring_agent(&self, launch: &mut Launch) -> Result<(), PlanError> {
-        let Launch { config, descriptors, program, .. } = launch;
-        make_placeholder(config).map_err(|source| PlanError::Control { source })?;
-        let agent = self.platform().agent();
-        if let Some(agent) = agent.filter(|_| config.program.port.is_some()) {
-            let (to, theirs) = UnixStream::pair().map_err(|source| PlanError::Control { source })?;
-            config.program.port = Some(ProgramPort::Fed(descriptors.add(Purpose::Program, theirs)));
-            *program = Some(FedProgram { bytes: agent.program, to });
-        }
-        if let Some(agent) = agent
-            && config.shares.iter().any(|s| s.tag == share::CONTROL_TAG)
-        {
-            put_agent(agent.program, &self.dir).map_err(|source| PlanError::Control { source })?;
-        }
-        Ok(())
     }
 
     /// The command that starts a machine of this plan.

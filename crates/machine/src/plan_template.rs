@@ -167,7 +167,7 @@ impl Plan {
     }
 
     /// The machine that is frozen, and those that are made of it. Memory and volumes aside.
-    fn config_to_freeze(&self) -> MachineConfig {
+    pub(crate) fn config_to_freeze(&self) -> MachineConfig {
         MachineConfig { vmgenid: true, ..self.config.clone() }
     }
 

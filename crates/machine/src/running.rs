@@ -1,6 +1,7 @@
 //! A guest that runs in QEMU: a session in which commands run, until its end.
 
 use std::{
+    cell::RefCell,
     io,
     pin::Pin,
     rc::Rc,
@@ -12,10 +13,10 @@ use std::{
     time::Duration,
 };
 
-use belljar_model::{EventKind, Exit, Phase};
+use belljar_model::{CrashKind, EventKind, Exit, Phase};
 use belljar_proto::{
     files::FileQuery,
-    message::{Returned, SyncFault},
+    message::{Outcome, Returned, SyncFault},
 };
 use tokio::io::{AsyncRead, ReadBuf};
 
@@ -27,6 +28,7 @@ use crate::{
     guest::{Answer, Ending, Guest, GuestClock, Io, Observe, Origin, Pending},
     plan::Processes,
     qemu::qmp::{self, Qmp},
+    restart::{self, Past, Restarts},
     session::{self, Session, agent::OutputSink},
     template::{Frozen, Template},
     watch::{self, Expectation, Expected},
@@ -48,33 +50,41 @@ const STDIN_SOON: Duration = Duration::from_secs(3);
 /// A guest with a session.
 #[derive(Debug)]
 pub struct QemuGuest {
-    machine: Machine,
-    session: Box<dyn Session>,
-    template: Option<Template>,
+    pub(crate) machine: Machine,
+    pub(crate) session: Box<dyn Session>,
+    pub(crate) template: Option<Template>,
     /// Its shares come and go on a disk.
     by_disk: bool,
     processes: Processes,
+    /// How it is started again, if it may be.
+    pub(crate) restarts: Option<Restarts>,
+    clock: Rc<QemuClock>,
 }
 
-/// The guest's processors, stopped and started over QMP.
+/// The guest's processors, stopped and started over QMP: those of the machine that it has now.
 #[derive(Debug)]
-struct QemuClock {
-    qmp: Qmp,
-    expected: Expected,
+struct QemuClock(RefCell<(Qmp, Expected)>);
+
+impl QemuClock {
+    fn of(machine: &Machine) -> (Qmp, Expected) {
+        (machine.qemu.qmp().clone(), machine.watch.expected().clone())
+    }
 }
 
 impl GuestClock for QemuClock {
     fn stop(&self) -> Pending<'_, ()> {
-        Box::pin(async {
-            self.expected.announce(Expectation::Stop);
-            if self.qmp.execute(qmp::Stop {}).await.is_err() {
-                self.expected.take(Expectation::Stop);
+        let (qmp, expected) = self.0.borrow().clone();
+        Box::pin(async move {
+            expected.announce(Expectation::Stop);
+            if qmp.execute(qmp::Stop {}).await.is_err() {
+                expected.take(Expectation::Stop);
             }
         })
     }
 
     fn go_on(&self) -> Pending<'_, ()> {
-        Box::pin(async { drop(self.qmp.execute(qmp::Cont {}).await) })
+        let (qmp, _) = self.0.borrow().clone();
+        Box::pin(async move { drop(qmp.execute(qmp::Cont {}).await) })
     }
 }
 
@@ -82,7 +92,15 @@ impl QemuGuest {
     /// A guest in which commands can run.
     pub(crate) fn new(machine: Machine, session: Box<dyn Session>, processes: Processes) -> Self {
         let by_disk = machine.exchange.is_some();
-        Self { machine, session, template: None, by_disk, processes }
+        let clock = Rc::new(QemuClock(RefCell::new(QemuClock::of(&machine))));
+        Self { machine, session, template: None, by_disk, processes, restarts: None, clock }
+    }
+
+    /// Goes on with the machine and the session of another, which takes the place of its own.
+    pub(crate) fn take_over(&mut self, other: Self) {
+        let Self { machine, session, by_disk, .. } = other;
+        self.clock.0.replace(QemuClock::of(&machine));
+        (self.machine, self.session, self.by_disk) = (machine, session, by_disk);
     }
 
     /// The same, being the copy of a template.
@@ -174,21 +192,80 @@ impl QemuGuest {
         }
         let Processes { user, cwd } = &self.processes;
         let command = command.in_image(user.as_ref(), cwd.as_ref());
-        self.machine.watch.begin_marks();
         let waits = self.session.wants_whole_stdin() && command.terminal.is_none();
         let read = Arc::new(AtomicBool::new(!waits || io.stdin.is_none()));
         let Io { stdin, sink, control } = io;
         let mut stdin = stdin.map(|inner| TellsItsEnd { inner, ended: read.clone() });
         let mut io = Io { stdin: stdin.as_mut().map(|s| s as _), sink, control };
+        let mut past = Past::default();
+        loop {
+            let ended = self.run(&command, &mut io, &read, &past, observe).await;
+            let power = &mut self.machine.watch.power;
+            let (wanted, prepared) = (power.take_wanted(), power.take_prepared());
+            power.end();
+            let restart = match (ended, wanted, prepared) {
+                // Whoever asks for a restart wants the command to be started again, even if it has ended meanwhile.
+                (Ok(_) | Err(Lost { cause: Cause::Restart, .. }), Some(wanted), _) => wanted.restart,
+                (Ok(exit), None, _) => return self.ended(exit, observe).await,
+                (Err(lost), _, prepared) => {
+                    let lost = self.explain(lost, Phase::Command).await;
+                    match (lost.cause.crash_kind(), prepared) {
+                        (Some(CrashKind::Reboot | CrashKind::PowerOff), Some(prepared)) => prepared,
+                        _ => return Err(lost),
+                    }
+                }
+            };
+            self.machine.watch.power.begin(Some(format!("the machine goes down already: {restart}")));
+            io.sink.restarts(false);
+            self.restart(restart, &mut past, observe).await?;
+            io.sink.restarts(true);
+            // It was read, and nobody can read it again.
+            io.stdin = None;
+        }
+    }
+
+    /// A command has come to its own end.
+    async fn ended(&mut self, exit: Exit, observe: Observe<'_>) -> Result<Exit, Lost> {
+        // Whoever runs commands looks for what they left when they have ended.
+        if self.by_disk {
+            let brought = self.sync(self.machine.limits.packing(), observe).await;
+            if let Err(lost) = brought {
+                return Err(self.explain(lost, Phase::Command).await);
+            }
+        }
+        Ok(exit)
+    }
+
+    /// Runs a command until it ends, or the machine is to go down, or is lost. `read`: standard input has come to its end.
+    async fn run(
+        &mut self,
+        command: &GuestCommand,
+        io: &mut Io<'_>,
+        read: &AtomicBool,
+        past: &Past,
+        observe: Observe<'_>,
+    ) -> Result<Exit, Lost> {
+        let mut command = command.clone();
+        let refusal = match (self.session.reports(), &self.restarts) {
+            (Some(_), Some(_)) => {
+                command.env.splice(0..0, past.environment());
+                past.refusal()
+            }
+            _ => Some(
+                "this machine cannot be restarted now, for what is set up in it is to be kept for its copies"
+                    .to_owned(),
+            ),
+        };
+        self.machine.watch.begin_command(refusal);
         let ended = {
-            let mut running = self.session.exec(command, &mut io);
+            let mut running = self.session.exec(command, io);
             let early = tokio::select! {
                 biased;
                 ended = &mut running => Some(ended),
                 lost = self.machine.watch.trouble(Phase::Command, observe) => Some(Err(lost)),
                 () = tokio::time::sleep(STDIN_SOON) => None,
             };
-            match early {
+            let ended = match early {
                 Some(ended) => ended,
                 None => {
                     if !read.load(Ordering::Relaxed) {
@@ -200,30 +277,32 @@ impl QemuGuest {
                     }
                     tokio::select! {
                         biased;
-                        ended = running => ended,
+                        ended = &mut running => ended,
                         lost = self.machine.watch.trouble(Phase::Command, observe) => Err(lost),
                     }
                 }
+            };
+            // They came before the command's end, which may have been looked at first.
+            self.machine.watch.answer_asks(observe);
+            if let Some(wanted) = self.machine.watch.power.wanted().cloned() {
+                restart::cut_power(&self.machine.lab, &wanted.restart, observe).await?;
+                if let Some(reports) = self.machine.watch.reports() {
+                    reports.answer(wanted.number, Outcome::GoesDown);
+                }
+                if ended.is_err() {
+                    // What it has said up to now is brought here. One that does not end goes with the machine.
+                    drop(tokio::time::timeout(restart::ENDING, running).await);
+                }
             }
+            ended
         };
         for message in self.session.take_notes() {
             observe(EventKind::Warning { message });
         }
-        // They came before the command's end, which may have been looked at first.
-        self.machine.watch.answer_asks(observe);
         self.machine.watch.look_at_shares_if_due(observe);
         match ended {
-            Ok(exit) => {
-                // Whoever runs commands looks for what they left when they have ended.
-                if self.by_disk {
-                    let brought = self.sync(self.machine.limits.packing(), observe).await;
-                    if let Err(lost) = brought {
-                        return Err(self.explain(lost, Phase::Command).await);
-                    }
-                }
-                Ok(exit)
-            }
-            Err(lost) => Err(self.explain(lost, Phase::Command).await),
+            Err(lost) if self.machine.watch.power.is_prepared() => Err(self.await_end(lost, observe).await),
+            ended => ended,
         }
     }
 
@@ -421,7 +500,7 @@ impl QemuGuest {
         }
     }
 
-    async fn explain(&mut self, lost: Lost, phase: Phase) -> Lost {
+    pub(crate) async fn explain(&mut self, lost: Lost, phase: Phase) -> Lost {
         let lost = self.machine.watch.explain(lost, phase).await;
         self.machine.watch.last_words(&lost).await;
         if lost.tail.is_empty() && lost.cause.crash_kind().is_some() {
@@ -479,7 +558,7 @@ impl Guest for QemuGuest {
     }
 
     fn clock(&self) -> Rc<dyn GuestClock> {
-        Rc::new(QemuClock { qmp: self.machine.qemu.qmp().clone(), expected: self.machine.watch.expected().clone() })
+        self.clock.clone()
     }
 
     fn suspended(&self) -> Option<Duration> {

@@ -137,14 +137,22 @@ pub(crate) struct Emulator {
 }
 
 impl Emulator {
-    /// Starts a new TPM in the guest's directory, and waits until it answers.
+    /// Starts a new TPM in the guest's directory, or one that goes on with what an earlier one kept there, and waits until it answers.
     ///
     /// # Errors
     /// When it does not; with what it said.
-    pub(crate) async fn start(tpm: &Tpm, line: Line, dir: &Path, host: &HostContext) -> io::Result<Self> {
+    pub(crate) async fn start(
+        tpm: &Tpm,
+        line: Line,
+        dir: &Path,
+        goes_on: bool,
+        host: &HostContext,
+    ) -> io::Result<Self> {
         let dir = dir.join(DIR);
-        let _ = fs_err::remove_dir_all(&dir);
-        fs_err::create_dir(&dir)?;
+        if !goes_on {
+            let _ = fs_err::remove_dir_all(&dir);
+            fs_err::create_dir(&dir)?;
+        }
         let state = std::fs::File::open(&dir)?;
         let mut command =
             host.shim.command_with(&tpm.program, vec![(LINE, line.of_tpm.into()), (STATE, state.into())])?;
@@ -153,6 +161,12 @@ impl Emulator {
         let mut emulator = Self { process: Companion::start(command, host)?, dir };
         emulator.process.answers(answers(&line.of_qemu)).await?;
         Ok(emulator)
+    }
+
+    /// Ends it, and leaves what it kept to one that goes on.
+    pub(crate) fn leave(mut self) {
+        self.process.end();
+        self.dir = PathBuf::new();
     }
 
     /// Tells, once, when it has ended.
@@ -167,7 +181,9 @@ impl Emulator {
 impl Drop for Emulator {
     fn drop(&mut self) {
         self.process.end();
-        let _ = fs_err::remove_dir_all(&self.dir);
+        if !self.dir.as_os_str().is_empty() {
+            let _ = fs_err::remove_dir_all(&self.dir);
+        }
     }
 }
 

@@ -10,6 +10,7 @@ mod doubt;
 mod expected;
 mod heartbeat;
 mod ports;
+mod power;
 mod sleep;
 
 use std::{sync::Arc, time::Duration};
@@ -35,11 +36,12 @@ use crate::{
     session::agent::Reports,
     share::served::Ends,
 };
-pub(crate) use asked::Marks;
+pub(crate) use asked::{Marks, control};
 use doubt::Suspect;
 pub(crate) use expected::{Expectation, Expected};
 use heartbeat::Heartbeat;
 pub(crate) use ports::SharePorts;
+pub(crate) use power::{MOST_RESTARTS, Power};
 use sleep::Sleep;
 
 /// A console that is silent for this long has nothing more to say of a fault.
@@ -64,6 +66,8 @@ pub(crate) struct Watch {
     /// What the agent tells, where there is one.
     reports: Option<Arc<Reports>>,
     marks: Marks,
+    /// Whether it is to go down and come up again.
+    pub(crate) power: Power,
     /// What the guest asks of its lab disks, and QEMU's names of them.
     desk: Desk,
     lab_nodes: Vec<String>,
@@ -112,7 +116,8 @@ impl Watch {
             expected: Expected::default(),
             reports: None,
             marks: Marks::default(),
-            desk: Desk::new(lab),
+            power: Power::default(),
+            desk: Desk::new(lab, qemu.qmp().clone()),
             lab_nodes,
             news_read: 0,
             fault: None,
@@ -197,6 +202,11 @@ impl Watch {
         self.reports = reports;
     }
 
+    /// What the agent tells, where there is one.
+    pub(crate) fn reports(&self) -> Option<&Arc<Reports>> {
+        self.reports.as_ref()
+    }
+
     /// For how long the guest has been suspended, if it is.
     pub(crate) fn suspended(&self) -> Option<Duration> {
         self.sleep.since().map(|since| since.elapsed())
@@ -210,6 +220,9 @@ impl Watch {
             self.answer_asks(observe);
             if let Some(lost) = self.take_news(phase, observe) {
                 return lost;
+            }
+            if self.power.is_wanted() {
+                return Cause::Restart.into();
             }
             if let Some(lost) = self.judge_suspects(observe) {
                 return lost;
@@ -231,7 +244,7 @@ impl Watch {
                         self.notice(&event, observe);
                         match of_agent_port(&event) {
                             Some(true) => self.closed = None,
-                            Some(false) if self.entered_at.is_some() && !self.expected.has(Expectation::PowerOff) => self.closed = Some(Instant::now() + CLOSED),
+                            Some(false) if self.entered_at.is_some() && !self.expected.has_end() => self.closed = Some(Instant::now() + CLOSED),
                             _ => {}
                         }
                     }
@@ -286,10 +299,13 @@ impl Watch {
             let seen = "the agent's port was closed in the guest: the agent was killed, or died";
             return Some(Lost::crash(CrashKind::Silent, seen, phase));
         }
+        if self.expected.has(Expectation::Restart) {
+            self.ports.sleep();
+        }
         if let Some(lost) = self.ports.lost(phase) {
             return Some(lost);
         }
-        let may_be_heard = !self.stopped && !self.expected.has(Expectation::PowerOff);
+        let may_be_heard = !self.stopped && !self.expected.has_end();
         let Some(reports) = self.reports.as_ref().filter(|_| may_be_heard) else {
             self.heartbeat.reset();
             return None;

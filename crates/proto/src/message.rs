@@ -15,7 +15,7 @@ pub const PROGRAM_PORT_NAME: &str = "belljar.program";
 
 /// Version of everything in this crate. Host and agent come from one build, so it only guards
 /// against a stale agent, such as one resumed from an old template.
-pub const VERSION: u16 = 15;
+pub const VERSION: u16 = 16;
 
 /// The exit code of an agent that is to have systemd in a container, and says on standard error why there can be none.
 pub const CANNOT_BE_HAD: i32 = 77;
@@ -104,6 +104,8 @@ pub enum ToAgent {
 pub enum ShutdownHow {
     /// Through the guest's own service manager where there is one, else at once.
     PowerOff,
+    /// The same, to start again.
+    Reboot,
     /// `reboot(RB_POWER_OFF)` after syncing.
     Immediate,
 }
@@ -518,7 +520,12 @@ pub enum Question {
     Mark(String),
     /// What is to happen to one of the guest's disks, in the words of the manual.
     Disk(String),
+    /// What is to happen to the machine, in the words of the manual; the first is one of [`MACHINE_WORDS`].
+    Machine(String),
 }
+
+/// With what a line begins by which something is to happen to the machine.
+pub const MACHINE_WORDS: &[&str] = &["reboot", "reboot-prepare", "reset", "power-button", "power-cut", "nmi", "link"];
 
 /// What came of a [`Question`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -529,6 +536,8 @@ pub enum Outcome {
     Refused(String),
     /// It was not, and nothing of the kind need be asked again in this session.
     Full,
+    /// The machine goes down: what runs is ended, and nobody hears any more of it.
+    GoesDown,
 }
 
 /// Most bytes of what is said to a question.

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -16,6 +16,7 @@ use belljar_machine::{
     session::agent::{LATE_BYTES, LATE_MOST, LATE_QUIET, OutputEnd, OutputSink, SinkFuture},
 };
 use belljar_model::{EventKind, Exit, Phase};
+use tokio::time::Instant;
 
 use crate::cancel::Cancel;
 
@@ -31,6 +32,52 @@ struct Listener<'a> {
     /// The command has ended; its output has not.
     lingers: Arc<AtomicBool>,
     left: Option<OutputEnd>,
+    away: Arc<Mutex<Away>>,
+}
+
+/// For how long the guest has been down to come up again: that time is no command's.
+#[derive(Debug, Default)]
+struct Away {
+    before: Duration,
+    since: Option<Instant>,
+}
+
+impl Away {
+    fn begin(&mut self) {
+        self.since = Some(Instant::now());
+    }
+
+    fn end(&mut self) {
+        self.before = self.so_far();
+        self.since = None;
+    }
+
+    fn so_far(&self) -> Duration {
+        self.before + self.since.map(|since| since.elapsed()).unwrap_or_default()
+    }
+}
+
+/// How often a limit is looked at again while the guest is down.
+const AGAIN: Duration = Duration::from_millis(200);
+
+/// Waits for something that may take so long; the time in which the guest was down does not count.
+async fn within<T>(after: Duration, away: &Mutex<Away>, running: impl Future<Output = T>) -> Option<T> {
+    let begun = Instant::now();
+    let mut running = std::pin::pin!(running);
+    loop {
+        let (away, is_down) = {
+            let away = away.lock().unwrap_or_else(PoisonError::into_inner);
+            (away.so_far(), away.since.is_some())
+        };
+        let left = (after + away).saturating_sub(begun.elapsed());
+        if left.is_zero() {
+            return None;
+        }
+        let wait = if is_down { left.max(AGAIN) } else { left };
+        if let Ok(done) = tokio::time::timeout(wait, &mut running).await {
+            return Some(done);
+        }
+    }
 }
 
 impl OutputSink for Listener<'_> {
@@ -46,6 +93,19 @@ impl OutputSink for Listener<'_> {
     fn left_open(&mut self, how: OutputEnd) {
         self.left = Some(how);
         self.sink.left_open(how);
+    }
+
+    fn restarts(&mut self, is_up: bool) {
+        self.lingers.store(false, Ordering::Relaxed);
+        self.left = None;
+        let mut away = self.away.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_up {
+            away.end();
+        } else {
+            away.begin();
+        }
+        drop(away);
+        self.sink.restarts(is_up);
     }
 
     fn stdout<'a>(&'a mut self, bytes: &'a [u8]) -> SinkFuture<'a> {
@@ -100,14 +160,15 @@ pub(crate) async fn exec(
 ) -> Result<Exit, Lost> {
     let Io { stdin, sink, control } = io;
     let lingers = Arc::new(AtomicBool::new(false));
-    let mut listener = Listener { sink, lingers: lingers.clone(), left: None };
+    let away = Arc::new(Mutex::new(Away::default()));
+    let mut listener = Listener { sink, lingers: lingers.clone(), left: None, away: away.clone() };
     let ended = {
         let stdin = stdin.map(|s| s as _);
         let running = guest.exec(command, Io { stdin, sink: &mut listener, control }, observe);
         let mut running = std::pin::pin!(running);
         let limited = async {
             let Some(after) = limit.after else { return Ok(running.await) };
-            if let Ok(ended) = tokio::time::timeout(after, &mut running).await {
+            if let Some(ended) = within(after, &away, &mut running).await {
                 return Ok(ended);
             }
             if !lingers.load(Ordering::Relaxed) {
@@ -154,4 +215,39 @@ pub(crate) async fn exec(
         }
     }
     Err(lost)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_time_in_which_the_guest_is_down_is_no_part_of_a_limit() {
+        let away = Mutex::new(Away::default());
+        let lock = || away.lock().unwrap();
+        let running = async {
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            for _ in 0..2 {
+                lock().begin();
+                tokio::time::sleep(Duration::from_secs(100)).await;
+                lock().end();
+            }
+            tokio::time::sleep(Duration::from_secs(3)).await;
+        };
+        let begun = Instant::now();
+        assert_eq!(within(Duration::from_secs(7), &away, running).await, Some(()));
+        assert_eq!(begun.elapsed(), Duration::from_secs(206));
+
+        // What it takes itself is.
+        let away = Mutex::new(Away::default());
+        let running = async {
+            away.lock().unwrap().begin();
+            tokio::time::sleep(Duration::from_secs(50)).await;
+            away.lock().unwrap().end();
+            std::future::pending::<()>().await;
+        };
+        let begun = Instant::now();
+        assert_eq!(within(Duration::from_secs(7), &away, running).await, None);
+        assert!((57..58).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+    }
 }

@@ -11,8 +11,9 @@ use std::{collections::HashMap, path::PathBuf, sync::Arc, thread, time::Duration
 use belljar_proto::{
     frame::{Assembler, Decoder, Kind, MAX_MESSAGE},
     message::{
-        Announce, BootSign, DiskContent, ExecId, KernelNews, Leftovers, Mount, MountFault, Nonce, OutputEnd, Question,
-        SetupReport, Source, Status, SyncFault, SyncReport, ToAgent, ToHost, VERSION,
+        Announce, BootSign, DiskContent, ExecId, KernelNews, Leftovers, MACHINE_WORDS, Mount, MountFault, Nonce,
+        Outcome, OutputEnd, Question, SetupReport, ShutdownHow, Source, Status, SyncFault, SyncReport, ToAgent, ToHost,
+        VERSION,
     },
 };
 
@@ -59,7 +60,7 @@ pub(crate) struct Manners {
     boot: String,
     /// So many marks are set when a command begins.
     marks: u32,
-    /// What is asked of the disks when a command begins.
+    /// What is asked of the disks when a command begins, and of the machine when it begins for the first time.
     asks: Vec<String>,
     /// `silent`, `watched`, `unreadable`.
     kernel: String,
@@ -354,7 +355,11 @@ impl Agent {
         };
         self.shared.machine.journal.note("to-agent", note);
         match message {
-            ToAgent::Answer { .. } => {}
+            ToAgent::Answer { answer, .. } => {
+                if answer == Outcome::GoesDown {
+                    self.running.values().for_each(|running| running.signal(9));
+                }
+            }
             ToAgent::Hello { version, session } => {
                 if version != VERSION {
                     self.shared.machine.script_failed("agent: Belljar greets with another version");
@@ -423,8 +428,15 @@ impl Agent {
                     let question = Question::Mark(format!("step {number}\x1b[31m"));
                     self.say(&ToHost::Ask { number, question });
                 }
+                // A machine is not restarted for ever.
+                let again = command.env.iter().any(|entry| entry.starts_with(b"BELLJAR_REBOOT_MARK="));
                 for (number, ask) in (self.manners.marks + 1..).zip(self.manners.asks.clone()) {
-                    self.say(&ToHost::Ask { number, question: Question::Disk(ask) });
+                    let of_machine = MACHINE_WORDS.contains(&ask.split(' ').next().unwrap_or_default());
+                    match (of_machine, again) {
+                        (true, true) => {}
+                        (true, false) => self.say(&ToHost::Ask { number, question: Question::Machine(ask) }),
+                        (false, _) => self.say(&ToHost::Ask { number, question: Question::Disk(ask) }),
+                    }
                 }
                 let mut fuse = std::mem::take(&mut self.fuse);
                 for share in &mut fuse {
@@ -482,9 +494,10 @@ impl Agent {
                     self.say(&ToHost::Synced(SyncReport { fault: failed, returned }));
                 }
             },
-            ToAgent::Shutdown(_) => {
+            ToAgent::Shutdown(how) => {
                 self.say(&ToHost::Ending);
                 match self.manners.shutdown.as_str() {
+                    "ok" if how == ShutdownHow::Reboot => self.shared.machine.reset(),
                     "panic" => self.shared.machine.panicked(),
                     "slow" => {
                         self.shared.machine.port(false);

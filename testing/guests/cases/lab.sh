@@ -269,3 +269,110 @@ test_servers_end_and_are_believed_only_alive() {
     want_err 'max-disk'
     want_nothing_left
 }
+
+# The machine goes down in each way and comes up again with its disks, and the test goes on where it was. What was synced is there after a power cut,
+# what was not is gone; faults stay.
+test_restarts() {
+    cat >ws/t.sh <<'TEST'
+set -e
+disk=/dev/vda
+echo "at ${BELLJAR_REBOOT_MARK:-begin} $BELLJAR_REBOOT_COUNT up $(cut -d. -f1 /proc/uptime)"
+case ${BELLJAR_REBOOT_MARK:-begin} in
+begin)
+    mkfs.ext4 -q $disk
+    mkdir -p /tmp/m; mount $disk /tmp/m
+    echo kept >/tmp/m/kept; sync /tmp/m/kept
+    echo lost >/tmp/m/lost
+    # Written to the disk, and not flushed.
+    printf %4096s x | dd of=$disk bs=4096 seek=40000 oflag=direct
+    belljar-ctl disk data0 error read at=200MiB+4KiB
+    belljar-ctl power-cut cut
+    echo "it lived on" ;;
+cut)
+    mkdir -p /tmp/m; mount $disk /tmp/m
+    cat /tmp/m/kept
+    [ ! -s /tmp/m/lost ]
+    [ -z "$(dd if=$disk bs=4096 skip=40000 count=1 iflag=direct | tr -d '\0')" ]
+    if dd if=$disk of=/dev/null bs=4096 count=1 skip=51200 iflag=direct; then exit 9; fi
+    echo orderly >/tmp/m/orderly
+    /tmp/autopkgtest-reboot orderly
+    echo "it lived on" ;;
+orderly)
+    [ "$AUTOPKGTEST_REBOOT_MARK" = orderly ] && [ "$TMT_REBOOT_COUNT" = 2 ]
+    mkdir -p /tmp/m; mount $disk /tmp/m
+    cat /tmp/m/orderly
+    # A reset leaves to the disk what the kernel has given to it.
+    echo flushed >/tmp/m/reset; sync /tmp/m/reset
+    belljar-ctl reset reset
+    echo "it lived on" ;;
+reset)
+    mkdir -p /tmp/m; mount $disk /tmp/m
+    cat /tmp/m/reset
+    belljar-ctl reboot-prepare itself
+    umount /tmp/m
+    echo b >/proc/sysrq-trigger
+    sleep 60 ;;
+itself)
+    ip link set eth0 up
+    belljar-ctl link down
+    sleep 1
+    cat /sys/class/net/eth0/carrier
+    belljar-ctl link up
+    exit 7 ;;
+esac
+TEST
+    bj -v --memory 512M --nic isolated --disk size=256M,serial=data0,lab -- sh ./t.sh
+    cat out
+    want_code 7
+    for at in 'begin 0' 'cut 1' 'orderly 2' 'reset 3' 'itself 4'; do want_line "^at $at up [0-9]\$|^at $at up [0-9][0-9]\$"; done
+    for line in kept orderly flushed 0; do want_line "^$line\$"; done
+    want_no_line 'lived on'
+    want_line 'control: machine: power-cut cut strict \(data0 lost [1-9][0-9]* of [0-9]+ changes that were not flushed\)' err
+    want_line 'control: machine: reboot orderly \(it is up again; it took .* to go down, and .* to come up\)' err
+    want_line 'control: machine: link down' err
+}
+
+# On an image that boots by itself, from its template: the guest's own service manager takes it down, and what is on its boot disk stays. A reset that
+# nobody has asked for is a crash.
+# fixtures: debian-bookworm
+test_reboot_of_an_image() {
+    mkdir -p ws/t
+    cat >ws/belljar.toml <<TOML
+[guests.h]
+image = "$(fixture debian-bookworm)"
+login = { user = "root", password = "belljar" }
+[[suites]]
+name = "s"
+tests = "t/*.sh"
+guests = ["h"]
+TOML
+    cat >ws/t/reboot.sh <<'TEST'
+#!/bin/sh
+# belljar: timeout = "60s"
+set -e
+echo "start $BELLJAR_REBOOT_COUNT"
+if [ -z "${BELLJAR_REBOOT_MARK:-}" ]; then
+    echo "before" >/var/tmp/f
+    printf '[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=true\nExecStop=sh -c "echo stopped >>/var/tmp/f"\n[Install]\nWantedBy=multi-user.target\n' >/etc/systemd/system/tell.service
+    systemctl daemon-reload; systemctl enable --now tell
+    echo result >"$BELLJAR_OUT/first"
+    belljar-ctl reboot again
+fi
+# What was written to the boot disk before, and by a service that was stopped in order; and what is a result.
+[ "$(cat /var/tmp/f)" = "$(printf 'before\nstopped')" ]
+systemctl is-active tell
+[ "$(cat "$BELLJAR_OUT/first")" = result ]
+TEST
+    cat >ws/t/unasked.sh <<'TEST'
+#!/bin/sh
+echo b >/proc/sysrq-trigger
+sleep 60
+TEST
+    chmod +x ws/t/*.sh
+    bjt -v -j1
+    want_code 100
+    # It took longer than its timeout, by the time that the machine was down.
+    want_line 'PASS \[.*s/reboot.sh@h'
+    want_line 'CRASH \[.*s/unasked.sh@h: the guest rebooted unasked'
+    want_line 'machine: reboot again \(it is up again; '
+}

@@ -21,6 +21,7 @@ mod kill;
 mod no_virtio;
 mod odd_files;
 mod processors;
+mod restart;
 mod run;
 mod screen;
 mod share_disk;

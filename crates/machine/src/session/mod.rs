@@ -65,6 +65,9 @@ pub(crate) trait Session: fmt::Debug {
     /// Asks the guest to power itself off.
     fn power_off(&mut self) -> Answer<'_, ()>;
 
+    /// Asks the guest to go down and start again.
+    fn reboot(&mut self) -> Answer<'_, ()>;
+
     /// What was got in the guest, to be frozen with it.
     fn into_entered(self: Box<Self>, frozen: &Frozen) -> Entered;
 }

@@ -6,9 +6,9 @@ use belljar_guest_spec::DiskTraits;
 use belljar_image::disk::{DiskError, Format, unnamed};
 use belljar_lab::{Below, Setup};
 
-use super::{Bytes, Front, Volume, VolumeError, content::Content};
+use super::{Bytes, Front, Kept, Volume, VolumeError, content::Content};
 use crate::{
-    lab::LabDisk,
+    lab::{LabDisk, LabLine},
     launch::Launch,
     qemu::{
         args::{DiskSource, Node},
@@ -45,11 +45,24 @@ pub(super) fn serve(
     launch: &mut Launch,
 ) -> Result<Node, DiskError> {
     let in_dir = |dir: &Path, source| DiskError::Layer { dir: dir.to_owned(), source };
+    let in_run = |source| in_dir(Path::new("the run's directory"), source);
+    let (of_qemu, line) = UnixStream::pair().map_err(in_run)?;
+    let read_only = traits.is_some_and(|traits| traits.read_only);
+    let hand_over = |launch: &mut Launch| {
+        let socket = launch.descriptors.add(Purpose::Lab, of_qemu);
+        Node::served(DiskSource::Fd(socket), read_only)
+    };
     let mut below = Vec::new();
     let mut files = Vec::new();
     let goes_on = matches!(bytes, Bytes::Own(_));
     match bytes {
-        Bytes::InDir(dir) => files.push(unnamed(dir)?),
+        Bytes::Again(Kept::Lab(written), _) => {
+            // Its server is there, and gets another line.
+            launch.kept.push(Kept::Lab(written.try_clone().map_err(in_run)?));
+            launch.lab_lines.push(LabLine { name: name.to_owned(), line, written });
+            return Ok(hand_over(launch));
+        }
+        Bytes::Again(_, dir) | Bytes::InDir(dir) => files.push(unnamed(dir)?),
         Bytes::InTemplate(making) => {
             files.push(making.create_volume(number).map_err(|source| in_dir(making.dir(), source))?);
         }
@@ -66,15 +79,13 @@ pub(super) fn serve(
         below.push(Below::Raw);
         files.push(file);
     }
-    let pair = || UnixStream::pair().and_then(|(ours, theirs)| Ok((ours, theirs, files[0].try_clone()?)));
-    let (of_qemu, line, written) = pair().map_err(|source| in_dir(Path::new("the run's directory"), source))?;
+    let written = files[0].try_clone().map_err(in_run)?;
+    launch.kept.push(Kept::Lab(files[0].try_clone().map_err(in_run)?));
     // QEMU rounds a raw image up to whole sectors.
     let size = content.size().next_multiple_of(SECTOR);
     // What a power cut does not tear is a physical sector.
     let sector = traits.and_then(DiskTraits::sectors).map_or(SECTOR, |(_, physical)| physical.bytes());
-    let read_only = traits.is_some_and(|traits| traits.read_only);
     let setup = Setup { size, read_only, sector, goes_on, below };
     launch.lab.push(LabDisk { name: name.to_owned(), setup, files, line, written });
-    let socket = launch.descriptors.add(Purpose::Lab, of_qemu);
-    Ok(Node::served(DiskSource::Fd(socket), read_only))
+    Ok(hand_over(launch))
 }

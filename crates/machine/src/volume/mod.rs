@@ -13,6 +13,7 @@ use std::{
     collections::BTreeSet,
     ffi::OsString,
     fs::File,
+    io,
     path::{Path, PathBuf},
 };
 
@@ -121,6 +122,26 @@ enum Bytes<'a> {
     Own(File),
     /// In a template's part, under a layer without a name that is made in this directory.
     Over(File, &'a Path),
+    /// Where the machine before left them, in this directory.
+    Again(Kept, &'a Path),
+}
+
+/// What is kept of a volume's bytes for a machine that takes the place of this one.
+#[derive(Debug)]
+pub(crate) enum Kept {
+    /// The file.
+    File(File),
+    /// The layer that is written to, and what it lies over.
+    Layer {
+        /// What is written to.
+        layer: File,
+        /// What is not.
+        below: File,
+    },
+    /// Belljar serves it, and writes to this file.
+    Lab(File),
+    /// Nothing: its bytes are made anew.
+    Anew,
 }
 
 impl Volume {
@@ -291,30 +312,58 @@ impl Volume {
             self.show(node, attached, &mut launch.config);
             return Ok(());
         }
-        let Launch { config, descriptors, .. } = launch;
+        let in_dir = |source| DiskError::Layer { dir: "the run's directory".into(), source };
+        let bytes = match bytes {
+            Bytes::Again(Kept::File(file), _) => Bytes::Own(file),
+            Bytes::Again(Kept::Anew | Kept::Lab(_), dir) => Bytes::InDir(dir),
+            bytes => bytes,
+        };
+        let Launch { config, descriptors, kept, .. } = launch;
+        let is_seed = matches!(self.content, Content::Seed(..));
+        let mut keep = |kept_now: io::Result<Kept>| -> Result<(), DiskError> {
+            kept.push(if is_seed { Kept::Anew } else { kept_now.map_err(in_dir)? });
+            Ok(())
+        };
         let mut hand_over = |purpose, file: File| DiskSource::FdSet(descriptors.add_set(purpose, file));
+        let mut alone = |file: File| -> Result<Node, DiskError> {
+            keep(file.try_clone().map(Kept::File))?;
+            Ok(self.content.node(hand_over(Purpose::Volume, file)))
+        };
         let node = match bytes {
-            Bytes::InDir(dir) => {
-                let file = self.content.make(unnamed(dir)?, dir)?;
-                self.content.node(hand_over(Purpose::Volume, file))
-            }
+            Bytes::InDir(dir) => alone(self.content.make(unnamed(dir)?, dir)?)?,
             Bytes::InTemplate(making) => {
                 let dir = making.dir();
                 let file = making.create_volume(number);
                 let file = file.map_err(|source| DiskError::Layer { dir: dir.to_owned(), source })?;
-                self.content.node(hand_over(Purpose::Volume, self.content.make(file, dir)?))
+                alone(self.content.make(file, dir)?)?
             }
-            Bytes::Own(file) => self.content.node(hand_over(Purpose::Volume, file)),
+            Bytes::Own(file) => alone(file)?,
             Bytes::Over(below, dir) => {
                 let layer = self.content.make_layer(unnamed(dir)?, dir)?;
-                let layer = hand_over(Purpose::Volume, layer);
-                let Node { source, format, backing, .. } = self.content.node(hand_over(Purpose::Below, below));
-                let below = Backing { source, format, device: false, backing };
-                Node { backing: Some(Box::new(below)), ..Node::layer(layer) }
+                self.layered(layer, below, keep, hand_over)?
             }
+            Bytes::Again(Kept::Layer { layer, below }, _) => self.layered(layer, below, keep, hand_over)?,
+            // The others are none of these any more.
+            Bytes::Again(_, dir) => alone(self.content.make(unnamed(dir)?, dir)?)?,
         };
         self.show(node, attached, config);
         Ok(())
+    }
+
+    /// What is written to over what is not.
+    fn layered(
+        &self,
+        layer: File,
+        below: File,
+        mut keep: impl FnMut(io::Result<Kept>) -> Result<(), DiskError>,
+        mut hand_over: impl FnMut(Purpose, File) -> DiskSource,
+    ) -> Result<Node, DiskError> {
+        let both = layer.try_clone().and_then(|layer| Ok(Kept::Layer { layer, below: below.try_clone()? }));
+        keep(both)?;
+        let layer = hand_over(Purpose::Volume, layer);
+        let Node { source, format, backing, .. } = self.content.node(hand_over(Purpose::Below, below));
+        let below = Backing { source, format, device: false, backing };
+        Ok(Node { backing: Some(Box::new(below)), ..Node::layer(layer) })
     }
 }
 
@@ -395,6 +444,17 @@ impl Volumes {
     pub(crate) fn go_on(&self, own: Vec<File>, launch: &mut Launch) -> Result<(), DiskError> {
         let mut frozen = self.all[..self.frozen].iter().enumerate().zip(own);
         frozen.try_for_each(|((at, volume), own)| volume.put(at, Bytes::Own(own), true, launch))
+    }
+
+    /// For a machine that takes the place of another of this guest's, of whose volumes this was kept.
+    pub(crate) fn again(&self, kept: Vec<Kept>, dir: &Path, launch: &mut Launch) -> Result<(), DiskError> {
+        let mut all = self.all.iter().enumerate().zip(kept);
+        all.try_for_each(|((at, volume), kept)| volume.put(at, Bytes::Again(kept, dir), true, launch))
+    }
+
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.all.len()
     }
 
     /// The same where the template is that of a base, which has those that are never plugged in. The others are made for the template that

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use belljar_guest_spec::machine_order::MachineOrder;
 use belljar_model::EventKind;
 use belljar_proto::message::{MAX_QUESTION, Outcome, Question};
 
-use super::Watch;
+use super::{Expectation, Expected, Watch, power::Power};
 use crate::{
+    console::sanitize::sanitize_line,
     guest::Observe,
     lab::Desk,
     session::agent::{Asks, Reports},
@@ -23,15 +25,17 @@ pub(crate) struct Marks {
 }
 
 impl Watch {
-    /// A command begins, with all marks before it.
-    pub(crate) fn begin_marks(&mut self) {
+    /// A command begins, with all marks before it. The machine may not be restarted for it for this reason, if for any.
+    pub(crate) fn begin_command(&mut self, refusal: Option<String>) {
         self.marks = Marks::default();
+        self.power.begin(refusal);
     }
 
     /// Does what was asked for up to now, and answers.
     pub(crate) fn answer_asks(&mut self, observe: Observe<'_>) {
         if let Some(reports) = self.reports.clone() {
-            self.marks.answer(&reports, Some(&mut self.desk), observe);
+            let machine = Asked { desk: &mut self.desk, power: &mut self.power, expected: &self.expected };
+            self.marks.answer(&reports, Some(machine), observe);
         }
         while let Some(done) = self.desk.news() {
             observe(done);
@@ -39,13 +43,54 @@ impl Watch {
     }
 }
 
+/// What of a machine may be asked for something.
+pub(crate) struct Asked<'a> {
+    desk: &'a mut Desk,
+    power: &'a mut Power,
+    expected: &'a Expected,
+}
+
+impl Asked<'_> {
+    /// Does something to the machine, or sees to it that it is done; gives what there is to answer now.
+    fn machine(&mut self, number: u32, text: &str, reports: &Arc<Reports>, observe: Observe<'_>) -> Option<Outcome> {
+        let refused = |why: String| Some(Outcome::Refused(why));
+        match MachineOrder::parse(text) {
+            Err(why) => refused(why),
+            // It is answered when the time has come to end what runs.
+            Ok(MachineOrder::Restart(restart)) => self.power.want(number, restart).err().and_then(refused),
+            Ok(MachineOrder::Prepare(restart)) => match self.power.prepare(restart) {
+                Ok(()) => {
+                    self.expected.announce(Expectation::Restart);
+                    observe(control(text, "it may go down by itself now", false));
+                    Some(Outcome::Done(String::new()))
+                }
+                Err(why) => refused(why),
+            },
+            Ok(order) => {
+                self.desk.take_machine(number, order, text, reports.clone());
+                None
+            }
+        }
+    }
+}
+
+/// That something happens to the machine.
+pub(crate) fn control(order: &str, outcome: &str, refused: bool) -> EventKind {
+    EventKind::Control {
+        device: "machine".to_owned(),
+        order: sanitize_line(order.as_bytes()),
+        outcome: outcome.to_owned(),
+        refused,
+    }
+}
+
 impl Marks {
-    /// Does what programs in the guest have asked for up to now, and answers; without a desk there are no devices that it could be done to.
-    pub(crate) fn answer(&mut self, reports: &Arc<Reports>, mut desk: Option<&mut Desk>, observe: Observe<'_>) {
+    /// Does what programs in the guest have asked for up to now, and answers; without a machine there is nothing else that it could be done to.
+    pub(crate) fn answer(&mut self, reports: &Arc<Reports>, mut machine: Option<Asked<'_>>, observe: Observe<'_>) {
         let Asks { asks, lost } = reports.take_asks();
         let mut cut = lost > 0;
         for (number, question) in asks {
-            let outcome = match (question, &mut desk) {
+            let outcome = match (question, &mut machine) {
                 (Question::Mark(text), _) if self.set < MOST_MARKS => {
                     self.set += 1;
                     observe(EventKind::Mark { text: clean(&text) });
@@ -55,9 +100,16 @@ impl Marks {
                     cut = true;
                     Outcome::Full
                 }
-                (Question::Disk(text), Some(desk)) => {
-                    desk.take(number, text, reports.clone());
+                (Question::Disk(text), Some(machine)) => {
+                    machine.desk.take(number, text, reports.clone());
                     continue;
+                }
+                (Question::Machine(text), Some(machine)) => {
+                    let Some(outcome) = machine.machine(number, &text, reports, observe) else { continue };
+                    outcome
+                }
+                (Question::Machine(_), None) => {
+                    Outcome::Refused("a container is no machine that could go down; take a machine".to_owned())
                 }
                 (Question::Disk(_), None) => {
                     Outcome::Refused("a container has no disks of its own; take a machine".to_owned())

@@ -9,6 +9,8 @@ pub(crate) enum Expectation {
     Stop,
     /// The guest powers itself off: nothing more is heard of it, and QEMU ends.
     PowerOff,
+    /// The guest may go down by itself, to come up again: the same.
+    Restart,
 }
 
 /// What is expected of one guest. Clones are the same.
@@ -31,6 +33,11 @@ impl Expected {
     /// Whether it is still to come.
     pub(crate) fn has(&self, what: Expectation) -> bool {
         self.lock().contains(&what)
+    }
+
+    /// Whether nothing more may be heard of the guest.
+    pub(crate) fn has_end(&self) -> bool {
+        self.has(Expectation::PowerOff) || self.has(Expectation::Restart)
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Expectation>> {

@@ -161,6 +161,11 @@ impl End {
         hints::hint(&self.said, self.status.signal())
     }
 
+    /// Whether it ended of its own accord, and without an error, so that it has closed its files.
+    pub(crate) fn is_orderly(&self) -> bool {
+        self.status.success() && !self.killed
+    }
+
     /// The last lines of what it wrote.
     pub(crate) fn last_words(&self) -> String {
         text::last_lines(&self.said, 4)

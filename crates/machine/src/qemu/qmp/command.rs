@@ -49,6 +49,8 @@ commands! {
     SystemPowerdown = "system_powerdown" -> NoReply;
     /// Presses the reset button.
     SystemReset = "system_reset" -> NoReply;
+    /// Gives the processors a non-maskable interrupt.
+    InjectNmi = "inject-nmi" -> NoReply;
     /// Halts the processors.
     Stop = "stop" -> NoReply;
     /// Lets the processors go on.
@@ -136,6 +138,22 @@ pub struct MigrationInfo {
     /// Why there cannot be one now.
     #[serde(default)]
     pub blocked_reasons: Vec<String>,
+}
+
+/// Plugs the cable of a network card in or out.
+#[derive(Clone, Debug, Serialize)]
+pub struct SetLink {
+    /// The card's or its network's name.
+    pub name: &'static str,
+    /// Whether it is in.
+    pub up: bool,
+}
+
+impl QmpCommand for SetLink {
+    type Reply = NoReply;
+    fn name(&self) -> &'static str {
+        "set_link"
+    }
 }
 
 /// Takes the descriptor that comes with it.

@@ -23,10 +23,10 @@ use thiserror::Error;
 pub use self::client::{DEFAULT_TIMEOUT, Qmp};
 pub use self::command::{
     AddFd, AddedFd, Capabilities, ChardevInfo, Cont, CpuInfo, DeviceAdd, DeviceDel, GetFd, HumanMonitorCommand,
-    KvmInfo, Migrate, MigrateIncoming, MigrateSetCapabilities, MigrationCapability, MigrationInfo, NetdevAdd,
-    NetdevDel, NoReply, Package, QmpCommand, QueryChardev, QueryCpusFast, QueryKvm, QueryMigrate, QueryStatus,
-    QueryVersion, Quit, Raw, RemoveFd, RunState, ScreenDump, Stop, SystemPowerdown, SystemReset, Version,
-    VersionTriple,
+    InjectNmi, KvmInfo, Migrate, MigrateIncoming, MigrateSetCapabilities, MigrationCapability, MigrationInfo,
+    NetdevAdd, NetdevDel, NoReply, Package, QmpCommand, QueryChardev, QueryCpusFast, QueryKvm, QueryMigrate,
+    QueryStatus, QueryVersion, Quit, Raw, RemoveFd, RunState, ScreenDump, SetLink, Stop, SystemPowerdown, SystemReset,
+    Version, VersionTriple,
 };
 pub use self::decoder::{DecodeError, Decoder, Greeting, MAX_MESSAGE, Message};
 pub use self::event::{EventStream, QmpEvent, QmpTimestamp};

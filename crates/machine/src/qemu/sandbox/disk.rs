@@ -49,6 +49,7 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_read,
     libc::SYS_write,
     libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
     libc::SYS_sendto,
     libc::SYS_pread64,
     libc::SYS_pwrite64,

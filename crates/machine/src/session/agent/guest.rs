@@ -131,6 +131,10 @@ impl Session for AgentSession {
         Box::pin(async { self.shutdown(ShutdownHow::PowerOff).await.map_err(|e| of_session(e, Phase::Close)) })
     }
 
+    fn reboot(&mut self) -> Answer<'_, ()> {
+        Box::pin(async { self.shutdown(ShutdownHow::Reboot).await.map_err(|e| of_session(e, Phase::Command)) })
+    }
+
     fn into_entered(self: Box<Self>, frozen: &Frozen) -> Entered {
         let port = if *frozen == Frozen::AgentOnSerial { PortKind::Serial } else { PortKind::Virtio };
         Entered::Agent { session: self, port }

@@ -23,6 +23,11 @@ pub trait OutputSink: Send {
     fn left_open(&mut self, how: OutputEnd) {
         let _ = how;
     }
+    /// The machine goes down in the middle of the command, or is up again, and the command is started again. What was said of its end before
+    /// that is not true any more.
+    fn restarts(&mut self, is_up: bool) {
+        let _ = is_up;
+    }
     /// Bytes of its standard output, or of its terminal.
     fn stdout<'a>(&'a mut self, bytes: &'a [u8]) -> SinkFuture<'a>;
     /// Bytes of its standard error.

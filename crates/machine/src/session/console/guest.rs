@@ -10,6 +10,7 @@ use belljar_proto::{
 
 use super::ConsoleSession;
 use crate::{
+    Cause,
     boot::Entered,
     command::GuestCommand,
     guest::Io,
@@ -77,6 +78,11 @@ impl Session for ConsoleSession {
 
     fn power_off(&mut self) -> Answer<'_, ()> {
         Box::pin(self.power_off())
+    }
+
+    fn reboot(&mut self) -> Answer<'_, ()> {
+        // Nobody can ask for one without an agent.
+        Box::pin(async { Err(Cause::Defect("a guest without an agent was asked to reboot".to_owned()).into()) })
     }
 
     fn into_entered(self: Box<Self>, _: &Frozen) -> Entered {
