@@ -9,7 +9,10 @@ use std::{
         fd::{AsFd, BorrowedFd},
         unix::net::UnixStream as StdStream,
     },
-    sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex as StdMutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -90,6 +93,8 @@ pub(crate) struct Lab {
     disks: Arc<Mutex<Vec<Served>>>,
     names: Arc<[String]>,
     told: Told,
+    /// One of them was told to behave otherwise than a good disk does.
+    has_orders: Arc<AtomicBool>,
 }
 
 /// What a server is to a person.
@@ -192,7 +197,7 @@ impl Lab {
             });
         }
         let names = all.iter().map(|served| served.name.clone()).collect();
-        Ok(Self { disks: Arc::new(Mutex::new(all)), names, told: told_now })
+        Ok(Self { disks: Arc::new(Mutex::new(all)), names, told: told_now, has_orders: Arc::default() })
     }
 
     /// Tells when a server has ended, instead of whoever was told before; gives what has them noted as long as they run.
@@ -228,6 +233,7 @@ impl Lab {
     /// When a server does not; with which one.
     pub(crate) async fn cut(&self, seed: Option<u64>) -> Result<String, String> {
         let mut told = Vec::new();
+        self.has_orders.store(true, Ordering::Relaxed);
         for (served, at) in self.disks.lock().await.iter_mut().zip(0u64..) {
             // Not each the same part of what it was asked.
             let seed = seed.map(|seed| seed.wrapping_add(at.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
@@ -292,6 +298,9 @@ impl Lab {
             Ok(said) => cut(said),
             Err(why) => sanitize_line(why.as_bytes()),
         };
+        if order.class() == Class::Change && !refused {
+            self.has_orders.store(true, Ordering::Relaxed);
+        }
         let event = (order.class() == Class::Change).then(|| EventKind::Control {
             device: format!("disk {name}"),
             order: sanitize_line(rest.as_bytes()),
@@ -363,6 +372,11 @@ impl Desk {
             event.into_iter().for_each(|event| drop(tell.send(event)));
             reports.answer(number, outcome);
         });
+    }
+
+    /// Whether a lab disk was told to behave otherwise than a good disk does.
+    pub(crate) fn has_told_disks(&self) -> bool {
+        self.lab.has_orders.load(Ordering::Relaxed)
     }
 
     /// What was done and is not told yet.

@@ -163,6 +163,9 @@ pub enum EventKind {
         line: String,
         /// Whether the run, or the try, ends for it.
         fatal: bool,
+        /// Whether it may be what the test has asked for: a disk that was told to fail.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        ordered: bool,
     },
     /// Something in the guest says how far it has come.
     Mark {

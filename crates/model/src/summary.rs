@@ -356,7 +356,7 @@ impl RunSummary {
                 let text = control_text(device, order, outcome, *refused);
                 self.note(event.scope.as_ref(), Note::Control { text, at: event.at })
             }
-            EventKind::Alarm { name, line, fatal } => {
+            EventKind::Alarm { name, line, fatal, .. } => {
                 self.note(event.scope.as_ref(), Note::Alarm { name: name.clone(), line: line.clone(), fatal: *fatal })
             }
             // The end of the try says more.

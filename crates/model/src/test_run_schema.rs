@@ -42,7 +42,7 @@ fn every_kind() -> Vec<EventKind> {
         EventKind::Phase { phase: Phase::Boot },
         EventKind::Choice { what: "share".into(), chosen: "9p".into(), why: "it is there".into() },
         EventKind::Warning { message: "slow disk".into() },
-        EventKind::Alarm { name: "oops".into(), line: "BUG: x".into(), fatal: true },
+        EventKind::Alarm { name: "oops".into(), line: "BUG: x".into(), fatal: true, ordered: false },
         EventKind::Mark { text: "disk is gone".into() },
         EventKind::Control {
             device: "disk data0".into(),

@@ -23,6 +23,13 @@ pub enum Level {
     Console,
 }
 
+impl Level {
+    /// From which on an alarm is shown: one that the test may have asked for is what it wants to see in its guest.
+    pub(crate) fn of_alarm(ordered: bool) -> Self {
+        if ordered { Self::Verbose } else { Self::Normal }
+    }
+}
+
 /// How it is said.
 #[derive(Clone, Copy, Debug)]
 pub struct Style {
@@ -88,7 +95,7 @@ impl<W: io::Write> RunReporter<W> {
                 self.say(&format!("control: {}", control_text(device, order, outcome, *refused)))?;
             }
             // One that ends the guest is what the end is told by.
-            EventKind::Alarm { name, line, fatal: false } if self.style.level >= Level::Normal => {
+            EventKind::Alarm { name, line, fatal: false, ordered } if self.style.level >= Level::of_alarm(*ordered) => {
                 let head = self.paint("33", name);
                 self.say(&format!("{head}: {line}"))?;
             }

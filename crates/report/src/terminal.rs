@@ -358,7 +358,9 @@ impl<W: Write> TestReporter<W> {
             EventKind::Control { device, order, outcome, refused } if level >= Level::Verbose => {
                 self.note("control", &of_unit(event, &control_text(device, order, outcome, *refused)))?;
             }
-            EventKind::Alarm { name, line, .. } if level >= Level::Normal && event.scope.is_some() => {
+            EventKind::Alarm { name, line, ordered, .. }
+                if level >= Level::of_alarm(*ordered) && event.scope.is_some() =>
+            {
                 self.note("alarm", &of_unit(event, &format!("{name}: {line}")))?;
             }
             EventKind::UnitSlow(e) if level >= Level::Normal => {

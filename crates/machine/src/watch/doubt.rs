@@ -53,7 +53,7 @@ impl Watch {
         let of_kernel = alarm.kind.phase() == AlarmPhase::Kernel;
         let suspect = match (lost, alarm.kind.severity()) {
             (Some(lost), _) if !witnessed => {
-                observe(told(&alarm, true));
+                observe(self.told(&alarm, true));
                 return Some(lost);
             }
             (Some(lost), _) => (lost, PATIENCE),
@@ -64,7 +64,7 @@ impl Watch {
             (None, _) if witnessed && of_kernel => return None,
             (None, _) => {
                 if !is_routine(alarm.kind) {
-                    observe(told(&alarm, false));
+                    observe(self.told(&alarm, false));
                 }
                 return None;
             }
@@ -73,6 +73,12 @@ impl Watch {
         let ticket = self.reports.as_ref().and_then(|reports| reports.ask());
         self.suspects.push(Suspect { alarm, lost, ticket, until: Instant::now() + patience });
         None
+    }
+
+    fn told(&self, alarm: &Alarm, fatal: bool) -> EventKind {
+        // What a disk was told to do is told once, as an order; what comes of it may be a thousand lines.
+        let ordered = alarm.kind == AlarmKind::DiskError && self.desk.has_told_disks();
+        EventKind::Alarm { name: alarm.kind.title().into(), line: alarm.line.clone(), fatal, ordered }
     }
 
     /// Whether the agent would know of it if the kernel had said this.
@@ -91,7 +97,7 @@ impl Watch {
                     let Suspect { alarm, .. } = self.suspects.remove(at);
                     let line = alarm.line.clone();
                     let name = "no message of the kernel's, though it looks like one".into();
-                    observe(EventKind::Alarm { name, line, fatal: false });
+                    observe(EventKind::Alarm { name, line, fatal: false, ordered: false });
                     self.cleared.push(alarm);
                     continue;
                 }
@@ -101,7 +107,7 @@ impl Watch {
             }
             if Instant::now() >= suspect.until {
                 let Suspect { alarm, lost, .. } = self.suspects.remove(at);
-                observe(told(&alarm, true));
+                observe(self.told(&alarm, true));
                 return Some(lost);
             }
             at += 1;
@@ -153,7 +159,7 @@ impl Watch {
         }
         let alarm = Alarm { kind, line, at: self.view.bytes_seen() };
         let lost = self.of_alarm(&alarm, phase);
-        observe(told(&alarm, lost.is_some()));
+        observe(self.told(&alarm, lost.is_some()));
         lost
     }
 
@@ -200,10 +206,6 @@ impl Watch {
         let ends = |alarm: &Alarm| self.of_alarm(alarm, phase).is_some_and(|lost| rank(&lost) >= FATAL);
         self.alarms.all().into_iter().filter(|alarm| ends(alarm) && !self.cleared.contains(alarm)).collect()
     }
-}
-
-fn told(alarm: &Alarm, fatal: bool) -> EventKind {
-    EventKind::Alarm { name: alarm.kind.title().into(), line: alarm.line.clone(), fatal }
 }
 
 fn choice(chosen: &str, why: &str) -> EventKind {

@@ -246,7 +246,7 @@ fn one(n: usize, unit: &Unit, slot: u32, odd: &dyn Fn(&str) -> String) -> (Vec<T
         }
         if matches!(end, Verdict::Crash(_) | Verdict::Timeout(_)) {
             let line = odd("[   12.345678] BUG: kernel NULL pointer dereference, address: 0000000000000018");
-            push(at, EventKind::Alarm { name: "kernel oops".into(), line: line.clone(), fatal: true });
+            push(at, EventKind::Alarm { name: "kernel oops".into(), line: line.clone(), fatal: true, ordered: false });
             let lines = vec![
                 "[   12.001122] EXT4-fs (vdb): mounted filesystem".into(),
                 line,
