@@ -5,12 +5,13 @@ export CARGO_TERM_COLOR ?= auto
 # What could not be tried on this machine: no step that was skipped counts as passed.
 export SKIPPED := $(CURDIR)/target/skipped
 
-.PHONY: help build demo example test check html bare bare-all guests guests-all table bench fixtures lint-shell clean-fixtures
+.PHONY: help build demo example laboratory test check html bare bare-all guests guests-all table bench fixtures lint-shell clean-fixtures
 
 help:
 	@echo 'make build        the program, target/release/belljar'
 	@echo 'make demo         install what is needed, then run a test in two guests: this machine as it is, and a stock Debian image'
 	@echo 'make example      install what is needed, then the suite of examples/os-features in both guests (ARGS="--profile quick" for some of it)'
+	@echo 'make laboratory   the same for the suite of examples/laboratory: disks that fail, power cuts, reboots'
 	@echo 'make test         install what is needed, then everything that CI checks: format, lints, docs, tests, real guests'
 	@echo 'make check        the part of it without guests'
 	@echo 'make html         the part of it in a browser'
@@ -35,6 +36,12 @@ example:
 	@testing/setup example
 	cargo build --release --locked --quiet
 	@examples/os-features/run $(ARGS)
+
+laboratory:
+	@echo '==> make laboratory: installs what is missing, builds Belljar and a Debian image, and runs the suite of disks that fail, power cuts and reboots'
+	@testing/setup example
+	cargo build --release --locked --quiet
+	@examples/laboratory/run $(ARGS)
 
 test:
 	@echo '==> make test: installs what is missing, then checks sources, runs the tests, and runs the guests'
@@ -61,7 +68,8 @@ check: lint-shell
 lint-shell:
 	@if command -v shellcheck >/dev/null; then echo '==> shell scripts'; \
 	    shellcheck -x testing/fixture testing/setup testing/install testing/bare/run testing/fake-engine/engine.sh testing/demo/run testing/demo/test.sh testing/html/run testing/recipes/*.sh testing/guests/run testing/guests/lib.sh testing/guests/cases/*.sh .ci/run \
-	        examples/os-features/run examples/os-features/tests/*.sh examples/os-features/tests/*/*.sh; \
+	        examples/os-features/run examples/os-features/tests/*.sh examples/os-features/tests/*/*.sh \
+	        examples/laboratory/run examples/laboratory/tests/*.sh examples/laboratory/tests/*/*.sh; \
 	else mkdir -p target; echo 'skipped - shell scripts: there is no shellcheck' | tee -a $(SKIPPED); fi
 
 html:
