@@ -261,7 +261,7 @@ impl LabDisk {
                 self.store.write(at, bytes, fua)?;
                 self.repair(at, bytes.len() as u64);
             }
-            Operation::Flush => self.store.flush(),
+            Operation::Flush => self.store.flush()?,
             Operation::Discard | Operation::Zero => {
                 self.store.zero(offset, length, fua)?;
                 self.repair(offset, length);

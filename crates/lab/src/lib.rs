@@ -14,6 +14,7 @@
 
 pub mod control;
 mod disk;
+mod extents;
 pub mod fuzz;
 mod map;
 pub mod nbd;

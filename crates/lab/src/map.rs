@@ -1,6 +1,8 @@
 //! Which block of the data has a granule of the disk, and which blocks are free.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
+
+use crate::extents::{Extents, Run};
 
 /// Where the bytes of a granule are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,8 +15,6 @@ pub(crate) enum Place {
     Block(u32),
 }
 
-/// Granules of one part of the map.
-const PART: u64 = 1024;
 /// How [`Place::Zeros`] is written; a block is written as its number and two.
 const ZEROS: u32 = 1;
 const FIRST: u32 = 2;
@@ -44,31 +44,51 @@ impl Place {
             Self::Below | Self::Zeros => None,
         }
     }
+
+    /// The place of the granule so many further on, in the same run.
+    pub(crate) fn forward(self, granules: u64) -> Self {
+        match self {
+            // Whoever has a run of blocks has them all.
+            Self::Block(block) => Self::Block(block.wrapping_add(u32::try_from(granules).unwrap_or(u32::MAX))),
+            other => other,
+        }
+    }
 }
 
 /// Where each granule is. What was never set is [`Place::Below`].
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Map {
-    parts: HashMap<u64, Box<[u32; PART as usize]>>,
+    runs: Extents,
     /// How many granules have blocks.
     blocks: u64,
 }
 
 impl Map {
-    pub(crate) fn get(&self, granule: u64) -> Place {
-        let part = self.parts.get(&(granule / PART));
-        part.map_or(Place::Below, |part| Place::from_number(part[(granule % PART) as usize]))
+    /// Where a granule is, and up to where, `end` at most, those behind it follow it there.
+    pub(crate) fn run_at(&self, granule: u64, end: u64) -> (Place, u64) {
+        let (place, end) = self.runs.run_at(granule, end);
+        (place.unwrap_or(Place::Below), end)
     }
 
-    pub(crate) fn set(&mut self, granule: u64, place: Place) {
-        if place == Place::Below && !self.parts.contains_key(&(granule / PART)) {
-            return;
+    /// The runs of these granules, in order and without gaps.
+    pub(crate) fn runs(&self, start: u64, end: u64) -> impl Iterator<Item = Run> + '_ {
+        let mut at = start;
+        std::iter::from_fn(move || {
+            let from = at;
+            let (place, until) = (at < end).then(|| self.run_at(from, end))?;
+            at = until;
+            Some((from, until, place))
+        })
+    }
+
+    /// Sets the granules of a run.
+    pub(crate) fn set(&mut self, (start, end, place): Run) {
+        let blocks = |(start, end, place): &Run| if place.block().is_some() { end - start } else { 0 };
+        let gone: u64 = self.runs.take(start, end).iter().map(blocks).sum();
+        self.blocks = self.blocks - gone + blocks(&(start, end, place));
+        if place != Place::Below {
+            self.runs.insert((start, end, place));
         }
-        let part = self.parts.entry(granule / PART).or_insert_with(|| Box::new([0; PART as usize]));
-        let entry = &mut part[(granule % PART) as usize];
-        self.blocks += u64::from(place.block().is_some());
-        self.blocks -= u64::from(Place::from_number(*entry).block().is_some());
-        *entry = place.number();
     }
 
     /// How many granules have blocks.
@@ -76,21 +96,14 @@ impl Map {
         self.blocks
     }
 
-    /// How many granules from this one on, `most` at most, are certainly [`Place::Below`]; 0 says nothing.
-    pub(crate) fn untouched(&self, granule: u64, most: u64) -> u64 {
-        if self.parts.contains_key(&(granule / PART)) { 0 } else { most.min(PART - granule % PART) }
+    /// All runs that were set, in order.
+    pub(crate) fn all(&self) -> impl Iterator<Item = Run> + '_ {
+        self.runs.iter()
     }
 
-    /// All granules that were set, in order.
-    pub(crate) fn all(&self) -> Vec<(u64, Place)> {
-        let mut numbers: Vec<_> = self.parts.keys().copied().collect();
-        numbers.sort_unstable();
-        let of_part = |number: u64| {
-            let part = self.parts[&number].iter().enumerate();
-            part.filter(|(_, entry)| **entry != 0)
-                .map(move |(at, entry)| (number * PART + at as u64, Place::from_number(*entry)))
-        };
-        numbers.into_iter().flat_map(of_part).collect()
+    /// How many those are.
+    pub(crate) fn len(&self) -> usize {
+        self.runs.len()
     }
 }
 
@@ -136,16 +149,20 @@ impl Room {
         Some((start, count))
     }
 
-    /// Gives one back.
-    pub(crate) fn give(&mut self, block: u32) {
+    /// Gives a run back, which nobody must use any more.
+    pub(crate) fn give(&mut self, (block, count): (u32, u32)) {
+        if count == 0 {
+            return;
+        }
+        let end = block.saturating_add(count);
+        let after = self.free.remove(&end).unwrap_or(0);
         let before = self.free.range(..block).next_back().map(|(start, length)| (*start, *length));
-        let after = self.free.remove(&(block + 1)).unwrap_or(0);
         match before {
             Some((start, length)) if start + length == block => {
-                self.free.insert(start, length + 1 + after);
+                self.free.insert(start, length + count + after);
             }
             _ => {
-                self.free.insert(block, 1 + after);
+                self.free.insert(block, count + after);
             }
         }
     }
@@ -158,17 +175,22 @@ mod tests {
     #[test]
     fn a_map_remembers_what_was_set_and_counts_blocks() {
         let mut map = Map::default();
-        map.set(7, Place::Below);
-        assert_eq!((map.untouched(7, 9), map.untouched(1020, 9)), (9, 4));
-        map.set(5000, Place::Block(3));
-        map.set(7, Place::Zeros);
-        map.set(8, Place::Block(0));
-        map.set(8, Place::Block(9));
-        assert_eq!(map.blocks(), 2);
-        assert_eq!(map.untouched(9, 9), 0);
-        assert_eq!(map.all(), [(7, Place::Zeros), (8, Place::Block(9)), (5000, Place::Block(3))]);
-        map.set(8, Place::Below);
-        assert_eq!((map.blocks(), map.get(8), map.get(5000)), (1, Place::Below, Place::Block(3)));
+        map.set((7, 8, Place::Below));
+        assert_eq!((map.run_at(7, 9), map.len()), ((Place::Below, 9), 0));
+        map.set((5000, 5003, Place::Block(3)));
+        map.set((7, 1 << 40, Place::Zeros));
+        map.set((8, 9, Place::Block(0)));
+        map.set((8, 9, Place::Block(9)));
+        map.set((5000, 5002, Place::Block(3)));
+        assert_eq!(map.blocks(), 3);
+        assert_eq!(map.run_at(5001, 1 << 41), (Place::Block(4), 5002));
+        map.set((7, 1 << 41, Place::Below));
+        map.set((8, 9, Place::Block(9)));
+        map.set((7, 8, Place::Zeros));
+        assert_eq!(map.all().collect::<Vec<_>>(), [(7, 8, Place::Zeros), (8, 9, Place::Block(9))]);
+        let all: Vec<_> = map.runs(6, 20).collect();
+        let runs = [(6, 7, Place::Below), (7, 8, Place::Zeros), (8, 9, Place::Block(9)), (9, 20, Place::Below)];
+        assert_eq!((all, map.blocks()), (runs.to_vec(), 1));
     }
 
     #[test]
@@ -176,8 +198,8 @@ mod tests {
         let mut room = Room::used_to(2);
         let take = |room: &mut Room, count| room.take(count, 10);
         assert_eq!((take(&mut room, 3), take(&mut room, 1)), (Some((2, 3)), Some((5, 1))));
-        for block in [3, 2, 4] {
-            room.give(block);
+        for run in [(3, 1), (2, 1), (4, 0), (4, 1)] {
+            room.give(run);
         }
         assert_eq!(take(&mut room, 4), Some((6, 4)), "three are no four");
         assert_eq!((take(&mut room, 2), room.end()), (Some((2, 2)), 10));

@@ -1,15 +1,16 @@
 //! The bytes of a lab disk, and what a power cut leaves of them.
 //!
-//! The disk is granules of [`GRANULE`] bytes. What is written never replaces anything: it goes to blocks of the data file that nobody uses,
+//! The disk is granules of [`GRANULE`] bytes, of which the map has runs: what was never written costs nothing, however large it is. What is written never replaces anything: it goes to blocks of the data file that nobody uses,
 //! and a map says which block a granule is in. So all that was ever written since the last flush is still there, beside what was durable
 //! then. A flush makes what is there durable and gives the other blocks back; a power cut goes back to what was durable, and puts on top
 //! what it lets survive. Neither copies anything while the disk works.
 //!
 //! The data file is the host's and ends with the guest, so nothing here waits for the host's own disk.
 
-use std::{collections::HashMap, fs::File, io, os::unix::fs::FileExt, sync::Arc};
+use std::{fs::File, io, os::unix::fs::FileExt, sync::Arc};
 
 use crate::{
+    extents::{Extents, Run},
     map::{Map, Place, Room},
     survival::{Choice, Lost, Survival},
 };
@@ -18,15 +19,17 @@ use crate::{
 pub const GRANULE: u64 = 4096;
 /// Blocks of writes that were overwritten before a flush, which are kept so that a power cut can bring them back. A drive's cache has its
 /// limit, too: what was overwritten longer ago than this does not come back.
-const MAX_STALE: usize = 16_384;
+const MAX_STALE: u64 = 16_384;
 /// Most writes that are told apart since the last flush.
 const MAX_PENDING: usize = 262_144;
 /// What a frozen data file ends with.
-const MAGIC: &[u8; 16] = b"belljar lab 0001";
+const MAGIC: &[u8; 16] = b"belljar lab 0002";
 /// Bytes of that end: the magic, blocks, entries, the size of the disk, and a checksum of all of that and the entries.
 const TRAILER: u64 = 16 + 8 + 8 + 8 + 4;
-/// Bytes of an entry: the granule and its place.
-const ENTRY: u64 = 12;
+/// Bytes of an entry: the first granule of a run, how many it has, and the place of the first.
+const ENTRY: u64 = 20;
+/// Bytes that are copied at a time.
+const COPIED: u64 = 1 << 20;
 
 /// What is below what was written.
 #[derive(Clone, Debug)]
@@ -83,14 +86,16 @@ pub struct Store {
     map: Map,
     room: Room,
     /// Where the granules that were changed since the last flush were before.
-    durable: HashMap<u64, Place>,
+    durable: Extents,
     pending: Vec<Pending>,
     /// How many of those are not durable already.
     unsure: usize,
     /// From how many on they are told apart no longer.
     most_pending: usize,
-    /// Blocks of pending changes that were overwritten.
-    stale: Vec<u32>,
+    /// Blocks of pending changes that were overwritten: the first of a run, and how many.
+    stale: Vec<(u32, u32)>,
+    /// How many blocks those are.
+    stale_blocks: u64,
     /// Most granules that may have blocks.
     capacity: Option<u64>,
     /// The physical sector: what a power cut does not tear.
@@ -127,13 +132,18 @@ impl Frozen {
             return Err(wrong("its map has another checksum"));
         }
         let mut map = Map::default();
+        let mut next = 0;
         for entry in bytes.chunks_exact(ENTRY as usize) {
-            let granule = u64::from_le_bytes(entry[..8].try_into().unwrap_or_default());
-            let place = Place::from_number(u32::from_le_bytes(entry[8..].try_into().unwrap_or_default()));
-            if granule >= size.div_ceil(GRANULE) || place.block().is_some_and(|block| block >= end) {
+            let number = |at: usize| u64::from_le_bytes(entry[at..at + 8].try_into().unwrap_or_default());
+            let place = Place::from_number(u32::from_le_bytes(entry[16..].try_into().unwrap_or_default()));
+            let (first, count) = (number(0), number(8));
+            let behind = first.checked_add(count).filter(|behind| *behind <= size.div_ceil(GRANULE));
+            let blocks_end = place.block().map_or(0, |block| u64::from(block).saturating_add(count));
+            let Some(behind) = behind.filter(|_| first >= next && count > 0 && blocks_end <= u64::from(end)) else {
                 return Err(wrong("its map leads out of it"));
-            }
-            map.set(granule, place);
+            };
+            map.set((first, behind, place));
+            next = behind;
         }
         Ok(Self { data, map, end, size, base })
     }
@@ -176,24 +186,9 @@ fn read_or_zeros(file: &File, mut buffer: &mut [u8], mut offset: u64) -> io::Res
 /// Reads what is at `offset`, where `map` says which blocks of `data` have it.
 fn read_mapped(map: &Map, data: &File, base: &Base, mut offset: u64, mut buffer: &mut [u8]) -> io::Result<()> {
     while !buffer.is_empty() {
-        let granule = offset / GRANULE;
-        let place = map.get(granule);
-        // As many granules as follow each other where they are, too.
-        let mut end = (granule + 1) * GRANULE;
         let last = offset + buffer.len() as u64;
-        let mut next = 1;
-        while end < last {
-            let follows = match (place, map.get(granule + next)) {
-                (Place::Block(first), Place::Block(other)) => u64::from(first) + next == u64::from(other),
-                (one, other) => one == other,
-            };
-            if !follows {
-                break;
-            }
-            end += GRANULE;
-            next += 1;
-        }
-        let length = index(end.min(last) - offset)?;
+        let (place, end) = map.run_at(offset / GRANULE, last.div_ceil(GRANULE));
+        let length = index(last.min(end.saturating_mul(GRANULE)) - offset)?;
         let (here, rest) = buffer.split_at_mut(length);
         match place {
             Place::Zeros => here.fill(0),
@@ -210,6 +205,28 @@ fn read_mapped(map: &Map, data: &File, base: &Base, mut offset: u64, mut buffer:
     Ok(())
 }
 
+/// Whether all granules from `first` to `end` are zeros without a look at what was written: a `false` may be wrong.
+fn is_zeros(map: &Map, base: &Base, first: u64, end: u64) -> io::Result<bool> {
+    for (start, until, place) in map.runs(first, end) {
+        let zeros = match (place, base) {
+            (Place::Zeros, _) | (Place::Below, Base::Zeros) => true,
+            (Place::Block(_), _) => false,
+            (Place::Below, Base::File(file)) => start.saturating_mul(GRANULE) >= file.metadata()?.len(),
+            (Place::Below, Base::Frozen(below)) => is_zeros(&below.map, &below.base, start, until)?,
+        };
+        if !zeros {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// The blocks of a run, if it has some.
+fn blocks((start, end, place): Run) -> io::Result<Option<(u32, u32)>> {
+    let count = u32::try_from(end - start).map_err(io::Error::other);
+    place.block().map(|block| Ok((block, count?))).transpose()
+}
+
 impl Store {
     /// A disk of `size` bytes over `base`, whose changes go to `data`, an empty file.
     pub fn new(size: u64, base: Base, data: File) -> Self {
@@ -220,14 +237,14 @@ impl Store {
     pub fn go_on(frozen: Frozen) -> Self {
         let Frozen { data, map, end, size, base } = frozen;
         let mut room = Room::used_to(end);
-        let mut used: Vec<u32> = map.all().iter().filter_map(|(_, place)| place.block()).collect();
+        let mut used: Vec<_> = map.all().filter_map(|run| blocks(run).ok().flatten()).collect();
         used.sort_unstable();
-        let mut used = used.into_iter().peekable();
-        for block in 0..end {
-            if used.next_if_eq(&block).is_none() {
-                room.give(block);
-            }
+        let mut free = 0;
+        for (block, count) in used {
+            room.give((free, block.saturating_sub(free)));
+            free = free.max(block.saturating_add(count));
         }
+        room.give((free, end.saturating_sub(free)));
         Self::with(size, base, data, map, room)
     }
 
@@ -238,11 +255,12 @@ impl Store {
             data,
             map,
             room,
-            durable: HashMap::new(),
+            durable: Extents::default(),
             pending: Vec::new(),
             unsure: 0,
             most_pending: MAX_PENDING,
             stale: Vec::new(),
+            stale_blocks: 0,
             capacity: None,
             sector: 512,
         }
@@ -294,7 +312,12 @@ impl Store {
         }
         let (first, end) = (offset / GRANULE, (offset + length).div_ceil(GRANULE));
         if let Some(capacity) = self.capacity {
-            let new = (first..end).filter(|granule| self.map.get(*granule).block().is_none()).count() as u64;
+            let new: u64 = self
+                .map
+                .runs(first, end)
+                .filter(|(_, _, place)| place.block().is_none())
+                .map(|(start, end, _)| end - start)
+                .sum();
             if self.map.blocks() + new > capacity {
                 return Err(StoreError::Full);
             }
@@ -308,12 +331,10 @@ impl Store {
             let (from, to) = (offset.max(granule * GRANULE), (offset + length).min(next * GRANULE));
             let part = &bytes[index(from - offset)?..index(to - offset)?];
             if let Err(error) = self.fill(start, granule, next, from, part) {
-                (0..count).for_each(|at| self.room.give(start + at));
+                self.room.give((start, count));
                 return Err(error.into());
             }
-            for at in 0..count {
-                self.put(granule + u64::from(at), Place::Block(start + at));
-            }
+            self.put((granule, next, Place::Block(start)))?;
             self.note(Pending { offset: from, length: to - from, block: Some(start), durable })?;
             granule = next;
         }
@@ -322,8 +343,7 @@ impl Store {
 
     /// How many blocks there are before those that are free are used in pieces.
     fn most_blocks(&self) -> u32 {
-        u32::try_from(self.size.div_ceil(GRANULE).saturating_mul(2).saturating_add(MAX_STALE as u64))
-            .unwrap_or(u32::MAX)
+        u32::try_from(self.size.div_ceil(GRANULE).saturating_mul(2).saturating_add(MAX_STALE)).unwrap_or(u32::MAX)
     }
 
     /// Fills the blocks of the granules from `first` to `end` with `bytes`, and what is around them.
@@ -359,100 +379,120 @@ impl Store {
         let (first, last) =
             (offset.div_ceil(GRANULE), if end == self.size { end.div_ceil(GRANULE) } else { end / GRANULE });
         if first >= last {
-            let zeros = vec![0; index(length)?];
-            return self.write(offset, &zeros, durable);
+            return self.zero_part(offset, end, durable);
         }
-        let zeros = [0; GRANULE as usize];
-        let (head, tail) = (first * GRANULE - offset, end.saturating_sub(last * GRANULE));
-        self.write(offset, &zeros[..index(head)?], durable)?;
-        let nothing = if matches!(self.base, Base::Zeros) { Place::Below } else { Place::Zeros };
-        let (mut granule, mut changed) = (first, false);
-        while granule < last {
-            if nothing == Place::Below {
-                granule += self.map.untouched(granule, last - granule);
-                if granule >= last {
-                    break;
-                }
-            }
-            let place = self.map.get(granule);
-            if place != nothing && place != Place::Zeros {
-                self.put(granule, nothing);
-                changed = true;
-            }
-            granule += 1;
-        }
-        if changed {
+        self.zero_part(offset, first * GRANULE, durable)?;
+        if self.is_changed_by_zeros(first, last, durable)? {
+            let nothing = if matches!(self.base, Base::Zeros) { Place::Below } else { Place::Zeros };
+            self.put((first, last, nothing))?;
             let length = (last * GRANULE).min(self.size) - first * GRANULE;
             self.note(Pending { offset: first * GRANULE, length, block: None, durable })?;
         }
-        self.write(end - tail, &zeros[..index(tail)?], durable)
+        self.zero_part((last * GRANULE).min(end), end, durable)
     }
 
-    fn put(&mut self, granule: u64, place: Place) {
-        let before = self.map.get(granule);
-        match self.durable.entry(granule) {
-            std::collections::hash_map::Entry::Vacant(entry) => {
-                entry.insert(before);
-            }
-            std::collections::hash_map::Entry::Occupied(_) => self.stale.extend(before.block()),
+    /// Makes bytes zeros that are no whole granule.
+    fn zero_part(&mut self, offset: u64, end: u64, durable: bool) -> Result<(), StoreError> {
+        if offset >= end || !self.is_changed_by_zeros(offset / GRANULE, end.div_ceil(GRANULE), durable)? {
+            return Ok(());
         }
-        self.map.set(granule, place);
+        let zeros = vec![0; index(end - offset)?];
+        self.write(offset, &zeros, durable)
+    }
+
+    /// Whether it is a change if these granules become zeros: what is zeros already does not, but where that has to be durable and is not.
+    fn is_changed_by_zeros(&self, first: u64, end: u64, durable: bool) -> Result<bool, StoreError> {
+        let is_durable = || !durable || matches!(self.durable.run_at(first, end), (None, until) if until == end);
+        Ok(!is_zeros(&self.map, &self.base, first, end)? || !is_durable())
+    }
+
+    /// Gives granules another place; remembers where they were.
+    fn put(&mut self, (first, end, place): Run) -> Result<(), StoreError> {
+        let mut at = first;
+        while at < end {
+            let (known, until) = self.durable.run_at(at, end);
+            for run in self.map.runs(at, until) {
+                if known.is_none() {
+                    self.durable.insert(run);
+                } else if let Some((block, count)) = blocks(run)? {
+                    self.stale.push((block, count));
+                    self.stale_blocks += u64::from(count);
+                }
+            }
+            at = until;
+        }
+        self.map.set((first, end, place));
+        Ok(())
     }
 
     /// A change is there. Where there are none but durable ones, all is flushed.
     fn note(&mut self, pending: Pending) -> Result<(), StoreError> {
         if pending.durable && self.unsure == 0 {
-            self.flush();
-            return Ok(());
+            return self.flush();
         }
         self.unsure += usize::from(!pending.durable);
         self.pending.push(pending);
-        if self.stale.len() > MAX_STALE || self.pending.len() > self.most_pending { self.forget() } else { Ok(()) }
+        if self.stale_blocks > MAX_STALE || self.pending.len() > self.most_pending { self.forget() } else { Ok(()) }
     }
 
     /// Makes all that was written durable.
-    pub fn flush(&mut self) {
-        for block in self.durable.drain().filter_map(|(_, place)| place.block()).chain(self.stale.drain(..)) {
-            self.room.give(block);
+    ///
+    /// # Errors
+    /// None that a disk has met: where it would have more blocks than there are.
+    pub fn flush(&mut self) -> Result<(), StoreError> {
+        for run in std::mem::take(&mut self.durable).iter() {
+            blocks(run)?.into_iter().for_each(|blocks| self.room.give(blocks));
         }
+        let stale = self.take_stale();
+        self.give_back(stale);
         self.pending.clear();
         self.unsure = 0;
         self.most_pending = MAX_PENDING;
+        Ok(())
+    }
+
+    fn take_stale(&mut self) -> Vec<(u32, u32)> {
+        self.stale_blocks = 0;
+        std::mem::take(&mut self.stale)
+    }
+
+    fn give_back(&mut self, blocks: Vec<(u32, u32)>) {
+        blocks.into_iter().for_each(|blocks| self.room.give(blocks));
     }
 
     /// Forgets in which steps the granules that are not flushed came to be what they are.
     fn forget(&mut self) -> Result<(), StoreError> {
         // What is durable among it has to be durable without the steps.
-        let now = self.map.clone();
         let pending = std::mem::take(&mut self.pending);
         let durable = std::mem::take(&mut self.durable);
-        for (granule, place) in &durable {
-            self.map.set(*granule, *place);
+        let mut now: Vec<Run> = Vec::new();
+        for run in durable.iter() {
+            now.extend(self.map.runs(run.0, run.1));
+            self.map.set(run);
         }
-        let freed = std::mem::take(&mut self.stale);
+        let freed = self.take_stale();
         self.unsure = 0;
         for one in pending.iter().filter(|one| one.durable) {
             self.apply(*one, one.offset, one.length)?;
         }
-        let mut granules: Vec<u64> = durable.into_keys().collect();
-        granules.sort_unstable();
-        for granule in granules {
-            let place = now.get(granule);
-            self.durable.insert(granule, self.map.get(granule));
-            self.map.set(granule, place);
-            self.add_granule(granule, place);
+        for run in now {
+            for was in self.map.runs(run.0, run.1) {
+                self.durable.insert(was);
+            }
+            self.map.set(run);
+            self.add_run(run);
         }
         self.unsure = self.pending.len();
         // So that it is not done for each change from now on.
         self.most_pending = MAX_PENDING.max(2 * self.pending.len());
-        give_back(&mut self.room, freed);
+        self.give_back(freed);
         Ok(())
     }
 
-    /// Adds the change of one granule, to the last one if it goes on from there.
-    fn add_granule(&mut self, granule: u64, place: Place) {
-        let offset = granule * GRANULE;
-        let length = GRANULE.min(self.size - offset);
+    /// Adds the change of a run, to the last one if it goes on from there.
+    fn add_run(&mut self, (start, end, place): Run) {
+        let offset = start * GRANULE;
+        let length = end.saturating_mul(GRANULE).min(self.size) - offset;
         if let Some(last) = self.pending.last_mut().filter(|last| last.offset + last.length == offset) {
             let follows = match (last.block, place.block()) {
                 (Some(first), Some(block)) => u64::from(first) + last.length / GRANULE == u64::from(block),
@@ -474,10 +514,12 @@ impl Store {
     pub fn cut(&mut self, survival: Survival) -> Result<Lost, StoreError> {
         let pending = std::mem::take(&mut self.pending);
         self.unsure = 0;
-        let mut freed = std::mem::take(&mut self.stale);
-        for (granule, place) in std::mem::take(&mut self.durable) {
-            freed.extend(self.map.get(granule).block());
-            self.map.set(granule, place);
+        let mut freed = self.take_stale();
+        for run in std::mem::take(&mut self.durable).iter() {
+            for gone in self.map.runs(run.0, run.1) {
+                freed.extend(blocks(gone)?);
+            }
+            self.map.set(run);
         }
         let mut choice = Choice::new(survival);
         let mut lost = Lost { pending: pending.len() as u64, lost: 0 };
@@ -492,19 +534,27 @@ impl Store {
                 self.apply(one, offset, length)?;
             }
         }
-        give_back(&mut self.room, freed);
+        self.give_back(freed);
         Ok(lost)
     }
 
     /// Puts a part of a change that is not in the map on top of what is, durably.
     fn apply(&mut self, one: Pending, offset: u64, length: u64) -> Result<(), StoreError> {
         let Some(block) = one.block else { return self.zero(offset, length, true) };
-        let mut bytes = vec![0; index(length)?];
-        let at = u64::from(block) * GRANULE + offset - one.offset / GRANULE * GRANULE;
-        read_or_zeros(&self.data, &mut bytes, at)?;
         // It had its room when it was written.
         let capacity = self.capacity.take();
-        let done = self.write(offset, &bytes, true);
+        let mut done = Ok(());
+        let (mut from, end) = (offset, offset + length);
+        while from < end && done.is_ok() {
+            let to = end.min((from / COPIED + 1) * COPIED);
+            let at = u64::from(block) * GRANULE + from - one.offset / GRANULE * GRANULE;
+            done = index(to - from).map_err(StoreError::from).and_then(|length| {
+                let mut bytes = vec![0; length];
+                read_or_zeros(&self.data, &mut bytes, at)?;
+                self.write(from, &bytes, true)
+            });
+            from = to;
+        }
         self.capacity = capacity;
         done
     }
@@ -514,17 +564,17 @@ impl Store {
     /// # Errors
     /// When the host cannot write.
     pub fn freeze(&mut self) -> Result<(), StoreError> {
-        self.flush();
-        let entries = self.map.all();
-        let mut bytes = Vec::with_capacity(entries.len() * ENTRY as usize);
-        for (granule, place) in &entries {
-            bytes.extend_from_slice(&granule.to_le_bytes());
+        self.flush()?;
+        let mut bytes = Vec::with_capacity(self.map.len() * ENTRY as usize);
+        for (start, end, place) in self.map.all() {
+            bytes.extend_from_slice(&start.to_le_bytes());
+            bytes.extend_from_slice(&(end - start).to_le_bytes());
             bytes.extend_from_slice(&place.number().to_le_bytes());
         }
         let end = self.room.end();
         let mut trailer = Vec::with_capacity(TRAILER as usize);
         trailer.extend_from_slice(MAGIC);
-        for number in [u64::from(end), entries.len() as u64, self.size] {
+        for number in [u64::from(end), self.map.len() as u64, self.size] {
             trailer.extend_from_slice(&number.to_le_bytes());
         }
         let sum = checksum(&trailer, &bytes);
@@ -544,234 +594,5 @@ impl Store {
     }
 }
 
-fn give_back(room: &mut Room, blocks: Vec<u32>) {
-    blocks.into_iter().for_each(|block| room.give(block));
-}
-
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const SIZE: u64 = 16 * GRANULE + 1024;
-
-    fn file() -> File {
-        tempfile::tempfile().unwrap()
-    }
-
-    fn whole(store: &Store) -> Vec<u8> {
-        let mut bytes = vec![0xee; store.size() as usize];
-        store.read(0, &mut bytes).unwrap();
-        bytes
-    }
-
-    /// What is in each sector, and what a power cut may leave of it: the first is durable.
-    struct Model(Vec<Vec<Vec<u8>>>);
-
-    impl Model {
-        fn of(store: &Store) -> Self {
-            Self(whole(store).chunks(512).map(|sector| vec![sector.to_vec()]).collect())
-        }
-
-        fn write(&mut self, offset: u64, bytes: &[u8], durable: bool) {
-            for (at, byte) in (offset..).zip(bytes) {
-                let (sector, at) = ((at / 512) as usize, (at % 512) as usize);
-                // Writes are of whole sectors: at the first byte of one another version begins.
-                if at == 0 {
-                    let last = self.0[sector].last().unwrap().clone();
-                    self.0[sector].push(last);
-                }
-                self.0[sector].last_mut().unwrap()[at] = *byte;
-            }
-            if durable {
-                let touched = (offset / 512) as usize..((offset + bytes.len() as u64) / 512) as usize;
-                self.0[touched].iter_mut().for_each(|versions| drop(versions.drain(..versions.len() - 1)));
-            }
-        }
-
-        fn flush(&mut self) {
-            self.0.iter_mut().for_each(|versions| drop(versions.drain(..versions.len() - 1)));
-        }
-
-        fn now(&self) -> Vec<u8> {
-            self.0.iter().flat_map(|versions| versions.last().unwrap().clone()).collect()
-        }
-    }
-
-    #[derive(Clone, Debug)]
-    enum Step {
-        Write(u64, u64, u8, bool),
-        Zero(u64, u64, bool),
-        Flush,
-        Forget,
-        Refreeze,
-        Cut(Option<u64>),
-    }
-
-    fn step() -> impl Strategy<Value = Step> {
-        let sectors = SIZE / 512;
-        let range = (0..sectors).prop_flat_map(move |start| (Just(start), 1..=(sectors - start).min(24)));
-        prop_oneof![
-            6 => (range.clone(), any::<u8>(), prop::bool::weighted(0.2)).prop_map(|((s, l), b, d)| Step::Write(s * 512, l * 512, b, d)),
-            2 => (range, prop::bool::weighted(0.2)).prop_map(|((s, l), d)| Step::Zero(s * 512, l * 512, d)),
-            1 => Just(Step::Flush),
-            1 => Just(Step::Forget),
-            1 => Just(Step::Refreeze),
-            2 => prop::option::of(any::<u64>()).prop_map(Step::Cut),
-        ]
-    }
-
-    proptest! {
-        #[test]
-        fn it_reads_as_written_and_a_cut_leaves_what_it_may(below in prop::sample::select(vec![0, 1, 2]), steps in prop::collection::vec(step(), 1..40)) {
-            let base = match below {
-                0 => Base::Zeros,
-                1 => {
-                    let file = file();
-                    // It ends before the disk does.
-                    file.write_all_at(&vec![7; 9 * GRANULE as usize + 100], 0).unwrap();
-                    Base::File(Arc::new(file))
-                }
-                _ => {
-                    let data = file();
-                    let mut below = Store::new(SIZE, Base::Zeros, data.try_clone().unwrap());
-                    below.write(GRANULE + 512, &[9; 9000], false).unwrap();
-                    below.freeze().unwrap();
-                    Base::Frozen(Arc::new(Frozen::open(data, Base::Zeros).unwrap()))
-                }
-            };
-            let mut data = file();
-            let mut store = Store::new(SIZE, base.clone(), data.try_clone().unwrap());
-            let mut model = Model::of(&store);
-            for step in steps {
-                match step {
-                    Step::Write(offset, length, byte, durable) => {
-                        let bytes: Vec<u8> = (0..length).map(|at| byte.wrapping_add((at / 512) as u8)).collect();
-                        store.write(offset, &bytes, durable).unwrap();
-                        model.write(offset, &bytes, durable);
-                    }
-                    Step::Zero(offset, length, durable) => {
-                        store.zero(offset, length, durable).unwrap();
-                        model.write(offset, &vec![0; length as usize], durable);
-                    }
-                    Step::Flush => { store.flush(); model.flush(); }
-                    Step::Forget => store.forget().unwrap(),
-                    Step::Refreeze => {
-                        store.freeze().unwrap();
-                        model.flush();
-                        let frozen = Frozen::open(data, base.clone()).unwrap();
-                        data = frozen.data.try_clone().unwrap();
-                        store = Store::go_on(frozen);
-                    }
-                    Step::Cut(seed) => {
-                        let lost = store.cut(seed.map_or(Survival::Strict, Survival::Seed)).unwrap();
-                        prop_assert!(lost.lost <= lost.pending);
-                        let left = whole(&store);
-                        for (sector, (left, may)) in left.chunks(512).zip(&model.0).enumerate() {
-                            let may = if seed.is_some() { &may[..] } else { &may[..1] };
-                            prop_assert!(may.iter().any(|version| version == left), "sector {sector} is what nobody wrote");
-                        }
-                        prop_assert_eq!(store.pending(), 0);
-                        model = Model::of(&store);
-                    }
-                }
-                prop_assert_eq!(whole(&store), model.now());
-            }
-        }
-    }
-
-    #[test]
-    fn seeds_choose_differently_and_each_the_same_again() {
-        let left = |seed| {
-            let mut store = Store::new(SIZE, Base::Zeros, file());
-            for granule in 0..16 {
-                store.write(granule * GRANULE, &[1 + granule as u8; GRANULE as usize], false).unwrap();
-            }
-            store.cut(Survival::Seed(seed)).unwrap();
-            whole(&store)
-        };
-        let all: Vec<_> = (0..20).map(left).collect();
-        assert_eq!(all, (0..20).map(left).collect::<Vec<_>>());
-        let nothing = vec![0; SIZE as usize];
-        let torn = |bytes: &Vec<u8>| {
-            bytes.chunks(GRANULE as usize).any(|granule| granule.iter().any(|byte| *byte != granule[0]))
-        };
-        assert!(all.contains(&nothing), "in some nothing survives");
-        assert!(all.iter().any(|bytes| !bytes[..16 * GRANULE as usize].contains(&0)), "in some all does");
-        assert!(all.iter().any(torn), "some writes are torn");
-    }
-
-    #[test]
-    fn blocks_are_used_again_and_history_has_its_limit() {
-        let data = file();
-        let mut store = Store::new(64 << 20, Base::Zeros, data.try_clone().unwrap());
-        let mib = vec![3; 1 << 20];
-        for _ in 0..40 {
-            for at in 0..8 {
-                store.write(at << 20, &mib, false).unwrap();
-            }
-        }
-        // Never flushed: what is durable is nothing, and the rest is forgotten.
-        let length = data.metadata().unwrap().len();
-        assert!(length < 160 << 20, "{length}");
-        for _ in 0..40 {
-            for at in 0..8 {
-                store.write(at << 20, &mib, false).unwrap();
-            }
-            store.flush();
-        }
-        assert!(data.metadata().unwrap().len() < length + (32 << 20));
-        assert_eq!(store.allocated(), 8 << 20);
-        store.zero(0, 64 << 20, false).unwrap();
-        assert_eq!((store.allocated(), store.pending()), (0, 1));
-        store.cut(Survival::Strict).unwrap();
-        assert_eq!(store.allocated(), 8 << 20, "a discard that was not flushed is lost, too");
-    }
-
-    #[test]
-    fn a_thin_disk_fills_up_and_has_room_again() {
-        let mut store = Store::new(SIZE, Base::Zeros, file());
-        store.set_capacity(Some(2 * GRANULE));
-        store.write(0, &[1; 2 * GRANULE as usize], false).unwrap();
-        let full = store.write(3 * GRANULE, &[1; 512], false).unwrap_err();
-        assert!(matches!(full, StoreError::Full));
-        store.write(0, &[2; 512], false).unwrap();
-        store.zero(0, GRANULE, false).unwrap();
-        store.write(3 * GRANULE, &[1; 512], false).unwrap();
-    }
-
-    #[test]
-    fn what_is_not_on_the_disk_is_refused() {
-        let mut store = Store::new(SIZE, Base::Zeros, file());
-        for (offset, length) in [(SIZE, 1), (SIZE - 1, 2), (u64::MAX, 2)] {
-            assert!(store.read(offset, &mut vec![0; length as usize]).is_err());
-            assert!(store.write(offset, &vec![0; length as usize], false).is_err());
-            assert!(store.zero(offset, length, false).is_err());
-        }
-    }
-
-    #[test]
-    fn a_frozen_disk_that_was_changed_is_none() {
-        let freeze = || {
-            let data = file();
-            let mut store = Store::new(SIZE, Base::Zeros, data.try_clone().unwrap());
-            store.write(GRANULE, &[5; 3 * GRANULE as usize], false).unwrap();
-            store.freeze().unwrap();
-            data
-        };
-        assert_eq!(Frozen::open(freeze(), Base::Zeros).unwrap().size(), SIZE);
-        let length = freeze().metadata().unwrap().len();
-        assert!(Frozen::open(file(), Base::Zeros).is_err());
-        for at in 3 * GRANULE..length {
-            let data = freeze();
-            let mut byte = [0];
-            data.read_exact_at(&mut byte, at).unwrap();
-            data.write_all_at(&[byte[0] ^ 0x10], at).unwrap();
-            assert!(Frozen::open(data, Base::Zeros).is_err(), "{at}");
-        }
-        let data = freeze();
-        data.set_len(length - 1).unwrap();
-        assert!(Frozen::open(data, Base::Zeros).is_err());
-    }
-}
+mod tests;
