@@ -396,7 +396,13 @@ impl Agent {
                 }
             }
             if let Some(record) = command.record() {
+                // What it has asked before comes before, for which the host may have to answer other questions first.
+                let written = *command.written.get_or_insert_with(|| self.asks.written());
                 self.asks.pass_on(&mut self.link);
+                if !self.asks.is_told(written) {
+                    at += 1;
+                    continue;
+                }
                 self.link.queue(&record);
                 let leftovers = self.commands.remove(at).into_leftovers();
                 self.leftovers.extend(leftovers);

@@ -25,8 +25,11 @@ use answers::Answers;
 pub(crate) const PATH: &str = "/run/belljar/control";
 /// The variable that tells commands where it is.
 const VARIABLE: &str = "BELLJAR_CTL";
-/// Bytes that a pipe holds, all of which are taken before a command's end is told.
+/// Bytes that are taken at a time.
 const FULL: usize = 64 << 10;
+/// Questions that the host has not answered, above which no more of the pipe is read: whoever writes to it waits then. What is read at a time may be
+/// some more.
+const MAX_UNANSWERED: usize = 256;
 
 /// Questions on their way to the host.
 #[derive(Debug, Default)]
@@ -39,6 +42,10 @@ pub(crate) struct Asks {
     /// The rest of the line is too long.
     skips: bool,
     next: u32,
+    /// How many of them the host has not answered.
+    unanswered: usize,
+    /// Bytes that were taken out of the pipe.
+    taken: u64,
     /// The host takes no more marks in this session.
     full: bool,
     /// Who waits for an answer, and where.
@@ -71,9 +78,24 @@ impl Asks {
         }
     }
 
-    /// The pipe, to be waited for.
+    /// The pipe, to be waited for as long as more questions may be asked.
     pub(crate) fn fd(&self) -> Option<&OwnedFd> {
-        self.pipe.as_ref()
+        self.pipe.as_ref().filter(|_| self.has_room())
+    }
+
+    fn has_room(&self) -> bool {
+        self.unanswered < MAX_UNANSWERED
+    }
+
+    /// Up to where the pipe was written to until now, to be told by [`is_told`](Self::is_told).
+    pub(crate) fn written(&self) -> u64 {
+        let waiting = self.pipe.as_ref().and_then(|pipe| rustix::io::ioctl_fionread(pipe).ok());
+        self.taken + waiting.unwrap_or(0)
+    }
+
+    /// Whether all that was written up to there is on its way to the host.
+    pub(crate) fn is_told(&self, written: u64) -> bool {
+        self.taken >= written || self.pipe.is_none()
     }
 
     /// The environment of commands, made of the agent's own.
@@ -96,12 +118,13 @@ impl Asks {
     pub(crate) fn pass_on(&mut self, link: &mut Link) {
         let mut taken = 0;
         let mut buffer = [0; 4096];
-        while taken < FULL {
+        while taken < FULL && self.has_room() {
             let Some(pipe) = &self.pipe else { return };
             match rustix::io::read(pipe, &mut buffer) {
                 Ok(0) | Err(Errno::AGAIN) => return,
                 Ok(read) => {
                     taken += read;
+                    self.taken += read as u64;
                     self.take(&buffer[..read], link);
                 }
                 Err(Errno::INTR) => {}
@@ -159,6 +182,7 @@ impl Asks {
             return;
         }
         self.next += 1;
+        self.unanswered += 1;
         if let Some(name) = name {
             self.waiting.expect(self.next, name);
         }
@@ -167,6 +191,7 @@ impl Asks {
 
     /// The host has answered.
     pub(crate) fn answered(&mut self, number: u32, answer: Outcome) {
+        self.unanswered = self.unanswered.saturating_sub(1);
         self.full |= answer == Outcome::Full && number <= self.next;
         let name = self.waiting.take(number);
         // Who has the machine go down does not live to hear of it.

@@ -136,6 +136,8 @@ pub(crate) struct Command {
     closing: bool,
     /// Bytes that were read since it ended.
     late: u64,
+    /// How far the pipe of questions was written to when it had ended.
+    pub(crate) written: Option<u64>,
     /// The host knows that it has ended and its output has not.
     pub(crate) lingers: bool,
     /// It could not be started, and the host knows.
@@ -196,6 +198,7 @@ impl Command {
             seen: late::Seen::default(),
             closing: false,
             late: 0,
+            written: None,
             lingers: false,
             refused: false,
             terminal: None,

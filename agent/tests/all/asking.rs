@@ -29,7 +29,12 @@ fn until_its_end(peer: &mut Peer, script: &str) -> Vec<ToHost> {
                 return said;
             }
             ToHost::Started { .. } | ToHost::StdinCredit { .. } | ToHost::StdinClosed(_) => {}
-            other => said.push(other),
+            other => {
+                if let ToHost::Ask { number, .. } = other {
+                    peer.send(&ToAgent::Answer { number, answer: Outcome::Done(String::new()) });
+                }
+                said.push(other);
+            }
         }
     }
 }
@@ -57,6 +62,47 @@ fn marks_come_in_order_and_before_the_end_of_the_command_that_set_them() {
         };
         let numbers: Vec<_> = said.iter().filter_map(of).collect();
         assert_eq!(numbers, (0..300).map(|n| n.to_string()).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn who_asks_more_than_is_answered_waits_and_nothing_is_lost() {
+    const ALL: u32 = 30_000;
+    let (mut peer, _path, _dir) = asked();
+    // In one piece, which the pipe does not hold, and the end of which the command does not wait for.
+    let script = format!("(seq {ALL} | sed 's/^/disk d mark /' >$BELLJAR_CTL) & while kill -0 $! 2>/dev/null; do sleep 0.01; done");
+    peer.send(&ToAgent::Exec(Box::new(exec(1, &["sh", "-c", &script]))));
+    peer.send(&ToAgent::StdinEof(1));
+    let mut asked = 0;
+    let next = |peer: &mut Peer| loop {
+        match peer.message() {
+            ToHost::Ask { number, question: Question::Disk(text) } => break Ok((number, text)),
+            ToHost::Exited { status, .. } => break Err(status),
+            ToHost::Pong(_) => break Ok((0, String::new())),
+            _ => {}
+        }
+    };
+    // Nothing is answered: the rest stays where it is.
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    peer.send(&ToAgent::Ping(1));
+    while next(&mut peer).unwrap().0 > 0 {
+        asked += 1;
+    }
+    assert!((256..1280).contains(&asked), "{asked}");
+    let answer = |peer: &mut Peer, number| peer.send(&ToAgent::Answer { number, answer: Outcome::Done(String::new()) });
+    (1..=asked).for_each(|number| answer(&mut peer, number));
+    loop {
+        match next(&mut peer) {
+            Ok((number, text)) => {
+                asked += 1;
+                assert_eq!((number, text), (asked, format!("d mark {asked}")));
+                answer(&mut peer, number);
+            }
+            Err(status) => {
+                assert_eq!((status, asked), (Status::Code(0), ALL));
+                break;
+            }
+        }
     }
 }
 

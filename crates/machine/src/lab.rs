@@ -9,6 +9,7 @@ use std::{
         fd::{AsFd, BorrowedFd},
         unix::net::UnixStream as StdStream,
     },
+    pin::Pin,
     sync::{
         Arc, Mutex as StdMutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -321,12 +322,17 @@ fn cut(said: String) -> String {
     format!("missing {} lines before these\n{}", said[..begin].lines().count(), &said[begin..])
 }
 
-/// What programs in a guest ask of its lab disks, done one after another beside whatever else goes on.
+/// Something that is to be done.
+type Act = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// What programs in a guest ask of its lab disks and of the machine, done one after another, in the order in which they ask, beside whatever else goes on.
 #[derive(Debug)]
 pub(crate) struct Desk {
     lab: Lab,
     qmp: Qmp,
-    tasks: JoinSet<()>,
+    /// Who does it. What is not done goes with the machine.
+    clerk: JoinSet<()>,
+    orders: mpsc::UnboundedSender<Act>,
     tell: mpsc::UnboundedSender<EventKind>,
     told: mpsc::UnboundedReceiver<EventKind>,
 }
@@ -334,7 +340,14 @@ pub(crate) struct Desk {
 impl Desk {
     pub(crate) fn new(lab: Lab, qmp: Qmp) -> Self {
         let (tell, told) = mpsc::unbounded_channel();
-        Self { lab, qmp, tasks: JoinSet::new(), tell, told }
+        let (orders, mut to_do) = mpsc::unbounded_channel::<Act>();
+        let mut clerk = JoinSet::new();
+        clerk.spawn(async move {
+            while let Some(act) = to_do.recv().await {
+                act.await;
+            }
+        });
+        Self { lab, qmp, clerk, orders, tell, told }
     }
 
     /// Does what was asked of a disk, and answers.
@@ -363,15 +376,22 @@ impl Desk {
         reports: Arc<Reports>,
         acting: impl Future<Output = (Outcome, Option<EventKind>)> + Send + 'static,
     ) {
-        // Those that have ended.
-        while self.tasks.try_join_next().is_some() {}
         let tell = self.tell.clone();
-        self.tasks.spawn(async move {
+        let act = Box::pin(async move {
             let (outcome, event) = acting.await;
             // It is told before anybody can build on it. Nobody listening is fine.
             event.into_iter().for_each(|event| drop(tell.send(event)));
             reports.answer(number, outcome);
         });
+        // It is there as long as this is.
+        let _ = self.orders.send(act);
+    }
+
+    /// Waits until all is done that was asked for before.
+    pub(crate) async fn all_done(&self) {
+        let (done, is_done) = tokio::sync::oneshot::channel();
+        let _ = self.orders.send(Box::pin(async move { let _: Result<(), ()> = done.send(()); }));
+        let _ = is_done.await;
     }
 
     /// Whether a lab disk was told to behave otherwise than a good disk does.

@@ -124,6 +124,8 @@ pub enum Cause {
     OutCovered(Vec<String>),
     /// The guest's shell could not carry the command out.
     Shell(String),
+    /// So many orders of programs in the guest, such as faults of its disks, were never carried out.
+    OrdersLost(u64),
     /// Standard input could not be read, or brought to the command.
     Stdin(String),
     /// The command's output was lost on the way, or could not be passed on.
@@ -185,6 +187,11 @@ impl fmt::Display for Cause {
                 "the command has left something mounted in its output directory, so that what it wrote there has not reached the host: \
                  {}; unmount it before the command ends, or mount it elsewhere",
                 places.join(", ")
+            ),
+            Self::OrdersLost(count) => write!(
+                f,
+                "{count} orders were lost that programs in the guest gave faster than they were done, so that the result is not to be believed; give each \
+                 with belljar-ctl, which waits until it is done"
             ),
             Self::Defect(what) => write!(f, "{what}; please report it"),
             Self::NotStarted { why: said, .. }

@@ -284,6 +284,9 @@ impl QemuGuest {
             };
             // They came before the command's end, which may have been looked at first.
             self.machine.watch.answer_asks(observe);
+            if let Some(lost) = self.machine.watch.lost_orders() {
+                return Err(lost);
+            }
             if let Some(wanted) = self.machine.watch.power.wanted().cloned() {
                 restart::cut_power(&self.machine.lab, &wanted.restart, observe).await?;
                 if let Some(reports) = self.machine.watch.reports() {

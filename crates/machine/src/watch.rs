@@ -218,7 +218,7 @@ impl Watch {
         loop {
             let changes = self.reports.as_ref().map(|reports| reports.changes());
             self.answer_asks(observe);
-            if let Some(lost) = self.take_news(phase, observe) {
+            if let Some(lost) = self.lost_orders().or_else(|| self.take_news(phase, observe)) {
                 return lost;
             }
             if self.power.is_wanted() {

@@ -11,6 +11,7 @@ use crate::{
     console::sanitize::sanitize_line,
     guest::Observe,
     lab::Desk,
+    lost::{Cause, Lost},
     session::agent::{Asks, Reports},
 };
 
@@ -22,6 +23,8 @@ pub(crate) const MOST_MARKS: usize = 1000;
 pub(crate) struct Marks {
     set: usize,
     cut: bool,
+    /// Orders that were never carried out, for there were too many.
+    lost: u64,
 }
 
 impl Watch {
@@ -40,6 +43,11 @@ impl Watch {
         while let Some(done) = self.desk.news() {
             observe(done);
         }
+    }
+
+    /// What the result of a command cannot be believed for: what it ordered was not done.
+    pub(crate) fn lost_orders(&self) -> Option<Lost> {
+        self.marks.lost_orders()
     }
 }
 
@@ -88,7 +96,8 @@ impl Marks {
     /// Does what programs in the guest have asked for up to now, and answers; without a machine there is nothing else that it could be done to.
     pub(crate) fn answer(&mut self, reports: &Arc<Reports>, mut machine: Option<Asked<'_>>, observe: Observe<'_>) {
         let Asks { asks, lost } = reports.take_asks();
-        let mut cut = lost > 0;
+        let mut cut = lost.marks > 0;
+        self.lost += lost.orders;
         for (number, question) in asks {
             let outcome = match (question, &mut machine) {
                 (Question::Mark(text), _) if self.set < MOST_MARKS => {
@@ -117,10 +126,21 @@ impl Marks {
             };
             reports.answer(number, outcome);
         }
+        if lost.orders > 0 {
+            let message = format!("{} orders came faster than they were done, and are lost", self.lost);
+            observe(EventKind::Warning { message });
+        }
         if cut && !std::mem::replace(&mut self.cut, true) {
             let message = format!("the command sets more than {MOST_MARKS} marks: the rest is not recorded");
             observe(EventKind::Warning { message });
         }
+    }
+}
+
+impl Marks {
+    /// What the result of a command cannot be believed for.
+    pub(crate) fn lost_orders(&self) -> Option<Lost> {
+        (self.lost > 0).then(|| Cause::OrdersLost(self.lost).into())
     }
 }
 

@@ -135,6 +135,9 @@ impl ContainerGuest {
         };
         // They came before the answer, which may have been looked at first.
         marks.answer(reports, None, observe);
+        if let Some(lost) = marks.lost_orders() {
+            return Err(lost);
+        }
         match answered {
             Ok(answer) => Ok(answer),
             Err((lost, true)) => {

@@ -1,7 +1,9 @@
 //! What comes over the agent's port beside the session's own conversation: the news of the guest's kernel, signs of life, and what programs
 //! in the guest ask for. Whoever watches the guest takes it while the session waits for something else.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use belljar_proto::frame::{Encoder, Frame, Kind, from_bytes};
 use belljar_proto::message::{KernelNews, Outcome, Question, ToAgent, ToHost};
@@ -12,8 +14,10 @@ use super::error::clean;
 
 /// Most news that are kept; the agent sends fewer.
 const MAX_NEWS: usize = 4096;
-/// Most questions of the guest that wait for an answer. The agent passes on what a full pipe holds at once, which may be more.
+/// Most questions of the guest that wait to be taken, and most answers that wait to be sent. The agent asks no more while some hundreds are not answered.
 const MAX_ASKS: usize = 2048;
+/// How soon it is looked again whether the guest takes answers.
+const AGAIN: Duration = Duration::from_millis(5);
 /// Numbers of the questions that are asked here begin above this, and those of the session's own pings stay far below or above.
 const FIRST: u64 = 1 << 62;
 /// And end below this.
@@ -43,7 +47,18 @@ struct State {
     news: Vec<KernelNews>,
     asks: Vec<(u32, Question)>,
     /// Questions for which there was no room.
-    asks_lost: u64,
+    lost: LostAsks,
+    /// Answers that the guest has not taken yet; there is somebody who sends them.
+    unsent: VecDeque<Vec<u8>>,
+}
+
+/// Questions that were never looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct LostAsks {
+    /// Marks.
+    pub(crate) marks: u64,
+    /// Whatever else there is, of which each may change what a test sees.
+    pub(crate) orders: u64,
 }
 
 /// What programs in the guest have asked for.
@@ -51,8 +66,8 @@ struct State {
 pub(crate) struct Asks {
     /// Each with its number.
     pub(crate) asks: Vec<(u32, Question)>,
-    /// So many more came for which there was no room.
-    pub(crate) lost: u64,
+    /// More came for which there was no room.
+    pub(crate) lost: LostAsks,
 }
 
 impl Reports {
@@ -80,8 +95,10 @@ impl Reports {
                 Some(Ok(ToHost::Ask { number, question })) => {
                     if state.asks.len() < MAX_ASKS {
                         state.asks.push((number, question));
+                    } else if matches!(question, Question::Mark(_)) {
+                        state.lost.marks += 1;
                     } else {
-                        state.asks_lost += 1;
+                        state.lost.orders += 1;
                     }
                     None
                 }
@@ -102,7 +119,8 @@ impl Reports {
         state.session = session;
         state.vouches = false;
         state.asks.clear();
-        state.asks_lost = 0;
+        state.lost = LostAsks::default();
+        state.unsent.clear();
     }
 
     /// Whether the reader is held up by somebody who does not take what came.
@@ -127,18 +145,56 @@ impl Reports {
     /// What programs in the guest have asked for since the last call.
     pub(crate) fn take_asks(&self) -> Asks {
         let mut state = self.state();
-        Asks { asks: std::mem::take(&mut state.asks), lost: std::mem::take(&mut state.asks_lost) }
+        Asks { asks: std::mem::take(&mut state.asks), lost: std::mem::take(&mut state.lost) }
     }
 
-    /// Answers one of these. A guest that has not even taken what was sent before gets no answer: it waits for none.
-    pub(crate) fn answer(&self, number: u32, answer: Outcome) {
-        let session = self.state().session;
+    /// Answers one of these; later, if the guest has not even taken what was sent before: it asks no more than it has had answered.
+    pub(crate) fn answer(self: &Arc<Self>, number: u32, answer: Outcome) {
+        let mut state = self.state();
         let mut frames = Vec::new();
-        if Encoder::new(session).message(&ToAgent::Answer { number, answer }, &mut frames).is_ok()
-            && let Some(port) = self.port.upgrade()
-        {
-            let _ = port.try_send(frames);
+        if Encoder::new(state.session).message(&ToAgent::Answer { number, answer }, &mut frames).is_err() {
+            return;
         }
+        let is_first = state.unsent.is_empty();
+        if state.unsent.len() < MAX_ASKS {
+            state.unsent.push_back(frames);
+        }
+        drop(state);
+        if is_first && !self.send_answers() {
+            let reports = Arc::downgrade(self);
+            tokio::spawn(async move {
+                loop {
+                    tokio::time::sleep(AGAIN).await;
+                    if reports.upgrade().is_none_or(|reports| reports.send_answers()) {
+                        return;
+                    }
+                }
+            });
+        }
+    }
+
+    /// Sends what the port takes; gives whether nothing is left to be sent.
+    fn send_answers(&self) -> bool {
+        let mut state = self.state();
+        while let Some(frames) = state.unsent.pop_front() {
+            // Who keeps the port would keep the session.
+            let Some(port) = self.port.upgrade() else {
+                state.unsent.clear();
+                return true;
+            };
+            match port.try_send(frames) {
+                Ok(()) => {}
+                Err(mpsc::error::TrySendError::Full(frames)) => {
+                    state.unsent.push_front(frames);
+                    return false;
+                }
+                Err(mpsc::error::TrySendError::Closed(_)) => {
+                    state.unsent.clear();
+                    return true;
+                }
+            }
+        }
+        true
     }
 
     /// Has all that runs in a container stand still, or go on, and waits until it does; gives whether it does.
@@ -253,6 +309,25 @@ mod tests {
         (Reports::new(sender.downgrade(), PortKind::Virtio, 5), receiver, sender)
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_waits_for_a_guest_that_is_slow() {
+        let (reports, mut receiver, sender) = reports();
+        for number in 1..=600 {
+            reports.answer(number, Outcome::Done(String::new()));
+        }
+        let mut decoder = belljar_proto::frame::Decoder::new();
+        for expected in 1..=600 {
+            decoder.push(&receiver.recv().await.unwrap());
+            let sent = decoder.next_frame().unwrap().unwrap();
+            let answer = ToAgent::Answer { number: expected, answer: Outcome::Done(String::new()) };
+            assert_eq!(from_bytes::<ToAgent>(&sent.payload).unwrap(), answer);
+        }
+        // The session's end is not put off by answers that nobody takes.
+        (1..=3).for_each(|number| reports.answer(number, Outcome::Full));
+        drop(sender);
+        while receiver.recv().await.is_some() {}
+    }
+
     #[test]
     fn what_the_guest_asks_for_is_kept_within_bounds_and_is_the_sessions() {
         let (reports, mut receiver, _sender) = reports();
@@ -261,8 +336,9 @@ mod tests {
         for number in 1..=most + 3 {
             assert!(reports.take(ask(number)).is_none());
         }
+        assert!(reports.take(frame(&ToHost::Ask { number: 1, question: Question::Disk("d error".into()) })).is_none());
         let Asks { asks, lost } = reports.take_asks();
-        assert_eq!((asks.len(), asks[0].0, asks[MAX_ASKS - 1].0, lost), (MAX_ASKS, 1, most, 3));
+        assert_eq!((asks.len(), asks[0].0, asks[MAX_ASKS - 1].0, lost), (MAX_ASKS, 1, most, LostAsks { marks: 3, orders: 1 }));
         assert!(reports.take_asks().asks.is_empty());
         reports.answer(7, Outcome::Full);
         let mut decoder = belljar_proto::frame::Decoder::new();
