@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use belljar_proto::message::{MAX_QUESTION, Question};
 use rustix::fs::{StatVfsMountFlags, statvfs};
+use rustix::io::Errno;
 
 use super::{PATH, VARIABLE, answers, make_directory};
 use crate::{serve, text};
@@ -39,7 +40,7 @@ const END: Duration = Duration::from_secs(3600);
 const USAGE: &str = "usage: belljar-ctl mark TEXT | disk NAME ORDER | reboot [MARK] | reset [MARK] | power-cut [MARK] [strict|seed=N]
                  | power-button [MARK] | reboot-prepare [MARK] | nmi | link up|down
 It asks Belljar for something and prints what came of it. The exit code is 0 if it was done, 1 if it was refused, 2 if it makes no sense, and
-3 if there was no answer. The orders are in the manual, under \"Breaking things\".";
+3 if there was no answer, or it could not be written. The orders are in the manual, under \"Breaking things\".";
 
 /// Puts the program where commands find it, and gives whether it is there. A guest in which that cannot be done has only the pipe.
 pub(super) fn install() -> bool {
@@ -121,9 +122,8 @@ pub(crate) fn run(name: &[u8], words: &[&[u8]]) -> c_int {
     };
     match words.first().filter(|_| name == NAME.as_bytes()) {
         Some(&(b"-h" | b"--help" | b"help")) => {
-            print(USAGE.as_bytes());
-            print(b"\n");
-            return 0;
+            let printed = print(USAGE.as_bytes()).and_then(|()| print(b"\n"));
+            return if printed.is_ok() { 0 } else { 3 };
         }
         None if name == NAME.as_bytes() => {
             text::say(USAGE);
@@ -142,10 +142,13 @@ pub(crate) fn run(name: &[u8], words: &[&[u8]]) -> c_int {
     serve::need_proc();
     let pipe = std::env::var_os(VARIABLE).map_or_else(|| PathBuf::from(PATH), PathBuf::from);
     match ask(&pipe, &line, limit) {
-        Ok(Ok(said)) => {
-            print(said.as_bytes());
-            0
-        }
+        Ok(Ok(said)) => match print(said.as_bytes()) {
+            Ok(()) => 0,
+            Err(errno) => {
+                text::say(&format!("it was done, but what there is to say cannot be written: {}", text::errno(errno)));
+                3
+            }
+        },
         Ok(Err(why)) => {
             text::say(why.trim_end());
             1
@@ -204,14 +207,15 @@ fn now() -> u128 {
     Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0)).as_nanos()
 }
 
-fn print(mut bytes: &[u8]) {
+fn print(mut bytes: &[u8]) -> Result<(), Errno> {
     while !bytes.is_empty() {
         match rustix::io::write(rustix::stdio::stdout(), bytes) {
             Ok(written) => bytes = &bytes[written..],
-            Err(rustix::io::Errno::INTR) => {}
-            Err(_) => return,
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
         }
     }
+    Ok(())
 }
 
 #[cfg(test)]

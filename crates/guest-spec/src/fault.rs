@@ -159,8 +159,8 @@ pub struct Fault {
     pub times: Option<u64>,
     /// With which probability it befalls one, in millionths.
     pub chance: u32,
-    /// What decides by `chance`, and which bit is flipped.
-    pub seed: u64,
+    /// What decides by `chance`, and which bit is flipped; the disk has one of its own for each fault where nothing is said.
+    pub seed: Option<u64>,
 }
 
 /// Millionths that are a certainty.
@@ -229,12 +229,20 @@ impl FromStr for Fault {
             after: after.unwrap_or(0),
             times,
             chance: chance.unwrap_or(CERTAIN),
-            seed: seed.unwrap_or(0),
+            seed,
         };
         if seed.is_some() && chance.is_none() && effect != Effect::Flip {
             return Err("seed= decides nothing here; it goes with chance=".to_owned());
         }
         Ok(fault)
+    }
+}
+
+impl Fault {
+    /// Whether anything of it is decided by its seed.
+    #[must_use]
+    pub fn is_by_seed(&self) -> bool {
+        self.chance < CERTAIN || self.effect == Effect::Flip
     }
 }
 
@@ -329,6 +337,9 @@ impl Given {
                 let by = by.ok_or_else(|| missing("by=DURATION, such as by=200ms"))?;
                 let delay =
                     humantime::parse_duration(&by).map_err(|error| format!("by={by} is no duration: {error}"))?;
+                if delay.is_zero() {
+                    return Err(format!("by={by} is no delay"));
+                }
                 if delay > MAX_DELAY {
                     return Err(format!("by={by} is more than an hour; use hang"));
                 }
@@ -384,6 +395,9 @@ pub fn bytes(text: &str) -> Result<u64, String> {
 /// Says what one looks like.
 pub fn range(text: &str) -> Result<Range, String> {
     let (start, length) = text.split_once('+').map_or((text, None), |(start, length)| (start, Some(length)));
+    if text.contains(char::is_whitespace) {
+        return Err("no range; write START+LENGTH without a blank, such as 1MiB+4KiB".to_owned());
+    }
     let (start, length) = (bytes(start)?, length.map_or(Ok(SECTOR), bytes)?);
     if length == 0 || start.checked_add(length).is_none() {
         return Err("no range; write START+LENGTH, such as 1MiB+4KiB, or 2048s+8s in sectors".to_owned());
@@ -428,8 +442,8 @@ impl fmt::Display for Fault {
         if self.chance < CERTAIN {
             write!(f, " chance={}", f64::from(self.chance) / f64::from(CERTAIN))?;
         }
-        if self.seed > 0 && (self.chance < CERTAIN || self.effect == Effect::Flip) {
-            write!(f, " seed={}", self.seed)?;
+        if let Some(seed) = self.seed {
+            write!(f, " seed={seed}")?;
         }
         Ok(())
     }
@@ -455,16 +469,19 @@ impl FromStr for Rate {
             return Ok(rate);
         }
         for word in &words {
-            let number = |value: &str| {
-                let number = bytes(value)?;
-                if number == 0 { Err("nothing; use hang".to_owned()) } else { Ok(Some(number)) }
-            };
-            match word.split_once('=') {
-                Some(("bytes", value)) => rate.bytes = number(value).map_err(|what| format!("{word} is {what}"))?,
-                Some(("requests", value)) => {
-                    rate.requests = number(value).map_err(|what| format!("{word} is {what}"))?;
-                }
+            let (key, number) = match word.split_once('=') {
+                Some(("bytes", value)) => (&mut rate.bytes, bytes(value)),
+                Some(("requests", value)) => (
+                    &mut rate.requests,
+                    value.parse().map_err(|_| "no number of requests; write one such as 100".to_owned()),
+                ),
                 _ => return Err(format!("{word:?} is no rate; write bytes=10MiB, requests=100, or none")),
+            };
+            match number {
+                Ok(0) => return Err(format!("{word} is nothing; use hang")),
+                Ok(_) if key.is_some() => return Err(format!("{word}: that is there twice")),
+                Ok(number) => *key = Some(number),
+                Err(what) => return Err(format!("{word} is {what}")),
             }
         }
         if words.is_empty() { Err("no rate; write bytes=10MiB, requests=100, or none".to_owned()) } else { Ok(rate) }
@@ -524,6 +541,7 @@ mod tests {
             ("delay", "delay wants by="),
             ("delay by=1", "no duration"),
             ("delay by=2h", "use hang"),
+            ("delay by=0s", "no delay"),
             ("lose read", "lose befalls write,flush,discard,zero, not read"),
             ("flip write", "flip befalls read"),
             ("misplace by=100", "whole sectors"),
@@ -545,7 +563,8 @@ mod tests {
     fn a_rate_is_read() {
         assert_eq!("bytes=1MiB requests=50".parse(), Ok(Rate { bytes: Some(1 << 20), requests: Some(50) }));
         assert_eq!("none".parse(), Ok(Rate::default()));
-        for wrong in ["", "fast", "bytes=0", "bytes=x", "none none"] {
+        for wrong in ["", "fast", "bytes=0", "bytes=x", "none none", "bytes=5 bytes=6", "requests=-1", "requests=4KiB"]
+        {
             wrong.parse::<Rate>().unwrap_err();
         }
     }

@@ -27,7 +27,12 @@ pub enum Order {
     /// Reads of this range fail until it is written to: a medium error.
     Damage(String),
     /// From now on the bytes of this range are other ones, one bit in each sector: what nobody wrote.
-    Rot(String),
+    Rot {
+        /// The range.
+        at: String,
+        /// Which bits; the disk has a choice of its own.
+        seed: Option<u64>,
+    },
     /// The text of a [rate](belljar_guest_spec::fault::Rate).
     Limit(String),
     /// So many bytes may have been written at most; `None` is all.
@@ -45,6 +50,10 @@ pub enum Order {
     Cut(Option<u64>),
     /// The power is on again.
     On,
+    /// What it is told up to now is part of it, and comes back by [`Renew`](Self::Renew).
+    Keep,
+    /// It is as it was at [`Keep`](Self::Keep), but for its bytes, its counts and its log: faults, damage, rate, capacity and power.
+    Renew,
     /// QEMU is another one from now on: its line comes with this order (`SCM_RIGHTS`, unix(7)).
     Connect,
 }
@@ -81,7 +90,15 @@ impl Order {
                 }
             },
             "damage" => range(Self::Damage),
-            "rot" => range(Self::Rot),
+            "rot" => {
+                let (at, seed) = rest.split_once(char::is_whitespace).map_or((rest, None), |(at, seed)| (at, Some(seed)));
+                fault::range(at).map_err(|what| format!("rot wants a range; {at:?} is {what}"))?;
+                let seed = seed.map(|seed| {
+                    let number = seed.trim().strip_prefix("seed=").and_then(|seed| seed.parse().ok());
+                    number.ok_or_else(|| format!("after the range of rot there may be seed=NUMBER, not {:?}", seed.trim()))
+                });
+                Ok(Self::Rot { at: at.to_owned(), seed: seed.transpose()? })
+            }
             "limit" => rest.parse::<Rate>().map(|_| Self::Limit(rest.to_owned())),
             "capacity" if rest == "none" => Ok(Self::Capacity(None)),
             "capacity" => {
@@ -121,8 +138,13 @@ impl Order {
 pub enum Answer {
     /// It is done.
     Done,
-    /// The fault is in force under this number.
-    Armed(u32),
+    /// The fault is in force.
+    Armed {
+        /// Its number.
+        number: u32,
+        /// The seed that decides something of it.
+        seed: Option<u64>,
+    },
     /// So many faults were healed.
     Healed(u32),
     /// What was asked of the disk.
@@ -141,6 +163,8 @@ pub enum Answer {
         /// How many of them are not there as a whole.
         lost: u64,
     },
+    /// It is as it was; what was otherwise before.
+    Renewed(Vec<String>),
     /// It is not done, for this reason.
     Refused(String),
 }
@@ -172,23 +196,43 @@ pub struct Counts {
 }
 
 impl Answer {
-    /// What there is to say of it, for a shell to read; or why it was refused.
+    /// What there is to say of it in so many bytes, for a shell to read; or why it was refused. Of a log that is longer the last of it is said.
     ///
     /// # Errors
     /// When it was refused.
-    pub fn said(&self) -> Result<String, String> {
+    pub fn said(&self, room: usize) -> Result<String, String> {
         Ok(match self {
             Self::Done => String::new(),
-            Self::Armed(number) => format!("fault {number}\n"),
+            Self::Renewed(was) => was.join("\n"),
+            Self::Armed { number, .. } => format!("fault {number}\n"),
             Self::Healed(count) => format!("healed {count}\n"),
             Self::Counts(counts) => counts.to_string(),
             Self::Log { requests, missing } => {
-                let missing = if *missing > 0 { format!("missing {missing}\n") } else { String::new() };
-                requests.iter().fold(missing, |text, line| text + &format!("{line}\n"))
+                let lines: Vec<_> = requests.iter().map(|line| format!("{line}\n")).collect();
+                let mut left = room.saturating_sub("missing 18446744073709551615\n".len());
+                let fits = |line: &&String| {
+                    left = left.saturating_sub(line.len());
+                    left > 0
+                };
+                let told = lines.iter().rev().take_while(fits).count();
+                let untold = lines.len() - told;
+                let missing = missing + untold as u64;
+                let missing = if missing > 0 { format!("missing {missing}\n") } else { String::new() };
+                missing + &lines[untold..].concat()
             }
             Self::Cut { pending, lost } => format!("pending {pending}\nlost {lost}\n"),
             Self::Refused(why) => return Err(why.clone()),
         })
+    }
+}
+
+impl Answer {
+    /// What there is to tell in the event log beside what is said: what is needed to do the same again.
+    pub fn told(&self) -> String {
+        match self {
+            Self::Armed { seed: Some(seed), .. } => format!(", seed={seed}"),
+            _ => String::new(),
+        }
     }
 }
 
@@ -304,6 +348,8 @@ mod tests {
         assert_eq!(read("error write  times=1"), Order::Arm("error write errno=EIO times=1".into()));
         assert_eq!((read("heal"), read("heal 3")), (Order::Heal(None), Order::Heal(Some(3))));
         assert_eq!(read("damage 8s+8s"), Order::Damage("8s+8s".into()));
+        assert_eq!(read("rot 8s"), Order::Rot { at: "8s".into(), seed: None });
+        assert_eq!(read("rot 8s  seed=4"), Order::Rot { at: "8s".into(), seed: Some(4) });
         assert_eq!((read("cut"), read("cut seed=7"), read("on")), (Order::Cut(None), Order::Cut(Some(7)), Order::On));
         assert_eq!(
             (read("capacity 1MiB"), read("capacity none")),
@@ -320,6 +366,9 @@ mod tests {
             ("error explode", "no operation"),
             ("heal x", "no number of a fault"),
             ("rot", "wants a range"),
+            ("rot 0 +5", "seed=NUMBER, not \"+5\""),
+            ("rot 0+5 seed=x", "seed=NUMBER"),
+            ("damage 1MiB +4KiB", "without a blank"),
             ("limit fast", "no rate"),
             ("capacity", "no number of bytes"),
             ("mark", "has a name"),
@@ -333,14 +382,31 @@ mod tests {
 
     #[test]
     fn answers_are_for_a_shell_to_read() {
-        let of = |answer: Answer| answer.said();
-        assert_eq!(of(Answer::Armed(4)), Ok("fault 4\n".into()));
+        let of = |answer: Answer| answer.said(1000);
+        assert_eq!(of(Answer::Armed { number: 4, seed: None }), Ok("fault 4\n".into()));
+        let armed = Answer::Armed { number: 4, seed: Some(7) };
+        assert_eq!((armed.told(), of(armed)), (", seed=7".into(), Ok("fault 4\n".into())));
         assert_eq!(
             of(Answer::Log { requests: vec![Logged { at: 1, what: What::Mark("m".into()) }], missing: 2 }),
             Ok("missing 2\n0.000001 mark m\n".into())
         );
         assert_eq!(of(Answer::Refused("no".into())), Err("no".into()));
         assert!(of(Answer::Counts(Counts { fua: 3, ..Counts::default() })).unwrap().contains("\nfua 3\n"));
+    }
+
+    #[test]
+    fn how_much_of_a_log_is_missing_is_said_whatever_cuts_it() {
+        let line = |at| Logged { at, what: What::Mark("x".into()) };
+        let log = Answer::Log { requests: (0..100).map(line).collect(), missing: 5 };
+        for room in 29..3000 {
+            let said = log.said(room).unwrap();
+            assert!(said.len() <= room);
+            let missing: usize =
+                said.lines().next().and_then(|line| line.strip_prefix("missing ")).unwrap().parse().unwrap();
+            assert_eq!(missing + said.lines().count() - 1, 105);
+            assert!(said.lines().count() == 1 || said.ends_with("0.000099 mark x\n"));
+        }
+        assert_eq!(log.said(3000).unwrap().lines().count(), 101);
     }
 
     #[test]
@@ -351,6 +417,8 @@ mod tests {
             Order::Capacity(Some(5)),
             Order::Cut(Some(7)),
             Order::Freeze,
+            Order::Rot { at: "0".to_owned(), seed: Some(1) },
+            Order::Renew,
         ];
         for order in orders {
             let line = serde_json::to_string(&order).unwrap();

@@ -1,7 +1,7 @@
 //! A disk with its faults: what becomes of each request.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     io,
     time::{Duration, Instant},
 };
@@ -23,11 +23,13 @@ const MAX_MARKS: usize = 10_000;
 const MAX_FAULTS: usize = 256;
 /// Most ranges with a medium error at a time.
 const MAX_DAMAGED: usize = 4096;
+/// Bytes that rot in one piece.
+const ROTTED: u64 = 1 << 20;
 /// Largest range that can rot at once, in bytes.
 const MAX_ROT: u64 = 64 << 20;
 
 /// A fault that is in force.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Armed {
     number: u32,
     fault: Fault,
@@ -38,8 +40,8 @@ struct Armed {
 }
 
 impl Armed {
-    fn new(number: u32, fault: Fault) -> Self {
-        Self { number, fault, random: fastrand::Rng::with_seed(fault.seed), seen: 0, done: 0 }
+    fn new(number: u32, fault: Fault, seed: u64) -> Self {
+        Self { number, fault, random: fastrand::Rng::with_seed(seed), seen: 0, done: 0 }
     }
 
     /// Whether it befalls this request.
@@ -61,14 +63,30 @@ impl Armed {
 /// What is to become of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fate {
-    /// When it is done.
-    pub when: When,
+    /// When it has come.
+    came: Instant,
+    /// When it is its turn, at the disk's rate.
+    turn: Option<Instant>,
+    /// The fault that holds it up, and for how long then; none is until it is healed.
+    held: Option<(u32, Option<Duration>)>,
     /// What is done then.
     effect: Option<Effect>,
     /// The number of the fault that decided.
     fault: Option<u32>,
     /// Which bit is flipped.
     bit: u64,
+}
+
+impl Fate {
+    /// When it is done.
+    pub fn when(&self) -> When {
+        match (self.held, self.turn) {
+            (Some((fault, None)), _) => When::Healed(fault),
+            (Some((_, Some(by))), turn) => When::At(turn.unwrap_or(self.came) + by),
+            (None, Some(turn)) => When::At(turn),
+            (None, None) => When::Now,
+        }
+    }
 }
 
 /// When a request is done.
@@ -82,18 +100,31 @@ pub enum When {
     Healed(u32),
 }
 
+/// What a disk is told, beside its bytes.
+#[derive(Clone, Debug, Default)]
+struct Told {
+    faults: Vec<Armed>,
+    damaged: Vec<Range>,
+    rate: Rate,
+    capacity: Option<u64>,
+}
+
 /// A disk that is served.
 #[derive(Debug)]
 pub struct LabDisk {
     store: Store,
     read_only: bool,
+    /// Made of its name: what decides where no seed is given, so that two disks do not fail alike.
+    seed: u64,
     begun: Instant,
-    faults: Vec<Armed>,
+    now: Told,
+    /// What comes back for another test.
+    kept: Told,
     last_fault: u32,
-    damaged: Vec<Range>,
-    rate: Rate,
     /// Until when the disk is busy with what it has taken, at its rate.
     busy: Option<Instant>,
+    /// Requests wait that were given their turn at another rate.
+    is_rate_new: bool,
     counts: Counts,
     marks: HashMap<String, (Counts, u64)>,
     log: VecDeque<Logged>,
@@ -105,17 +136,18 @@ pub struct LabDisk {
 }
 
 impl LabDisk {
-    /// A disk without faults.
-    pub fn new(store: Store, read_only: bool) -> Self {
+    /// A disk without faults. By its name it chooses where nobody says how.
+    pub fn new(store: Store, read_only: bool, name: &str) -> Self {
         Self {
             store,
             read_only,
+            seed: seed_of(name),
             begun: Instant::now(),
-            faults: Vec::new(),
+            now: Told::default(),
+            kept: Told::default(),
             last_fault: 0,
-            damaged: Vec::new(),
-            rate: Rate::default(),
             busy: None,
+            is_rate_new: false,
             counts: Counts::default(),
             marks: HashMap::new(),
             log: VecDeque::new(),
@@ -142,29 +174,24 @@ impl LabDisk {
 
     /// Whether requests that hang for this fault hang on.
     pub fn hangs(&self, fault: u32) -> bool {
-        self.faults.iter().any(|armed| armed.number == fault)
+        self.now.faults.iter().any(|armed| armed.number == fault)
     }
 
     /// Decides what becomes of a request.
     pub fn decide(&mut self, request: &Request<'_>, now: Instant) -> Fate {
-        let mut fate = Fate { when: When::Now, effect: None, fault: None, bit: 0 };
+        let mut fate = Fate { came: now, turn: None, held: None, effect: None, fault: None, bit: 0 };
         let Some(operation) = request.operation else { return fate };
-        if self.rate != Rate::default() {
-            fate.when = When::At(self.take_turn(request, now));
-        }
+        fate.turn = self.take_turn(request, now);
         let (offset, length) = (request.offset, u64::from(request.length));
         let Some(armed) =
-            self.faults.iter_mut().find_map(|armed| armed.befalls(operation, offset, length).then_some(armed))
+            self.now.faults.iter_mut().find_map(|armed| armed.befalls(operation, offset, length).then_some(armed))
         else {
             return fate;
         };
         fate.fault = Some(armed.number);
         match armed.fault.effect {
-            Effect::Hang => fate.when = When::Healed(armed.number),
-            Effect::Delay(by) => {
-                let from = if let When::At(at) = fate.when { at } else { now };
-                fate.when = When::At(from + by);
-            }
+            Effect::Hang => fate.held = Some((armed.number, None)),
+            Effect::Delay(by) => fate.held = Some((armed.number, Some(by))),
             effect => {
                 if effect == Effect::Flip {
                     fate.bit = armed.random.u64(..);
@@ -175,17 +202,41 @@ impl LabDisk {
         fate
     }
 
-    /// When a request that comes now is done, at the disk's rate.
-    fn take_turn(&mut self, request: &Request<'_>, now: Instant) -> Instant {
+    /// Decides anew when a request is done that waits, after an order. Those that wait are to be asked for in the order in which they came.
+    pub fn decide_again(&mut self, request: &Request<'_>, fate: &mut Fate, now: Instant) {
+        if fate.held.is_some_and(|(fault, _)| !self.hangs(fault)) {
+            fate.held = None;
+        }
+        if self.is_rate_new && fate.turn.is_some_and(|turn| turn > now) {
+            fate.turn = self.take_turn(request, now);
+        }
+    }
+
+    /// All that wait were [decided again](Self::decide_again).
+    pub fn all_decided(&mut self) {
+        self.is_rate_new = false;
+    }
+
+    fn set_rate(&mut self, rate: Rate) {
+        self.now.rate = rate;
+        self.busy = None;
+        self.is_rate_new = true;
+    }
+
+    /// When a request that comes now is done, at the disk's rate, if it has one.
+    fn take_turn(&mut self, request: &Request<'_>, now: Instant) -> Option<Instant> {
+        if self.now.rate == Rate::default() {
+            return None;
+        }
         let moves = matches!(request.operation, Some(Operation::Read | Operation::Write));
         let bytes = if moves { f64::from(request.length) } else { 0.0 };
         #[expect(clippy::cast_precision_loss, reason = "a rate is no exact thing")]
         let takes = |amount: f64, rate: Option<u64>| rate.map_or(0.0, |rate| amount / rate as f64);
-        let takes = takes(bytes, self.rate.bytes).max(takes(1.0, self.rate.requests));
+        let takes = takes(bytes, self.now.rate.bytes).max(takes(1.0, self.now.rate.requests));
         let from = self.busy.filter(|busy| *busy > now).unwrap_or(now);
         let done = from + Duration::try_from_secs_f64(takes).unwrap_or(Duration::MAX / 4);
         self.busy = Some(done);
-        done
+        self.busy
     }
 
     /// Does a request, and puts its answer into `out`.
@@ -232,7 +283,7 @@ impl LabDisk {
                 if request.length > nbd::MAX_PAYLOAD {
                     return Err(DiskError::Invalid.into());
                 }
-                if self.damaged.iter().any(|range| range.touches(offset, length)) {
+                if self.now.damaged.iter().any(|range| range.touches(offset, length)) {
                     return Err(DiskError::Io.into());
                 }
                 let begin = out.len();
@@ -252,9 +303,13 @@ impl LabDisk {
                     }
                     Some(Effect::Misplace(by)) => {
                         // Past the end it comes to the beginning, as an address with a bit too many does.
-                        at = offset.saturating_add(by) % self.store.size().max(1);
-                        let room = usize::try_from(self.store.size() - at).unwrap_or(usize::MAX);
-                        bytes = &bytes[..bytes.len().min(room)];
+                        let size = self.store.size().max(1);
+                        at = u64::try_from((u128::from(offset) + u128::from(by)) % u128::from(size)).unwrap_or(0);
+                        let room = usize::try_from(size - at).unwrap_or(usize::MAX).min(bytes.len());
+                        let rest = &bytes[room..];
+                        bytes = &bytes[..room];
+                        self.store.write(0, rest, fua)?;
+                        self.repair(0, rest.len() as u64);
                     }
                     _ => {}
                 }
@@ -272,7 +327,7 @@ impl LabDisk {
 
     /// What is written to is no longer damaged.
     fn repair(&mut self, offset: u64, length: u64) {
-        if self.damaged.iter().all(|range| !range.touches(offset, length)) {
+        if self.now.damaged.iter().all(|range| !range.touches(offset, length)) {
             return;
         }
         let end = offset + length;
@@ -282,7 +337,7 @@ impl LabDisk {
                 Range { start: range.start.max(end), length: range.end().saturating_sub(range.start.max(end)) };
             if range.touches(offset, length) { [before, behind] } else { [*range, Range { start: 0, length: 0 }] }
         };
-        self.damaged = self.damaged.iter().flat_map(rest).filter(|range| range.length > 0).collect();
+        self.now.damaged = self.now.damaged.iter().flat_map(rest).filter(|range| range.length > 0).collect();
     }
 
     fn count(&mut self, request: &Request<'_>, fault: Option<u32>, failed: bool) {
@@ -328,42 +383,50 @@ impl LabDisk {
         match order {
             Order::Arm(text) => {
                 let fault: Fault = text.parse()?;
-                if self.faults.len() == MAX_FAULTS {
+                if let Effect::Misplace(by) = fault.effect
+                    && by % self.store.size().max(1) == 0
+                {
+                    let size = self.store.size();
+                    return Err(format!(
+                        "by= is the disk's size of {size} bytes, or a multiple: that is where it belongs"
+                    ));
+                }
+                if self.now.faults.len() == MAX_FAULTS {
                     return Err(format!("there are {MAX_FAULTS} faults already; heal some"));
                 }
                 if fault.range.is_some_and(|range| range.start >= self.store.size()) {
                     return Err(format!("at= is behind the disk's end, which is at {}", self.store.size()));
                 }
                 self.last_fault += 1;
-                self.faults.push(Armed::new(self.last_fault, fault));
-                Ok(Answer::Armed(self.last_fault))
+                let number = self.last_fault;
+                let seed = fault.seed.unwrap_or_else(|| mixed(self.seed, number.into(), 0) >> 32);
+                self.now.faults.push(Armed::new(number, fault, seed));
+                Ok(Answer::Armed { number, seed: fault.is_by_seed().then_some(seed) })
             }
             Order::Heal(number) => self.heal(number).map(Answer::Healed),
             Order::Damage(text) => {
                 let range = self.on_disk(&text)?;
-                if self.damaged.len() >= MAX_DAMAGED {
+                if self.now.damaged.len() >= MAX_DAMAGED {
                     return Err(format!("there are {MAX_DAMAGED} damaged ranges already"));
                 }
                 // A medium fails in whole sectors.
-                let start = range.start / fault::SECTOR * fault::SECTOR;
-                let length = range.end().next_multiple_of(fault::SECTOR) - start;
-                self.damaged.push(Range { start, length });
+                self.now.damaged.push(whole_sectors(range));
                 Ok(Answer::Done)
             }
-            Order::Rot(text) => {
-                let range = self.on_disk(&text)?;
+            Order::Rot { at, seed } => {
+                let range = whole_sectors(self.on_disk(&at)?);
                 if range.length > MAX_ROT {
                     return Err(format!("{} bytes are too many; let {MAX_ROT} rot at a time", range.length));
                 }
-                self.rot(range).map_err(host)?;
+                self.rot(range, seed.unwrap_or(self.seed)).map_err(host)?;
                 Ok(Answer::Done)
             }
             Order::Limit(text) => {
-                self.rate = text.parse()?;
-                self.busy = None;
+                self.set_rate(text.parse()?);
                 Ok(Answer::Done)
             }
             Order::Capacity(bytes) => {
+                self.now.capacity = bytes;
                 self.store.set_capacity(bytes);
                 Ok(Answer::Done)
             }
@@ -407,26 +470,31 @@ impl LabDisk {
                 self.note(What::Power(true));
                 Ok(Answer::Done)
             }
+            Order::Keep => {
+                self.kept = self.now.clone();
+                Ok(Answer::Done)
+            }
+            Order::Renew => Ok(Answer::Renewed(self.renew())),
             // The server's loop does that.
             Order::Connect => Err("there is no line with it".to_owned()),
         }
     }
 
     fn heal(&mut self, number: Option<u32>) -> Result<u32, String> {
-        let before = self.faults.len() + self.damaged.len();
+        let before = self.now.faults.len() + self.now.damaged.len();
         match number {
             None => {
-                self.faults.clear();
-                self.damaged.clear();
+                self.now.faults.clear();
+                self.now.damaged.clear();
             }
             Some(number) => {
-                self.faults.retain(|armed| armed.number != number);
-                if self.faults.len() == before - self.damaged.len() {
+                self.now.faults.retain(|armed| armed.number != number);
+                if self.now.faults.len() == before - self.now.damaged.len() {
                     return Err(format!("there is no fault {number}"));
                 }
             }
         }
-        Ok(u32::try_from(before - self.faults.len() - self.damaged.len()).unwrap_or(u32::MAX))
+        Ok(u32::try_from(before - self.now.faults.len() - self.now.damaged.len()).unwrap_or(u32::MAX))
     }
 
     fn on_disk(&self, text: &str) -> Result<Range, String> {
@@ -441,16 +509,73 @@ impl LabDisk {
         self.marks.get(mark).copied().ok_or_else(|| format!("there is no mark {mark:?} on this disk"))
     }
 
-    /// Flips a bit in each sector, as if it had been there for long.
-    fn rot(&mut self, range: Range) -> Result<(), StoreError> {
-        let mut bytes = vec![0; usize::try_from(range.length).map_err(io::Error::other)?];
-        self.store.read(range.start, &mut bytes)?;
-        for sector in bytes.chunks_mut(fault::SECTOR as usize) {
-            let middle = sector.len() / 2;
-            sector[middle] ^= 1;
+    /// Has it be as it was when that was [kept](Order::Keep); gives what was otherwise.
+    fn renew(&mut self) -> Vec<String> {
+        let mut was = Vec::new();
+        let numbers = |told: &Told| told.faults.iter().map(|armed| armed.number).collect::<BTreeSet<_>>();
+        let (now, kept) = (numbers(&self.now), numbers(&self.kept));
+        let counted = |count: usize| format!("{count} {}", if count == 1 { "fault" } else { "faults" });
+        match now.difference(&kept).count() {
+            0 => {}
+            more => was.push(counted(more)),
         }
-        self.store.write(range.start, &bytes, true)
+        match kept.difference(&now).count() {
+            0 => {}
+            fewer => was.push(format!("{} fewer", counted(fewer))),
+        }
+        let changes = [
+            (self.now.damaged != self.kept.damaged, "damage"),
+            (self.now.rate != self.kept.rate, "a limit"),
+            (self.now.capacity != self.kept.capacity, "a capacity"),
+            (self.off, "no power"),
+        ];
+        was.extend(changes.into_iter().filter(|(is, _)| *is).map(|(_, what)| what.to_owned()));
+        self.now = self.kept.clone();
+        self.set_rate(self.now.rate);
+        self.store.set_capacity(self.now.capacity);
+        self.marks.clear();
+        if std::mem::take(&mut self.off) {
+            self.note(What::Power(true));
+        }
+        was
     }
+
+    /// Flips a bit in each sector of some whole ones, as if it had been there for long. Another one each time.
+    fn rot(&mut self, range: Range, seed: u64) -> Result<(), StoreError> {
+        let number = self.store.count_rot();
+        let (mut at, end) = (range.start, range.end().min(self.store.size()));
+        let mut bytes = Vec::new();
+        while at < end {
+            let length = (end - at).min(ROTTED);
+            bytes.resize(usize::try_from(length).map_err(io::Error::other)?, 0);
+            self.store.read(at, &mut bytes)?;
+            for (sector, number_of_it) in bytes.chunks_mut(fault::SECTOR as usize).zip(at / fault::SECTOR..) {
+                // Never the same bit as the last times, or it would be healed.
+                let bit = mixed(seed, number_of_it, 1).wrapping_add(number) % (sector.len() as u64 * 8);
+                sector[(bit / 8) as usize] ^= 1 << (bit % 8);
+            }
+            self.store.write(at, &bytes, true)?;
+            at += length;
+        }
+        Ok(())
+    }
+}
+
+/// A number made of a name: FNV-1a.
+fn seed_of(name: &str) -> u64 {
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
+}
+
+/// A number that has little to do with those that it is made of.
+fn mixed(seed: u64, number: u64, what: u64) -> u64 {
+    let seed = fastrand::Rng::with_seed(seed).u64(..);
+    fastrand::Rng::with_seed(seed ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ what).u64(..)
+}
+
+/// All sectors that something of a range is in.
+fn whole_sectors(range: Range) -> Range {
+    let start = range.start / fault::SECTOR * fault::SECTOR;
+    Range { start, length: range.end().next_multiple_of(fault::SECTOR) - start }
 }
 
 /// Why a request was not done.
@@ -478,208 +603,4 @@ impl From<StoreError> for Failed {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::store::Base;
-
-    const SIZE: u64 = 1 << 20;
-
-    fn disk() -> LabDisk {
-        LabDisk::new(Store::new(SIZE, Base::Zeros, tempfile::tempfile().unwrap()), false)
-    }
-
-    fn asked(operation: Operation, offset: u64, length: u32, payload: &[u8]) -> Request<'_> {
-        Request { cookie: 1, operation: Some(operation), offset, length, fua: false, payload }
-    }
-
-    /// Does a request at once; gives what was read, or the number of the error.
-    fn ask(disk: &mut LabDisk, request: Request<'_>) -> Result<Vec<u8>, u32> {
-        let fate = disk.decide(&request, Instant::now());
-        assert_eq!(fate.when, When::Now);
-        let mut out = Vec::new();
-        disk.execute(&request, fate, &mut out);
-        match u32::from_be_bytes(out[4..8].try_into().unwrap()) {
-            0 => Ok(out[16..].to_vec()),
-            error => Err(error),
-        }
-    }
-
-    fn read(disk: &mut LabDisk, offset: u64, length: u32) -> Result<Vec<u8>, u32> {
-        ask(disk, asked(Operation::Read, offset, length, &[]))
-    }
-
-    fn write(disk: &mut LabDisk, offset: u64, bytes: &[u8]) -> Result<Vec<u8>, u32> {
-        ask(disk, asked(Operation::Write, offset, bytes.len() as u32, bytes))
-    }
-
-    fn flush(disk: &mut LabDisk) -> Result<Vec<u8>, u32> {
-        ask(disk, asked(Operation::Flush, 0, 0, &[]))
-    }
-
-    fn arm(disk: &mut LabDisk, text: &str) -> u32 {
-        match disk.obey(Order::Arm(text.to_owned())) {
-            Answer::Armed(number) => number,
-            other => panic!("{text}: {other:?}"),
-        }
-    }
-
-    fn refused(disk: &mut LabDisk, order: Order) -> String {
-        match disk.obey(order) {
-            Answer::Refused(why) => why,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn errors_come_where_and_as_often_as_they_are_asked_for() {
-        let mut disk = disk();
-        let fault = arm(&mut disk, "error write errno=ENOSPC at=8s+8s after=1 times=2");
-        let bytes = [1; 512];
-        assert_eq!(write(&mut disk, 0, &bytes), Ok(vec![]), "elsewhere");
-        assert_eq!(read(&mut disk, 4096, 512), Ok(vec![0; 512]), "another operation");
-        let tries: Vec<_> = (0..5).map(|_| write(&mut disk, 4096, &bytes).err()).collect();
-        assert_eq!(tries, [None, Some(28), Some(28), None, None]);
-        assert_eq!(disk.obey(Order::Heal(Some(fault))), Answer::Healed(1));
-        assert!(refused(&mut disk, Order::Heal(Some(fault))).contains("no fault 1"));
-        // A fault by chance is the same under the same seed.
-        let by_chance = || {
-            let mut disk = self::disk();
-            arm(&mut disk, "error read chance=0.5 seed=9");
-            (0..64).map(|_| read(&mut disk, 0, 512).is_err()).collect::<Vec<_>>()
-        };
-        let failed = by_chance();
-        assert_eq!(failed, by_chance());
-        assert!((10..54).contains(&failed.iter().filter(|failed| **failed).count()));
-    }
-
-    #[test]
-    fn what_is_lost_torn_misplaced_or_flipped_is_answered_as_if_it_were_not() {
-        let mut disk = disk();
-        let new = [7; 1024];
-        arm(&mut disk, "lose write times=1");
-        assert_eq!(write(&mut disk, 0, &new), Ok(vec![]));
-        assert_eq!(read(&mut disk, 0, 1024), Ok(vec![0; 1024]));
-        arm(&mut disk, "tear times=1");
-        write(&mut disk, 0, &new).unwrap();
-        assert_eq!(read(&mut disk, 0, 1024), Ok([vec![7; 512], vec![0; 512]].concat()));
-        arm(&mut disk, "misplace by=16s times=1 at=0");
-        write(&mut disk, 0, &[8; 512]).unwrap();
-        assert_eq!(read(&mut disk, 0, 512), Ok(vec![7; 512]));
-        assert_eq!(read(&mut disk, 8192, 512), Ok(vec![8; 512]));
-        arm(&mut disk, "misplace by=1s times=1");
-        write(&mut disk, SIZE - 512, &[9; 512]).unwrap();
-        assert_eq!(read(&mut disk, 0, 512), Ok(vec![9; 512]), "behind the end is the beginning");
-        arm(&mut disk, "flip times=1 seed=4");
-        let flipped = read(&mut disk, 0, 512).unwrap();
-        let bits: u32 = flipped.iter().map(|byte| (byte ^ 9).count_ones()).sum();
-        assert_eq!(bits, 1);
-        assert_eq!(read(&mut disk, 0, 512), Ok(vec![9; 512]), "only the answer was wrong");
-        assert_eq!(disk.obey(Order::Rot("0+1024".into())), Answer::Done);
-        let rotten = read(&mut disk, 0, 1024).unwrap();
-        assert_eq!((rotten[256], rotten[768], rotten[0]), (9 ^ 1, 1, 9), "a bit of each sector");
-    }
-
-    #[test]
-    fn a_flush_that_lies_makes_nothing_durable() {
-        let mut disk = disk();
-        write(&mut disk, 0, &[1; 512]).unwrap();
-        flush(&mut disk).unwrap();
-        arm(&mut disk, "lose flush");
-        write(&mut disk, 512, &[2; 512]).unwrap();
-        assert_eq!(flush(&mut disk), Ok(vec![]));
-        assert_eq!(disk.obey(Order::Cut(None)), Answer::Cut { pending: 1, lost: 1 });
-        assert!(disk.is_off());
-        assert!(refused(&mut disk, Order::Cut(None)).contains("no power already"));
-        assert_eq!(
-            (read(&mut disk, 0, 512), write(&mut disk, 0, &[3; 512]), flush(&mut disk)),
-            (Err(5), Err(5), Err(5))
-        );
-        let mut bytes = [9; 1024];
-        disk.store.read(0, &mut bytes).unwrap();
-        assert_eq!(bytes.to_vec(), [vec![1; 512], vec![0; 512]].concat());
-        assert_eq!((disk.obey(Order::On), disk.is_off()), (Answer::Done, false));
-        assert!(refused(&mut disk, Order::On).contains("has power"));
-        assert_eq!(read(&mut disk, 0, 1024), Ok(bytes.to_vec()));
-        let Answer::Log { requests, .. } = disk.obey(Order::Log(None)) else { panic!() };
-        let power = |on| requests.iter().any(|logged| logged.what == What::Power(on));
-        assert!(power(false) && power(true), "{requests:?}");
-    }
-
-    #[test]
-    fn a_medium_error_is_healed_by_writing() {
-        let mut disk = disk();
-        write(&mut disk, 0, &[1; 4096]).unwrap();
-        assert_eq!(disk.obey(Order::Damage("1000+1100".into())), Answer::Done);
-        assert_eq!(read(&mut disk, 0, 512), Ok(vec![1; 512]));
-        assert_eq!((read(&mut disk, 512, 512), read(&mut disk, 0, 4096)), (Err(5), Err(5)));
-        write(&mut disk, 1024, &[2; 512]).unwrap();
-        let now: Vec<_> = (0..8).map(|sector| read(&mut disk, sector * 512, 512).is_ok()).collect();
-        assert_eq!(now, [true, false, true, false, false, true, true, true]);
-        write(&mut disk, 0, &[3; 4096]).unwrap();
-        assert_eq!(read(&mut disk, 0, 4096), Ok(vec![3; 4096]));
-        assert!(refused(&mut disk, Order::Damage("2048s".into())).contains("not on the disk"));
-    }
-
-    #[test]
-    fn requests_are_put_off_or_hang() {
-        let mut disk = disk();
-        let now = Instant::now();
-        let request = asked(Operation::Read, 0, 1 << 19, &[]);
-        disk.obey(Order::Limit("bytes=1MiB".into()));
-        let second = |disk: &mut LabDisk| match disk.decide(&request, now).when {
-            When::At(at) => (at - now).as_millis(),
-            other => panic!("{other:?}"),
-        };
-        assert_eq!((second(&mut disk), second(&mut disk)), (500, 1000));
-        disk.obey(Order::Limit("none".into()));
-        arm(&mut disk, "delay read by=200ms times=1");
-        assert_eq!(second(&mut disk), 200);
-        let hang = arm(&mut disk, "hang");
-        assert_eq!(disk.decide(&request, now).when, When::Healed(hang));
-        assert!(disk.hangs(hang));
-        assert_eq!(disk.obey(Order::Heal(None)), Answer::Healed(2));
-        assert!(!disk.hangs(hang));
-    }
-
-    #[test]
-    fn what_was_asked_of_it_is_counted_and_told() {
-        let mut disk = disk();
-        write(&mut disk, 0, &[1; 512]).unwrap();
-        assert_eq!(disk.obey(Order::Mark("synced".into())), Answer::Done);
-        let fault = arm(&mut disk, "error flush times=1");
-        flush(&mut disk).unwrap_err();
-        flush(&mut disk).unwrap();
-        let Answer::Counts(counts) = disk.obey(Order::Counts(Some("synced".into()))) else { panic!() };
-        assert_eq!(counts, Counts { flushes: 2, errors: 1, faults: 1, ..Counts::default() });
-        let Answer::Counts(all) = disk.obey(Order::Counts(None)) else { panic!() };
-        assert_eq!((all.writes, all.written_bytes, all.flushes), (1, 512, 2));
-        let Answer::Log { requests, missing } = disk.obey(Order::Log(Some("synced".into()))) else { panic!() };
-        let lines: Vec<_> =
-            requests.iter().map(|line| line.to_string().split_once(' ').unwrap().1.to_owned()).collect();
-        assert_eq!(
-            (missing, lines),
-            (0, vec!["mark synced".into(), format!("flush 0 0 fault={fault} failed"), "flush 0 0".into()])
-        );
-        assert!(refused(&mut disk, Order::Counts(Some("x".into()))).contains("no mark"));
-        for _ in 0..MAX_LOG + 10 {
-            flush(&mut disk).unwrap();
-        }
-        let Answer::Log { requests, missing } = disk.obey(Order::Log(Some("synced".into()))) else { panic!() };
-        assert_eq!((requests.len(), missing), (MAX_TOLD, (MAX_LOG + 13 - MAX_TOLD) as u64));
-    }
-
-    #[test]
-    fn what_the_disk_cannot_do_is_an_error() {
-        let mut disk = disk();
-        assert_eq!(write(&mut disk, SIZE, &[1; 512]), Err(28));
-        assert_eq!(read(&mut disk, SIZE - 512, 1024), Err(22));
-        assert_eq!(read(&mut disk, u64::MAX, 512), Err(22));
-        assert_eq!(ask(&mut disk, Request { operation: None, ..asked(Operation::Read, 0, 1, &[]) }), Err(22));
-        disk.read_only = true;
-        assert_eq!((write(&mut disk, 0, &[1; 512]), flush(&mut disk)), (Err(1), Ok(vec![])));
-        disk.read_only = false;
-        assert_eq!(disk.obey(Order::Capacity(Some(4096))), Answer::Done);
-        write(&mut disk, 0, &[1; 4096]).unwrap();
-        assert_eq!(write(&mut disk, 4096, &[1; 512]), Err(28));
-    }
-}
+mod tests;

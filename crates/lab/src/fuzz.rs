@@ -17,7 +17,7 @@ const SIZE: u64 = 1 << 20;
 pub fn conversation(bytes: &[u8]) {
     let Ok(data) = memfd_create("lab", MemfdFlags::CLOEXEC) else { return };
     let data = File::from(data);
-    let mut disk = LabDisk::new(Store::new(SIZE, Base::Zeros, data), false);
+    let mut disk = LabDisk::new(Store::new(SIZE, Base::Zeros, data), false, "lab");
     let mut out = Vec::new();
     let mut conversation = Conversation::begin(disk.export(), &mut out);
     let mut at = 0;
@@ -29,7 +29,7 @@ pub fn conversation(bytes: &[u8]) {
             Said::Goodbye => return,
             Said::Request(request) => {
                 let fate = disk.decide(&request, Instant::now());
-                assert_eq!(fate.when, When::Now);
+                assert_eq!(fate.when(), When::Now);
                 out.clear();
                 disk.execute(&request, fate, &mut out);
                 let failed = out[4..8] != [0; 4];

@@ -26,5 +26,5 @@ mod survival;
 pub use disk::{Fate, LabDisk, When};
 pub use serve::{ServeError, serve};
 pub use setup::{Below, Setup};
-pub use store::{Base, Frozen, GRANULE, Store, StoreError};
+pub use store::{Base, FROZEN_FORMAT, Frozen, GRANULE, Store, StoreError};
 pub use survival::{Lost, Survival};

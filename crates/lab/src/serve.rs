@@ -202,6 +202,13 @@ pub fn serve(mut disk: LabDisk, qemu: UnixStream, control: UnixStream) -> Result
         let over = PollFlags::HUP | PollFlags::ERR;
         if of_belljar.intersects(PollFlags::IN | over) {
             let obeyed = take_orders(&mut control, &mut orders, &mut answers, &mut disk)?;
+            let now = Instant::now();
+            for Waiting { cookie, operation, offset, length, fua, payload, fate } in &mut waiting {
+                let (cookie, operation, offset) = (*cookie, *operation, *offset);
+                let request = Request { cookie, operation, offset, length: *length, fua: *fua, payload };
+                disk.decide_again(&request, fate, now);
+            }
+            disk.all_decided();
             if !obeyed.stays {
                 return Ok(());
             }
@@ -254,7 +261,7 @@ fn wait(
         of_qemu.set(PollFlags::OUT, client.outgoing.unsent() > 0);
         sockets.push(PollFd::new(&client.stream, of_qemu));
     }
-    let due = waiting.iter().filter_map(|one| if let When::At(at) = one.fate.when { Some(at) } else { None }).min();
+    let due = waiting.iter().filter_map(|one| if let When::At(at) = one.fate.when() { Some(at) } else { None }).min();
     // A moment more than is left, so that it is over then.
     let left = due.map(|due| due.saturating_duration_since(Instant::now()) + Duration::from_micros(50));
     let timeout =
@@ -271,7 +278,7 @@ fn wait(
 /// Does what need not wait any longer.
 fn finish(disk: &mut LabDisk, waiting: &mut Vec<Waiting>, out: &mut Vec<u8>) {
     let now = Instant::now();
-    let due = |one: &Waiting, disk: &LabDisk| match one.fate.when {
+    let due = |one: &Waiting, disk: &LabDisk| match one.fate.when() {
         // Nothing is done any more, and all are told so.
         _ if disk.is_off() => true,
         When::Now => true,
@@ -306,7 +313,7 @@ impl Client {
                 Said::Goodbye => return Ok(false),
                 Said::Request(request) => {
                     let fate = disk.decide(&request, now);
-                    if fate.when == When::Now {
+                    if fate.when() == When::Now {
                         disk.execute(&request, fate, out);
                     } else {
                         waiting.push(Waiting::of(&request, fate));
@@ -376,7 +383,7 @@ mod tests {
 
     impl Served {
         fn start() -> Self {
-            Self::of(LabDisk::new(Store::new(SIZE, Base::Zeros, tempfile::tempfile().unwrap()), false))
+            Self::of(LabDisk::new(Store::new(SIZE, Base::Zeros, tempfile::tempfile().unwrap()), false, "data0"))
         }
 
         fn of(disk: LabDisk) -> Self {
@@ -440,7 +447,7 @@ mod tests {
     #[test]
     fn what_is_put_off_lets_others_pass_and_what_hangs_goes_on_when_it_is_healed() {
         let mut served = Served::start();
-        let Answer::Armed(hang) = served.order(&Order::Arm("hang write".into())) else { panic!() };
+        let Answer::Armed { number: hang, .. } = served.order(&Order::Arm("hang write".into())) else { panic!() };
         served.order(&Order::Arm("delay flush by=50ms".into()));
         served.qemu.write_all(&asked(1, 0, 1, 0, 512, &[5; 512])).unwrap();
         served.qemu.write_all(&asked(3, 0, 2, 0, 0, b"")).unwrap();
@@ -453,6 +460,31 @@ mod tests {
         served.qemu.write_all(&asked(0, 0, 4, 0, 512, b"")).unwrap();
         assert_eq!(served.answer(), (4, 0));
         assert_eq!(served.read(512), [5; 512]);
+        served.ends().unwrap();
+    }
+
+    #[test]
+    fn what_is_put_off_is_done_as_soon_as_nothing_puts_it_off() {
+        let mut served = Served::start();
+        served.order(&Order::Arm("delay write by=1h".into()));
+        served.order(&Order::Limit("bytes=1".into()));
+        served.qemu.write_all(&asked(0, 0, 1, 0, 512, b"")).unwrap();
+        served.qemu.write_all(&asked(1, 0, 2, 0, 512, &[5; 512])).unwrap();
+        // It is known to have come when what came behind it has.
+        served.qemu.write_all(&asked(3, 0, 3, 0, 0, b"")).unwrap();
+        served.order(&Order::Limit("bytes=1GiB".into()));
+        let mut answers = vec![served.answer()];
+        if answers == [(1, 0)] {
+            served.read(512);
+        }
+        answers.push(served.answer());
+        if answers[1] == (1, 0) {
+            served.read(512);
+        }
+        answers.sort_unstable();
+        assert_eq!(answers, [(1, 0), (3, 0)]);
+        assert_eq!(served.order(&Order::Heal(None)), Answer::Healed(1));
+        assert_eq!(served.answer(), (2, 0));
         served.ends().unwrap();
     }
 
@@ -507,7 +539,7 @@ mod tests {
     fn what_the_host_cannot_write_is_no_answer_to_the_guest() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let data = std::fs::File::open(file.path()).unwrap();
-        let mut served = Served::of(LabDisk::new(Store::new(SIZE, Base::Zeros, data), false));
+        let mut served = Served::of(LabDisk::new(Store::new(SIZE, Base::Zeros, data), false, "data0"));
         served.qemu.write_all(&asked(1, 0, 1, 0, 512, &[5; 512])).unwrap();
         assert_eq!(served.qemu.read(&mut [0; 16]).unwrap(), 0, "no answer");
         let error = served.server.join().unwrap().unwrap_err();

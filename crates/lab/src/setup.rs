@@ -16,6 +16,8 @@ const MAX_BELOW: usize = 8;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Setup {
+    /// What the disk is called.
+    pub name: String,
     /// Bytes of the disk.
     pub size: u64,
     /// Whether nothing can be written to it.
@@ -78,7 +80,7 @@ impl Setup {
             Store::new(self.size, base, data)
         };
         store.set_sector(self.sector);
-        Ok(LabDisk::new(store, self.read_only))
+        Ok(LabDisk::new(store, self.read_only, &self.name))
     }
 }
 
@@ -88,7 +90,7 @@ mod tests {
     use crate::control::{Answer, Order};
 
     fn setup(goes_on: bool, below: &[Below]) -> Setup {
-        Setup { size: 1 << 20, read_only: false, sector: 512, goes_on, below: below.to_vec() }
+        Setup { name: "data0".to_owned(), size: 1 << 20, read_only: false, sector: 512, goes_on, below: below.to_vec() }
     }
 
     fn file() -> File {

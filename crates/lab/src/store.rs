@@ -22,10 +22,10 @@ pub const GRANULE: u64 = 4096;
 const MAX_STALE: u64 = 16_384;
 /// Most writes that are told apart since the last flush.
 const MAX_PENDING: usize = 262_144;
-/// What a frozen data file ends with.
-const MAGIC: &[u8; 16] = b"belljar lab 0002";
-/// Bytes of that end: the magic, blocks, entries, the size of the disk, and a checksum of all of that and the entries.
-const TRAILER: u64 = 16 + 8 + 8 + 8 + 4;
+/// What a frozen data file ends with: another one where the files are otherwise.
+pub const FROZEN_FORMAT: &[u8; 16] = b"belljar lab 0002";
+/// Bytes of that end: the magic, blocks, entries, the size of the disk, how often it has rotted, and a checksum of all of that and the entries.
+const TRAILER: u64 = 16 + 8 + 8 + 8 + 8 + 4;
 /// Bytes of an entry: the first granule of a run, how many it has, and the place of the first.
 const ENTRY: u64 = 20;
 /// Bytes that are copied at a time.
@@ -50,6 +50,8 @@ pub struct Frozen {
     end: u32,
     size: u64,
     base: Base,
+    /// How often something of it has rotted.
+    rots: u64,
 }
 
 /// Why bytes were not read or written.
@@ -100,6 +102,8 @@ pub struct Store {
     capacity: Option<u64>,
     /// The physical sector: what a power cut does not tear.
     sector: u64,
+    /// How often something of it has rotted, also before it was frozen.
+    rots: u64,
 }
 
 impl Frozen {
@@ -115,10 +119,10 @@ impl Frozen {
         let mut trailer = [0; TRAILER as usize];
         data.read_exact_at(&mut trailer, start)?;
         let number = |at: usize| u64::from_le_bytes(trailer[at..at + 8].try_into().unwrap_or_default());
-        if &trailer[..16] != MAGIC {
+        if &trailer[..16] != FROZEN_FORMAT {
             return Err(wrong("its end is missing"));
         }
-        let (blocks, entries, size) = (number(16), number(24), number(32));
+        let (blocks, entries, size, rots) = (number(16), number(24), number(32), number(40));
         let end = u32::try_from(blocks).map_err(|_| wrong("it has too many blocks"))?;
         let fits =
             entries.checked_mul(ENTRY).and_then(|bytes| bytes.checked_add(u64::from(end) * GRANULE)) == Some(start);
@@ -127,8 +131,8 @@ impl Frozen {
         }
         let mut bytes = vec![0; usize::try_from(entries * ENTRY).map_err(|_| wrong("its map is too long"))?];
         data.read_exact_at(&mut bytes, u64::from(end) * GRANULE)?;
-        let sum = u32::from_le_bytes(trailer[40..44].try_into().unwrap_or_default());
-        if checksum(&trailer[..40], &bytes) != sum {
+        let sum = u32::from_le_bytes(trailer[48..52].try_into().unwrap_or_default());
+        if checksum(&trailer[..48], &bytes) != sum {
             return Err(wrong("its map has another checksum"));
         }
         let mut map = Map::default();
@@ -145,7 +149,7 @@ impl Frozen {
             map.set((first, behind, place));
             next = behind;
         }
-        Ok(Self { data, map, end, size, base })
+        Ok(Self { data, map, end, size, base, rots })
     }
 
     /// Bytes of the disk.
@@ -235,7 +239,7 @@ impl Store {
 
     /// A disk that goes on from where it was frozen, in the same file, which is its own.
     pub fn go_on(frozen: Frozen) -> Self {
-        let Frozen { data, map, end, size, base } = frozen;
+        let Frozen { data, map, end, size, base, rots } = frozen;
         let mut room = Room::used_to(end);
         let mut used: Vec<_> = map.all().filter_map(|run| blocks(run).ok().flatten()).collect();
         used.sort_unstable();
@@ -245,11 +249,13 @@ impl Store {
             free = free.max(block.saturating_add(count));
         }
         room.give((free, end.saturating_sub(free)));
-        Self::with(size, base, data, map, room)
+        Self { rots, ..Self::with(size, base, data, map, room) }
     }
 
     fn with(size: u64, base: Base, data: File, map: Map, room: Room) -> Self {
+        let rots = if let Base::Frozen(below) = &base { below.rots } else { 0 };
         Self {
+            rots,
             size,
             base,
             data,
@@ -284,6 +290,13 @@ impl Store {
     /// Bytes that have room of their own.
     pub fn allocated(&self) -> u64 {
         self.map.blocks() * GRANULE
+    }
+
+    /// Something of it rots; gives how often that was before.
+    pub fn count_rot(&mut self) -> u64 {
+        let before = self.rots;
+        self.rots += 1;
+        before
     }
 
     /// Changes since the last flush.
@@ -573,8 +586,8 @@ impl Store {
         }
         let end = self.room.end();
         let mut trailer = Vec::with_capacity(TRAILER as usize);
-        trailer.extend_from_slice(MAGIC);
-        for number in [u64::from(end), self.map.len() as u64, self.size] {
+        trailer.extend_from_slice(FROZEN_FORMAT);
+        for number in [u64::from(end), self.map.len() as u64, self.size, self.rots] {
             trailer.extend_from_slice(&number.to_le_bytes());
         }
         let sum = checksum(&trailer, &bytes);

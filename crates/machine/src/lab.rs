@@ -2,6 +2,7 @@
 //! happen to it.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     io::{self, IoSlice},
     mem::MaybeUninit,
@@ -96,6 +97,35 @@ pub(crate) struct Lab {
     told: Told,
     /// One of them was told to behave otherwise than a good disk does.
     has_orders: Arc<AtomicBool>,
+    hanging: Hanging,
+}
+
+/// Faults by which requests hang, of which whoever waits for the guest is told.
+#[derive(Clone, Debug, Default)]
+struct Hanging(Arc<StdMutex<BTreeMap<String, BTreeSet<u32>>>>);
+
+impl Hanging {
+    fn now(&self) -> MutexGuard<'_, BTreeMap<String, BTreeSet<u32>>> {
+        // Nothing is half-done while it is held.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An order was carried out.
+    fn note(&self, name: &str, order: &Order, answer: &Answer) {
+        let mut now = self.now();
+        match (order, answer) {
+            (Order::Arm(text), Answer::Armed { number, .. }) if text.starts_with("hang") => {
+                now.entry(name.to_owned()).or_default().insert(*number);
+            }
+            (Order::Heal(Some(number)), Answer::Healed(_)) => {
+                if let Some(numbers) = now.get_mut(name) {
+                    numbers.remove(number);
+                }
+            }
+            (Order::Heal(None), Answer::Healed(_)) => drop(now.remove(name)),
+            _ => {}
+        }
+    }
 }
 
 /// What a server is to a person.
@@ -198,7 +228,8 @@ impl Lab {
             });
         }
         let names = all.iter().map(|served| served.name.clone()).collect();
-        Ok(Self { disks: Arc::new(Mutex::new(all)), names, told: told_now, has_orders: Arc::default() })
+        let disks = Arc::new(Mutex::new(all));
+        Ok(Self { disks, names, told: told_now, has_orders: Arc::default(), hanging: Hanging::default() })
     }
 
     /// Tells when a server has ended, instead of whoever was told before; gives what has them noted as long as they run.
@@ -251,6 +282,53 @@ impl Lab {
         Ok(told.join("; "))
     }
 
+    /// What to say of disks that hang by order, beside that something took too long; nothing where none does.
+    pub(crate) fn hangs(&self) -> Option<String> {
+        let now = self.hanging.now();
+        let names: Vec<_> =
+            now.iter().filter(|(_, faults)| !faults.is_empty()).map(|(name, _)| name.as_str()).collect();
+        (!names.is_empty()).then(|| {
+            format!(
+                "the test has ordered that requests to the lab disk {} hang, and has not healed that",
+                names.join(" and ")
+            )
+        })
+    }
+
+    /// What the disks are told up to now is part of the guest, and comes back by [`renew`](Self::renew).
+    ///
+    /// # Errors
+    /// When a server does not; with which one.
+    pub(crate) async fn keep(&self) -> Result<(), String> {
+        for served in &mut *self.disks.lock().await {
+            match served.orders.give(&Order::Keep).await {
+                Ok(Answer::Done) => {}
+                Ok(other) => return Err(format!("{}: it says {other:?}", what(&served.name))),
+                Err(error) => return Err(format!("{}: {error}", what(&served.name))),
+            }
+        }
+        Ok(())
+    }
+
+    /// Has all disks be as they were when that was [kept](Self::keep), but for their bytes; gives what was otherwise, for a person.
+    ///
+    /// # Errors
+    /// When a server does not; with which one.
+    pub(crate) async fn renew(&self) -> Result<Option<String>, String> {
+        let mut all = Vec::new();
+        for served in &mut *self.disks.lock().await {
+            match served.orders.give(&Order::Renew).await {
+                Ok(Answer::Renewed(was)) if was.is_empty() => {}
+                Ok(Answer::Renewed(was)) => all.push(format!("{} ({})", served.name, was.join(", "))),
+                Ok(other) => return Err(format!("{}: it says {other:?}", what(&served.name))),
+                Err(error) => return Err(format!("{}: {error}", what(&served.name))),
+            }
+        }
+        // One that its set-up has armed is forgotten here, of which the set-up's author knows.
+        self.hanging.now().clear();
+        Ok((!all.is_empty()).then(|| all.join(", ")))
+    }
+
     /// Whether there is one.
     pub(crate) fn is_empty(&self) -> bool {
         self.names.is_empty()
@@ -290,36 +368,28 @@ impl Lab {
             Ok(order) => order,
             Err(why) => return refused(why),
         };
+        let mut told = String::new();
         let answer = match served.orders.give(&order).await {
-            Ok(answer) => answer.said(),
+            Ok(answer) => {
+                self.hanging.note(name, &order, &answer);
+                told = answer.told();
+                answer.said(MAX_SAID)
+            }
             Err(error) => Err(format!("{}: {error}", what(name))),
         };
         let refused = answer.is_err();
-        let said = match answer {
-            Ok(said) => cut(said),
-            Err(why) => sanitize_line(why.as_bytes()),
-        };
+        let said = answer.unwrap_or_else(|why| sanitize_line(why.as_bytes()));
         if order.class() == Class::Change && !refused {
             self.has_orders.store(true, Ordering::Relaxed);
         }
         let event = (order.class() == Class::Change).then(|| EventKind::Control {
             device: format!("disk {name}"),
             order: sanitize_line(rest.as_bytes()),
-            outcome: said.trim().to_owned(),
+            outcome: format!("{}{told}", said.trim()),
             refused,
         });
         (if refused { Outcome::Refused(said) } else { Outcome::Done(said) }, event)
     }
-}
-
-/// What is said, as far as it fits into one message; the last of it where it does not, with how much is missing.
-fn cut(said: String) -> String {
-    if said.len() <= MAX_SAID {
-        return said;
-    }
-    let room = MAX_SAID - 64;
-    let begin = (said.len() - room..said.len()).find(|at| said.as_bytes()[at - 1] == b'\n').unwrap_or(said.len());
-    format!("missing {} lines before these\n{}", said[..begin].lines().count(), &said[begin..])
 }
 
 /// Something that is to be done.
@@ -331,11 +401,18 @@ pub(crate) struct Desk {
     lab: Lab,
     qmp: Qmp,
     /// Who does it. What is not done goes with the machine.
-    clerk: JoinSet<()>,
+    _clerk: JoinSet<()>,
     orders: mpsc::UnboundedSender<Act>,
     tell: mpsc::UnboundedSender<EventKind>,
     told: mpsc::UnboundedReceiver<EventKind>,
+    /// How much of it was told since the command has begun.
+    recorded: usize,
+    /// The network card's cable is plugged out by order.
+    unplugged: Arc<AtomicBool>,
 }
+
+/// Most orders of one command that are recorded.
+const MOST_RECORDED: usize = 1000;
 
 impl Desk {
     pub(crate) fn new(lab: Lab, qmp: Qmp) -> Self {
@@ -347,7 +424,7 @@ impl Desk {
                 act.await;
             }
         });
-        Self { lab, qmp, clerk, orders, tell, told }
+        Self { lab, qmp, _clerk: clerk, orders, tell, told, recorded: 0, unplugged: Arc::default() }
     }
 
     /// Does what was asked of a disk, and answers.
@@ -358,10 +435,14 @@ impl Desk {
 
     /// Does what was asked of the machine, and answers.
     pub(crate) fn take_machine(&mut self, number: u32, order: MachineOrder, text: &str, reports: Arc<Reports>) {
-        let (qmp, text) = (self.qmp.clone(), text.to_owned());
+        let (qmp, text, unplugged) = (self.qmp.clone(), text.to_owned(), self.unplugged.clone());
         self.act(number, reports, async move {
             let done = match order {
-                MachineOrder::Link(up) => qmp.execute(SetLink { name: CARD, up }).await.map(drop),
+                MachineOrder::Link(up) => {
+                    let done = qmp.execute(SetLink { name: CARD, up }).await.map(drop);
+                    unplugged.store(done.is_ok() && !up, Ordering::Relaxed);
+                    done
+                }
                 _ => qmp.execute(InjectNmi {}).await.map(drop),
             };
             let why = done.err().map(|error| sanitize_line(error.to_string().as_bytes()));
@@ -390,7 +471,9 @@ impl Desk {
     /// Waits until all is done that was asked for before.
     pub(crate) async fn all_done(&self) {
         let (done, is_done) = tokio::sync::oneshot::channel();
-        let _ = self.orders.send(Box::pin(async move { let _: Result<(), ()> = done.send(()); }));
+        let _ = self.orders.send(Box::pin(async move {
+            let _: Result<(), ()> = done.send(());
+        }));
         let _ = is_done.await;
     }
 
@@ -399,17 +482,61 @@ impl Desk {
         self.lab.has_orders.load(Ordering::Relaxed)
     }
 
+    /// Plugs the cable in again that was plugged out by order; gives whether it was.
+    ///
+    /// # Errors
+    /// When QEMU does not.
+    pub(crate) async fn plug_in(&self) -> Result<bool, String> {
+        if !self.unplugged.swap(false, Ordering::Relaxed) {
+            return Ok(false);
+        }
+        let done = self.qmp.execute(SetLink { name: CARD, up: true }).await;
+        done.map(|_| true).map_err(|error| sanitize_line(error.to_string().as_bytes()))
+    }
+
+    /// The disks.
+    pub(crate) fn lab(&self) -> &Lab {
+        &self.lab
+    }
+
+    /// A command begins.
+    pub(crate) fn begin_command(&mut self) {
+        self.recorded = 0;
+    }
+
+    /// That something was done, as it is told: of a command that orders very much not all is.
+    pub(crate) fn record(&mut self, event: EventKind) -> Option<EventKind> {
+        self.recorded += 1;
+        match self.recorded.cmp(&(MOST_RECORDED + 1)) {
+            std::cmp::Ordering::Less => Some(event),
+            std::cmp::Ordering::Equal => Some(EventKind::Warning {
+                message: format!(
+                    "the command gives more than {MOST_RECORDED} orders: the rest is done, and not recorded"
+                ),
+            }),
+            std::cmp::Ordering::Greater => None,
+        }
+    }
+
     /// What was done and is not told yet.
     pub(crate) fn news(&mut self) -> Option<EventKind> {
-        self.told.try_recv().ok()
+        while let Ok(event) = self.told.try_recv() {
+            let told = self.record(event);
+            if told.is_some() {
+                return told;
+            }
+        }
+        None
     }
 
     /// Waits for something that was done.
     pub(crate) async fn next(&mut self) -> EventKind {
-        match self.told.recv().await {
-            Some(event) => event,
-            None => std::future::pending().await,
+        while let Some(event) = self.told.recv().await {
+            if let Some(told) = self.record(event) {
+                return told;
+            }
         }
+        std::future::pending().await
     }
 }
 
@@ -418,12 +545,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_too_long_for_a_message_is_cut_at_its_beginning() {
-        assert_eq!(cut("a\n".into()), "a\n");
-        let long: String = (0..9000).map(|line| format!("{line} ä\n")).collect();
-        let short = cut(long.clone());
-        assert!(short.len() <= MAX_SAID && long.ends_with(short.split_once('\n').unwrap().1));
-        let missing: usize = short.split(' ').nth(1).unwrap().parse().unwrap();
-        assert_eq!(missing + short.lines().count() - 1, 9000);
+    fn disks_that_hang_by_order_are_known() {
+        let hanging = Hanging::default();
+        let lab = Lab { hanging: hanging.clone(), ..Lab::default() };
+        let armed = |number| Answer::Armed { number, seed: None };
+        hanging.note("a", &Order::Arm("error all".into()), &armed(1));
+        assert_eq!(lab.hangs(), None);
+        hanging.note("a", &Order::Arm("hang write".into()), &armed(2));
+        hanging.note("b", &Order::Arm("hang all".into()), &armed(1));
+        assert!(lab.hangs().unwrap().contains("to the lab disk a and b hang"));
+        hanging.note("a", &Order::Heal(Some(2)), &Answer::Refused("no".into()));
+        hanging.note("a", &Order::Heal(Some(2)), &Answer::Healed(1));
+        hanging.note("b", &Order::Heal(None), &Answer::Healed(1));
+        assert_eq!(lab.hangs(), None);
     }
 }

@@ -397,7 +397,9 @@ impl QemuGuest {
     /// # Errors
     /// When the guest is lost.
     pub async fn keep_processes(&mut self, observe: Observe<'_>) -> Result<(), Lost> {
-        self.ask(Phase::Session, Some(self.readying()), async |session| session.keep_processes().await, observe).await
+        self.ask(Phase::Session, Some(self.readying()), async |session| session.keep_processes().await, observe)
+            .await?;
+        self.machine.watch.keep_orders().await
     }
 
     /// Makes the guest ready for a test that has nothing to do with those before: what they left running is ended, and the
@@ -407,6 +409,8 @@ impl QemuGuest {
     /// When the guest is lost.
     pub async fn renew(&mut self, observe: Observe<'_>) -> Result<Option<String>, Lost> {
         let limit = Some(self.readying());
+        // First, for what hangs for a disk cannot be ended.
+        self.machine.watch.end_orders(observe).await?;
         let found = self.ask(Phase::Session, limit, async |session| session.renew().await, observe).await?;
         Ok(session::of_leftovers(&found, observe))
     }

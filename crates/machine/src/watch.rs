@@ -158,7 +158,8 @@ impl Watch {
 
     /// What to say, beside that something took too long, of the processes that serve the guest: those that stand still, if any.
     pub(crate) fn blame(&self) -> String {
-        self.beside.0.blame()
+        let hangs = self.desk.lab().hangs().map(|hangs| format!("; {hangs}"));
+        self.beside.0.blame() + &hangs.unwrap_or_default()
     }
 
     /// Where it is announced what is asked of the guest.
@@ -315,7 +316,13 @@ impl Watch {
             "the agent has not answered for {}, although the guest has nothing else to do: it was stopped or killed, or the guest was halted",
             crate::for_people(silent)
         );
-        Some(Lost::crash(CrashKind::Silent, seen, phase))
+        let lost = Lost::crash(CrashKind::Silent, seen, phase);
+        Some(match self.desk.lab().hangs() {
+            Some(hangs) => lost.with_advice(format!(
+                "{hangs}: QEMU itself may wait for that, as it does for an NVMe disk that is reset"
+            )),
+            None => lost,
+        })
     }
 
     /// What became of the shares without anybody having noticed. A server that ends explains a port that is closed, and may be told of a moment later.

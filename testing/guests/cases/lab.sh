@@ -162,6 +162,47 @@ SH
     want_err 'there are 1 to 8'
 }
 
+# More orders than are done at once, by the pipe alone: none is lost, and what waits goes by the newest limit. No memory goes by the size of the disk.
+test_many_orders_and_a_large_disk() {
+    bj --disk size=64M,serial=data0,lab --disk size=8T,serial=large,lab -- sh -ec '
+        n=0; while [ $n -lt 2600 ]; do echo "disk data0 heal"; n=$((n + 1)); done >/tmp/orders
+        echo "disk data0 error read" >>/tmp/orders
+        cat /tmp/orders >$BELLJAR_CTL
+        belljar-ctl disk data0 counts >/dev/null
+        if dd if=/dev/vda of=/dev/null bs=4096 count=1 iflag=direct; then exit 1; fi
+        belljar-ctl disk data0 heal
+        belljar-ctl disk data0 limit bytes=1
+        dd if=/dev/vda of=/dev/null bs=64k count=1 iflag=direct & dd=$!
+        sleep 1
+        belljar-ctl disk data0 limit none
+        wait $dd
+        blkdiscard /dev/vdb
+        dd if=/dev/zero of=/dev/vdb bs=4096 count=1 seek=1000000000 oflag=direct conv=notrunc
+        blkdiscard /dev/vdb'
+    want_code 0
+    want_err 'the command gives more than 1000 orders: the rest is done, and not recorded'
+}
+
+# What a test has ordered ends with it, also what hangs for that.
+test_in_a_shared_guest() {
+    mkdir -p ws/t
+    cat >ws/belljar.toml <<'TOML'
+[[suites]]
+name = "s"
+tests = "t/*.sh"
+isolation = "suite"
+disks = [{ size = "64MiB", serial = "data0", lab = true }]
+TOML
+    printf '#!/bin/sh\nset -e\nbelljar-ctl disk data0 hang read\nbelljar-ctl disk data0 limit bytes=1KiB\nbelljar-ctl link down\ndd if=/dev/vda of=/dev/null bs=4096 count=1 iflag=direct >/dev/null 2>&1 & sleep 1\n' >ws/t/a.sh
+    printf '#!/bin/sh\ndd if=/dev/vda of=/dev/null bs=1M count=1 iflag=direct\n' >ws/t/b.sh
+    chmod +x ws/t/*
+    bjt -v -j1
+    want_code 0
+    want_line '2 passed'
+    want_line 'left lab disks otherwise than they were, which was ended: data0 \(1 fault, a limit\)'
+    want_line 'cable plugged out; it was plugged in'
+}
+
 # As a test of a file system would do it, on an image that nobody prepared: what was synced survives, what a disk loses is noticed.
 # fixtures: debian-bookworm
 test_in_an_image() {

@@ -224,7 +224,9 @@ fn a_guest_asks_for_faults_of_its_lab_disks() {
 fn a_lab_disk_that_cannot_be_served_is_told() {
     let lab = Lab::new();
     let twice = ["--disk", "size=1M,serial=a,lab", "--disk", "size=1M,serial=a,lab"];
-    lab.run(WELL).args(twice).sh("true").go().code(125).complains("two lab disks have the serial number a");
+    lab.run(WELL).args(twice).sh("true").go().code(125).complains("two disks have the serial number a");
+    let beside = ["--disk", "size=1M,serial=a", "--disk", "size=1M,serial=a,lab"];
+    lab.run(WELL).args(beside).sh("true").go().code(125).complains("two disks have the serial number a");
 }
 
 #[test]

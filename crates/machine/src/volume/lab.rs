@@ -85,7 +85,7 @@ pub(super) fn serve(
     let size = content.size().next_multiple_of(SECTOR);
     // What a power cut does not tear is a physical sector.
     let sector = traits.and_then(DiskTraits::sectors).map_or(SECTOR, |(_, physical)| physical.bytes());
-    let setup = Setup { size, read_only, sector, goes_on, below };
+    let setup = Setup { name: name.to_owned(), size, read_only, sector, goes_on, below };
     launch.lab.push(LabDisk { name: name.to_owned(), setup, files, line, written });
     Ok(hand_over(launch))
 }

@@ -75,8 +75,10 @@ pub enum VolumeError {
         /// Its logical sectors.
         sector: SectorSize,
     },
-    /// Two lab disks that nobody could tell apart.
-    #[error("two lab disks have the serial number {serial}, by which they are told apart; give each one of its own")]
+    /// A lab disk that nobody could tell from another disk.
+    #[error(
+        "two disks have the serial number {serial}, by which a lab disk is told from others; give each one of its own"
+    )]
     SameName {
         /// The serial number.
         serial: String,
@@ -179,17 +181,21 @@ impl Volume {
     /// The user's disks beside that which is booted from, on this bus where none was asked for.
     pub(crate) fn all_further(qemu_img: &Path, specs: &[DiskSpec], bus: DiskBus) -> Result<Vec<Self>, VolumeError> {
         let mut all = Vec::new();
-        let mut names = BTreeSet::new();
+        // A number that two have is no name of either.
+        let mut names: BTreeSet<String> = specs.iter().filter_map(|spec| spec.serial.clone()).collect();
         for spec in specs {
             let mut disk = Self::further(qemu_img, spec, bus)?;
             if spec.lab {
                 // It has to have a name, and the guest has to know which one it is.
                 let free =
                     |names: &BTreeSet<String>| (0..).map(|at| format!("lab{at}")).find(|name| !names.contains(name));
-                let name = spec.serial.clone().or_else(|| free(&names)).unwrap_or_default();
-                if !names.insert(name.clone()) {
-                    return Err(VolumeError::SameName { serial: name });
+                if let Some(serial) = &spec.serial
+                    && specs.iter().filter(|other| other.serial.as_ref() == Some(serial)).count() > 1
+                {
+                    return Err(VolumeError::SameName { serial: serial.clone() });
                 }
+                let name = spec.serial.clone().or_else(|| free(&names)).unwrap_or_default();
+                names.insert(name.clone());
                 disk = disk.into_lab(name)?;
             }
             all.push(disk);
@@ -297,7 +303,7 @@ impl Volume {
         }
         self.content.add_to(key)?;
         if self.lab.is_some() {
-            key.add("lab", &[]);
+            key.add("lab", belljar_lab::FROZEN_FORMAT);
         }
         // Where its bytes are is another place each time, and what it lies over is in the key already.
         let node = Node { backing: None, ..self.content.node(DiskSource::Path(PathBuf::new())) };

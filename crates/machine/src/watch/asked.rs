@@ -31,6 +31,7 @@ impl Watch {
     /// A command begins, with all marks before it. The machine may not be restarted for it for this reason, if for any.
     pub(crate) fn begin_command(&mut self, refusal: Option<String>) {
         self.marks = Marks::default();
+        self.desk.begin_command();
         self.power.begin(refusal);
     }
 
@@ -43,6 +44,34 @@ impl Watch {
         while let Some(done) = self.desk.news() {
             observe(done);
         }
+    }
+
+    /// What the machine is told up to now is part of the guest, as the daemons of its set-up are.
+    ///
+    /// # Errors
+    /// When a disk cannot be told.
+    pub(crate) async fn keep_orders(&mut self) -> Result<(), Lost> {
+        self.desk.all_done().await;
+        self.desk.lab().keep().await.map_err(|why| Cause::ShareServer(why).into())
+    }
+
+    /// Ends what an earlier test has ordered, and tells of it.
+    ///
+    /// # Errors
+    /// When that cannot be done.
+    pub(crate) async fn end_orders(&mut self, observe: Observe<'_>) -> Result<(), Lost> {
+        self.answer_asks(observe);
+        self.desk.all_done().await;
+        let lost = |why| Lost::from(Cause::ShareServer(why));
+        if let Some(was) = self.desk.lab().renew().await.map_err(lost)? {
+            let message = format!("an earlier test left lab disks otherwise than they were, which was ended: {was}");
+            observe(EventKind::Warning { message });
+        }
+        if self.desk.plug_in().await.map_err(lost)? {
+            let message = "an earlier test left the network card's cable plugged out; it was plugged in".to_owned();
+            observe(EventKind::Warning { message });
+        }
+        Ok(())
     }
 
     /// What the result of a command cannot be believed for: what it ordered was not done.
@@ -69,7 +98,10 @@ impl Asked<'_> {
             Ok(MachineOrder::Prepare(restart)) => match self.power.prepare(restart) {
                 Ok(()) => {
                     self.expected.announce(Expectation::Restart);
-                    observe(control(text, "it may go down by itself now", false));
+                    self.desk
+                        .record(control(text, "it may go down by itself now", false))
+                        .into_iter()
+                        .for_each(observe);
                     Some(Outcome::Done(String::new()))
                 }
                 Err(why) => refused(why),

@@ -309,6 +309,33 @@ mod tests {
         (Reports::new(sender.downgrade(), PortKind::Virtio, 5), receiver, sender)
     }
 
+    #[tokio::test]
+    async fn orders_that_are_lost_are_no_pass() {
+        let (reports, _receiver, _sender) = reports();
+        let lost_of = |question: Question, count: usize| {
+            for _ in 0..count {
+                assert!(reports.take(frame(&ToHost::Ask { number: 1, question: question.clone() })).is_none());
+            }
+            let (mut marks, mut told) = (crate::watch::Marks::default(), Vec::new());
+            marks.answer(&reports, None, &mut |event| told.push(format!("{event:?}")));
+            (marks.lost_orders().map(|lost| (lost.verdict(), lost.cause.to_string())), told)
+        };
+        let order = Question::Disk("data0 error".into());
+        assert!(lost_of(order.clone(), MAX_ASKS).0.is_none());
+        let (lost, told) = lost_of(order, MAX_ASKS + 3);
+        let (verdict, said) = lost.unwrap();
+        assert!(
+            matches!(verdict, belljar_model::Verdict::Error(_)) && said.starts_with("3 orders were lost"),
+            "{said}"
+        );
+        assert!(
+            told.iter().any(|told| told.contains("3 orders")) && !told.iter().any(|told| told.contains("marks")),
+            "{told:?}"
+        );
+        let (lost, told) = lost_of(Question::Mark("x".into()), MAX_ASKS + 3);
+        assert!(lost.is_none() && told.last().unwrap().contains("more than 1000 marks"));
+    }
+
     #[tokio::test(start_paused = true)]
     async fn an_answer_waits_for_a_guest_that_is_slow() {
         let (reports, mut receiver, sender) = reports();
@@ -338,7 +365,10 @@ mod tests {
         }
         assert!(reports.take(frame(&ToHost::Ask { number: 1, question: Question::Disk("d error".into()) })).is_none());
         let Asks { asks, lost } = reports.take_asks();
-        assert_eq!((asks.len(), asks[0].0, asks[MAX_ASKS - 1].0, lost), (MAX_ASKS, 1, most, LostAsks { marks: 3, orders: 1 }));
+        assert_eq!(
+            (asks.len(), asks[0].0, asks[MAX_ASKS - 1].0, lost),
+            (MAX_ASKS, 1, most, LostAsks { marks: 3, orders: 1 })
+        );
         assert!(reports.take_asks().asks.is_empty());
         reports.answer(7, Outcome::Full);
         let mut decoder = belljar_proto::frame::Decoder::new();
