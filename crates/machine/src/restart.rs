@@ -233,6 +233,6 @@ mod tests {
             ]
         );
         assert_eq!(past.refusal(), None);
-        assert!(Past { count: MOST_RESTARTS, mark: None }.refusal().unwrap().contains("200 times"));
+        assert!(Past { count: MOST_RESTARTS, mark: None }.refusal().unwrap().contains("50 times"));
     }
 }

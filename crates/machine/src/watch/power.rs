@@ -3,7 +3,7 @@
 use belljar_guest_spec::machine_order::Restart;
 
 /// Most restarts in one command.
-pub(crate) const MOST_RESTARTS: u32 = 200;
+pub(crate) const MOST_RESTARTS: u32 = 50;
 
 /// Whether the machine may be restarted now, and whether it is to be.
 #[derive(Debug)]

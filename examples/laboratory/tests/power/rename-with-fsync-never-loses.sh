@@ -8,9 +8,11 @@ for seed in $(seq 100); do
     echo "old $seed" >/srv/file; sync /srv/file
     echo "new $seed" >/srv/new; sync /srv/new
     mv /srv/new /srv/file
-    sync -f /srv/. &
+    # Somebody else's; the cut comes in the middle of it, or behind it.
+    (echo "$seed" >/srv/other; sync /srv/other) & other=$!
+    [ $((seed % 2)) = 0 ] || wait $other
     lab data0 cut "seed=$seed" >/dev/null
-    wait
+    wait $other || :
     umount /srv
     lab data0 on
     start

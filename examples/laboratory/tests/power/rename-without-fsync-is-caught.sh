@@ -14,9 +14,9 @@ for seed in $(seq 100); do
     echo "old $seed" >/srv/file; sync /srv/file
     echo "new $seed" >/srv/new
     mv /srv/new /srv/file
-    sync -f /srv/. & # somebody else's; the cut comes in the middle of it
+    # What somebody else syncs brings the rename to the disk, and not what is in the file.
+    echo "$seed" >/srv/other; sync /srv/other
     lab data0 cut "seed=$seed" >/dev/null
-    wait
     umount /srv
     lab data0 on
     start
