@@ -11,6 +11,8 @@ if once ''; then
 fi
 mdadm --stop --scan || :
 mdadm --assemble --run /dev/md0 "$(disk data0)" "$(disk data1)"
+# Else it waits for somebody to write.
+mdadm --readwrite /dev/md0 || :
 mdadm --wait /dev/md0 || :
 same "$(cat /sys/block/md0/md/degraded)" 0 'disks missing'
 echo check >/sys/block/md0/md/sync_action
