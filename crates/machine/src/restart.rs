@@ -124,6 +124,10 @@ impl QemuGuest {
         }
         // It closes its files, whose last pieces are in its memory.
         let end = tokio::time::timeout(CLOSING, self.machine.qemu.wait()).await.ok();
+        if end.is_none() && how == Down::Itself {
+            let what = "the guest was to go down by itself, and its machine goes on: a kernel that is started without a reset (kexec) cannot be followed";
+            return Err(Lost::crash(CrashKind::Reboot, what, Phase::Command));
+        }
         self.closed(end).await
     }
 

@@ -203,6 +203,8 @@ impl QemuGuest {
             let power = &mut self.machine.watch.power;
             let (wanted, prepared) = (power.take_wanted(), power.take_prepared());
             power.end();
+            // Of what runs next nothing of the kind is expected.
+            self.machine.watch.expected().take(Expectation::Restart);
             let restart = match (ended, wanted, prepared) {
                 // Whoever asks for a restart wants the command to be started again, even if it has ended meanwhile.
                 (Ok(_) | Err(Lost { cause: Cause::Restart, .. }), Some(wanted), _) => wanted.restart,

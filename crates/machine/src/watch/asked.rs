@@ -33,6 +33,8 @@ impl Watch {
         self.marks = Marks::default();
         self.desk.begin_command();
         self.power.begin(refusal);
+        // By a command that somebody gave up waiting for.
+        self.expected.take(Expectation::Restart);
     }
 
     /// Does what was asked for up to now, and answers.
@@ -97,7 +99,9 @@ impl Asked<'_> {
             Ok(MachineOrder::Restart(restart)) => self.power.want(number, restart).err().and_then(refused),
             Ok(MachineOrder::Prepare(restart)) => match self.power.prepare(restart) {
                 Ok(()) => {
-                    self.expected.announce(Expectation::Restart);
+                    if !self.expected.has(Expectation::Restart) {
+                        self.expected.announce(Expectation::Restart);
+                    }
                     self.desk
                         .record(control(text, "it may go down by itself now", false))
                         .into_iter()
