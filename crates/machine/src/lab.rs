@@ -300,14 +300,7 @@ impl Lab {
     /// # Errors
     /// When a server does not; with which one.
     pub(crate) async fn keep(&self) -> Result<(), String> {
-        for served in &mut *self.disks.lock().await {
-            match served.orders.give(&Order::Keep).await {
-                Ok(Answer::Done) => {}
-                Ok(other) => return Err(format!("{}: it says {other:?}", what(&served.name))),
-                Err(error) => return Err(format!("{}: {error}", what(&served.name))),
-            }
-        }
-        Ok(())
+        self.tell_all(&Order::Keep).await
     }
 
     /// Has all disks be as they were when that was [kept](Self::keep), but for their bytes; gives what was otherwise, for a person.
@@ -326,6 +319,8 @@ impl Lab {
         }
         // One that its set-up has armed is forgotten here, of which the set-up's author knows.
         self.hanging.now().clear();
+        // What the kernel says of a disk from here on nobody has ordered in this test.
+        self.has_orders.store(false, Ordering::Relaxed);
         Ok((!all.is_empty()).then(|| all.join(", ")))
     }
 
@@ -339,8 +334,13 @@ impl Lab {
     /// # Errors
     /// When a server does not; with which one.
     pub(crate) async fn freeze(&self) -> Result<(), String> {
+        self.tell_all(&Order::Freeze).await
+    }
+
+    /// Has each do something of which there is nothing to say.
+    async fn tell_all(&self, order: &Order) -> Result<(), String> {
         for served in &mut *self.disks.lock().await {
-            let why = match served.orders.give(&Order::Freeze).await {
+            let why = match served.orders.give(order).await {
                 Ok(Answer::Done) => continue,
                 Ok(Answer::Refused(why)) => why,
                 Ok(other) => format!("it says {other:?}"),
