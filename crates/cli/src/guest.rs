@@ -9,7 +9,7 @@ use std::{
 
 use belljar_guest_spec::{
     Accel, Access, BootSource, BusChoice, ContainerSource, Firmware, GuestSpec, ImageRef, Login, NicMode, OopsPolicy,
-    PullPolicy, ShareKind, Source, Surroundings, WorkspaceMode, in_home,
+    PullPolicy, ShareKind, Source, Surroundings, Watchdog, WorkspaceMode, in_home,
     rules::{self, Key, Notation},
 };
 use belljar_machine::bounds::Bounds;
@@ -135,6 +135,10 @@ pub(crate) struct GuestArgs {
     #[arg(long)]
     pub(crate) tpm: bool,
 
+    /// Give it a watchdog, which resets the machine if the guest does not feed it in time: auto (what is usual on its platform), i6300esb, ib700, itco or diag288
+    #[arg(long, value_name = "WATCHDOG", value_parser = word::<Watchdog>())]
+    pub(crate) watchdog: Option<Watchdog>,
+
     /// Give up on the boot after this time [default: 2m, 20m without KVM, sooner if nothing moves]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub(crate) boot_timeout: Option<Duration>,
@@ -173,6 +177,7 @@ impl GuestArgs {
             Key::Privileged => self.privileged,
             Key::Systemd => self.systemd,
             Key::Tpm => self.tpm,
+            Key::Watchdog => self.watchdog.is_some(),
             Key::Machine => self.machine.is_some(),
             Key::Cpu => self.cpu.is_some(),
             Key::QemuArgs => !self.qemu_args.is_empty(),
@@ -253,6 +258,7 @@ pub(crate) fn guest(args: &GuestArgs, named: Option<&Named>) -> Result<(GuestSpe
     spec.oops = args.oops.unwrap_or(spec.oops);
     spec.share = args.share.unwrap_or(spec.share);
     spec.tpm |= args.tpm;
+    spec.devices.watchdog = args.watchdog.or(spec.devices.watchdog);
     spec.boot_timeout = args.boot_timeout.or(spec.boot_timeout);
     for path in &args.hide {
         // A shell leaves `~` in `--hide=~/x` as it is.
@@ -276,7 +282,7 @@ pub(crate) fn surroundings<'a>(guests: impl IntoIterator<Item = &'a GuestSpec>) 
 }
 
 /// Options that may say otherwise what a guest of `belljar.toml` is, and may not go together with what that is made of.
-const OF_NAMED: [Key; 12] = [
+const OF_NAMED: [Key; 13] = [
     Key::SshKey,
     Key::Access,
     Key::Append,
@@ -285,6 +291,7 @@ const OF_NAMED: [Key; 12] = [
     Key::Privileged,
     Key::Systemd,
     Key::Tpm,
+    Key::Watchdog,
     Key::Machine,
     Key::Cpu,
     Key::QemuArgs,

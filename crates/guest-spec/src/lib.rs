@@ -3,6 +3,7 @@
 //!
 //! Nothing here looks at the host: whether a file is there is found out when the guest is made.
 
+mod devices;
 mod disk;
 pub mod fault;
 mod image_ref;
@@ -13,6 +14,7 @@ mod spec;
 pub mod values;
 mod words;
 
+pub use devices::{Devices, Watchdog};
 pub use disk::{DiskConflict, DiskContent, DiskKey, DiskSpec, DiskTraits, MAX_PATHS, SectorSize, Wwn};
 pub use image_ref::{CONTAINER_PREFIX, ImageRef};
 pub use login::{Credentials, Login, Password, Secret};

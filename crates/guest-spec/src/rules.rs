@@ -41,6 +41,8 @@ pub enum Key {
     Systemd,
     /// The TPM.
     Tpm,
+    /// The watchdog.
+    Watchdog,
     /// QEMU's machine type.
     Machine,
     /// QEMU's CPU model.
@@ -75,6 +77,7 @@ impl Key {
             Self::Privileged => "privileged",
             Self::Systemd => "systemd",
             Self::Tpm => "tpm",
+            Self::Watchdog => "watchdog",
             Self::Machine => "machine",
             Self::Cpu => "cpu",
             Self::QemuArgs => "qemu-args",
@@ -122,7 +125,7 @@ pub struct Conflict {
 }
 
 /// What only a machine has.
-const OF_MACHINES: [Key; 17] = [
+const OF_MACHINES: [Key; 18] = [
     Key::Image,
     Key::ImageFormat,
     Key::BootBus,
@@ -136,6 +139,7 @@ const OF_MACHINES: [Key; 17] = [
     Key::Access,
     Key::Login,
     Key::Tpm,
+    Key::Watchdog,
     Key::Machine,
     Key::Cpu,
     Key::QemuArgs,

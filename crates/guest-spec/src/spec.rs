@@ -12,6 +12,7 @@ use serde::Serialize;
 use thiserror::Error;
 
 use crate::{
+    devices::Devices,
     disk::DiskSpec,
     image_ref::{CONTAINER_PREFIX, ImageRef},
     login::{Credentials, Login, Password, Secret},
@@ -53,6 +54,8 @@ pub struct GuestSpec {
     pub share: ShareKind,
     /// Whether it has a TPM 2.0 of its own.
     pub tpm: bool,
+    /// What other devices it has.
+    pub devices: Devices,
     /// Limit to the boot, from QEMU's start until a command can run; none is the default for the accelerator.
     pub boot_timeout: Option<Duration>,
     /// What of the host it must not see, beside what no guest sees. A path may begin with `~` until it is resolved, and its last
@@ -342,6 +345,7 @@ impl GuestSpec {
             oops: OopsPolicy::default(),
             share: ShareKind::default(),
             tpm: false,
+            devices: Devices::default(),
             boot_timeout: None,
             hide: Vec::new(),
             mount_at: DEFAULT_MOUNT_AT.to_owned(),

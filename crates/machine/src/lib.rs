@@ -27,6 +27,7 @@ mod lost;
 mod no_way_in;
 pub mod plan;
 mod plan_choices;
+mod plan_devices;
 pub mod plan_direct;
 pub mod plan_drivers;
 mod plan_error;

@@ -26,6 +26,7 @@ use crate::{
     host::HostContext,
     limits::Limits,
     plan_choices::Choices,
+    plan_devices,
     plan_direct::{self, WayBack},
     plan_drivers::{self, Buses, Drivers},
     plan_firmware::{machine, uefi_for},
@@ -220,6 +221,7 @@ pub fn prepare(
     choices.accelerator(&accel);
     let ssh = Ssh::of(spec, source.access(), &host)?;
     let tpm = spec.tpm.then(|| Tpm::find(&qemu, host.path.as_deref())).transpose()?;
+    let further = plan_devices::further(&spec.devices, platform, machine(platform, spec), &qemu, &mut choices)?;
     let has_server = kinds.iter().any(|kind| kind.has_server);
     let virtiofsd = has_server.then(|| Virtiofsd::find(host.path.as_deref())).transpose()?;
 
@@ -408,6 +410,7 @@ pub fn prepare(
         nic: Nic { mode: spec.hardware.nic, model: card, ..Nic::default() },
         shares,
         tpm: tpm.as_ref().map(Tpm::config),
+        further,
         ram: if virtiofsd.is_some() { Ram::Lent } else { Ram::Anonymous },
         program,
         extra: spec.qemu_args.clone(),
@@ -657,7 +660,7 @@ impl Plan {
 /// some of them. They are, too, where a kernel is given with somebody else's initramfs: its root may be one of the disks, so that it has to boot
 /// with all of them.
 fn slots(source: &BootSource, spec: &GuestSpec, config: &MachineConfig, volumes: &[Volume]) -> Option<&'static Slots> {
-    let further = volumes.iter().filter(|volume| volume.takes_slot()).count();
+    let further = volumes.iter().filter(|volume| volume.takes_slot()).count() + config.further_slots();
     let boots_alone = !matches!(source, BootSource::Initramfs { .. });
     // The disk of shares comes after all others, which it could not if some were plugged in later.
     let may_be_given = boots_alone && spec.qemu_args.is_empty() && config.share_disk.is_none();

@@ -11,6 +11,7 @@ use belljar_image::{
 
 use crate::{
     conceal::ConcealError,
+    plan_devices::NoDevice,
     qemu::{args, firmware::NoUefi, platform::Platform, probe},
     share::virtiofsd::NoVirtiofsd,
     ssh::NoSsh,
@@ -30,6 +31,9 @@ pub enum PlanError {
     /// There is no TPM to be had.
     #[error(transparent)]
     Tpm(#[from] NoTpm),
+    /// It cannot have a device that is asked for.
+    #[error(transparent)]
+    Device(#[from] NoDevice),
     /// Nobody gets in over SSH.
     #[error(transparent)]
     Ssh(#[from] NoSsh),

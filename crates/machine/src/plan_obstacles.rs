@@ -7,12 +7,13 @@ use crate::{
     host::HostContext,
     plan::PlanError,
     plan_choices::Choices,
-    plan_firmware::uefi_for,
+    plan_devices,
+    plan_firmware::{machine, uefi_for},
     plan_grub,
     plan_image::ImageQuestion,
     plan_source::{Found, kernel_for_root},
     qemu::{
-        platform,
+        platform::{self, Platform},
         probe::{self, QemuInfo},
     },
     share::{self, virtiofs, virtiofsd::Virtiofsd},
@@ -21,13 +22,20 @@ use crate::{
     volume::Volume,
 };
 
-/// Whether the programs beside QEMU that a guest asks for are there, and go with the rest of it.
-fn of_helpers(source: &BootSource, spec: &GuestSpec, host: &HostContext, qemu: &QemuInfo) -> Result<(), PlanError> {
+/// Whether the devices, and the programs beside QEMU, that a guest asks for are there, and go with the rest of it.
+fn of_helpers(
+    source: &BootSource,
+    spec: &GuestSpec,
+    host: &HostContext,
+    platform: &'static Platform,
+    qemu: &QemuInfo,
+) -> Result<(), PlanError> {
     let path = host.path.as_deref();
     if spec.tpm {
         let directly = !matches!(source, BootSource::Image { .. }) || source.access() == Access::Initrd;
         tpm::check(&Tpm::find(qemu, path)?, directly, spec.hardware.cpus)?;
     }
+    plan_devices::further(&spec.devices, platform, machine(platform, spec), qemu, &mut Choices::default())?;
     if spec.share == ShareKind::Virtiofs {
         (virtiofs::VIRTIOFS.obstacle)(qemu).map_or(Ok(()), |why| Err(PlanError::NoShare(why)))?;
         Virtiofsd::find(path)?;
@@ -49,7 +57,7 @@ pub(crate) fn obstacles(source: &BootSource, spec: &GuestSpec, host: &HostContex
     match probe::find_qemu(platform, host.qemu.as_deref(), host.path.as_deref(), &host.cache_dir) {
         Ok(found) => {
             obstacles.extend(share::before_agent(&found).err().map(PlanError::NoShare));
-            obstacles.extend(of_helpers(source, spec, host, &found).err());
+            obstacles.extend(of_helpers(source, spec, host, platform, &found).err());
             qemu = Some(found);
         }
         Err(error) => obstacles.push(error.into()),

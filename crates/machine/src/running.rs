@@ -213,6 +213,10 @@ impl QemuGuest {
                     let lost = self.explain(lost, Phase::Command).await;
                     match (lost.cause.crash_kind(), prepared) {
                         (Some(CrashKind::Reboot | CrashKind::PowerOff), Some(prepared)) => prepared,
+                        (Some(CrashKind::Watchdog), Some(prepared)) => {
+                            observe(watch::control(&prepared.to_string(), "the guest's watchdog bit", false));
+                            prepared
+                        }
                         _ => return Err(lost),
                     }
                 }

@@ -139,7 +139,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::qemu::probe::Version;
 
     #[test]
     fn a_picture_is_the_same_as_a_png() {
@@ -198,16 +197,7 @@ mod tests {
             bus: belljar_guest_spec::BusChoice::Auto,
             access: belljar_guest_spec::Access::Auto,
         };
-        let qemu = |has_isa_vga| QemuInfo {
-            path: "qemu".into(),
-            why: String::new(),
-            version: Version { major: 7, minor: 2, micro: 0 },
-            has_sandbox: true,
-            has_9p: true,
-            has_virtiofs: true,
-            tpms: Vec::new(),
-            has_isa_vga,
-        };
+        let qemu = |has_isa_vga| QemuInfo { has_isa_vga, ..QemuInfo::of_nothing() };
         let has = |machine: &str, memory: u64, source: &BootSource, args: &[&str], known| {
             let mut config = MachineConfig { machine: machine.into(), memory, ..MachineConfig::default() };
             let mut spec = GuestSpec::new(source.clone());

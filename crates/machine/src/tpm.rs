@@ -240,13 +240,8 @@ mod tests {
     fn what_is_missing_is_named() {
         let qemu = |tpms: &[&str]| QemuInfo {
             path: "/usr/bin/qemu".into(),
-            why: String::new(),
-            version: crate::qemu::probe::Version { major: 7, minor: 2, micro: 0 },
-            has_sandbox: true,
-            has_9p: true,
-            has_isa_vga: true,
-            has_virtiofs: true,
             tpms: tpms.iter().map(|&tpm| tpm.to_owned()).collect(),
+            ..QemuInfo::of_nothing()
         };
         let none = Tpm::find(&qemu(&[]), None).unwrap_err().to_string();
         assert!(none.contains("/usr/bin/qemu has no device for a TPM"), "{none}");

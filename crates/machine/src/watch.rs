@@ -191,7 +191,7 @@ impl Watch {
         // What its kernel said last may not have been read yet.
         let lost = self.explain(lost, Phase::Close).await;
         match lost.cause.crash_kind() {
-            Some(CrashKind::Panic | CrashKind::Oops) | None => Err(lost),
+            Some(CrashKind::Panic | CrashKind::Oops | CrashKind::Watchdog) | None => Err(lost),
             Some(_) => Ok(()),
         }
     }
@@ -362,8 +362,8 @@ impl Watch {
     /// A better reason for a loss, if one is known by now or within a moment: the panic behind a reset, the power-off behind a
     /// closed port.
     pub(crate) async fn explain(&mut self, lost: Lost, phase: Phase) -> Lost {
-        use CrashKind::{PowerOff, Qemu, Reboot, Silent};
-        if !matches!(lost.cause.crash_kind(), Some(Silent | Qemu | Reboot | PowerOff)) {
+        use CrashKind::{PowerOff, Qemu, Reboot, Silent, Watchdog};
+        if !matches!(lost.cause.crash_kind(), Some(Silent | Qemu | Reboot | PowerOff | Watchdog)) {
             return lost;
         }
         let mut best = self.second_boot(phase).filter(|boot| rank(boot) > rank(&lost)).unwrap_or(lost);
@@ -473,7 +473,7 @@ pub(crate) fn of_exceeded(exceeded: &Exceeded) -> Lost {
     Lost::from(Cause::Exceeded(exceeded.clone())).lasting()
 }
 
-const FATAL: u8 = 3;
+const FATAL: u8 = 4;
 
 /// Seen in every boot.
 fn is_routine(kind: AlarmKind) -> bool {
@@ -493,6 +493,8 @@ fn rank(lost: &Lost) -> u8 {
         Some(CrashKind::Silent) => 0,
         Some(CrashKind::Qemu | CrashKind::Container) => 1,
         Some(CrashKind::PowerOff | CrashKind::Reboot) => 2,
+        // It is why there was a reset.
+        Some(CrashKind::Watchdog) => 3,
         Some(CrashKind::Panic | CrashKind::Oops | CrashKind::BootFailed) | None => FATAL,
     }
 }
@@ -525,6 +527,10 @@ fn of_event(event: &QmpEvent, phase: Phase) -> Option<Lost> {
                 other => Some(Lost::crash(CrashKind::Qemu, format!("QEMU reports a shutdown: {other}"), phase)),
             }
         }
+        "WATCHDOG" => {
+            let seen = "the guest did not feed it in time, and QEMU reports that it resets the machine";
+            Some(Lost::crash(CrashKind::Watchdog, seen, phase))
+        }
         "STOP" => Some(Lost::crash(CrashKind::Qemu, "QEMU stopped the guest (no space left on the host?)", phase)),
         "BLOCK_IO_ERROR" => {
             let why = event.data.get("reason").and_then(|r| r.as_str()).unwrap_or("without a reason");
@@ -556,13 +562,15 @@ mod tests {
         assert_eq!(shutdown("guest-shutdown"), Some(CrashKind::PowerOff));
         assert_eq!(shutdown("guest-panic"), Some(CrashKind::Panic));
         assert_eq!(kind(event("SHUTDOWN", serde_json::Value::Null)), Some(CrashKind::Qemu));
+        assert_eq!(kind(event("WATCHDOG", serde_json::json!({"action": "reset"}))), Some(CrashKind::Watchdog));
         assert_eq!(kind(event("RTC_CHANGE", serde_json::Value::Null)), None);
     }
 
     #[test]
     fn a_panic_explains_more_than_a_reset() {
         let of = |kind| rank(&Lost::crash(kind, "", Phase::Boot));
-        assert!(of(CrashKind::Panic) > of(CrashKind::Reboot));
+        assert!(of(CrashKind::Panic) > of(CrashKind::Watchdog));
+        assert!(of(CrashKind::Watchdog) > of(CrashKind::Reboot));
         assert!(of(CrashKind::Reboot) > of(CrashKind::Qemu));
         assert!(of(CrashKind::Qemu) > of(CrashKind::Silent));
     }

@@ -146,6 +146,8 @@ pub enum CrashKind {
     PowerOff,
     /// The guest restarted unasked.
     Reboot,
+    /// The guest did not feed its watchdog in time, which then reset the machine.
+    Watchdog,
     /// Nothing was heard from the guest, or its session broke.
     Silent,
     /// QEMU itself ended.
@@ -163,6 +165,7 @@ impl fmt::Display for CrashKind {
             Self::Oops => "the guest's kernel reported a fault",
             Self::PowerOff => "the guest powered off",
             Self::Reboot => "the guest rebooted unasked",
+            Self::Watchdog => "the guest's watchdog bit",
             Self::Silent => "the guest stopped answering",
             Self::Qemu => "QEMU ended",
             Self::Container => "the container ended",

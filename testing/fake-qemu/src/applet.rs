@@ -35,7 +35,7 @@ const BASE64: &str = "FAKE_GUEST_BASE64";
 const TOOLS: [&str; 9] = ["base64", "gunzip", "gzip", "zcat", "cksum", "sha256sum", "wc", "dd", "head"];
 
 /// Every applet.
-pub(crate) const NAMES: [&str; 30] = [
+pub(crate) const NAMES: [&str; 31] = [
     "base64",
     "gunzip",
     "gzip",
@@ -64,6 +64,7 @@ pub(crate) const NAMES: [&str; 30] = [
     "mark",
     "machine",
     "panic",
+    "bite",
     "swapoff",
     "busybox",
 ];
@@ -100,6 +101,7 @@ fn run(name: &str, args: &[String]) -> u8 {
         "systemctl" if has("poweroff") || has("halt") => end("poweroff"),
         "systemctl" if has("reboot") => end("reboot"),
         "panic" => end("panic"),
+        "bite" => end("bite"),
         "mark" => tell(&format!("mark {}", args.join(" "))),
         "machine" => machine(args),
         "agent" => agent(args),

@@ -15,7 +15,7 @@ use rustix::{
 use crate::args::{Args, Opt};
 
 /// Devices that the pretended machine has.
-pub(crate) const DEVICES: [(&str, &str); 39] = [
+pub(crate) const DEVICES: [(&str, &str); 41] = [
     ("vhost-user-fs-pci", "PCI"),
     ("vhost-user-fs-ccw", "virtual-css-bus"),
     ("virtio-9p-ccw", "virtual-css-bus"),
@@ -51,6 +51,8 @@ pub(crate) const DEVICES: [(&str, &str); 39] = [
     ("VGA", "PCI"),
     ("isa-vga", "ISA"),
     ("tpm-tis", "ISA"),
+    ("i6300esb", "PCI"),
+    ("ib700", "ISA"),
     ("ide-hd", "IDE"),
     ("ide-cd", "IDE"),
     ("scsi-hd", "SCSI"),

@@ -181,6 +181,7 @@ pub(crate) fn obey(machine: &Arc<Machine>, control: Option<fs::File>, tracks: Ve
                 ("o" | "poweroff", _) => machine.shutdown(true, "guest-shutdown"),
                 ("b" | "reboot", _) => machine.reset(),
                 ("c" | "panic", _) => machine.panicked(),
+                ("bite", _) => machine.bite(),
                 ("mark", name) => machine.mark(name),
                 ("play", step) => {
                     let (section, step) = step.split_once(' ').unwrap_or((step, ""));

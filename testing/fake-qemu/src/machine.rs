@@ -251,6 +251,15 @@ impl Machine {
         }
     }
 
+    /// What QEMU does when its watchdog was not fed.
+    pub(crate) fn bite(&self) {
+        if !self.args.all("device").any(|device| ["i6300esb", "ib700"].contains(&device.driver())) {
+            return self.script_failed("there is no watchdog that could bite");
+        }
+        self.control.event("WATCHDOG", &json!({ "action": "reset" }));
+        self.reset();
+    }
+
     /// Which agent passes on what the kernel says.
     pub(crate) fn set_agent(&self, port: Port) {
         *self.agent.lock().unwrap_or_else(PoisonError::into_inner) = Some(port);

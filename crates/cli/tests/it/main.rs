@@ -10,6 +10,7 @@ mod console;
 mod container;
 mod container_ahead;
 mod crash;
+mod devices;
 mod doctor_image;
 mod firmware;
 mod grub;

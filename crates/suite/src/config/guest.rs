@@ -6,9 +6,9 @@ use std::{
 };
 
 use belljar_guest_spec::{
-    Accel, Access, BootSource, BusChoice, ContainerSource, DiskContent, DiskKey, DiskSpec, DiskTraits, Firmware,
-    GuestSpec, ImageRef, Login, Need, NicMode, OopsPolicy, Password, PullPolicy, Secret, ShareKind, Source,
-    WorkspaceMode,
+    Accel, Access, BootSource, BusChoice, ContainerSource, Devices, DiskContent, DiskKey, DiskSpec, DiskTraits,
+    Firmware, GuestSpec, ImageRef, Login, Need, NicMode, OopsPolicy, Password, PullPolicy, Secret, ShareKind, Source,
+    Watchdog, WorkspaceMode,
     rules::{self, Key, Notation},
 };
 use toml::Spanned;
@@ -28,7 +28,19 @@ use crate::{
     },
 };
 
-word_value!(Accel, Access, BusChoice, Firmware, Need, NicMode, PullPolicy, OopsPolicy, ShareKind, WorkspaceMode);
+word_value!(
+    Accel,
+    Access,
+    BusChoice,
+    Firmware,
+    Need,
+    NicMode,
+    PullPolicy,
+    OopsPolicy,
+    ShareKind,
+    Watchdog,
+    WorkspaceMode
+);
 
 table! {
     /// A guest: the machine under test. Without image, kernel and rootfs it is this host's own userland.
@@ -87,6 +99,8 @@ table! {
         "share" share: ShareKind = "\"auto\"",
         /// Give it a TPM 2.0, a new one each time it boots (swtpm); such a guest has no template.
         "tpm" tpm: bool = "false",
+        /// Give it a watchdog, which resets the machine if the guest does not feed it in time: auto is what is usual on its platform (i6300esb, on s390x diag288), or one by name (i6300esb, ib700, itco, diag288).
+        "watchdog" watchdog: Watchdog = "(none)",
         /// Give up on the boot after this time.
         "boot-timeout" boot_timeout: TimeLimit = "(2m, 20m without KVM, sooner if nothing moves)",
         /// What of the host the guest does not see in its root directory and workspace, beside keys and tokens in home directories,
@@ -203,6 +217,7 @@ fn check_source(table: &GuestTable, walk: &mut Walk) {
         Key::Privileged => table.privileged.as_ref().map(Spanned::span),
         Key::Systemd => table.systemd.as_ref().map(Spanned::span),
         Key::Tpm => table.tpm.as_ref().map(Spanned::span),
+        Key::Watchdog => table.watchdog.as_ref().map(Spanned::span),
         Key::Machine => table.machine.as_ref().map(Spanned::span),
         Key::Cpu => table.cpu.as_ref().map(Spanned::span),
         Key::QemuArgs => table.qemu_args.as_ref().map(Spanned::span),
@@ -304,6 +319,7 @@ pub(super) fn resolve(name: &str, table: &GuestTable, dir: &Path) -> Guest {
     spec.oops = table.oops.as_ref().map(|o| *o.get_ref()).unwrap_or_default();
     spec.share = table.share.as_ref().map(|s| *s.get_ref()).unwrap_or_default();
     spec.tpm = plain(&table.tpm).unwrap_or_default();
+    spec.devices = Devices { watchdog: table.watchdog.as_ref().map(|w| *w.get_ref()) };
     spec.boot_timeout = plain(&table.boot_timeout);
     spec.hide = table.hide.iter().flat_map(|l| &l.get_ref().0).map(|p| of_host(dir, &p.get_ref().0)).collect();
     spec.mount_at = plain(&table.mount_at).unwrap_or(spec.mount_at);

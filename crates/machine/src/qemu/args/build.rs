@@ -305,6 +305,7 @@ impl MachineConfig {
             push(out, "-tpmdev", KeyVal::new("emulator").set("id", "tpm0").set("chardev", "tpm-line"));
             push(out, "-device", KeyVal::new(device).set("tpmdev", "tpm0"));
         }
+        self.push_further(out);
         for value in &self.smbios {
             push(out, "-smbios", KeyVal::empty().set("type", "11").set("value", value));
         }

@@ -7,6 +7,7 @@
 
 mod build;
 mod disk;
+mod further;
 mod keyval;
 mod node;
 mod shell;
@@ -26,6 +27,7 @@ pub(crate) use self::build::AGENT_PORT_ID;
 pub use self::build::{CARD, NETDEV, SANDBOX};
 pub(crate) use self::disk::push;
 pub use self::disk::{Disk, Plugged};
+pub use self::further::Further;
 pub use self::keyval::Device;
 pub(crate) use self::keyval::KeyVal;
 pub use self::node::{Backing, DiskSource, Node};
@@ -83,6 +85,8 @@ pub struct MachineConfig {
     pub fw_cfg: Vec<(String, String)>,
     /// A TPM.
     pub tpm: Option<Tpm>,
+    /// Devices that it has only where they are asked for; those on the PCI bus get their places in this order.
+    pub further: Vec<Further>,
     /// From where a guest that has no share yet can read the agent.
     pub program: Program,
     /// A source of randomness, so that a young guest does not wait for entropy.
@@ -123,6 +127,7 @@ impl Default for MachineConfig {
             smbios: Vec::new(),
             fw_cfg: Vec::new(),
             tpm: None,
+            further: Vec::new(),
             program: Program::default(),
             rng: true,
             pvpanic: true,

@@ -30,12 +30,12 @@ pub struct Slots {
     pub usb: (u8, u8),
     /// The first of those of further virtio and NVMe disks, in order.
     pub first_disk: u8,
-    /// The last of those.
+    /// The last of those; what else takes a slot has the last ones.
     pub last_disk: u8,
 }
 
 impl Slots {
-    /// Whether this many further virtio and NVMe disks have slots.
+    /// Whether this many further virtio and NVMe disks, and what else takes a slot, have one.
     #[must_use]
     pub fn has_room(&self, disks: usize) -> bool {
         disks <= usize::from(self.last_disk - self.first_disk) + 1
@@ -114,6 +114,11 @@ impl MachineConfig {
 
     pub(super) fn rng_slot(&self) -> Option<Slot> {
         self.slot(|slots| Some(slots.rng))
+    }
+
+    /// Of a device of [`MachineConfig::further`] that takes one, after so many others: from the end of those of disks.
+    pub(super) fn further_slot(&self, before: u8) -> Option<Slot> {
+        self.slot(|slots| slots.last_disk.checked_sub(before).filter(|&number| number >= slots.first_disk))
     }
 
     /// Of the controller that all disks of this bus share.

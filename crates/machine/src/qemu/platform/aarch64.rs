@@ -1,6 +1,6 @@
 //! 64-bit Arm: QEMU's `virt`, which has no firmware of its own, and no model outside of QEMU.
 
-use belljar_guest_spec::Accel;
+use belljar_guest_spec::{Accel, Watchdog};
 use belljar_image::{kernel::Arch, processor::Processor};
 
 use super::{MachineType, Platform, Transport};
@@ -27,6 +27,7 @@ pub(super) static AARCH64: Platform = Platform {
     second_serial: None,
     panic_device: Some("pvpanic-pci"),
     generation_device: None,
+    watchdogs: &[Watchdog::I6300esb],
     uncopied: None,
     kvm: None,
 };

@@ -1,5 +1,6 @@
 //! 32-bit Arm: QEMU's `virt`.
 
+use belljar_guest_spec::Watchdog;
 use belljar_image::{kernel::Arch, processor::Processor};
 
 use super::{Platform, aarch64};
@@ -25,6 +26,7 @@ pub(super) static ARM: Platform = Platform {
     second_serial: None,
     panic_device: Some("pvpanic-pci"),
     generation_device: None,
+    watchdogs: &[Watchdog::I6300esb],
     uncopied: None,
     kvm: None,
 };

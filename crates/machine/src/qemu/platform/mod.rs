@@ -11,7 +11,7 @@ mod s390x;
 mod x86_64;
 
 use belljar_agent_binary::Agent;
-use belljar_guest_spec::Accel;
+use belljar_guest_spec::{Accel, Watchdog};
 use belljar_image::{kernel::Arch, processor::Processor};
 
 use super::args::Slots;
@@ -61,6 +61,8 @@ pub struct Platform {
     pub panic_device: Option<&'static str>,
     /// The device by which a resumed guest notices that it is a copy.
     pub generation_device: Option<&'static str>,
+    /// The watchdogs that its machines can have, the usual one first.
+    pub watchdogs: &'static [Watchdog],
     /// Why a machine's copies are not to be trusted, if they are not: none is kept as a template then.
     pub uncopied: Option<&'static str>,
     /// KVM on such a processor; `None` where it is not used.

@@ -1,6 +1,6 @@
 //! POWER, of 64 bits: QEMU's `pseries`, a partition as its hypervisor makes them.
 
-use belljar_guest_spec::Accel;
+use belljar_guest_spec::{Accel, Watchdog};
 use belljar_image::{kernel::Arch, processor::Processor};
 
 use super::{MachineType, Platform, Transport};
@@ -57,6 +57,7 @@ pub(super) static PPC64LE: Platform = Platform {
     // The kernel tells the hypervisor of a panic itself.
     panic_device: None,
     generation_device: None,
+    watchdogs: &[Watchdog::I6300esb],
     // Seen with QEMU 7.2: the kernel of a copy reads at wrong addresses.
     uncopied: Some("QEMU does not bring a frozen machine of this type (pseries) back as it was"),
     kvm: None,

@@ -1,6 +1,6 @@
 //! 64-bit RISC-V: QEMU's `virt`, where OpenSBI starts a kernel.
 
-use belljar_guest_spec::Accel;
+use belljar_guest_spec::{Accel, Watchdog};
 use belljar_image::{kernel::Arch, processor::Processor};
 
 use super::{MachineType, Platform, Transport};
@@ -41,6 +41,7 @@ pub(super) static RISCV64: Platform = Platform {
     second_serial: None,
     panic_device: Some("pvpanic-pci"),
     generation_device: None,
+    watchdogs: &[Watchdog::I6300esb],
     uncopied: None,
     kvm: None,
 };

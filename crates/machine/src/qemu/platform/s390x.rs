@@ -1,6 +1,6 @@
 //! IBM Z: a machine whose devices are behind channels, not on a PCI bus.
 
-use belljar_guest_spec::Accel;
+use belljar_guest_spec::{Accel, Watchdog};
 use belljar_image::{kernel::Arch, processor::Processor};
 
 use super::{MachineType, Platform, Transport};
@@ -36,6 +36,7 @@ pub(super) static S390X: Platform = Platform {
     // A kernel that panics stops its processors in a way that QEMU tells.
     panic_device: None,
     generation_device: None,
+    watchdogs: &[Watchdog::Diag288],
     uncopied: None,
     kvm: None,
 };

@@ -2,7 +2,7 @@
 
 mod probe_guest;
 
-use belljar_guest_spec::Accel;
+use belljar_guest_spec::{Accel, Watchdog};
 use belljar_image::{kernel::Arch, processor::Processor};
 
 use super::{Ide, Kvm, MachineType, Platform, Transport};
@@ -65,6 +65,7 @@ pub(super) static X86_64: Platform = Platform {
     second_serial: Some("ttyS1"),
     panic_device: Some("pvpanic"),
     generation_device: Some("vmgenid"),
+    watchdogs: &[Watchdog::I6300esb, Watchdog::Ib700, Watchdog::Itco],
     uncopied: None,
     kvm: Some(Kvm { switches: "VT-x, AMD-V", modules: "kvm_intel or kvm_amd", probe: probe_guest::GUEST }),
 };

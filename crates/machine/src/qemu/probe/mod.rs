@@ -58,6 +58,8 @@ const NO_FOR: Duration = Duration::from_secs(3600);
 const MAX_ANSWER: u64 = 4 << 20;
 /// Devices for a TPM: of PCs, of machines with a device tree, of POWER. No QEMU has two of these that suit its machines.
 const TPMS: [&str; 3] = ["tpm-tis", "tpm-tis-device", "tpm-spapr"];
+/// Devices that a guest has only where they are asked for.
+const FURTHER: &[&str] = &["i6300esb", "ib700", "diag288"];
 /// The device node.
 const KVM: &str = "/dev/kvm";
 
@@ -80,6 +82,26 @@ pub struct QemuInfo {
     pub has_virtiofs: bool,
     /// Its devices for a TPM, the one to take first. An answer that is kept from before there was this question is none.
     pub tpms: Vec<String>,
+    /// Those of its devices that a guest has only where they are asked for.
+    pub devices: Vec<String>,
+}
+
+#[cfg(test)]
+impl QemuInfo {
+    /// One that has nothing but what every QEMU has.
+    pub(crate) fn of_nothing() -> Self {
+        Self {
+            path: "qemu".into(),
+            why: String::new(),
+            version: Version { major: 7, minor: 2, micro: 0 },
+            has_sandbox: true,
+            has_9p: true,
+            has_isa_vga: false,
+            has_virtiofs: true,
+            tpms: Vec::new(),
+            devices: Vec::new(),
+        }
+    }
 }
 
 /// QEMU's version.
@@ -267,8 +289,24 @@ fn interview(platform: &Platform, path: PathBuf, why: String) -> Result<QemuInfo
             tpms.push(device.to_owned());
         }
     }
+    let mut further = Vec::new();
+    for device in FURTHER {
+        if has(device)? {
+            further.push((*device).to_owned());
+        }
+    }
     let (sandboxed, _) = ask("sandbox", &["-sandbox", super::args::SANDBOX, "-machine", "help"])?;
-    Ok(QemuInfo { why, version, has_sandbox: sandboxed.success(), has_9p, has_virtiofs, has_isa_vga, tpms, path })
+    Ok(QemuInfo {
+        why,
+        version,
+        has_sandbox: sandboxed.success(),
+        has_9p,
+        has_virtiofs,
+        has_isa_vga,
+        tpms,
+        devices: further,
+        path,
+    })
 }
 
 /// Runs a program that answers and ends.
