@@ -174,6 +174,20 @@ pub(crate) fn sync_report(report: &[u8]) -> SyncReport {
     })
 }
 
+/// Has the wall clock jump by so many nanoseconds.
+///
+/// # Errors
+/// Why it has not, for a person.
+pub(crate) fn step_clock(nanoseconds: i64) -> Result<(), String> {
+    let now = rustix::time::clock_gettime(ClockId::Realtime);
+    let all = i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec) + i128::from(nanoseconds);
+    let seconds = i64::try_from(all.div_euclid(1_000_000_000)).map_err(|_| "there is no such time".to_owned())?;
+    let rest = i64::try_from(all.rem_euclid(1_000_000_000)).unwrap_or(0);
+    let time = Timespec { tv_sec: seconds, tv_nsec: rest };
+    rustix::time::clock_settime(ClockId::Realtime, time)
+        .map_err(|errno| format!("the clock cannot be set: {}", text::errno(errno)))
+}
+
 /// Sets the wall clock to the host's.
 pub(crate) fn set_clock(host_ns: u64) {
     let ours = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos());

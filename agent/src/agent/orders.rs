@@ -69,6 +69,13 @@ impl Agent {
                 if answer == Outcome::GoesDown {
                     self.commands.iter_mut().for_each(|command| command.signal(libc::SIGKILL));
                 }
+                let answer = match answer {
+                    Outcome::StepClock(step) if self.link.kind().has_own_kernel() => match setup::step_clock(step) {
+                        Ok(()) => Outcome::Done(String::new()),
+                        Err(why) => Outcome::Refused(why),
+                    },
+                    answer => answer,
+                };
                 self.asks.answered(number, answer);
             }
             ToAgent::Ping(number) => {

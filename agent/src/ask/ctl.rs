@@ -38,7 +38,8 @@ const NAMES: [(&str, &str); 3] =
 const END: Duration = Duration::from_secs(3600);
 
 const USAGE: &str = "usage: belljar-ctl mark TEXT | disk NAME ORDER | reboot [MARK] | reset [MARK] | power-cut [MARK] [strict|seed=N]
-                 | power-button [MARK] | reboot-prepare [MARK] | nmi | link up|down
+                 | power-button [MARK] | reboot-prepare [MARK] | nmi | link up|down | plug DEVICE | unplug DEVICE [surprise]
+                 | wakeup TIME | clock +TIME|-TIME
 It asks Belljar for something and prints what came of it. The exit code is 0 if it was done, 1 if it was refused, 2 if it makes no sense, and
 3 if there was no answer, or it could not be written. The orders are in the manual, under \"Breaking things\".";
 

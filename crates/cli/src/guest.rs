@@ -99,6 +99,14 @@ pub(crate) struct GuestArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=255))]
     pub(crate) cpus: Option<u32>,
 
+    /// Processors that can be plugged in (belljar-ctl plug cpu)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=255))]
+    pub(crate) spare_cpus: Option<u32>,
+
+    /// Memory that can be plugged in (belljar-ctl plug memory SIZE)
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) spare_memory: Option<String>,
+
     /// QEMU machine type
     #[arg(long, value_name = "TYPE")]
     pub(crate) machine: Option<String>,
@@ -111,7 +119,7 @@ pub(crate) struct GuestArgs {
     #[arg(long, value_name = "ACCEL", value_parser = word::<Accel>(), env = env::ACCEL, hide_env = true)]
     pub(crate) accel: Option<Accel>,
 
-    /// Add a disk: size=1G or file=IMAGE, with serial=NAME, bus=auto|virtio|scsi|sata|ide|nvme, and lab for one that can be made to fail; thrown away at the end
+    /// Add a disk: size=1G or file=IMAGE, with serial=NAME, bus=auto|virtio|scsi|sata|ide|nvme, lab for one that can be made to fail, and unplugged for one that a test plugs in; thrown away at the end
     #[arg(long = "disk", value_name = "SPEC")]
     pub(crate) disks: Vec<String>,
 
@@ -245,6 +253,10 @@ pub(crate) fn guest(args: &GuestArgs, named: Option<&Named>) -> Result<(GuestSpe
         hardware.memory = specs::memory(memory)?;
     }
     hardware.cpus = args.cpus.unwrap_or(hardware.cpus);
+    hardware.spare_cpus = args.spare_cpus.unwrap_or(hardware.spare_cpus);
+    if let Some(memory) = &args.spare_memory {
+        hardware.spare_memory = specs::size("--spare-memory", memory)?;
+    }
     hardware.nic = args.nic.unwrap_or(hardware.nic);
     for disk in &args.disks {
         hardware.disks.push(specs::disk(disk)?);

@@ -73,7 +73,7 @@ pub(crate) fn disk(text: &str) -> Result<DiskSpec, String> {
 }
 
 /// Keys that can stand alone, which makes them `true`.
-const FLAGS: [DiskKey; 2] = [DiskKey::ReadOnly, DiskKey::Removable];
+const FLAGS: [DiskKey; 3] = [DiskKey::ReadOnly, DiskKey::Removable, DiskKey::Unplugged];
 
 /// Takes what a key says of the kind of a disk. The error completes "… is ".
 fn set_trait(traits: &mut DiskTraits, key: DiskKey, value: &str) -> Result<(), String> {
@@ -92,6 +92,7 @@ fn set_trait(traits: &mut DiskTraits, key: DiskKey, value: &str) -> Result<(), S
         DiskKey::Discard => traits.discard = Some(flag()?),
         DiskKey::DiscardGranularity => traits.discard_granularity = Some(values::size(value)?),
         DiskKey::Removable => traits.removable = flag()?,
+        DiskKey::Unplugged => traits.unplugged = flag()?,
         DiskKey::Paths => {
             let paths = value.parse().ok().filter(|paths| (1..=MAX_PATHS).contains(paths));
             traits.paths = Some(paths.ok_or_else(|| format!("no number of paths; there are 1 to {MAX_PATHS}"))?);
@@ -162,6 +163,7 @@ mod tests {
                 discard: Some(true),
                 discard_granularity: Some(65536),
                 removable: true,
+                unplugged: false,
                 paths: Some(2),
             }
         );

@@ -101,6 +101,9 @@ pub struct DiskTraits {
     /// By how many paths its guest has it: each is a disk there, with the same serial number and name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub paths: Option<u32>,
+    /// Whether it is not in the machine until a test plugs it in.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub unplugged: bool,
 }
 
 impl DiskTraits {
@@ -151,6 +154,10 @@ impl DiskTraits {
         if self.paths() > 1 && !has_serial && self.wwn.is_none() {
             let message = "the guest could not tell that both paths lead to the same disk".to_owned();
             wrong(DiskKey::Paths, message, "give it a `serial` or a `wwn`".to_owned());
+        }
+        if self.unplugged && !has_serial {
+            let message = "a test could not name the disk that it is to plug in".to_owned();
+            wrong(DiskKey::Unplugged, message, "give it a `serial`".to_owned());
         }
         let Some(bus) = bus else { return found };
         for &(_, key) in DiskKey::ALL {
@@ -209,6 +216,7 @@ impl DiskTraits {
             DiskKey::Paths => {
                 (self.paths() > 1 && bus != DiskBus::Scsi).then_some("QEMU has it on one controller only")
             }
+            DiskKey::Unplugged => (self.unplugged && is_ata).then_some("QEMU plugs none into a machine that runs"),
         }
     }
 
@@ -225,6 +233,7 @@ impl DiskTraits {
             DiskKey::DiscardGranularity => self.discard_granularity.map(|bytes| bytes.to_string()),
             DiskKey::Removable => Some(self.removable.to_string()),
             DiskKey::Paths => Some(self.paths().to_string()),
+            DiskKey::Unplugged => Some(self.unplugged.to_string()),
         };
         format!("{} = {}", key.word(), value.unwrap_or_default())
     }
@@ -253,6 +262,8 @@ crate::words! {
         Removable = "removable",
         /// [`DiskTraits::paths`].
         Paths = "paths",
+        /// [`DiskTraits::unplugged`].
+        Unplugged = "unplugged",
     }
 }
 
@@ -407,6 +418,9 @@ mod tests {
         assert_eq!(paths.conflicts(None, false, scsi)[0].key, DiskKey::Paths);
         assert_eq!(DiskTraits { wwn: Some(Wwn(1)), ..paths.clone() }.conflicts(None, false, scsi), []);
         assert_eq!(DiskTraits { paths: Some(1), ..none.clone() }.conflicts(None, false, None), []);
+        let unplugged = DiskTraits { unplugged: true, ..none.clone() };
+        assert_eq!(wrong(&unplugged), on(&[Sata, Ide], DiskKey::Unplugged));
+        assert_eq!(unplugged.conflicts(None, false, None)[0].key, DiskKey::Unplugged);
         for odd in [
             units(100),
             units(1 << 31),

@@ -1,11 +1,18 @@
-//! What a test may have happen to its machine as a whole, as it is asked for: `reboot MARK`, `power-cut MARK seed=7`, `nmi`, `link down`.
+//! What a test may have happen to its machine as a whole, as it is asked for: `reboot MARK`, `power-cut MARK seed=7`, `nmi`, `link down`,
+//! `unplug disk data0`.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
-use crate::fault;
+use crate::{MAX_PATHS, fault, values};
 
 /// Longest mark, in bytes.
 const MAX_MARK: usize = 128;
+/// The longest time after which a guest is woken: its sleep has a limit.
+const MAX_SLEEP: Duration = Duration::from_secs(300);
+/// The farthest that a clock jumps: a hundred years.
+const MAX_STEP: Duration = Duration::from_secs(100 * 365 * 86400);
+/// What memory is plugged in by, in bytes: a memory block of Linux on x86_64 (the kernel's `admin-guide/mm/memory-hotplug.rst`).
+const MEMORY_BLOCK: u64 = 128 << 20;
 
 /// Something that happens to the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +25,50 @@ pub enum MachineOrder {
     Nmi,
     /// The cable of its network card is plugged in, or out.
     Link(bool),
+    /// A device goes out of it.
+    Unplug {
+        /// Which.
+        device: Device,
+        /// The guest has no notice of it.
+        surprise: bool,
+    },
+    /// A device comes into it, or back.
+    Plug(Device),
+    /// It is woken so long after it has suspended itself.
+    Wakeup(Duration),
+    /// The guest's clock jumps by so many nanoseconds.
+    Clock(i64),
+}
+
+/// What can go out of a machine that runs, and come into it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Device {
+    /// The disk with this serial number, or one of its paths, counted from 0.
+    Disk {
+        /// Its serial number.
+        name: String,
+        /// The path; none is all of them.
+        path: Option<u32>,
+    },
+    /// The network card.
+    Nic,
+    /// A processor: the next one, or that which came last.
+    Cpu,
+    /// A memory module of so many bytes, or, where it is unplugged, that which came last.
+    Memory(Option<u64>),
+}
+
+/// As it is asked for.
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Disk { name, path: None } => write!(f, "disk {name}"),
+            Self::Disk { name, path: Some(path) } => write!(f, "disk {name} path={path}"),
+            Self::Nic => f.write_str("nic"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Memory(_) => f.write_str("memory"),
+        }
+    }
 }
 
 /// A restart in the middle of a command.
@@ -94,9 +145,12 @@ impl MachineOrder {
                     _ => Err("a link is up or down: write link up, or link down".to_owned()),
                 };
             }
+            "plug" | "unplug" => return hotplug(word, &rest),
+            "wakeup" => return wakeup(&rest),
+            "clock" => return clock(&rest),
             _ => {
                 return Err(format!(
-                    "{word:?} is nothing that a machine is told; there are reboot, reboot-prepare, reset, power-button, power-cut, nmi and link"
+                    "{word:?} is nothing that a machine is told; there are reboot, reboot-prepare, reset, power-button, power-cut, nmi, link, plug, unplug, wakeup and clock"
                 ));
             }
         };
@@ -119,6 +173,70 @@ fn power_cut(words: &[&str]) -> Result<MachineOrder, String> {
     }
     let mark = checked(marks.first().copied().unwrap_or_default())?;
     Ok(MachineOrder::Restart(Restart { how: Down::PowerCut(fault::survival(seed)?), mark }))
+}
+
+fn hotplug(word: &str, rest: &[&str]) -> Result<MachineOrder, String> {
+    let is_out = word == "unplug";
+    let Some((kind, words)) = rest.split_first() else {
+        return Err(format!("{word} wants a device: disk NAME, nic, cpu or memory"));
+    };
+    let surprise = is_out && words.last() == Some(&"surprise");
+    let words = if surprise { &words[..words.len() - 1] } else { words };
+    let device = match (*kind, words) {
+        ("disk", [name]) => Device::Disk { name: (*name).to_owned(), path: None },
+        ("disk", [name, path]) => {
+            let path = path.strip_prefix("path=").and_then(|path| path.parse().ok()).filter(|path| *path < MAX_PATHS);
+            let path = path.ok_or_else(|| format!("a disk's paths are path=0 to path={}", MAX_PATHS - 1))?;
+            Device::Disk { name: (*name).to_owned(), path: Some(path) }
+        }
+        ("nic", []) => Device::Nic,
+        ("cpu", []) => Device::Cpu,
+        ("memory", []) if is_out => Device::Memory(None),
+        ("memory", [size]) if !is_out => {
+            let bytes = values::size(size).map_err(|what| format!("{size:?} is {what}"))?;
+            if !bytes.is_multiple_of(MEMORY_BLOCK) {
+                return Err(format!("memory is plugged in by modules of a multiple of 128 MiB, and {size} is none"));
+            }
+            Device::Memory(Some(bytes))
+        }
+        ("disk", _) => {
+            return Err(format!(
+                "write {word} disk NAME, with the disk's serial number, and path=N for one of its paths"
+            ));
+        }
+        ("memory", _) => return Err("write plug memory SIZE, such as 256M, and unplug memory".to_owned()),
+        ("nic" | "cpu", _) => return Err(format!("{word} {kind} takes no more words")),
+        _ => return Err(format!("{kind:?} cannot be plugged; there are disk NAME, nic, cpu and memory")),
+    };
+    if surprise && !matches!(device, Device::Disk { .. } | Device::Nic) {
+        return Err("only disks and cards go by surprise".to_owned());
+    }
+    Ok(if is_out { MachineOrder::Unplug { device, surprise } } else { MachineOrder::Plug(device) })
+}
+
+fn wakeup(words: &[&str]) -> Result<MachineOrder, String> {
+    let [after] = words else { return Err("wakeup wants a time, such as wakeup 5s".to_owned()) };
+    let after = humantime::parse_duration(after).map_err(|error| format!("{after:?} is no duration: {error}"))?;
+    if after > MAX_SLEEP {
+        return Err(format!("a guest is woken after {} at most", humantime::format_duration(MAX_SLEEP)));
+    }
+    Ok(MachineOrder::Wakeup(after))
+}
+
+fn clock(words: &[&str]) -> Result<MachineOrder, String> {
+    let wrong = || "clock wants how far it jumps, such as clock +1h, or clock -90s".to_owned();
+    let [step] = words else { return Err(wrong()) };
+    let (forward, step) = match (step.strip_prefix('+'), step.strip_prefix('-')) {
+        (Some(step), _) => (true, step),
+        (_, Some(step)) => (false, step),
+        _ => return Err(wrong()),
+    };
+    let step = humantime::parse_duration(step).map_err(|error| format!("{step:?} is no duration: {error}"))?;
+    if step > MAX_STEP {
+        return Err("a clock jumps by a hundred years at most".to_owned());
+    }
+    let nanoseconds = i64::try_from(step.as_nanos()).map_err(|_| wrong())?;
+    Ok(MachineOrder::Clock(if forward { nanoseconds } else { -nanoseconds }))
 }
 
 /// A mark as it may stand in a command's environment.
@@ -154,6 +272,49 @@ mod tests {
         assert_eq!(MachineOrder::parse("reboot-prepare m"), Ok(MachineOrder::Prepare(prepared)));
         assert_eq!(MachineOrder::parse("nmi"), Ok(MachineOrder::Nmi));
         assert_eq!(MachineOrder::parse("link down"), Ok(MachineOrder::Link(false)));
+    }
+
+    #[test]
+    fn devices_clocks_and_sleep() {
+        let disk = |name: &str, path| Device::Disk { name: name.to_owned(), path };
+        for (text, order) in [
+            ("unplug disk data0", MachineOrder::Unplug { device: disk("data0", None), surprise: false }),
+            (
+                "unplug disk data0 path=1 surprise",
+                MachineOrder::Unplug { device: disk("data0", Some(1)), surprise: true },
+            ),
+            // That is its serial number.
+            ("plug disk surprise", MachineOrder::Plug(disk("surprise", None))),
+            ("unplug nic surprise", MachineOrder::Unplug { device: Device::Nic, surprise: true }),
+            ("plug cpu", MachineOrder::Plug(Device::Cpu)),
+            ("plug memory 256M", MachineOrder::Plug(Device::Memory(Some(256 << 20)))),
+            ("unplug memory", MachineOrder::Unplug { device: Device::Memory(None), surprise: false }),
+            ("wakeup 5s", MachineOrder::Wakeup(Duration::from_secs(5))),
+            ("clock +1h", MachineOrder::Clock(3_600_000_000_000)),
+            ("clock -90s", MachineOrder::Clock(-90_000_000_000)),
+        ] {
+            assert_eq!(MachineOrder::parse(text), Ok(order), "{text}");
+        }
+        for (text, says) in [
+            ("plug", "disk NAME, nic, cpu or memory"),
+            ("plug disk", "write plug disk NAME"),
+            ("unplug disk surprise", "write unplug disk NAME"),
+            ("plug disk a path=8", "path=0 to path=7"),
+            ("plug nic 2", "no more words"),
+            ("plug toaster", "cannot be plugged"),
+            ("plug memory", "plug memory SIZE"),
+            ("plug memory 100M", "multiple of 128 MiB"),
+            ("unplug memory 128M", "unplug memory"),
+            ("unplug cpu surprise", "only disks and cards"),
+            ("wakeup", "wakeup 5s"),
+            ("wakeup 6m", "at most"),
+            ("clock 1h", "clock +1h"),
+            ("clock +200years", "hundred years"),
+            ("clock +x", "no duration"),
+        ] {
+            let error = MachineOrder::parse(text).unwrap_err();
+            assert!(error.contains(says), "{text}: {error}");
+        }
     }
 
     #[test]

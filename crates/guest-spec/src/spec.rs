@@ -73,6 +73,12 @@ pub struct Hardware {
     pub memory: u64,
     /// Number of processors.
     pub cpus: u32,
+    /// Number of processors that can be plugged in besides.
+    #[serde(skip_serializing_if = "is_none")]
+    pub spare_cpus: u32,
+    /// Bytes of memory that can be plugged in besides.
+    #[serde(skip_serializing_if = "is_no_memory")]
+    pub spare_memory: u64,
     /// The network card.
     pub nic: NicMode,
     /// All extra disks, in order.
@@ -82,8 +88,37 @@ pub struct Hardware {
 
 impl Default for Hardware {
     fn default() -> Self {
-        Self { memory: DEFAULT_MEMORY, cpus: 1, nic: NicMode::default(), disks: Vec::new() }
+        Self {
+            memory: DEFAULT_MEMORY,
+            cpus: 1,
+            spare_cpus: 0,
+            spare_memory: 0,
+            nic: NicMode::default(),
+            disks: Vec::new(),
+        }
     }
+}
+
+impl Hardware {
+    /// Most bytes of memory that it can have.
+    #[must_use]
+    pub fn most_memory(&self) -> u64 {
+        self.memory.saturating_add(self.spare_memory)
+    }
+
+    /// Most processors that it can have.
+    #[must_use]
+    pub fn most_cpus(&self) -> u32 {
+        self.cpus.saturating_add(self.spare_cpus)
+    }
+}
+
+fn is_none(number: &u32) -> bool {
+    *number == 0
+}
+
+fn is_no_memory(bytes: &u64) -> bool {
+    *bytes == 0
 }
 
 /// What a guest is made of. Each kind has a backend of its own, which need not know the others.

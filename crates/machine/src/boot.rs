@@ -204,7 +204,7 @@ impl Machine {
         noted.extend(lab.watch(&tell, &beside).await);
         let servers = Servers::start(served, host, &beside, tell)
             .map_err(|e| StartError::Files(host_file("wait at the ports of shares", &e)))?;
-        let watch = Watch::new(&console, &qemu, plan.oops, ends, beside, (lab.clone(), config.served_disks()));
+        let watch = Watch::new(&console, &qemu, plan.oops, ends, beside, (lab.clone(), &config));
         let ports: Ports =
             vec![(PortKind::Virtio, Box::new(channels.agent)), (PortKind::Serial, Box::new(channels.serial1))];
         let limits = Limits::new(plan.accel(), plan.boot_timeout);

@@ -10,7 +10,6 @@ use std::{
         fd::{AsFd, BorrowedFd},
         unix::net::UnixStream as StdStream,
     },
-    pin::Pin,
     sync::{
         Arc, Mutex as StdMutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -18,7 +17,6 @@ use std::{
     time::Duration,
 };
 
-use belljar_guest_spec::machine_order::MachineOrder;
 use belljar_lab::{
     Setup,
     control::{Answer, Class, MAX_LINE, Order},
@@ -33,7 +31,6 @@ use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest},
     net::UnixStream,
     sync::{Mutex, mpsc},
-    task::JoinSet,
 };
 
 use crate::{
@@ -41,12 +38,6 @@ use crate::{
     companion::{Companion, of_line},
     console::sanitize::sanitize_line,
     host::HostContext,
-    qemu::{
-        args::CARD,
-        qmp::{InjectNmi, Qmp, SetLink},
-    },
-    session::agent::Reports,
-    watch::control,
 };
 
 /// How long a server may take for an order. One that cuts the power of a large disk may have much to write.
@@ -324,6 +315,45 @@ impl Lab {
         Ok((!all.is_empty()).then(|| all.join(", ")))
     }
 
+    /// What the kernel says of disks from here on may be what was ordered.
+    pub(crate) fn note_orders(&self) {
+        self.has_orders.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a disk was told to behave otherwise than a good one does.
+    pub(crate) fn has_orders(&self) -> bool {
+        self.has_orders.load(Ordering::Relaxed)
+    }
+
+    /// Cuts the power of one disk: what was not flushed is lost. Gives whether it had power.
+    ///
+    /// # Errors
+    /// When its server does not.
+    pub(crate) async fn cut_one(&self, name: &str) -> Result<bool, String> {
+        self.note_orders();
+        match self.tell(name, &Order::Cut(None)).await? {
+            Answer::Cut { .. } => Ok(true),
+            Answer::Refused(_) => Ok(false),
+            other => Err(format!("{}: it says {other:?}", what(name))),
+        }
+    }
+
+    /// Gives one disk power again.
+    ///
+    /// # Errors
+    /// When its server does not.
+    pub(crate) async fn give_power(&self, name: &str) -> Result<(), String> {
+        // One that has power says so.
+        self.tell(name, &Order::On).await.map(drop)
+    }
+
+    async fn tell(&self, name: &str, order: &Order) -> Result<Answer, String> {
+        let mut disks = self.disks.lock().await;
+        let served = disks.iter_mut().find(|served| served.name == name);
+        let served = served.ok_or_else(|| format!("{name}: it is not served"))?;
+        served.orders.give(order).await.map_err(|error| format!("{}: {error}", what(name)))
+    }
+
     /// Whether there is one.
     pub(crate) fn is_empty(&self) -> bool {
         self.names.is_empty()
@@ -389,154 +419,6 @@ impl Lab {
             refused,
         });
         (if refused { Outcome::Refused(said) } else { Outcome::Done(said) }, event)
-    }
-}
-
-/// Something that is to be done.
-type Act = Pin<Box<dyn Future<Output = ()> + Send>>;
-
-/// What programs in a guest ask of its lab disks and of the machine, done one after another, in the order in which they ask, beside whatever else goes on.
-#[derive(Debug)]
-pub(crate) struct Desk {
-    lab: Lab,
-    qmp: Qmp,
-    /// Who does it. What is not done goes with the machine.
-    _clerk: JoinSet<()>,
-    orders: mpsc::UnboundedSender<Act>,
-    tell: mpsc::UnboundedSender<EventKind>,
-    told: mpsc::UnboundedReceiver<EventKind>,
-    /// How much of it was told since the command has begun.
-    recorded: usize,
-    /// The network card's cable is plugged out by order.
-    unplugged: Arc<AtomicBool>,
-}
-
-/// Most orders of one command that are recorded.
-const MOST_RECORDED: usize = 1000;
-
-impl Desk {
-    pub(crate) fn new(lab: Lab, qmp: Qmp) -> Self {
-        let (tell, told) = mpsc::unbounded_channel();
-        let (orders, mut to_do) = mpsc::unbounded_channel::<Act>();
-        let mut clerk = JoinSet::new();
-        clerk.spawn(async move {
-            while let Some(act) = to_do.recv().await {
-                act.await;
-            }
-        });
-        Self { lab, qmp, _clerk: clerk, orders, tell, told, recorded: 0, unplugged: Arc::default() }
-    }
-
-    /// Does what was asked of a disk, and answers.
-    pub(crate) fn take(&mut self, number: u32, text: String, reports: Arc<Reports>) {
-        let lab = self.lab.clone();
-        self.act(number, reports, async move { lab.ask(&text).await });
-    }
-
-    /// Does what was asked of the machine, and answers.
-    pub(crate) fn take_machine(&mut self, number: u32, order: MachineOrder, text: &str, reports: Arc<Reports>) {
-        let (qmp, text, unplugged) = (self.qmp.clone(), text.to_owned(), self.unplugged.clone());
-        self.act(number, reports, async move {
-            let done = match order {
-                MachineOrder::Link(up) => {
-                    let done = qmp.execute(SetLink { name: CARD, up }).await.map(drop);
-                    unplugged.store(done.is_ok() && !up, Ordering::Relaxed);
-                    done
-                }
-                _ => qmp.execute(InjectNmi {}).await.map(drop),
-            };
-            let why = done.err().map(|error| sanitize_line(error.to_string().as_bytes()));
-            let event = control(&text, why.as_deref().unwrap_or_default(), why.is_some());
-            (why.map_or_else(|| Outcome::Done(String::new()), Outcome::Refused), Some(event))
-        });
-    }
-
-    fn act(
-        &mut self,
-        number: u32,
-        reports: Arc<Reports>,
-        acting: impl Future<Output = (Outcome, Option<EventKind>)> + Send + 'static,
-    ) {
-        let tell = self.tell.clone();
-        let act = Box::pin(async move {
-            let (outcome, event) = acting.await;
-            // It is told before anybody can build on it. Nobody listening is fine.
-            event.into_iter().for_each(|event| drop(tell.send(event)));
-            reports.answer(number, outcome);
-        });
-        // It is there as long as this is.
-        let _ = self.orders.send(act);
-    }
-
-    /// Waits until all is done that was asked for before.
-    pub(crate) async fn all_done(&self) {
-        let (done, is_done) = tokio::sync::oneshot::channel();
-        let _ = self.orders.send(Box::pin(async move {
-            let _: Result<(), ()> = done.send(());
-        }));
-        let _ = is_done.await;
-    }
-
-    /// Whether a lab disk was told to behave otherwise than a good disk does.
-    pub(crate) fn has_told_disks(&self) -> bool {
-        self.lab.has_orders.load(Ordering::Relaxed)
-    }
-
-    /// Plugs the cable in again that was plugged out by order; gives whether it was.
-    ///
-    /// # Errors
-    /// When QEMU does not.
-    pub(crate) async fn plug_in(&self) -> Result<bool, String> {
-        if !self.unplugged.swap(false, Ordering::Relaxed) {
-            return Ok(false);
-        }
-        let done = self.qmp.execute(SetLink { name: CARD, up: true }).await;
-        done.map(|_| true).map_err(|error| sanitize_line(error.to_string().as_bytes()))
-    }
-
-    /// The disks.
-    pub(crate) fn lab(&self) -> &Lab {
-        &self.lab
-    }
-
-    /// A command begins.
-    pub(crate) fn begin_command(&mut self) {
-        self.recorded = 0;
-    }
-
-    /// That something was done, as it is told: of a command that orders very much not all is.
-    pub(crate) fn record(&mut self, event: EventKind) -> Option<EventKind> {
-        self.recorded += 1;
-        match self.recorded.cmp(&(MOST_RECORDED + 1)) {
-            std::cmp::Ordering::Less => Some(event),
-            std::cmp::Ordering::Equal => Some(EventKind::Warning {
-                message: format!(
-                    "the command gives more than {MOST_RECORDED} orders: the rest is done, and not recorded"
-                ),
-            }),
-            std::cmp::Ordering::Greater => None,
-        }
-    }
-
-    /// What was done and is not told yet.
-    pub(crate) fn news(&mut self) -> Option<EventKind> {
-        while let Ok(event) = self.told.try_recv() {
-            let told = self.record(event);
-            if told.is_some() {
-                return told;
-            }
-        }
-        None
-    }
-
-    /// Waits for something that was done.
-    pub(crate) async fn next(&mut self) -> EventKind {
-        while let Some(event) = self.told.recv().await {
-            if let Some(told) = self.record(event) {
-                return told;
-            }
-        }
-        std::future::pending().await
     }
 }
 

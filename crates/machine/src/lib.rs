@@ -13,12 +13,14 @@ mod companion;
 mod conceal;
 pub mod console;
 mod derive;
+mod desk;
 mod enter;
 pub mod first_process;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod guest;
 pub mod host;
+mod hotplug;
 mod lab;
 mod launch;
 pub mod lease;

@@ -405,6 +405,8 @@ pub fn prepare(
         cpu: spec.cpu.clone(),
         memory: spec.hardware.memory,
         cpus: spec.hardware.cpus,
+        max_cpus: Some(spec.hardware.most_cpus()),
+        max_memory: Some(spec.hardware.most_memory()),
         sandbox: qemu.has_sandbox,
         kernel: kernel.map(|files| args::Kernel { image: files.kernel, initrd: files.initrd, append: words }),
         nic: Nic { mode: spec.hardware.nic, model: card, ..Nic::default() },

@@ -416,7 +416,9 @@ impl QemuGuest {
     pub async fn renew(&mut self, observe: Observe<'_>) -> Result<Option<String>, Lost> {
         let limit = Some(self.readying());
         // First, for what hangs for a disk cannot be ended.
-        self.machine.watch.end_orders(observe).await?;
+        if let Some(why) = self.machine.watch.end_orders(observe).await? {
+            return Ok(Some(why));
+        }
         let found = self.ask(Phase::Session, limit, async |session| session.renew().await, observe).await?;
         Ok(session::of_leftovers(&found, observe))
     }

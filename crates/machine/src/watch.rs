@@ -24,10 +24,11 @@ use crate::{
     beside::{self, Beside},
     bounds::Exceeded,
     console::{Alarm, AlarmKind, Alarms, Console, ConsoleView, Phase as AlarmPhase, Severity},
+    desk::Desk,
     guest::Observe,
-    lab::{Desk, Lab},
+    lab::Lab,
     qemu::{
-        args::AGENT_PORT_ID,
+        args::{AGENT_PORT_ID, MachineConfig},
         process::{End, ExitWatch, Qemu},
         qmp::{EventStream, QmpEvent},
     },
@@ -104,7 +105,7 @@ impl Watch {
         oops: OopsPolicy,
         servers: Ends,
         beside: Beside,
-        (lab, lab_nodes): (Lab, Vec<String>),
+        (lab, config): (Lab, &MachineConfig),
     ) -> Self {
         Self {
             alarms: console.alarms(),
@@ -117,8 +118,8 @@ impl Watch {
             reports: None,
             marks: Marks::default(),
             power: Power::default(),
-            desk: Desk::new(lab, qemu.qmp().clone()),
-            lab_nodes,
+            desk: Desk::new(lab, qemu.qmp().clone(), config),
+            lab_nodes: config.served_disks(),
             news_read: 0,
             fault: None,
             suspects: Vec::new(),

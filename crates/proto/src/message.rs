@@ -15,7 +15,7 @@ pub const PROGRAM_PORT_NAME: &str = "belljar.program";
 
 /// Version of everything in this crate. Host and agent come from one build, so it only guards
 /// against a stale agent, such as one resumed from an old template.
-pub const VERSION: u16 = 16;
+pub const VERSION: u16 = 17;
 
 /// The exit code of an agent that is to have systemd in a container, and says on standard error why there can be none.
 pub const CANNOT_BE_HAD: i32 = 77;
@@ -525,7 +525,19 @@ pub enum Question {
 }
 
 /// With what a line begins by which something is to happen to the machine.
-pub const MACHINE_WORDS: &[&str] = &["reboot", "reboot-prepare", "reset", "power-button", "power-cut", "nmi", "link"];
+pub const MACHINE_WORDS: &[&str] = &[
+    "reboot",
+    "reboot-prepare",
+    "reset",
+    "power-button",
+    "power-cut",
+    "nmi",
+    "link",
+    "plug",
+    "unplug",
+    "wakeup",
+    "clock",
+];
 
 /// What came of a [`Question`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -536,6 +548,8 @@ pub enum Outcome {
     Refused(String),
     /// It was not, and nothing of the kind need be asked again in this session.
     Full,
+    /// It is the agent's to do: the guest's clock jumps by so many nanoseconds.
+    StepClock(i64),
     /// The machine goes down: what runs is ended, and nobody hears any more of it.
     GoesDown,
 }

@@ -111,6 +111,8 @@ fn parse_into(
     let hardware = [
         ("memory", table.memory.as_ref().map(toml::Spanned::span)),
         ("cpus", table.cpus.as_ref().map(toml::Spanned::span)),
+        ("spare-cpus", table.spare_cpus.as_ref().map(toml::Spanned::span)),
+        ("spare-memory", table.spare_memory.as_ref().map(toml::Spanned::span)),
         ("nic", table.nic.as_ref().map(toml::Spanned::span)),
         ("disks", table.disks.as_ref().map(toml::Spanned::span)),
         ("workspace-mode", table.workspace_mode.as_ref().map(toml::Spanned::span)),

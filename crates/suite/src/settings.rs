@@ -79,6 +79,10 @@ pub struct Layer {
     pub memory: Option<u64>,
     /// The guest's processors.
     pub cpus: Option<u32>,
+    /// Processors that can be plugged in.
+    pub spare_cpus: Option<u32>,
+    /// Bytes of memory that can be plugged in.
+    pub spare_memory: Option<u64>,
     /// The guest's network.
     pub nic: Option<NicMode>,
     /// Disks on top of the guest's.
@@ -209,6 +213,8 @@ impl Layer {
             skip,
             memory,
             cpus,
+            spare_cpus,
+            spare_memory,
             nic,
             disks,
             cwd,
@@ -234,6 +240,8 @@ impl Layer {
         let hardware = Hardware {
             memory: self.memory.unwrap_or(default.memory),
             cpus: self.cpus.unwrap_or(default.cpus),
+            spare_cpus: self.spare_cpus.unwrap_or(default.spare_cpus),
+            spare_memory: self.spare_memory.unwrap_or(default.spare_memory),
             nic: self.nic.unwrap_or(default.nic),
             disks: guest_disks.iter().cloned().chain(self.disks.unwrap_or_default()).collect(),
         };
@@ -318,6 +326,8 @@ mod tests {
             ("workspace-mode", &[Flag, Header, Suite, Guest], ["\"rw\"", "\"ro\"", "\"cow\""]),
             ("memory", &[Flag, Header, Suite, Guest], ["\"100M\"", "\"200M\"", "\"300M\""]),
             ("cpus", &[Flag, Header, Suite, Guest], ["2", "3", "4"]),
+            ("spare-cpus", &[Header, Suite, Guest], ["2", "3", "4"]),
+            ("spare-memory", &[Header, Suite, Guest], ["\"128M\"", "\"256M\"", "\"384M\""]),
             ("nic", &[Flag, Header, Suite, Guest], ["\"none\"", "\"user\"", "\"isolated\""]),
             ("cwd", &[Flag, Header, Suite, Guest], ["\"/a\"", "\"/b\"", "\"/c\""]),
             ("user", &[Flag, Header, Suite, Guest], ["\"a\"", "\"b\"", "\"c\""]),

@@ -177,7 +177,8 @@ fn error(class: &str, desc: &str, id: Option<&Value>) -> Value {
 }
 
 /// Names that `query-commands` lists and [`answer`] knows.
-const COMMANDS: [&str; 34] = [
+const COMMANDS: [&str; 35] = [
+    "set_link",
     "add-fd",
     "remove-fd",
     "screendump",
@@ -280,7 +281,7 @@ fn answer(machine: &Arc<Machine>, guest: &Arc<Guest>, version: &Value, command: 
         "query-status" => status(machine.status()),
         "query-version" => version.clone(),
         "query-commands" => COMMANDS.iter().map(|n| json!({ "name": n })).collect(),
-        "query-name" | "system_wakeup" | "inject-nmi" | "set-action" => json!({}),
+        "query-name" | "set_link" | "system_wakeup" | "inject-nmi" | "set-action" => json!({}),
         "query-kvm" => json!({ "enabled": machine.args.accel() == "kvm", "present": true }),
         "query-uuid" => json!({ "UUID": "00000000-0000-0000-0000-000000000000" }),
         "query-chardev" => {

@@ -417,3 +417,82 @@ TEST
     want_line 'CRASH \[.*s/unasked.sh@h: the guest rebooted unasked'
     want_line 'machine: reboot again \(it is up again; '
 }
+test_hotplug() {
+    cat >ws/t.sh <<'TEST'
+wait_for() { at=0; until eval "$1"; do at=$((at + 1)); [ $at -lt 100 ] || { echo "never: $1"; exit 9; }; sleep 0.2; done; }
+echo kept | dd of=/dev/vda bs=4096 count=1 conv=sync oflag=direct 2>/dev/null
+for disk in v0/vda s0/sda n0/nvme0n1; do
+    name=${disk%/*} there=/sys/block/${disk#*/}
+    wait_for "[ -e $there ]"
+    belljar-ctl unplug disk $name || exit 1
+    wait_for "[ ! -e $there ]"
+    if belljar-ctl unplug disk $name 2>/dev/null; then echo "twice"; fi
+    belljar-ctl plug disk $name || exit 1
+    wait_for "[ -e $there ]"
+    echo "$name is back"
+done
+dd if=/dev/vda bs=4096 count=1 iflag=direct 2>/dev/null | head -n 1 | tr -d '\0'
+[ ! -e /sys/block/sdb ] || echo "the spare disk is there"
+belljar-ctl plug disk spare; wait_for "[ -e /sys/block/sdb ]"; echo "the spare disk has come"
+belljar-ctl unplug disk v0 surprise; wait_for "[ ! -e /sys/block/vda ]"
+belljar-ctl plug disk v0; wait_for "[ -e /sys/block/vda ]"; dd if=/dev/vda of=/dev/null bs=4096 count=1 iflag=direct && echo "it reads again"
+belljar-ctl unplug nic; wait_for "[ ! -e /sys/class/net/eth0 ]"
+belljar-ctl plug nic; wait_for "[ -e /sys/class/net/eth0 ]"; echo "the card is back"
+belljar-ctl plug cpu; wait_for "[ -e /sys/devices/system/cpu/cpu1 ]"; echo 1 >/sys/devices/system/cpu/cpu1/online; echo "processors $(nproc)"
+belljar-ctl plug cpu || echo "no more processors"
+belljar-ctl unplug cpu || echo "not without KVM"
+echo online_movable >/sys/devices/system/memory/auto_online_blocks
+total() { sed -n 's/^MemTotal: *\([0-9]*\) .*/\1/p' /proc/meminfo; }
+before=$(total)
+belljar-ctl plug memory 256M; wait_for "[ $(total) -eq $((before + 262144)) ]"
+belljar-ctl unplug memory; wait_for "[ $(total) -eq $before ]"; echo "memory came and went"
+before=$(date +%s); belljar-ctl clock +1h; after=$(date +%s); [ $((after - before)) -ge 3600 ] && echo "an hour later"
+TEST
+    local template
+    for template in made found; do
+        bj -v --spare-cpus 1 --spare-memory 512M --disk size=64M,serial=v0,lab --disk size=64M,serial=s0,bus=scsi --disk size=64M,serial=n0,bus=nvme \
+            --disk size=64M,serial=spare,bus=scsi,unplugged -- bash ./t.sh
+        cat out
+        want_code 0
+        for line in 'v0 is back' 's0 is back' 'n0 is back' kept 'the spare disk has come' 'it reads again' 'the card is back' 'processors 2' \
+            'no more processors' 'not without KVM' 'memory came and went' 'an hour later'; do want_line "^$line\$"; done
+        want_no_line 'twice|never|the spare disk is there'
+        want_line 'control: machine: unplug disk v0 surprise' err
+        want_err "template: $template"
+    done
+}
+# fixtures: debian-bookworm
+test_hotplug_of_an_image() {
+    cat >ws/t.sh <<'TEST'
+wait_for() { at=0; until eval "$1"; do at=$((at + 1)); [ $at -lt 200 ] || { echo "never: $1"; exit 9; }; sleep 0.2; done; }
+id=/dev/disk/by-id
+for disk in virtio-v0 nvme-QEMU_NVMe_Ctrl_n0 usb-QEMU_QEMU_HARDDISK_u0-0:0; do
+    wait_for "[ -e $id/$disk ]"
+    name=$(echo $disk | sed 's/-0:0//; s/.*[-_]//')
+    belljar-ctl unplug disk $name && wait_for "[ ! -e $id/$disk ]"
+    belljar-ctl plug disk $name && wait_for "[ -e $id/$disk ]"
+    echo "$name is back"
+done
+count() { lsblk -dno SERIAL | grep -cx m0; }
+echo "paths $(count)"
+belljar-ctl unplug disk m0 path=1; wait_for '[ $(count) = 1 ]'; echo 'one path'
+dd if=$(lsblk -dno PATH,SERIAL | sed -n 's/ *m0$//p') of=/dev/null bs=4096 count=1 iflag=direct && echo 'it reads by the other'
+belljar-ctl plug disk m0 path=1; wait_for '[ $(count) = 2 ]'; echo 'two paths'
+# A timer of the wall clock is due at once when that jumps; one of the other clock is not.
+systemd-run -q --on-calendar="$(date -d '+30 min' '+%Y-%m-%d %H:%M:%S')" --timer-property=AccuracySec=1s touch /run/wall
+systemd-run -q --on-active=30min --timer-property=AccuracySec=1s touch /run/monotonic
+belljar-ctl clock +1h
+wait_for '[ -e /run/wall ]'; [ ! -e /run/monotonic ] && echo 'the timer has seen the clock jump'
+belljar-ctl wakeup 2s
+echo mem >/sys/power/state
+echo 'awake again'
+echo written >$BELLJAR_OUT/after
+TEST
+    bj -v --image "$(fixture debian-bookworm)" --share disk --disk size=64M,serial=v0 --disk size=64M,serial=n0,bus=nvme --disk size=64M,serial=u0,bus=usb \
+        --disk size=64M,serial=m0,bus=scsi,paths=2,lab -- bash ./t.sh
+    cat out
+    want_code 0
+    for line in 'v0 is back' 'n0 is back' 'u0 is back' 'paths 2' 'one path' 'it reads by the other' 'two paths' 'the timer has seen the clock jump' \
+        'awake again'; do want_line "^$line\$"; done
+    want_line 'control: machine: wakeup 2s \(it is woken\)' err
+}

@@ -15,6 +15,7 @@ mod doctor_image;
 mod firmware;
 mod grub;
 mod host;
+mod hotplug;
 mod image_root;
 mod interrupt;
 mod kernel_faults;

@@ -177,7 +177,7 @@ impl Backend for QemuBackend {
     }
 
     fn footprint(&self, hardware: &Hardware) -> Footprint {
-        Footprint { memory: hardware.memory, overhead: OVERHEAD, program: "QEMU", cpus: hardware.cpus }
+        Footprint { memory: hardware.most_memory(), overhead: OVERHEAD, program: "QEMU", cpus: hardware.most_cpus() }
     }
 
     fn lacks(&self, _: &Source, _: &Hardware, _: &BTreeSet<Need>) -> Option<String> {

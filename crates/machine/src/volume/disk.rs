@@ -41,6 +41,8 @@ impl DiskFront {
     pub(super) fn plugging(&self) -> Plugging {
         match self.bus {
             _ if self.role != Role::Further => Plugging::Never,
+            // Its bytes are at hand from the start, and its device comes when a test says so.
+            _ if self.traits.unplugged => Plugging::Never,
             DiskBus::Ide | DiskBus::Sata | DiskBus::Usb => Plugging::Never,
             // Its controllers share a slot, which has to be known from the start.
             _ if self.traits.paths() > 1 => Plugging::Never,
@@ -61,7 +63,7 @@ impl DiskFront {
 
     /// Whether it takes a slot among those of further disks.
     pub(super) fn takes_slot(&self) -> bool {
-        self.is_on_pci() && (self.plugging() != Plugging::Never || self.role == Role::Medium)
+        self.is_on_pci() && (self.role == Role::Further || self.role == Role::Medium)
     }
 
     /// Rank among what the firmware tries to boot.
@@ -75,7 +77,7 @@ impl DiskFront {
 
     /// Whether a machine that has it can be frozen.
     pub(super) fn check_key(&self) -> Result<(), Unkeyable> {
-        if self.bus == DiskBus::Nvme {
+        if self.bus == DiskBus::Nvme && !self.traits.unplugged {
             return Err(Unkeyable::Impossible("QEMU cannot freeze an NVMe disk".into()));
         }
         Ok(())
@@ -88,7 +90,8 @@ impl DiskFront {
             bus: self.bus,
             serial: self.serial.clone(),
             boot_index: self.boot_index(),
-            attached,
+            attached: attached && !self.traits.unplugged,
+            removable: self.role == Role::Further,
             traits: self.traits.clone(),
             ..Disk::new(node)
         }

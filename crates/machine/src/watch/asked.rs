@@ -9,8 +9,8 @@ use belljar_proto::message::{MAX_QUESTION, Outcome, Question};
 use super::{Expectation, Expected, Watch, power::Power};
 use crate::{
     console::sanitize::sanitize_line,
+    desk::Desk,
     guest::Observe,
-    lab::Desk,
     lost::{Cause, Lost},
     session::agent::{Asks, Reports},
 };
@@ -57,11 +57,11 @@ impl Watch {
         self.desk.lab().keep().await.map_err(|why| Cause::ShareServer(why).into())
     }
 
-    /// Ends what an earlier test has ordered, and tells of it.
+    /// Ends what an earlier test has ordered, and tells of it; gives why the guest is of no more use, if something of that kind stays.
     ///
     /// # Errors
     /// When that cannot be done.
-    pub(crate) async fn end_orders(&mut self, observe: Observe<'_>) -> Result<(), Lost> {
+    pub(crate) async fn end_orders(&mut self, observe: Observe<'_>) -> Result<Option<String>, Lost> {
         self.answer_asks(observe);
         self.desk.all_done().await;
         let lost = |why| Lost::from(Cause::ShareServer(why));
@@ -73,7 +73,11 @@ impl Watch {
             let message = "an earlier test left the network card's cable plugged out; it was plugged in".to_owned();
             observe(EventKind::Warning { message });
         }
-        Ok(())
+        Ok(self
+            .desk
+            .changed()
+            .await
+            .map(|what| format!("an earlier test left its machine otherwise than it was: {what}")))
     }
 
     /// What the result of a command cannot be believed for: what it ordered was not done.

@@ -83,6 +83,10 @@ table! {
         "memory" memory: Memory = "\"1GiB\"",
         /// The guest's processors.
         "cpus" cpus: Cpus = "1",
+        /// Processors that a test can plug in (belljar-ctl plug cpu).
+        "spare-cpus" spare_cpus: Cpus = "(none)",
+        /// Memory that a test can plug in, by modules of a multiple of 128 MiB (belljar-ctl plug memory SIZE).
+        "spare-memory" spare_memory: Size = "(none)",
         /// QEMU's machine type.
         "machine" machine: Text = "(Belljar's choice)",
         /// QEMU's CPU model.
@@ -174,6 +178,8 @@ table! {
         "removable" removable: bool = "false",
         /// By how many paths the guest has it, on SCSI: each is a disk on a controller of its own, with the same serial number and name (multipath).
         "paths" paths: Paths = "1",
+        /// Whether it is not in the machine until a test plugs it in (belljar-ctl plug disk SERIAL); not on SATA and IDE.
+        "unplugged" unplugged: bool = "false",
     }
 }
 
@@ -280,6 +286,7 @@ fn check_kind(disk: &DiskTable, walk: &mut Walk) {
             DiskKey::DiscardGranularity => disk.discard_granularity.as_ref().map(Spanned::span),
             DiskKey::Removable => disk.removable.as_ref().map(Spanned::span),
             DiskKey::Paths => disk.paths.as_ref().map(Spanned::span),
+            DiskKey::Unplugged => disk.unplugged.as_ref().map(Spanned::span),
         };
         let span = span.unwrap_or_else(|| disk.span.clone());
         contradiction(walk, span, &conflict.message, &conflict.help);
@@ -299,6 +306,7 @@ fn traits(disk: &DiskTable) -> DiskTraits {
         discard_granularity: disk.discard_granularity.as_ref().map(|size| size.get_ref().0),
         removable: plain(&disk.removable).unwrap_or_default(),
         paths: plain(&disk.paths).map(unsigned),
+        unplugged: plain(&disk.unplugged).unwrap_or_default(),
     }
 }
 
@@ -395,6 +403,8 @@ fn layer_of(table: &GuestTable) -> Layer {
     Layer {
         memory: plain(&table.memory),
         cpus: plain(&table.cpus).map(unsigned),
+        spare_cpus: plain(&table.spare_cpus).map(unsigned),
+        spare_memory: plain(&table.spare_memory),
         nic: plain(&table.nic).or_else(|| table.container.as_ref().map(|_| NicMode::None)),
         ..layer!(table: timeout, slow_timeout, workspace_mode, cwd, user, max_output, max_disk)
     }

@@ -107,12 +107,13 @@ macro_rules! of_suite_or_header {
     ($table:ident, $dir:expr) => {
         Layer {
             cpus: plain(&$table.cpus).map(unsigned),
+            spare_cpus: plain(&$table.spare_cpus).map(unsigned),
             priority: plain(&$table.priority).and_then(|p| i32::try_from(p).ok()),
             disks: disks(&$table.disks, $dir),
             tags: plain(&$table.tags).unwrap_or_default().into_iter().collect(),
             needs: plain(&$table.needs).unwrap_or_default().into_iter().collect(),
             requires: plain(&$table.requires).unwrap_or_default().into_iter().collect(),
-            ..layer!($table: timeout, slow_timeout, retries, format, isolation, workspace_mode, exclusive, group, skip, memory, nic,
+            ..layer!($table: timeout, slow_timeout, retries, format, isolation, workspace_mode, exclusive, group, skip, memory, spare_memory, nic,
                      cwd, user, args, junit, max_output, max_disk)
         }
     };

@@ -81,6 +81,7 @@ disks = [
         discard_granularity: Some(65536),
         removable: true,
         paths: Some(2),
+        unplugged: false,
     };
     assert_eq!((&disks[0].traits, disks[0].bus), (&first, BusChoice::Scsi));
     assert_eq!(disks[1].traits, DiskTraits { discard: Some(false), ..DiskTraits::default() });

@@ -96,6 +96,10 @@ table! {
         "memory" memory: Memory = "(the guest's)",
         /// The guest's processors instead of its own setting.
         "cpus" cpus: Cpus = "(the guest's)",
+        /// Processors that a test can plug in.
+        "spare-cpus" spare_cpus: Cpus = "(the guest's)",
+        /// Memory that a test can plug in, by modules of a multiple of 128 MiB.
+        "spare-memory" spare_memory: Size = "(the guest's)",
         /// The guest's network instead of its own setting.
         "nic" nic: NicMode = "(the guest's)",
         /// Disks on top of the guest's.
@@ -152,6 +156,10 @@ table! {
         "memory" memory: Memory = "(the suite's)",
         /// The guest's processors.
         "cpus" cpus: Cpus = "(the suite's)",
+        /// Processors that the test can plug in.
+        "spare-cpus" spare_cpus: Cpus = "(the suite's)",
+        /// Memory that the test can plug in, by modules of a multiple of 128 MiB.
+        "spare-memory" spare_memory: Size = "(the suite's)",
         /// The guest's network.
         "nic" nic: NicMode = "(the suite's)",
         /// Disks instead of the suite's.

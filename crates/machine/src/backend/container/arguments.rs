@@ -207,7 +207,7 @@ mod tests {
             labels: vec![("belljar.pid", "7".into())],
             image: "c831".into(),
             network: None,
-            hardware: Hardware { memory: 1 << 20, cpus: 2, nic: NicMode::None, disks: Vec::new() },
+            hardware: Hardware { memory: 1 << 20, cpus: 2, nic: NicMode::None, ..Hardware::default() },
             privileged: false,
             systemd: false,
             socket: "host".into(),

@@ -189,6 +189,10 @@ impl Backend for ContainerBackend {
                 "it needs systemd, and this guest is a container without it (`systemd = true` has the image's own run)";
             return Some(said.to_owned());
         }
+        if hardware.spare_cpus > 0 || hardware.spare_memory > 0 {
+            let said = "it wants processors or memory to plug in, and this guest is a container, which has none";
+            return Some(said.to_owned());
+        }
         (!hardware.disks.is_empty())
             .then(|| "it wants disks, and this guest is a container, which has none of its own".to_owned())
     }

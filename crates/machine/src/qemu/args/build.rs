@@ -22,6 +22,9 @@ fn share_port_id(number: usize) -> String {
     format!("share-port{number}")
 }
 
+/// Memory modules that can be plugged into a machine that runs.
+const MEMORY_SLOTS: u32 = 16;
+
 /// The network card's name.
 pub const CARD: &str = "nic0";
 /// The name of the network that the card is on.
@@ -139,8 +142,12 @@ impl MachineConfig {
         push(out, "-accel", accel);
         let cpu = self.cpu.as_deref().unwrap_or_else(|| (self.platform.cpu)(self.accel));
         out.extend(["-cpu".into(), cpu.into()]);
-        out.extend(["-smp".into(), self.cpus.to_string().into()]);
-        out.extend(["-m".into(), format!("{}M", self.ram_size() >> 20).into()]);
+        let further =
+            self.max_cpus.filter(|max| *max > self.cpus).map_or_else(String::new, |max| format!(",maxcpus={max}"));
+        out.extend(["-smp".into(), format!("{}{further}", self.cpus).into()]);
+        let further = self.max_memory.filter(|max| *max > self.ram_size());
+        let further = further.map_or_else(String::new, |max| format!(",slots={MEMORY_SLOTS},maxmem={}M", max >> 20));
+        out.extend(["-m".into(), format!("{}M{further}", self.ram_size() >> 20).into()]);
         Ok(())
     }
 

@@ -8,7 +8,7 @@ use belljar_proto::message::DeviceSign;
 use super::keyval::{Device, KeyVal, on_off};
 use super::node::Node;
 use super::slots::Slot;
-use super::{ArgsError, MachineConfig};
+use super::{ArgsError, CARD, MachineConfig};
 use crate::qemu::platform::Ide;
 
 /// One disk.
@@ -24,11 +24,18 @@ pub struct Disk {
     pub boot_index: Option<u32>,
     /// Whether its device is in the machine from the start. Else only its bytes are at hand, for [`MachineConfig::plugged`].
     pub attached: bool,
+    /// Whether it may go out of a machine that runs, and come into it: nothing else of the guest is on it.
+    pub removable: bool,
     /// Which kind of disk it is.
     pub traits: DiskTraits,
 }
 
 impl Disk {
+    /// Whether what it is plugged into has to be there from the machine's start.
+    fn has_controller(&self) -> bool {
+        self.attached || self.traits.unplugged
+    }
+
     /// A disk on virtio.
     #[must_use]
     pub fn new(node: Node) -> Self {
@@ -38,6 +45,7 @@ impl Disk {
             serial: None,
             boot_index: None,
             attached: true,
+            removable: false,
             traits: DiskTraits::default(),
         }
     }
@@ -68,7 +76,7 @@ pub(super) fn push_disks(config: &MachineConfig, out: &mut Vec<OsString>) -> Res
         }
     }
     for bus in [DiskBus::Scsi, DiskBus::Sata, DiskBus::Usb] {
-        if disks.iter().any(|d| d.attached && place(d.bus) == bus)
+        if disks.iter().any(|d| d.has_controller() && place(d.bus) == bus)
             && !(bus == DiskBus::Sata && matches!(ide, Ide::Ahci(_)))
         {
             for path in 0..paths_on(config, bus) {
@@ -80,11 +88,10 @@ pub(super) fn push_disks(config: &MachineConfig, out: &mut Vec<OsString>) -> Res
         check(disk)?;
         push(out, "-blockdev", disk.node.options(&node(at)));
         if disk.attached {
-            if disk.bus == DiskBus::Usb {
-                push(out, "-device", usb_adapter(&node(at), disk).key_val());
-            }
             for path in 0..disk.traits.paths() {
-                push(out, "-device", device(config, at, disk, path).key_val());
+                for device in devices(config, at, disk, path) {
+                    push(out, "-device", device.key_val());
+                }
             }
         }
     }
@@ -93,7 +100,7 @@ pub(super) fn push_disks(config: &MachineConfig, out: &mut Vec<OsString>) -> Res
 
 /// How many controllers of this bus there are: as many as the disk with the most paths has, those that are plugged in later having one.
 fn paths_on(config: &MachineConfig, bus: DiskBus) -> u32 {
-    let disks = config.all_disks().filter(|disk| disk.attached && place_on(config, disk.bus) == bus);
+    let disks = config.all_disks().filter(|disk| disk.has_controller() && place_on(config, disk.bus) == bus);
     disks.map(|disk| disk.traits.paths()).max().unwrap_or(1)
 }
 
@@ -133,12 +140,20 @@ fn controller(config: &MachineConfig, bus: DiskBus, path: u32) -> Device {
     }
 }
 
+/// QEMU's name of what a disk on USB is behind.
+fn usb_name(node: &str) -> String {
+    format!("{node}-usb")
+}
+
 /// What a disk on USB is behind, which has the serial number that a guest names it by. `usb-storage` would be both in one, and gives its disk no traits.
 fn usb_adapter(node: &str, disk: &Disk) -> Device {
-    Device::new("usb-bot")
-        .text("id", format!("{node}-usb"))
-        .text("bus", "usb0.0")
-        .some_text("serial", disk.serial.clone())
+    Device::new("usb-bot").text("id", usb_name(node)).text("bus", "usb0.0").some_text("serial", disk.serial.clone())
+}
+
+/// All that one of the disks is made of, for one of its paths, in the order in which it comes into the machine.
+fn devices(config: &MachineConfig, at: usize, disk: &Disk, path: u32) -> Vec<Device> {
+    let adapter = (disk.bus == DiskBus::Usb).then(|| usb_adapter(&node(at), disk));
+    adapter.into_iter().chain([device(config, at, disk, path)]).collect()
 }
 
 /// The device of one of the disks, for one of its paths.
@@ -162,13 +177,13 @@ fn device(config: &MachineConfig, at: usize, disk: &Disk, path: u32) -> Device {
             Device::new("ide-hd").text("bus", format!("{controller}.{number}"))
         }
         DiskBus::Nvme => Device::new("nvme").at(config.disk_slot(at)),
-        DiskBus::Usb => Device::new("scsi-hd").text("bus", format!("{}-usb.0", node(at))),
+        DiskBus::Usb => Device::new("scsi-hd").text("bus", format!("{}.0", usb_name(&node(at)))),
     };
     let node = node(at);
     // An NVMe disk has to have a serial number.
     let unnamed = (disk.bus == DiskBus::Nvme).then(|| node.clone());
     let device = device
-        .text("id", if path == 0 { format!("{node}-device") } else { format!("{node}-device-path{path}") })
+        .text("id", device_name(&node, path))
         .text("drive", node)
         .some_text("serial", disk.serial.clone().or(unnamed));
     let device = with_traits(device, &disk.traits, bus);
@@ -185,6 +200,11 @@ fn device(config: &MachineConfig, at: usize, disk: &Disk, path: u32) -> Device {
         Some(index) => device.number("bootindex", index),
         None => device,
     }
+}
+
+/// QEMU's name of the device of a disk, for one of its paths.
+fn device_name(node: &str, path: u32) -> String {
+    if path == 0 { format!("{node}-device") } else { format!("{node}-device-path{path}") }
 }
 
 /// A disk's device that is of this kind, on a bus that has such.
@@ -251,8 +271,8 @@ impl MachineConfig {
     #[must_use]
     pub fn plugged(&self) -> Option<Vec<Plugged>> {
         let mut all = Vec::new();
-        let mut has_scsi = self.disks.iter().any(|d| d.attached && d.bus == DiskBus::Scsi);
-        for (at, disk) in self.disks.iter().enumerate().filter(|(_, disk)| !disk.attached) {
+        let mut has_scsi = self.disks.iter().any(|d| d.has_controller() && d.bus == DiskBus::Scsi);
+        for (at, disk) in self.disks.iter().enumerate().filter(|(_, disk)| !disk.attached && !disk.traits.unplugged) {
             let (slot, disks) = match disk.bus {
                 DiskBus::Virtio | DiskBus::Nvme => (self.disk_slot(at)?, 1),
                 DiskBus::Scsi => {
@@ -266,7 +286,8 @@ impl MachineConfig {
                             sign: DeviceSign::ScsiHost,
                         });
                     }
-                    let so_far = self.disks[..=at].iter().filter(|d| d.bus == DiskBus::Scsi).count();
+                    let is_there = |d: &&Disk| d.bus == DiskBus::Scsi && !d.traits.unplugged;
+                    let so_far = self.disks[..=at].iter().filter(is_there).count();
                     (slot, u32::try_from(so_far).unwrap_or(u32::MAX))
                 }
                 DiskBus::Ide | DiskBus::Sata | DiskBus::Usb => return None,
@@ -282,6 +303,62 @@ impl MachineConfig {
         }
         Some(all)
     }
+}
+
+impl MachineConfig {
+    /// What may go out of the machine while it runs, and come into it.
+    #[must_use]
+    pub fn removable(&self) -> Vec<Removable> {
+        let disks = self.disks.iter().enumerate().filter(|(_, disk)| disk.removable).filter_map(|(at, disk)| {
+            let path = |path| {
+                let name = node(at);
+                let id = if disk.bus == DiskBus::Usb { usb_name(&name) } else { device_name(&name, path) };
+                let switch = (disk.bus == DiskBus::Usb).then(|| id.clone());
+                RemovablePart { id, devices: devices(self, at, disk, path), switch }
+            };
+            Some(Removable {
+                name: Some(disk.serial.clone()?),
+                parts: (0..disk.traits.paths()).map(path).collect(),
+                goes_at_once: matches!(disk.bus, DiskBus::Scsi | DiskBus::Usb),
+                is_served: disk.node.is_served(),
+                is_in: !disk.traits.unplugged,
+            })
+        });
+        let card = self.card().map(|card| Removable {
+            name: None,
+            parts: vec![RemovablePart { id: CARD.to_owned(), devices: vec![card], switch: None }],
+            goes_at_once: false,
+            is_served: false,
+            is_in: true,
+        });
+        disks.chain(card).collect()
+    }
+}
+
+/// What may go out of a machine that runs, and come into it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Removable {
+    /// A disk's serial number; the network card has none.
+    pub name: Option<String>,
+    /// A disk's paths.
+    pub parts: Vec<RemovablePart>,
+    /// Whether it goes without the guest having a say in it. On PCI the guest is asked to let go of it.
+    pub goes_at_once: bool,
+    /// Whether a server of Belljar's has its bytes.
+    pub is_served: bool,
+    /// Whether it is in the machine at first.
+    pub is_in: bool,
+}
+
+/// One path of what may go out of a machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RemovablePart {
+    /// QEMU's name of what is taken out.
+    pub id: String,
+    /// What comes in, in this order.
+    pub devices: Vec<Device>,
+    /// QEMU's name of what has to be switched on when all of them are in: `usb-bot` shows itself only then.
+    pub switch: Option<String>,
 }
 
 fn check(disk: &Disk) -> Result<(), ArgsError> {

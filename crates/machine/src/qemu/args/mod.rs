@@ -26,7 +26,7 @@ use thiserror::Error;
 pub(crate) use self::build::AGENT_PORT_ID;
 pub use self::build::{CARD, NETDEV, SANDBOX};
 pub(crate) use self::disk::push;
-pub use self::disk::{Disk, Plugged};
+pub use self::disk::{Disk, Plugged, Removable, RemovablePart};
 pub use self::further::Further;
 pub use self::keyval::Device;
 pub(crate) use self::keyval::KeyVal;
@@ -97,6 +97,10 @@ pub struct MachineConfig {
     pub vmgenid: bool,
     /// A graphics card (`VGA`, `virtio-vga`), for boot loaders that want one; shown nowhere.
     pub vga: Option<String>,
+    /// Most processors that it can have, if some can be plugged in.
+    pub max_cpus: Option<u32>,
+    /// Most bytes of memory that it can have, if some can be plugged in.
+    pub max_memory: Option<u64>,
     /// Appended as they are, last, so that they can override.
     pub extra: Vec<OsString>,
 }
@@ -133,6 +137,8 @@ impl Default for MachineConfig {
             pvpanic: true,
             vmgenid: false,
             vga: None,
+            max_cpus: None,
+            max_memory: None,
             extra: Vec::new(),
         }
     }

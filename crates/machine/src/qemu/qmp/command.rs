@@ -49,6 +49,8 @@ commands! {
     SystemPowerdown = "system_powerdown" -> NoReply;
     /// Presses the reset button.
     SystemReset = "system_reset" -> NoReply;
+    /// Wakes a machine that has suspended itself.
+    SystemWakeup = "system_wakeup" -> NoReply;
     /// Gives the processors a non-maskable interrupt.
     InjectNmi = "inject-nmi" -> NoReply;
     /// Halts the processors.

@@ -26,7 +26,7 @@ pub use self::command::{
     InjectNmi, KvmInfo, Migrate, MigrateIncoming, MigrateSetCapabilities, MigrationCapability, MigrationInfo,
     NetdevAdd, NetdevDel, NoReply, Package, QmpCommand, QueryChardev, QueryCpusFast, QueryKvm, QueryMigrate,
     QueryStatus, QueryVersion, Quit, Raw, RemoveFd, RunState, ScreenDump, SetLink, Stop, SystemPowerdown, SystemReset,
-    Version, VersionTriple,
+    SystemWakeup, Version, VersionTriple,
 };
 pub use self::decoder::{DecodeError, Decoder, Greeting, MAX_MESSAGE, Message};
 pub use self::event::{EventStream, QmpEvent, QmpTimestamp};

@@ -1,0 +1,61 @@
+//! Commands that have devices of their machine go out, and come in.
+
+use crate::harness::{Lab, Outcome, WELL};
+
+fn asking(asks: &str, options: &str) -> String {
+    let script = WELL.replace("\nagent\n", &format!("\nagent asks={asks}\n"));
+    if options.is_empty() { script } else { format!("[options]\n{options}\n{script}") }
+}
+
+/// What happened to the machine, and whether it was refused.
+fn controls(outcome: &Outcome) -> Vec<String> {
+    let events = outcome.events().into_iter().filter(|event| event["kind"] == "control");
+    let of = |event: &serde_json::Value, key: &str| event[key].as_str().unwrap_or_default().to_owned();
+    events
+        .map(|event| {
+            let refused = if event["refused"] == true { "refused " } else { "" };
+            format!("{refused}{} ({})", of(&event, "order"), of(&event, "outcome"))
+        })
+        .collect()
+}
+
+#[test]
+fn devices_go_out_and_come_in() {
+    let lab = Lab::new();
+    let disks = ["--disk", "size=1M,serial=a,lab", "--disk", "size=1M,serial=b,bus=scsi,unplugged"];
+    let asks = "unplug+disk+a,unplug+disk+a,plug+disk+b,unplug+disk+b+surprise,unplug+nic+surprise,plug+nic,plug+disk+a,\
+                unplug+disk+a+surprise,plug+disk+a,unplug+cpu";
+    let outcome = lab.run(&asking(asks, "")).args(disks).sh("sleep 3").go();
+    outcome.code(0);
+    assert_eq!(
+        controls(&outcome),
+        [
+            "unplug disk a ()",
+            "refused unplug disk a (the disk a is out already)",
+            "plug disk b ()",
+            "unplug disk b surprise ()",
+            "unplug nic surprise ()",
+            "plug nic ()",
+            "plug disk a ()",
+            "unplug disk a surprise ()",
+            "plug disk a ()",
+            "refused unplug cpu (without KVM, QEMU does not survive it that a processor is unplugged)",
+        ]
+    );
+    let seen = lab.seen();
+    for command in ["device_del", "device_add", "set_link"] {
+        assert!(seen.contains(command), "{command}: {seen}");
+    }
+}
+
+#[test]
+fn what_qemu_refuses_is_told() {
+    let lab = Lab::new();
+    let outcome =
+        lab.run(&asking("unplug+disk+a", "device-del refuse")).args(["--disk", "size=1M,serial=a"]).sh("sleep 1").go();
+    outcome.code(0);
+    assert_eq!(
+        controls(&outcome),
+        ["refused unplug disk a (QEMU refused `device_del`: device_del: said by the script (GenericError))"]
+    );
+}

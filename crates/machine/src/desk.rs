@@ -1,0 +1,247 @@
+//! What programs in a guest ask of its machine and its lab disks, and who does it.
+
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use belljar_guest_spec::machine_order::MachineOrder;
+use belljar_model::EventKind;
+use belljar_proto::message::Outcome;
+use tokio::{
+    sync::{Mutex, mpsc},
+    task::JoinSet,
+};
+
+use crate::{
+    console::sanitize::sanitize_line,
+    hotplug::Hotplug,
+    lab::Lab,
+    qemu::{
+        args::{CARD, MachineConfig},
+        qmp::{EventStream, InjectNmi, Qmp, SetLink, SystemWakeup},
+    },
+    session::agent::Reports,
+    watch::control,
+};
+
+/// Something that is to be done.
+type Act = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// What programs in a guest ask of its lab disks and of the machine, done one after another, in the order in which they ask, beside whatever else goes on.
+#[derive(Debug)]
+pub(crate) struct Desk {
+    lab: Lab,
+    qmp: Qmp,
+    hotplug: Arc<Mutex<Hotplug>>,
+    /// Who does it, and who waits for the guest to sleep. What is not done goes with the machine.
+    clerks: JoinSet<()>,
+    orders: mpsc::UnboundedSender<Act>,
+    tell: mpsc::UnboundedSender<EventKind>,
+    told: mpsc::UnboundedReceiver<EventKind>,
+    /// How much of it was told since the command has begun.
+    recorded: usize,
+    /// The network card's cable is plugged out by order.
+    unplugged: Arc<AtomicBool>,
+    /// The guest's clock was told to jump.
+    clock_jumped: bool,
+}
+
+/// Most orders of one command that are recorded.
+const MOST_RECORDED: usize = 1000;
+
+impl Desk {
+    /// That of the machine that QEMU makes of `config`.
+    pub(crate) fn new(lab: Lab, qmp: Qmp, config: &MachineConfig) -> Self {
+        let (tell, told) = mpsc::unbounded_channel();
+        let (orders, mut to_do) = mpsc::unbounded_channel::<Act>();
+        let mut clerks = JoinSet::new();
+        clerks.spawn(async move {
+            while let Some(act) = to_do.recv().await {
+                act.await;
+            }
+        });
+        let hotplug = Arc::new(Mutex::new(Hotplug::of(config)));
+        Self {
+            lab,
+            qmp,
+            hotplug,
+            clerks,
+            orders,
+            tell,
+            told,
+            recorded: 0,
+            unplugged: Arc::default(),
+            clock_jumped: false,
+        }
+    }
+
+    /// Does what was asked of a disk, and answers.
+    pub(crate) fn take(&mut self, number: u32, text: String, reports: Arc<Reports>) {
+        let lab = self.lab.clone();
+        self.act(number, reports, async move { lab.ask(&text).await });
+    }
+
+    /// Does what was asked of the machine, and answers.
+    pub(crate) fn take_machine(&mut self, number: u32, order: MachineOrder, text: &str, reports: Arc<Reports>) {
+        let (qmp, text, unplugged) = (self.qmp.clone(), text.to_owned(), self.unplugged.clone());
+        let (hotplug, lab) = (self.hotplug.clone(), self.lab.clone());
+        match order {
+            MachineOrder::Wakeup(after) => self.await_sleep(after, &text),
+            MachineOrder::Clock(_) => self.clock_jumped = true,
+            _ => {}
+        }
+        self.act(number, reports, async move {
+            let told = |error: crate::qemu::qmp::QmpError| sanitize_line(error.to_string().as_bytes());
+            let done: Result<Outcome, String> = match order {
+                MachineOrder::Link(up) => {
+                    let done = qmp.execute(SetLink { name: CARD, up }).await;
+                    unplugged.store(done.is_ok() && !up, Ordering::Relaxed);
+                    done.map(|_| Outcome::Done(String::new())).map_err(told)
+                }
+                MachineOrder::Unplug { device, surprise } => {
+                    hotplug.lock().await.unplug(&device, surprise, &qmp, &lab).await.map(Outcome::Done)
+                }
+                MachineOrder::Plug(device) => hotplug.lock().await.plug(&device, &qmp, &lab).await.map(Outcome::Done),
+                MachineOrder::Wakeup(_) => Ok(Outcome::Done(String::new())),
+                // The agent does that, and says what came of it.
+                MachineOrder::Clock(nanoseconds) => Ok(Outcome::StepClock(nanoseconds)),
+                MachineOrder::Nmi => {
+                    qmp.execute(InjectNmi {}).await.map(|_| Outcome::Done(String::new())).map_err(told)
+                }
+                MachineOrder::Restart(_) | MachineOrder::Prepare(_) => Err("it is done elsewhere".to_owned()),
+            };
+            let refused = done.is_err();
+            let outcome = done.unwrap_or_else(Outcome::Refused);
+            let why = if let Outcome::Refused(why) = &outcome { why } else { "" };
+            let event = control(&text, why, refused);
+            (outcome, Some(event))
+        });
+    }
+
+    /// Has the guest woken so long after it will have suspended itself.
+    fn await_sleep(&mut self, after: Duration, text: &str) {
+        let (qmp, mut events, tell, text) = (self.qmp.clone(), self.qmp.events(), self.tell.clone(), text.to_owned());
+        self.clerks.spawn(async move {
+            if !sleeps(&mut events).await {
+                return;
+            }
+            tokio::time::sleep(after).await;
+            let why = qmp.execute(SystemWakeup {}).await.err();
+            let why = why.map(|error| sanitize_line(error.to_string().as_bytes()));
+            let event = control(&text, why.as_deref().unwrap_or("it is woken"), why.is_some());
+            // Nobody listening is fine.
+            let _ = tell.send(event);
+        });
+    }
+
+    fn act(
+        &mut self,
+        number: u32,
+        reports: Arc<Reports>,
+        acting: impl Future<Output = (Outcome, Option<EventKind>)> + Send + 'static,
+    ) {
+        let tell = self.tell.clone();
+        let act = Box::pin(async move {
+            let (outcome, event) = acting.await;
+            // It is told before anybody can build on it. Nobody listening is fine.
+            event.into_iter().for_each(|event| drop(tell.send(event)));
+            reports.answer(number, outcome);
+        });
+        // It is there as long as this is.
+        let _ = self.orders.send(act);
+    }
+
+    /// Waits until all is done that was asked for before.
+    pub(crate) async fn all_done(&self) {
+        let (done, is_done) = tokio::sync::oneshot::channel();
+        let _ = self.orders.send(Box::pin(async move {
+            let _: Result<(), ()> = done.send(());
+        }));
+        let _ = is_done.await;
+    }
+
+    /// Whether a lab disk was told to behave otherwise than a good disk does.
+    pub(crate) fn has_told_disks(&self) -> bool {
+        self.lab.has_orders()
+    }
+
+    /// Plugs the cable in again that was plugged out by order; gives whether it was.
+    ///
+    /// # Errors
+    /// When QEMU does not.
+    pub(crate) async fn plug_in(&self) -> Result<bool, String> {
+        if !self.unplugged.swap(false, Ordering::Relaxed) {
+            return Ok(false);
+        }
+        let done = self.qmp.execute(SetLink { name: CARD, up: true }).await;
+        done.map(|_| true).map_err(|error| sanitize_line(error.to_string().as_bytes()))
+    }
+
+    /// What of the machine is otherwise than it was at first and stays so, for a person.
+    pub(crate) async fn changed(&self) -> Option<String> {
+        let plugged = self.hotplug.lock().await.changed().map(|what| format!("{what} plugged in or out"));
+        let clock = self.clock_jumped.then(|| "its clock".to_owned());
+        let all: Vec<String> = plugged.into_iter().chain(clock).collect();
+        (!all.is_empty()).then(|| all.join(", "))
+    }
+
+    /// The disks.
+    pub(crate) fn lab(&self) -> &Lab {
+        &self.lab
+    }
+
+    /// A command begins.
+    pub(crate) fn begin_command(&mut self) {
+        self.recorded = 0;
+    }
+
+    /// That something was done, as it is told: of a command that orders very much not all is.
+    pub(crate) fn record(&mut self, event: EventKind) -> Option<EventKind> {
+        self.recorded += 1;
+        match self.recorded.cmp(&(MOST_RECORDED + 1)) {
+            std::cmp::Ordering::Less => Some(event),
+            std::cmp::Ordering::Equal => Some(EventKind::Warning {
+                message: format!(
+                    "the command gives more than {MOST_RECORDED} orders: the rest is done, and not recorded"
+                ),
+            }),
+            std::cmp::Ordering::Greater => None,
+        }
+    }
+
+    /// What was done and is not told yet.
+    pub(crate) fn news(&mut self) -> Option<EventKind> {
+        while let Ok(event) = self.told.try_recv() {
+            let told = self.record(event);
+            if told.is_some() {
+                return told;
+            }
+        }
+        None
+    }
+
+    /// Waits for something that was done.
+    pub(crate) async fn next(&mut self) -> EventKind {
+        while let Some(event) = self.told.recv().await {
+            if let Some(told) = self.record(event) {
+                return told;
+            }
+        }
+        std::future::pending().await
+    }
+}
+
+/// Waits until the guest suspends itself; gives whether it has.
+async fn sleeps(events: &mut EventStream) -> bool {
+    while let Some(event) = events.next().await {
+        if event.name == "SUSPEND" {
+            return true;
+        }
+    }
+    false
+}

@@ -1,0 +1,370 @@
+//! Devices that go out of a machine that runs, and come into it, because a test says so.
+//!
+//! A device on PCI, a processor and a memory module go when the guest has let go of them, for which QEMU asks it (`docs/system/`, "Hotplug"); disks on
+//! SCSI and USB go at once, as when they are pulled.
+
+use std::time::Duration;
+
+use belljar_guest_spec::machine_order::Device;
+use serde_json::{Value, json};
+
+use crate::{
+    console::sanitize::sanitize_line,
+    lab::Lab,
+    qemu::{
+        args::{Accel, CARD, MachineConfig, Ram, Removable},
+        qmp::{DeviceAdd, EventStream, Qmp, QmpCommand, QmpError, Raw, SetLink},
+    },
+};
+
+/// How long a guest has to let go of a device.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// What may go out of one machine and come into it, and what of it is in.
+#[derive(Debug, Default)]
+pub(crate) struct Hotplug {
+    all: Vec<Slot>,
+    /// Processors and memory modules that have come, QEMU's names of them.
+    cpus: Vec<String>,
+    memory: Vec<String>,
+    /// How many of these have come so far.
+    count: u32,
+    /// The machine's memory is lent to processes beside QEMU, so that what comes has to be, too.
+    lends_memory: bool,
+    /// The machine runs without KVM.
+    is_emulated: bool,
+}
+
+/// A device and its parts.
+#[derive(Debug)]
+struct Slot {
+    device: Removable,
+    /// Whether each part is in.
+    is_in: Vec<bool>,
+    /// It was taken by surprise, for which its server has cut its power.
+    is_cut: bool,
+}
+
+impl Hotplug {
+    pub(crate) fn of(config: &MachineConfig) -> Self {
+        let slot = |device: Removable| Slot { is_in: vec![device.is_in; device.parts.len()], is_cut: false, device };
+        Self {
+            all: config.removable().into_iter().map(slot).collect(),
+            lends_memory: config.ram == Ram::Lent,
+            is_emulated: config.accel == Accel::Tcg,
+            ..Self::default()
+        }
+    }
+
+    /// What is in or out otherwise than at first, for a person; nothing where all is as it was.
+    pub(crate) fn changed(&self) -> Option<String> {
+        let slots = self.all.iter().filter(|slot| slot.is_in.iter().any(|is_in| *is_in != slot.device.is_in));
+        let mut all: Vec<String> = slots.map(|slot| slot.device.told()).collect();
+        if !self.cpus.is_empty() {
+            all.push("processors".to_owned());
+        }
+        if !self.memory.is_empty() {
+            all.push("memory".to_owned());
+        }
+        (!all.is_empty()).then(|| all.join(", "))
+    }
+
+    /// Takes a device out; gives what there is to say of it.
+    ///
+    /// # Errors
+    /// Why it is still in, for a person.
+    pub(crate) async fn unplug(
+        &mut self,
+        device: &Device,
+        surprise: bool,
+        qmp: &Qmp,
+        lab: &Lab,
+    ) -> Result<String, String> {
+        match device {
+            Device::Disk { .. } | Device::Nic => {
+                let slot = self.slot(device)?;
+                let parts = slot.parts(device, true)?;
+                if surprise && !slot.device.goes_at_once {
+                    slot.silence(qmp, lab).await?;
+                }
+                if device != &Device::Nic {
+                    lab.note_orders();
+                }
+                for part in parts {
+                    delete(qmp, &slot.device.parts[part].id).await?;
+                    slot.is_in[part] = false;
+                }
+                Ok(String::new())
+            }
+            // QEMU 7.2 writes where it must not then, and QEMU 10 ends itself when another one comes (`tcg_register_thread`).
+            Device::Cpu if self.is_emulated => {
+                Err("without KVM, QEMU does not survive it that a processor is unplugged".to_owned())
+            }
+            Device::Cpu => {
+                let id = self
+                    .cpus
+                    .last()
+                    .ok_or("no processor was plugged in that could be unplugged; those of the start stay")?;
+                delete(qmp, id).await?;
+                self.cpus.pop();
+                Ok(String::new())
+            }
+            Device::Memory(_) => {
+                let id = self
+                    .memory
+                    .last()
+                    .ok_or("no memory was plugged in that could be unplugged; that of the start stays")?;
+                delete(qmp, id).await?;
+                let object = json!({ "id": backend(id) });
+                say(qmp, Raw::new("object-del", object)).await?;
+                self.memory.pop();
+                Ok(String::new())
+            }
+        }
+    }
+
+    /// Has a device come; gives what there is to say of it.
+    ///
+    /// # Errors
+    /// Why it has not come, for a person.
+    pub(crate) async fn plug(&mut self, device: &Device, qmp: &Qmp, lab: &Lab) -> Result<String, String> {
+        match device {
+            Device::Disk { .. } | Device::Nic => {
+                let slot = self.slot(device)?;
+                for part in slot.parts(device, false)? {
+                    let whole = &slot.device.parts[part];
+                    for device in &whole.devices {
+                        say(qmp, DeviceAdd(device.json())).await?;
+                    }
+                    if let Some(id) = &whole.switch {
+                        let property = json!({ "path": format!("/machine/peripheral/{id}"), "property": "attached", "value": true });
+                        say(qmp, Raw::new("qom-set", property)).await?;
+                    }
+                    slot.is_in[part] = true;
+                }
+                slot.let_speak(qmp, lab).await?;
+                Ok(String::new())
+            }
+            Device::Cpu => {
+                let free = self.free_cpu(qmp).await?;
+                let id = self.next("cpu");
+                let mut properties = free.get("props").cloned().unwrap_or_else(|| json!({}));
+                properties["driver"] = free.get("type").cloned().unwrap_or(Value::Null);
+                properties["id"] = json!(id);
+                say(qmp, DeviceAdd(properties)).await?;
+                self.cpus.push(id);
+                Ok(String::new())
+            }
+            Device::Memory(bytes) => {
+                let id = self.next("memory");
+                let kind = if self.lends_memory { "memory-backend-memfd" } else { "memory-backend-ram" };
+                let mut object = json!({ "qom-type": kind, "id": backend(&id), "size": bytes });
+                if self.lends_memory {
+                    object["share"] = json!(true);
+                }
+                say(qmp, Raw::new("object-add", object)).await?;
+                let module = json!({ "driver": "pc-dimm", "id": id, "memdev": backend(&id) });
+                if let Err(why) = say(qmp, DeviceAdd(module)).await {
+                    drop(say(qmp, Raw::new("object-del", json!({ "id": backend(&id) }))).await);
+                    return Err(format!("{why}; `spare-memory` says how much can be plugged in"));
+                }
+                self.memory.push(id);
+                Ok(String::new())
+            }
+        }
+    }
+
+    fn slot(&mut self, device: &Device) -> Result<&mut Slot, String> {
+        let wanted = match device {
+            Device::Disk { name, .. } => Some(name.as_str()),
+            _ => None,
+        };
+        let names: Vec<&str> = self.all.iter().filter_map(|slot| slot.device.name.as_deref()).collect();
+        let unknown = match wanted {
+            None => "this guest has no network card".to_owned(),
+            Some(_) if names.is_empty() => {
+                "this guest has no disk that could be plugged: it would be one beside that which is booted from, with a serial number".to_owned()
+            }
+            Some(name) => {
+                format!("there is no disk {:?} to be plugged; there are {}", sanitize_line(name.as_bytes()), names.join(", "))
+            }
+        };
+        self.all.iter_mut().find(|slot| slot.device.name.as_deref() == wanted).ok_or(unknown)
+    }
+
+    fn next(&mut self, kind: &str) -> String {
+        self.count += 1;
+        format!("plugged-{kind}{}", self.count)
+    }
+
+    /// Where a processor may come.
+    async fn free_cpu(&self, qmp: &Qmp) -> Result<Value, String> {
+        let none =
+            || "there is no place for a further processor; `spare-cpus` says how many can be plugged in".to_owned();
+        let places = say(qmp, Raw::new("query-hotpluggable-cpus", json!({}))).await?;
+        // The last one is the first (QEMU's `qmp_query_hotpluggable_cpus`).
+        let free = places.as_array().into_iter().flatten().rev().find(|place| place.get("qom-path").is_none());
+        free.cloned().ok_or_else(none)
+    }
+}
+
+impl Slot {
+    /// Its parts that are asked for, and are in, or out.
+    fn parts(&self, device: &Device, are_in: bool) -> Result<Vec<usize>, String> {
+        let all = match device {
+            Device::Disk { path: Some(path), .. } => {
+                let path = usize::try_from(*path).unwrap_or(usize::MAX);
+                if path >= self.is_in.len() {
+                    return Err(format!("{} has {}, counted from 0", self.device.told(), paths(self.is_in.len())));
+                }
+                path..path + 1
+            }
+            _ => 0..self.is_in.len(),
+        };
+        let parts: Vec<usize> = all.filter(|part| self.is_in[*part] == are_in).collect();
+        if parts.is_empty() {
+            return Err(format!("{} is {} already", self.device.told(), if are_in { "out" } else { "in" }));
+        }
+        Ok(parts)
+    }
+
+    /// Has it answer nothing more, before its guest is asked to let go of it.
+    async fn silence(&mut self, qmp: &Qmp, lab: &Lab) -> Result<(), String> {
+        match &self.device.name {
+            None => say(qmp, SetLink { name: CARD, up: false }).await.map(drop),
+            Some(name) if self.device.is_served => {
+                self.is_cut = lab.cut_one(name).await?;
+                Ok(())
+            }
+            Some(_) => Err(
+                "QEMU takes no disk on this bus by surprise: take one on scsi or usb, or a lab disk, which answers nothing more then".to_owned(),
+            ),
+        }
+    }
+
+    /// What comes is a device like any other.
+    async fn let_speak(&mut self, qmp: &Qmp, lab: &Lab) -> Result<(), String> {
+        match &self.device.name {
+            None => say(qmp, SetLink { name: CARD, up: true }).await.map(drop),
+            Some(name) if std::mem::take(&mut self.is_cut) => lab.give_power(name).await,
+            Some(_) => Ok(()),
+        }
+    }
+}
+
+impl Removable {
+    /// What it is called where somebody is told of it.
+    fn told(&self) -> String {
+        self.name.as_ref().map_or_else(|| "the network card".to_owned(), |name| format!("the disk {name}"))
+    }
+}
+
+fn paths(count: usize) -> String {
+    format!("{count} {}", if count == 1 { "path" } else { "paths" })
+}
+
+/// The name of what is behind a memory module.
+fn backend(id: &str) -> String {
+    format!("{id}-bytes")
+}
+
+async fn say<C: QmpCommand>(qmp: &Qmp, command: C) -> Result<C::Reply, String> {
+    qmp.execute(command).await.map_err(|error| sanitize_line(error.to_string().as_bytes()))
+}
+
+/// Takes a device out, and waits until it is.
+async fn delete(qmp: &Qmp, id: &str) -> Result<(), String> {
+    let mut events = qmp.events();
+    match qmp.execute(Raw::new("device_del", json!({ "id": id }))).await {
+        Ok(_) => {}
+        // The guest has let go of it after somebody had given up waiting for that.
+        Err(QmpError::Refused { class, .. }) if class == "DeviceNotFound" => return Ok(()),
+        // It was asked before, and may still do it.
+        Err(QmpError::Refused { desc, .. }) if desc.contains("in the process of unplug") => {}
+        Err(error) => return Err(sanitize_line(error.to_string().as_bytes())),
+    }
+    match tokio::time::timeout(LIMIT, is_gone(&mut events, id)).await {
+        Ok(gone) => gone,
+        Err(_) => Err(format!(
+            "the guest did not let go of it within {} s; it may still do so. Its kernel needs the driver for that (ACPI hotplug)",
+            LIMIT.as_secs()
+        )),
+    }
+}
+
+/// Waits for what becomes of a device that the guest is to let go of (QEMU's `qapi/qdev.json`).
+async fn is_gone(events: &mut EventStream, id: &str) -> Result<(), String> {
+    while let Some(event) = events.next().await {
+        if event.data.get("device").and_then(Value::as_str) != Some(id) {
+            continue;
+        }
+        match event.name.as_str() {
+            "DEVICE_DELETED" => return Ok(()),
+            "DEVICE_UNPLUG_GUEST_ERROR" | "MEM_UNPLUG_ERROR" => {
+                return Err("the guest refuses to let go of it: it is in use there".to_owned());
+            }
+            _ => {}
+        }
+    }
+    Err("QEMU ended".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::qemu::args::RemovablePart;
+
+    fn hotplug() -> Hotplug {
+        let part = |id: &str| RemovablePart { id: id.to_owned(), devices: Vec::new(), switch: None };
+        let slot = |name: Option<&str>, parts: usize, is_in| Slot {
+            device: Removable {
+                name: name.map(str::to_owned),
+                parts: vec![part("x"); parts],
+                goes_at_once: false,
+                is_served: false,
+                is_in,
+            },
+            is_in: vec![is_in; parts],
+            is_cut: false,
+        };
+        Hotplug {
+            all: vec![slot(Some("a"), 2, true), slot(Some("b"), 1, false), slot(None, 1, true)],
+            ..Hotplug::default()
+        }
+    }
+
+    fn disk(name: &str, path: Option<u32>) -> Device {
+        Device::Disk { name: name.to_owned(), path }
+    }
+
+    #[test]
+    fn what_is_out_already_is_told() {
+        let mut all = hotplug();
+        let mut parts = |device: &Device, are_in| all.slot(device).and_then(|slot| slot.parts(device, are_in));
+        assert_eq!(parts(&disk("a", None), true), Ok(vec![0, 1]));
+        assert_eq!(parts(&disk("a", Some(1)), true), Ok(vec![1]));
+        assert_eq!(parts(&disk("b", None), false), Ok(vec![0]));
+        assert_eq!(parts(&Device::Nic, true), Ok(vec![0]));
+        assert_eq!(parts(&Device::Nic, false).unwrap_err(), "the network card is in already");
+        assert_eq!(parts(&disk("b", None), true).unwrap_err(), "the disk b is out already");
+        assert_eq!(parts(&disk("a", Some(2)), true).unwrap_err(), "the disk a has 2 paths, counted from 0");
+        assert_eq!(parts(&disk("c", None), true).unwrap_err(), "there is no disk \"c\" to be plugged; there are a, b");
+        let mut none = Hotplug::default();
+        assert!(none.slot(&disk("a", None)).unwrap_err().contains("with a serial number"));
+        assert_eq!(none.slot(&Device::Nic).unwrap_err(), "this guest has no network card");
+    }
+
+    #[test]
+    fn what_is_otherwise_than_at_first_is_known() {
+        let mut all = hotplug();
+        assert_eq!(all.changed(), None);
+        all.all[0].is_in[1] = false;
+        all.all[1].is_in[0] = true;
+        all.cpus.push("plugged-cpu1".to_owned());
+        assert_eq!(all.changed().as_deref(), Some("the disk a, the disk b, processors"));
+        all.cpus.clear();
+        all.all[0].is_in[1] = true;
+        all.all[1].is_in[0] = false;
+        assert_eq!(all.changed(), None);
+    }
+}
