@@ -8,8 +8,8 @@ use std::{
 };
 
 use belljar_guest_spec::{
-    Accel, Access, BootSource, BusChoice, ContainerSource, Firmware, GuestSpec, ImageRef, Login, NicMode, OopsPolicy,
-    PullPolicy, ShareKind, Source, Surroundings, Watchdog, WorkspaceMode, in_home,
+    Accel, Access, BootSource, BusChoice, ContainerSource, Devices, Display, Firmware, GuestSpec, ImageRef, Login,
+    NicMode, OopsPolicy, PullPolicy, ShareKind, Sound, Source, Surroundings, Watchdog, WorkspaceMode, in_home,
     rules::{self, Key, Notation},
 };
 use belljar_machine::bounds::Bounds;
@@ -147,6 +147,26 @@ pub(crate) struct GuestArgs {
     #[arg(long, value_name = "WATCHDOG", value_parser = word::<Watchdog>())]
     pub(crate) watchdog: Option<Watchdog>,
 
+    /// Give it a balloon, by which a test takes memory from it (belljar-ctl balloon SIZE)
+    #[arg(long)]
+    pub(crate) balloon: bool,
+
+    /// Give it a graphics card, of which a test takes pictures (belljar-ctl screenshot NAME); shown nowhere
+    #[arg(long, value_name = "DISPLAY", value_parser = word::<Display>())]
+    pub(crate) display: Option<Display>,
+
+    /// Give it a sound card that nobody hears
+    #[arg(long, value_name = "SOUND", value_parser = word::<Sound>())]
+    pub(crate) sound: Option<Sound>,
+
+    /// Give it no source of randomness (virtio-rng), which it has otherwise
+    #[arg(long)]
+    pub(crate) no_rng: bool,
+
+    /// How its processors are put together: sockets=N,cores=N,threads=N (each 1 if not said), as many as --cpus
+    #[arg(long, value_name = "TOPOLOGY")]
+    pub(crate) cpu_topology: Option<String>,
+
     /// Give up on the boot after this time [default: 2m, 20m without KVM, sooner if nothing moves]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub(crate) boot_timeout: Option<Duration>,
@@ -186,6 +206,11 @@ impl GuestArgs {
             Key::Systemd => self.systemd,
             Key::Tpm => self.tpm,
             Key::Watchdog => self.watchdog.is_some(),
+            Key::Balloon => self.balloon,
+            Key::Display => self.display.is_some(),
+            Key::Sound => self.sound.is_some(),
+            Key::Rng => self.no_rng,
+            Key::CpuTopology => self.cpu_topology.is_some(),
             Key::Machine => self.machine.is_some(),
             Key::Cpu => self.cpu.is_some(),
             Key::QemuArgs => !self.qemu_args.is_empty(),
@@ -270,7 +295,7 @@ pub(crate) fn guest(args: &GuestArgs, named: Option<&Named>) -> Result<(GuestSpe
     spec.oops = args.oops.unwrap_or(spec.oops);
     spec.share = args.share.unwrap_or(spec.share);
     spec.tpm |= args.tpm;
-    spec.devices.watchdog = args.watchdog.or(spec.devices.watchdog);
+    devices(args, &mut spec.devices)?;
     spec.boot_timeout = args.boot_timeout.or(spec.boot_timeout);
     for path in &args.hide {
         // A shell leaves `~` in `--hide=~/x` as it is.
@@ -284,6 +309,19 @@ pub(crate) fn guest(args: &GuestArgs, named: Option<&Named>) -> Result<(GuestSpe
     Ok((spec, name))
 }
 
+/// What the options say of devices beside disks and the card.
+fn devices(args: &GuestArgs, devices: &mut Devices) -> Result<(), String> {
+    devices.watchdog = args.watchdog.or(devices.watchdog);
+    devices.balloon |= args.balloon;
+    devices.display = args.display.or(devices.display);
+    devices.sound = args.sound.or(devices.sound);
+    devices.rng &= !args.no_rng;
+    if let Some(text) = &args.cpu_topology {
+        devices.topology = Some(specs::topology(text)?);
+    }
+    Ok(())
+}
+
 /// What of the environment these guests' descriptions depend on.
 pub(crate) fn surroundings<'a>(guests: impl IntoIterator<Item = &'a GuestSpec>) -> Surroundings {
     let passwords = guests.into_iter().filter_map(|guest| {
@@ -294,7 +332,7 @@ pub(crate) fn surroundings<'a>(guests: impl IntoIterator<Item = &'a GuestSpec>) 
 }
 
 /// Options that may say otherwise what a guest of `belljar.toml` is, and may not go together with what that is made of.
-const OF_NAMED: [Key; 13] = [
+const OF_NAMED: [Key; 18] = [
     Key::SshKey,
     Key::Access,
     Key::Append,
@@ -304,6 +342,11 @@ const OF_NAMED: [Key; 13] = [
     Key::Systemd,
     Key::Tpm,
     Key::Watchdog,
+    Key::Balloon,
+    Key::Display,
+    Key::Sound,
+    Key::Rng,
+    Key::CpuTopology,
     Key::Machine,
     Key::Cpu,
     Key::QemuArgs,

@@ -7,7 +7,7 @@ use std::{
 };
 
 use belljar_guest_spec::{
-    BusChoice, DiskContent, DiskKey, DiskSpec, DiskTraits, MAX_PATHS, SectorSize, Word, Wwn, values,
+    BusChoice, DiskContent, DiskKey, DiskSpec, DiskTraits, MAX_PATHS, SectorSize, Topology, Word, Wwn, values,
 };
 
 /// Reads a size such as `512M` or `2GiB`, the value of an option.
@@ -70,6 +70,23 @@ pub(crate) fn disk(text: &str) -> Result<DiskSpec, String> {
         Some(conflict) => Err(format!("in --disk {text}: {conflict}")),
         None => Ok(disk),
     }
+}
+
+/// Reads `--cpu-topology`.
+pub(crate) fn topology(text: &str) -> Result<Topology, String> {
+    let mut topology = Topology { sockets: 1, cores: 1, threads: 1 };
+    for part in text.split(',') {
+        let wrong = || format!("--cpu-topology {text}: write sockets=N,cores=N,threads=N, each from 1 to 255");
+        let (key, count) = part.split_once('=').ok_or_else(wrong)?;
+        let count = count.parse().ok().filter(|count| (1..=255).contains(count)).ok_or_else(wrong)?;
+        match key {
+            "sockets" => topology.sockets = count,
+            "cores" => topology.cores = count,
+            "threads" => topology.threads = count,
+            _ => return Err(wrong()),
+        }
+    }
+    Ok(topology)
 }
 
 /// Keys that can stand alone, which makes them `true`.

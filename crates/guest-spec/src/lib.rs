@@ -14,7 +14,7 @@ mod spec;
 pub mod values;
 mod words;
 
-pub use devices::{Devices, Watchdog};
+pub use devices::{Devices, Display, Sound, Topology, Watchdog};
 pub use disk::{DiskConflict, DiskContent, DiskKey, DiskSpec, DiskTraits, MAX_PATHS, SectorSize, Wwn};
 pub use image_ref::{CONTAINER_PREFIX, ImageRef};
 pub use login::{Credentials, Login, Password, Secret};

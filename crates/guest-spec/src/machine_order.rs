@@ -5,6 +5,8 @@ use std::{fmt, time::Duration};
 
 use crate::{MAX_PATHS, fault, values};
 
+/// Longest name of a picture, in bytes.
+const MAX_PICTURE: usize = 64;
 /// Longest mark, in bytes.
 const MAX_MARK: usize = 128;
 /// The longest time after which a guest is woken: its sleep has a limit.
@@ -38,6 +40,10 @@ pub enum MachineOrder {
     Wakeup(Duration),
     /// The guest's clock jumps by so many nanoseconds.
     Clock(i64),
+    /// Memory is taken from the guest, which keeps so many bytes, or given back: as many as it has from the boot on.
+    Balloon(Option<u64>),
+    /// A picture of its screen is kept under this name.
+    Screenshot(String),
 }
 
 /// What can go out of a machine that runs, and come into it.
@@ -148,9 +154,11 @@ impl MachineOrder {
             "plug" | "unplug" => return hotplug(word, &rest),
             "wakeup" => return wakeup(&rest),
             "clock" => return clock(&rest),
+            "balloon" => return balloon(&rest),
+            "screenshot" => return screenshot(&rest),
             _ => {
                 return Err(format!(
-                    "{word:?} is nothing that a machine is told; there are reboot, reboot-prepare, reset, power-button, power-cut, nmi, link, plug, unplug, wakeup and clock"
+                    "{word:?} is nothing that a machine is told; there are reboot, reboot-prepare, reset, power-button, power-cut, nmi, link, plug, unplug, wakeup, clock, balloon and screenshot"
                 ));
             }
         };
@@ -239,6 +247,31 @@ fn clock(words: &[&str]) -> Result<MachineOrder, String> {
     Ok(MachineOrder::Clock(if forward { nanoseconds } else { -nanoseconds }))
 }
 
+fn balloon(words: &[&str]) -> Result<MachineOrder, String> {
+    match words {
+        ["full"] => Ok(MachineOrder::Balloon(None)),
+        [size] => {
+            let bytes = values::size(size).map_err(|what| format!("{size:?} is {what}"))?;
+            Ok(MachineOrder::Balloon(Some(bytes)))
+        }
+        _ => Err("balloon wants what the guest is to keep, such as balloon 256M, or full for all".to_owned()),
+    }
+}
+
+fn screenshot(words: &[&str]) -> Result<MachineOrder, String> {
+    let is_good = |name: &str| {
+        let begins = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+        let known = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+        begins && name.len() <= MAX_PICTURE && name.bytes().all(known)
+    };
+    match words {
+        [name] if is_good(name) => Ok(MachineOrder::Screenshot((*name).to_owned())),
+        _ => Err(format!(
+            "screenshot wants a name of letters, digits, '.', '_' and '-', which begins with a letter or a digit, of {MAX_PICTURE} at most"
+        )),
+    }
+}
+
 /// A mark as it may stand in a command's environment.
 fn checked(mark: &str) -> Result<String, String> {
     if mark.len() > MAX_MARK || mark.chars().any(char::is_control) {
@@ -272,6 +305,9 @@ mod tests {
         assert_eq!(MachineOrder::parse("reboot-prepare m"), Ok(MachineOrder::Prepare(prepared)));
         assert_eq!(MachineOrder::parse("nmi"), Ok(MachineOrder::Nmi));
         assert_eq!(MachineOrder::parse("link down"), Ok(MachineOrder::Link(false)));
+        assert_eq!(MachineOrder::parse("balloon 256M"), Ok(MachineOrder::Balloon(Some(256 << 20))));
+        assert_eq!(MachineOrder::parse("balloon full"), Ok(MachineOrder::Balloon(None)));
+        assert_eq!(MachineOrder::parse("screenshot a-1.b"), Ok(MachineOrder::Screenshot("a-1.b".to_owned())));
     }
 
     #[test]
@@ -323,6 +359,12 @@ mod tests {
             ("", "there are reboot"),
             ("explode", "there are reboot"),
             ("nmi now", "there are reboot"),
+            ("balloon", "such as balloon 256M"),
+            ("balloon much", "not a size"),
+            ("screenshot", "wants a name"),
+            ("screenshot ../x", "wants a name"),
+            ("screenshot .x", "wants a name"),
+            ("screenshot a b", "wants a name"),
             ("link", "up or down"),
             ("reboot a b", "takes one word"),
             ("power-cut a b", "takes a mark"),

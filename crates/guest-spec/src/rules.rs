@@ -43,6 +43,16 @@ pub enum Key {
     Tpm,
     /// The watchdog.
     Watchdog,
+    /// The balloon.
+    Balloon,
+    /// The graphics card.
+    Display,
+    /// The sound card.
+    Sound,
+    /// The source of randomness.
+    Rng,
+    /// How processors are put together.
+    CpuTopology,
     /// QEMU's machine type.
     Machine,
     /// QEMU's CPU model.
@@ -78,6 +88,11 @@ impl Key {
             Self::Systemd => "systemd",
             Self::Tpm => "tpm",
             Self::Watchdog => "watchdog",
+            Self::Balloon => "balloon",
+            Self::Display => "display",
+            Self::Sound => "sound",
+            Self::Rng => "rng",
+            Self::CpuTopology => "cpu-topology",
             Self::Machine => "machine",
             Self::Cpu => "cpu",
             Self::QemuArgs => "qemu-args",
@@ -100,6 +115,7 @@ impl Notation {
     fn key(self, key: Key) -> String {
         match self {
             Self::Options if key == Key::QemuArgs => "--qemu-arg".to_owned(),
+            Self::Options if key == Key::Rng => "--no-rng".to_owned(),
             Self::Toml => format!("`{}`", key.word()),
             Self::Options => format!("--{}", key.word()),
         }
@@ -125,7 +141,7 @@ pub struct Conflict {
 }
 
 /// What only a machine has.
-const OF_MACHINES: [Key; 18] = [
+const OF_MACHINES: [Key; 23] = [
     Key::Image,
     Key::ImageFormat,
     Key::BootBus,
@@ -140,6 +156,11 @@ const OF_MACHINES: [Key; 18] = [
     Key::Login,
     Key::Tpm,
     Key::Watchdog,
+    Key::Balloon,
+    Key::Display,
+    Key::Sound,
+    Key::Rng,
+    Key::CpuTopology,
     Key::Machine,
     Key::Cpu,
     Key::QemuArgs,

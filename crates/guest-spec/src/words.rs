@@ -268,6 +268,8 @@ mod tests {
         go_both_ways::<OopsPolicy>();
         go_both_ways::<PullPolicy>();
         go_both_ways::<ShareKind>();
+        go_both_ways::<crate::Display>();
+        go_both_ways::<crate::Sound>();
         go_both_ways::<crate::Watchdog>();
         go_both_ways::<WorkspaceMode>();
     }

@@ -204,7 +204,7 @@ impl Machine {
         noted.extend(lab.watch(&tell, &beside).await);
         let servers = Servers::start(served, host, &beside, tell)
             .map_err(|e| StartError::Files(host_file("wait at the ports of shares", &e)))?;
-        let watch = Watch::new(&console, &qemu, plan.oops, ends, beside, (lab.clone(), &config));
+        let watch = Watch::new(&console, &qemu, plan.oops, ends, beside, (lab.clone(), &config, &plan.dir));
         let ports: Ports =
             vec![(PortKind::Virtio, Box::new(channels.agent)), (PortKind::Serial, Box::new(channels.serial1))];
         let limits = Limits::new(plan.accel(), plan.boot_timeout);
@@ -359,7 +359,7 @@ impl Booted {
     ) -> Result<Self, Unbooted> {
         let again = plan.again || launch.predecessor.is_some();
         let (mut machine, ports) = Machine::start(plan, launch, again, view).await.map_err(Unbooted::Start)?;
-        machine.screen = plan.config.vga.is_some().then(|| plan.dir.clone());
+        machine.screen = plan.config.has_screen().then(|| plan.dir.clone());
         let limits = machine.limits;
         let mut patience = limits.boot(machine.qemu.cpu_clock());
         let entered = machine

@@ -1,6 +1,7 @@
 //! What programs in a guest ask of its machine and its lab disks, and who does it.
 
 use std::{
+    path::Path,
     pin::Pin,
     sync::{
         Arc,
@@ -18,9 +19,11 @@ use tokio::{
 };
 
 use crate::{
+    balloon::Balloon,
     console::sanitize::sanitize_line,
     hotplug::Hotplug,
     lab::Lab,
+    pictures::Pictures,
     qemu::{
         args::{CARD, MachineConfig},
         qmp::{EventStream, InjectNmi, Qmp, SetLink, SystemWakeup},
@@ -49,14 +52,16 @@ pub(crate) struct Desk {
     unplugged: Arc<AtomicBool>,
     /// The guest's clock was told to jump.
     clock_jumped: bool,
+    balloon: Arc<Mutex<Balloon>>,
+    pictures: Arc<Mutex<Pictures>>,
 }
 
 /// Most orders of one command that are recorded.
 const MOST_RECORDED: usize = 1000;
 
 impl Desk {
-    /// That of the machine that QEMU makes of `config`.
-    pub(crate) fn new(lab: Lab, qmp: Qmp, config: &MachineConfig) -> Self {
+    /// That of the machine that QEMU makes of `config`, whose files are in `dir`.
+    pub(crate) fn new(lab: Lab, qmp: Qmp, config: &MachineConfig, dir: &Path) -> Self {
         let (tell, told) = mpsc::unbounded_channel();
         let (orders, mut to_do) = mpsc::unbounded_channel::<Act>();
         let mut clerks = JoinSet::new();
@@ -77,6 +82,8 @@ impl Desk {
             recorded: 0,
             unplugged: Arc::default(),
             clock_jumped: false,
+            balloon: Arc::new(Mutex::new(Balloon::new(config.ram_size()))),
+            pictures: Arc::new(Mutex::new(Pictures::new(dir))),
         }
     }
 
@@ -90,6 +97,7 @@ impl Desk {
     pub(crate) fn take_machine(&mut self, number: u32, order: MachineOrder, text: &str, reports: Arc<Reports>) {
         let (qmp, text, unplugged) = (self.qmp.clone(), text.to_owned(), self.unplugged.clone());
         let (hotplug, lab) = (self.hotplug.clone(), self.lab.clone());
+        let (balloon, pictures) = (self.balloon.clone(), self.pictures.clone());
         match order {
             MachineOrder::Wakeup(after) => self.await_sleep(after, &text),
             MachineOrder::Clock(_) => self.clock_jumped = true,
@@ -110,6 +118,8 @@ impl Desk {
                 MachineOrder::Wakeup(_) => Ok(Outcome::Done(String::new())),
                 // The agent does that, and says what came of it.
                 MachineOrder::Clock(nanoseconds) => Ok(Outcome::StepClock(nanoseconds)),
+                MachineOrder::Balloon(target) => balloon.lock().await.set(&qmp, target).await.map(Outcome::Done),
+                MachineOrder::Screenshot(name) => pictures.lock().await.take(&qmp, &name).await.map(Outcome::Done),
                 MachineOrder::Nmi => {
                     qmp.execute(InjectNmi {}).await.map(|_| Outcome::Done(String::new())).map_err(told)
                 }
@@ -117,8 +127,8 @@ impl Desk {
             };
             let refused = done.is_err();
             let outcome = done.unwrap_or_else(Outcome::Refused);
-            let why = if let Outcome::Refused(why) = &outcome { why } else { "" };
-            let event = control(&text, why, refused);
+            let said = if let Outcome::Refused(said) | Outcome::Done(said) = &outcome { said } else { "" };
+            let event = control(&text, said, refused);
             (outcome, Some(event))
         });
     }
@@ -188,6 +198,19 @@ impl Desk {
         let clock = self.clock_jumped.then(|| "its clock".to_owned());
         let all: Vec<String> = plugged.into_iter().chain(clock).collect();
         (!all.is_empty()).then(|| all.join(", "))
+    }
+
+    /// What was ordered up to now is part of the guest.
+    pub(crate) async fn keep(&self) {
+        self.balloon.lock().await.keep();
+    }
+
+    /// Gives back the memory that was taken from the guest; gives whether any was.
+    ///
+    /// # Errors
+    /// When QEMU does not.
+    pub(crate) async fn give_back(&self) -> Result<bool, String> {
+        self.balloon.lock().await.give_back(&self.qmp).await
     }
 
     /// The disks.

@@ -5,6 +5,7 @@
 
 pub mod access;
 pub mod backend;
+mod balloon;
 mod beside;
 mod boot;
 pub mod bounds;
@@ -27,6 +28,7 @@ pub mod lease;
 mod limits;
 mod lost;
 mod no_way_in;
+mod pictures;
 pub mod plan;
 mod plan_choices;
 mod plan_devices;

@@ -221,7 +221,7 @@ pub fn prepare(
     choices.accelerator(&accel);
     let ssh = Ssh::of(spec, source.access(), &host)?;
     let tpm = spec.tpm.then(|| Tpm::find(&qemu, host.path.as_deref())).transpose()?;
-    let further = plan_devices::further(&spec.devices, platform, machine(platform, spec), &qemu, &mut choices)?;
+    let further = plan_devices::further(spec, platform, machine(platform, spec), &qemu, &mut choices)?;
     let has_server = kinds.iter().any(|kind| kind.has_server);
     let virtiofsd = has_server.then(|| Virtiofsd::find(host.path.as_deref())).transpose()?;
 
@@ -413,6 +413,8 @@ pub fn prepare(
         shares,
         tpm: tpm.as_ref().map(Tpm::config),
         further,
+        topology: spec.devices.topology,
+        rng: spec.devices.rng,
         ram: if virtiofsd.is_some() { Ram::Lent } else { Ram::Anonymous },
         program,
         extra: spec.qemu_args.clone(),

@@ -2,13 +2,13 @@
 
 use std::path::PathBuf;
 
-use belljar_guest_spec::{Devices, Watchdog, Word};
+use belljar_guest_spec::{Display, GuestSpec, Sound, Watchdog, Word};
 
 use crate::{
     plan_choices::Choices,
     qemu::{
         args::{Device, Further, KeyVal},
-        platform::Platform,
+        platform::{Platform, Transport},
         probe::QemuInfo,
     },
 };
@@ -42,6 +42,16 @@ pub enum NoDevice {
         /// Which it is.
         machine: String,
     },
+    /// The processors are not as many as they are said to be put together.
+    #[error(
+        "cpu-topology makes {made} processors (sockets * cores * threads), and the guest has {cpus}, with those that can be plugged in; say cpus = {made} (--cpus {made}), or another topology"
+    )]
+    Topology {
+        /// How many that makes.
+        made: u32,
+        /// How many there are.
+        cpus: u32,
+    },
     /// QEMU was built without it.
     #[error("{} has no device {device:?}, which {key} asks for; name another QEMU with --qemu, or leave {key} out", path.display())]
     Qemu {
@@ -67,16 +77,33 @@ struct Ground<'a> {
 /// # Errors
 /// Where one cannot be had.
 pub(crate) fn further(
-    asked: &Devices,
+    spec: &GuestSpec,
     platform: &'static Platform,
     machine: &str,
     qemu: &QemuInfo,
     choices: &mut Choices,
 ) -> Result<Vec<Further>, NoDevice> {
+    let asked = &spec.devices;
+    // Those that can be plugged in have their places, too.
+    let cpus = spec.hardware.cpus + spec.hardware.spare_cpus;
+    if let Some(topology) = asked.topology.filter(|topology| topology.processors() != cpus) {
+        return Err(NoDevice::Topology { made: topology.processors(), cpus });
+    }
     let ground = Ground { platform, machine, qemu };
     let mut all = Vec::new();
     if let Some(watchdog) = asked.watchdog {
         all.push(ground.watchdog(watchdog, choices)?);
+    }
+    if asked.balloon {
+        // QEMU punches a hole into the file behind the memory, also where the guest has that for itself (`ram_block_discard_range`).
+        let uncopied = Some("what the guest's balloon gives to the host would be taken from the template, too");
+        all.push(Further { uncopied, ..ground.on_bus(ground.virtio("balloon", "virtio-balloon")?) });
+    }
+    if let Some(display) = asked.display {
+        all.push(ground.display(display)?);
+    }
+    if let Some(sound) = asked.sound {
+        all.push(ground.sound(sound)?);
     }
     Ok(all)
 }
@@ -88,6 +115,68 @@ impl Ground<'_> {
             return Ok(Device::new(name));
         }
         Err(NoDevice::Qemu { key, device: name.to_owned(), path: self.qemu.path.clone() })
+    }
+
+    /// A virtio device, if this QEMU has it.
+    fn virtio(&self, key: &'static str, name: &str) -> Result<Device, NoDevice> {
+        self.device(key, &self.transport().device(name))
+    }
+
+    fn transport(&self) -> Transport {
+        self.platform.machine_type(self.machine).transport
+    }
+
+    /// A device on the bus on which virtio's are.
+    fn on_bus(&self, device: Device) -> Further {
+        match self.transport() {
+            Transport::Pci => Further::on_pci(device),
+            Transport::Ccw => Further::elsewhere(Some(device)),
+        }
+    }
+
+    /// That there is a PCI bus, which a device wants that is on no other.
+    fn wants_pci(&self, key: &'static str, word: &'static str, there: &str) -> Result<(), NoDevice> {
+        if self.transport() == Transport::Pci {
+            return Ok(());
+        }
+        let arch = self.platform.processor.arch.to_string();
+        Err(NoDevice::Platform { key, word, arch, there: there.to_owned() })
+    }
+
+    fn display(&self, asked: Display) -> Result<Further, NoDevice> {
+        const KEY: &str = "display";
+        if asked != Display::Virtio {
+            self.wants_pci(KEY, asked.word(), "take virtio")?;
+        }
+        let further = match asked {
+            Display::Std => Further::on_pci(self.device(KEY, "VGA")?),
+            Display::Bochs => Further::on_pci(self.device(KEY, "bochs-display")?),
+            Display::Cirrus => Further::on_pci(self.device(KEY, "cirrus-vga")?),
+            // The firmware of a PC writes to VGA.
+            Display::Virtio if self.platform.has_isa_screen => Further::on_pci(self.device(KEY, "virtio-vga")?),
+            Display::Virtio => self.on_bus(self.virtio(KEY, "virtio-gpu")?),
+        };
+        Ok(Further { is_screen: true, ..further })
+    }
+
+    fn sound(&self, asked: Sound) -> Result<Further, NoDevice> {
+        const KEY: &str = "sound";
+        /// The name of what plays and records it, which is nothing.
+        const NOBODY: &str = "sound0";
+        if asked != Sound::Virtio {
+            self.wants_pci(KEY, asked.word(), "take virtio, or leave it out")?;
+        }
+        let heard = |device: Device| device.text("audiodev", NOBODY);
+        let further = match asked {
+            Sound::Hda => {
+                let codec = heard(self.device(KEY, "hda-duplex")?);
+                Further { within: vec![codec], ..Further::on_pci(self.device(KEY, "intel-hda")?) }
+            }
+            Sound::Ac97 => Further::on_pci(heard(self.device(KEY, "AC97")?)),
+            Sound::Es1370 => Further::on_pci(heard(self.device(KEY, "ES1370")?)),
+            Sound::Virtio => self.on_bus(heard(self.virtio(KEY, "virtio-sound")?)),
+        };
+        Ok(further.with("-audiodev", KeyVal::new("none").set("id", NOBODY)))
     }
 
     fn watchdog(&self, asked: Watchdog, choices: &mut Choices) -> Result<Further, NoDevice> {
@@ -129,6 +218,8 @@ impl Ground<'_> {
 
 #[cfg(test)]
 mod tests {
+    use belljar_guest_spec::{Devices, Source, Topology};
+
     use super::*;
     use crate::qemu::{
         args::MachineConfig,
@@ -144,13 +235,14 @@ mod tests {
     }
 
     /// What QEMU is told, or why it is not.
-    fn told(devices: &Devices, platform: &'static Platform, machine: &str, known: &[&str]) -> String {
+    fn told(devices: Devices, platform: &'static Platform, machine: &str, known: &[&str]) -> String {
         let mut choices = Choices::default();
-        match further(devices, platform, machine, &qemu(known), &mut choices) {
+        let spec = GuestSpec { devices, ..GuestSpec::new(Source::host()) };
+        match further(&spec, platform, machine, &qemu(known), &mut choices) {
             Ok(all) => {
-                let config = MachineConfig { further: all, ..MachineConfig::default() };
-                let words = config.to_args().unwrap();
-                let without = MachineConfig::default().to_args().unwrap();
+                let base = MachineConfig { platform, machine: machine.to_owned(), ..MachineConfig::default() };
+                let without = base.to_args().unwrap();
+                let words = MachineConfig { further: all, ..base }.to_args().unwrap();
                 let words: Vec<_> = words[without.len()..].iter().map(|word| word.to_string_lossy()).collect();
                 words.join(" ")
             }
@@ -160,9 +252,9 @@ mod tests {
 
     #[test]
     fn each_platform_has_its_watchdogs() {
-        let watchdog = |word| Devices { watchdog: Some(word) };
+        let watchdog = |word| Devices { watchdog: Some(word), ..Devices::default() };
         let known = ["i6300esb", "ib700", "diag288"];
-        let on = |name: &str, word, machine| told(&watchdog(word), of(name), machine, &known);
+        let on = |name: &str, word, machine| told(watchdog(word), of(name), machine, &known);
         let reset = "-action watchdog=reset -device";
         assert_eq!(on("x86_64", Watchdog::Auto, "pc"), format!("{reset} i6300esb"));
         assert_eq!(on("x86_64", Watchdog::Ib700, "pc"), format!("{reset} ib700"));
@@ -176,8 +268,67 @@ mod tests {
         assert!(said.contains("is part of the machine type q35, and this machine is \"pc\""), "{said}");
         let said = on("s390x", Watchdog::I6300esb, "s390-ccw-virtio");
         assert!(said.contains("have no watchdog i6300esb; take diag288"), "{said}");
-        let said = told(&watchdog(Watchdog::Auto), platform::default(), "pc", &[]);
+        let said = told(watchdog(Watchdog::Auto), platform::default(), "pc", &[]);
         assert!(said.contains("has no device \"i6300esb\", which watchdog asks for"), "{said}");
+    }
+
+    #[test]
+    fn screens_sound_and_balloons() {
+        let known = [
+            "VGA",
+            "virtio-vga",
+            "virtio-gpu-pci",
+            "virtio-gpu-ccw",
+            "intel-hda",
+            "hda-duplex",
+            "AC97",
+            "virtio-balloon-pci",
+            "virtio-balloon-ccw",
+        ];
+        let on = |name: &str, devices| {
+            let platform = of(name);
+            told(devices, platform, platform.machine, &known)
+        };
+        let display = |display| Devices { display: Some(display), ..Devices::default() };
+        let sound = |sound| Devices { sound: Some(sound), ..Devices::default() };
+        let balloon = || Devices { balloon: true, ..Devices::default() };
+        assert_eq!(on("x86_64", display(Display::Std)), "-device VGA");
+        assert_eq!(on("x86_64", display(Display::Virtio)), "-device virtio-vga");
+        assert_eq!(on("aarch64", display(Display::Virtio)), "-device virtio-gpu-pci");
+        assert_eq!(on("s390x", display(Display::Virtio)), "-device virtio-gpu-ccw");
+        assert!(on("s390x", display(Display::Std)).contains("have no display std; take virtio"));
+        assert_eq!(
+            on("x86_64", sound(Sound::Hda)),
+            "-audiodev none,id=sound0 -device intel-hda -device hda-duplex,audiodev=sound0"
+        );
+        assert_eq!(on("x86_64", sound(Sound::Ac97)), "-audiodev none,id=sound0 -device AC97,audiodev=sound0");
+        assert!(
+            on("x86_64", sound(Sound::Virtio)).contains("has no device \"virtio-sound-pci\", which sound asks for")
+        );
+        assert_eq!(on("x86_64", balloon()), "-device virtio-balloon-pci");
+        assert_eq!(on("s390x", balloon()), "-device virtio-balloon-ccw");
+        let topology = Topology { sockets: 2, cores: 2, threads: 1 };
+        let said = on("x86_64", Devices { topology: Some(topology), ..Devices::default() });
+        assert!(said.contains("makes 4 processors (sockets * cores * threads), and the guest has 1"), "{said}");
+    }
+
+    /// Those on the bus are where no other device moves them, behind all disks.
+    #[test]
+    fn places_do_not_depend_on_other_devices() {
+        let all = ["a", "b"].map(|name| Further::on_pci(Device::new(name)));
+        let isa = Further::elsewhere(Some(Device::new("c")));
+        let config = MachineConfig {
+            slots: platform::default().default_machine().slots,
+            further: vec![all[0].clone(), isa, all[1].clone()],
+            ..MachineConfig::default()
+        };
+        let words = config.to_args().unwrap();
+        let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
+        assert!(
+            words.join(" ").ends_with("-device a,bus=pci.0,addr=0x1f -device c -device b,bus=pci.0,addr=0x1e"),
+            "{words:?}"
+        );
+        assert_eq!(config.further_slots(), 2);
     }
 
     #[test]

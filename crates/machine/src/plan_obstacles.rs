@@ -35,7 +35,7 @@ fn of_helpers(
         let directly = !matches!(source, BootSource::Image { .. }) || source.access() == Access::Initrd;
         tpm::check(&Tpm::find(qemu, path)?, directly, spec.hardware.cpus)?;
     }
-    plan_devices::further(&spec.devices, platform, machine(platform, spec), qemu, &mut Choices::default())?;
+    plan_devices::further(spec, platform, machine(platform, spec), qemu, &mut Choices::default())?;
     if spec.share == ShareKind::Virtiofs {
         (virtiofs::VIRTIOFS.obstacle)(qemu).map_or(Ok(()), |why| Err(PlanError::NoShare(why)))?;
         Virtiofsd::find(path)?;

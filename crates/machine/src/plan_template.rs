@@ -99,6 +99,9 @@ impl Plan {
             let why = "the state of the guest's TPM is in another process, and no copy has it";
             return Err(Unkeyable::Impossible(why.into()));
         }
+        if let Some(why) = config.further.iter().find_map(|further| further.uncopied) {
+            return Err(Unkeyable::Impossible(why.into()));
+        }
         if let Some(why) = config.platform.uncopied {
             return Err(Unkeyable::Impossible(why.into()));
         }

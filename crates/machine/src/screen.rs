@@ -44,6 +44,9 @@ pub(crate) fn attach(config: &mut MachineConfig, source: &BootSource, spec: &Gue
     {
         config.machine.push_str(&format!(",{property}={value}"));
     }
+    if spec.devices.display.is_some() {
+        return;
+    }
     // The firmware has to know the card: UEFI's does not. What the user gives QEMU may be another.
     let is_free = config.flash.is_empty() && spec.qemu_args.is_empty();
     // On q35 the BIOS does not come to its first line with it (SeaBIOS 1.16.2 of QEMU 7.2).
@@ -59,6 +62,21 @@ pub(crate) fn attach(config: &mut MachineConfig, source: &BootSource, spec: &Gue
 /// # Errors
 /// Why there is none; nothing if QEMU has ended.
 pub(crate) async fn keep(qmp: &Qmp, dir: &Path) -> Result<PathBuf, Option<String>> {
+    let png = picture(qmp).await?;
+    let path = dir.join(SCREEN);
+    let to = path.clone();
+    match tokio::task::spawn_blocking(move || fs_err::write(&to, png)).await {
+        Ok(written) => written.map_err(|error| Some(error.to_string()))?,
+        Err(panic) => return Err(Some(panic.to_string())),
+    }
+    Ok(path)
+}
+
+/// A picture of what the screen shows, as a PNG.
+///
+/// # Errors
+/// Why there is none; nothing if QEMU has ended.
+pub(crate) async fn picture(qmp: &Qmp) -> Result<Vec<u8>, Option<String>> {
     let of_qemu = |error: QmpError| match error {
         QmpError::Closed { .. } => None,
         error => Some(error.to_string()),
@@ -70,19 +88,15 @@ pub(crate) async fn keep(qmp: &Qmp, dir: &Path) -> Result<PathBuf, Option<String
     // Whatever came of it, the file is not QEMU's any more.
     drop(qmp.execute_within(RemoveFd { fdset_id: set }, LIMIT).await);
     dumped.map_err(of_qemu)?;
-    let path = dir.join(SCREEN);
-    let to = path.clone();
-    let written = tokio::task::spawn_blocking(move || {
+    let made = tokio::task::spawn_blocking(move || {
         let mut bytes = Vec::new();
         (&ours).take(MAX).read_to_end(&mut bytes)?;
-        let png = to_png(&bytes).ok_or_else(|| io::Error::other("what QEMU wrote is no picture"))?;
-        fs_err::write(&to, png)
+        to_png(&bytes).ok_or_else(|| io::Error::other("what QEMU wrote is no picture"))
     });
-    match written.await {
-        Ok(written) => written.map_err(of_file)?,
-        Err(panic) => return Err(Some(panic.to_string())),
+    match made.await {
+        Ok(made) => made.map_err(of_file),
+        Err(panic) => Err(Some(panic.to_string())),
     }
-    Ok(path)
 }
 
 /// A memory file, and the same for somebody who may only write to it. QEMU empties it before it writes.

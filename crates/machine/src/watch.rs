@@ -13,7 +13,7 @@ mod ports;
 mod power;
 mod sleep;
 
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use belljar_guest_spec::OopsPolicy;
 use belljar_model::{CrashKind, EventKind, Phase};
@@ -105,7 +105,7 @@ impl Watch {
         oops: OopsPolicy,
         servers: Ends,
         beside: Beside,
-        (lab, config): (Lab, &MachineConfig),
+        (lab, config, dir): (Lab, &MachineConfig, &Path),
     ) -> Self {
         Self {
             alarms: console.alarms(),
@@ -118,7 +118,7 @@ impl Watch {
             reports: None,
             marks: Marks::default(),
             power: Power::default(),
-            desk: Desk::new(lab, qemu.qmp().clone(), config),
+            desk: Desk::new(lab, qemu.qmp().clone(), config, dir),
             lab_nodes: config.served_disks(),
             news_read: 0,
             fault: None,

@@ -537,6 +537,8 @@ pub const MACHINE_WORDS: &[&str] = &[
     "unplug",
     "wakeup",
     "clock",
+    "balloon",
+    "screenshot",
 ];
 
 /// What came of a [`Question`].

@@ -22,7 +22,7 @@ const FLAGS: [&str; 13] = [
 ];
 
 /// Options with a value.
-const VALUED: [&str; 50] = [
+const VALUED: [&str; 51] = [
     "incoming",
     "M",
     "machine",
@@ -55,6 +55,7 @@ const VALUED: [&str; 50] = [
     "qmp",
     "netdev",
     "tpmdev",
+    "audiodev",
     "nic",
     "net",
     "fsdev",

@@ -15,7 +15,7 @@ use rustix::{
 use crate::args::{Args, Opt};
 
 /// Devices that the pretended machine has.
-pub(crate) const DEVICES: [(&str, &str); 41] = [
+pub(crate) const DEVICES: [(&str, &str); 45] = [
     ("vhost-user-fs-pci", "PCI"),
     ("vhost-user-fs-ccw", "virtual-css-bus"),
     ("virtio-9p-ccw", "virtual-css-bus"),
@@ -52,6 +52,10 @@ pub(crate) const DEVICES: [(&str, &str); 41] = [
     ("isa-vga", "ISA"),
     ("tpm-tis", "ISA"),
     ("i6300esb", "PCI"),
+    ("virtio-vga", "PCI"),
+    ("intel-hda", "PCI"),
+    ("hda-duplex", "HDA"),
+    ("AC97", "PCI"),
     ("ib700", "ISA"),
     ("ide-hd", "IDE"),
     ("ide-cd", "IDE"),
@@ -153,6 +157,7 @@ fn references(args: &Args, wrong: &mut Vec<String>) {
         ("rng", "object"),
         ("iothread", "object"),
         ("tpmdev", "tpmdev"),
+        ("audiodev", "audiodev"),
     ];
     let mut tags = BTreeSet::new();
     let nodes: BTreeSet<&str> = args.all("blockdev").chain(args.all("drive")).filter_map(Opt::id).collect();
@@ -196,7 +201,7 @@ fn references(args: &Args, wrong: &mut Vec<String>) {
             wrong.push(format!("-mon {}: not mode=control, so no QMP", mon.raw));
         }
     }
-    for kind in ["chardev", "fsdev", "netdev", "tpmdev"] {
+    for kind in ["chardev", "fsdev", "netdev", "tpmdev", "audiodev"] {
         let have: BTreeSet<String> = args.all(kind).filter_map(Opt::id).map(str::to_owned).collect();
         let used = used.remove(kind).unwrap_or_default();
         for id in used.difference(&have) {

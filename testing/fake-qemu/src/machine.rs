@@ -108,6 +108,8 @@ pub(crate) struct Machine {
     changed: Condvar,
     /// Of the agent that has a session.
     agent: Mutex<Option<Port>>,
+    /// What the guest keeps of its memory, where a balloon was told to take some.
+    balloon: Mutex<Option<u64>>,
     /// Ports of shares that the guest has closed.
     closed: Mutex<BTreeSet<String>>,
 }
@@ -132,6 +134,7 @@ impl Machine {
             state: Mutex::new(State { status, marks: BTreeSet::new(), end: None }),
             changed: Condvar::new(),
             agent: Mutex::new(None),
+            balloon: Mutex::default(),
             closed: Mutex::default(),
         })
     }
@@ -249,6 +252,20 @@ impl Machine {
         } else {
             self.control.event("RESET", &json!({ "guest": true, "reason": "guest-reset" }));
         }
+    }
+
+    /// `balloon`, and `query-balloon` without a value: bytes that the guest has.
+    pub(crate) fn balloon(&self, value: Option<u64>) -> Result<u64, String> {
+        if !self.args.all("device").any(|device| device.driver().starts_with("virtio-balloon")) {
+            return Err("No balloon device has been activated".into());
+        }
+        let mut kept = self.balloon.lock().unwrap_or_else(PoisonError::into_inner);
+        *kept = value.or(*kept);
+        let actual = kept.unwrap_or(1 << 30);
+        if value.is_some() {
+            self.control.event("BALLOON_CHANGE", &json!({ "actual": actual }));
+        }
+        Ok(actual)
     }
 
     /// What QEMU does when its watchdog was not fed.

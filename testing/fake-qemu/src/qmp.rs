@@ -177,8 +177,10 @@ fn error(class: &str, desc: &str, id: Option<&Value>) -> Value {
 }
 
 /// Names that `query-commands` lists and [`answer`] knows.
-const COMMANDS: [&str; 35] = [
+const COMMANDS: [&str; 37] = [
     "set_link",
+    "balloon",
+    "query-balloon",
     "add-fd",
     "remove-fd",
     "screendump",
@@ -248,6 +250,8 @@ fn answer(machine: &Arc<Machine>, guest: &Arc<Guest>, version: &Value, command: 
         "netdev_add" => machine.hardware.add_network(arguments).err(),
         "netdev_del" => machine.hardware.remove_network(arguments).err(),
         "getfd" => machine.migration.take(arguments, fds).err(),
+        "balloon" => machine.balloon(arguments["value"].as_u64()).err(),
+        "query-balloon" => machine.balloon(None).err(),
         "add-fd" => machine.screen.take(fds).map(|number| set = number).err(),
         "remove-fd" => machine.screen.drop_set(arguments).err(),
         "screendump" => machine.screen.dump(&machine.args, machine.options.screendump, arguments).err(),
@@ -271,7 +275,9 @@ fn answer(machine: &Arc<Machine>, guest: &Arc<Guest>, version: &Value, command: 
         | "netdev_add"
         | "netdev_del"
         | "remove-fd"
+        | "balloon"
         | "screendump" => json!({}),
+        "query-balloon" => json!({ "actual": machine.balloon(None).unwrap_or_default() }),
         "add-fd" => json!({ "fdset-id": set, "fd": 99 }),
         "query-migrate" => machine.migration.info(),
         "qmp_capabilities" => {

@@ -36,3 +36,69 @@ test_watchdogs_of_pcs() {
     want_code 125
     want_err 'is part of the machine type q35'
 }
+
+# Memory that is taken from the guest, which boots each time: a copy would give away its template's.
+test_balloon() {
+    cat >ws/balloon.sh <<'END'
+set -e
+modprobe virtio_balloon
+kept() { sed -n 's/^MemTotal: *\([0-9]*\) kB/\1/p' /proc/meminfo; }
+before=$(kept)
+belljar-ctl balloon 300M
+echo "taken $(((before - $(kept)) / 1024))"
+belljar-ctl balloon full
+[ "$(kept)" = "$before" ] && echo back
+END
+    bj -v --balloon -- sh ./balloon.sh
+    want_code 0
+    want_out 'memory 314572800' 'taken 724' 'memory 1073741824' back
+    want_err 'template: none'
+    # Without its driver the guest does nothing.
+    bj --balloon -- sh -c 'belljar-ctl balloon 300M'
+    want_code 1
+    want_err 'the guest does nothing'
+}
+
+# What a program draws is in the picture; of a copy of a template.
+test_screenshot() {
+    cat >ws/draw.sh <<'END'
+set -e
+modprobe bochs
+for i in 1 2 3 4 5; do [ -e /dev/fb0 ] || sleep 1; done
+head -c 4096000 /dev/zero | tr '\0' '\377' >/dev/fb0
+sleep 1
+belljar-ctl screenshot white
+END
+    bj -v --display std -- sh ./draw.sh
+    want_code 0
+    want_out 'screenshots/white.png'
+    local run
+    run=$(sed -n 's/^belljar: logs: //p' err)
+    python3 - "$run/screenshots/white.png" <<'END'
+import sys, zlib, struct
+png = open(sys.argv[1], 'rb').read()
+width, height = struct.unpack('>II', png[16:24])
+at, data = 8, b''
+while at < len(png):
+    length, kind = struct.unpack('>I4s', png[at:at + 8])
+    if kind == b'IDAT': data += png[at + 8:at + 8 + length]
+    at += 12 + length
+rows = zlib.decompress(data)
+row = rows[100 * (1 + width * 3) + 1:101 * (1 + width * 3)]
+assert (width, height) == (1280, 800) and row == b'\xff' * len(row), (width, height, row[:30])
+END
+    bj -- belljar-ctl screenshot none
+    want_code 1
+    want_err 'a machine without a graphics card'
+}
+
+test_sound_and_processors() {
+    bj --sound hda --no-rng --cpus 4 --cpu-topology sockets=2,cores=2 -- sh -c 'modprobe snd-hda-intel; sleep 1; cat /proc/asound/cards; lscpu; ls /sys/bus/virtio/drivers/virtio_rng'
+    want_code 0
+    want_line 'HDA-Intel'
+    want_line '^Socket\(s\): +2'
+    want_line '^Core\(s\) per socket: +2'
+    want_no_line '^virtio[0-9]'
+    bj --sound virtio -- true
+    if [ "$code" != 0 ]; then want_err 'has no device "virtio-sound-pci", which sound asks for'; fi
+}

@@ -1,6 +1,6 @@
 //! Devices that a guest has where they are asked for.
 
-use crate::harness::{Lab, WELL};
+use crate::harness::{Lab, Outcome, WELL};
 
 #[test]
 fn a_watchdog_that_bites_is_a_verdict_of_its_own() {
@@ -41,4 +41,68 @@ fn what_this_machine_or_qemu_has_not_got_is_told() {
     }
     let outcome = lab.belljar(["run", "--container", "x", "--watchdog", "auto", "--", "true"]).script(WELL).go();
     outcome.code(2).complains("--watchdog does not go with --container: a container is no machine");
+}
+
+/// What was asked of the machine, and what came of it.
+fn controls(outcome: &Outcome) -> Vec<String> {
+    let events = outcome.events().into_iter().filter(|event| event["kind"] == "control");
+    let of = |event: &serde_json::Value, key: &str| event[key].as_str().unwrap_or_default().to_owned();
+    events.map(|event| format!("{} ({})", of(&event, "order"), of(&event, "outcome"))).collect()
+}
+
+fn asking(asks: &str) -> String {
+    WELL.replace("\nagent\n", &format!("\nagent asks={asks}\n"))
+}
+
+#[test]
+fn a_balloon_takes_memory_from_the_guest() {
+    let lab = Lab::new();
+    let asks = asking("balloon+256M,balloon+5G,balloon+full");
+    let outcome = lab.run(&asks).args(["--balloon"]).sh("sleep 1").go();
+    outcome.code(0);
+    assert_eq!(
+        controls(&outcome),
+        [
+            "balloon 256M (memory 268435456)",
+            "balloon 5G (the machine has 1073741824 bytes of memory, and not 5368709120)",
+            "balloon full (memory 1073741824)"
+        ]
+    );
+    let outcome = lab.run(&asking("balloon+256M")).sh("sleep 1").go();
+    outcome.code(0);
+    let told = controls(&outcome);
+    assert!(told[0].starts_with("balloon 256M (this machine has no balloon: QEMU refused `query-balloon`"), "{told:?}");
+}
+
+#[test]
+fn pictures_of_the_screen_are_kept_with_the_guests_files() {
+    let lab = Lab::new();
+    let asks = asking("screenshot+one,screenshot+one,screenshot+../two");
+    let outcome = lab.run(&asks).args(["--display", "std"]).sh("sleep 1").go();
+    outcome.code(0);
+    assert_eq!(controls(&outcome), ["screenshot one (screenshots/one.png)", "screenshot one (screenshots/one-2.png)"]);
+    for kept in ["screenshots/one.png", "screenshots/one-2.png"] {
+        assert!(outcome.kept(kept).starts_with(b"\x89PNG"), "{kept}");
+    }
+    assert!(lab.seen().contains("screenshot wants a name"), "{}", lab.seen());
+    let outcome = lab.run(&asking("screenshot+one")).sh("sleep 1").go();
+    outcome.code(0);
+    let told = controls(&outcome);
+    assert!(told[0].contains("a machine without a graphics card gets one by display"), "{told:?}");
+}
+
+#[test]
+fn sound_randomness_and_how_processors_are_put_together() {
+    let lab = Lab::new();
+    let words = ["--sound", "hda", "--no-rng", "--cpus", "4", "--cpu-topology", "sockets=2,cores=2"];
+    lab.run(WELL).args(words).sh("true").go().code(0);
+    let seen = lab.seen();
+    for told in ["\"none,id=sound0\"", "hda-duplex,audiodev=sound0", "\"4,sockets=2,cores=2,threads=1\""] {
+        assert!(seen.contains(told), "{told}: {seen}");
+    }
+    assert!(!seen.contains("rng-builtin"), "{seen}");
+    let outcome = lab.run(WELL).args(["--cpu-topology", "sockets=2,cores=2"]).sh("true").go();
+    outcome.code(125).complains("makes 4 processors").complains("say cpus = 4");
+    let outcome = lab.run(WELL).args(["--cpu-topology", "sockets=x"]).sh("true").go();
+    outcome.code(125).complains("write sockets=N,cores=N,threads=N");
 }

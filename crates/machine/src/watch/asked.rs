@@ -54,6 +54,7 @@ impl Watch {
     /// When a disk cannot be told.
     pub(crate) async fn keep_orders(&mut self) -> Result<(), Lost> {
         self.desk.all_done().await;
+        self.desk.keep().await;
         self.desk.lab().keep().await.map_err(|why| Cause::ShareServer(why).into())
     }
 
@@ -71,6 +72,10 @@ impl Watch {
         }
         if self.desk.plug_in().await.map_err(lost)? {
             let message = "an earlier test left the network card's cable plugged out; it was plugged in".to_owned();
+            observe(EventKind::Warning { message });
+        }
+        if self.desk.give_back().await.map_err(lost)? {
+            let message = "an earlier test left memory taken from the guest, which was given back".to_owned();
             observe(EventKind::Warning { message });
         }
         Ok(self

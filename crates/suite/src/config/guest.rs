@@ -7,8 +7,8 @@ use std::{
 
 use belljar_guest_spec::{
     Accel, Access, BootSource, BusChoice, ContainerSource, Devices, DiskContent, DiskKey, DiskSpec, DiskTraits,
-    Firmware, GuestSpec, ImageRef, Login, Need, NicMode, OopsPolicy, Password, PullPolicy, Secret, ShareKind, Source,
-    Watchdog, WorkspaceMode,
+    Display, Firmware, GuestSpec, ImageRef, Login, Need, NicMode, OopsPolicy, Password, PullPolicy, Secret, ShareKind,
+    Sound, Source, Topology, Watchdog, WorkspaceMode,
     rules::{self, Key, Notation},
 };
 use toml::Spanned;
@@ -32,12 +32,14 @@ word_value!(
     Accel,
     Access,
     BusChoice,
+    Display,
     Firmware,
     Need,
     NicMode,
     PullPolicy,
     OopsPolicy,
     ShareKind,
+    Sound,
     Watchdog,
     WorkspaceMode
 );
@@ -105,6 +107,16 @@ table! {
         "tpm" tpm: bool = "false",
         /// Give it a watchdog, which resets the machine if the guest does not feed it in time: auto is what is usual on its platform (i6300esb, on s390x diag288), or one by name (i6300esb, ib700, itco, diag288).
         "watchdog" watchdog: Watchdog = "(none)",
+        /// Give it a balloon, by which a test takes memory from the guest (`belljar-ctl balloon 256M`). Such a guest has no template.
+        "balloon" balloon: bool = "false",
+        /// Give it a graphics card, of which a test takes pictures (`belljar-ctl screenshot NAME`): std, virtio, bochs or cirrus. It is shown nowhere.
+        "display" display: Display = "(none; for an image on a PC one on the ISA bus)",
+        /// Give it a sound card that nobody hears: hda, ac97, es1370 or virtio.
+        "sound" sound: Sound = "(none)",
+        /// Whether it has a source of randomness (virtio-rng).
+        "rng" rng: bool = "true",
+        /// How its processors are put together: as many as `cpus` says.
+        "cpu-topology" cpu_topology: TopologyTable = "(QEMU's choice)",
         /// Give up on the boot after this time.
         "boot-timeout" boot_timeout: TimeLimit = "(2m, 20m without KVM, sooner if nothing moves)",
         /// What of the host the guest does not see in its root directory and workspace, beside keys and tokens in home directories,
@@ -130,6 +142,18 @@ table! {
         "max-output" max_output: Size = "(1GiB, or a quarter of what is free)",
         /// Most that a test may write to the guest's disks.
         "max-disk" max_disk: Size = "(half of what is free)",
+    }
+}
+
+table! {
+    /// How processors are put together.
+    TopologyTable is "a topology of processors" {
+        /// Processor packages.
+        "sockets" sockets: Cpus = "1",
+        /// Cores of each package.
+        "cores" cores: Cpus = "1",
+        /// Threads of each core.
+        "threads" threads: Cpus = "1",
     }
 }
 
@@ -224,6 +248,11 @@ fn check_source(table: &GuestTable, walk: &mut Walk) {
         Key::Systemd => table.systemd.as_ref().map(Spanned::span),
         Key::Tpm => table.tpm.as_ref().map(Spanned::span),
         Key::Watchdog => table.watchdog.as_ref().map(Spanned::span),
+        Key::Balloon => table.balloon.as_ref().map(Spanned::span),
+        Key::Display => table.display.as_ref().map(Spanned::span),
+        Key::Sound => table.sound.as_ref().map(Spanned::span),
+        Key::Rng => table.rng.as_ref().map(Spanned::span),
+        Key::CpuTopology => table.cpu_topology.as_ref().map(Spanned::span),
         Key::Machine => table.machine.as_ref().map(Spanned::span),
         Key::Cpu => table.cpu.as_ref().map(Spanned::span),
         Key::QemuArgs => table.qemu_args.as_ref().map(Spanned::span),
@@ -327,11 +356,28 @@ pub(super) fn resolve(name: &str, table: &GuestTable, dir: &Path) -> Guest {
     spec.oops = table.oops.as_ref().map(|o| *o.get_ref()).unwrap_or_default();
     spec.share = table.share.as_ref().map(|s| *s.get_ref()).unwrap_or_default();
     spec.tpm = plain(&table.tpm).unwrap_or_default();
-    spec.devices = Devices { watchdog: table.watchdog.as_ref().map(|w| *w.get_ref()) };
+    spec.devices = devices(table);
     spec.boot_timeout = plain(&table.boot_timeout);
     spec.hide = table.hide.iter().flat_map(|l| &l.get_ref().0).map(|p| of_host(dir, &p.get_ref().0)).collect();
     spec.mount_at = plain(&table.mount_at).unwrap_or(spec.mount_at);
     Guest { name: name.to_owned(), family: None, spec, layer }
+}
+
+/// What devices it asks for beside disks and the card.
+fn devices(table: &GuestTable) -> Devices {
+    let topology = table.cpu_topology.as_ref().map(|topology| {
+        let topology = topology.get_ref();
+        let of = |count: &Option<Spanned<Cpus>>| plain(count).map_or(1, unsigned);
+        Topology { sockets: of(&topology.sockets), cores: of(&topology.cores), threads: of(&topology.threads) }
+    });
+    Devices {
+        watchdog: table.watchdog.as_ref().map(|watchdog| *watchdog.get_ref()),
+        balloon: plain(&table.balloon).unwrap_or_default(),
+        display: table.display.as_ref().map(|display| *display.get_ref()),
+        sound: table.sound.as_ref().map(|sound| *sound.get_ref()),
+        rng: plain(&table.rng).unwrap_or(true),
+        topology,
+    }
 }
 
 /// A path of the host, of which a `~` at the beginning is for later.

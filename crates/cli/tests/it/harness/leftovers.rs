@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const GUEST: &[u8] = b"FAKE_QEMU_CONTROL=";
 
 /// Files of a run's directory.
-const RUN_FILES: [&str; 14] = [
+const RUN_FILES: [&str; 15] = [
     "ctl",
     "covers",
     "engine.cmd",
@@ -33,6 +33,7 @@ const RUN_FILES: [&str; 14] = [
     "attempts",
     "guests",
     "screen.png",
+    "screenshots",
 ];
 
 /// Fails if a process or a file is left of this laboratory's calls.

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt;
 
+use belljar_guest_spec::Topology;
 use belljar_proto::message::{PORT_NAME, PROGRAM_PORT_NAME, share_port};
 
 use super::disk::{push, push_disks};
@@ -144,7 +145,10 @@ impl MachineConfig {
         out.extend(["-cpu".into(), cpu.into()]);
         let further =
             self.max_cpus.filter(|max| *max > self.cpus).map_or_else(String::new, |max| format!(",maxcpus={max}"));
-        out.extend(["-smp".into(), format!("{}{further}", self.cpus).into()]);
+        let topology = self.topology.map_or_else(String::new, |Topology { sockets, cores, threads }| {
+            format!(",sockets={sockets},cores={cores},threads={threads}")
+        });
+        out.extend(["-smp".into(), format!("{}{further}{topology}", self.cpus).into()]);
         let further = self.max_memory.filter(|max| *max > self.ram_size());
         let further = further.map_or_else(String::new, |max| format!(",slots={MEMORY_SLOTS},maxmem={}M", max >> 20));
         out.extend(["-m".into(), format!("{}M{further}", self.ram_size() >> 20).into()]);

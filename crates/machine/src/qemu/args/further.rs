@@ -11,19 +11,32 @@ pub struct Further {
     pub(crate) options: Vec<(&'static str, KeyVal)>,
     /// The device; none if the machine has it by itself.
     pub device: Option<Device>,
+    /// Devices that are plugged into it.
+    pub within: Vec<Device>,
     /// Whether it takes a slot on the PCI bus.
     pub takes_slot: bool,
+    /// Whether it is a screen.
+    pub is_screen: bool,
+    /// Why a machine that has it is not to be copied, if so.
+    pub uncopied: Option<&'static str>,
 }
 
 impl Further {
     /// A device on the PCI bus.
     pub(crate) fn on_pci(device: Device) -> Self {
-        Self { options: Vec::new(), device: Some(device), takes_slot: true }
+        Self {
+            options: Vec::new(),
+            device: Some(device),
+            within: Vec::new(),
+            takes_slot: true,
+            is_screen: false,
+            uncopied: None,
+        }
     }
 
     /// A device that is elsewhere, or is the machine's own.
     pub(crate) fn elsewhere(device: Option<Device>) -> Self {
-        Self { options: Vec::new(), device, takes_slot: false }
+        Self { options: Vec::new(), device, within: Vec::new(), takes_slot: false, is_screen: false, uncopied: None }
     }
 
     /// The same, with one option more.
@@ -35,6 +48,11 @@ impl Further {
 }
 
 impl MachineConfig {
+    /// Whether there is a screen of which a picture can be taken.
+    pub(crate) fn has_screen(&self) -> bool {
+        self.vga.is_some() || self.further.iter().any(|further| further.is_screen)
+    }
+
     /// How many of the slots for further disks these devices take.
     pub(crate) fn further_slots(&self) -> usize {
         self.further.iter().filter(|further| further.takes_slot).count()
@@ -50,6 +68,9 @@ impl MachineConfig {
             before += u8::from(further.takes_slot);
             if let Some(device) = further.device.clone() {
                 push(out, "-device", device.at(slot).key_val());
+            }
+            for device in &further.within {
+                push(out, "-device", device.key_val());
             }
         }
     }

@@ -18,8 +18,8 @@ mod tests;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use belljar_guest_spec::DEFAULT_MEMORY;
 pub use belljar_guest_spec::{Accel, DiskBus, NicMode};
+use belljar_guest_spec::{DEFAULT_MEMORY, Topology};
 use belljar_share_disk::layout;
 use thiserror::Error;
 
@@ -59,6 +59,8 @@ pub struct MachineConfig {
     pub incoming: Option<Fd>,
     /// Number of processors.
     pub cpus: u32,
+    /// How they are put together; `None` leaves that to QEMU.
+    pub topology: Option<Topology>,
     /// QEMU's own seccomp filter; only `false` where QEMU was built without it.
     pub sandbox: bool,
     /// Where devices are; `None` leaves that to QEMU, for each machine anew.
@@ -118,6 +120,7 @@ impl Default for MachineConfig {
             ram: Ram::Anonymous,
             incoming: None,
             cpus: 1,
+            topology: None,
             sandbox: true,
             slots: None,
             channels: Channels::inherited(),

@@ -59,7 +59,25 @@ const MAX_ANSWER: u64 = 4 << 20;
 /// Devices for a TPM: of PCs, of machines with a device tree, of POWER. No QEMU has two of these that suit its machines.
 const TPMS: [&str; 3] = ["tpm-tis", "tpm-tis-device", "tpm-spapr"];
 /// Devices that a guest has only where they are asked for.
-const FURTHER: &[&str] = &["i6300esb", "ib700", "diag288"];
+const FURTHER: &[&str] = &[
+    "i6300esb",
+    "ib700",
+    "diag288",
+    "virtio-balloon-pci",
+    "virtio-balloon-ccw",
+    "VGA",
+    "virtio-vga",
+    "virtio-gpu-pci",
+    "virtio-gpu-ccw",
+    "bochs-display",
+    "cirrus-vga",
+    "intel-hda",
+    "hda-duplex",
+    "AC97",
+    "ES1370",
+    "virtio-sound-pci",
+    "virtio-sound-ccw",
+];
 /// The device node.
 const KVM: &str = "/dev/kvm";
 
@@ -209,7 +227,9 @@ pub fn find_qemu(
 ) -> Result<QemuInfo, ProbeError> {
     let (program, why) = find_program(platform, named, path)?;
     let memory = Memory::new(cache);
-    let key = identity(&program).map(|program| format!("{}\0{program}", platform.processor.name));
+    // What was asked is part of it: another Belljar may have asked for less.
+    let asked = FURTHER.join(",");
+    let key = identity(&program).map(|program| format!("{}\0{asked}\0{program}", platform.processor.name));
     if let Some(known) = key.as_deref().and_then(|k| memory.recall::<QemuInfo>("qemu", k)) {
         return Ok(QemuInfo { why, path: program, ..known });
     }

@@ -65,6 +65,8 @@ commands! {
     QueryCpusFast = "query-cpus-fast" -> Vec<CpuInfo>;
     /// The lines to the guest.
     QueryChardev = "query-chardev" -> Vec<ChardevInfo>;
+    /// How much of its memory the guest has.
+    QueryBalloon = "query-balloon" -> BalloonInfo;
     /// How freezing or thawing goes.
     QueryMigrate = "query-migrate" -> MigrationInfo;
     /// Starts the conversation.
@@ -140,6 +142,27 @@ pub struct MigrationInfo {
     /// Why there cannot be one now.
     #[serde(default)]
     pub blocked_reasons: Vec<String>,
+}
+
+/// `query-balloon`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub struct BalloonInfo {
+    /// Bytes.
+    pub actual: u64,
+}
+
+/// Asks the guest to keep so much of its memory; returns at once.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Balloon {
+    /// Bytes.
+    pub value: u64,
+}
+
+impl QmpCommand for Balloon {
+    type Reply = NoReply;
+    fn name(&self) -> &'static str {
+        "balloon"
+    }
 }
 
 /// Plugs the cable of a network card in or out.
