@@ -6,6 +6,7 @@ use serde_json::{Value as Json, json};
 
 use crate::{
     config::{
+        guards::{AllowTable, GuardsTable},
         guest::{DiskTable, GuestTable, LoginTable},
         typed::{FileTable, GroupTable, HeaderTable, OverrideTable, ProfileTable, RetriesTable, SuiteTable},
     },
@@ -43,6 +44,8 @@ pub fn tables() -> Vec<(&'static str, Vec<Key>)> {
         table::<GuestTable>(),
         table::<LoginTable>(),
         table::<DiskTable>(),
+        table::<GuardsTable>(),
+        table::<AllowTable>(),
         table::<SuiteTable>(),
         table::<RetriesTable>(),
         table::<HeaderTable>(),

@@ -12,6 +12,7 @@
 //! 7. the **default**.
 //!
 //! Variables of all places are put together, the stronger winning by name. Tags, needs and requirements of suite and header are put together.
+//! What guards are told to do is put together by guard, and what they allow as well.
 //! Disks of the guest come first, then those of the header, or else of the suite.
 
 use std::{
@@ -19,7 +20,7 @@ use std::{
     time::Duration,
 };
 
-use belljar_guest_spec::{DiskSpec, Hardware, Need, NicMode, WorkspaceMode};
+use belljar_guest_spec::{DiskSpec, Guards, Hardware, Need, NicMode, WorkspaceMode};
 use serde::Serialize;
 
 use crate::{
@@ -103,6 +104,8 @@ pub struct Layer {
     pub requires: BTreeSet<String>,
     /// What the guest must be.
     pub needs: BTreeSet<Need>,
+    /// What the guards do.
+    pub guards: Guards,
     /// Bytes that may be left in the output directory.
     pub max_output: Option<u64>,
     /// Bytes that may be written to the guest's disks.
@@ -161,6 +164,9 @@ pub struct Settings {
     /// What the guest must be.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub needs: BTreeSet<Need>,
+    /// What the guards do.
+    #[serde(skip_serializing_if = "Guards::is_default")]
+    pub guards: Guards,
     /// Bytes that may be left in the output directory; none means what fits the host.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_output: Option<u64>,
@@ -197,6 +203,7 @@ impl Layer {
                     tags: &self.tags | &weaker.tags,
                     requires: &self.requires | &weaker.requires,
                     needs: &self.needs | &weaker.needs,
+                    guards: self.guards.over(&weaker.guards),
                 }
             };
         }
@@ -264,6 +271,7 @@ impl Layer {
             tags: self.tags,
             requires: self.requires,
             needs: self.needs,
+            guards: self.guards,
             max_output: self.max_output,
             max_disk: self.max_disk,
         };

@@ -10,6 +10,7 @@ use toml::Spanned;
 
 use super::{
     HOST_GUEST,
+    guards,
     guest::{self, GuestTable},
     kernels::Families,
     typed::{FileTable, FilterText, HeaderTable, OverrideTable, ProfileTable, RetriesValue, SuiteTable},
@@ -175,6 +176,7 @@ fn suite(table: &SuiteTable, names: &Names<'_>, walk: &mut Walk) {
         let disks = guest.disks.iter().flat_map(|d| &d.get_ref().0);
         serials.extend(disks.filter_map(|d| Some(d.get_ref().serial.as_ref()?.get_ref().0.as_str())));
     }
+    guards::check(table.guards.as_ref(), walk);
     guest::check_disks(table.disks.as_ref(), &serials, walk);
 }
 
@@ -250,6 +252,7 @@ fn profile(table: &ProfileTable, names: &Names<'_>, walk: &mut Walk) {
         group(table.group.as_ref(), names, walk);
         times(table.timeout.as_ref(), table.slow_timeout.as_ref(), walk);
         retries(table.retries.as_ref(), walk);
+        guards::check(table.guards.as_ref(), walk);
     }
 }
 
@@ -273,6 +276,7 @@ pub(crate) fn header(table: &HeaderTable, walk: &mut Walk) {
     times(table.timeout.as_ref(), table.slow_timeout.as_ref(), walk);
     retries(table.retries.as_ref(), walk);
     guest::check_disks(table.disks.as_ref(), &BTreeSet::new(), walk);
+    guards::check(table.guards.as_ref(), walk);
     if let Some(list) = &table.guests
         && list.get_ref().0.is_empty()
         && walk.is_blank_array(list.span())

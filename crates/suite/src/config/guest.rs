@@ -16,6 +16,7 @@ use toml::Spanned;
 use super::{
     Guest,
     check::{contradiction, times},
+    guards::{self, GuardsTable},
     layers::{layer, plain, unsigned},
     resolve::below,
     typed::{Cpus, EnvText, Paths},
@@ -101,6 +102,8 @@ table! {
         "nic" nic: NicMode = "\"isolated\"",
         /// What a fault that the guest's kernel reports does: the guest counts as crashed, or it is noted.
         "oops" oops: OopsPolicy = "\"crash\"",
+        /// What a test is told of while it runs (core dumps, kernel warnings, failed units and the like), and whether it fails for that.
+        "guards" guards: GuardsTable = "(each \"fail\")",
         /// What carries the workspace and the output directory into the guest: 9p where its kernel has that, else FUSE, else a disk; or one by name (9p, fuse, disk, virtiofs).
         "share" share: ShareKind = "\"auto\"",
         /// Give it a TPM 2.0, a new one each time it boots (swtpm); such a guest has no template.
@@ -219,6 +222,7 @@ pub(super) fn check(table: &GuestTable, walk: &mut Walk) {
         }
     }
     check_disks(table.disks.as_ref(), &BTreeSet::new(), walk);
+    guards::check(table.guards.as_ref(), walk);
     times(table.timeout.as_ref(), table.slow_timeout.as_ref(), walk);
 }
 
@@ -451,6 +455,7 @@ fn layer_of(table: &GuestTable) -> Layer {
         cpus: plain(&table.cpus).map(unsigned),
         spare_cpus: plain(&table.spare_cpus).map(unsigned),
         spare_memory: plain(&table.spare_memory),
+        guards: guards::guards(&table.guards),
         nic: plain(&table.nic).or_else(|| table.container.as_ref().map(|_| NicMode::None)),
         ..layer!(table: timeout, slow_timeout, workspace_mode, cwd, user, max_output, max_disk)
     }

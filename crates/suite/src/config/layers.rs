@@ -7,6 +7,7 @@ use toml::Spanned;
 
 use super::{
     Retries,
+    guards::guards,
     guest::disks,
     typed::{AnyText, EnvText, HeaderTable, OverrideTable, Pattern, ProfileTable, RetriesValue, SuiteTable},
     words::{Backoff, Format, Isolation},
@@ -110,6 +111,7 @@ macro_rules! of_suite_or_header {
             spare_cpus: plain(&$table.spare_cpus).map(unsigned),
             priority: plain(&$table.priority).and_then(|p| i32::try_from(p).ok()),
             disks: disks(&$table.disks, $dir),
+            guards: guards(&$table.guards),
             tags: plain(&$table.tags).unwrap_or_default().into_iter().collect(),
             needs: plain(&$table.needs).unwrap_or_default().into_iter().collect(),
             requires: plain(&$table.requires).unwrap_or_default().into_iter().collect(),
@@ -143,6 +145,7 @@ pub(super) fn of_profile(table: &ProfileTable) -> Layer {
 pub(super) fn of_override(table: &OverrideTable) -> Layer {
     Layer {
         priority: plain(&table.priority).and_then(|p| i32::try_from(p).ok()),
+        guards: guards(&table.guards),
         ..layer!(table: timeout, slow_timeout, retries, exclusive, group, skip)
     }
 }

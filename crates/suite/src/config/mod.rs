@@ -1,6 +1,7 @@
 //! `belljar.toml` as it is meant: checked, paths made whole, defaults left to [`crate::settings`].
 
 mod check;
+pub mod guards;
 pub mod guest;
 mod kernels;
 mod layers;

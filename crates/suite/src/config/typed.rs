@@ -6,6 +6,7 @@ use belljar_guest_spec::{MAX_PATHS, Need, NicMode, WorkspaceMode};
 
 use crate::{
     config::{
+        guards::GuardsTable,
         guest::{DiskTable, GuestTable},
         words::{Backoff, Format, Isolation},
     },
@@ -112,6 +113,8 @@ table! {
         "cwd" cwd: GuestPath = "(the workspace)",
         /// User in the guest that tests run as.
         "user" user: User = "(the user that Belljar got in as)",
+        /// What a test is told of while it runs, and whether it fails for that; on top of what the guest says.
+        "guards" guards: GuardsTable = "(the guest's)",
         /// Most that a test may leave in its output directory.
         "max-output" max_output: Size = "(the guest's)",
         /// Most that a test may write to the guest's disks.
@@ -172,6 +175,8 @@ table! {
         "cwd" cwd: GuestPath = "(the suite's)",
         /// User in the guest that the test runs as.
         "user" user: User = "(the suite's)",
+        /// What the test is told of while it runs, and whether it fails for that; on top of what the suite says.
+        "guards" guards: GuardsTable = "(the suite's)",
         /// Most that the test may leave in its output directory.
         "max-output" max_output: Size = "(the suite's)",
         /// Most that the test may write to the guest's disks.
@@ -238,6 +243,8 @@ table! {
         "group" group: Name = "(unchanged)",
         /// Higher runs earlier.
         "priority" priority: Priority = "(unchanged)",
+        /// What the tests are told of while they run, and whether they fail for that; on top of what is said elsewhere.
+        "guards" guards: GuardsTable = "(unchanged)",
         /// Do not run them, for this reason.
         "skip" skip: Text = "(unchanged)",
         /// Variables on top of the test's.

@@ -80,6 +80,8 @@ fn schema_and_reader_agree() {
                     "a suite" if !["name", "tests"].contains(&key.name) => cases.push(suite(&line)),
                     "a profile" => cases.push(profile(&line)),
                     "a login" => cases.push(guest(&format!("image = 'i'\nlogin = {{ {line} }}"))),
+                    "the guards" => cases.push(guest(&format!("guards = {{ {line} }}"))),
+                    "an exception of a guard" => cases.push(guest(&format!("guards.allow = [{{ {line} }}]"))),
                     "a disk" => cases.push(guest(&format!("disks = [{{ {line} }}]"))),
                     "a table of retries" => cases.push(suite(&format!("retries = {{ {line} }}"))),
                     "an override" => cases.push(profile(&format!("overrides = [{{ {line} }}]"))),
