@@ -17,6 +17,7 @@ use crate::booted::BootWatch;
 use crate::clock::ClockWatch;
 use crate::command::{Command, Leftover, Step};
 use crate::devices::Awaited;
+use crate::guards::Guards;
 use crate::job::Job;
 use crate::kmsg::KernelRecord;
 use crate::leftovers::{Baseline, Shares};
@@ -50,6 +51,7 @@ enum Ready {
     Signals,
     Port,
     Kernel,
+    Guards,
     Asks,
     Starting(usize),
     Input(usize),
@@ -87,6 +89,8 @@ pub(crate) struct Agent {
     leftovers: Vec<Leftover>,
     /// The kernel's record, read as long as there is a session.
     kernel: KernelRecord,
+    /// What is looked for while a command runs.
+    guards: Guards,
     /// What programs in the guest ask of the host.
     asks: Asks,
     /// The shares as they were when they had been mounted.
@@ -164,6 +168,7 @@ impl Agent {
             root: None,
             leftovers: Vec::new(),
             kernel,
+            guards: Guards::default(),
             shares: Shares::default(),
             baseline: None,
             renewal: None,
@@ -270,6 +275,9 @@ impl Agent {
         if let Some(record) = self.kernel.fd().filter(|_| here && self.session.is_some()) {
             add(sys::poll_fd(record, libc::POLLIN), Ready::Kernel);
         }
+        if let Some(deaths) = self.guards.fd().filter(|_| here && self.session.is_some()) {
+            add(sys::poll_fd(deaths, libc::POLLIN), Ready::Guards);
+        }
         if let Some(pipe) = self.asks.fd().filter(|_| idle && self.session.is_some()) {
             add(sys::poll_fd(pipe, libc::POLLIN), Ready::Asks);
         }
@@ -328,6 +336,7 @@ impl Agent {
         match ready {
             Ready::Signals => self.take_signals(),
             Ready::Kernel => drop(self.kernel.pass_on(&mut self.link)),
+            Ready::Guards => self.guards.pass_on(&mut self.link),
             Ready::Asks => self.asks.pass_on(&mut self.link),
             Ready::Port => {
                 if events & libc::POLLIN != 0 {
@@ -402,6 +411,11 @@ impl Agent {
                 if !self.asks.is_told(written) {
                     at += 1;
                     continue;
+                }
+                let id = self.commands[at].id;
+                if self.guards.watches(id) {
+                    self.tell_of_kernel();
+                    self.guards.end(self.kernel.cut(), &mut self.link);
                 }
                 self.link.queue(&record);
                 let leftovers = self.commands.remove(at).into_leftovers();

@@ -29,6 +29,8 @@ pub(crate) struct KernelRecord {
     /// Number of the next record; none before the first.
     next: Option<u64>,
     passed_on: u32,
+    /// Lines that may matter and were not passed on.
+    cut: u32,
     /// The kernel's flags when the agent began.
     tainted: u64,
 }
@@ -39,7 +41,7 @@ impl KernelRecord {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let fd = rustix::fs::open(RECORD, flags, Mode::empty())
             .and_then(|fd| rustix::fs::seek(&fd, SeekFrom::End(0)).map(|_| fd));
-        Self { fd, next: None, passed_on: 0, tainted: tainted() }
+        Self { fd, next: None, passed_on: 0, cut: 0, tainted: tainted() }
     }
 
     /// No place at all.
@@ -49,7 +51,7 @@ impl KernelRecord {
 
     /// Goes on where another process of the agent was.
     pub(crate) fn inherited(fd: Option<OwnedFd>, tainted: u64) -> Self {
-        Self { fd: fd.ok_or(Errno::BADF), next: None, passed_on: 0, tainted }
+        Self { fd: fd.ok_or(Errno::BADF), next: None, passed_on: 0, cut: 0, tainted }
     }
 
     /// What [`inherited`](Self::inherited) needs.
@@ -62,9 +64,19 @@ impl KernelRecord {
         self.fd.as_ref().ok()
     }
 
+    /// As many lines are passed on from here on as ever.
+    pub(crate) fn begin(&mut self) {
+        (self.passed_on, self.cut) = (0, 0);
+    }
+
+    /// How many lines that may matter were not passed on since.
+    pub(crate) fn cut(&self) -> u32 {
+        self.cut
+    }
+
     /// What the host is told at the beginning of a session.
     pub(crate) fn introduce(&mut self, link: &mut Link) {
-        self.passed_on = 0;
+        self.begin();
         let news = match &self.fd {
             Ok(_) => KernelNews::Watched,
             Err(errno) => KernelNews::Unreadable(format!("open {RECORD}: {}", text::errno(*errno))),
@@ -107,9 +119,14 @@ impl KernelRecord {
             }
             self.next = Some(record.sequence + 1);
             let line = text::lossy(&record.text[..record.text.len().min(MAX_TEXT)]);
-            if record.by_kernel && may_matter(&line) && self.passed_on < MAX_LINES {
+            if !record.by_kernel || !may_matter(&line) {
+                continue;
+            }
+            if self.passed_on < MAX_LINES {
                 self.passed_on += 1;
                 link.queue(&ToHost::Kernel(KernelNews::Line(line)));
+            } else {
+                self.cut = self.cut.saturating_add(1);
             }
         }
         if lost > 0 || unknown {
@@ -121,6 +138,6 @@ impl KernelRecord {
 }
 
 /// The kernel's flags (its `Documentation/admin-guide/tainted-kernels.rst`).
-fn tainted() -> u64 {
+pub(crate) fn tainted() -> u64 {
     std::fs::read_to_string(TAINTED).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
 }

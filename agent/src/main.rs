@@ -16,6 +16,7 @@ mod clock;
 mod command;
 mod container;
 mod devices;
+mod guards;
 mod identity;
 mod init;
 mod job;

@@ -370,6 +370,7 @@ mod tests {
             cwd: None,
             user: None,
             stdio: Stdio::Pipes,
+            guards: None,
         }
     }
 

@@ -276,6 +276,24 @@ fn ask_card(what: libc::c_ulong, request: &mut libc::ifreq) -> Result<(), Errno>
     }
 }
 
+/// Has the kernel pass on to this socket only what a classic BPF program lets through (socket(7), `SO_ATTACH_FILTER`).
+pub(crate) fn attach_filter(socket: &OwnedFd, steps: &[libc::sock_filter]) -> Result<(), Errno> {
+    let length = u16::try_from(steps.len()).map_err(|_| Errno::INVAL)?;
+    let program = libc::sock_fprog { len: length, filter: steps.as_ptr().cast_mut() };
+    let size = libc::socklen_t::try_from(size_of::<libc::sock_fprog>()).unwrap_or(0);
+    // SAFETY: the kernel reads the program, of which the pointer and the length are those of one slice, and keeps a copy.
+    let done = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            (&raw const program).cast(),
+            size,
+        )
+    };
+    check(done).map(drop)
+}
+
 /// Brings the loopback interface up.
 pub(crate) fn loopback_up() -> Result<(), Errno> {
     // SAFETY: `ifreq` is plain data; the kernel reads it, and it lives across both calls. The socket is ours.

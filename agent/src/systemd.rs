@@ -205,7 +205,7 @@ fn stop(names: &[&str]) -> Vec<String> {
 }
 
 /// By its name and what it leaves, as whoever asks whether a test has the systemd that it needs.
-fn is_first_process() -> bool {
+pub(crate) fn is_first_process() -> bool {
     let name = fs::read_to_string("/proc/1/comm").unwrap_or_default();
     name.trim_ascii_end() == "systemd" && fs::exists(BOOTED).unwrap_or(false)
 }

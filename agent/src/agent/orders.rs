@@ -106,7 +106,7 @@ impl Agent {
     }
 
     /// Tells all that the kernel has said up to now, unless it talks without end.
-    fn tell_of_kernel(&mut self) {
+    pub(super) fn tell_of_kernel(&mut self) {
         for _ in 0..KERNEL_TURNS {
             if !self.kernel.pass_on(&mut self.link) {
                 return;
@@ -286,8 +286,16 @@ impl Agent {
         // The kernel's modules are the system's, whoever looks at them.
         let shares = self.mounts.iter().filter(|mount| mount.name != MODULES_SHARE).cloned().collect();
         let env = self.asks.environment(&self.env);
+        if exec.guards.is_some() {
+            self.tell_of_kernel();
+            self.kernel.begin();
+        }
+        self.guards.begin(exec, &mut self.link);
         match Command::start(exec, &env, shares) {
-            Ok(command) => self.commands.push(command),
+            Ok(command) => {
+                self.guards.started(command.pid.as_raw_nonzero().get());
+                self.commands.push(command);
+            }
             Err(Refused { what, errno }) => {
                 let id = exec.id;
                 self.link.queue(&ToHost::ExecFailed { id, what, errno });

@@ -202,5 +202,6 @@ pub(crate) fn exec(id: u32, argv: &[&str]) -> Exec {
         cwd: None,
         user: None,
         stdio: Stdio::Pipes,
+        guards: None,
     }
 }

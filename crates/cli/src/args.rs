@@ -2,7 +2,7 @@
 
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
-use belljar_guest_spec::{Word, WorkspaceMode};
+use belljar_guest_spec::{Guard, GuardAction, Word, WorkspaceMode, guard_option};
 use clap::{
     Args, Parser, Subcommand, ValueHint,
     builder::{PossibleValuesParser, TypedValueParser},
@@ -217,6 +217,10 @@ pub(crate) struct ExecArgs {
     /// User in the guest to run as, by name or number
     #[arg(short = 'u', long, value_name = "USER")]
     pub(crate) user: Option<String>,
+
+    /// What a guard (coredump, warning, taint, unit, oom, io-error) does that sees something: fail, warn or ignore [default: fail]
+    #[arg(long = "guard", value_name = "GUARD=ACTION", value_parser = guard_option)]
+    pub(crate) guards: Vec<(Guard, GuardAction)>,
 }
 
 /// How Belljar itself works.

@@ -8,8 +8,8 @@ use std::{
 };
 
 use belljar_guest_spec::{
-    Accel, Access, BootSource, BusChoice, ContainerSource, Devices, Display, Firmware, GuestSpec, ImageRef, Login,
-    NicMode, OopsPolicy, PullPolicy, ShareKind, Sound, Source, Surroundings, Watchdog, WorkspaceMode, in_home,
+    Accel, Access, BootSource, BusChoice, ContainerSource, Devices, Display, Firmware, Guards, GuestSpec, ImageRef,
+    Login, NicMode, OopsPolicy, PullPolicy, ShareKind, Sound, Source, Surroundings, Watchdog, WorkspaceMode, in_home,
     rules::{self, Key, Notation},
 };
 use belljar_machine::bounds::Bounds;
@@ -409,6 +409,11 @@ impl Named {
     /// Its directory for commands.
     pub(crate) fn cwd(&self) -> Option<&str> {
         self.0.layer.cwd.as_deref()
+    }
+
+    /// What its guards do.
+    pub(crate) fn guards(&self) -> &Guards {
+        &self.0.layer.guards
     }
 
     /// Its user for commands.

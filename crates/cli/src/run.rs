@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use belljar_guest_spec::Guards;
 use belljar_machine::{
     WindowSize,
     backend::PrepareRequest,
@@ -112,6 +113,8 @@ impl Prepared {
         } else if let Some(user) = other.filter(|_| !host.dry_run) {
             settings::note_of_out(&share.out, user)?;
         }
+        let of_options = Guards::new(exec.guards.iter().copied(), Vec::new());
+        let guards = named.map_or_else(|| of_options.clone(), |named| of_options.over(named.guards()));
         let terminal = tty.then(|| {
             let (rows, cols) = terminal::size();
             let term = env::get("TERM").and_then(|t| t.into_string().ok()).unwrap_or_else(|| DEFAULT_TERM.into());
@@ -123,6 +126,7 @@ impl Prepared {
             cwd: settings::cwd(exec, named, &share)?,
             user,
             terminal,
+            guards: Some(guards),
         };
         let request = Request {
             run: run_dir.id().clone(),

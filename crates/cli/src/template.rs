@@ -153,7 +153,7 @@ fn of_what(one: &Kept) -> String {
 }
 
 fn make(args: &TemplateMakeArgs) -> Result<u8, String> {
-    let exec = ExecArgs { env: Vec::new(), cwd: None, user: None };
+    let exec = ExecArgs { env: Vec::new(), cwd: None, user: None, guards: Vec::new() };
     let mut prepared = Prepared::new(&args.guest, &args.share, &exec, &args.host, Vec::new(), false)?;
     if settings(&args.host)?.using() == Use::Never {
         return Err(format!("templates are switched off (--no-template, {}=off)", env::TEMPLATES));

@@ -141,22 +141,21 @@ impl Guards {
         let allow = self.allow.iter().chain(weaker.allow.iter().filter(|a| !self.allow.contains(a))).cloned().collect();
         Self { actions, allow }
     }
+}
 
-    /// Adds what an option says: `coredump=warn`.
-    ///
-    /// # Errors
-    /// What is wrong with it, and which words there are.
-    pub fn set(&mut self, text: &str) -> Result<(), String> {
-        let list = |words: &mut dyn Iterator<Item = &'static str>| words.collect::<Vec<_>>().join(", ");
-        let (guard, action) = text.split_once('=').ok_or("write GUARD=ACTION, such as coredump=warn")?;
-        let guard = Guard::of(guard)
-            .ok_or_else(|| format!("there is no guard {guard:?}; there are {}", list(&mut Guard::words())))?;
-        let action = GuardAction::of(action).ok_or_else(|| {
-            format!("{action:?} is nothing that a guard does; write one of {}", list(&mut GuardAction::words()))
-        })?;
-        self.actions.insert(guard, action);
-        Ok(())
-    }
+/// What an option says of one guard: `coredump=warn`.
+///
+/// # Errors
+/// What is wrong with it, and which words there are.
+pub fn guard_option(text: &str) -> Result<(Guard, GuardAction), String> {
+    let list = |words: &mut dyn Iterator<Item = &'static str>| words.collect::<Vec<_>>().join(", ");
+    let (guard, action) = text.split_once('=').ok_or("write GUARD=ACTION, such as coredump=warn")?;
+    let guard = Guard::of(guard)
+        .ok_or_else(|| format!("there is no guard {guard:?}; there are {}", list(&mut Guard::words())))?;
+    let action = GuardAction::of(action).ok_or_else(|| {
+        format!("{action:?} is nothing that a guard does; write one of {}", list(&mut GuardAction::words()))
+    })?;
+    Ok((guard, action))
 }
 
 /// Whether a pattern is somewhere in a text; `*` stands for any text.
@@ -228,11 +227,9 @@ mod tests {
 
     #[test]
     fn an_option_says_one() {
-        let mut guards = Guards::default();
-        guards.set("io-error=warn").unwrap();
-        assert_eq!(guards.action(Guard::IoError), GuardAction::Warn);
+        assert_eq!(guard_option("io-error=warn"), Ok((Guard::IoError, GuardAction::Warn)));
         for wrong in ["io-error", "disk=warn", "oom=maybe", ""] {
-            assert!(guards.set(wrong).is_err(), "{wrong}");
+            assert!(guard_option(wrong).is_err(), "{wrong}");
         }
     }
 }

@@ -17,7 +17,7 @@ mod words;
 
 pub use devices::{Devices, Display, Sound, Topology, Watchdog};
 pub use disk::{DiskConflict, DiskContent, DiskKey, DiskSpec, DiskTraits, MAX_PATHS, SectorSize, Wwn};
-pub use guards::{Allowed, Guard, GuardAction, Guards, Judgement, says_something};
+pub use guards::{Allowed, Guard, GuardAction, Guards, Judgement, guard_option, says_something};
 pub use image_ref::{CONTAINER_PREFIX, ImageRef};
 pub use login::{Credentials, Login, Password, Secret};
 pub use spec::{

@@ -211,6 +211,7 @@ async fn one(
         cwd: None,
         user: None,
         terminal: None,
+        guards: None,
     };
     let mut sink = Sink::default();
     let exit = guest.exec(command, Io { stdin: None, sink: &mut sink, control: None }, &mut nobody).await;

@@ -1,5 +1,6 @@
 //! A command for a guest.
 
+use belljar_guest_spec::Guards;
 use belljar_proto::message::WindowSize;
 
 /// The user who may do everything, whatever a container image says.
@@ -18,13 +19,15 @@ pub struct GuestCommand {
     pub user: Option<String>,
     /// A terminal of its own.
     pub terminal: Option<Terminal>,
+    /// What a tester wants to be told meanwhile; none where nobody does.
+    pub guards: Option<Guards>,
 }
 
 impl GuestCommand {
     /// These words as root in `/`, with nothing added to the guest's own environment and without a terminal.
     pub fn of_words<'a>(words: impl IntoIterator<Item = &'a str>) -> Self {
         let argv = words.into_iter().map(|word| word.as_bytes().to_vec()).collect();
-        Self { argv, env: Vec::new(), cwd: None, user: None, terminal: None }
+        Self { argv, env: Vec::new(), cwd: None, user: None, terminal: None, guards: None }
     }
 
     /// The same where a container image says as whom commands run, and where. Root needs no entry in the guest's `/etc/passwd`.

@@ -262,7 +262,7 @@ impl QemuGuest {
                     .to_owned(),
             ),
         };
-        self.machine.watch.begin_command(refusal);
+        self.machine.watch.begin_command(refusal, command.guards.as_ref());
         let ended = {
             let mut running = self.session.exec(command, io);
             let early = tokio::select! {
@@ -304,6 +304,12 @@ impl QemuGuest {
                 }
             }
             ended
+        };
+        let exit = ended.as_ref().ok().copied();
+        // A fault that came before the command's end is the end.
+        let ended = match self.machine.watch.end_guards(exit, observe) {
+            Some(lost) => Err(lost),
+            None => ended,
         };
         for message in self.session.take_notes() {
             observe(EventKind::Warning { message });

@@ -8,6 +8,7 @@
 mod asked;
 mod doubt;
 mod expected;
+pub(crate) mod guards;
 mod heartbeat;
 mod ports;
 mod power;
@@ -40,6 +41,7 @@ use crate::{
 pub(crate) use asked::{Marks, control};
 use doubt::Suspect;
 pub(crate) use expected::{Expectation, Expected};
+use guards::Guarding;
 use heartbeat::Heartbeat;
 pub(crate) use ports::SharePorts;
 pub(crate) use power::{MOST_RESTARTS, Power};
@@ -72,8 +74,8 @@ pub(crate) struct Watch {
     /// What the guest asks of its lab disks, and QEMU's names of them.
     desk: Desk,
     lab_nodes: Vec<String>,
-    /// How much of its news was read.
-    news_read: usize,
+    /// What guards see of the command that runs.
+    pub(crate) guarding: Guarding,
     /// What the kernel's own record shows to have ended the guest.
     fault: Option<Lost>,
     /// Lines of the console that are not borne out yet.
@@ -120,7 +122,7 @@ impl Watch {
             power: Power::default(),
             desk: Desk::new(lab, qemu.qmp().clone(), config, dir),
             lab_nodes: config.served_disks(),
-            news_read: 0,
+            guarding: Guarding::default(),
             fault: None,
             suspects: Vec::new(),
             cleared: Vec::new(),

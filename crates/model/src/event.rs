@@ -167,6 +167,18 @@ pub enum EventKind {
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         ordered: bool,
     },
+    /// A guard has seen something while the command ran.
+    Finding {
+        /// Which guard: `coredump`, `warning`, `taint`, `unit`, `oom`, `io-error`.
+        guard: String,
+        /// What it has seen, without control characters.
+        text: String,
+        /// What comes of it.
+        outcome: FindingOutcome,
+        /// Why it is allowed, if it is.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
     /// Something in the guest says how far it has come.
     Mark {
         /// In its own words, without control characters.
@@ -266,6 +278,7 @@ impl EventKind {
                 | Self::Choice { .. }
                 | Self::Warning { .. }
                 | Self::Alarm { .. }
+                | Self::Finding { .. }
                 | Self::Mark { .. }
                 | Self::Control { .. }
                 | Self::CommandStarted { .. }
@@ -273,6 +286,24 @@ impl EventKind {
                 | Self::ConsoleTail { .. }
         )
     }
+}
+
+/// What comes of what a guard has seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FindingOutcome {
+    /// A test that would pass fails.
+    Fail,
+    /// It is told.
+    Warn,
+    /// The test's settings allow it.
+    Allowed,
+}
+
+/// What a guard has seen, in one line.
+#[must_use]
+pub fn finding_text(text: &str, reason: Option<&str>) -> String {
+    reason.map_or_else(|| text.to_owned(), |reason| format!("{text} (allowed: {reason})"))
 }
 
 /// What happened to a device, in one line.

@@ -12,6 +12,8 @@ pub const BAD_CONFIG: u8 = 96;
 pub const TESTS_FAILED: u8 = 100;
 /// `belljar run`: the guest died, panicked or hung under the command.
 pub const GUEST_DIED: u8 = 121;
+/// `belljar run`: the command exited with 0, but a guard saw something that fails it.
+pub const GUARD: u8 = 122;
 /// `belljar run`: the time given to the command, or to the boot, passed (as `timeout(1)`).
 pub const TIMEOUT: u8 = 124;
 /// Belljar, or the host, could not do what was asked.
@@ -31,6 +33,7 @@ pub const ALL: &[(u8, &str)] = &[
     (BAD_CONFIG, "`belljar.toml` is wrong"),
     (TESTS_FAILED, "`belljar test`: tests failed"),
     (GUEST_DIED, "`belljar run`: the guest died, panicked or hung under the command"),
+    (GUARD, "`belljar run`: the command exited with 0, but a guard saw something that fails it"),
     (TIMEOUT, "the time given to the boot or to the command passed"),
     (CANNOT_RUN, "Belljar, or the host, could not do what was asked"),
 ];

@@ -11,6 +11,7 @@ pub const KINDS: &[&str] = &[
     "phase",
     "warning",
     "alarm",
+    "finding",
     "mark",
     "control",
     "command-started",

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use jiff::Timestamp;
 
 use crate::{
-    event::{Event, EventKind, Phase, Scope, control_text},
+    event::{Event, EventKind, FindingOutcome, Phase, Scope, control_text, finding_text},
     test_run::{
         AttemptEnded, AttemptFiles, AttemptId, Counts, GuestStarted, Output, SetupEnded, SetupStarted, Stopping,
         SubVerdict, Subresult, TestRunEnded, TestRunStarted, Unit, UnitEnded, UnitId, keep_end, keep_start,
@@ -206,6 +206,15 @@ pub enum Note {
     },
     /// A warning.
     Warning(String),
+    /// A guard has seen something.
+    Finding {
+        /// Which guard.
+        guard: String,
+        /// What it has seen, and why it is allowed, if it is.
+        text: String,
+        /// What comes of it.
+        outcome: FindingOutcome,
+    },
     /// How far the test said that it had come, and when.
     Mark {
         /// In its own words.
@@ -349,6 +358,10 @@ impl RunSummary {
                 Note::Choice { what: what.clone(), chosen: chosen.clone(), why: why.clone() },
             ),
             EventKind::Warning { message } => self.note(event.scope.as_ref(), Note::Warning(message.clone())),
+            EventKind::Finding { guard, text, outcome, reason } => {
+                let (guard, text) = (guard.clone(), finding_text(text, reason.as_deref()));
+                self.note(event.scope.as_ref(), Note::Finding { guard, text, outcome: *outcome })
+            }
             EventKind::Mark { text } => {
                 self.note(event.scope.as_ref(), Note::Mark { text: text.clone(), at: event.at })
             }

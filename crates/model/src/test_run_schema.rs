@@ -42,6 +42,12 @@ fn every_kind() -> Vec<EventKind> {
         EventKind::Phase { phase: Phase::Boot },
         EventKind::Choice { what: "share".into(), chosen: "9p".into(), why: "it is there".into() },
         EventKind::Warning { message: "slow disk".into() },
+        EventKind::Finding {
+            guard: "coredump".into(),
+            text: "x was killed".into(),
+            outcome: crate::event::FindingOutcome::Allowed,
+            reason: Some("known".into()),
+        },
         EventKind::Alarm { name: "oops".into(), line: "BUG: x".into(), fatal: true, ordered: false },
         EventKind::Mark { text: "disk is gone".into() },
         EventKind::Control {

@@ -39,6 +39,8 @@ impl Verdict {
     pub fn run_exit_code(&self) -> u8 {
         match self {
             Self::Pass => exit_code::OK,
+            // Nothing but a guard fails a command that has succeeded.
+            Self::Fail(Exit::Code(exit_code::OK)) => exit_code::GUARD,
             Self::Fail(Exit::Code(code)) => *code,
             Self::Fail(Exit::Signal { number, .. }) => exit_code::for_signal(*number),
             Self::Skip(_) => 77,
@@ -205,6 +207,7 @@ mod tests {
         let killed = Verdict::of_exit(Exit::Signal { number: 9, core: false });
         assert_eq!(killed.run_exit_code(), 137);
         assert_ne!(killed, Verdict::Pass);
+        assert_eq!(Verdict::Fail(Exit::Code(0)).run_exit_code(), exit_code::GUARD);
     }
 
     #[test]

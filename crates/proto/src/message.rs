@@ -359,6 +359,19 @@ pub struct Exec {
     pub user: Option<String>,
     /// Where standard input, output and error go.
     pub stdio: Stdio,
+    /// What is to be looked for while it runs; none: nobody wants to know. What is seen is told by [`GuardNews`].
+    pub guards: Option<AgentGuards>,
+}
+
+/// What the agent looks for while a command runs, beside the lines of the kernel's record.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentGuards {
+    /// Programs that are killed by a signal that dumps core.
+    pub core_dumps: bool,
+    /// New flags of `/proc/sys/kernel/tainted`.
+    pub taint: bool,
+    /// Units of systemd's that fail.
+    pub units: bool,
 }
 
 /// A question after files.
@@ -502,7 +515,7 @@ pub enum ToHost {
         /// What is asked for.
         question: Question,
     },
-    /// What the guest's kernel says of itself. Everything that it said before an answer to [`ToAgent::Ping`], [`ToAgent::Sync`],
+    /// What the guest's kernel says of itself, and what guards see. Everything that it said before an answer to [`ToAgent::Ping`], [`ToAgent::Sync`],
     /// [`ToAgent::Quiesce`] or [`ToAgent::Renew`] is told before that answer.
     Kernel(KernelNews),
     /// The guest is about to end as asked.
@@ -598,7 +611,7 @@ pub struct Leftovers {
 /// Most processes or mounts that are named.
 pub const MAX_NAMED: usize = 20;
 
-/// News from the kernel's own record, `/dev/kmsg`.
+/// News from the kernel's own record, `/dev/kmsg`, and what guards have seen, in the order in which both happened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum KernelNews {
     /// The agent reads the record from here on.
@@ -614,7 +627,70 @@ pub enum KernelNews {
         /// The flags of `/proc/sys/kernel/tainted` that were not set when the agent began.
         tainted: u64,
     },
+    /// What guards have seen.
+    Guard(GuardNews),
 }
+
+/// What the agent tells of a command with [`Exec::guards`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum GuardNews {
+    /// The command is about to start; what was told before was before it.
+    Begins(ExecId),
+    /// A program was killed.
+    CoreDump {
+        /// Its process id.
+        pid: u32,
+        /// The name of its process; empty if it was gone before anybody could look.
+        name: String,
+        /// Its file, as far as the kernel says.
+        program: String,
+        /// The name of its parent's process, or empty.
+        parent: String,
+        /// Linux signal number; 0 if the kernel has not told it in time.
+        signal: i32,
+        /// Whether the kernel says that it dumped core.
+        core: bool,
+    },
+    /// These flags of `/proc/sys/kernel/tainted` are new.
+    Taint(u64),
+    /// A unit of systemd's failed.
+    Unit {
+        /// Its name.
+        name: String,
+        /// Its `Result` in systemd's words, such as `exit-code`; empty where it has none.
+        result: String,
+    },
+    /// A guard cannot see.
+    Blind {
+        /// Which.
+        guard: BlindGuard,
+        /// Why.
+        why: String,
+    },
+    /// The command has ended, and all that was seen is told. Comes before [`ToHost::Exited`].
+    Ends {
+        /// Which command.
+        id: ExecId,
+        /// Lines of the kernel's that may matter and were not told, for there were too many.
+        lines: u32,
+        /// Programs that were killed and were not told.
+        programs: u32,
+        /// Units that failed and were not told.
+        units: u32,
+    },
+}
+
+/// A guard that the agent may be unable to do its part of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum BlindGuard {
+    /// [`AgentGuards::core_dumps`].
+    CoreDumps,
+    /// [`AgentGuards::units`].
+    Units,
+}
+
+/// Most programs, and most units, of one command that are told.
+pub const MAX_SEEN: u32 = 50;
 
 /// Bytes of standard input that the host may have under way for one command.
 pub const STDIN_WINDOW: u32 = 256 * 1024;

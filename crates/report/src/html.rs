@@ -5,6 +5,7 @@
 
 use std::io::{self, Write};
 
+use belljar_model::event::FindingOutcome;
 use belljar_model::summary::{AttemptSummary, Note, RunSummary, UnitState, UnitSummary};
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -203,6 +204,14 @@ fn notes(notes: &[Note], began: Option<Timestamp>) -> Vec<Value> {
             Note::Warning(text) => json!(["note", harmless(text), null]),
             Note::Mark { text, at } => json!(["mark", harmless(text), after(*at)]),
             Note::Control { text, at } => json!(["control", harmless(text), after(*at)]),
+            Note::Finding { guard, text, outcome } => {
+                let comes_of_it = match outcome {
+                    FindingOutcome::Fail => "fails the test",
+                    FindingOutcome::Warn => "warns",
+                    FindingOutcome::Allowed => "allowed",
+                };
+                json!([format!("guard {}", harmless(guard)), harmless(text), comes_of_it])
+            }
             Note::Alarm { name, line, fatal } => {
                 json!([if *fatal { "fatal" } else { "alarm" }, harmless(name), harmless(line)])
             }

@@ -4,7 +4,7 @@ use std::{io, time::Duration};
 
 use belljar_model::{
     CrashKind, Event, EventKind, Phase, Verdict,
-    event::{control_text, takes_long},
+    event::{FindingOutcome, control_text, finding_text, takes_long},
     verdict::{Exit, Fault},
 };
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -27,6 +27,11 @@ impl Level {
     /// From which on an alarm is shown: one that the test may have asked for is what it wants to see in its guest.
     pub(crate) fn of_alarm(ordered: bool) -> Self {
         if ordered { Self::Verbose } else { Self::Normal }
+    }
+
+    /// From which on what a guard has seen is shown.
+    pub(crate) fn of_finding(outcome: FindingOutcome) -> Self {
+        if outcome == FindingOutcome::Allowed { Self::Verbose } else { Self::Normal }
     }
 }
 
@@ -98,6 +103,10 @@ impl<W: io::Write> RunReporter<W> {
             EventKind::Alarm { name, line, fatal: false, ordered } if self.style.level >= Level::of_alarm(*ordered) => {
                 let head = self.paint("33", name);
                 self.say(&format!("{head}: {line}"))?;
+            }
+            EventKind::Finding { guard, text, outcome, reason } if self.style.level >= Level::of_finding(*outcome) => {
+                let head = self.paint("33", guard);
+                self.say(&format!("{head}: {}", finding_text(text, reason.as_deref())))?;
             }
             EventKind::CommandStarted { .. } => self.stop_live(),
             EventKind::CommandEnded { .. } => {}

@@ -8,7 +8,7 @@ use std::{
 
 use belljar_model::{
     AttemptId, Event, EventKind, UnitId, Verdict,
-    event::{control_text, takes_long},
+    event::{control_text, finding_text, takes_long},
     summary::{Limits, RunSummary, UnitSummary},
     test_run::{AttemptEnded, Counts, Unit, UnitEnded},
 };
@@ -362,6 +362,9 @@ impl<W: Write> TestReporter<W> {
                 if level >= Level::of_alarm(*ordered) && event.scope.is_some() =>
             {
                 self.note("alarm", &of_unit(event, &format!("{name}: {line}")))?;
+            }
+            EventKind::Finding { guard, text, outcome, reason } if level >= Level::of_finding(*outcome) => {
+                self.note(guard, &of_unit(event, &finding_text(text, reason.as_deref())))?;
             }
             EventKind::UnitSlow(e) if level >= Level::Normal => {
                 let line = format!("[> {:>7}s] {}", seconds(e.millis), e.id.unit);

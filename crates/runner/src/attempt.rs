@@ -7,7 +7,7 @@ use belljar_machine::{
     command::GuestCommand,
     guest::{Ending, Guest, Io},
 };
-use belljar_model::{EventKind, Exit, Phase};
+use belljar_model::{EventKind, Exit, Phase, Verdict, event::FindingOutcome};
 use tokio::time::Instant;
 
 use crate::{
@@ -52,6 +52,62 @@ pub(crate) async fn lease(
     }
 }
 
+/// How a command has ended.
+#[derive(Clone, Debug)]
+pub(crate) struct CommandEnd {
+    /// By its own word.
+    pub(crate) exit: Exit,
+    /// What guards have seen that fails it, if they have.
+    pub(crate) tripped: Option<Box<Tripped>>,
+}
+
+/// What fails a command that would pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Tripped {
+    guard: String,
+    first: String,
+    more: u64,
+}
+
+impl Tripped {
+    /// Takes note of a finding that fails a command.
+    fn note(tripped: &mut Option<Self>, event: &EventKind) {
+        let EventKind::Finding { guard, text, outcome: FindingOutcome::Fail, .. } = event else { return };
+        match tripped {
+            Some(tripped) => tripped.more += 1,
+            None => *tripped = Some(Self { guard: guard.clone(), first: text.clone(), more: 0 }),
+        }
+    }
+
+    /// The verdict on a command that has this one without its guards, with what there is to say.
+    pub(crate) fn verdict(
+        tripped: Option<&Self>,
+        verdict: Verdict,
+        message: Option<String>,
+    ) -> (Verdict, Option<String>) {
+        match (verdict, tripped) {
+            (Verdict::Pass, Some(tripped)) => (Verdict::Fail(Exit::Code(0)), Some(tripped.to_string())),
+            (verdict, _) => (verdict, message),
+        }
+    }
+}
+
+impl std::fmt::Display for Tripped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { guard, first, more } = self;
+        write!(f, "it succeeded, but the guard {guard} fails it: {first}")?;
+        match more {
+            0 => {}
+            1 => f.write_str("; one more finding is in the event log")?,
+            more => write!(f, "; {more} more findings are in the event log")?,
+        }
+        write!(
+            f,
+            ". If that may be: guards = {{ {guard} = \"warn\" }}, or allow = [...] with a reason (--guard {guard}=warn)"
+        )
+    }
+}
+
 /// Runs the command that the attempt is for, and tells of its begin and its end. What runs beside it (a set-up script, a question of
 /// Belljar's own) goes through [`exec`] alone.
 ///
@@ -64,13 +120,18 @@ pub(crate) async fn command(
     limit: Limit,
     cancel: &mut Cancel,
     observe: &mut dyn FnMut(EventKind),
-) -> Result<Exit, Lost> {
+) -> Result<CommandEnd, Lost> {
     observe(EventKind::Phase { phase: Phase::Command });
     observe(EventKind::CommandStarted { pid: None });
     let started = Instant::now();
-    let exit = exec(guest, command, io, limit, cancel, observe).await?;
+    let mut tripped = None;
+    let mut noting = |event: EventKind| {
+        Tripped::note(&mut tripped, &event);
+        observe(event);
+    };
+    let exit = exec(guest, command, io, limit, cancel, &mut noting).await?;
     observe(EventKind::CommandEnded { exit, millis: millis(started) });
-    Ok(exit)
+    Ok(CommandEnd { exit, tripped: tripped.map(Box::new) })
 }
 
 /// Ends the guest.
@@ -98,4 +159,33 @@ pub(crate) async fn close(
 /// Milliseconds since then, for events.
 pub(crate) fn millis(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn finding(outcome: FindingOutcome, text: &str) -> EventKind {
+        EventKind::Finding { guard: "coredump".into(), text: text.into(), outcome, reason: None }
+    }
+
+    #[test]
+    fn only_what_fails_fails_and_only_what_would_pass() {
+        let mut tripped = None;
+        for outcome in [FindingOutcome::Warn, FindingOutcome::Allowed] {
+            Tripped::note(&mut tripped, &finding(outcome, "x"));
+        }
+        assert_eq!(Tripped::verdict(tripped.as_ref(), Verdict::Pass, None), (Verdict::Pass, None));
+        for text in ["a was killed", "b", "c"] {
+            Tripped::note(&mut tripped, &finding(FindingOutcome::Fail, text));
+        }
+        let (verdict, message) = Tripped::verdict(tripped.as_ref(), Verdict::Pass, None);
+        assert_eq!(verdict, Verdict::Fail(Exit::Code(0)));
+        let message = message.unwrap();
+        assert!(message.contains("the guard coredump fails it: a was killed; 2 more"), "{message}");
+        let own = || (Verdict::Fail(Exit::Code(3)), Some("own".to_owned()));
+        assert_eq!(Tripped::verdict(tripped.as_ref(), own().0, own().1), own());
+        let skip = || Verdict::Skip("why".into());
+        assert_eq!(Tripped::verdict(tripped.as_ref(), skip(), None), (skip(), None));
+    }
 }

@@ -15,7 +15,7 @@ use belljar_model::{EventKind, Exit, Phase, RunId, Verdict, event::SCHEMA, verdi
 use tokio::{io::AsyncRead, sync::mpsc};
 
 use crate::{
-    attempt,
+    attempt::{self, CommandEnd, Tripped},
     cancel::Cancel,
     exec::Limit,
     log::{EventLog, unwritten},
@@ -78,7 +78,10 @@ pub async fn run(request: Request, io: RunIo<'_>, mut cancel: Cancel, log: &mut 
     });
     let attempted = attempt_once(request, io, &mut cancel, log).await;
     let (verdict, message, tail) = match attempted {
-        Ok(exit) => (Verdict::of_exit(exit), None, Vec::new()),
+        Ok(CommandEnd { exit, tripped }) => {
+            let (verdict, message) = Tripped::verdict(tripped.as_deref(), Verdict::of_exit(exit), None);
+            (verdict, message, Vec::new())
+        }
         Err(lost) => (lost.verdict(), lost.message(), lost.tail),
     };
     if !tail.is_empty() {
@@ -119,7 +122,12 @@ fn unlogged(verdict: Verdict, message: Option<String>, error: &std::io::Error) -
     }
 }
 
-async fn attempt_once(request: Request, io: RunIo<'_>, cancel: &mut Cancel, log: &mut EventLog) -> Result<Exit, Lost> {
+async fn attempt_once(
+    request: Request,
+    io: RunIo<'_>,
+    cancel: &mut Cancel,
+    log: &mut EventLog,
+) -> Result<CommandEnd, Lost> {
     let Request { guest, share, dir, backends, command, timeout, power_off, .. } = request;
     let mut observe = |kind| log.emit(kind);
     observe(EventKind::Phase { phase: Phase::Prepare });
@@ -135,7 +143,7 @@ async fn attempt_once(request: Request, io: RunIo<'_>, cancel: &mut Cancel, log:
     let limit = Limit { after: timeout, name: "--timeout" };
     let exit = match command {
         Some(command) => attempt::command(&mut *guest, command, streams, limit, cancel, &mut observe).await,
-        None => Ok(Exit::Code(0)),
+        None => Ok(CommandEnd { exit: Exit::Code(0), tripped: None }),
     };
     observe(EventKind::Phase { phase: Phase::Close });
     let how = match &exit {
@@ -203,6 +211,7 @@ mod tests {
             cwd: None,
             user: None,
             terminal: None,
+            guards: None,
         };
         let workspace = Some(Workspace { dir: workspace, mode: WorkspaceMode::Rw, mount_at });
         let request = Request {

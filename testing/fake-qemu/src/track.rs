@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, thread, time::Duration};
 
-use belljar_proto::message::KernelNews;
+use belljar_proto::message::{BlindGuard, GuardNews, KernelNews};
 use serde_json::Value;
 
 use crate::{
@@ -115,6 +115,28 @@ impl Track {
                     None => KernelNews::Line(step.need_text(0)?),
                 };
                 if !self.machine.kernel(news) {
+                    return Err(step.fail("no agent has a session"));
+                }
+            }
+            "guard" => {
+                let number = |at| step.number(at).map(|n: Option<u64>| n.unwrap_or(0));
+                let text =
+                    |at| step.word(at).map(|word| String::from_utf8_lossy(word).into_owned()).unwrap_or_default();
+                let news = match step.need(0)? {
+                    b"coredump" => GuardNews::CoreDump {
+                        pid: 41,
+                        name: step.need_text(1)?,
+                        program: String::new(),
+                        parent: "sh".into(),
+                        signal: i32::try_from(number(2)?).unwrap_or(0),
+                        core: true,
+                    },
+                    b"taint" => GuardNews::Taint(number(1)?),
+                    b"unit" => GuardNews::Unit { name: step.need_text(1)?, result: text(2) },
+                    b"blind" => GuardNews::Blind { guard: BlindGuard::CoreDumps, why: step.need_text(1)? },
+                    _ => return Err(step.fail("guard coredump, taint, unit or blind")),
+                };
+                if !self.machine.kernel(KernelNews::Guard(news)) {
                     return Err(step.fail("no agent has a session"));
                 }
             }

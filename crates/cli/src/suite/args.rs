@@ -2,7 +2,7 @@
 
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
-use belljar_guest_spec::{Accel, NicMode, WorkspaceMode};
+use belljar_guest_spec::{Accel, Guard, GuardAction, NicMode, WorkspaceMode, guard_option};
 use clap::{Args, ValueEnum, ValueHint};
 
 use crate::{
@@ -98,6 +98,10 @@ pub(crate) struct SuiteArgs {
     /// User in the guest to run as
     #[arg(short = 'u', long, value_name = "USER", help_heading = "Settings of all tests")]
     pub(crate) user: Option<String>,
+
+    /// What a guard (coredump, warning, taint, unit, oom, io-error) does that sees something: fail, warn or ignore
+    #[arg(long = "guard", value_name = "GUARD=ACTION", value_parser = guard_option, help_heading = "Settings of all tests")]
+    pub(crate) guards: Vec<(Guard, GuardAction)>,
 }
 
 /// `belljar test`.

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use belljar_guest_spec::Guards;
 use belljar_model::exit_code;
 use belljar_runner::suite::{Cases, history::History};
 use belljar_suite::{
@@ -150,6 +151,7 @@ fn flags(args: &SuiteArgs) -> Result<Layer, String> {
     layer.memory = args.memory.as_deref().map(specs::memory).transpose()?;
     layer.max_output = settings::bound("--max-output", args.max_output.as_deref())?;
     layer.max_disk = settings::bound("--max-disk", args.max_disk.as_deref())?;
+    layer.guards = Guards::new(args.guards.iter().copied(), Vec::new());
     layer.nic = args.nic;
     layer.workspace_mode = args.workspace_mode;
     for text in &args.env {

@@ -14,6 +14,7 @@ mod devices;
 mod doctor_image;
 mod firmware;
 mod grub;
+mod guards;
 mod host;
 mod hotplug;
 mod image_root;

@@ -119,7 +119,7 @@ kinds! {
     /// `INFO: task … blocked for more than`.
     HungTask, Fatal, Kernel, "a task hung in the kernel",
         "A process waits for I/O or a lock that does not come; the trace in the console log says where.";
-    /// `WARNING: CPU: …`.
+    /// `WARNING: CPU: …`, lockdep's `WARNING: possible …`, `UBSAN: …`, `BUG: KCSAN: …`, and what else a debugging kernel reports and goes on.
     Warning, Note, Kernel, "kernel warning",
         "The trace is in the console log.";
     /// The kernel killed a process for want of memory.
@@ -210,13 +210,16 @@ const KERNEL: &[(&str, AlarmKind)] = &[
     ("Internal error: ", AlarmKind::Oops),
     ("Unable to handle kernel ", AlarmKind::Oops),
     ("general protection fault", AlarmKind::Oops),
+    ("BUG: KCSAN: ", AlarmKind::Warning),
     ("BUG: ", AlarmKind::Bug),
     ("kernel BUG at ", AlarmKind::Bug),
     ("watchdog: BUG: soft lockup", AlarmKind::Lockup),
     ("NMI watchdog: BUG: soft lockup", AlarmKind::Lockup),
     ("NMI watchdog: Watchdog detected hard LOCKUP", AlarmKind::Lockup),
     ("watchdog: Watchdog detected hard LOCKUP", AlarmKind::Lockup),
-    ("WARNING: CPU: ", AlarmKind::Warning),
+    ("WARNING: ", AlarmKind::Warning),
+    ("UBSAN: ", AlarmKind::Warning),
+    ("INFO: trying to register non-static key", AlarmKind::Warning),
     ("Out of memory: ", AlarmKind::OutOfMemory),
     ("Memory cgroup out of memory: ", AlarmKind::OutOfMemory),
     ("EXT4-fs error ", AlarmKind::DiskError),
@@ -232,6 +235,10 @@ const KERNEL: &[(&str, AlarmKind)] = &[
     ("reboot: Restarting system", AlarmKind::Restart),
     ("reboot: System halted", AlarmKind::Halt),
 ];
+
+/// What the kernel calls errors of a disk (`block/blk-core.c`), but for `I/O`. A request that ran out of space, or that a disk does not know, is none.
+const BLOCK_ERRORS: &[&str] =
+    &["critical medium", "critical nexus", "critical target", "timeout", "recoverable transport", "protection"];
 
 /// Starts of lines, before there is a shell.
 const BOOT: &[(&str, AlarmKind)] = &[
@@ -307,6 +314,7 @@ impl Scanner {
         }
         if !self.stamped
             && !open
+            && !is_a_programs(strip_level(line))
             && let Some(kind) = kernel_kind(strip_level(line))
         {
             return Some(kind);
@@ -349,6 +357,11 @@ fn after_stamp(line: &str) -> Option<&str> {
     found
 }
 
+/// Programs warn in these words, too; the kernel's own are known by their time stamp.
+fn is_a_programs(line: &str) -> bool {
+    line.starts_with("WARNING: ") && !line.starts_with("WARNING: CPU: ")
+}
+
 fn strip_level(line: &str) -> &str {
     line.strip_prefix('<')
         .and_then(|rest| rest.split_once('>'))
@@ -386,6 +399,22 @@ pub(crate) fn kernel_kind(message: &str) -> Option<AlarmKind> {
     }
     if message.contains(" invoked oom-killer: ") {
         return Some(AlarmKind::OutOfMemory);
+    }
+    if message.starts_with("kmemleak: ") && message.contains(" new suspected memory leak") {
+        return Some(AlarmKind::Warning);
+    }
+    // "XFS (vda1): Corruption detected", "XFS (vda1): metadata I/O error in …".
+    if let Some((_, said)) = message.strip_prefix("XFS (").and_then(|rest| rest.split_once("): "))
+        && (said.contains("I/O error") || said.starts_with("Corruption "))
+    {
+        return Some(AlarmKind::DiskError);
+    }
+    // "critical medium error, dev sda, sector 8 op 0x0:(READ)": the kernel's `blk_errors`.
+    let of_block_layer = message.strip_prefix("blk_update_request: ").unwrap_or(message);
+    if let Some((what, _)) = of_block_layer.split_once(" error, dev ")
+        && BLOCK_ERRORS.contains(&what)
+    {
+        return Some(AlarmKind::DiskError);
     }
     None
 }
@@ -518,6 +547,17 @@ mod tests {
             ("rcu: INFO: rcu_preempt self-detected stall on CPU", AlarmKind::RcuStall),
             ("rcu: INFO: rcu_preempt kthread starved for 100 jiffies", AlarmKind::RcuStall),
             ("stress invoked oom-killer: gfp_mask=0x1", AlarmKind::OutOfMemory),
+            ("WARNING: CPU: 0 PID: 7 at kernel/x.c:1 x+0x1/0x2 [x]", AlarmKind::Warning),
+            ("WARNING: possible recursive locking detected", AlarmKind::Warning),
+            ("WARNING: kernel/x.c:1 at x+0x1/0x2, CPU#0: sh/7", AlarmKind::Warning),
+            ("UBSAN: array-index-out-of-bounds in drivers/x.c:1:2", AlarmKind::Warning),
+            ("BUG: KCSAN: data-race in a / b", AlarmKind::Warning),
+            ("BUG: KASAN: slab-out-of-bounds in x+0x1/0x2", AlarmKind::Bug),
+            ("kmemleak: 2 new suspected memory leaks (see /sys/kernel/debug/kmemleak)", AlarmKind::Warning),
+            ("XFS (vda1): metadata I/O error in \"x\" at daddr 0x1 len 1 error 5", AlarmKind::DiskError),
+            ("XFS (vda1): Corruption detected. Unmount and run xfs_repair", AlarmKind::DiskError),
+            ("critical medium error, dev sda, sector 8 op 0x0:(READ)", AlarmKind::DiskError),
+            ("blk_update_request: critical target error, dev sda, sector 8", AlarmKind::DiskError),
         ]);
         for (line, kind) in lines {
             assert_eq!(kernel_kind(line), Some(kind), "{line}");
@@ -551,6 +591,7 @@ mod tests {
     #[test]
     fn programs_may_say_what_they_like() {
         let mut s = Scanner::default();
+        assert_eq!(s.line("WARNING: a program warns of something"), None);
         assert_eq!(s.line("[    0.100000] x86/fpu: x87 FPU will use FXSAVE"), None);
         for line in [
             "BUG: this is a test's own word",

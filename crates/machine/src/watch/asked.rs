@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use belljar_guest_spec::machine_order::MachineOrder;
+use belljar_guest_spec::{Guards, machine_order::MachineOrder};
 use belljar_model::EventKind;
 use belljar_proto::message::{MAX_QUESTION, Outcome, Question};
 
@@ -28,8 +28,10 @@ pub(crate) struct Marks {
 }
 
 impl Watch {
-    /// A command begins, with all marks before it. The machine may not be restarted for it for this reason, if for any.
-    pub(crate) fn begin_command(&mut self, refusal: Option<String>) {
+    /// A command begins, with all marks before it. The machine may not be restarted for it for this reason, if for any. `guards` is what is to be
+    /// looked for meanwhile, if anything is.
+    pub(crate) fn begin_command(&mut self, refusal: Option<String>, guards: Option<&Guards>) {
+        self.guarding.begin(guards);
         self.marks = Marks::default();
         self.desk.begin_command();
         self.power.begin(refusal);

@@ -63,7 +63,7 @@ impl Watch {
             // The kernel's record has it, too.
             (None, _) if witnessed && of_kernel => return None,
             (None, _) => {
-                if !is_routine(alarm.kind) {
+                if !is_routine(alarm.kind) && !self.is_found(&alarm, false, observe) {
                     observe(self.told(&alarm, false));
                 }
                 return None;
@@ -77,7 +77,7 @@ impl Watch {
 
     fn told(&self, alarm: &Alarm, fatal: bool) -> EventKind {
         // What a disk was told to do is told once, as an order; what comes of it may be a thousand lines.
-        let ordered = alarm.kind == AlarmKind::DiskError && self.desk.has_told_disks();
+        let ordered = self.is_ordered(alarm);
         EventKind::Alarm { name: alarm.kind.title().into(), line: alarm.line.clone(), fatal, ordered }
     }
 
@@ -117,9 +117,7 @@ impl Watch {
 
     /// Reads what the agent tells of the kernel; `Some` if the guest is lost.
     pub(super) fn take_news(&mut self, phase: Phase, observe: Observe<'_>) -> Option<Lost> {
-        let news = self.reports.as_ref().map(|reports| reports.news(self.news_read)).unwrap_or_default();
-        for news in news {
-            self.news_read += 1;
+        while let Some(news) = self.reports.as_ref().and_then(|reports| reports.next_news()) {
             let lost = match news {
                 KernelNews::Watched => {
                     observe(choice("the kernel's own record", "the agent reads /dev/kmsg beside the console"));
@@ -130,6 +128,10 @@ impl Watch {
                     None
                 }
                 KernelNews::Line(line) => self.of_record(line, phase, observe),
+                KernelNews::Guard(news) => {
+                    self.guarding.take(news, observe);
+                    None
+                }
                 KernelNews::Lost { records, tainted } => {
                     let message = format!(
                         "{records} messages of the guest's kernel were overwritten before they could be read; the console alone says \
@@ -159,8 +161,19 @@ impl Watch {
         }
         let alarm = Alarm { kind, line, at: self.view.bytes_seen() };
         let lost = self.of_alarm(&alarm, phase);
-        observe(self.told(&alarm, lost.is_some()));
+        if lost.is_some() || !self.is_found(&alarm, true, observe) {
+            observe(self.told(&alarm, lost.is_some()));
+        }
         lost
+    }
+
+    /// Whether it is what a guard looks for, which then has told it. What a lab disk was told to do is not held against anybody.
+    fn is_found(&mut self, alarm: &Alarm, of_record: bool, observe: Observe<'_>) -> bool {
+        !self.is_ordered(alarm) && self.guarding.kernel_says(alarm.kind, &alarm.line, of_record, observe)
+    }
+
+    fn is_ordered(&self, alarm: &Alarm) -> bool {
+        alarm.kind == AlarmKind::DiskError && self.desk.has_told_disks()
     }
 
     /// A fault of the kernel that nobody has looked at yet, going by what is known now.

@@ -131,6 +131,7 @@ proptest! {
             cwd: None,
             user: None,
             stdio: Stdio::Pipes,
+            guards: None,
         }));
         let mut stream = Vec::new();
         Encoder::new(5).message(&message, &mut stream).unwrap();

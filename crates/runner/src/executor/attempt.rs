@@ -21,7 +21,7 @@ use super::{
     judge, requires,
 };
 use crate::{
-    attempt::{self, millis},
+    attempt::{self, CommandEnd, Tripped, millis},
     cancel::Cancel,
     environment::environment,
     event_writer::EventWriter,
@@ -56,7 +56,7 @@ pub(crate) struct AttemptOutcome {
 /// How a test's run ended, before anything was read out of it.
 enum End {
     /// With the JUnit files that the agent has found.
-    Exit(Exit, Option<Gathered>),
+    Exit(CommandEnd, Option<Gathered>),
     Skip(String),
     Lost(Lost),
 }
@@ -314,9 +314,10 @@ impl Attempts {
         let mut lines = Vec::new();
         let mut retry = false;
         let (verdict, message, exit) = match end {
-            End::Exit(exit, gathered) => {
+            End::Exit(CommandEnd { exit, tripped }, gathered) => {
                 junit = junit_results(unit, &out, gathered);
                 let (verdict, message) = judge::verdict(exit, unit.settings.format, written, junit.as_ref(), tail);
+                let (verdict, message) = Tripped::verdict(tripped.as_deref(), verdict, message);
                 (verdict, message, Some(exit))
             }
             End::Skip(why) => (Verdict::Skip(why), None, None),
@@ -435,6 +436,7 @@ fn test_command(unit: &Unit, id: &AttemptId, out: &str) -> GuestCommand {
         cwd: Some(cwd.into_bytes()),
         user: unit.settings.user.clone(),
         terminal: None,
+        guards: Some(unit.settings.guards.clone()),
     }
 }
 

@@ -115,6 +115,7 @@ async fn names(unit: &Unit, guest: &mut dyn Guest, more: &[&str], cancel: &mut C
         cwd: Some(unit.guest.spec.mount_at.clone().into_bytes()),
         user: unit.settings.user.clone(),
         terminal: None,
+        guards: None,
     };
     let mut answer = Answer::default();
     let io = Io { stdin: None, sink: &mut answer, control: None };

@@ -79,6 +79,7 @@ impl SetUpScripts {
                 // What a set-up is for, only root may do, whatever an image says.
                 user: Some(ROOT.to_owned()),
                 terminal: None,
+                guards: None,
             };
             let limit = Limit { after: Some(unit.suite.setup_timeout), name: "setup-timeout" };
             let io = Io { stdin: None, sink: &mut recorder, control: None };

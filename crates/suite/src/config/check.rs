@@ -9,8 +9,7 @@ use std::{
 use toml::Spanned;
 
 use super::{
-    HOST_GUEST,
-    guards,
+    HOST_GUEST, guards,
     guest::{self, GuestTable},
     kernels::Families,
     typed::{FileTable, FilterText, HeaderTable, OverrideTable, ProfileTable, RetriesValue, SuiteTable},

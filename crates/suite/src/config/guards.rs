@@ -115,7 +115,8 @@ mod tests {
     #[test]
     fn an_exception_says_what_and_why() {
         let wrong = |exception: &str| {
-            let text = format!("[guests.g]\nguards.allow = [{{ {exception} }}]\n[[suites]]\nname = \"s\"\ntests = \"*\"\n");
+            let text =
+                format!("[guests.g]\nguards.allow = [{{ {exception} }}]\n[[suites]]\nname = \"s\"\ntests = \"*\"\n");
             Config::parse("belljar.toml", &text).map(drop).unwrap_err().to_string()
         };
         assert!(wrong("guard = \"unit\", match = \"x\"").contains("reason"));

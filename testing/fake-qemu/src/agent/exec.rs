@@ -20,7 +20,7 @@ use std::{
 use belljar_proto::{
     files::FileQuery,
     frame::Kind,
-    message::{AskFiles, Exec, Nonce, OutputEnd, Status, Stdio, ToHost, WindowSize},
+    message::{AskFiles, Exec, GuardNews, KernelNews, Nonce, OutputEnd, Status, Stdio, ToHost, WindowSize},
 };
 use rustix::{
     event::{PollFd, PollFlags, poll},
@@ -155,13 +155,17 @@ impl Plan {
 
     fn run(self, shared: &Arc<Shared>) -> Option<Running> {
         let id = self.exec.id;
+        let guarded = self.exec.guards.is_some();
+        if guarded {
+            shared.port.say(&ToHost::Kernel(KernelNews::Guard(GuardNews::Begins(id))));
+        }
         let nonce = wrong_or_right(&shared.manners.nonce, self.exec.nonce);
         // The thread that starts a child must outlive it: its end is the parent's end to the kernel.
         let (started, wait) = mpsc::channel();
         let shared = Arc::clone(shared);
         let failed = Arc::clone(&shared);
         thread::spawn(move || match self.spawn(&shared.guest) {
-            Ok((child, files)) => attend(&shared, child, files, id, nonce, &started),
+            Ok((child, files)) => attend(&shared, child, files, (id, guarded), nonce, &started),
             Err(e) => {
                 let _nobody = started.send(Err(e));
             }
@@ -221,7 +225,7 @@ fn attend(
     shared: &Arc<Shared>,
     mut child: Child,
     mut files: Files,
-    id: u32,
+    (id, guarded): (u32, bool),
     nonce: Nonce,
     started: &mpsc::Sender<std::io::Result<Running>>,
 ) {
@@ -245,6 +249,7 @@ fn attend(
         "cut" => OutputEnd::Cut,
         _ => OutputEnd::Whole,
     };
+    let ends = GuardNews::Ends { id, lines: 0, programs: 0, units: 0 };
     let exited = |status| ToHost::Exited { id, nonce, status, output };
     if shared.manners.exited == "early" {
         shared.port.say(&exited(Status::Code(0)));
@@ -259,6 +264,9 @@ fn attend(
         Some(code) => Status::Code(code),
         None => code,
     };
+    if guarded {
+        shared.port.say(&ToHost::Kernel(KernelNews::Guard(ends)));
+    }
     match shared.manners.exited.as_str() {
         "never" | "early" => {}
         "other-id" => {

@@ -217,6 +217,7 @@ impl<'a> Host<'a> {
             cwd: None,
             user: None,
             stdio,
+            guards: None,
         };
         self.say(&ToAgent::Exec(Box::new(exec)));
     }

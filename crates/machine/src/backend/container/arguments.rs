@@ -258,6 +258,7 @@ mod tests {
             cwd: Some(b"/w".to_vec()),
             user: Some("bob".into()),
             terminal: None,
+            guards: None,
         };
         let by_hand = line(container.by_hand(&docker, Some(&command)));
         assert!(by_hand.starts_with("run --rm --interactive --pull never "), "{by_hand}");

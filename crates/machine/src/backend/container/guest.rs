@@ -2,8 +2,12 @@
 
 use std::{rc::Rc, sync::Arc, time::Duration};
 
+use belljar_guest_spec::{Guard, Guards, Word};
 use belljar_model::{CrashKind, EventKind, Exit, Phase};
-use belljar_proto::{files::FileQuery, message::ShutdownHow};
+use belljar_proto::{
+    files::FileQuery,
+    message::{KernelNews, ShutdownHow},
+};
 
 use super::{
     call::{Call, CallEnd},
@@ -22,7 +26,10 @@ use crate::{
         self, Session,
         agent::{AgentSession, OutputSink, Reports, SessionError},
     },
-    watch::{self, Marks},
+    watch::{
+        self, Marks,
+        guards::{self, Guarding},
+    },
 };
 
 /// How long the engine may take to say how a container ended that is known to have ended.
@@ -64,6 +71,9 @@ pub(crate) struct ContainerGuest {
     parts: Parts,
     reports: Arc<Reports>,
     marks: Marks,
+    guarding: Guarding,
+    /// That most guards do not apply is told once.
+    told_of_guards: bool,
     /// Nobody answers any more in a container that has not ended.
     forsaken: bool,
     /// Why nothing more should run in it, as far as systemd knows.
@@ -99,7 +109,15 @@ impl GuestClock for ContainerClock {
 impl ContainerGuest {
     pub(crate) fn new(parts: Parts) -> Self {
         let reports = parts.session.reports();
-        Self { parts, reports, marks: Marks::default(), forsaken: false, odd: None }
+        Self {
+            parts,
+            reports,
+            marks: Marks::default(),
+            guarding: Guarding::default(),
+            told_of_guards: false,
+            forsaken: false,
+            odd: None,
+        }
     }
 
     /// Asks the session within a limit, does meanwhile what programs in the container ask for, and gives the best reason there is for a loss. The
@@ -190,6 +208,32 @@ impl ContainerGuest {
                 Ok(())
             }
         }
+    }
+
+    /// A command begins. The kernel is the host's, whose messages and processes are nobody's business here.
+    fn begin_guards(&mut self, guards: Option<&Guards>, observe: Observe<'_>) {
+        self.guarding.begin(guards);
+        let Some(guards) = guards.filter(|_| !self.told_of_guards) else { return };
+        self.told_of_guards = true;
+        let blind: Vec<_> = Guard::ALL
+            .iter()
+            .filter(|(_, guard)| guards.wants(*guard) && (guard.is_of_kernel() || !self.parts.systemd))
+            .map(|(word, _)| *word)
+            .collect();
+        if !blind.is_empty() {
+            let why = "a container has no kernel of its own, and no systemd unless it is asked for";
+            observe(guards::blind(&blind.join(", "), why));
+        }
+    }
+
+    /// Takes what the agent says of a command that has ended.
+    fn end_guards(&mut self, exit: Option<Exit>, observe: Observe<'_>) {
+        while let Some(news) = self.reports.next_news() {
+            if let KernelNews::Guard(news) = news {
+                self.guarding.take(news, observe);
+            }
+        }
+        self.guarding.end(exit, true, observe);
     }
 
     fn readying(&self) -> (Duration, &'static str) {
@@ -324,11 +368,14 @@ impl Guest for ContainerGuest {
     fn exec<'a>(&'a mut self, command: GuestCommand, io: Io<'a>, observe: Observe<'a>) -> Answer<'a, Exit> {
         Box::pin(async move {
             self.marks = Marks::default();
+            self.begin_guards(command.guards.as_ref(), &mut *observe);
             let (user, cwd) = (&self.parts.user, &self.parts.cwd);
             let command = command.in_image(user.as_ref(), cwd.as_ref());
             let mut io = io;
             let asking = async |session: &mut AgentSession| Session::exec(session, command, &mut io).await;
-            self.ask(Phase::Command, None, asking, observe).await
+            let ended = self.ask(Phase::Command, None, asking, &mut *observe).await;
+            self.end_guards(ended.as_ref().ok().copied(), observe);
+            ended
         })
     }
 

@@ -48,6 +48,7 @@ impl Session for AgentSession {
                 cwd: command.cwd,
                 user: command.user,
                 stdio,
+                guards: crate::watch::guards::of_agent(command.guards.as_ref()),
             };
             let io = ExecIo {
                 stdin: io.stdin.as_deref_mut().map(|s| s as _),
@@ -102,6 +103,7 @@ impl Session for AgentSession {
                 cwd: None,
                 user: None,
                 stdio: Stdio::PipesNoStdin,
+                guards: None,
             };
             match self.exec(exec, ExecIo { stdin: None, sink: &mut Nowhere, control: None }).await {
                 // A guest without a shell is as warm as it can be.

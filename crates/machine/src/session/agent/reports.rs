@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 use super::connect::PortKind;
 use super::error::clean;
 
-/// Most news that are kept; the agent sends fewer.
+/// Most news that wait to be read; the agent sends fewer of one command.
 const MAX_NEWS: usize = 4096;
 /// Most questions of the guest that wait to be taken, and most answers that wait to be sent. The agent asks no more while some hundreds are not answered.
 const MAX_ASKS: usize = 2048;
@@ -44,7 +44,11 @@ struct State {
     vouches: bool,
     /// The guest has suspended itself.
     asleep: bool,
-    news: Vec<KernelNews>,
+    news: VecDeque<KernelNews>,
+    /// The agent has said that it reads the kernel's record.
+    watched: bool,
+    /// Some of that was lost.
+    gap: bool,
     asks: Vec<(u32, Question)>,
     /// Questions for which there was no room.
     lost: LostAsks,
@@ -243,9 +247,9 @@ impl Reports {
         self.state().vouches
     }
 
-    /// The news from this number on.
-    pub(crate) fn news(&self, from: usize) -> Vec<KernelNews> {
-        self.state().news.get(from..).unwrap_or_default().to_vec()
+    /// The next of the news that nobody has read.
+    pub(crate) fn next_news(&self) -> Option<KernelNews> {
+        self.state().news.pop_front()
     }
 
     /// Which way they come.
@@ -279,18 +283,19 @@ impl State {
         match &news {
             // A gap is a gap for the rest of the guest's life.
             KernelNews::Watched => {
-                self.vouches = self.news.iter().all(|n| !matches!(n, KernelNews::Lost { .. }));
-                if self.news.contains(&news) {
+                self.vouches = !self.gap;
+                if std::mem::replace(&mut self.watched, true) {
                     return;
                 }
             }
-            KernelNews::Unreadable(_) | KernelNews::Lost { .. } => self.vouches = false,
-            KernelNews::Line(_) => {}
+            KernelNews::Lost { .. } => (self.gap, self.vouches) = (true, false),
+            KernelNews::Unreadable(_) => self.vouches = false,
+            KernelNews::Line(_) | KernelNews::Guard(_) => {}
         }
         if self.news.len() < MAX_NEWS {
-            self.news.push(news);
+            self.news.push_back(news);
         } else {
-            self.vouches = false;
+            (self.gap, self.vouches) = (true, false);
         }
     }
 }
@@ -400,9 +405,12 @@ mod tests {
         reports.take(frame(&ToHost::Kernel(KernelNews::Watched)));
         assert!(reports.vouches());
         reports.take(frame(&ToHost::Kernel(KernelNews::Line("\u{1b}[2JBUG: x".into()))));
-        assert_eq!(reports.news(0), [KernelNews::Watched, KernelNews::Line("\u{fffd}[2JBUG: x".into())]);
+        let news: Vec<_> = std::iter::from_fn(|| reports.next_news()).collect();
+        assert_eq!(news, [KernelNews::Watched, KernelNews::Line("\u{fffd}[2JBUG: x".into())]);
         reports.take(frame(&ToHost::Kernel(KernelNews::Lost { records: 1, tainted: 0 })));
         reports.take(frame(&ToHost::Kernel(KernelNews::Watched)));
         assert!(!reports.vouches());
+        assert_eq!(reports.next_news(), Some(KernelNews::Lost { records: 1, tainted: 0 }));
+        assert_eq!(reports.next_news(), None, "that the record is read is told once");
     }
 }

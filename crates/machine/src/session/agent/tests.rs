@@ -75,6 +75,7 @@ fn command(argv: &[&str]) -> Exec {
         cwd: None,
         user: None,
         stdio: Stdio::Pipes,
+        guards: None,
     }
 }
 

@@ -321,6 +321,7 @@ mod tests {
                 cwd: Some(b"/usr".to_vec()),
                 user: None,
                 terminal: None,
+                guards: None,
             });
             let output = std::process::Command::new("sh").arg("-c").arg(std::ffi::OsStr::new(
                 std::str::from_utf8(&script).expect("utf-8"))).output().expect("sh");

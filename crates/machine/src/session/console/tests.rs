@@ -56,6 +56,7 @@ fn command(argv: &[&str]) -> GuestCommand {
         cwd: None,
         user: None,
         terminal: None,
+        guards: None,
     }
 }
 

@@ -1,0 +1,151 @@
+//! What a tester wants to be told while a command runs, as far as it can be seen from within the guest: programs that dump core, new flags of the
+//! kernel, units of systemd's that fail. What the kernel says is passed on beside it (`kmsg`).
+//!
+//! What was there before the command began is nobody's finding: of each there is a beginning, taken without asking anybody. So a command that is
+//! guarded begins no later, and only its end waits for an answer of systemd's.
+
+mod deaths;
+mod units;
+
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use belljar_proto::message::{AgentGuards, BlindGuard, Exec, ExecId, GuardNews, KernelNews, MAX_SEEN, ToHost};
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::kmsg::tainted;
+use crate::link::Link;
+use crate::systemd;
+
+use deaths::Deaths;
+
+/// How long a core that is being dumped when the command ends may take until the kernel says by which signal that is.
+const DUMPING: Duration = Duration::from_secs(1);
+
+/// The guards of one command.
+struct Watched {
+    id: ExecId,
+    wanted: AgentGuards,
+    /// The kernel's flags when it began.
+    tainted: u64,
+    /// When it began: microseconds of `CLOCK_MONOTONIC`, as systemd counts.
+    since: u64,
+    /// Its first process, whose end is the command's own.
+    first: Option<i32>,
+    programs: u32,
+}
+
+/// The guards.
+#[derive(Default)]
+pub(crate) struct Guards {
+    watched: Option<Watched>,
+    /// Opened for the first command that wants it.
+    deaths: Option<Deaths>,
+}
+
+impl Guards {
+    /// A command is about to start.
+    pub(crate) fn begin(&mut self, exec: &Exec, link: &mut Link) {
+        let Some(mut wanted) = exec.guards else {
+            self.watched = None;
+            return;
+        };
+        let kind = link.kind();
+        wanted.core_dumps &= kind.has_own_kernel();
+        wanted.taint &= kind.has_own_kernel();
+        wanted.units &= kind.is_in_guest();
+        if wanted.core_dumps && self.deaths.is_none() {
+            match Deaths::open() {
+                Ok(deaths) => self.deaths = Some(deaths),
+                Err(why) => tell(link, GuardNews::Blind { guard: BlindGuard::CoreDumps, why }),
+            }
+        }
+        if let Some(deaths) = &mut self.deaths {
+            // Of before.
+            deaths.read();
+            deaths.forget();
+        }
+        tell(link, GuardNews::Begins(exec.id));
+        let tainted = if wanted.taint { tainted() } else { 0 };
+        self.watched = Some(Watched { id: exec.id, wanted, tainted, since: monotonic(), first: None, programs: 0 });
+    }
+
+    /// It has started as this process.
+    pub(crate) fn started(&mut self, first: i32) {
+        if let Some(watched) = &mut self.watched {
+            watched.first = Some(first);
+        }
+    }
+
+    /// What is to be waited for.
+    pub(crate) fn fd(&self) -> Option<&OwnedFd> {
+        self.deaths.as_ref().map(Deaths::fd)
+    }
+
+    /// Passes on which programs have died.
+    pub(crate) fn pass_on(&mut self, link: &mut Link) {
+        let Some(deaths) = &mut self.deaths else { return };
+        deaths.read();
+        let Some(watched) = self.watched.as_mut().filter(|watched| watched.wanted.core_dumps) else {
+            deaths.forget();
+            return;
+        };
+        for death in deaths.take() {
+            if Some(death.pid) == watched.first {
+                continue;
+            }
+            watched.programs += 1;
+            if watched.programs <= MAX_SEEN {
+                tell(link, death.news());
+            }
+        }
+    }
+
+    /// Whether a command is guarded that has this number.
+    pub(crate) fn watches(&self, id: ExecId) -> bool {
+        self.watched.as_ref().is_some_and(|watched| watched.id == id)
+    }
+
+    /// The command has ended. `lines`: how many lines of the kernel's were not passed on.
+    pub(crate) fn end(&mut self, lines: u32, link: &mut Link) {
+        if let Some(deaths) =
+            self.deaths.as_mut().filter(|_| self.watched.as_ref().is_some_and(|w| w.wanted.core_dumps))
+        {
+            deaths.settle(DUMPING);
+        }
+        self.pass_on(link);
+        let Some(Watched { id, wanted, tainted: before, since, mut programs, .. }) = self.watched.take() else {
+            return;
+        };
+        programs = programs.saturating_sub(MAX_SEEN) + self.deaths.as_mut().map_or(0, Deaths::lost);
+        let flags = if wanted.taint { tainted() & !before } else { 0 };
+        if flags != 0 {
+            tell(link, GuardNews::Taint(flags));
+        }
+        let mut more = 0;
+        if wanted.units && systemd::is_first_process() {
+            match units::failed_since(since) {
+                Ok(failed) => {
+                    let count = u32::try_from(failed.len()).unwrap_or(u32::MAX);
+                    more = count.saturating_sub(MAX_SEEN);
+                    let most = usize::try_from(MAX_SEEN).unwrap_or(usize::MAX);
+                    for (name, result) in failed.into_iter().take(most) {
+                        tell(link, GuardNews::Unit { name, result });
+                    }
+                }
+                Err(why) => tell(link, GuardNews::Blind { guard: BlindGuard::Units, why }),
+            }
+        }
+        tell(link, GuardNews::Ends { id, lines, programs, units: more });
+    }
+}
+
+fn tell(link: &mut Link, news: GuardNews) {
+    link.queue(&ToHost::Kernel(KernelNews::Guard(news)));
+}
+
+fn monotonic() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    let micros = i128::from(now.tv_sec) * 1_000_000 + i128::from(now.tv_nsec) / 1000;
+    u64::try_from(micros).unwrap_or(0)
+}
