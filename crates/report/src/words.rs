@@ -86,7 +86,7 @@ impl Outcome {
 pub fn describe(verdict: &Verdict) -> String {
     match verdict {
         Verdict::Pass => "passed".to_owned(),
-        Verdict::Fail(Exit::Code(0)) => "failed by its own results".to_owned(),
+        Verdict::Fail(Exit::Code(0)) => "failed although its exit code is 0".to_owned(),
         Verdict::Fail(exit) => exit.to_string(),
         Verdict::Skip(why) => format!("skipped: {why}"),
         Verdict::Timeout(phase) => format!("timed out while {phase}"),

@@ -1,0 +1,148 @@
+# shellcheck shell=bash
+# shellcheck disable=SC2016,SC2154 # what is quoted is expanded in the guest; run and lib.sh set dir, code
+# What guards see in real kernels, and under a real systemd.
+
+# Two programs crash, of which one may write no core; one that somebody ends by SIGQUIT and one that is killed do not. A parent that ignores it hides nothing.
+test_core_dumps() {
+    crash='sh -c "kill -SEGV \$\$"; (ulimit -c 0; sh -c "kill -ABRT \$\$"); sh -c "kill -QUIT \$\$"; sh -c "kill -KILL \$\$"; true'
+    bj -- sh -c "$crash"
+    want_code 122
+    want_line '^belljar: coredump: sh \([0-9]+, /.*, started by sh\) was killed by SIGSEGV' err
+    want_line '^belljar: coredump: sh .* was killed by SIGABRT' err
+    want_line 'the guard coredump fails it: .*; one more finding' err
+    want_no_line 'SIGQUIT|SIGKILL' err
+    bj --guard coredump=warn -- sh -c "$crash"
+    want_code 0
+    want_line '^belljar: coredump: .*SIGSEGV' err
+    bj --guard coredump=ignore -- sh -c "$crash"
+    want_code 0
+    want_no_line 'coredump' err
+    # The command's own end is its verdict, and no finding; many threads are one program.
+    bj -- sh -c 'kill -SEGV $$'
+    want_code 139
+    want_no_line 'coredump' err
+    bj -- python3 -c '
+import os, subprocess, sys
+child = "import os, threading, time; [threading.Thread(target=time.sleep, args=(60,), daemon=True).start() for _ in range(8)]; os.abort()"
+print(subprocess.run([sys.executable, "-c", child]).returncode)'
+    want_code 122
+    want_out -6
+    [ "$(grep -c '^belljar: coredump: ' err)" = 1 ] || fail 'not one finding'
+}
+
+# Forks go on as fast as without the guard, which a filter in the kernel sees to, and a flood of crashes is told within bounds.
+test_floods() {
+    forks='i=0; while [ $i -lt 300 ]; do (:); i=$((i + 1)); done'
+    bj -- sh -c "$forks"
+    want_code 0
+    bj -- sh -c 'i=0; while [ $i -lt 120 ]; do sh -c "kill -SEGV \$\$" 2>/dev/null; i=$((i + 1)); done; true'
+    want_code 122
+    [ "$(grep -c '^belljar: coredump: ' err)" = 20 ] || fail 'not as many findings as are told'
+    want_line 'more findings of the guard coredump were not recorded' err
+    want_line '70 more core dumps came than are looked at' err
+}
+
+test_kernel_warns_is_tainted_and_kills() {
+    # It warns where RAM ends within what is asked for.
+    bj -m 400M --guard taint=ignore -- sh -c 'modprobe slram map=y,0x18000000,0x28000000; true'
+    want_code 122
+    want_line '^belljar: warning: WARNING: .*memremap' err
+    # A warning's own flag is no further finding.
+    bj -m 400M -- sh -c 'modprobe slram map=y,0x18000000,0x28000000; true'
+    want_code 122
+    want_no_line '^belljar: taint' err
+    bj -- sh -c 'echo 64 >/proc/sys/kernel/tainted'
+    want_code 122
+    want_line '^belljar: taint: the kernel is tainted: U' err
+    bj -m 400M -- sh -c 'tail /dev/zero; echo $?'
+    want_code 122
+    want_out 137
+    want_line '^belljar: oom: Out of memory: Killed process [0-9]+ \(tail\)' err
+    bj -- sh -c 'mount -t cgroup2 none /sys/fs/cgroup; mkdir /sys/fs/cgroup/x; echo +memory >/sys/fs/cgroup/cgroup.subtree_control; echo 20M >/sys/fs/cgroup/x/memory.max
+        (sh -c "echo \$PPID" >/sys/fs/cgroup/x/cgroup.procs; exec tail /dev/zero); echo $?'
+    want_code 122
+    want_out 137
+    want_line '^belljar: oom: Memory cgroup out of memory: Killed process' err
+}
+
+test_errors_of_disks() {
+    # Nobody ordered it.
+    bj -- sh -c 'modprobe dm-mod; dmsetup create bad --table "0 8192 error"; dd if=/dev/dm-0 of=/dev/null count=1 2>/dev/null || echo failed'
+    want_code 122
+    want_out failed
+    want_line '^belljar: io-error: Buffer I/O error on dev dm-0' err
+    # Somebody did.
+    bj -v --disk size=64M,serial=data0,lab -- sh -c 'belljar-ctl disk data0 error; dd if=/dev/vda of=/dev/null count=1 2>/dev/null || echo failed'
+    want_code 0
+    want_line '^failed$'
+    want_line 'I/O error.*vda' err
+    want_no_line '^belljar: io-error' err
+}
+
+# What was there before is nobody's finding, and each test in a shared guest has its own.
+test_tests_that_share_a_guest() {
+    mkdir ws/t
+    cat >ws/belljar.toml <<'TOML'
+[[suites]]
+name = "s"
+tests = "t/*"
+isolation = "suite"
+setup = "setup"
+guards.allow = [{ guard = "taint", match = "(a program asked*)", reason = "for this test" }]
+TOML
+    printf '#!/bin/sh\necho 1024 >/proc/sys/kernel/tainted; sh -c "kill -SEGV \\$\\$"; true\n' >ws/setup
+    printf '#!/bin/sh\ntrue\n' >ws/t/1-clean
+    printf '#!/bin/sh\necho 64 >/proc/sys/kernel/tainted\n' >ws/t/2-allowed
+    printf '#!/bin/sh\necho 4096 >/proc/sys/kernel/tainted; sh -c "kill -SEGV \\$\\$"; true\n' >ws/t/3-trips
+    cp ws/t/1-clean ws/t/4-clean
+    printf '#!/bin/sh\n# belljar: guards = { coredump = "warn" }\nsh -c "kill -SEGV \\$\\$"; true\n' >ws/t/5-warns
+    printf '#!/bin/sh\nsh -c "kill -SEGV \\$\\$"; exit 3\n' >ws/t/6-fails
+    chmod +x ws/setup ws/t/*
+    bjt -v --junit ../junit.xml
+    want_code 100
+    for test in 1-clean 2-allowed 4-clean 5-warns; do want_line "PASS .*$test"; done
+    want_line 'FAIL .*3-trips.*(coredump|taint)'
+    want_line 'FAIL .*6-fails.*exit code 3'
+    want_line 'taint s/2-allowed@host: .*\(allowed: for this test\)'
+    want_line 'coredump s/5-warns'
+    want_line 'the guard (coredump|taint) fails it' junit.xml
+}
+
+# systemd's units, and a daemon that systemd has started. What failed before the command is no finding, and what fails again is one.
+# fixtures: debian-bookworm
+test_units() {
+    local debian=(--image "$(fixture debian-bookworm)" --login root:belljar)
+    bj "${debian[@]}" -- true
+    want_code 0
+    bj "${debian[@]}" -- sh -c 'systemd-run --wait --unit=boom sh -c "exit 3"; true'
+    want_code 122
+    want_line '^belljar: unit: boom.service failed \(exit-code\)$' err
+    mkdir ws/t
+    cat >ws/belljar.toml <<TOML
+[guests.debian]
+image = "$(fixture debian-bookworm)"
+login = { user = "root", password = "belljar" }
+[[suites]]
+name = "s"
+tests = "t/*"
+isolation = "suite"
+setup = "setup"
+TOML
+    printf '#!/bin/sh\nprintf "[Service]\\nExecStart=/bin/sh -c \\"exit 3\\"\\n" >/etc/systemd/system/boom.service; systemctl daemon-reload; systemctl start boom; sleep 1; systemctl is-failed boom\n' >ws/setup
+    printf '#!/bin/sh\nsystemctl is-failed boom\n' >ws/t/1-was-before
+    printf '#!/bin/sh\nsystemctl start boom; sleep 1; true\n' >ws/t/2-again
+    printf '#!/bin/sh\nkill -SEGV $(systemctl show -p MainPID --value systemd-udevd); sleep 2; systemctl is-active systemd-udevd\n' >ws/t/3-daemon
+    chmod +x ws/setup ws/t/*
+    bjt -v
+    want_code 100
+    want_line 'PASS .*1-was-before'
+    want_line 'FAIL .*2-again.*the guard unit fails it: boom.service failed'
+    want_line 'FAIL .*3-daemon.*the guard coredump fails it: .*started by systemd'
+}
+
+# Belljar's own doing in a guest is held against no test: shares, plugging, reboots.
+test_nothing_trips_by_itself() {
+    bj -v --disk size=64M,serial=d0 --disk size=64M,serial=d1,bus=nvme -- sh -c 'case ${BELLJAR_REBOOT_COUNT} in 0) belljar-ctl reboot x ;; esac; ls /mnt/hostos >/dev/null'
+    want_code 0
+    want_no_line '^belljar: (coredump|warning|taint|unit|oom|io-error)|guards saw' err
+}
