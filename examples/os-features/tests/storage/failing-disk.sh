@@ -2,6 +2,7 @@
 # A disk that fails under a file system, made with the device mapper: what is on good sectors is read on,
 # what is not is an input/output error and nothing else, and ext4 turns read-only.
 # belljar: requires = ["dmsetup", "mkfs.ext4"]
+# belljar: guards = { allow = [{ guard = "io-error", match = "dm-", reason = "the test has the device mapper make them" }] }
 . "$(dirname "$0")/../lib.sh"
 
 device=$(disk data0) at=$(mktemp -d) sectors=131072

@@ -1,6 +1,7 @@
 #!/bin/sh
 # A memory limit by cgroup: what goes beyond it is killed, and counted, while its neighbour lives on.
 # belljar: group = "busy"
+# belljar: guards = { allow = [{ guard = "oom", match = "Memory cgroup", reason = "the test reaches the limit" }] }
 . "$(dirname "$0")/../lib.sh"
 
 grep -qw memory /sys/fs/cgroup/cgroup.controllers || skip 'no cgroup v2 with a memory controller'
