@@ -15,7 +15,7 @@ pub const PROGRAM_PORT_NAME: &str = "belljar.program";
 
 /// Version of everything in this crate. Host and agent come from one build, so it only guards
 /// against a stale agent, such as one resumed from an old template.
-pub const VERSION: u16 = 17;
+pub const VERSION: u16 = 18;
 
 /// The exit code of an agent that is to have systemd in a container, and says on standard error why there can be none.
 pub const CANNOT_BE_HAD: i32 = 77;

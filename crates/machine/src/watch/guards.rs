@@ -339,6 +339,7 @@ mod tests {
             for _ in 0..2 {
                 guarding.take(GuardNews::Blind { guard: BlindGuard::Units, why: "no answer".into() }, observe);
             }
+            guarding.take(ENDS, observe);
             guarding.end(Some(Exit::Code(0)), true, observe);
         });
         insta::assert_snapshot!(seen.join("\n"), @r"
