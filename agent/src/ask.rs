@@ -191,6 +191,10 @@ impl Asks {
 
     /// The host has answered.
     pub(crate) fn answered(&mut self, number: u32, answer: Outcome) {
+        // What somebody outside has asked for.
+        if number == 0 {
+            return;
+        }
         self.unanswered = self.unanswered.saturating_sub(1);
         self.full |= answer == Outcome::Full && number <= self.next;
         let name = self.waiting.take(number);

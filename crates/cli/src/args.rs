@@ -36,6 +36,9 @@ pub(crate) enum Command {
     Merge(suite::MergeArgs),
     /// Open a terminal in a fresh guest
     Shell(Box<ShellArgs>),
+    /// Have something happen to the machine of a test that runs: a disk fails, the power is cut
+    #[command(after_help = CTL_HELP)]
+    Ctl(CtlArgs),
     /// Look after the guests that booted once and are copied from then on
     #[command(subcommand)]
     Template(TemplateCommand),
@@ -94,6 +97,10 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, help_heading = "Limits")]
     pub(crate) timeout: Option<Duration>,
 
+    /// Have this happen to its machine while the command runs, in the words of belljar-ctl: '+5s disk data0 hang', 'mark:ready power-cut'
+    #[arg(long = "order", value_name = "WHEN ORDER", help_heading = "Command")]
+    pub(crate) orders: Vec<String>,
+
     /// End the guest through its own service manager instead of at once, for what happens only then
     #[arg(long, help_heading = "Limits")]
     pub(crate) power_off: bool,
@@ -109,6 +116,30 @@ pub(crate) struct RunArgs {
     /// Command and arguments, after `--`
     #[arg(last = true, required = true, value_name = "CMD", value_hint = ValueHint::CommandWithArguments)]
     pub(crate) command: Vec<OsString>,
+}
+
+const CTL_HELP: &str = "\
+RUN is the name of a run that goes on, its directory, or `last`. UNIT is the test, as `belljar list` names it; where one alone runs, it may be left out.
+
+Examples:
+  belljar ctl last disk data0 error write
+  belljar ctl last/storage/raid.sh@debian unplug disk data1
+
+Exit codes: 0 if it was done, 1 if it was refused, 125 if nobody answered. The orders are in the manual, under Breaking things.";
+
+#[derive(Debug, Args)]
+pub(crate) struct CtlArgs {
+    /// The run, and the test of it
+    #[arg(value_name = "RUN[/UNIT]")]
+    pub(crate) run: String,
+
+    /// The test, where RUN is a directory
+    #[arg(long, value_name = "UNIT")]
+    pub(crate) unit: Option<String>,
+
+    /// What is to happen, in the words of belljar-ctl
+    #[arg(required = true, value_name = "ORDER", trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) order: Vec<String>,
 }
 
 #[derive(Debug, Args)]

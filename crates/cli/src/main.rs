@@ -3,6 +3,7 @@
 //! This crate alone prints, reads the environment and decides exit codes; the work is done by the other crates.
 
 mod args;
+mod ctl;
 mod doctor;
 mod env;
 mod guest;
@@ -112,6 +113,7 @@ fn obey(command: Command) -> ExitCode {
         Command::Report(args) => return refused(suite::report(&args)),
         Command::Merge(args) => return refused(suite::merge(&args)),
         Command::Shell(args) => shell::shell(*args),
+        Command::Ctl(args) => ctl::ctl(&args),
         Command::Template(command) => template::template(command),
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Completions { shell } => {

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use belljar_guest_spec::Guards;
+use belljar_guest_spec::{Guards, scheduled::ScheduledOrder};
 use belljar_machine::{
     WindowSize,
     backend::PrepareRequest,
@@ -60,10 +60,13 @@ type Reporter = Rc<RefCell<RunReporter<Stderr>>>;
 
 /// `belljar run`.
 pub(crate) fn run(args: RunArgs) -> Result<u8, String> {
-    let RunArgs { guest, share, exec, host, timeout, no_stdin, tty, power_off, command } = args;
+    let RunArgs { guest, share, exec, host, timeout, no_stdin, tty, power_off, orders, command } = args;
+    let orders =
+        orders.iter().map(|text| ScheduledOrder::parse(text).map_err(|why| format!("--order: {text:?} is {why}")));
+    let orders = orders.collect::<Result<Vec<_>, _>>()?;
     let argv = command.into_iter().map(OsString::into_vec).collect();
     let prepared = Prepared::new(&guest, &share, &exec, &host, argv, tty)?;
-    let prepared = Prepared { request: Request { timeout, power_off, ..prepared.request }, ..prepared };
+    let prepared = Prepared { request: Request { timeout, power_off, orders, ..prepared.request }, ..prepared };
     if host.dry_run {
         return prepared.show();
     }
@@ -137,6 +140,7 @@ impl Prepared {
             dir: run_dir.path().to_owned(),
             backends,
             command: Some(command),
+            orders: Vec::new(),
             timeout: None,
             power_off: false,
         };

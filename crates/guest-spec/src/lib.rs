@@ -11,6 +11,7 @@ mod image_ref;
 mod login;
 pub mod machine_order;
 pub mod rules;
+pub mod scheduled;
 mod spec;
 pub mod values;
 mod words;

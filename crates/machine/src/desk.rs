@@ -14,7 +14,7 @@ use belljar_guest_spec::machine_order::MachineOrder;
 use belljar_model::EventKind;
 use belljar_proto::message::Outcome;
 use tokio::{
-    sync::{Mutex, mpsc},
+    sync::{Mutex, mpsc, oneshot},
     task::JoinSet,
 };
 
@@ -34,6 +34,50 @@ use crate::{
 
 /// Something that is to be done.
 type Act = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Who asks for something.
+#[derive(Debug)]
+pub(crate) enum Asker {
+    /// A program in the guest.
+    Guest {
+        /// The question's number.
+        number: u32,
+        /// Where the answer goes.
+        reports: Arc<Reports>,
+    },
+    /// Somebody outside.
+    Outside {
+        answer: oneshot::Sender<Result<String, String>>,
+        /// The agent, where there is one, for what it has to do itself.
+        reports: Option<Arc<Reports>>,
+    },
+}
+
+/// The number of what no program in the guest has asked for.
+const NO_QUESTION: u32 = 0;
+
+impl Asker {
+    /// Says what came of it.
+    pub(crate) fn answer(self, outcome: Outcome) {
+        let (answer, reports) = match self {
+            Self::Guest { number, reports } => return reports.answer(number, outcome),
+            Self::Outside { answer, reports } => (answer, reports),
+        };
+        let said = match (outcome, reports) {
+            (Outcome::Done(said), _) => Ok(said),
+            (Outcome::Refused(why), _) => Err(why),
+            (outcome @ Outcome::StepClock(_), Some(reports)) => {
+                reports.answer(NO_QUESTION, outcome);
+                Ok(String::new())
+            }
+            (Outcome::StepClock(_), None) => Err("there is no agent in this guest that could set its clock".to_owned()),
+            (Outcome::GoesDown, _) => Ok("the machine goes down".to_owned()),
+            (Outcome::Full, _) => Err("no more of it is taken".to_owned()),
+        };
+        // Nobody waiting is fine.
+        drop(answer.send(said));
+    }
+}
 
 /// What programs in a guest ask of its lab disks and of the machine, done one after another, in the order in which they ask, beside whatever else goes on.
 #[derive(Debug)]
@@ -88,13 +132,13 @@ impl Desk {
     }
 
     /// Does what was asked of a disk, and answers.
-    pub(crate) fn take(&mut self, number: u32, text: String, reports: Arc<Reports>) {
+    pub(crate) fn take(&mut self, asker: Asker, text: String) {
         let lab = self.lab.clone();
-        self.act(number, reports, async move { lab.ask(&text).await });
+        self.act(asker, async move { lab.ask(&text).await });
     }
 
     /// Does what was asked of the machine, and answers.
-    pub(crate) fn take_machine(&mut self, number: u32, order: MachineOrder, text: &str, reports: Arc<Reports>) {
+    pub(crate) fn take_machine(&mut self, asker: Asker, order: MachineOrder, text: &str) {
         let (qmp, text, unplugged) = (self.qmp.clone(), text.to_owned(), self.unplugged.clone());
         let (hotplug, lab) = (self.hotplug.clone(), self.lab.clone());
         let (balloon, pictures) = (self.balloon.clone(), self.pictures.clone());
@@ -103,7 +147,7 @@ impl Desk {
             MachineOrder::Clock(_) => self.clock_jumped = true,
             _ => {}
         }
-        self.act(number, reports, async move {
+        self.act(asker, async move {
             let told = |error: crate::qemu::qmp::QmpError| sanitize_line(error.to_string().as_bytes());
             let done: Result<Outcome, String> = match order {
                 MachineOrder::Link(up) => {
@@ -149,18 +193,13 @@ impl Desk {
         });
     }
 
-    fn act(
-        &mut self,
-        number: u32,
-        reports: Arc<Reports>,
-        acting: impl Future<Output = (Outcome, Option<EventKind>)> + Send + 'static,
-    ) {
+    fn act(&mut self, asker: Asker, acting: impl Future<Output = (Outcome, Option<EventKind>)> + Send + 'static) {
         let tell = self.tell.clone();
         let act = Box::pin(async move {
             let (outcome, event) = acting.await;
             // It is told before anybody can build on it. Nobody listening is fine.
             event.into_iter().for_each(|event| drop(tell.send(event)));
-            reports.answer(number, outcome);
+            asker.answer(outcome);
         });
         // It is there as long as this is.
         let _ = self.orders.send(act);
@@ -168,7 +207,7 @@ impl Desk {
 
     /// Waits until all is done that was asked for before.
     pub(crate) async fn all_done(&self) {
-        let (done, is_done) = tokio::sync::oneshot::channel();
+        let (done, is_done) = oneshot::channel();
         let _ = self.orders.send(Box::pin(async move {
             let _: Result<(), ()> = done.send(());
         }));

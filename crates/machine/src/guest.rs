@@ -10,6 +10,7 @@ use crate::{
     Lost,
     command::GuestCommand,
     console::ConsoleView,
+    orders::Orders,
     session::agent::{ExecControl, OutputSink},
 };
 
@@ -135,6 +136,12 @@ pub trait Guest: fmt::Debug {
 
     /// By which its time is stopped while somebody else has hold of the guest itself.
     fn clock(&self) -> Rc<dyn GuestClock>;
+
+    /// By which orders are given to its devices and its machine while somebody else has hold of the guest itself; none where there is nothing that
+    /// could be told.
+    fn orders(&self) -> Option<Orders> {
+        None
+    }
 
     /// For how long the guest has been suspended by itself, if it is.
     fn suspended(&self) -> Option<Duration>;

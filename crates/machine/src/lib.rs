@@ -28,6 +28,7 @@ pub mod lease;
 mod limits;
 mod lost;
 mod no_way_in;
+pub mod orders;
 mod pictures;
 pub mod plan;
 mod plan_choices;

@@ -126,6 +126,8 @@ pub enum Cause {
     Shell(String),
     /// So many orders of programs in the guest, such as faults of its disks, were never carried out.
     OrdersLost(u64),
+    /// An order that the test was to have was not carried out: which, and why.
+    OrderNotCarriedOut(String),
     /// Standard input could not be read, or brought to the command.
     Stdin(String),
     /// The command's output was lost on the way, or could not be passed on.
@@ -193,6 +195,7 @@ impl fmt::Display for Cause {
                 "{count} orders were lost that programs in the guest gave faster than they were done, so that the result is not to be believed; give each \
                  with belljar-ctl, which waits until it is done"
             ),
+            Self::OrderNotCarriedOut(why) => write!(f, "the test did not have what was ordered for it, so that its pass says nothing: {why}"),
             Self::Defect(what) => write!(f, "{what}; please report it"),
             Self::NotStarted { why: said, .. }
             | Self::Failed { why: said, .. }

@@ -26,6 +26,7 @@ use crate::{
     command::GuestCommand,
     console::LogFault,
     guest::{Answer, Ending, Guest, GuestClock, Io, Observe, Origin, Pending},
+    orders::Orders,
     plan::Processes,
     qemu::qmp::{self, Qmp},
     restart::{self, Past, Restarts},
@@ -98,7 +99,9 @@ impl QemuGuest {
 
     /// Goes on with the machine and the session of another, which takes the place of its own.
     pub(crate) fn take_over(&mut self, other: Self) {
-        let Self { machine, session, by_disk, .. } = other;
+        let Self { mut machine, session, by_disk, .. } = other;
+        // Whoever gives it orders knows of one guest.
+        std::mem::swap(&mut machine.watch.inbox, &mut self.machine.watch.inbox);
         self.clock.0.replace(QemuClock::of(&machine));
         (self.machine, self.session, self.by_disk) = (machine, session, by_disk);
     }
@@ -580,6 +583,10 @@ impl Guest for QemuGuest {
 
     fn clock(&self) -> Rc<dyn GuestClock> {
         self.clock.clone()
+    }
+
+    fn orders(&self) -> Option<Orders> {
+        Some(self.machine.watch.inbox.orders())
     }
 
     fn suspended(&self) -> Option<Duration> {

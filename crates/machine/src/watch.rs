@@ -28,6 +28,7 @@ use crate::{
     desk::Desk,
     guest::Observe,
     lab::Lab,
+    orders::Inbox,
     qemu::{
         args::{AGENT_PORT_ID, MachineConfig},
         process::{End, ExitWatch, Qemu},
@@ -94,6 +95,8 @@ pub(crate) struct Watch {
     beside: (Beside, Instant),
     /// One that has ended, which is not forgotten when nobody waits any more.
     server_end: Option<String>,
+    /// Orders from outside.
+    pub(crate) inbox: Inbox,
     /// The guest's time was stopped from here.
     stopped: bool,
     /// What of the host's the guest may damage without noticing, and when it is looked for again.
@@ -133,6 +136,7 @@ impl Watch {
             servers,
             beside: (beside, Instant::now() + beside::LOOK),
             server_end: None,
+            inbox: Inbox::default(),
             stopped: false,
             replaced: None,
         }
@@ -262,6 +266,7 @@ impl Watch {
                 }
                 () = changed(changes) => {}
                 done = self.desk.next() => observe(done),
+                order = self.inbox.next() => self.take_order(order, observe),
                 () = tokio::time::sleep_until(due) => {
                     if let Some(lost) = self.of_silence(phase) {
                         return lost;

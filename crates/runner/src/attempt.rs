@@ -8,11 +8,12 @@ use belljar_machine::{
     guest::{Ending, Guest, Io},
 };
 use belljar_model::{EventKind, Exit, Phase, Verdict, event::FindingOutcome};
-use tokio::time::Instant;
+use tokio::{sync::mpsc, time::Instant};
 
 use crate::{
     cancel::Cancel,
     exec::{Limit, exec},
+    orders::{Given, OrdersFor},
 };
 
 /// Looks at what a guest is made of, and makes what it starts from.
@@ -117,6 +118,7 @@ pub(crate) async fn command(
     guest: &mut dyn Guest,
     command: GuestCommand,
     io: Io<'_>,
+    orders: OrdersFor<'_>,
     limit: Limit,
     cancel: &mut Cancel,
     observe: &mut dyn FnMut(EventKind),
@@ -124,13 +126,28 @@ pub(crate) async fn command(
     observe(EventKind::Phase { phase: Phase::Command });
     observe(EventKind::CommandStarted { pid: None });
     let started = Instant::now();
+    let handle = guest.orders();
+    let _entered = orders.door.zip(handle.clone()).map(|((door, name), handle)| door.enter(name, handle));
+    let given = Given::new(orders.schedule);
     let mut tripped = None;
-    let mut noting = |event: EventKind| {
-        Tripped::note(&mut tripped, &event);
-        observe(event);
+    let exit = {
+        let (tell, marks) = mpsc::unbounded_channel();
+        let mut noting = |event: EventKind| {
+            Tripped::note(&mut tripped, &event);
+            if let EventKind::Mark { text } = &event {
+                // It is there as long as this is.
+                drop(tell.send(text.clone()));
+            }
+            observe(event);
+        };
+        tokio::select! {
+            biased;
+            exit = exec(guest, command, io, limit, cancel, &mut noting) => exit?,
+            never = given.carry_out(handle, marks) => match never {},
+        }
     };
-    let exit = exec(guest, command, io, limit, cancel, &mut noting).await?;
     observe(EventKind::CommandEnded { exit, millis: millis(started) });
+    let exit = given.judge(exit, observe)?;
     Ok(CommandEnd { exit, tripped: tripped.map(Box::new) })
 }
 

@@ -5,6 +5,7 @@
 mod attempt;
 pub mod beneath;
 pub mod cancel;
+pub mod door;
 mod environment;
 mod event_writer;
 mod exec;
@@ -12,6 +13,7 @@ mod executor;
 pub mod log;
 mod machines;
 mod names;
+mod orders;
 pub mod out_dir;
 mod output;
 pub mod parts;

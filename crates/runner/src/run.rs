@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use belljar_guest_spec::GuestSpec;
+use belljar_guest_spec::{GuestSpec, scheduled::ScheduledOrder};
 use belljar_machine::{
     Cause, Lost,
     backend::{Backends, LeaseRequest, PrepareRequest},
@@ -17,8 +17,10 @@ use tokio::{io::AsyncRead, sync::mpsc};
 use crate::{
     attempt::{self, CommandEnd, Tripped},
     cancel::Cancel,
+    door::Door,
     exec::Limit,
     log::{EventLog, unwritten},
+    orders::OrdersFor,
     out_dir::HeldOut,
 };
 
@@ -44,6 +46,8 @@ pub struct Request {
     pub backends: Backends,
     /// The command; none for a guest that is only to have been there, so that its template is made.
     pub command: Option<GuestCommand>,
+    /// What happens to its machine while the command runs.
+    pub orders: Vec<ScheduledOrder>,
     /// Limit to the command alone.
     pub timeout: Option<Duration>,
     /// End the guest through its own service manager.
@@ -128,7 +132,8 @@ async fn attempt_once(
     cancel: &mut Cancel,
     log: &mut EventLog,
 ) -> Result<CommandEnd, Lost> {
-    let Request { guest, share, dir, backends, command, timeout, power_off, .. } = request;
+    let Request { guest, share, dir, backends, command, timeout, power_off, orders, .. } = request;
+    let door = Door::open(&dir).ok();
     let mut observe = |kind| log.emit(kind);
     observe(EventKind::Phase { phase: Phase::Prepare });
     let out = share.out.clone();
@@ -142,7 +147,10 @@ async fn attempt_once(
     let streams = guest::Io { stdin: io.stdin, sink: io.sink, control: io.control };
     let limit = Limit { after: timeout, name: "--timeout" };
     let exit = match command {
-        Some(command) => attempt::command(&mut *guest, command, streams, limit, cancel, &mut observe).await,
+        Some(command) => {
+            let orders = OrdersFor { schedule: &orders, door: door.as_ref().map(|door| (door, "")) };
+            attempt::command(&mut *guest, command, streams, orders, limit, cancel, &mut observe).await
+        }
         None => Ok(CommandEnd { exit: Exit::Code(0), tripped: None }),
     };
     observe(EventKind::Phase { phase: Phase::Close });
@@ -223,6 +231,7 @@ mod tests {
             dir: dir.path().to_owned(),
             backends: pretend.alone(),
             command: Some(command),
+            orders: Vec::new(),
             timeout: Some(Duration::from_secs(60)),
             power_off,
         };

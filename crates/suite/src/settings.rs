@@ -20,7 +20,7 @@ use std::{
     time::Duration,
 };
 
-use belljar_guest_spec::{DiskSpec, Guards, Hardware, Need, NicMode, WorkspaceMode};
+use belljar_guest_spec::{DiskSpec, Guards, Hardware, Need, NicMode, WorkspaceMode, scheduled::ScheduledOrder};
 use serde::Serialize;
 
 use crate::{
@@ -88,6 +88,8 @@ pub struct Layer {
     pub nic: Option<NicMode>,
     /// Disks on top of the guest's.
     pub disks: Option<Vec<DiskSpec>>,
+    /// What happens to its machine while it runs.
+    pub orders: Option<Vec<ScheduledOrder>>,
     /// Variables.
     pub env: BTreeMap<String, String>,
     /// Directory in the guest.
@@ -149,6 +151,9 @@ pub struct Settings {
     /// User in the guest; none means the one that Belljar got in as.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
+    /// What happens to its machine while it runs.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub orders: Vec<ScheduledOrder>,
     /// Arguments for the test.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub args: Vec<String>,
@@ -224,6 +229,7 @@ impl Layer {
             spare_memory,
             nic,
             disks,
+            orders,
             cwd,
             user,
             args,
@@ -252,6 +258,12 @@ impl Layer {
             nic: self.nic.unwrap_or(default.nic),
             disks: guest_disks.iter().cloned().chain(self.disks.unwrap_or_default()).collect(),
         };
+        let orders = self.orders.unwrap_or_default();
+        let mut needs = self.needs;
+        if !orders.is_empty() {
+            // Nothing else could carry them out.
+            needs.insert(Need::Machine);
+        }
         let settings = Settings {
             timeout: self.timeout.unwrap_or(Duration::MAX),
             slow_timeout: self.slow_timeout.unwrap_or(Duration::MAX),
@@ -270,8 +282,9 @@ impl Layer {
             junit: self.junit.unwrap_or_default(),
             tags: self.tags,
             requires: self.requires,
-            needs: self.needs,
+            needs,
             guards: self.guards,
+            orders,
             max_output: self.max_output,
             max_disk: self.max_disk,
         };
@@ -343,6 +356,15 @@ mod tests {
             ("max-disk", &[Flag, Header, Suite, Guest], ["\"100M\"", "\"200M\"", "\"300M\""]),
             ("args", &[Header, Suite], ["[\"a\"]", "[\"b\"]", "[\"c\"]"]),
             ("junit", &[Header, Suite], ["[\"a\"]", "[\"b\"]", "[\"c\"]"]),
+            (
+                "orders",
+                &[Header, Suite],
+                [
+                    "[{ at = \"+1s\", order = \"nmi\" }]",
+                    "[{ on = \"mark:a\", order = \"nmi\" }]",
+                    "[{ at = \"2s\", order = \"link up\" }]",
+                ],
+            ),
             ("disks", &[Header, Suite], ["[{ size = \"1G\" }]", "[{ size = \"2G\" }]", "[]"]),
         ];
         for (key, levels, values) in table {

@@ -496,3 +496,34 @@ TEST
         'awake again'; do want_line "^$line\$"; done
     want_line 'control: machine: wakeup 2s \(it is woken\)' err
 }
+test_orders_from_outside() {
+    mkdir -p ws/t
+    cat >ws/t/a.sh <<'TEST'
+#!/bin/sh
+# belljar: disks = [{ size = "64MiB", serial = "d0", lab = true }]
+# belljar: orders = [{ on = "mark:go", order = "disk d0 error read" }, { at = "+1s", order = "unplug nic" }]
+wait_for() { at=0; until eval "$1"; do at=$((at + 1)); [ $at -lt 300 ] || { echo "never: $1"; exit 9; }; sleep 0.2; done; }
+dd if=/dev/vda of=/dev/null bs=4096 count=1 iflag=direct || exit 8
+belljar-ctl mark go
+wait_for '! dd if=/dev/vda of=/dev/null bs=4096 count=1 iflag=direct 2>/dev/null'
+wait_for '[ ! -e /sys/class/net/eth0 ]'
+belljar-ctl mark ready
+wait_for '! dd if=/dev/zero of=/dev/vda bs=4096 count=1 oflag=direct 2>/dev/null'
+TEST
+    printf '#!/bin/sh\n# belljar: orders = [{ at = "+1h", order = "nmi" }]\ntrue\n' >ws/t/b.sh
+    printf '[[suites]]\nname = "s"\ntests = ["t/*.sh"]\n' >ws/belljar.toml
+    chmod +x ws/t/*.sh
+    (cd ws && exec "$BELLJAR" test -v -j 1) >out 2>err &
+    local run=$! i
+    for i in $(seq 600); do grep -q 'mark.*ready' err out && break; sleep 0.2; done
+    "$BELLJAR" ctl last/s/a.sh@host disk d0 error write >said || fail 'it was not done'
+    grep -qx 'fault 2' said || fail "it says $(cat said)"
+    if "$BELLJAR" ctl last/s/c.sh@host nmi 2>said; then fail 'there is no such test'; fi
+    grep -q 's/a.sh@host' said || fail "it does not say what there is: $(cat said)"
+    wait $run && fail 'a test that did not have what was ordered has passed'
+    cat out err >both
+    grep -q 'PASS .*s/a.sh@host' both || fail "$(tail -n 30 both)"
+    grep -q 'ERROR .*s/b.sh@host' both || fail "$(tail -n 30 both)"
+    grep -q '+1h nmi: the test ended before' both || fail 'it does not say why'
+    if "$BELLJAR" ctl last nmi 2>said; then fail 'nothing runs any more'; fi
+}

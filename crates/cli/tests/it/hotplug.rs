@@ -59,3 +59,33 @@ fn what_qemu_refuses_is_told() {
         ["refused unplug disk a (QEMU refused `device_del`: device_del: said by the script (GenericError))"]
     );
 }
+
+/// Orders that a run has for its machine.
+fn ordered<'a>(lab: &'a Lab, orders: &[&str], script: &str) -> Outcome<'a> {
+    let orders = orders.iter().flat_map(|order| ["--order", *order]);
+    let disks = ["--disk", "size=1M,serial=a,lab"];
+    lab.run(WELL).args(disks.into_iter().chain(orders)).sh(script).go()
+}
+
+#[test]
+fn orders_are_given_when_it_is_time() {
+    let lab = Lab::new();
+    let outcome = ordered(&lab, &["+1s link down", "+100ms disk a error read", "+0s disk a counts"], "sleep 3");
+    outcome.code(0);
+    assert_eq!(controls(&outcome), ["error read (fault 1)", "link down ()"]);
+    let restart = ordered(&lab, &["+200ms reset half"], "[ $BELLJAR_REBOOT_COUNT = 1 ] && exit 4; sleep 60");
+    restart.code(4);
+}
+
+#[test]
+fn a_pass_without_what_was_ordered_is_none() {
+    let lab = Lab::new();
+    let outcome = ordered(&lab, &["+50s nmi"], "true");
+    outcome.code(125).complains("+50s nmi: the test ended before");
+    let outcome = ordered(&lab, &["mark:never nmi"], "exit 6");
+    outcome.code(6).complains("the test did not set the mark");
+    let outcome = ordered(&lab, &["+0s disk b error"], "sleep 1");
+    outcome.code(125).complains("there is no lab disk \"b\"");
+    let outcome = ordered(&lab, &["soon nmi"], "true");
+    outcome.code(125).complains("--order: \"soon nmi\" is no time for an order");
+}

@@ -9,9 +9,10 @@ use belljar_proto::message::{MAX_QUESTION, Outcome, Question};
 use super::{Expectation, Expected, Watch, power::Power};
 use crate::{
     console::sanitize::sanitize_line,
-    desk::Desk,
+    desk::{Asker, Desk},
     guest::Observe,
     lost::{Cause, Lost},
+    orders::HostOrder,
     session::agent::{Asks, Reports},
 };
 
@@ -47,6 +48,20 @@ impl Watch {
         }
         while let Some(done) = self.desk.news() {
             observe(done);
+        }
+    }
+
+    /// Does what somebody outside asks for, and answers.
+    pub(super) fn take_order(&mut self, order: HostOrder, observe: Observe<'_>) {
+        let HostOrder { text, answer } = order;
+        let asker = Asker::Outside { answer, reports: self.reports.clone() };
+        match text.trim().split_once(char::is_whitespace) {
+            Some(("disk", text)) => self.desk.take(asker, text.trim().to_owned()),
+            _ => Asked { desk: &mut self.desk, power: &mut self.power, expected: &self.expected }.machine(
+                asker,
+                text.trim(),
+                observe,
+            ),
         }
     }
 
@@ -101,13 +116,19 @@ pub(crate) struct Asked<'a> {
 }
 
 impl Asked<'_> {
-    /// Does something to the machine, or sees to it that it is done; gives what there is to answer now.
-    fn machine(&mut self, number: u32, text: &str, reports: &Arc<Reports>, observe: Observe<'_>) -> Option<Outcome> {
-        let refused = |why: String| Some(Outcome::Refused(why));
-        match MachineOrder::parse(text) {
-            Err(why) => refused(why),
-            // It is answered when the time has come to end what runs.
-            Ok(MachineOrder::Restart(restart)) => self.power.want(number, restart).err().and_then(refused),
+    /// Does something to the machine, or sees to it that it is done, and answers.
+    fn machine(&mut self, asker: Asker, text: &str, observe: Observe<'_>) {
+        let outcome = match MachineOrder::parse(text) {
+            Err(why) => Outcome::Refused(why),
+            Ok(MachineOrder::Restart(restart)) => {
+                let number = if let Asker::Guest { number, .. } = &asker { *number } else { 0 };
+                match (self.power.want(number, restart), &asker) {
+                    (Err(why), _) => Outcome::Refused(why),
+                    // It is answered when the time has come to end what runs.
+                    (Ok(()), Asker::Guest { .. }) => return,
+                    (Ok(()), Asker::Outside { .. }) => Outcome::GoesDown,
+                }
+            }
             Ok(MachineOrder::Prepare(restart)) => match self.power.prepare(restart) {
                 Ok(()) => {
                     if !self.expected.has(Expectation::Restart) {
@@ -117,15 +138,13 @@ impl Asked<'_> {
                         .record(control(text, "it may go down by itself now", false))
                         .into_iter()
                         .for_each(observe);
-                    Some(Outcome::Done(String::new()))
+                    Outcome::Done(String::new())
                 }
-                Err(why) => refused(why),
+                Err(why) => Outcome::Refused(why),
             },
-            Ok(order) => {
-                self.desk.take_machine(number, order, text, reports.clone());
-                None
-            }
-        }
+            Ok(order) => return self.desk.take_machine(asker, order, text),
+        };
+        asker.answer(outcome);
     }
 }
 
@@ -157,12 +176,12 @@ impl Marks {
                     Outcome::Full
                 }
                 (Question::Disk(text), Some(machine)) => {
-                    machine.desk.take(number, text, reports.clone());
+                    machine.desk.take(Asker::Guest { number, reports: reports.clone() }, text);
                     continue;
                 }
                 (Question::Machine(text), Some(machine)) => {
-                    let Some(outcome) = machine.machine(number, &text, reports, observe) else { continue };
-                    outcome
+                    machine.machine(Asker::Guest { number, reports: reports.clone() }, &text, observe);
+                    continue;
                 }
                 (Question::Machine(_), None) => {
                     Outcome::Refused("a container is no machine that could go down; take a machine".to_owned())

@@ -23,11 +23,13 @@ use super::{
 use crate::{
     attempt::{self, CommandEnd, Tripped, millis},
     cancel::Cancel,
+    door::Door,
     environment::environment,
     event_writer::EventWriter,
     exec::Limit,
     machines::{LeasedGuest, Machines, not_made, pool::Pool},
     names::safe_name,
+    orders::OrdersFor,
     output::{OUTPUT, Recorded, Recorder},
     run_dir::{self, of_guest},
 };
@@ -85,6 +87,8 @@ pub(crate) struct Attempts {
     pub(crate) pool: Rc<Pool>,
     /// The run's directory.
     pub(crate) run_dir: PathBuf,
+    /// Where people ask for something to happen to guests.
+    pub(crate) door: Option<Rc<Door>>,
 }
 
 impl Attempts {
@@ -279,9 +283,12 @@ impl Attempts {
             }
         };
         let io = Io { stdin: None, sink: recorder, control: None };
+        let name = if id.repeat > 1 { format!("{}#{}", id.unit, id.repeat) } else { id.unit.to_string() };
+        let orders =
+            OrdersFor { schedule: &unit.settings.orders, door: self.door.as_deref().map(|door| (door, name.as_str())) };
         let ended = tokio::select! {
             biased;
-            ended = attempt::command(&mut *lease.guest, command, io, limit, cancel, &mut observe) => ended,
+            ended = attempt::command(&mut *lease.guest, command, io, orders, limit, cancel, &mut observe) => ended,
             () = slow => return Lost::from(Cause::Defect("a timer ended that has no end".into())).into(),
         };
         let exit = match ended {

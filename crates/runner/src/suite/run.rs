@@ -23,6 +23,7 @@ use tokio::{sync::mpsc, time::Instant};
 use crate::{
     attempt::millis,
     cancel::Why,
+    door::Door,
     event_writer::EventWriter,
     executor::{
         Attempts, Executor, Units,
@@ -127,6 +128,7 @@ pub async fn run(request: Request, log: EventLog, mut control: RunControl) -> Re
             machines: Rc::clone(&machines),
             pool: Rc::clone(&pool),
             run_dir: request.run_dir.clone(),
+            door: Door::open(&request.run_dir).ok().map(Rc::new),
         },
         barred,
         error_retries: request.limits.error_retries,

@@ -6,13 +6,14 @@ use std::{
     time::Duration,
 };
 
+use belljar_guest_spec::scheduled::MAX_ORDERS;
 use toml::Spanned;
 
 use super::{
     HOST_GUEST, guards,
     guest::{self, GuestTable},
     kernels::Families,
-    typed::{FileTable, FilterText, HeaderTable, OverrideTable, ProfileTable, RetriesValue, SuiteTable},
+    typed::{FileTable, FilterText, HeaderTable, OrderTable, OverrideTable, ProfileTable, RetriesValue, SuiteTable},
     words::{Backoff, Format},
 };
 use crate::{
@@ -177,6 +178,30 @@ fn suite(table: &SuiteTable, names: &Names<'_>, walk: &mut Walk) {
     }
     guards::check(table.guards.as_ref(), walk);
     guest::check_disks(table.disks.as_ref(), &serials, walk);
+    orders(table.orders.as_ref(), walk);
+}
+
+/// Checks that each order says when, and what.
+fn orders(list: Option<&Spanned<List<OrderTable>>>, walk: &mut Walk) {
+    let Some(list) = list else { return };
+    if list.get_ref().0.len() > MAX_ORDERS {
+        let message = format!("a test has {MAX_ORDERS} orders at most");
+        contradiction(walk, list.span(), &message, "belljar-ctl in the test gives as many as it likes");
+    }
+    for order in &list.get_ref().0 {
+        let (span, order) = (order.span(), order.get_ref());
+        match (order.seen.contains("at"), order.seen.contains("on")) {
+            (true, true) => {
+                let help = "`at` is a time, `on` a mark of the test; keep one of them";
+                contradiction(walk, span.clone(), "an order has both `at` and `on`", help);
+            }
+            (false, false) => walk.missing(span.clone(), OrderTable::NOUN, "at", "at = \"+5s\", or on = \"mark:NAME\""),
+            _ => {}
+        }
+        if !order.seen.contains("order") {
+            walk.missing(span, OrderTable::NOUN, "order", "order = \"disk data0 error write\"");
+        }
+    }
 }
 
 fn setup(table: &SuiteTable, walk: &mut Walk) {
@@ -276,6 +301,7 @@ pub(crate) fn header(table: &HeaderTable, walk: &mut Walk) {
     retries(table.retries.as_ref(), walk);
     guest::check_disks(table.disks.as_ref(), &BTreeSet::new(), walk);
     guards::check(table.guards.as_ref(), walk);
+    orders(table.orders.as_ref(), walk);
     if let Some(list) = &table.guests
         && list.get_ref().0.is_empty()
         && walk.is_blank_array(list.span())

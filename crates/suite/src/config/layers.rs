@@ -2,14 +2,16 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use belljar_guest_spec::{Need, NicMode, WorkspaceMode};
+use belljar_guest_spec::{Need, NicMode, WorkspaceMode, scheduled::ScheduledOrder};
 use toml::Spanned;
 
 use super::{
     Retries,
     guards::guards,
     guest::disks,
-    typed::{AnyText, EnvText, HeaderTable, OverrideTable, Pattern, ProfileTable, RetriesValue, SuiteTable},
+    typed::{
+        AnyText, EnvText, HeaderTable, OrderTable, OverrideTable, Pattern, ProfileTable, RetriesValue, SuiteTable,
+    },
     words::{Backoff, Format, Isolation},
 };
 use crate::{
@@ -112,6 +114,7 @@ macro_rules! of_suite_or_header {
             priority: plain(&$table.priority).and_then(|p| i32::try_from(p).ok()),
             disks: disks(&$table.disks, $dir),
             guards: guards(&$table.guards),
+            orders: $table.orders.as_ref().map(|list| orders(list.get_ref())),
             tags: plain(&$table.tags).unwrap_or_default().into_iter().collect(),
             needs: plain(&$table.needs).unwrap_or_default().into_iter().collect(),
             requires: plain(&$table.requires).unwrap_or_default().into_iter().collect(),
@@ -119,6 +122,17 @@ macro_rules! of_suite_or_header {
                      cwd, user, args, junit, max_output, max_disk)
         }
     };
+}
+
+/// Orders; those that are wrong are left out.
+fn orders(list: &List<OrderTable>) -> Vec<ScheduledOrder> {
+    let order = |table: &Spanned<OrderTable>| {
+        let table = table.get_ref();
+        let at = table.at.as_ref().map(|at| at.get_ref().0.clone());
+        let when = at.or_else(|| table.on.as_ref().map(|on| on.get_ref().0.clone()))?;
+        Some(ScheduledOrder { when, order: table.order.as_ref()?.get_ref().0.clone() })
+    };
+    list.0.iter().filter_map(order).collect()
 }
 
 /// What a suite says.

@@ -12,8 +12,8 @@ use crate::{
     },
     filter::Filter,
     toml_tree::{
-        Delay, FilePath, GuestPath, Int, List, Map, Memory, Name, OneOrMany, Size, Table, Text, TimeLimit, User, Value,
-        VarName, Walk, read_text, table,
+        Delay, FilePath, GuestPath, Int, List, Map, Memory, Name, OneOrMany, OrderSign, OrderText, OrderTime, Size,
+        Table, Text, TimeLimit, User, Value, VarName, Walk, read_text, table,
     },
 };
 use serde_json::{Value as Json, json};
@@ -29,6 +29,18 @@ pub type Tries = Int<0, 100>;
 pub type Priority = Int<-1000, 1000>;
 /// A number of things at the same time.
 pub type Many = Int<1, 100_000>;
+
+table! {
+    /// Something that happens to a test's machine while it runs.
+    OrderTable is "an order" {
+        /// So long after the test has started.
+        "at" at: OrderTime = "(none)",
+        /// When the test sets this mark: mark:NAME.
+        "on" on: OrderSign = "(none)",
+        /// What happens, in the words of belljar-ctl.
+        "order" order: OrderText = "(none)",
+    }
+}
 
 table! {
     /// What is to be tested, and in which guests.
@@ -105,6 +117,8 @@ table! {
         "nic" nic: NicMode = "(the guest's)",
         /// Disks on top of the guest's.
         "disks" disks: List<DiskTable> = "[]",
+        /// What happens to the machine of each test while it runs, in the words of belljar-ctl (see the manual, "Breaking things").
+        "orders" orders: List<OrderTable> = "[]",
         /// What becomes of the guest's writes to the workspace.
         "workspace-mode" workspace_mode: WorkspaceMode = "\"cow\"",
         /// Variables for tests, on top of those of lower places.
@@ -167,6 +181,8 @@ table! {
         "nic" nic: NicMode = "(the suite's)",
         /// Disks instead of the suite's.
         "disks" disks: List<DiskTable> = "(the suite's)",
+        /// What happens to the machine while the test runs, in the words of belljar-ctl.
+        "orders" orders: List<OrderTable> = "(the suite's)",
         /// What becomes of the guest's writes to the workspace.
         "workspace-mode" workspace_mode: WorkspaceMode = "(the suite's)",
         /// Variables on top of the suite's.

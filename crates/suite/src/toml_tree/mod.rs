@@ -16,8 +16,8 @@ use toml::{
 };
 
 pub use self::scalar::{
-    Delay, DiskWwn, FilePath, GuestPath, Int, List, Map, Memory, MountAt, Name, OneOrMany, Sectors, Serial, Size, Text,
-    TimeLimit, User, VarName,
+    Delay, DiskWwn, FilePath, GuestPath, Int, List, Map, Memory, MountAt, Name, OneOrMany, OrderSign, OrderText,
+    OrderTime, Sectors, Serial, Size, Text, TimeLimit, User, VarName,
 };
 pub(crate) use self::{
     scalar::{name, read_text},

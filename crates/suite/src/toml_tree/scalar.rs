@@ -6,7 +6,11 @@ use serde_json::{Value as Json, json};
 use toml::{Spanned, de::DeValue};
 
 use super::{Value, Walk};
-use belljar_guest_spec::{Secret, SectorSize, Wwn, values};
+use belljar_guest_spec::{
+    Secret, SectorSize, Wwn,
+    scheduled::{self, When},
+    values,
+};
 
 use crate::{diagnostic::Diagnostic, units};
 
@@ -239,6 +243,24 @@ text_value!(
 text_value!(
     /// The serial number of a disk.
     Serial(String), "a serial number", |t| values::serial(t).map(str::to_owned), { "type": "string", "pattern": "^[!-~]{1,20}$" }
+);
+text_value!(
+    /// After which time an order is given.
+    OrderTime(When), "a time for an order", |t| match When::parse(t)? {
+        When::Mark(_) => Err("no time for an order; write at = \"+5s\", or on = \"mark:NAME\"".to_owned()),
+        time @ When::After(_) => Ok(time),
+    }, { "type": "string", "minLength": 1 }
+);
+text_value!(
+    /// Upon what an order is given.
+    OrderSign(When), "what an order waits for", |t| match When::parse(t)? {
+        When::After(_) => Err("nothing that an order waits for; write on = \"mark:NAME\", or at = \"+5s\"".to_owned()),
+        mark @ When::Mark(_) => Ok(mark),
+    }, { "type": "string", "pattern": "^mark:." }
+);
+text_value!(
+    /// An order in the words of `belljar-ctl`.
+    OrderText(String), "an order", scheduled::checked, { "type": "string", "minLength": 1 }
 );
 text_value!(
     /// The World Wide Name of a disk.
