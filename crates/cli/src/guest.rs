@@ -10,6 +10,7 @@ use std::{
 use belljar_guest_spec::{
     Accel, Access, BootSource, BusChoice, ContainerSource, Devices, Display, Firmware, Guards, GuestSpec, ImageRef,
     Login, NicMode, OopsPolicy, PullPolicy, ShareKind, Sound, Source, Surroundings, Watchdog, WorkspaceMode, in_home,
+    port_name,
     rules::{self, Key, Notation},
 };
 use belljar_machine::bounds::Bounds;
@@ -167,6 +168,14 @@ pub(crate) struct GuestArgs {
     #[arg(long, value_name = "TOPOLOGY")]
     pub(crate) cpu_topology: Option<String>,
 
+    /// Give it a further serial port of this name; what it writes there is in serial-NAME.log beside console.log
+    #[arg(long = "serial-port", value_name = "NAME")]
+    pub(crate) serial_ports: Vec<String>,
+
+    /// Give it a node of processors and memory: memory=SIZE, with cpus=0-1 and distances=10:20 (to each node, itself included); all nodes have all of the guest's between them
+    #[arg(long = "numa", value_name = "NODE")]
+    pub(crate) numa: Vec<String>,
+
     /// Give up on the boot after this time [default: 2m, 20m without KVM, sooner if nothing moves]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub(crate) boot_timeout: Option<Duration>,
@@ -211,6 +220,8 @@ impl GuestArgs {
             Key::Sound => self.sound.is_some(),
             Key::Rng => self.no_rng,
             Key::CpuTopology => self.cpu_topology.is_some(),
+            Key::SerialPorts => !self.serial_ports.is_empty(),
+            Key::Numa => !self.numa.is_empty(),
             Key::Machine => self.machine.is_some(),
             Key::Cpu => self.cpu.is_some(),
             Key::QemuArgs => !self.qemu_args.is_empty(),
@@ -319,6 +330,13 @@ fn devices(args: &GuestArgs, devices: &mut Devices) -> Result<(), String> {
     if let Some(text) = &args.cpu_topology {
         devices.topology = Some(specs::topology(text)?);
     }
+    for name in &args.serial_ports {
+        port_name(name).map_err(|what| format!("--serial-port: {name:?} is {what}"))?;
+        devices.serial_ports.push(name.clone());
+    }
+    if !args.numa.is_empty() {
+        devices.numa = args.numa.iter().map(|text| specs::numa_node(text)).collect::<Result<_, _>>()?;
+    }
     Ok(())
 }
 
@@ -332,7 +350,7 @@ pub(crate) fn surroundings<'a>(guests: impl IntoIterator<Item = &'a GuestSpec>) 
 }
 
 /// Options that may say otherwise what a guest of `belljar.toml` is, and may not go together with what that is made of.
-const OF_NAMED: [Key; 18] = [
+const OF_NAMED: [Key; 20] = [
     Key::SshKey,
     Key::Access,
     Key::Append,
@@ -347,6 +365,8 @@ const OF_NAMED: [Key; 18] = [
     Key::Sound,
     Key::Rng,
     Key::CpuTopology,
+    Key::SerialPorts,
+    Key::Numa,
     Key::Machine,
     Key::Cpu,
     Key::QemuArgs,

@@ -7,7 +7,7 @@ use std::{
 };
 
 use belljar_guest_spec::{
-    BusChoice, DiskContent, DiskKey, DiskSpec, DiskTraits, MAX_PATHS, SectorSize, Topology, Word, Wwn, values,
+    BusChoice, DiskContent, DiskKey, DiskSpec, DiskTraits, MAX_PATHS, NumaNode, SectorSize, Topology, Word, Wwn, values,
 };
 
 /// Reads a size such as `512M` or `2GiB`, the value of an option.
@@ -70,6 +70,28 @@ pub(crate) fn disk(text: &str) -> Result<DiskSpec, String> {
         Some(conflict) => Err(format!("in --disk {text}: {conflict}")),
         None => Ok(disk),
     }
+}
+
+/// Reads `--numa`.
+pub(crate) fn numa_node(text: &str) -> Result<NumaNode, String> {
+    let mut node = NumaNode::default();
+    for part in split_commas(text) {
+        let wrong = || format!("--numa {text}: write memory=SIZE, and cpus=0-1 and distances=10:20 where it has some");
+        let (key, value) = part.split_once('=').ok_or_else(wrong)?;
+        let is = |what: String| format!("in --numa {text}: {value:?} is {what}");
+        match key {
+            "memory" => node.memory = values::size(value).map_err(is)?,
+            "cpus" => node.cpus = NumaNode::cpus(value).map_err(is)?,
+            "distances" => {
+                let all: Option<Vec<u8>> = value.split(':').map(|distance| distance.parse().ok()).collect();
+                node.distances = all.ok_or_else(|| {
+                    is("no list of distances; write numbers from 10 to 255, such as 10:20".to_owned())
+                })?;
+            }
+            _ => return Err(wrong()),
+        }
+    }
+    Ok(node)
 }
 
 /// Reads `--cpu-topology`.

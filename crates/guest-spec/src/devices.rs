@@ -67,6 +67,111 @@ impl Topology {
     }
 }
 
+/// Most further serial ports of a guest: Linux makes no more of itself than four in all (`CONFIG_SERIAL_8250_RUNTIME_UARTS`).
+pub const MAX_SERIAL_PORTS: usize = 2;
+/// Longest name of one, in bytes.
+const MAX_PORT_NAME: usize = 32;
+
+/// Checks the name of a serial port.
+///
+/// # Errors
+/// Says what it looks like.
+pub fn port_name(text: &str) -> Result<(), String> {
+    let known = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
+    if (1..=MAX_PORT_NAME).contains(&text.len()) && text.bytes().all(known) {
+        return Ok(());
+    }
+    Err(format!("no name of a serial port; one has letters, digits, '_' and '-', {MAX_PORT_NAME} at most"))
+}
+
+/// Processors and memory that are near one another.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NumaNode {
+    /// Its processors, by their numbers: first and last of each range.
+    pub cpus: Vec<(u32, u32)>,
+    /// Bytes of its memory.
+    pub memory: u64,
+    /// How far it is to each node, in their order, itself included; none is QEMU's choice.
+    pub distances: Vec<u8>,
+}
+
+/// The distance of a node to itself (ACPI's specification, System Locality Information Table).
+const LOCAL: u8 = 10;
+
+impl NumaNode {
+    /// Reads processors, such as `0-1,4`.
+    ///
+    /// # Errors
+    /// Says what they look like.
+    pub fn cpus(text: &str) -> Result<Vec<(u32, u32)>, String> {
+        let range = |part: &str| {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            let (first, last) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+            (first <= last && last < 255).then_some((first, last))
+        };
+        let ranges: Option<Vec<_>> = text.split(',').map(range).collect();
+        ranges.ok_or_else(|| "no list of processors; write their numbers, such as \"0-1,4\"".to_owned())
+    }
+}
+
+/// Whether nodes have all of a machine between them.
+///
+/// # Errors
+/// Says what is wrong, and what to do.
+pub fn check_numa(nodes: &[NumaNode], memory: u64, cpus: u32) -> Result<(), String> {
+    if nodes.is_empty() {
+        return Ok(());
+    }
+    let all: u64 = nodes.iter().map(|node| node.memory).sum();
+    if let Some(at) = nodes.iter().position(|node| !node.memory.is_multiple_of(1 << 20)) {
+        return Err(format!("the memory of node {at} is no multiple of 1 MiB"));
+    }
+    if all != memory {
+        return Err(format!(
+            "its nodes have {} MiB of memory, and the guest {} MiB; make them the same",
+            all >> 20,
+            memory >> 20
+        ));
+    }
+    let mut of = vec![None; cpus as usize];
+    for (at, node) in nodes.iter().enumerate() {
+        for cpu in node.cpus.iter().flat_map(|&(first, last)| first..=last) {
+            match of.get_mut(cpu as usize) {
+                None => {
+                    return Err(format!(
+                        "node {at} has processor {cpu}, and the guest has 0 to {}",
+                        cpus.saturating_sub(1)
+                    ));
+                }
+                Some(Some(other)) => return Err(format!("processor {cpu} is in node {other} and in node {at}")),
+                Some(free) => *free = Some(at),
+            }
+        }
+    }
+    if let Some(cpu) = of.iter().position(Option::is_none) {
+        return Err(format!("processor {cpu} is in no node; give it to one"));
+    }
+    for (at, node) in nodes.iter().enumerate().filter(|(_, node)| !node.distances.is_empty()) {
+        if node.distances.len() != nodes.len() {
+            return Err(format!(
+                "node {at} has {} distances; write one to each of the {} nodes, in their order",
+                node.distances.len(),
+                nodes.len()
+            ));
+        }
+        if node.distances[at] != LOCAL || node.distances.iter().enumerate().any(|(to, &far)| to != at && far <= LOCAL) {
+            return Err(format!(
+                "the distance of node {at} to itself is {LOCAL}, and to others more, up to 255 for none"
+            ));
+        }
+    }
+    // QEMU takes a distance for that of the way back where nothing is said of it, and wants all where one way differs.
+    if nodes.iter().any(|node| !node.distances.is_empty()) && nodes.iter().any(|node| node.distances.is_empty()) {
+        return Err("some nodes have distances and others have none; give all of them some, or none".to_owned());
+    }
+    Ok(())
+}
+
 /// Devices of a machine that it has only where they are asked for, and one that it lacks only then.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Devices {
@@ -82,10 +187,72 @@ pub struct Devices {
     pub rng: bool,
     /// How its processors are put together; none is QEMU's choice.
     pub topology: Option<Topology>,
+    /// Its further serial ports, by name.
+    pub serial_ports: Vec<String>,
+    /// Its nodes of processors and memory; none is one of all.
+    pub numa: Vec<NumaNode>,
 }
 
 impl Default for Devices {
     fn default() -> Self {
-        Self { watchdog: None, balloon: false, display: None, sound: None, rng: true, topology: None }
+        Self {
+            watchdog: None,
+            balloon: false,
+            display: None,
+            sound: None,
+            rng: true,
+            topology: None,
+            serial_ports: Vec::new(),
+            numa: Vec::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(cpus: &str, memory: u64, distances: &[u8]) -> NumaNode {
+        let cpus = if cpus.is_empty() { Vec::new() } else { NumaNode::cpus(cpus).unwrap() };
+        NumaNode { cpus, memory: memory << 20, distances: distances.to_vec() }
+    }
+
+    #[test]
+    fn nodes_have_all_of_a_machine_between_them() {
+        let check = |nodes: &[NumaNode]| check_numa(nodes, 1 << 30, 4);
+        for good in [
+            &[][..],
+            &[node("0-1", 512, &[]), node("2-3", 512, &[])],
+            &[node("0,2", 768, &[10, 21]), node("1,3", 256, &[31, 10])],
+            // One of memory alone.
+            &[node("0-3", 512, &[10, 255]), node("", 512, &[255, 10])],
+        ] {
+            assert_eq!(check(good), Ok(()), "{good:?}");
+        }
+        for (wrong, says) in [
+            (&[node("0-3", 512, &[])][..], "have 512 MiB of memory, and the guest 1024 MiB"),
+            (&[node("0-2", 1024, &[])], "processor 3 is in no node"),
+            (&[node("0-4", 1024, &[])], "node 0 has processor 4, and the guest has 0 to 3"),
+            (&[node("0-2", 512, &[]), node("2-3", 512, &[])], "processor 2 is in node 0 and in node 1"),
+            (&[node("0-3", 1024, &[10, 20])], "2 distances"),
+            (&[node("0-1", 512, &[10, 20]), node("2-3", 512, &[])], "some nodes have distances"),
+            (&[node("0-1", 512, &[20, 10]), node("2-3", 512, &[10, 20])], "to itself is 10"),
+            (&[node("0-1", 512, &[10, 10]), node("2-3", 512, &[10, 10])], "to others more"),
+        ] {
+            let error = check(wrong).unwrap_err();
+            assert!(error.contains(says), "{error}");
+        }
+    }
+
+    #[test]
+    fn processors_and_ports_are_named() {
+        assert_eq!(NumaNode::cpus("0-1,4"), Ok(vec![(0, 1), (4, 4)]));
+        for wrong in ["", "a", "2-1", "0-", "255", "0,,1"] {
+            assert!(NumaNode::cpus(wrong).unwrap_err().contains("such as"), "{wrong}");
+        }
+        assert_eq!(port_name("modem-1"), Ok(()));
+        for wrong in ["", "../x", "a b", "a,b", &"x".repeat(33)] {
+            assert!(port_name(wrong).is_err(), "{wrong}");
+        }
     }
 }

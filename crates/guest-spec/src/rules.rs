@@ -53,6 +53,10 @@ pub enum Key {
     Rng,
     /// How processors are put together.
     CpuTopology,
+    /// Further serial ports.
+    SerialPorts,
+    /// Nodes of processors and memory.
+    Numa,
     /// QEMU's machine type.
     Machine,
     /// QEMU's CPU model.
@@ -93,6 +97,8 @@ impl Key {
             Self::Sound => "sound",
             Self::Rng => "rng",
             Self::CpuTopology => "cpu-topology",
+            Self::SerialPorts => "serial-ports",
+            Self::Numa => "numa",
             Self::Machine => "machine",
             Self::Cpu => "cpu",
             Self::QemuArgs => "qemu-args",
@@ -115,6 +121,7 @@ impl Notation {
     fn key(self, key: Key) -> String {
         match self {
             Self::Options if key == Key::QemuArgs => "--qemu-arg".to_owned(),
+            Self::Options if key == Key::SerialPorts => "--serial-port".to_owned(),
             Self::Options if key == Key::Rng => "--no-rng".to_owned(),
             Self::Toml => format!("`{}`", key.word()),
             Self::Options => format!("--{}", key.word()),
@@ -141,7 +148,7 @@ pub struct Conflict {
 }
 
 /// What only a machine has.
-const OF_MACHINES: [Key; 23] = [
+const OF_MACHINES: [Key; 25] = [
     Key::Image,
     Key::ImageFormat,
     Key::BootBus,
@@ -161,6 +168,8 @@ const OF_MACHINES: [Key; 23] = [
     Key::Sound,
     Key::Rng,
     Key::CpuTopology,
+    Key::SerialPorts,
+    Key::Numa,
     Key::Machine,
     Key::Cpu,
     Key::QemuArgs,

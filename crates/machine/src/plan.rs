@@ -414,6 +414,7 @@ pub fn prepare(
         tpm: tpm.as_ref().map(Tpm::config),
         further,
         topology: spec.devices.topology,
+        numa: spec.devices.numa.clone(),
         rng: spec.devices.rng,
         ram: if virtiofsd.is_some() { Ram::Lent } else { Ram::Anonymous },
         program,

@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
-use belljar_guest_spec::{Display, GuestSpec, Sound, Watchdog, Word};
+use belljar_guest_spec::{Display, GuestSpec, MAX_SERIAL_PORTS, Sound, Watchdog, Word, check_numa};
 
 use crate::{
     plan_choices::Choices,
     qemu::{
-        args::{Device, Further, KeyVal},
+        args::{Device, Further, KeyVal, SerialLog},
         platform::{Platform, Transport},
         probe::QemuInfo,
     },
@@ -52,6 +52,12 @@ pub enum NoDevice {
         /// How many there are.
         cpus: u32,
     },
+    /// Nodes that do not fit the machine.
+    #[error("numa: {0}")]
+    Numa(String),
+    /// More serial ports than a guest finds, or two of one name.
+    #[error("serial-ports: {0}")]
+    SerialPorts(String),
     /// QEMU was built without it.
     #[error("{} has no device {device:?}, which {key} asks for; name another QEMU with --qemu, or leave {key} out", path.display())]
     Qemu {
@@ -89,6 +95,7 @@ pub(crate) fn further(
     if let Some(topology) = asked.topology.filter(|topology| topology.processors() != cpus) {
         return Err(NoDevice::Topology { made: topology.processors(), cpus });
     }
+    check_numa(&asked.numa, spec.hardware.memory, cpus).map_err(NoDevice::Numa)?;
     let ground = Ground { platform, machine, qemu };
     let mut all = Vec::new();
     if let Some(watchdog) = asked.watchdog {
@@ -104,6 +111,16 @@ pub(crate) fn further(
     }
     if let Some(sound) = asked.sound {
         all.push(ground.sound(sound)?);
+    }
+    if asked.serial_ports.len() > MAX_SERIAL_PORTS {
+        let why = format!("there are {}, and a guest finds {MAX_SERIAL_PORTS} at most", asked.serial_ports.len());
+        return Err(NoDevice::SerialPorts(why));
+    }
+    for (at, name) in asked.serial_ports.iter().enumerate() {
+        if asked.serial_ports[..at].contains(name) {
+            return Err(NoDevice::SerialPorts(format!("two are called {name:?}; give each its own name")));
+        }
+        all.push(ground.serial_port(name, choices)?);
     }
     Ok(all)
 }
@@ -179,6 +196,19 @@ impl Ground<'_> {
         Ok(further.with("-audiodev", KeyVal::new("none").set("id", NOBODY)))
     }
 
+    fn serial_port(&self, name: &str, choices: &mut Choices) -> Result<Further, NoDevice> {
+        const KEY: &str = "serial-ports";
+        self.wants_pci(KEY, "on it", "there is no PCI bus for them: take a PCI machine")?;
+        let log = SerialLog { name: name.to_owned(), file: None };
+        choices.add(
+            "serial port",
+            format!("{name}: a 16550A on the PCI bus"),
+            format!("what the guest writes to it is in {}", log.file_name()),
+        );
+        let device = self.device(KEY, "pci-serial")?.text("chardev", log.chardev());
+        Ok(Further { log: Some(log), ..Further::on_pci(device) })
+    }
+
     fn watchdog(&self, asked: Watchdog, choices: &mut Choices) -> Result<Further, NoDevice> {
         const KEY: &str = "watchdog";
         let there = self.platform.watchdogs;
@@ -218,7 +248,7 @@ impl Ground<'_> {
 
 #[cfg(test)]
 mod tests {
-    use belljar_guest_spec::{Devices, Source, Topology};
+    use belljar_guest_spec::{Devices, NumaNode, Source, Topology};
 
     use super::*;
     use crate::qemu::{
@@ -312,9 +342,9 @@ mod tests {
         assert!(said.contains("makes 4 processors (sockets * cores * threads), and the guest has 1"), "{said}");
     }
 
-    /// Those on the bus are where no other device moves them, behind all disks.
+    /// Behind all disks, so that these stay where they are; in their order, in which a guest numbers serial ports.
     #[test]
-    fn places_do_not_depend_on_other_devices() {
+    fn those_on_the_bus_have_the_last_places_of_disks() {
         let all = ["a", "b"].map(|name| Further::on_pci(Device::new(name)));
         let isa = Further::elsewhere(Some(Device::new("c")));
         let config = MachineConfig {
@@ -325,10 +355,28 @@ mod tests {
         let words = config.to_args().unwrap();
         let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
         assert!(
-            words.join(" ").ends_with("-device a,bus=pci.0,addr=0x1f -device c -device b,bus=pci.0,addr=0x1e"),
+            words.join(" ").ends_with("-device a,bus=pci.0,addr=0x1e -device c -device b,bus=pci.0,addr=0x1f"),
             "{words:?}"
         );
         assert_eq!(config.further_slots(), 2);
+    }
+
+    #[test]
+    fn ports_and_nodes_fit_the_machine() {
+        let ports = |names: &[&str]| Devices {
+            serial_ports: names.iter().map(|&name| name.to_owned()).collect(),
+            ..Devices::default()
+        };
+        let on = |name: &str, devices| told(devices, of(name), of(name).machine, &["pci-serial"]);
+        assert_eq!(
+            on("x86_64", ports(&["modem"])),
+            "-chardev null,id=serial-modem -device pci-serial,chardev=serial-modem"
+        );
+        assert!(on("x86_64", ports(&["a", "a"])).contains("two are called \"a\""));
+        assert!(on("x86_64", ports(&["a", "b", "c"])).contains("a guest finds 2 at most"));
+        assert!(on("s390x", ports(&["a"])).contains("there is no PCI bus for them"));
+        let numa = vec![NumaNode { memory: 1 << 20, ..NumaNode::default() }];
+        assert!(on("x86_64", Devices { numa, ..Devices::default() }).starts_with("numa: its nodes have 1 MiB"));
     }
 
     #[test]

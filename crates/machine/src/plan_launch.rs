@@ -1,6 +1,9 @@
 //! From a plan to a machine that only has to be started.
 
-use std::os::{fd::OwnedFd, unix::net::UnixStream};
+use std::{
+    fs::File,
+    os::{fd::OwnedFd, unix::net::UnixStream},
+};
 
 use belljar_image::disk::unnamed;
 use belljar_share_disk::layout::DISK_SIZE;
@@ -60,6 +63,11 @@ impl Plan {
     /// Takes what the guest must not see out of its shares, and gives those their ports that Belljar serves itself.
     pub(crate) fn conceal(&self, launch: &mut Launch) -> Result<(), ConcealError> {
         let Launch { config, descriptors, served, exchange, to_serve, .. } = launch;
+        for log in config.further.iter_mut().filter_map(|further| further.log.as_mut()) {
+            // What the guest wrote before it went down stays.
+            let file = File::options().create(true).append(true).open(self.dir.join(log.file_name()))?;
+            log.file = Some(descriptors.add_set(Purpose::Volume, file));
+        }
         let mut on_disk = Vec::new();
         for one in self.concealment.apply(config, descriptors, &self.host, &self.dir)? {
             let ServedDirectory { tag, directory, view } = one;

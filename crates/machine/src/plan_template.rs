@@ -99,6 +99,10 @@ impl Plan {
             let why = "the state of the guest's TPM is in another process, and no copy has it";
             return Err(Unkeyable::Impossible(why.into()));
         }
+        if !config.numa.is_empty() {
+            let why = "the guest's memory is in parts, one for each NUMA node, and a template's is in one";
+            return Err(Unkeyable::Impossible(why.into()));
+        }
         if let Some(why) = config.further.iter().find_map(|further| further.uncopied) {
             return Err(Unkeyable::Impossible(why.into()));
         }

@@ -22,7 +22,7 @@ const FLAGS: [&str; 13] = [
 ];
 
 /// Options with a value.
-const VALUED: [&str; 51] = [
+const VALUED: [&str; 52] = [
     "incoming",
     "M",
     "machine",
@@ -56,6 +56,7 @@ const VALUED: [&str; 51] = [
     "netdev",
     "tpmdev",
     "audiodev",
+    "numa",
     "nic",
     "net",
     "fsdev",

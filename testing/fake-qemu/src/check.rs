@@ -15,7 +15,7 @@ use rustix::{
 use crate::args::{Args, Opt};
 
 /// Devices that the pretended machine has.
-pub(crate) const DEVICES: [(&str, &str); 45] = [
+pub(crate) const DEVICES: [(&str, &str); 46] = [
     ("vhost-user-fs-pci", "PCI"),
     ("vhost-user-fs-ccw", "virtual-css-bus"),
     ("virtio-9p-ccw", "virtual-css-bus"),
@@ -56,6 +56,7 @@ pub(crate) const DEVICES: [(&str, &str); 45] = [
     ("intel-hda", "PCI"),
     ("hda-duplex", "HDA"),
     ("AC97", "PCI"),
+    ("pci-serial", "PCI"),
     ("ib700", "ISA"),
     ("ide-hd", "IDE"),
     ("ide-cd", "IDE"),
@@ -228,7 +229,11 @@ fn memory(args: &Args, wrong: &mut Vec<String>) {
     if lends && lent.is_none() {
         wrong.push("vhost-user-fs: the guest's memory is not shared with its back end".into());
     }
+    let of_nodes: Vec<&str> = args.all("numa").filter_map(|node| node.get("memdev")).collect();
     for object in args.all("object").filter(|o| o.driver().starts_with("memory-backend")) {
+        if object.id().is_some_and(|id| of_nodes.contains(&id)) {
+            continue;
+        }
         if object.id().is_none() || object.id() != named {
             wrong.push(format!("-object {}: memory that is used by nothing", object.raw));
         }
@@ -278,7 +283,13 @@ fn disks(args: &Args, wrong: &mut Vec<String>) {
         };
         match access_mode(fd) {
             None => wrong.push(format!("-add-fd fd={fd}: not open")),
-            Some(mode) if mode.contains(OFlags::WRONLY) => {
+            // What is written to a serial port is not read.
+            Some(mode)
+                if mode.contains(OFlags::WRONLY)
+                    && !args
+                        .all("chardev")
+                        .any(|end| end.get("path").and_then(|path| path.strip_prefix("/dev/fdset/")) == Some(set)) =>
+            {
                 wrong.push(format!("-add-fd fd={fd}: cannot be read"));
             }
             Some(_) => {

@@ -102,3 +102,27 @@ test_sound_and_processors() {
     bj --sound virtio -- true
     if [ "$code" != 0 ]; then want_err 'has no device "virtio-sound-pci", which sound asks for'; fi
 }
+
+# What is written to further serial ports is kept, over a reset too; nodes are what they are said to be.
+test_ports_and_nodes() {
+    cat >ws/ports.sh <<'END'
+set -e
+for port in 2 3; do stty -F /dev/ttyS$port raw; done
+echo "one $BELLJAR_REBOOT_COUNT" >/dev/ttyS2
+echo "two $BELLJAR_REBOOT_COUNT" >/dev/ttyS3
+sleep 1
+[ "$BELLJAR_REBOOT_COUNT" = 1 ] || belljar-ctl reset
+END
+    bj -v --serial-port modem --serial-port gps -- sh ./ports.sh
+    want_code 0
+    local run
+    run=$(sed -n 's/^belljar: logs: //p' err)
+    [ "$(cat "$run/serial-modem.log")" = "$(printf 'one 0\none 1')" ] || fail "modem: $(cat "$run/serial-modem.log")"
+    [ "$(cat "$run/serial-gps.log")" = "$(printf 'two 0\ntwo 1')" ] || fail "gps: $(cat "$run/serial-gps.log")"
+    want_err 'template: made'
+    bj -v --cpus 4 --numa cpus=0-1,memory=768M,distances=10:21 --numa cpus=2-3,memory=256M,distances=31:10 -- \
+        sh -c 'cd /sys/devices/system/node; for n in node*; do echo "$n $(cat $n/cpulist) $(cat $n/distance)"; done'
+    want_code 0
+    want_out 'node0 0-1 10 21' 'node1 2-3 31 10'
+    want_err 'template: none'
+}

@@ -106,3 +106,29 @@ fn sound_randomness_and_how_processors_are_put_together() {
     let outcome = lab.run(WELL).args(["--cpu-topology", "sockets=x"]).sh("true").go();
     outcome.code(125).complains("write sockets=N,cores=N,threads=N");
 }
+
+#[test]
+fn serial_ports_and_nodes() {
+    let lab = Lab::new();
+    let node =
+        |cpus: &str| format!("cpus={cpus},memory=512M,distances={}", if cpus == "0" { "10:20" } else { "20:10" });
+    let numa = ["--cpus", "2", "--numa", &node("0"), "--numa", &node("1")].map(str::to_owned);
+    let outcome = lab.run(WELL).args(["--serial-port", "modem"]).args(numa).sh("true").go();
+    outcome.code(0);
+    let seen = lab.seen();
+    for told in [
+        "file,id=serial-modem,path=/dev/fdset/",
+        "pci-serial,chardev=serial-modem",
+        "node,nodeid=1,memdev=ram-node1,cpus=1-1",
+        "dist,src=1,dst=0,val=20",
+    ] {
+        assert!(seen.contains(told), "{told}: {seen}");
+    }
+    for (words, said) in [
+        (["--serial-port", "../x"], "is no name of a serial port"),
+        (["--numa", "memory=512M"], "numa: its nodes have 512 MiB of memory, and the guest 1024 MiB"),
+        (["--numa", "cpus=x"], "is no list of processors"),
+    ] {
+        lab.run(WELL).args(words).sh("true").go().code(125).complains(said);
+    }
+}

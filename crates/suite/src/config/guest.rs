@@ -7,8 +7,8 @@ use std::{
 
 use belljar_guest_spec::{
     Accel, Access, BootSource, BusChoice, ContainerSource, Devices, DiskContent, DiskKey, DiskSpec, DiskTraits,
-    Display, Firmware, GuestSpec, ImageRef, Login, Need, NicMode, OopsPolicy, Password, PullPolicy, Secret, ShareKind,
-    Sound, Source, Topology, Watchdog, WorkspaceMode,
+    Display, Firmware, GuestSpec, ImageRef, Login, Need, NicMode, NumaNode, OopsPolicy, Password, PullPolicy, Secret,
+    ShareKind, Sound, Source, Topology, Watchdog, WorkspaceMode,
     rules::{self, Key, Notation},
 };
 use toml::Spanned;
@@ -19,12 +19,12 @@ use super::{
     guards::{self, GuardsTable},
     layers::{layer, plain, unsigned},
     resolve::below,
-    typed::{Cpus, EnvText, Paths},
+    typed::{CpuList, Cpus, EnvText, Paths, PortName},
 };
 use crate::{
     settings::Layer,
     toml_tree::{
-        DiskWwn, FilePath, GuestPath, List, Map, Memory, MountAt, OneOrMany, Sectors, Serial, Size, Table, Text,
+        DiskWwn, FilePath, GuestPath, Int, List, Map, Memory, MountAt, OneOrMany, Sectors, Serial, Size, Table, Text,
         TimeLimit, User, VarName, Walk, table, word_value,
     },
 };
@@ -120,6 +120,10 @@ table! {
         "rng" rng: bool = "true",
         /// How its processors are put together: as many as `cpus` says.
         "cpu-topology" cpu_topology: TopologyTable = "(QEMU's choice)",
+        /// Further serial ports by name, two at most: what the guest writes to one is in serial-NAME.log beside console.log.
+        "serial-ports" serial_ports: List<PortName> = "[]",
+        /// Nodes of processors and memory (NUMA), which have all of the guest's between them. Such a guest has no template.
+        "numa" numa: List<NumaTable> = "[]",
         /// Give up on the boot after this time.
         "boot-timeout" boot_timeout: TimeLimit = "(2m, 20m without KVM, sooner if nothing moves)",
         /// What of the host the guest does not see in its root directory and workspace, beside keys and tokens in home directories,
@@ -145,6 +149,18 @@ table! {
         "max-output" max_output: Size = "(1GiB, or a quarter of what is free)",
         /// Most that a test may write to the guest's disks.
         "max-disk" max_disk: Size = "(half of what is free)",
+    }
+}
+
+table! {
+    /// A node of processors and memory.
+    NumaTable is "a NUMA node" {
+        /// Its processors, by their numbers, such as "0-1,4".
+        "cpus" cpus: CpuList = "(none)",
+        /// Its memory.
+        "memory" memory: Size = "(must be given)",
+        /// How far it is to each node, in their order, itself (10) included.
+        "distances" distances: List<Int<10, 255>> = "(QEMU's choice)",
     }
 }
 
@@ -223,6 +239,11 @@ pub(super) fn check(table: &GuestTable, walk: &mut Walk) {
     }
     check_disks(table.disks.as_ref(), &BTreeSet::new(), walk);
     guards::check(table.guards.as_ref(), walk);
+    for node in table.numa.iter().flat_map(|nodes| &nodes.get_ref().0) {
+        if !node.get_ref().seen.contains("memory") {
+            walk.missing(node.span(), NumaTable::NOUN, "memory", "memory = \"512MiB\"");
+        }
+    }
     times(table.timeout.as_ref(), table.slow_timeout.as_ref(), walk);
 }
 
@@ -257,6 +278,8 @@ fn check_source(table: &GuestTable, walk: &mut Walk) {
         Key::Sound => table.sound.as_ref().map(Spanned::span),
         Key::Rng => table.rng.as_ref().map(Spanned::span),
         Key::CpuTopology => table.cpu_topology.as_ref().map(Spanned::span),
+        Key::SerialPorts => table.serial_ports.as_ref().map(Spanned::span),
+        Key::Numa => table.numa.as_ref().map(Spanned::span),
         Key::Machine => table.machine.as_ref().map(Spanned::span),
         Key::Cpu => table.cpu.as_ref().map(Spanned::span),
         Key::QemuArgs => table.qemu_args.as_ref().map(Spanned::span),
@@ -367,6 +390,15 @@ pub(super) fn resolve(name: &str, table: &GuestTable, dir: &Path) -> Guest {
     Guest { name: name.to_owned(), family: None, spec, layer }
 }
 
+fn numa_node(table: &NumaTable) -> NumaNode {
+    let distances = plain(&table.distances).unwrap_or_default();
+    NumaNode {
+        cpus: table.cpus.as_ref().and_then(|cpus| NumaNode::cpus(&cpus.get_ref().0).ok()).unwrap_or_default(),
+        memory: table.memory.as_ref().map(|memory| memory.get_ref().0).unwrap_or_default(),
+        distances: distances.into_iter().filter_map(|distance| u8::try_from(distance).ok()).collect(),
+    }
+}
+
 /// What devices it asks for beside disks and the card.
 fn devices(table: &GuestTable) -> Devices {
     let topology = table.cpu_topology.as_ref().map(|topology| {
@@ -381,6 +413,13 @@ fn devices(table: &GuestTable) -> Devices {
         sound: table.sound.as_ref().map(|sound| *sound.get_ref()),
         rng: plain(&table.rng).unwrap_or(true),
         topology,
+        serial_ports: table
+            .serial_ports
+            .iter()
+            .flat_map(|l| &l.get_ref().0)
+            .map(|name| name.get_ref().0.clone())
+            .collect(),
+        numa: table.numa.iter().flat_map(|nodes| &nodes.get_ref().0).map(|node| numa_node(node.get_ref())).collect(),
     }
 }
 

@@ -360,6 +360,17 @@ text_kind!(
     |text| if text.contains('\0') { Err("no usable argument: it has a NUL character in it".into()) } else { Ok(()) }
 );
 
+text_kind!(
+    /// The name of a serial port.
+    PortName, "the name of a serial port, such as \"modem\"", { "type": "string", "pattern": "^[A-Za-z0-9_-]{1,32}$" },
+    belljar_guest_spec::port_name
+);
+text_kind!(
+    /// Numbers of processors.
+    CpuList, "a list of processors, such as \"0-1,4\"", { "type": "string", "pattern": "^[ 0-9,-]+$" },
+    |text| belljar_guest_spec::NumaNode::cpus(text).map(drop)
+);
+
 /// A filter in a file.
 #[derive(Clone, Debug)]
 pub struct FilterText(pub Filter);

@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const GUEST: &[u8] = b"FAKE_QEMU_CONTROL=";
 
 /// Files of a run's directory.
-const RUN_FILES: [&str; 15] = [
+const RUN_FILES: [&str; 16] = [
     "ctl",
     "covers",
     "engine.cmd",
@@ -34,6 +34,7 @@ const RUN_FILES: [&str; 15] = [
     "guests",
     "screen.png",
     "screenshots",
+    "serial-modem.log",
 ];
 
 /// Fails if a process or a file is left of this laboratory's calls.

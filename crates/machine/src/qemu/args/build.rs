@@ -112,6 +112,10 @@ impl MachineConfig {
             let _ = write!(machine, ",pflash{at}={}", flash(at));
         }
         match self.ram {
+            _ if !self.numa.is_empty() => {
+                out.extend(["-machine".into(), machine.into()]);
+                self.push_numa(out);
+            }
             Ram::Anonymous => out.extend(["-machine".into(), machine.into()]),
             Ram::Lent => {
                 let object =
@@ -153,6 +157,26 @@ impl MachineConfig {
         let further = further.map_or_else(String::new, |max| format!(",slots={MEMORY_SLOTS},maxmem={}M", max >> 20));
         out.extend(["-m".into(), format!("{}M{further}", self.ram_size() >> 20).into()]);
         Ok(())
+    }
+
+    /// Nodes of processors and memory.
+    fn push_numa(&self, out: &mut Vec<OsString>) {
+        for (at, node) in self.numa.iter().enumerate() {
+            let id = format!("ram-node{at}");
+            let lent = self.ram == Ram::Lent;
+            let object = KeyVal::new(if lent { "memory-backend-memfd" } else { "memory-backend-ram" });
+            let object = object.set("id", &id).set("size", node.memory.to_string());
+            push(out, "-object", if lent { object.set("share", "on") } else { object });
+            let word = KeyVal::new("node").set("nodeid", at.to_string()).set("memdev", &id);
+            let ranges = node.cpus.iter().map(|(first, last)| format!("{first}-{last}"));
+            push(out, "-numa", ranges.fold(word, |word, range| word.set("cpus", range)));
+        }
+        for (from, node) in self.numa.iter().enumerate() {
+            for (to, distance) in node.distances.iter().enumerate() {
+                let word = KeyVal::new("dist").set("src", from.to_string()).set("dst", to.to_string());
+                push(out, "-numa", word.set("val", distance.to_string()));
+            }
+        }
     }
 
     fn push_channels(&self, out: &mut Vec<OsString>) -> Result<(), ArgsError> {

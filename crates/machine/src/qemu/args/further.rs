@@ -3,6 +3,35 @@
 use std::ffi::OsString;
 
 use super::{Device, MachineConfig, disk::push, keyval::KeyVal, slots::Slot};
+use crate::qemu::descriptors::FdSet;
+
+/// What a guest writes to a serial port.
+#[derive(Clone, Debug)]
+pub struct SerialLog {
+    /// The port's name.
+    pub name: String,
+    /// Where it is kept; none is nowhere: for a command line that a person pastes.
+    pub file: Option<FdSet>,
+}
+
+impl SerialLog {
+    /// The name of what is behind the port.
+    pub(crate) fn chardev(&self) -> String {
+        format!("serial-{}", self.name)
+    }
+
+    /// The file in the guest's directory.
+    pub(crate) fn file_name(&self) -> String {
+        format!("serial-{}.log", self.name)
+    }
+
+    fn key_val(&self) -> KeyVal {
+        match self.file {
+            Some(set) => KeyVal::new("file").set("id", self.chardev()).set("path", set.path()).set("append", "on"),
+            None => KeyVal::new("null").set("id", self.chardev()),
+        }
+    }
+}
 
 /// A device that was asked for, with what QEMU has to be told of it.
 #[derive(Clone, Debug)]
@@ -11,6 +40,8 @@ pub struct Further {
     pub(crate) options: Vec<(&'static str, KeyVal)>,
     /// The device; none if the machine has it by itself.
     pub device: Option<Device>,
+    /// What is behind it, if it is a serial port.
+    pub log: Option<SerialLog>,
     /// Devices that are plugged into it.
     pub within: Vec<Device>,
     /// Whether it takes a slot on the PCI bus.
@@ -27,6 +58,7 @@ impl Further {
         Self {
             options: Vec::new(),
             device: Some(device),
+            log: None,
             within: Vec::new(),
             takes_slot: true,
             is_screen: false,
@@ -36,7 +68,15 @@ impl Further {
 
     /// A device that is elsewhere, or is the machine's own.
     pub(crate) fn elsewhere(device: Option<Device>) -> Self {
-        Self { options: Vec::new(), device, within: Vec::new(), takes_slot: false, is_screen: false, uncopied: None }
+        Self {
+            options: Vec::new(),
+            device,
+            log: None,
+            within: Vec::new(),
+            takes_slot: false,
+            is_screen: false,
+            uncopied: None,
+        }
     }
 
     /// The same, with one option more.
@@ -61,11 +101,14 @@ impl MachineConfig {
     pub(super) fn push_further(&self, out: &mut Vec<OsString>) {
         let mut before = 0;
         for further in &self.further {
+            if let Some(log) = &further.log {
+                push(out, "-chardev", log.key_val());
+            }
             for (option, value) in &further.options {
                 push(out, option, value.clone());
             }
             let slot: Option<Slot> = further.takes_slot.then(|| self.further_slot(before)).flatten();
-            before += u8::from(further.takes_slot);
+            before += usize::from(further.takes_slot);
             if let Some(device) = further.device.clone() {
                 push(out, "-device", device.at(slot).key_val());
             }

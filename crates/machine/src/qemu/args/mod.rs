@@ -19,7 +19,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 pub use belljar_guest_spec::{Accel, DiskBus, NicMode};
-use belljar_guest_spec::{DEFAULT_MEMORY, Topology};
+use belljar_guest_spec::{DEFAULT_MEMORY, NumaNode, Topology};
 use belljar_share_disk::layout;
 use thiserror::Error;
 
@@ -27,7 +27,7 @@ pub(crate) use self::build::AGENT_PORT_ID;
 pub use self::build::{CARD, NETDEV, SANDBOX};
 pub(crate) use self::disk::push;
 pub use self::disk::{Disk, Plugged, Removable, RemovablePart};
-pub use self::further::Further;
+pub use self::further::{Further, SerialLog};
 pub use self::keyval::Device;
 pub(crate) use self::keyval::KeyVal;
 pub use self::node::{Backing, DiskSource, Node};
@@ -61,6 +61,8 @@ pub struct MachineConfig {
     pub cpus: u32,
     /// How they are put together; `None` leaves that to QEMU.
     pub topology: Option<Topology>,
+    /// Nodes of processors and memory; none is one of all.
+    pub numa: Vec<NumaNode>,
     /// QEMU's own seccomp filter; only `false` where QEMU was built without it.
     pub sandbox: bool,
     /// Where devices are; `None` leaves that to QEMU, for each machine anew.
@@ -121,6 +123,7 @@ impl Default for MachineConfig {
             incoming: None,
             cpus: 1,
             topology: None,
+            numa: Vec::new(),
             sandbox: true,
             slots: None,
             channels: Channels::inherited(),

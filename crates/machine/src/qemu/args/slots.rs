@@ -116,9 +116,11 @@ impl MachineConfig {
         self.slot(|slots| Some(slots.rng))
     }
 
-    /// Of a device of [`MachineConfig::further`] that takes one, after so many others: from the end of those of disks.
-    pub(super) fn further_slot(&self, before: u8) -> Option<Slot> {
-        self.slot(|slots| slots.last_disk.checked_sub(before).filter(|&number| number >= slots.first_disk))
+    /// Of a device of [`MachineConfig::further`] that takes one, after so many others: the last of those of disks are theirs, in their order, in which a
+    /// guest finds them.
+    pub(super) fn further_slot(&self, before: usize) -> Option<Slot> {
+        let after = u8::try_from(self.further_slots().checked_sub(before + 1)?).ok()?;
+        self.slot(|slots| slots.last_disk.checked_sub(after).filter(|&number| number >= slots.first_disk))
     }
 
     /// Of the controller that all disks of this bus share.

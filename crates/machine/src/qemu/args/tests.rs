@@ -93,6 +93,21 @@ fn stock_image() {
 }
 
 #[test]
+fn nodes_of_processors_and_memory() {
+    let node = |cpus: &str, memory: u64, distances: [u8; 2]| NumaNode {
+        cpus: NumaNode::cpus(cpus).unwrap(),
+        memory,
+        distances: distances.to_vec(),
+    };
+    let numa = vec![node("0,2", 768 << 20, [10, 21]), node("1,3", 256 << 20, [31, 10])];
+    let topology = Some(Topology { sockets: 2, cores: 1, threads: 2 });
+    let config = MachineConfig { numa, topology, cpus: 4, ..MachineConfig::default() };
+    let kept = |line: &&str| ["-object", "-machine", "-numa", "-smp"].iter().any(|option| line.starts_with(option));
+    let text = lines(&config);
+    insta::assert_snapshot!(text.lines().filter(kept).collect::<Vec<_>>().join("\n"));
+}
+
+#[test]
 fn own_kernel_for_pasting() {
     let config = MachineConfig {
         channels: Channels::terminal(),

@@ -77,6 +77,7 @@ const FURTHER: &[&str] = &[
     "ES1370",
     "virtio-sound-pci",
     "virtio-sound-ccw",
+    "pci-serial",
 ];
 /// The device node.
 const KVM: &str = "/dev/kvm";
