@@ -176,6 +176,10 @@ pub(crate) struct GuestArgs {
     #[arg(long = "numa", value_name = "NODE")]
     pub(crate) numa: Vec<String>,
 
+    /// Give it a module of persistent memory (NVDIMM) of this size; thrown away at the end
+    #[arg(long = "pmem", value_name = "SIZE")]
+    pub(crate) pmem: Vec<String>,
+
     /// Give up on the boot after this time [default: 2m, 20m without KVM, sooner if nothing moves]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub(crate) boot_timeout: Option<Duration>,
@@ -222,6 +226,7 @@ impl GuestArgs {
             Key::CpuTopology => self.cpu_topology.is_some(),
             Key::SerialPorts => !self.serial_ports.is_empty(),
             Key::Numa => !self.numa.is_empty(),
+            Key::Pmem => !self.pmem.is_empty(),
             Key::Machine => self.machine.is_some(),
             Key::Cpu => self.cpu.is_some(),
             Key::QemuArgs => !self.qemu_args.is_empty(),
@@ -334,6 +339,9 @@ fn devices(args: &GuestArgs, devices: &mut Devices) -> Result<(), String> {
         port_name(name).map_err(|what| format!("--serial-port: {name:?} is {what}"))?;
         devices.serial_ports.push(name.clone());
     }
+    for size in &args.pmem {
+        devices.pmem.push(specs::size("--pmem", size)?);
+    }
     if !args.numa.is_empty() {
         devices.numa = args.numa.iter().map(|text| specs::numa_node(text)).collect::<Result<_, _>>()?;
     }
@@ -350,7 +358,7 @@ pub(crate) fn surroundings<'a>(guests: impl IntoIterator<Item = &'a GuestSpec>) 
 }
 
 /// Options that may say otherwise what a guest of `belljar.toml` is, and may not go together with what that is made of.
-const OF_NAMED: [Key; 20] = [
+const OF_NAMED: [Key; 21] = [
     Key::SshKey,
     Key::Access,
     Key::Append,
@@ -367,6 +375,7 @@ const OF_NAMED: [Key; 20] = [
     Key::CpuTopology,
     Key::SerialPorts,
     Key::Numa,
+    Key::Pmem,
     Key::Machine,
     Key::Cpu,
     Key::QemuArgs,

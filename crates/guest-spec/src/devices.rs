@@ -95,6 +95,27 @@ pub struct NumaNode {
     pub distances: Vec<u8>,
 }
 
+/// Most modules of persistent memory of a guest.
+const MAX_PMEM: usize = 4;
+/// In what the size of such a module is counted, in bytes: a large page.
+const PMEM_UNIT: u64 = 2 << 20;
+/// The least that Linux makes a device of, in bytes.
+const LEAST_PMEM: u64 = 16 << 20;
+
+/// Checks the sizes of modules of persistent memory.
+///
+/// # Errors
+/// Says what is wrong, and what to do.
+pub fn check_pmem(sizes: &[u64]) -> Result<(), String> {
+    if sizes.len() > MAX_PMEM {
+        return Err(format!("there are {} modules, and a guest has {MAX_PMEM} at most", sizes.len()));
+    }
+    match sizes.iter().find(|size| **size < LEAST_PMEM || !size.is_multiple_of(PMEM_UNIT)) {
+        Some(size) => Err(format!("a module has 16 MiB or more, by 2 MiB, and {size} bytes are none")),
+        None => Ok(()),
+    }
+}
+
 /// The distance of a node to itself (ACPI's specification, System Locality Information Table).
 const LOCAL: u8 = 10;
 
@@ -191,6 +212,8 @@ pub struct Devices {
     pub serial_ports: Vec<String>,
     /// Its nodes of processors and memory; none is one of all.
     pub numa: Vec<NumaNode>,
+    /// Its modules of persistent memory: bytes of each.
+    pub pmem: Vec<u64>,
 }
 
 impl Default for Devices {
@@ -204,6 +227,7 @@ impl Default for Devices {
             topology: None,
             serial_ports: Vec::new(),
             numa: Vec::new(),
+            pmem: Vec::new(),
         }
     }
 }
@@ -241,6 +265,16 @@ mod tests {
         ] {
             let error = check(wrong).unwrap_err();
             assert!(error.contains(says), "{error}");
+        }
+    }
+
+    #[test]
+    fn persistent_memory_comes_in_modules() {
+        assert_eq!(check_pmem(&[16 << 20, 1 << 30]), Ok(()));
+        for (wrong, says) in
+            [(&[8 << 20][..], "16 MiB or more"), (&[(16 << 20) + 4096], "by 2 MiB"), (&[1 << 30; 5], "4 at most")]
+        {
+            assert!(check_pmem(wrong).unwrap_err().contains(says));
         }
     }
 

@@ -57,6 +57,8 @@ pub enum Key {
     SerialPorts,
     /// Nodes of processors and memory.
     Numa,
+    /// Persistent memory.
+    Pmem,
     /// QEMU's machine type.
     Machine,
     /// QEMU's CPU model.
@@ -99,6 +101,7 @@ impl Key {
             Self::CpuTopology => "cpu-topology",
             Self::SerialPorts => "serial-ports",
             Self::Numa => "numa",
+            Self::Pmem => "pmem",
             Self::Machine => "machine",
             Self::Cpu => "cpu",
             Self::QemuArgs => "qemu-args",
@@ -148,7 +151,7 @@ pub struct Conflict {
 }
 
 /// What only a machine has.
-const OF_MACHINES: [Key; 25] = [
+const OF_MACHINES: [Key; 26] = [
     Key::Image,
     Key::ImageFormat,
     Key::BootBus,
@@ -170,6 +173,7 @@ const OF_MACHINES: [Key; 25] = [
     Key::CpuTopology,
     Key::SerialPorts,
     Key::Numa,
+    Key::Pmem,
     Key::Machine,
     Key::Cpu,
     Key::QemuArgs,

@@ -82,6 +82,7 @@ pub(crate) struct Machine {
     /// What is kept of its volumes for a machine that takes its place.
     pub(crate) kept: Vec<Kept>,
     pub(crate) before: Before,
+    pub(crate) pmem: Vec<std::fs::File>,
     pub(crate) tpm: Option<Emulator>,
     /// They go with it.
     _servers: Servers,
@@ -111,12 +112,13 @@ impl Machine {
     /// Starts QEMU. With `again` the logs of this attempt are added to, not begun.
     pub(crate) async fn start(
         plan: &Plan,
-        launch: Launch,
+        mut launch: Launch,
         again: bool,
         view: Option<&Views>,
     ) -> Result<(Self, Ports), StartError> {
-        let Launch { config, descriptors, served, program, exchange, tpm, to_serve, lab, lab_lines, kept, predecessor } =
-            launch;
+        let (kept, pmem, program) =
+            (std::mem::take(&mut launch.kept), std::mem::take(&mut launch.pmem), launch.program.take());
+        let Launch { config, descriptors, served, exchange, tpm, to_serve, lab, lab_lines, predecessor, .. } = launch;
         keep_command(plan, &config.inheriting(&descriptors))?;
         let host = &plan.host;
         // Before anybody counts what is written to it.
@@ -222,6 +224,7 @@ impl Machine {
                 tpm,
                 lab,
                 kept,
+                pmem,
                 before,
                 _virtiofsds: (virtiofsds, noted),
                 _program: program,

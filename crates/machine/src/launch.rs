@@ -1,6 +1,6 @@
 //! A machine that only has to be started.
 
-use std::os::unix::net::UnixStream;
+use std::{fs::File, os::unix::net::UnixStream};
 
 use belljar_image::disk::DiskError;
 use tokio::{
@@ -53,6 +53,8 @@ pub(crate) struct Launch {
     pub(crate) lab_lines: Vec<LabLine>,
     /// What is kept of each of its volumes, in their order.
     pub(crate) kept: Vec<Kept>,
+    /// What is in its persistent memory.
+    pub(crate) pmem: Vec<File>,
     /// What is left of the machine in whose place it comes.
     pub(crate) predecessor: Option<Predecessor>,
 }
@@ -64,6 +66,8 @@ pub(crate) struct Predecessor {
     pub(crate) lab: Lab,
     /// What there was before its guest wrote.
     pub(crate) before: Before,
+    /// What is in its persistent memory.
+    pub(crate) pmem: Vec<File>,
 }
 
 /// The agent on its way to a guest that reads it from a port.
@@ -87,6 +91,7 @@ impl Launch {
             lab: Vec::new(),
             lab_lines: Vec::new(),
             kept: Vec::new(),
+            pmem: Vec::new(),
             predecessor: None,
         }
     }

@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
-use belljar_guest_spec::{Display, GuestSpec, MAX_SERIAL_PORTS, Sound, Watchdog, Word, check_numa};
+use belljar_guest_spec::{Display, GuestSpec, MAX_SERIAL_PORTS, Sound, Watchdog, Word, check_numa, check_pmem};
 
 use crate::{
     plan_choices::Choices,
     qemu::{
-        args::{Device, Further, KeyVal, SerialLog},
+        args::{Device, Further, KeyVal, Pmem, SerialLog},
         platform::{Platform, Transport},
         probe::QemuInfo,
     },
@@ -55,6 +55,9 @@ pub enum NoDevice {
     /// Nodes that do not fit the machine.
     #[error("numa: {0}")]
     Numa(String),
+    /// Modules of persistent memory that cannot be.
+    #[error("pmem: {0}")]
+    Pmem(String),
     /// More serial ports than a guest finds, or two of one name.
     #[error("serial-ports: {0}")]
     SerialPorts(String),
@@ -96,6 +99,7 @@ pub(crate) fn further(
         return Err(NoDevice::Topology { made: topology.processors(), cpus });
     }
     check_numa(&asked.numa, spec.hardware.memory, cpus).map_err(NoDevice::Numa)?;
+    check_pmem(&asked.pmem).map_err(NoDevice::Pmem)?;
     let ground = Ground { platform, machine, qemu };
     let mut all = Vec::new();
     if let Some(watchdog) = asked.watchdog {
@@ -121,6 +125,9 @@ pub(crate) fn further(
             return Err(NoDevice::SerialPorts(format!("two are called {name:?}; give each its own name")));
         }
         all.push(ground.serial_port(name, choices)?);
+    }
+    for (number, size) in asked.pmem.iter().enumerate() {
+        all.push(ground.pmem(Pmem { number, size: *size, file: None })?);
     }
     Ok(all)
 }
@@ -194,6 +201,21 @@ impl Ground<'_> {
             Sound::Virtio => self.on_bus(heard(self.virtio(KEY, "virtio-sound")?)),
         };
         Ok(further.with("-audiodev", KeyVal::new("none").set("id", NOBODY)))
+    }
+
+    fn pmem(&self, pmem: Pmem) -> Result<Further, NoDevice> {
+        const KEY: &str = "pmem";
+        // A property of these types, which has the firmware's tables tell of it.
+        if !["pc", "q35"].contains(&self.platform.machine_type(self.machine).name) {
+            let there = "there is some on a PC, of the machine type pc or q35".to_owned();
+            let arch = format!("{} of the type {:?}", self.platform.processor.arch, self.machine);
+            return Err(NoDevice::Platform { key: KEY, word: "(NVDIMM)", arch, there });
+        }
+        let device =
+            self.device(KEY, "nvdimm")?.text("id", format!("nvdimm{}", pmem.number)).text("memdev", pmem.backend());
+        let uncopied =
+            Some("the guest's persistent memory is in a file of its own, which a copy would share with the template");
+        Ok(Further { pmem: Some(pmem), uncopied, ..Further::elsewhere(Some(device)) })
     }
 
     fn serial_port(&self, name: &str, choices: &mut Choices) -> Result<Further, NoDevice> {
@@ -375,6 +397,13 @@ mod tests {
         assert!(on("x86_64", ports(&["a", "a"])).contains("two are called \"a\""));
         assert!(on("x86_64", ports(&["a", "b", "c"])).contains("a guest finds 2 at most"));
         assert!(on("s390x", ports(&["a"])).contains("there is no PCI bus for them"));
+        let pmem = |name| {
+            told(Devices { pmem: vec![16 << 20], ..Devices::default() }, of(name), of(name).machine, &["nvdimm"])
+        };
+        assert!(pmem("x86_64").ends_with(
+            "-object memory-backend-file,id=pmem0,size=16777216,mem-path=pmem0.raw,share=on -device nvdimm,id=nvdimm0,memdev=pmem0"
+        ));
+        assert!(pmem("aarch64").contains("there is some on a PC"));
         let numa = vec![NumaNode { memory: 1 << 20, ..NumaNode::default() }];
         assert!(on("x86_64", Devices { numa, ..Devices::default() }).starts_with("numa: its nodes have 1 MiB"));
     }

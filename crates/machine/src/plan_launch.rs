@@ -62,7 +62,20 @@ impl Plan {
 
     /// Takes what the guest must not see out of its shares, and gives those their ports that Belljar serves itself.
     pub(crate) fn conceal(&self, launch: &mut Launch) -> Result<(), ConcealError> {
-        let Launch { config, descriptors, served, exchange, to_serve, .. } = launch;
+        let Launch { config, descriptors, served, exchange, to_serve, pmem, predecessor, .. } = launch;
+        let mut left = predecessor.iter_mut().flat_map(|before| before.pmem.drain(..));
+        for module in config.further.iter_mut().filter_map(|further| further.pmem.as_mut()) {
+            let file = match left.next() {
+                Some(file) => file,
+                None => {
+                    let file = unnamed(&self.dir)?;
+                    file.set_len(module.size)?;
+                    file
+                }
+            };
+            module.file = Some(descriptors.add(Purpose::Volume, file.try_clone()?));
+            pmem.push(file);
+        }
         for log in config.further.iter_mut().filter_map(|further| further.log.as_mut()) {
             // What the guest wrote before it went down stays.
             let file = File::options().create(true).append(true).open(self.dir.join(log.file_name()))?;

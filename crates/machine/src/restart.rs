@@ -191,11 +191,11 @@ impl QemuGuest {
         if self.machine.kept.len() != plan.volumes.count() {
             return Err(Cause::Defect("the machine has not kept each of its disks".to_owned()).into());
         }
-        let Machine { kept, lab, before, tpm, .. } = &mut self.machine;
+        let Machine { kept, lab, before, tpm, pmem, .. } = &mut self.machine;
         if let Some(tpm) = tpm.take() {
             tpm.leave();
         }
-        let predecessor = Predecessor { lab: lab.clone(), before: *before };
+        let predecessor = Predecessor { lab: lab.clone(), before: *before, pmem: std::mem::take(pmem) };
         let launch = plan.launch_again(std::mem::take(kept), predecessor, self.template.is_some());
         let launch = launch.map_err(|e| Cause::Description(e.to_string()))?;
         observe(EventKind::Phase { phase: Phase::Boot });

@@ -197,11 +197,18 @@ impl Args {
 
     /// Numbers of the descriptors that the command line names.
     pub(crate) fn descriptors(&self) -> Vec<String> {
-        let ram = self.ram().and_then(|r| Some(r.path.to_str()?.strip_prefix("/proc/self/fd/")?.to_owned()));
+        let memory = |o: &Opt| Some(o.get("mem-path")?.strip_prefix("/proc/self/fd/")?.to_owned());
+        let memory = self.all("object").filter_map(memory);
         let share = |o: &Opt| Some(o.get("path")?.strip_prefix("/proc/self/fd/")?.to_owned());
         let shares = self.all("fsdev").filter_map(share);
         let served = self.opts.iter().filter_map(|o| o.get("server.str").map(str::to_owned));
-        self.opts.iter().filter_map(|o| o.get("fd").map(str::to_owned)).chain(served).chain(ram).chain(shares).collect()
+        self.opts
+            .iter()
+            .filter_map(|o| o.get("fd").map(str::to_owned))
+            .chain(served)
+            .chain(memory)
+            .chain(shares)
+            .collect()
     }
 
     /// Whether a reset ends the machine.

@@ -15,7 +15,7 @@ use rustix::{
 use crate::args::{Args, Opt};
 
 /// Devices that the pretended machine has.
-pub(crate) const DEVICES: [(&str, &str); 46] = [
+pub(crate) const DEVICES: [(&str, &str); 47] = [
     ("vhost-user-fs-pci", "PCI"),
     ("vhost-user-fs-ccw", "virtual-css-bus"),
     ("virtio-9p-ccw", "virtual-css-bus"),
@@ -56,6 +56,7 @@ pub(crate) const DEVICES: [(&str, &str); 46] = [
     ("intel-hda", "PCI"),
     ("hda-duplex", "HDA"),
     ("AC97", "PCI"),
+    ("nvdimm", "memory"),
     ("pci-serial", "PCI"),
     ("ib700", "ISA"),
     ("ide-hd", "IDE"),
@@ -229,7 +230,8 @@ fn memory(args: &Args, wrong: &mut Vec<String>) {
     if lends && lent.is_none() {
         wrong.push("vhost-user-fs: the guest's memory is not shared with its back end".into());
     }
-    let of_nodes: Vec<&str> = args.all("numa").filter_map(|node| node.get("memdev")).collect();
+    let of_nodes: Vec<&str> =
+        args.all("numa").chain(args.all("device")).filter_map(|user| user.get("memdev")).collect();
     for object in args.all("object").filter(|o| o.driver().starts_with("memory-backend")) {
         if object.id().is_some_and(|id| of_nodes.contains(&id)) {
             continue;

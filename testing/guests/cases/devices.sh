@@ -126,3 +126,22 @@ END
     want_out 'node0 0-1 10 21' 'node1 2-3 31 10'
     want_err 'template: none'
 }
+
+# Persistent memory: it begins empty, and keeps what is written over a reset.
+test_pmem() {
+    cat >ws/pmem.sh <<'END'
+set -e
+modprobe -a nfit nd_pmem; mkdir -p /tmp/p
+for i in 1 2 3 4 5 6 7 8 9 10; do [ -e /dev/pmem0 ] || sleep 1; done
+if [ "$BELLJAR_REBOOT_COUNT" = 0 ]; then
+    [ "$(tr -d '\0' </dev/pmem0 | wc -c)" = 0 ] && echo empty
+    mkfs.ext4 -q /dev/pmem0; mount /dev/pmem0 /tmp/p; echo kept >/tmp/p/f; sync; umount /tmp/p
+    belljar-ctl power-cut
+fi
+mount /dev/pmem0 /tmp/p; cat /tmp/p/f; blockdev --getsize64 /dev/pmem0
+END
+    bj -v --pmem 64M -- sh ./pmem.sh
+    want_code 0
+    want_out empty kept 67108864
+    want_err 'template: none'
+}

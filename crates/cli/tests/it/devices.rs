@@ -132,3 +132,16 @@ fn serial_ports_and_nodes() {
         lab.run(WELL).args(words).sh("true").go().code(125).complains(said);
     }
 }
+
+#[test]
+fn persistent_memory_is_the_same_after_a_restart() {
+    let lab = Lab::new();
+    let outcome =
+        lab.run(&asking("reset")).args(["--pmem", "16M"]).sh("[ $BELLJAR_REBOOT_COUNT = 1 ] || sleep 60").go();
+    outcome.code(0);
+    let seen = lab.seen();
+    assert_eq!(seen.matches("memory-backend-file,id=pmem0,size=16777216,mem-path=/proc/self/fd/").count(), 2, "{seen}");
+    assert!(seen.contains("nvdimm=on") && seen.contains("slots=16,maxmem=1040M"), "{seen}");
+    let outcome = lab.run(WELL).args(["--pmem", "1M"]).sh("true").go();
+    outcome.code(125).complains("pmem: a module has 16 MiB or more");
+}

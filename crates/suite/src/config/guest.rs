@@ -124,6 +124,8 @@ table! {
         "serial-ports" serial_ports: List<PortName> = "[]",
         /// Nodes of processors and memory (NUMA), which have all of the guest's between them. Such a guest has no template.
         "numa" numa: List<NumaTable> = "[]",
+        /// Modules of persistent memory (NVDIMM) of these sizes: they begin empty, keep what is written over a reboot, and are thrown away. Such a guest has no template.
+        "pmem" pmem: List<Size> = "[]",
         /// Give up on the boot after this time.
         "boot-timeout" boot_timeout: TimeLimit = "(2m, 20m without KVM, sooner if nothing moves)",
         /// What of the host the guest does not see in its root directory and workspace, beside keys and tokens in home directories,
@@ -280,6 +282,7 @@ fn check_source(table: &GuestTable, walk: &mut Walk) {
         Key::CpuTopology => table.cpu_topology.as_ref().map(Spanned::span),
         Key::SerialPorts => table.serial_ports.as_ref().map(Spanned::span),
         Key::Numa => table.numa.as_ref().map(Spanned::span),
+        Key::Pmem => table.pmem.as_ref().map(Spanned::span),
         Key::Machine => table.machine.as_ref().map(Spanned::span),
         Key::Cpu => table.cpu.as_ref().map(Spanned::span),
         Key::QemuArgs => table.qemu_args.as_ref().map(Spanned::span),
@@ -413,6 +416,7 @@ fn devices(table: &GuestTable) -> Devices {
         sound: table.sound.as_ref().map(|sound| *sound.get_ref()),
         rng: plain(&table.rng).unwrap_or(true),
         topology,
+        pmem: plain(&table.pmem).unwrap_or_default(),
         serial_ports: table
             .serial_ports
             .iter()

@@ -111,6 +111,9 @@ impl MachineConfig {
         for at in 0..self.flash.len() {
             let _ = write!(machine, ",pflash{at}={}", flash(at));
         }
+        if self.pmem_size() > 0 {
+            machine.push_str(",nvdimm=on");
+        }
         match self.ram {
             _ if !self.numa.is_empty() => {
                 out.extend(["-machine".into(), machine.into()]);
@@ -153,7 +156,8 @@ impl MachineConfig {
             format!(",sockets={sockets},cores={cores},threads={threads}")
         });
         out.extend(["-smp".into(), format!("{}{further}{topology}", self.cpus).into()]);
-        let further = self.max_memory.filter(|max| *max > self.ram_size());
+        let whole = self.max_memory.unwrap_or_default().max(self.ram_size()) + self.pmem_size();
+        let further = Some(whole).filter(|max| *max > self.ram_size());
         let further = further.map_or_else(String::new, |max| format!(",slots={MEMORY_SLOTS},maxmem={}M", max >> 20));
         out.extend(["-m".into(), format!("{}M{further}", self.ram_size() >> 20).into()]);
         Ok(())

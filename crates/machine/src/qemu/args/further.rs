@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 
 use super::{Device, MachineConfig, disk::push, keyval::KeyVal, slots::Slot};
-use crate::qemu::descriptors::FdSet;
+use crate::qemu::descriptors::{Fd, FdSet};
 
 /// What a guest writes to a serial port.
 #[derive(Clone, Debug)]
@@ -33,6 +33,30 @@ impl SerialLog {
     }
 }
 
+/// Memory that keeps what is in it: what is behind a module of it.
+#[derive(Clone, Debug)]
+pub struct Pmem {
+    /// Its number, from 0.
+    pub number: usize,
+    /// Bytes.
+    pub size: u64,
+    /// The file; none is one by a name of its own: for a command line that a person pastes.
+    pub file: Option<Fd>,
+}
+
+impl Pmem {
+    /// The name of what is behind the module.
+    pub(crate) fn backend(&self) -> String {
+        format!("pmem{}", self.number)
+    }
+
+    fn key_val(&self) -> KeyVal {
+        let path = self.file.map_or_else(|| format!("pmem{}.raw", self.number), Fd::path);
+        let object = KeyVal::new("memory-backend-file").set("id", self.backend()).set("size", self.size.to_string());
+        object.set("mem-path", path).set("share", "on")
+    }
+}
+
 /// A device that was asked for, with what QEMU has to be told of it.
 #[derive(Clone, Debug)]
 pub struct Further {
@@ -42,6 +66,8 @@ pub struct Further {
     pub device: Option<Device>,
     /// What is behind it, if it is a serial port.
     pub log: Option<SerialLog>,
+    /// What is behind it, if it is a module of persistent memory.
+    pub pmem: Option<Pmem>,
     /// Devices that are plugged into it.
     pub within: Vec<Device>,
     /// Whether it takes a slot on the PCI bus.
@@ -59,6 +85,7 @@ impl Further {
             options: Vec::new(),
             device: Some(device),
             log: None,
+            pmem: None,
             within: Vec::new(),
             takes_slot: true,
             is_screen: false,
@@ -72,6 +99,7 @@ impl Further {
             options: Vec::new(),
             device,
             log: None,
+            pmem: None,
             within: Vec::new(),
             takes_slot: false,
             is_screen: false,
@@ -93,6 +121,11 @@ impl MachineConfig {
         self.vga.is_some() || self.further.iter().any(|further| further.is_screen)
     }
 
+    /// Bytes of persistent memory.
+    pub(super) fn pmem_size(&self) -> u64 {
+        self.further.iter().filter_map(|further| Some(further.pmem.as_ref()?.size)).sum()
+    }
+
     /// How many of the slots for further disks these devices take.
     pub(crate) fn further_slots(&self) -> usize {
         self.further.iter().filter(|further| further.takes_slot).count()
@@ -103,6 +136,9 @@ impl MachineConfig {
         for further in &self.further {
             if let Some(log) = &further.log {
                 push(out, "-chardev", log.key_val());
+            }
+            if let Some(pmem) = &further.pmem {
+                push(out, "-object", pmem.key_val());
             }
             for (option, value) in &further.options {
                 push(out, option, value.clone());

@@ -27,7 +27,7 @@ pub(crate) use self::build::AGENT_PORT_ID;
 pub use self::build::{CARD, NETDEV, SANDBOX};
 pub(crate) use self::disk::push;
 pub use self::disk::{Disk, Plugged, Removable, RemovablePart};
-pub use self::further::{Further, SerialLog};
+pub use self::further::{Further, Pmem, SerialLog};
 pub use self::keyval::Device;
 pub(crate) use self::keyval::KeyVal;
 pub use self::node::{Backing, DiskSource, Node};

@@ -78,6 +78,7 @@ const FURTHER: &[&str] = &[
     "virtio-sound-pci",
     "virtio-sound-ccw",
     "pci-serial",
+    "nvdimm",
 ];
 /// The device node.
 const KVM: &str = "/dev/kvm";
