@@ -119,14 +119,18 @@ impl Guarding {
         true
     }
 
-    /// Takes a message of the kernel's, from its record or, where nobody reads that, from the console; gives whether it was told as a finding.
+    /// Takes a message of the kernel's, from its record or, where nobody reads that, from the console; gives whether it was told as a finding, or
+    /// is about to be.
     pub(crate) fn kernel_says(&mut self, kind: AlarmKind, line: &str, of_record: bool, observe: Observe<'_>) -> bool {
         let runs = if of_record { self.begun.is_some() } else { self.runs };
         let guard = match kind {
             AlarmKind::Warning => Guard::Warning,
             AlarmKind::DiskError => Guard::IoError,
-            // That the killer was called is said of the same before.
-            AlarmKind::OutOfMemory if !line.contains(" invoked oom-killer") => Guard::Oom,
+            // That the killer was called is said just before, of the same.
+            AlarmKind::OutOfMemory if line.contains(" invoked oom-killer") => {
+                return runs && self.guards.as_ref().is_some_and(|guards| guards.wants(Guard::Oom));
+            }
+            AlarmKind::OutOfMemory => Guard::Oom,
             _ => return false,
         };
         if !runs {
@@ -268,11 +272,12 @@ mod tests {
         let line = "WARNING: CPU: 0 PID: 1 at kernel/x.c:1 x+0x1/0x2";
         let seen = told(|guarding, observe| {
             assert!(!guarding.kernel_says(AlarmKind::Warning, line, true, observe), "before");
+            assert!(!guarding.kernel_says(AlarmKind::OutOfMemory, "x invoked oom-killer: gfp", true, observe));
             guarding.take(GuardNews::Unit { name: "early.service".into(), result: String::new() }, observe);
             guarding.take(GuardNews::Begins(7), observe);
             assert!(guarding.kernel_says(AlarmKind::Warning, line, true, observe));
             assert!(!guarding.kernel_says(AlarmKind::DiskError, "I/O error, dev vda, sector 1", true, observe));
-            assert!(!guarding.kernel_says(AlarmKind::OutOfMemory, "x invoked oom-killer: gfp", true, observe));
+            assert!(guarding.kernel_says(AlarmKind::OutOfMemory, "x invoked oom-killer: gfp", true, observe));
             assert!(guarding.kernel_says(AlarmKind::OutOfMemory, "Out of memory: Killed process 7 (x)", true, observe));
             assert!(guarding.kernel_says(AlarmKind::Warning, "WARNING: CPU: 0 at net/x.c:1", true, observe));
             guarding.take(GuardNews::Taint(1 << 9 | 1 << 7 | 1 << 12 | 1 << 40), observe);
