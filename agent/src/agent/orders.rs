@@ -273,6 +273,9 @@ impl Agent {
     fn quiesce(&mut self, wanted: Quiesce) {
         // Each copy would have to make it. It goes over into a root that is entered later.
         self.open_asks();
+        if self.link.kind().has_own_kernel() {
+            self.guards.listen_ahead();
+        }
         match setup::start_quiesce(wanted, &self.mounts, self.unpacked.as_ref(), self.cards.addressed) {
             Ok(job) => self.jobs.push(job),
             Err(errno) => {
