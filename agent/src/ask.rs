@@ -161,6 +161,10 @@ impl Asks {
     }
 
     fn ask(&mut self, line: &[u8], link: &mut Link) {
+        // The end of somebody's line that was not ended, perhaps.
+        if line.iter().all(u8::is_ascii_whitespace) {
+            return;
+        }
         let (name, line) = answers::name_and_line(line);
         let question = question(line);
         // Of a name that is none nobody can be told.
@@ -184,6 +188,9 @@ impl Asks {
         self.next += 1;
         self.unanswered += 1;
         if let Some(name) = name {
+            if matches!(question, Question::Machine(_)) {
+                answers::take(self.path.as_deref(), &name);
+            }
             self.waiting.expect(self.next, name);
         }
         link.queue(&ToHost::Ask { number: self.next, question });

@@ -27,6 +27,21 @@ pub(super) fn directory(pipe: &Path) -> PathBuf {
     pipe.with_file_name("answers")
 }
 
+/// What shows that a question has been taken, whose answer may take long.
+pub(super) fn taken(pipe: &Path, name: &str) -> PathBuf {
+    // No answer has such a name.
+    directory(pipe).join(format!(".taken-{name}"))
+}
+
+/// Shows that this question has been taken.
+pub(super) fn take(pipe: Option<&Path>, name: &str) {
+    if let Some(pipe) = pipe
+        && super::make_directory(&directory(pipe)).is_ok()
+    {
+        let _ = std::fs::write(taken(pipe, name), "");
+    }
+}
+
 /// The name under which the answer to a line is wanted, and the line itself.
 pub(super) fn name_and_line(line: &[u8]) -> (Result<Option<String>, String>, &[u8]) {
     let Some(rest) = line.strip_prefix(b">") else { return (Ok(None), line) };
@@ -81,6 +96,9 @@ impl Answers {
         let _ = rustix::fs::chmod(&new, Mode::from_raw_mode(0o644));
         if written.and_then(|()| std::fs::rename(&new, &path)).is_err() {
             return;
+        }
+        if let Some(pipe) = pipe {
+            let _ = std::fs::remove_file(taken(pipe, name));
         }
         self.written.push_back(path);
         if self.written.len() > MAX_ANSWERS

@@ -34,7 +34,7 @@ const SELDOM: Duration = Duration::from_millis(20);
 /// The other names, where each is to be found.
 const NAMES: [(&str, &str); 3] =
     [("tmt-reboot", DIRECTORY), ("autopkgtest-reboot", "/tmp"), ("autopkgtest-reboot-prepare", "/tmp")];
-/// How long the end of the machine is waited for by who has asked for it.
+/// How long the end of the machine is waited for by who has asked for it, once it is known to be asked.
 const END: Duration = Duration::from_secs(3600);
 
 const USAGE: &str = "usage: belljar-ctl mark TEXT | disk NAME ORDER | reboot [MARK] | reset [MARK] | power-cut [MARK] [strict|seed=N]
@@ -165,7 +165,8 @@ pub(crate) fn run(name: &[u8], words: &[&[u8]]) -> c_int {
 /// Asks; gives what was said, or why it was refused. An error is that nothing is known.
 fn ask(pipe: &Path, line: &[u8], limit: Duration) -> Result<Result<String, String>, String> {
     let name = format!("ctl-{}-{}", std::process::id(), now());
-    let whole = [b">", name.as_bytes(), b" ", line, b"\n"].concat();
+    // First it ends what somebody may have left unended in the pipe.
+    let whole = [b"\n>", name.as_bytes(), b" ", line, b"\n"].concat();
     if whole.len() > MAX_QUESTION || line.contains(&b'\n') {
         return Ok(Err(format!(
             "a line of {} bytes is too long, or has a line's end in it; {MAX_QUESTION} bytes are the limit",
@@ -177,11 +178,17 @@ fn ask(pipe: &Path, line: &[u8], limit: Duration) -> Result<Result<String, Strin
     let mut opened = opened.map_err(|error| {
         format!("cannot ask at {shown}: {}; is this a guest of Belljar's, with its agent?", text::io(&error))
     })?;
-    let until = Instant::now() + limit;
+    let begun = Instant::now();
     let mut pause = OFTEN;
     let mut asked = false;
-    let answer = answers::directory(pipe).join(&name);
-    while Instant::now() < until {
+    let (answer, taken) = (answers::directory(pipe).join(&name), answers::taken(pipe, &name));
+    let mut is_taken = false;
+    let limit = loop {
+        is_taken = is_taken || taken.exists();
+        let limit = if is_taken { limit } else { limit.min(LIMIT) };
+        if begun.elapsed() >= limit {
+            break limit;
+        }
         if !asked {
             match opened.write(&whole) {
                 // Up to PIPE_BUF bytes are written as a whole or not at all (pipe(7)).
@@ -199,7 +206,7 @@ fn ask(pipe: &Path, line: &[u8], limit: Duration) -> Result<Result<String, Strin
         }
         std::thread::sleep(pause);
         pause = (pause * 2).min(SELDOM);
-    }
+    };
     Err(format!("there was no answer within {} s; it may have been done", limit.as_secs()))
 }
 

@@ -48,8 +48,12 @@ pub enum Order {
     /// The power is cut: all that hangs is gone, what was not flushed is lost, and each request fails until the power is [on](Order::On) again. A seed
     /// chooses what survives all the same; without one nothing does.
     Cut(Option<u64>),
-    /// The power is on again.
+    /// The power is on again, and requests are answered again.
     On,
+    /// Nothing is done or answered any more: what comes waits, until the power is [cut](Order::Cut), or the disk is [let go](Order::LetGo).
+    Hold,
+    /// QEMU is about to end: all that hangs or comes fails until the disk is [on](Order::On) again, and nothing is lost of what was done before.
+    LetGo,
     /// What it is told up to now is part of it, and comes back by [`Renew`](Self::Renew).
     Keep,
     /// It is as it was at [`Keep`](Self::Keep), but for its bytes, its counts and its log: faults, damage, rate, capacity and power.
@@ -419,6 +423,8 @@ mod tests {
             Order::Freeze,
             Order::Rot { at: "0".to_owned(), seed: Some(1) },
             Order::Renew,
+            Order::Hold,
+            Order::LetGo,
         ];
         for order in orders {
             let line = serde_json::to_string(&order).unwrap();

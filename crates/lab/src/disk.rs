@@ -109,6 +109,18 @@ struct Told {
     capacity: Option<u64>,
 }
 
+/// Whether requests are done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Power {
+    On,
+    /// They wait.
+    Held,
+    /// They fail, for whoever asks is about to end.
+    LetGo,
+    /// They fail, for the power was cut.
+    Off,
+}
+
 /// A disk that is served.
 #[derive(Debug)]
 pub struct LabDisk {
@@ -130,7 +142,7 @@ pub struct LabDisk {
     log: VecDeque<Logged>,
     /// Requests that stood in the log before those that do.
     forgotten: u64,
-    off: bool,
+    power: Power,
     /// What the host could not do.
     broken: Option<io::Error>,
 }
@@ -152,7 +164,7 @@ impl LabDisk {
             marks: HashMap::new(),
             log: VecDeque::new(),
             forgotten: 0,
-            off: false,
+            power: Power::On,
             broken: None,
         }
     }
@@ -162,9 +174,14 @@ impl LabDisk {
         nbd::Export { size: self.store.size(), read_only: self.read_only }
     }
 
-    /// Whether it has no power: each request fails.
+    /// Whether each request fails: it has no power, or was let go.
     pub fn is_off(&self) -> bool {
-        self.off
+        matches!(self.power, Power::Off | Power::LetGo)
+    }
+
+    /// Whether each request waits.
+    pub fn is_held(&self) -> bool {
+        self.power == Power::Held
     }
 
     /// What the host could not do, so that the disk is of no use any more; once.
@@ -261,7 +278,7 @@ impl LabDisk {
     }
 
     fn act(&mut self, request: &Request<'_>, fate: Fate, out: &mut Vec<u8>) -> Result<(), Failed> {
-        if self.off {
+        if self.is_off() {
             return Err(DiskError::Io.into());
         }
         let operation = request.operation.ok_or(DiskError::Invalid)?;
@@ -455,19 +472,29 @@ impl LabDisk {
                 self.store.freeze().map_err(host)?;
                 Ok(Answer::Done)
             }
-            Order::Cut(_) if self.off => Err("the disk has no power already".to_owned()),
+            Order::Cut(_) if self.power == Power::Off => Err("the disk has no power already".to_owned()),
             Order::Cut(seed) => {
-                self.off = true;
+                self.power = Power::Off;
                 self.busy = None;
                 let lost = self.store.cut(seed.map_or(Survival::Strict, Survival::Seed)).map_err(host)?;
                 self.note(What::Power(false));
                 Ok(Answer::Cut { pending: lost.pending, lost: lost.lost })
             }
             Order::On => {
-                if !std::mem::replace(&mut self.off, false) {
-                    return Err("the disk has power".to_owned());
+                match std::mem::replace(&mut self.power, Power::On) {
+                    Power::On => return Err("the disk has power".to_owned()),
+                    Power::Off => self.note(What::Power(true)),
+                    Power::Held | Power::LetGo => {}
                 }
-                self.note(What::Power(true));
+                Ok(Answer::Done)
+            }
+            Order::Hold | Order::LetGo if self.power == Power::Off => Ok(Answer::Done),
+            Order::Hold => {
+                self.power = Power::Held;
+                Ok(Answer::Done)
+            }
+            Order::LetGo => {
+                self.power = Power::LetGo;
                 Ok(Answer::Done)
             }
             Order::Keep => {
@@ -527,14 +554,14 @@ impl LabDisk {
             (self.now.damaged != self.kept.damaged, "damage"),
             (self.now.rate != self.kept.rate, "a limit"),
             (self.now.capacity != self.kept.capacity, "a capacity"),
-            (self.off, "no power"),
+            (self.power == Power::Off, "no power"),
         ];
         was.extend(changes.into_iter().filter(|(is, _)| *is).map(|(_, what)| what.to_owned()));
         self.now = self.kept.clone();
         self.set_rate(self.now.rate);
         self.store.set_capacity(self.now.capacity);
         self.marks.clear();
-        if std::mem::take(&mut self.off) {
+        if std::mem::replace(&mut self.power, Power::On) == Power::Off {
             self.note(What::Power(true));
         }
         was

@@ -198,7 +198,7 @@ pub fn serve(mut disk: LabDisk, qemu: UnixStream, control: UnixStream) -> Result
         if let Some(error) = disk.take_broken() {
             return Err(ServeError::Host(error));
         }
-        let (of_qemu, of_belljar) = wait(client.as_ref(), &control.stream, &answers, &waiting)?;
+        let (of_qemu, of_belljar) = wait(client.as_ref(), &control.stream, &answers, &waiting, disk.is_held())?;
         let over = PollFlags::HUP | PollFlags::ERR;
         if of_belljar.intersects(PollFlags::IN | over) {
             let obeyed = take_orders(&mut control, &mut orders, &mut answers, &mut disk)?;
@@ -251,6 +251,7 @@ fn wait(
     control: &UnixStream,
     answers: &Outgoing,
     waiting: &[Waiting],
+    held: bool,
 ) -> io::Result<(PollFlags, PollFlags)> {
     let mut of_control = PollFlags::IN;
     of_control.set(PollFlags::OUT, answers.unsent() > 0);
@@ -261,7 +262,12 @@ fn wait(
         of_qemu.set(PollFlags::OUT, client.outgoing.unsent() > 0);
         sockets.push(PollFd::new(&client.stream, of_qemu));
     }
-    let due = waiting.iter().filter_map(|one| if let When::At(at) = one.fate.when() { Some(at) } else { None }).min();
+    // What is held waits for an order.
+    let due = waiting
+        .iter()
+        .filter(|_| !held)
+        .filter_map(|one| if let When::At(at) = one.fate.when() { Some(at) } else { None })
+        .min();
     // A moment more than is left, so that it is over then.
     let left = due.map(|due| due.saturating_duration_since(Instant::now()) + Duration::from_micros(50));
     let timeout =
@@ -281,6 +287,7 @@ fn finish(disk: &mut LabDisk, waiting: &mut Vec<Waiting>, out: &mut Vec<u8>) {
     let due = |one: &Waiting, disk: &LabDisk| match one.fate.when() {
         // Nothing is done any more, and all are told so.
         _ if disk.is_off() => true,
+        _ if disk.is_held() => false,
         When::Now => true,
         When::At(at) => at <= now,
         When::Healed(fault) => !disk.hangs(fault),
@@ -313,7 +320,7 @@ impl Client {
                 Said::Goodbye => return Ok(false),
                 Said::Request(request) => {
                     let fate = disk.decide(&request, now);
-                    if fate.when() == When::Now {
+                    if fate.when() == When::Now && !disk.is_held() {
                         disk.execute(&request, fate, out);
                     } else {
                         waiting.push(Waiting::of(&request, fate));
@@ -502,6 +509,46 @@ mod tests {
         assert_eq!(served.order(&Order::On), Answer::Done);
         served.qemu.write_all(&asked(0, 0, 4, 0, 512, b"")).unwrap();
         assert_eq!((served.answer(), served.read(512)), ((4, 0), vec![0; 512]));
+        served.ends().unwrap();
+    }
+
+    #[test]
+    fn what_is_held_is_neither_done_nor_answered_and_lost_with_the_power() {
+        let mut served = Served::start();
+        served.qemu.write_all(&asked(1, 0, 1, 0, 512, &[5; 512])).unwrap();
+        served.qemu.write_all(&asked(3, 0, 2, 0, 0, b"")).unwrap();
+        assert_eq!((served.answer(), served.answer()), ((1, 0), (2, 0)));
+        assert_eq!(served.order(&Order::Hold), Answer::Done);
+        served.qemu.write_all(&asked(1, 0, 3, 0, 512, &[6; 512])).unwrap();
+        served.qemu.write_all(&asked(3, 0, 4, 0, 0, b"")).unwrap();
+        served.qemu.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        assert!(served.qemu.read(&mut [0; 16]).is_err(), "no answer");
+        served.qemu.set_read_timeout(Some(LIMIT)).unwrap();
+        assert_eq!(served.order(&Order::Cut(None)), Answer::Cut { pending: 0, lost: 0 }, "it was not even taken");
+        assert_eq!((served.answer(), served.answer()), ((3, 5), (4, 5)));
+        assert_eq!(served.order(&Order::On), Answer::Done);
+        served.qemu.write_all(&asked(0, 0, 5, 0, 512, b"")).unwrap();
+        assert_eq!((served.answer(), served.read(512)), ((5, 0), vec![5; 512]));
+        served.ends().unwrap();
+    }
+
+    #[test]
+    fn who_lets_a_disk_go_gets_back_what_hangs_and_loses_nothing() {
+        let mut served = Served::start();
+        served.qemu.write_all(&asked(1, 0, 1, 0, 512, &[5; 512])).unwrap();
+        assert_eq!(served.answer(), (1, 0));
+        served.order(&Order::Arm("hang write,flush".into()));
+        served.qemu.write_all(&asked(1, 0, 2, 0, 512, &[6; 512])).unwrap();
+        assert_eq!(served.order(&Order::LetGo), Answer::Done);
+        assert_eq!(served.answer(), (2, 5));
+        served.qemu.write_all(&asked(3, 0, 3, 0, 0, b"")).unwrap();
+        assert_eq!(served.answer(), (3, 5), "not even QEMU's own flush hangs");
+        assert_eq!(served.order(&Order::On), Answer::Done);
+        served.qemu.write_all(&asked(0, 0, 4, 0, 512, b"")).unwrap();
+        assert_eq!((served.answer(), served.read(512)), ((4, 0), vec![5; 512]));
+        // It has power, and faults stay.
+        assert!(matches!(served.order(&Order::On), Answer::Refused(_)));
+        assert_eq!(served.order(&Order::Heal(None)), Answer::Healed(1));
         served.ends().unwrap();
     }
 

@@ -389,11 +389,11 @@ impl Booted {
         }
     }
 
-    /// Mounts the shares: then commands can run.
-    pub(crate) async fn finish(self, plan: &Plan, observe: Observe<'_>) -> Result<QemuGuest, Lost> {
+    /// Mounts the shares: then commands can run. A guest that had an identity keeps it.
+    pub(crate) async fn finish(self, plan: &Plan, who: Option<Identity>, seen: Observe<'_>) -> Result<QemuGuest, Lost> {
         let Self { machine, entered, patience } = self;
         let limit = machine.limits.setup(&patience);
-        finish(machine, entered, plan, None, limit, observe).await
+        finish(machine, entered, plan, who, limit, seen).await
     }
 }
 
@@ -406,8 +406,7 @@ pub(crate) async fn finish(
     limit: Duration,
     observe: Observe<'_>,
 ) -> Result<QemuGuest, Lost> {
-    let limits = machine.limits;
-    let share = &plan.share;
+    let (limits, share) = (machine.limits, &plan.share);
     let content = machine.exchange.as_ref().map(DiskExchange::content);
     let limit = limit + limits.unpacking(machine.exchange.as_ref().map_or(0, DiskExchange::bytes));
     let ready = machine
@@ -758,8 +757,7 @@ async fn finish_setup(
     tell: Tell<'_>,
 ) -> Result<(AgentSession, Option<Carried>), Lost> {
     session.set_liveness(Liveness { silent_after: limits.silence() });
-    let spec = &plan.share;
-    let mounts = plan.mounts();
+    let (spec, mounts) = (&plan.share, plan.mounts());
     let directories = if mounts.is_empty() { vec![share::OUT_PATH.to_owned()] } else { Vec::new() };
     let (system, working_dir) = (plan.system.clone(), plan.processes.cwd.clone());
     let setup = Setup { mounts: mounts.clone(), directories, working_dir, disk, clock_ns: now_ns(), system, identity };

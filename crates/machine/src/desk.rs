@@ -26,7 +26,7 @@ use crate::{
     pictures::Pictures,
     qemu::{
         args::{CARD, MachineConfig},
-        qmp::{EventStream, InjectNmi, Qmp, SetLink, SystemWakeup},
+        qmp::{EventStream, InjectNmi, Qmp, QmpError, SetLink, SystemWakeup},
     },
     session::agent::Reports,
     watch::control,
@@ -148,7 +148,12 @@ impl Desk {
             _ => {}
         }
         self.act(asker, async move {
-            let told = |error: crate::qemu::qmp::QmpError| sanitize_line(error.to_string().as_bytes());
+            let told = |error: QmpError| match error {
+                QmpError::Refused { class, .. } if class == "DeviceNotFound" => {
+                    "this machine has no network card, or it is unplugged".to_owned()
+                }
+                error => sanitize_line(error.to_string().as_bytes()),
+            };
             let done: Result<Outcome, String> = match order {
                 MachineOrder::Link(up) => {
                     let done = qmp.execute(SetLink { name: CARD, up }).await;
@@ -229,6 +234,11 @@ impl Desk {
         }
         let done = self.qmp.execute(SetLink { name: CARD, up: true }).await;
         done.map(|_| true).map_err(|error| sanitize_line(error.to_string().as_bytes()))
+    }
+
+    /// Whether the network card's cable is plugged out by order.
+    pub(crate) fn is_cable_out(&self) -> bool {
+        self.unplugged.load(Ordering::Relaxed)
     }
 
     /// What of the machine is otherwise than it was at first and stays so, for a person.

@@ -250,6 +250,22 @@ impl Lab {
         Ok(())
     }
 
+    /// From now on none does or answers anything, until its power is [cut](Self::cut).
+    ///
+    /// # Errors
+    /// When a server does not; with which one.
+    pub(crate) async fn hold(&self) -> Result<(), String> {
+        self.tell_all(&Order::Hold).await
+    }
+
+    /// Has what hangs fail, and all that QEMU asks for yet: the machine is down.
+    ///
+    /// # Errors
+    /// When a server does not; with which one.
+    pub(crate) async fn let_go(&self) -> Result<(), String> {
+        self.tell_all(&Order::LetGo).await
+    }
+
     /// Cuts the power of all: what was not flushed is lost, but for what this seed chooses. Gives what that did, for a person.
     ///
     /// # Errors
@@ -415,7 +431,7 @@ impl Lab {
         let event = (order.class() == Class::Change).then(|| EventKind::Control {
             device: format!("disk {name}"),
             order: sanitize_line(rest.as_bytes()),
-            outcome: format!("{}{told}", said.trim()),
+            outcome: format!("{}{told}", said.trim().replace('\n', ", ")),
             refused,
         });
         (if refused { Outcome::Refused(said) } else { Outcome::Done(said) }, event)

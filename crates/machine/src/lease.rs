@@ -100,7 +100,7 @@ pub async fn lease(
         match plan.fixed() {
             Ok(()) => {
                 if let Some(guest) = way.copy(Some(layer), observe).await? {
-                    return Ok(guest.with_restarts(plan, view));
+                    return Ok(guest.with_restarts(plan, view).with_set_up());
                 }
             }
             Err(why) => told(observe, SETTING_UP, "run", why),
@@ -147,7 +147,7 @@ impl Way<'_> {
     async fn boot(&self, observe: Observe<'_>) -> Result<QemuGuest, Lost> {
         let launch = self.plan.launch().map_err(|e| Cause::Description(e.to_string()))?;
         let booted = Booted::boot(self.plan, launch, self.view, observe).await.map_err(Unbooted::lost)?;
-        booted.finish(self.plan, observe).await
+        booted.finish(self.plan, None, observe).await
     }
 
     /// A clone, or the guest that was to become a template and could not. `None`: one has to boot.
@@ -432,7 +432,7 @@ impl Way<'_> {
                     booted.machine.qemu.kill().await;
                     return Ok(Got::Nothing);
                 }
-                booted.finish(plan, observe).await.map(|guest| Got::Guest(Box::new(guest)))
+                booted.finish(plan, None, observe).await.map(|guest| Got::Guest(Box::new(guest)))
             }
         }
     }

@@ -9,6 +9,7 @@ mod balloon;
 mod beside;
 mod boot;
 pub mod bounds;
+mod bringing;
 pub mod command;
 mod companion;
 mod conceal;

@@ -129,6 +129,18 @@ pub struct Plan {
     pub(crate) title: String,
 }
 
+impl Plan {
+    /// Whether the guest's root is in its memory, and gone with it.
+    pub(crate) fn root_is_in_memory(&self) -> bool {
+        self.agent == AgentPlace::Initramfs
+    }
+
+    /// Whether the agent is the guest's first process.
+    pub(crate) fn agent_is_first(&self) -> bool {
+        self.rungs.iter().any(|rung| rung.is_init)
+    }
+}
+
 /// How commands run that do not say, by the word of a container image.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Processes {
@@ -288,7 +300,7 @@ pub fn prepare(
             let (kernel, modules) = kernel_for_root(Some(root), kernel, modules, &platform.processor, &mut choices)?;
             let own = |release: &str, dir: &Path| rootdir::own_modules(root, release, dir);
             of_kernel = modules.as_ref().and_then(|index| modules_for_root(own, &kernel, index, asked, &mut choices));
-            let wanted = wanted(&kinds);
+            let wanted = wanted(platform, &kinds);
             let spec = InitSpec { wanted: &wanted, ..init_spec(platform, agent, modules.as_ref()) };
             let files = boot::root_over_9p(&kernel, &spec, share::ROOT_TAG, &cache)?;
             shares.extend(carried(share::ROOT_TAG, root.to_owned(), true));
@@ -329,7 +341,7 @@ pub fn prepare(
             }
             // What carries the modules is another where the others come on a disk.
             let of_modules = kinds.iter().map(|kind| share::carrying(kind, share::MODULES_TAG));
-            let wanted = wanted(&kinds.iter().copied().chain(of_modules).collect::<Vec<_>>());
+            let wanted = wanted(platform, &kinds.iter().copied().chain(of_modules).collect::<Vec<_>>());
             let spec = InitSpec { wanted: &wanted, ..init_spec(platform, agent, modules.as_ref()) };
             let disk = (ROOT_DISK, ROOT_FILE_SYSTEM);
             let files =
@@ -345,7 +357,7 @@ pub fn prepare(
         Found::Initramfs { kernel, initrd, modules } => {
             let modules = modules.map(ModuleIndex::load).transpose()?;
             let kinds: Vec<_> = kinds.iter().chain(&before_agent).copied().collect();
-            let wanted = wanted(&kinds);
+            let wanted = wanted(platform, &kinds);
             // Without our own program in it, a kernel that cannot run that is as good as any.
             let runs = is_init || kernel.arch.is_none_or(|arch| arch == platform.processor.arch);
             let agent = agent.filter(|_| runs);

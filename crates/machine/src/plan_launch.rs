@@ -40,14 +40,19 @@ impl Plan {
         Ok(launch)
     }
 
-    /// The same for a machine in whose place it comes, with the volumes of that one. `of_template`: it was a template's copy.
+    /// The same for a machine in whose place it comes, with the volumes of that one. `of_template`: it was a template's copy; `mac`: the address of its
+    /// network card, if it had one of its own.
     pub(crate) fn launch_again(
         &self,
         kept: Vec<Kept>,
         predecessor: Predecessor,
         of_template: bool,
+        mac: Option<[u8; 6]>,
     ) -> Result<Launch, PlanError> {
-        let config = if of_template { self.config_to_freeze() } else { self.config.clone() };
+        let mut config = if of_template { self.config_to_freeze() } else { self.config.clone() };
+        if let Some(mac) = mac {
+            config.nic.mac = Some(mac.map(|byte| format!("{byte:02x}")).join(":"));
+        }
         let mut launch = Launch { predecessor: Some(predecessor), ..Launch::of(config) };
         self.volumes.again(kept, &self.dir, &mut launch).map_err(VolumeError::from)?;
         self.complete(launch)

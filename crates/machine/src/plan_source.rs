@@ -221,9 +221,13 @@ const WANTED: &[Feature] = &[
     Feature::FileSystem("ext4"),
 ];
 
-/// The same, and what shares of these kinds want.
-pub(crate) fn wanted(kinds: &[&Kind]) -> Vec<Feature> {
+/// The same, and what shares of these kinds want. A kernel tells QEMU of its panic, so that nothing which a test does to the console hides it.
+pub(crate) fn wanted(platform: &Platform, kinds: &[&Kind]) -> Vec<Feature> {
     let mut wanted: Vec<Feature> = WANTED.to_vec();
+    wanted.extend(platform.panic_device.map(|device| match device {
+        "pvpanic" => Feature::Pvpanic,
+        _ => Feature::PvpanicPci,
+    }));
     for &feature in kinds.iter().flat_map(|kind| kind.features).chain(&[Feature::Overlay]) {
         if !wanted.contains(&feature) {
             wanted.push(feature);

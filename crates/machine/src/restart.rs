@@ -4,28 +4,38 @@
 //! What the guest has beside its memory stays as it is: its disks, those of them that are lab disks with their faults and logs, the variables of
 //! its firmware and its TPM.
 
+mod input;
+mod output;
+
 use std::time::Duration;
 
 use belljar_guest_spec::machine_order::{Down, Restart};
 use belljar_model::{CrashKind, EventKind, Phase};
+use belljar_proto::message::Identity;
 use tokio::time::Instant;
 
 use crate::{
     Cause, Lost,
-    boot::{Booted, Machine, Unbooted},
+    boot::{Booted, Machine},
     guest::{Observe, Views},
     lab::Lab,
     launch::Predecessor,
     plan::Plan,
-    qemu::{process::End, qmp::SystemPowerdown},
+    qemu::{
+        process::End,
+        qmp::{Stop, SystemPowerdown},
+    },
     running::{QemuGuest, TAIL},
-    watch::{MOST_RESTARTS, control, of_exceeded},
+    watch::{Expectation, MOST_RESTARTS, control, of_exceeded},
 };
+
+pub(crate) use input::Input;
+pub(crate) use output::{Lines, last_words};
 
 /// How long QEMU may take to close its files when its guest has gone down.
 const CLOSING: Duration = Duration::from_secs(60);
-/// How long what was running has to end when the machine goes down.
-pub(crate) const ENDING: Duration = Duration::from_secs(3);
+/// How often it is looked again whether a guest has gone down.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// What a command is told of restarts: by Belljar's own names, and by those of other harnesses.
 const MARKS: [&str; 2] = ["BELLJAR_REBOOT_MARK", "AUTOPKGTEST_REBOOT_MARK"];
@@ -41,6 +51,11 @@ pub(crate) struct Restarts {
 impl Restarts {
     pub(crate) fn new(plan: &Plan, view: Option<&Views>) -> Self {
         Self { plan: Box::new(plan.clone()), view: view.cloned() }
+    }
+
+    /// Whether nobody in the guest listens for the power button: its first process is the agent, and what listens elsewhere is started by an init.
+    pub(crate) fn nobody_at_button(&self) -> bool {
+        self.plan.agent_is_first()
     }
 }
 
@@ -66,13 +81,13 @@ impl Past {
     }
 }
 
-/// Cuts the power of the lab disks, if that is how the machine goes down: before anything else can reach them.
-pub(crate) async fn cut_power(lab: &Lab, restart: &Restart, observe: Observe<'_>) -> Result<(), Lost> {
-    let mut outcome = String::new();
-    if let Down::PowerCut(seed) = restart.how {
-        outcome = lab.cut(seed).await.map_err(Cause::ShareServer)?;
+/// In the moment of a power cut no lab disk answers any more. How it goes down otherwise is told at once; of a power cut when it has come about.
+pub(crate) async fn begin(lab: &Lab, restart: &Restart, observe: Observe<'_>) -> Result<(), Lost> {
+    if let Down::PowerCut(_) = restart.how {
+        lab.hold().await.map_err(Cause::ShareServer)?;
+    } else {
+        observe(control(&restart.to_string(), "", false));
     }
-    observe(control(&restart.to_string(), &outcome, false));
     Ok(())
 }
 
@@ -81,6 +96,13 @@ impl QemuGuest {
     #[must_use]
     pub(crate) fn with_restarts(mut self, plan: &Plan, view: Option<&Views>) -> Self {
         self.restarts = Some(Restarts::new(plan, view));
+        self
+    }
+
+    /// Something was set up in it.
+    #[must_use]
+    pub(crate) fn with_set_up(mut self) -> Self {
+        self.set_up = true;
         self
     }
 
@@ -96,7 +118,8 @@ impl QemuGuest {
         observe: Observe<'_>,
     ) -> Result<(), Lost> {
         let begun = Instant::now();
-        self.go_down(restart.how, observe).await?;
+        self.tell_what_is_lost(&restart, observe);
+        self.go_down(&restart, observe).await?;
         let down = begun.elapsed();
         self.come_up(observe).await?;
         past.count += 1;
@@ -110,25 +133,95 @@ impl QemuGuest {
         Ok(())
     }
 
-    async fn go_down(&mut self, how: Down, observe: Observe<'_>) -> Result<(), Lost> {
+    /// What of the guest does not survive this restart, although a test may think so.
+    fn tell_what_is_lost(&self, restart: &Restart, observe: Observe<'_>) {
+        if restart.how == Down::Itself && self.by_disk {
+            let message = "the guest's shares are on a disk: what was written to them until reboot-prepare was answered is on the host; what it wrote to them after that is lost";
+            observe(EventKind::Warning { message: message.to_owned() });
+        }
+        let in_memory = self.restarts.as_ref().is_some_and(|restarts| restarts.plan.root_is_in_memory());
+        if in_memory && self.set_up {
+            let message = "the guest's root is in memory: what its set-up, or an earlier command, changed there is gone with the restart, and is not done again";
+            observe(EventKind::Warning { message: message.to_owned() });
+        }
+        if self.machine.watch.is_cable_out() {
+            let message =
+                "the network card's cable was plugged out; with the restart it is plugged in, as it was at first";
+            observe(EventKind::Warning { message: message.to_owned() });
+        }
+    }
+
+    async fn go_down(&mut self, restart: &Restart, observe: Observe<'_>) -> Result<(), Lost> {
+        let how = restart.how;
         if how != Down::Itself {
             // As at the end of a guest: nobody can be asked later.
-            self.settle(observe).await?;
+            self.settle(observe).await.map_err(|lost| {
+                let stands_still = matches!(lost.cause, Cause::Timeout { .. }) || lost.cause.crash_kind() == Some(CrashKind::Silent);
+                if !(stands_still && matches!(how, Down::PowerCut(_))) {
+                    return lost;
+                }
+                // That is no crash of the guest's.
+                let lost_by = "in a power cut the lab disks answer no more, so that whatever in the guest needs one stands still: swap must not be on one";
+                Cause::QemuRefused(format!("the power was not cut: {}; {lost_by}", lost.cause)).into()
+            })?;
         }
+        match how {
+            Down::Reset => self.stop_processors().await?,
+            Down::PowerCut(seed) => {
+                self.stop_processors().await?;
+                // QEMU wants what it has been asked for to be done, and flushed, before it stands still or ends: by now nothing is.
+                let lost = self.machine.lab.cut(seed).await.map_err(Cause::ShareServer)?;
+                observe(control(&restart.to_string(), &lost, false));
+            }
+            Down::Reboot | Down::PowerButton => self.shut_down(how, observe).await?,
+            Down::Itself => {}
+        }
+        // What is still under way goes with a machine that is down, as with a real one. QEMU would wait for it.
+        self.machine.lab.let_go().await.map_err(Cause::ShareServer)?;
         if matches!(how, Down::Reset | Down::PowerCut(_)) {
             let end = self.machine.qemu.quit(CLOSING).await;
             return self.closed(end).await;
-        }
-        if matches!(how, Down::Reboot | Down::PowerButton) {
-            self.shut_down(how, observe).await?;
         }
         // It closes its files, whose last pieces are in its memory.
         let end = tokio::time::timeout(CLOSING, self.machine.qemu.wait()).await.ok();
         if end.is_none() && how == Down::Itself {
             let what = "the guest was to go down by itself, and its machine goes on: a kernel that is started without a reset (kexec) cannot be followed";
-            return Err(Lost::crash(CrashKind::Reboot, what, Phase::Command));
+            return Err(Lost::crash(CrashKind::Reboot, what, Phase::Command).with_tail(self.machine.console.tail(TAIL)));
         }
         self.closed(end).await
+    }
+
+    /// Has the guest's processors stand still. QEMU says so before it waits for its disks.
+    async fn stop_processors(&mut self) -> Result<(), Lost> {
+        let qmp = self.machine.qemu.qmp().clone();
+        let mut events = qmp.events();
+        self.machine.watch.expected().announce(Expectation::Stop);
+        let mut stopping = tokio::spawn(async move { qmp.execute(Stop {}).await });
+        let stopped = async {
+            loop {
+                tokio::select! {
+                    biased;
+                    event = events.next() => match event {
+                        Some(event) if event.name == "STOP" => return Ok(()),
+                        Some(_) => {}
+                        // QEMU has ended, which is told as what it is.
+                        None => return Ok(()),
+                    },
+                    answered = &mut stopping => return match answered {
+                        Ok(Err(error)) => Err(error),
+                        _ => Ok(()),
+                    },
+                }
+            }
+        };
+        match tokio::time::timeout(CLOSING, stopped).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(Cause::QemuRefused(format!("the guest's processors do not stop: {error}")).into()),
+            Err(_) => {
+                let limit = crate::for_people(CLOSING);
+                Err(Cause::QemuRefused(format!("QEMU did not stop the guest's processors within {limit}")).into())
+            }
+        }
     }
 
     /// Has the guest shut itself down.
@@ -157,7 +250,8 @@ impl QemuGuest {
             Ok(Err(lost)) => Err(self.explain(lost, Phase::Command).await),
             Err(_) => {
                 let limit = crate::for_people(limit);
-                let what = format!("the guest did not go down within {limit}, as it was asked to");
+                let blame = self.machine.watch.blame();
+                let what = format!("the guest did not go down within {limit}, as it was asked to{blame}");
                 Err(Lost::timeout(Phase::Command, what).with_tail(self.machine.console.tail(TAIL)))
             }
         }
@@ -168,8 +262,9 @@ impl QemuGuest {
         let Some(end) = end else {
             self.machine.qemu.kill().await;
             let limit = crate::for_people(CLOSING);
+            let blame = self.machine.watch.blame();
             return Err(Cause::QemuRefused(format!(
-                "QEMU did not close the guest's disks within {limit}, so that they may not be whole"
+                "QEMU did not close the guest's disks within {limit}, so that they may not be whole{blame}"
             ))
             .into());
         };
@@ -196,11 +291,14 @@ impl QemuGuest {
             tpm.leave();
         }
         let predecessor = Predecessor { lab: lab.clone(), before: *before, pmem: std::mem::take(pmem) };
-        let launch = plan.launch_again(std::mem::take(kept), predecessor, self.template.is_some());
-        let launch = launch.map_err(|e| Cause::Description(e.to_string()))?;
+        let mac = self.identity.as_ref().map(|identity| identity.mac);
+        let launch = plan.launch_again(std::mem::take(kept), predecessor, self.template.is_some(), mac);
+        let launch = launch.map_err(|e| of_second_boot(Cause::Description(e.to_string()).into()))?;
         observe(EventKind::Phase { phase: Phase::Boot });
-        let booted = Booted::boot(&plan, launch, view.as_ref(), observe).await.map_err(Unbooted::lost)?;
-        let guest = booted.finish(&plan, observe).await?;
+        let booted = Booted::boot(&plan, launch, view.as_ref(), observe).await;
+        let booted = booted.map_err(|unbooted| of_second_boot(unbooted.lost()))?;
+        let identity = self.identity.as_ref().map(|identity| again(identity, plan.root_is_in_memory())).transpose()?;
+        let guest = booted.finish(&plan, identity, observe).await?;
         self.take_over(guest);
         observe(EventKind::Phase { phase: Phase::Command });
         Ok(())
@@ -212,14 +310,64 @@ impl QemuGuest {
             return lost;
         }
         let limit = self.machine.limits.power_off();
-        let ended = tokio::time::timeout(limit, self.machine.watch.trouble(Phase::Command, observe)).await;
-        ended.unwrap_or(lost)
+        let watch = &mut self.machine.watch;
+        watch.power.refuse("the machine goes down already");
+        let ended = async {
+            loop {
+                let found = watch.trouble(Phase::Command, observe).await;
+                match found.cause.crash_kind() {
+                    // That is known.
+                    Some(CrashKind::Silent) => tokio::time::sleep(AGAIN).await,
+                    _ => return found,
+                }
+            }
+        };
+        match tokio::time::timeout(limit, ended).await {
+            Ok(ended) => ended,
+            Err(_) => {
+                let limit = crate::for_people(limit);
+                lost.with_advice(format!(
+                    "the guest was to go down by itself (reboot-prepare), and did not within another {limit}; one that is halted never does"
+                ))
+            }
+        }
     }
+}
+
+/// The guest has booted before: what a person is told of a first boot may not be why.
+fn of_second_boot(lost: Lost) -> Lost {
+    lost.and_advice(
+        "the guest has booted before; this is its boot after the restart, before which the test may have damaged its boot disk, or somebody changed files of \
+         the host that it boots from"
+            .to_owned(),
+    )
+}
+
+/// What makes a copy of a template the machine that it was before it went down: its card has its address by now, and what is on a disk is there.
+fn again(identity: &Identity, in_memory: bool) -> Result<Identity, Lost> {
+    let mut seed = [0; 32];
+    getrandom::fill(&mut seed).map_err(|error| Cause::NoRandom(error.to_string()))?;
+    let Identity { machine_id, host_suffix, mac, .. } = identity.clone();
+    let (machine_id, host_suffix) = if in_memory { (machine_id, host_suffix) } else { ([0; 16], String::new()) };
+    Ok(Identity { seed, machine_id, host_suffix, mac, old_mac: mac })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_copy_is_the_same_machine_after_a_restart() {
+        let mac = [0x52, 0x54, 0, 1, 2, 3];
+        let copy =
+            Identity { seed: [1; 32], machine_id: [2; 16], host_suffix: "-010203".to_owned(), mac, old_mac: [9; 6] };
+        let on_disk = again(&copy, false).unwrap();
+        assert_eq!((on_disk.machine_id, on_disk.host_suffix.as_str()), ([0; 16], ""), "it is there");
+        assert_eq!((on_disk.mac, on_disk.old_mac), (mac, mac), "nothing to be changed");
+        assert_ne!(on_disk.seed, copy.seed);
+        let in_memory = again(&copy, true).unwrap();
+        assert_eq!((in_memory.machine_id, in_memory.host_suffix), (copy.machine_id, copy.host_suffix));
+    }
 
     #[test]
     fn a_command_knows_how_often_it_was_started_again_and_with_which_mark() {

@@ -2,34 +2,31 @@
 
 use std::{
     cell::RefCell,
-    io,
-    pin::Pin,
     rc::Rc,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    task::{Context, Poll},
     time::Duration,
 };
 
 use belljar_model::{CrashKind, EventKind, Exit, Phase};
 use belljar_proto::{
     files::FileQuery,
-    message::{Outcome, Returned, SyncFault},
+    message::{Identity, Outcome},
 };
-use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::{
     Cause, Lost,
     boot::{Entered, Machine},
+    bringing,
     command::GuestCommand,
     console::LogFault,
     guest::{Answer, Ending, Guest, GuestClock, Io, Observe, Origin, Pending},
     orders::Orders,
     plan::Processes,
     qemu::qmp::{self, Qmp},
-    restart::{self, Past, Restarts},
+    restart::{self, Input, Lines, Past, Restarts, last_words},
     session::{self, Session, agent::OutputSink},
     template::{Frozen, Template},
     watch::{self, Expectation, Expected},
@@ -54,8 +51,12 @@ pub struct QemuGuest {
     pub(crate) machine: Machine,
     pub(crate) session: Box<dyn Session>,
     pub(crate) template: Option<Template>,
+    /// What tells it from other copies of the template.
+    pub(crate) identity: Option<Identity>,
+    /// Something was run in it, or in the guest that it is a copy of, before the command that runs now.
+    pub(crate) set_up: bool,
     /// Its shares come and go on a disk.
-    by_disk: bool,
+    pub(crate) by_disk: bool,
     processes: Processes,
     /// How it is started again, if it may be.
     pub(crate) restarts: Option<Restarts>,
@@ -94,7 +95,17 @@ impl QemuGuest {
     pub(crate) fn new(machine: Machine, session: Box<dyn Session>, processes: Processes) -> Self {
         let by_disk = machine.exchange.is_some();
         let clock = Rc::new(QemuClock(RefCell::new(QemuClock::of(&machine))));
-        Self { machine, session, template: None, by_disk, processes, restarts: None, clock }
+        Self {
+            machine,
+            session,
+            template: None,
+            identity: None,
+            set_up: false,
+            by_disk,
+            processes,
+            restarts: None,
+            clock,
+        }
     }
 
     /// Goes on with the machine and the session of another, which takes the place of its own.
@@ -107,8 +118,8 @@ impl QemuGuest {
     }
 
     /// The same, being the copy of a template.
-    pub(crate) fn with_template(mut self, template: Template) -> Self {
-        self.template = Some(template);
+    pub(crate) fn with_template(mut self, template: Template, identity: Identity) -> Self {
+        (self.template, self.identity) = (Some(template), Some(identity));
         self
     }
 
@@ -196,13 +207,18 @@ impl QemuGuest {
         let Processes { user, cwd } = &self.processes;
         let command = command.in_image(user.as_ref(), cwd.as_ref());
         let waits = self.session.wants_whole_stdin() && command.terminal.is_none();
-        let read = Arc::new(AtomicBool::new(!waits || io.stdin.is_none()));
-        let Io { stdin, sink, control } = io;
-        let mut stdin = stdin.map(|inner| TellsItsEnd { inner, ended: read.clone() });
-        let mut io = Io { stdin: stdin.as_mut().map(|s| s as _), sink, control };
+        let is_terminal = command.terminal.is_some();
+        let Io { stdin, sink, mut control } = io;
+        let read = Arc::new(AtomicBool::new(!waits || stdin.is_none()));
+        let mut input = stdin.map(|inner| Input::new(inner, read.clone()));
+        let mut lines = Lines::new(sink, is_terminal);
         let mut past = Past::default();
         loop {
-            let ended = self.run(&command, &mut io, &read, &past, observe).await;
+            let passing = lines.passing();
+            let stdin = input.as_mut().map(|input| input as _);
+            let mut io = Io { stdin, sink: &mut lines, control: control.take() };
+            let ended = self.run(&command, &mut io, (&read, &passing), &past, observe).await;
+            control = io.control.take();
             let power = &mut self.machine.watch.power;
             let (wanted, prepared) = (power.take_wanted(), power.take_prepared());
             power.end();
@@ -225,16 +241,34 @@ impl QemuGuest {
                 }
             };
             self.machine.watch.power.begin(Some(format!("the machine goes down already: {restart}")));
-            io.sink.restarts(false);
-            self.restart(restart, &mut past, observe).await?;
-            io.sink.restarts(true);
-            // It was read, and nobody can read it again.
-            io.stdin = None;
+            lines.end_lines().await?;
+            lines.restarts(false);
+            let restarting = self.restart(restart, &mut past, observe);
+            match &mut input {
+                // A person goes on typing.
+                Some(input) if is_terminal => {
+                    let mut restarting = std::pin::pin!(restarting);
+                    tokio::select! {
+                        biased;
+                        restarted = &mut restarting => restarted?,
+                        () = input.read_ahead() => restarting.await?,
+                    }
+                }
+                _ => {
+                    restarting.await?;
+                    // It was read, and nobody can read it again.
+                    input = None;
+                }
+            }
+            lines.restarts(true);
+            // It was told once.
+            self.set_up = false;
         }
     }
 
     /// A command has come to its own end.
     async fn ended(&mut self, exit: Exit, observe: Observe<'_>) -> Result<Exit, Lost> {
+        self.set_up = true;
         // Whoever runs commands looks for what they left when they have ended.
         if self.by_disk {
             let brought = self.sync(self.machine.limits.packing(), observe).await;
@@ -245,12 +279,13 @@ impl QemuGuest {
         Ok(exit)
     }
 
-    /// Runs a command until it ends, or the machine is to go down, or is lost. `read`: standard input has come to its end.
+    /// Runs a command until it ends, or the machine is to go down, or is lost. `read`: standard input has come to its end; `passing`: output is being
+    /// taken.
     async fn run(
         &mut self,
         command: &GuestCommand,
         io: &mut Io<'_>,
-        read: &AtomicBool,
+        (read, passing): (&AtomicBool, &AtomicBool),
         past: &Past,
         observe: Observe<'_>,
     ) -> Result<Exit, Lost> {
@@ -265,45 +300,60 @@ impl QemuGuest {
                     .to_owned(),
             ),
         };
-        self.machine.watch.begin_command(refusal, command.guards.as_ref());
+        let syncing = (self.by_disk, self.syncing());
+        let Self { machine, session, restarts, .. } = &mut *self;
+        machine.watch.begin_command(refusal, command.guards.as_ref());
+        if restarts.as_ref().is_some_and(Restarts::nobody_at_button) {
+            machine.watch.power.without_button();
+        }
         let ended = {
-            let mut running = self.session.exec(command, io);
-            let early = tokio::select! {
-                biased;
-                ended = &mut running => Some(ended),
-                lost = self.machine.watch.trouble(Phase::Command, observe) => Some(Err(lost)),
-                () = tokio::time::sleep(STDIN_SOON) => None,
-            };
-            let ended = match early {
-                Some(ended) => ended,
-                None => {
-                    if !read.load(Ordering::Relaxed) {
-                        observe(EventKind::Warning {
-                            message: "the command starts when standard input has come to its end (Ctrl-D at a terminal), for this guest \
-                                      has no agent; --no-stdin gives it an empty one"
-                                .into(),
-                        });
+            let mut running = session.exec(command, io);
+            let mut soon = std::pin::pin!(tokio::time::sleep(STDIN_SOON));
+            let mut is_soon = true;
+            // `true`: it is at its own end, whatever that is.
+            let (ended, is_over) = loop {
+                tokio::select! {
+                    biased;
+                    ended = &mut running => break (ended, true),
+                    lost = machine.watch.trouble(Phase::Command, observe) => {
+                        let announced = matches!(lost.cause, Cause::Restart) && machine.watch.power.wanted().is_none();
+                        if !announced {
+                            break (Err(lost), false);
+                        }
+                        match machine.prepare_restart(&mut running, syncing, observe).await {
+                            Ok(None) => {}
+                            Ok(Some(ended)) => break (ended, true),
+                            // Nothing more is asked of it.
+                            Err(lost) => break (Err(lost), true),
+                        }
                     }
-                    tokio::select! {
-                        biased;
-                        ended = &mut running => ended,
-                        lost = self.machine.watch.trouble(Phase::Command, observe) => Err(lost),
+                    () = &mut soon, if is_soon => {
+                        is_soon = false;
+                        if !read.load(Ordering::Relaxed) {
+                            observe(EventKind::Warning {
+                                message: "the command starts when standard input has come to its end (Ctrl-D at a terminal), for this guest \
+                                          has no agent; --no-stdin gives it an empty one"
+                                    .into(),
+                            });
+                        }
                     }
                 }
             };
             // They came before the command's end, which may have been looked at first.
-            self.machine.watch.answer_asks(observe);
-            if let Some(lost) = self.machine.watch.lost_orders() {
+            machine.watch.answer_asks(observe);
+            if let Some(lost) = machine.watch.lost_orders() {
                 return Err(lost);
             }
-            if let Some(wanted) = self.machine.watch.power.wanted().cloned() {
-                restart::cut_power(&self.machine.lab, &wanted.restart, observe).await?;
-                if let Some(reports) = self.machine.watch.reports() {
+            if let Some(wanted) = machine.watch.power.wanted().cloned() {
+                restart::begin(&machine.lab, &wanted.restart, observe).await?;
+                let reports = machine.watch.reports().cloned();
+                if let Some(reports) = &reports {
                     reports.answer(wanted.number, Outcome::GoesDown);
                 }
-                if ended.is_err() {
-                    // What it has said up to now is brought here. One that does not end goes with the machine.
-                    drop(tokio::time::timeout(restart::ENDING, running).await);
+                // What it has said up to now is brought here. One that does not end goes with the machine.
+                if !is_over && !last_words(&mut running, reports.as_deref(), passing).await {
+                    let message = "what the command has left behind was still writing when the machine went down, so that it is cut off";
+                    observe(EventKind::Warning { message: message.to_owned() });
                 }
             }
             ended
@@ -459,44 +509,8 @@ impl QemuGuest {
             )))?,
             lost = self.machine.watch.trouble(Phase::Close, observe) => return Err(lost),
         };
-        if !self.by_disk {
-            return session::of_sync(report.fault, observe);
-        }
-        if let Some(SyncFault::Covered(places)) = &report.fault {
-            // What is below such a place cannot be told from what was deleted, or put there.
-            let places = places.join(", ");
-            return Err(Lost::from(Cause::BroughtBack(format!(
-                "the command has left something mounted in a directory that is shared on a disk, so that nothing of it was brought back: {places}; \
-                 have it unmounted by the command, or mount it elsewhere"
-            )))
-            .lasting());
-        }
-        session::of_sync(report.fault, observe)?;
-        self.bring_back(report.returned, limit, observe).await
-    }
-
-    /// Takes what the guest packed for the host.
-    async fn bring_back(
-        &mut self,
-        returned: Option<Returned>,
-        limit: Duration,
-        observe: Observe<'_>,
-    ) -> Result<(), Lost> {
-        let exchange = self.machine.exchange.take().ok_or_else(|| {
-            Cause::Unsynced("what the guest left was being unpacked when somebody gave up waiting for it".to_owned())
-        })?;
-        let returned = returned.ok_or_else(|| {
-            Cause::BroughtBack(
-                "the agent did not say what it packed for the host, so that what the guest left cannot be had"
-                    .to_owned(),
-            )
-        })?;
-        let (exchange, brought) = exchange.brought_back(returned, limit).await?;
-        self.machine.exchange = Some(exchange);
-        for message in brought?.warnings {
-            observe(EventKind::Warning { message });
-        }
-        Ok(())
+        let returned = bringing::returned(report, self.by_disk, observe)?;
+        if self.by_disk { self.machine.bring_back(returned, limit, observe).await } else { Ok(()) }
     }
 
     /// Has the guest power itself off; one that does not is killed later.
@@ -595,23 +609,6 @@ impl Guest for QemuGuest {
 
     fn last_lines(&self, most: usize) -> Vec<String> {
         self.machine.console.tail(most)
-    }
-}
-
-/// Standard input that tells whether it has come to its end.
-struct TellsItsEnd<'a> {
-    inner: &'a mut (dyn AsyncRead + Unpin + Send),
-    ended: Arc<AtomicBool>,
-}
-
-impl AsyncRead for TellsItsEnd<'_> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = into.filled().len();
-        let polled = Pin::new(&mut *self.inner).poll_read(cx, into);
-        if polled.is_ready() && into.filled().len() == before {
-            self.ended.store(true, Ordering::Relaxed);
-        }
-        polled
     }
 }
 

@@ -229,7 +229,7 @@ impl Watch {
             if let Some(lost) = self.lost_orders().or_else(|| self.take_news(phase, observe)) {
                 return lost;
             }
-            if self.power.is_wanted() {
+            if self.power.is_due() {
                 return Cause::Restart.into();
             }
             if let Some(lost) = self.judge_suspects(observe) {
@@ -266,7 +266,7 @@ impl Watch {
                 }
                 () = changed(changes) => {}
                 done = self.desk.next() => observe(done),
-                order = self.inbox.next() => self.take_order(order, observe),
+                order = self.inbox.next() => self.take_order(order),
                 () = tokio::time::sleep_until(due) => {
                     if let Some(lost) = self.of_silence(phase) {
                         return lost;
@@ -314,7 +314,7 @@ impl Watch {
         if let Some(lost) = self.ports.lost(phase) {
             return Some(lost);
         }
-        let may_be_heard = !self.stopped && !self.expected.has_end();
+        let may_be_heard = !self.stopped && !self.expected.may_be_silent();
         let Some(reports) = self.reports.as_ref().filter(|_| may_be_heard) else {
             self.heartbeat.reset();
             return None;

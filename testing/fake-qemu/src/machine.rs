@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use belljar_proto::message::{KernelNews, ToHost};
+use belljar_proto::message::{KernelNews, Question, ToHost};
 use serde_json::{Value, json};
 
 use crate::{
@@ -286,6 +286,12 @@ impl Machine {
     pub(crate) fn kernel(&self, news: KernelNews) -> bool {
         let agent = self.agent.lock().unwrap_or_else(PoisonError::into_inner);
         agent.as_ref().is_some_and(|port| port.say(&ToHost::Kernel(news)))
+    }
+
+    /// A question of a program in the guest, by way of the agent. `false`: there is none that could pass it on.
+    pub(crate) fn ask(&self, number: u32, question: Question) -> bool {
+        let agent = self.agent.lock().unwrap_or_else(PoisonError::into_inner);
+        agent.as_ref().is_some_and(|port| port.say(&ToHost::Ask { number, question }))
     }
 
     /// A program in the guest opens or closes the port of Belljar's agent. As in QEMU, nobody hears of a port without an id.

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, thread, time::Duration};
 
-use belljar_proto::message::{BlindGuard, GuardNews, KernelNews};
+use belljar_proto::message::{BlindGuard, GuardNews, KernelNews, Question};
 use serde_json::Value;
 
 use crate::{
@@ -137,6 +137,12 @@ impl Track {
                     _ => return Err(step.fail("guard coredump, taint, unit or blind")),
                 };
                 if !self.machine.kernel(KernelNews::Guard(news)) {
+                    return Err(step.fail("no agent has a session"));
+                }
+            }
+            "ask" => {
+                // The number is nobody else's.
+                if !self.machine.ask(u32::MAX, Question::Machine(step.need_text(0)?)) {
                     return Err(step.fail("no agent has a session"));
                 }
             }

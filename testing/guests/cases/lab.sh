@@ -373,6 +373,68 @@ TEST
     want_line 'control: machine: link down' err
 }
 
+# What is written before a restart that the test brings about is on the host, whatever carries it; a panic is none, however quiet; what hangs goes with the machine.
+test_restarts_lose_nothing() {
+    cat >ws/t.sh <<'TEST'
+set -e
+case ${BELLJAR_REBOOT_MARK-} in
+"")
+    echo first >$BELLJAR_OUT/first
+    echo 1..1
+    printf 'ok 1 - begun '
+    # Somebody's line is not ended.
+    printf 'mark x' >$BELLJAR_CTL
+    belljar-ctl reboot-prepare itself
+    echo late >$BELLJAR_OUT/late
+    echo b >/proc/sysrq-trigger
+    sleep 60 ;;
+itself)
+    echo 'not ok 1 - a'
+    echo second >$BELLJAR_OUT/second
+    belljar-ctl disk data0 hang write
+    dd if=/dev/zero of=/dev/vda bs=4k count=1 oflag=direct 2>/dev/null &
+    sleep 1
+    belljar-ctl reset hung ;;
+hung)
+    if belljar-ctl power-button; then exit 1; fi
+    cat /sys/class/net/eth0/address >$BELLJAR_OUT/address
+    belljar-ctl link down
+    belljar-ctl power-cut address ;;
+address)
+    belljar-ctl disk data0 heal
+    cmp /sys/class/net/eth0/address $BELLJAR_OUT/address
+    echo 0 >/proc/sys/kernel/printk
+    echo -1 >/proc/sys/kernel/panic
+    belljar-ctl reboot-prepare panic
+    echo c >/proc/sysrq-trigger
+    sleep 60 ;;
+panic) echo "it was taken for a restart" ;;
+esac
+TEST
+    bj -v --run-dir ../rd --share disk --disk size=64M,lab,serial=data0 -- sh ./t.sh
+    want_code 121
+    want_line '^ok 1 - begun $'
+    want_line '^not ok 1 - a$'
+    want_no_line 'it was taken for a restart'
+    want_err 'what it wrote to them after that is lost'
+    want_err "the network card's cable was plugged out; with the restart it is plugged in"
+    want_err 'panicked while running'
+    [ "$(cat rd/out/first)" = first ] && [ "$(cat rd/out/second)" = second ] || fail "results are lost"
+    [ ! -e rd/out/late ] || fail "what came late is there"
+}
+
+# Somebody who reads slowly gets all that was said before a restart.
+test_restart_and_a_slow_reader() {
+    cat >ws/t.sh <<'TEST'
+case ${BELLJAR_REBOOT_MARK-} in
+"") seq 1 60000; belljar-ctl reset x ;;
+*) echo again ;;
+esac
+TEST
+    (cd ws && exec "$BELLJAR" run -- sh ./t.sh </dev/null 2>../err) | (sleep 25; cat >out)
+    [ "$(grep -c . out)" = 60001 ] && [ "$(tail -n 1 out)" = again ] || fail "output is lost"
+}
+
 # On an image that boots by itself, from its template: the guest's own service manager takes it down, and what is on its boot disk stays. A reset that
 # nobody has asked for is a crash.
 # fixtures: debian-bookworm

@@ -1,6 +1,8 @@
 //! Commands that have their machine go down, and are started again when it is up.
 
-use crate::harness::{Lab, Outcome, WELL};
+use std::{fs, io::Read as _, time::Duration};
+
+use crate::harness::{Lab, Outcome, Pty, WELL};
 
 /// What a command is told of restarts, and that it goes on only when the machine has gone down.
 const TELL: &str = r#"echo "$BELLJAR_REBOOT_COUNT ${BELLJAR_REBOOT_MARK-none} $TMT_REBOOT_COUNT ${AUTOPKGTEST_REBOOT_MARK-none}"
@@ -33,7 +35,11 @@ fn told_again(outcome: &Outcome, mark: &str) {
 fn a_command_is_started_again_when_its_machine_is_up() {
     let lab = Lab::new();
     for (ask, ends) in [("reboot", "Shutdown(Reboot)"), ("power-button", "system_powerdown"), ("reset", "quit")] {
-        let outcome = lab.run(&asking(&format!("{ask}+half"))).sh(TELL).go();
+        let script = asking(&format!("{ask}+half"));
+        // Belljar's own init does not listen for a button.
+        let of_image = script.replace("agent asks", "agent pid1=off asks");
+        let guest = if ask == "power-button" { lab.run_image(&of_image) } else { lab.run(&script) };
+        let outcome = guest.sh(TELL).go();
         told_again(&outcome, "half");
         assert!(lab.seen().contains(ends), "{ask}: {}", lab.seen());
         let told = controls(&outcome);
@@ -52,6 +58,10 @@ fn a_power_cut_is_one_for_lab_disks_too() {
     let told = controls(&outcome);
     let lost = "data0 lost 0 of 0 changes that were not flushed; lab0 lost 0 of 0 changes that were not flushed";
     assert!(told.contains(&format!("machine: power-cut half seed=7 ({lost})")), "{told:?}");
+    // The processors stand still before the power goes, and QEMU's own flush comes too late.
+    let seen = lab.seen();
+    let at = |what: &str| seen.find(what).unwrap_or_else(|| panic!("{what}: {seen}"));
+    assert!(at("GoesDown") < at("Sync") && at("Sync") < at("\"stop\"") && at("\"stop\"") < at("\"quit\""), "{seen}");
     // The same servers go on, with their faults: the second one of this kind has another number.
     assert!(told.contains(&"disk data0: error read (fault 2)".to_owned()), "{told:?}");
 }
@@ -103,8 +113,100 @@ fn what_is_no_order_is_refused_and_the_command_goes_on() {
     for said in ["takes one word", "up or down", "seed=NUMBER", "there are reboot"] {
         assert!(lab.seen().contains(said), "{said}: {}", lab.seen());
     }
+    let outcome = lab.run(&asking("power-button+half")).sh("sleep 1").go();
+    outcome.code(0);
+    assert!(lab.seen().contains("nobody in this guest listens for the power button"), "{}", lab.seen());
     // Of two the first is done.
     let outcome = lab.run(&asking("reboot+one,reset+two")).sh(TELL).go();
     told_again(&outcome, "one");
     assert!(lab.seen().contains("goes down already: reboot one"), "{}", lab.seen());
+}
+
+#[test]
+fn what_was_written_is_on_the_host_before_the_machine_may_go_down_by_itself() {
+    let lab = Lab::new();
+    let writes = "[ $BELLJAR_REBOOT_COUNT = 1 ] && exit 3; echo kept >$BELLJAR_OUT/first; machine agent 'ask \"reboot-prepare half\"'; \
+                  sleep 2; reboot; sleep 60";
+    for share in ["disk", "9p"] {
+        let outcome = lab.run(WELL).args(["--share", share]).sh(writes).go();
+        outcome.code(3);
+        let out = lab.runs().pop().unwrap().join("out/first");
+        assert_eq!(fs::read_to_string(out).unwrap(), "kept\n", "{share}");
+        let is_told = outcome.stderr.contains("what it wrote to them after that");
+        assert_eq!(is_told, share == "disk", "{}", outcome.stderr);
+        for run in lab.runs() {
+            fs::remove_dir_all(run).unwrap();
+        }
+    }
+    // What cannot be brought refuses it, so that the reboot is one that nobody asked for.
+    for (how, why) in [("gone", "unmounted"), ("fail", "No space left on device")] {
+        let well = WELL.replace("\nagent\n", &format!("\nagent sync={how}\n"));
+        let outcome = lab.run(&well).sh(writes).go();
+        outcome.code(121).complains("rebooted");
+        let told = controls(&outcome);
+        assert!(told[0].starts_with("machine: reboot-prepare half (") && told[0].contains(why), "{told:?}");
+    }
+    // Who does not wait for the answer is told so.
+    let well = WELL.replace("\nagent\n", "\nagent sync=never\n");
+    let outcome = lab.run(&well).sh(writes).go();
+    outcome.code(121).complains("wait for the answer");
+}
+
+#[test]
+fn a_line_that_was_begun_is_ended_when_the_machine_goes_down() {
+    let lab = Lab::new();
+    let tap = "[ $BELLJAR_REBOOT_COUNT = 1 ] && { echo 'not ok 1 - a'; exit 3; }; echo 1..1; printf 'ok 1 - begun '; printf whole >&2; \
+               machine agent 'ask \"reset half\"'; sleep 60";
+    let outcome = lab.run(WELL).sh(tap).go();
+    outcome.code(3).says("1..1\nok 1 - begun \nnot ok 1 - a\n");
+    assert!(outcome.stderr.contains("whole\n"), "{:?}", outcome.stderr);
+}
+
+#[test]
+fn who_reads_the_output_slowly_gets_all_of_it() {
+    let lab = Lab::new();
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let reading = std::thread::spawn(move || {
+        // Longer than what is killed has to end.
+        std::thread::sleep(Duration::from_secs(8));
+        let mut all = String::new();
+        reader.read_to_string(&mut all).unwrap();
+        all
+    });
+    let talks = "[ $BELLJAR_REBOOT_COUNT = 1 ] && { echo again; exit 3; }; seq 1 20000; machine agent 'ask \"reset half\"'; sleep 60";
+    let outcome = lab.run(WELL).stdout(writer).sh(talks).go();
+    outcome.code(3);
+    let all: String = (1..=20000).map(|number| format!("{number}\n")).chain(["again\n".to_owned()]).collect();
+    let read = reading.join().unwrap();
+    assert!(read == all, "{} bytes of {}: {:?}", read.len(), all.len(), &read[read.len().saturating_sub(40)..]);
+}
+
+#[test]
+fn a_terminal_goes_on_when_the_machine_is_up_again() {
+    let lab = Lab::new();
+    let mut pty = Pty::new();
+    let shell = "echo ready-$BELLJAR_REBOOT_COUNT; while read -r line; do echo got-$line; case $line in again) machine agent 'ask \"reset half\"' ;; \
+                 bye) exit 5 ;; esac; done; exit 6";
+    let run = lab.shell(WELL).under(pty.wrapper()).command(["sh", "-c", shell]).spawn();
+    pty.await_text("ready-0");
+    pty.type_in("again\r");
+    pty.await_text("ready-1");
+    pty.type_in("bye\r");
+    pty.await_text("got-bye");
+    run.end().code(5);
+    assert!(pty.is_cooked());
+}
+
+#[test]
+fn a_copy_keeps_its_address_and_what_is_gone_is_told() {
+    let lab = Lab::new();
+    let outcome = lab.run(&asking("link+down,reset+half")).with_templates().sh(TELL).go();
+    told_again(&outcome, "half");
+    outcome.complains("the network card's cable was plugged out; with the restart it is plugged in");
+    let seen = lab.seen();
+    let identities: Vec<&str> = seen.split("mac: [").skip(1).filter_map(|rest| rest.split(']').next()).collect();
+    let [copy, again] = identities[..] else { panic!("{identities:?}: {seen}") };
+    assert_eq!(copy, again);
+    let mac: Vec<String> = copy.split(", ").map(|byte| format!("{:02x}", byte.parse::<u8>().unwrap())).collect();
+    assert!(seen.contains(&format!("mac={}", mac.join(":"))), "{mac:?}: {seen}");
 }

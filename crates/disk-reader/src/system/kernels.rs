@@ -136,6 +136,8 @@ fn keys(feature: Feature) -> Option<&'static [&'static str]> {
         Feature::FileSystem("erofs") => &["CONFIG_EROFS_FS"],
         Feature::Vsock => &["CONFIG_VIRTIO_VSOCKETS"],
         Feature::Crc32c => &["CONFIG_CRYPTO_CRC32C"],
+        Feature::Pvpanic => &["CONFIG_PVPANIC_MMIO"],
+        Feature::PvpanicPci => &["CONFIG_PVPANIC_PCI"],
         Feature::FileSystem(_) => return None,
     })
 }

@@ -48,6 +48,10 @@ pub enum Feature {
     Vsock,
     /// Checksums that the kernel's library for them asks for by name: modules that need that library cannot be inserted without, although none names it.
     Crc32c,
+    /// The device by which a kernel tells QEMU of its panic, on a PC.
+    Pvpanic,
+    /// The same on a PCI bus.
+    PvpanicPci,
 }
 
 impl Feature {
@@ -102,6 +106,9 @@ impl Feature {
             Feature::FileSystem(name) => std::slice::from_ref(name),
             Feature::Vsock => &["vmw_vsock_virtio_transport"],
             Feature::Crc32c => &["crc32c_generic"],
+            // Of the ACPI device, too, since Linux 5.13.
+            Feature::Pvpanic => &["pvpanic_mmio"],
+            Feature::PvpanicPci => &["pvpanic_pci"],
         }
     }
 }
@@ -126,6 +133,7 @@ impl std::fmt::Display for Feature {
             Feature::VirtioRng => "virtio random numbers",
             Feature::Vsock => "vsock over virtio",
             Feature::Crc32c => "CRC-32C",
+            Feature::Pvpanic | Feature::PvpanicPci => "device that tells of a panic",
         })
     }
 }

@@ -231,17 +231,7 @@ impl AgentSession {
                 other => Err(other),
             })
             .await?;
-        let fault = report.fault.map(|fault| match fault {
-            SyncFault::Failed(text) => SyncFault::Failed(error::clean(&text)),
-            SyncFault::Suspended => SyncFault::Suspended,
-            SyncFault::Gone(places) => SyncFault::Gone(places.iter().map(|p| error::clean(p)).collect()),
-            SyncFault::Covered(places) => SyncFault::Covered(places.iter().map(|p| error::clean(p)).collect()),
-        });
-        let returned = report.returned.map(|returned| Returned {
-            left_out: returned.left_out.iter().take(MAX_LEFT_OUT).map(|line| error::clean(line)).collect(),
-            ..returned
-        });
-        Ok(SyncReport { fault, returned })
+        Ok(clean_sync(report))
     }
 
     /// What comes over the port beside the conversation.
@@ -370,6 +360,21 @@ impl AgentSession {
             ToHost::Announce(_) => Err(SessionError::Restarted),
         }
     }
+}
+
+/// What the agent says of a synchronisation, free of control characters.
+fn clean_sync(report: SyncReport) -> SyncReport {
+    let fault = report.fault.map(|fault| match fault {
+        SyncFault::Failed(text) => SyncFault::Failed(error::clean(&text)),
+        SyncFault::Suspended => SyncFault::Suspended,
+        SyncFault::Gone(places) => SyncFault::Gone(places.iter().map(|p| error::clean(p)).collect()),
+        SyncFault::Covered(places) => SyncFault::Covered(places.iter().map(|p| error::clean(p)).collect()),
+    });
+    let returned = report.returned.map(|returned| Returned {
+        left_out: returned.left_out.iter().take(MAX_LEFT_OUT).map(|line| error::clean(line)).collect(),
+        ..returned
+    });
+    SyncReport { fault, returned }
 }
 
 async fn within<T>(limit: Duration, future: impl Future<Output = T>) -> Option<T> {

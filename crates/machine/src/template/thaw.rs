@@ -146,8 +146,8 @@ async fn finish(
     machine.watch.entered(entered.reports());
     boot::choices_of_copy(plan, &entered).into_iter().for_each(&mut *observe);
     let limit = machine.limits.setup_of_copy();
-    let guest = boot::finish(machine, entered, plan, Some(identity), limit, observe).await;
-    guest.map(|guest| guest.with_template(template)).map_err(Unthawed::Lost)
+    let guest = boot::finish(machine, entered, plan, Some(identity.clone()), limit, observe).await;
+    guest.map(|guest| guest.with_template(template, identity)).map_err(Unthawed::Lost)
 }
 
 /// A machine that is to go on.

@@ -6,7 +6,7 @@ use belljar_guest_spec::{Guards, machine_order::MachineOrder};
 use belljar_model::EventKind;
 use belljar_proto::message::{MAX_QUESTION, Outcome, Question};
 
-use super::{Expectation, Expected, Watch, power::Power};
+use super::{Expectation, Watch, power::Power};
 use crate::{
     console::sanitize::sanitize_line,
     desk::{Asker, Desk},
@@ -43,7 +43,7 @@ impl Watch {
     /// Does what was asked for up to now, and answers.
     pub(crate) fn answer_asks(&mut self, observe: Observe<'_>) {
         if let Some(reports) = self.reports.clone() {
-            let machine = Asked { desk: &mut self.desk, power: &mut self.power, expected: &self.expected };
+            let machine = Asked { desk: &mut self.desk, power: &mut self.power };
             self.marks.answer(&reports, Some(machine), observe);
         }
         while let Some(done) = self.desk.news() {
@@ -52,16 +52,12 @@ impl Watch {
     }
 
     /// Does what somebody outside asks for, and answers.
-    pub(super) fn take_order(&mut self, order: HostOrder, observe: Observe<'_>) {
+    pub(super) fn take_order(&mut self, order: HostOrder) {
         let HostOrder { text, answer } = order;
         let asker = Asker::Outside { answer, reports: self.reports.clone() };
         match text.trim().split_once(char::is_whitespace) {
             Some(("disk", text)) => self.desk.take(asker, text.trim().to_owned()),
-            _ => Asked { desk: &mut self.desk, power: &mut self.power, expected: &self.expected }.machine(
-                asker,
-                text.trim(),
-                observe,
-            ),
+            _ => Asked { desk: &mut self.desk, power: &mut self.power }.machine(asker, text.trim()),
         }
     }
 
@@ -106,18 +102,41 @@ impl Watch {
     pub(crate) fn lost_orders(&self) -> Option<Lost> {
         self.marks.lost_orders()
     }
+
+    /// Whether the network card's cable is plugged out by order.
+    pub(crate) fn is_cable_out(&self) -> bool {
+        self.desk.is_cable_out()
+    }
+
+    /// From now on the guest may go down by itself, as it was announced.
+    pub(crate) fn prepare(&mut self, observe: Observe<'_>) {
+        let Some((asker, restart)) = self.power.prepare() else { return };
+        if !self.expected.has(Expectation::Restart) {
+            self.expected.announce(Expectation::Restart);
+        }
+        let text = restart.to_string();
+        self.desk.record(control(&text, "it may go down by itself now", false)).into_iter().for_each(observe);
+        asker.answer(Outcome::Done(String::new()));
+    }
+
+    /// What was announced is refused.
+    pub(crate) fn withdraw(&mut self, why: &str, observe: Observe<'_>) {
+        let Some((asker, restart)) = self.power.withdraw() else { return };
+        let why = sanitize_line(why.as_bytes());
+        self.desk.record(control(&restart.to_string(), &why, true)).into_iter().for_each(observe);
+        asker.answer(Outcome::Refused(why));
+    }
 }
 
 /// What of a machine may be asked for something.
 pub(crate) struct Asked<'a> {
     desk: &'a mut Desk,
     power: &'a mut Power,
-    expected: &'a Expected,
 }
 
 impl Asked<'_> {
     /// Does something to the machine, or sees to it that it is done, and answers.
-    fn machine(&mut self, asker: Asker, text: &str, observe: Observe<'_>) {
+    fn machine(&mut self, asker: Asker, text: &str) {
         let outcome = match MachineOrder::parse(text) {
             Err(why) => Outcome::Refused(why),
             Ok(MachineOrder::Restart(restart)) => {
@@ -129,18 +148,10 @@ impl Asked<'_> {
                     (Ok(()), Asker::Outside { .. }) => Outcome::GoesDown,
                 }
             }
-            Ok(MachineOrder::Prepare(restart)) => match self.power.prepare(restart) {
-                Ok(()) => {
-                    if !self.expected.has(Expectation::Restart) {
-                        self.expected.announce(Expectation::Restart);
-                    }
-                    self.desk
-                        .record(control(text, "it may go down by itself now", false))
-                        .into_iter()
-                        .for_each(observe);
-                    Outcome::Done(String::new())
-                }
+            Ok(MachineOrder::Prepare(restart)) => match self.power.may_announce() {
                 Err(why) => Outcome::Refused(why),
+                // It is answered when what was written is on the host.
+                Ok(()) => return self.power.announce(asker, restart),
             },
             Ok(order) => return self.desk.take_machine(asker, order, text),
         };
@@ -180,7 +191,7 @@ impl Marks {
                     continue;
                 }
                 (Question::Machine(text), Some(machine)) => {
-                    machine.machine(Asker::Guest { number, reports: reports.clone() }, &text, observe);
+                    machine.machine(Asker::Guest { number, reports: reports.clone() }, &text);
                     continue;
                 }
                 (Question::Machine(_), None) => {

@@ -40,6 +40,12 @@ impl Expected {
         self.has(Expectation::PowerOff) || self.has(Expectation::Restart)
     }
 
+    /// Whether it may be silent for as long as it likes: whoever has asked it to power itself off has a limit of his own. One that may go down by itself
+    /// has none.
+    pub(crate) fn may_be_silent(&self) -> bool {
+        self.has(Expectation::PowerOff)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Vec<Expectation>> {
         // Nothing is half-done while it is held.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -61,5 +67,7 @@ mod tests {
         assert!(!expected.take(Expectation::Stop), "the next one is QEMU's own");
         assert!(expected.has(Expectation::PowerOff) && expected.take(Expectation::PowerOff));
         assert!(!expected.has(Expectation::PowerOff));
+        expected.announce(Expectation::Restart);
+        assert!(expected.has_end() && !expected.may_be_silent(), "a halted guest never goes down");
     }
 }

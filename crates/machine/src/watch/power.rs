@@ -1,6 +1,8 @@
 //! What a command asks of its machine as a whole: to go down and come up again.
 
-use belljar_guest_spec::machine_order::Restart;
+use belljar_guest_spec::machine_order::{Down, Restart};
+
+use crate::desk::Asker;
 
 /// Most restarts in one command.
 pub(crate) const MOST_RESTARTS: u32 = 50;
@@ -11,7 +13,13 @@ pub(crate) struct Power {
     /// Why it may not.
     refusal: Option<String>,
     wanted: Option<Wanted>,
+    /// One that the test is to bring about itself, for which nothing has been done yet.
+    announced: Option<(Asker, Restart)>,
+    /// What has to be done for it has begun.
+    is_preparing: bool,
     prepared: Option<Restart>,
+    /// Nobody in the guest listens for its power button.
+    no_button: bool,
 }
 
 /// A restart that is asked for.
@@ -24,14 +32,26 @@ pub(crate) struct Wanted {
 
 impl Default for Power {
     fn default() -> Self {
-        Self { refusal: Some("no command runs that could be started again".to_owned()), wanted: None, prepared: None }
+        Self {
+            refusal: Some("no command runs that could be started again".to_owned()),
+            wanted: None,
+            announced: None,
+            is_preparing: false,
+            prepared: None,
+            no_button: false,
+        }
     }
 }
 
 impl Power {
     /// A command begins, for which the machine may be restarted, or may not for this reason.
     pub(crate) fn begin(&mut self, refusal: Option<String>) {
-        *self = Self { refusal, wanted: None, prepared: None };
+        *self = Self { refusal, wanted: None, announced: None, is_preparing: false, prepared: None, no_button: false };
+    }
+
+    /// Nobody in the guest listens for its power button, while this command runs.
+    pub(crate) fn without_button(&mut self) {
+        self.no_button = true;
     }
 
     /// No command runs any more.
@@ -50,27 +70,62 @@ impl Power {
         if let Some(Wanted { restart, .. }) = &self.wanted {
             return Err(format!("the machine goes down already: {restart}"));
         }
+        if self.no_button && restart.how == Down::PowerButton {
+            return Err("nobody in this guest listens for the power button, for its first process is Belljar's agent and no service of the system \
+                        runs; take reboot"
+                .to_owned());
+        }
         self.wanted = Some(Wanted { number, restart });
         Ok(())
     }
 
-    /// Takes a restart that the test brings about itself.
+    /// Whether a restart may be announced that the test is to bring about itself.
     ///
     /// # Errors
-    /// Why it is not to be.
-    pub(super) fn prepare(&mut self, restart: Restart) -> Result<(), String> {
-        match &self.refusal {
-            Some(why) => Err(why.clone()),
-            None => {
-                self.prepared = Some(restart);
-                Ok(())
-            }
+    /// Why it may not.
+    pub(super) fn may_announce(&self) -> Result<(), String> {
+        if let Some(why) = &self.refusal {
+            return Err(why.clone());
+        }
+        let wanted = self.wanted.as_ref().map(|wanted| &wanted.restart);
+        match wanted.or(self.announced.as_ref().map(|(_, restart)| restart)) {
+            Some(restart) => Err(format!("something else is being done to the machine already: {restart}")),
+            None => Ok(()),
         }
     }
 
-    /// Whether the machine is to go down.
-    pub(super) fn is_wanted(&self) -> bool {
-        self.wanted.is_some()
+    /// Takes a restart that the test is to bring about itself: once what it has written is on the host, it is to be [prepared](Self::prepare). Who asks
+    /// is answered then.
+    pub(super) fn announce(&mut self, asker: Asker, restart: Restart) {
+        self.announced = Some((asker, restart));
+        self.is_preparing = false;
+    }
+
+    /// What has to be done for what was announced is being done.
+    pub(crate) fn begin_preparing(&mut self) {
+        self.is_preparing = true;
+    }
+
+    /// All is done for what was announced; gives it.
+    pub(super) fn prepare(&mut self) -> Option<(Asker, Restart)> {
+        let (asker, restart) = self.announced.take()?;
+        self.prepared = Some(restart.clone());
+        Some((asker, restart))
+    }
+
+    /// What was announced is not to be; gives it.
+    pub(super) fn withdraw(&mut self) -> Option<(Asker, Restart)> {
+        self.announced.take()
+    }
+
+    /// Nothing more is taken, for this reason.
+    pub(crate) fn refuse(&mut self, why: &str) {
+        self.refusal = Some(why.to_owned());
+    }
+
+    /// Whether somebody is to see to a restart: to have the machine go down, or to what has to be done before it goes down by itself.
+    pub(super) fn is_due(&self) -> bool {
+        self.wanted.is_some() || (self.announced.is_some() && !self.is_preparing)
     }
 
     /// Whether it may go down by itself.
@@ -96,8 +151,6 @@ impl Power {
 
 #[cfg(test)]
 mod tests {
-    use belljar_guest_spec::machine_order::Down;
-
     use super::*;
 
     #[test]
@@ -105,17 +158,32 @@ mod tests {
         let restart = || Restart { how: Down::Reboot, mark: "m".to_owned() };
         let mut power = Power::default();
         assert!(power.want(1, restart()).unwrap_err().contains("no command runs"));
-        assert!(power.prepare(restart()).is_err() && !power.is_prepared());
+        let asker = || Asker::Outside { answer: tokio::sync::oneshot::channel().0, reports: None };
+        assert!(power.may_announce().is_err() && !power.is_prepared());
         power.begin(None);
         power.want(2, restart()).unwrap();
         assert!(power.want(3, restart()).unwrap_err().contains("goes down already: reboot m"));
-        assert!(power.is_wanted());
+        assert!(power.is_due());
         assert_eq!(power.take_wanted().map(|wanted| wanted.number), Some(2));
         assert!(power.take_wanted().is_none());
-        power.prepare(restart()).unwrap();
+        power.may_announce().unwrap();
+        power.announce(asker(), restart());
+        assert!(power.may_announce().unwrap_err().contains("already") && !power.is_prepared());
+        assert!(power.is_due());
+        power.begin_preparing();
+        assert!(!power.is_due());
+        assert!(power.withdraw().is_some() && power.prepare().is_none() && !power.is_prepared());
+        power.announce(asker(), restart());
+        assert!(power.prepare().is_some());
         assert_eq!(power.take_prepared(), Some(restart()));
         power.begin(Some("not here".to_owned()));
         assert_eq!(power.want(4, restart()).unwrap_err(), "not here");
+        power.begin(None);
+        power.without_button();
+        let by_button = Restart { how: Down::PowerButton, mark: String::new() };
+        assert!(power.want(4, by_button.clone()).unwrap_err().contains("take reboot"));
+        power.begin(None);
+        power.want(4, by_button).unwrap();
         power.end();
         assert!(power.want(5, restart()).is_err());
     }

@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use belljar_proto::frame::{Encoder, Frame, Kind, from_bytes};
-use belljar_proto::message::{KernelNews, Outcome, Question, ToAgent, ToHost};
+use belljar_proto::message::{KernelNews, Outcome, Question, SyncReport, ToAgent, ToHost};
 use tokio::sync::{mpsc, watch};
 
+use super::clean_sync;
 use super::connect::PortKind;
 use super::error::clean;
 
@@ -54,6 +55,19 @@ struct State {
     lost: LostAsks,
     /// Answers that the guest has not taken yet; there is somebody who sends them.
     unsent: VecDeque<Vec<u8>>,
+    sync: BesideSync,
+}
+
+/// A synchronisation of the shares that was asked for beside the session's conversation.
+#[derive(Debug, Default)]
+enum BesideSync {
+    /// None was.
+    #[default]
+    None,
+    /// The agent has not answered yet.
+    Awaited,
+    /// It has.
+    Done(SyncReport),
 }
 
 /// Questions that were never looked at.
@@ -110,6 +124,10 @@ impl Reports {
                     state.answered = state.answered.max(number - FIRST);
                     None
                 }
+                Some(Ok(ToHost::Synced(report))) if matches!(state.sync, BesideSync::Awaited) => {
+                    state.sync = BesideSync::Done(clean_sync(report));
+                    None
+                }
                 _ => return Some(frame),
             }
         };
@@ -125,6 +143,7 @@ impl Reports {
         state.asks.clear();
         state.lost = LostAsks::default();
         state.unsent.clear();
+        state.sync = BesideSync::None;
     }
 
     /// Whether the reader is held up by somebody who does not take what came.
@@ -154,9 +173,36 @@ impl Reports {
 
     /// Answers one of these; later, if the guest has not even taken what was sent before: it asks no more than it has had answered.
     pub(crate) fn answer(self: &Arc<Self>, number: u32, answer: Outcome) {
+        self.post(&ToAgent::Answer { number, answer });
+    }
+
+    /// Has everything that was written to the shares brought to the host, or packed for it, while the session waits for something else. To be called by one
+    /// at a time, and not while the session itself asks for that.
+    pub(crate) async fn sync(self: &Arc<Self>) -> SyncReport {
+        self.state().sync = BesideSync::Awaited;
+        let mut changes = self.changes();
+        self.post(&ToAgent::Sync);
+        loop {
+            {
+                let mut state = self.state();
+                if let BesideSync::Done(_) = state.sync
+                    && let BesideSync::Done(report) = std::mem::take(&mut state.sync)
+                {
+                    return report;
+                }
+            }
+            if changes.changed().await.is_err() {
+                // Whoever watches the guest sees why.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Sends a message; later, if the guest has not even taken what was sent before.
+    fn post(self: &Arc<Self>, message: &ToAgent) {
         let mut state = self.state();
         let mut frames = Vec::new();
-        if Encoder::new(state.session).message(&ToAgent::Answer { number, answer }, &mut frames).is_err() {
+        if Encoder::new(state.session).message(message, &mut frames).is_err() {
             return;
         }
         let is_first = state.unsent.is_empty();
