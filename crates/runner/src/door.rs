@@ -25,7 +25,7 @@ use tokio::{
 };
 
 /// The socket's name in the run's directory.
-pub const SOCKET: &str = "ctl";
+pub const SOCKET: &str = "orders";
 /// The longest line that is asked, in bytes.
 const MAX_LINE: u64 = 4096;
 /// The longest answer, in bytes.
