@@ -115,6 +115,17 @@ pub fn checked(order: &str) -> Result<String, String> {
 mod tests {
     use super::*;
 
+    proptest::proptest! {
+        /// Programs in the guest write them, too.
+        #[test]
+        fn no_text_is_too_odd_to_be_read(text in "\\PC*", words in "((un)?plug|disk|memory|clock|wakeup|power-cut|link|[-+][0-9]{1,30}[a-z]|[0-9]{1,25}[KMGT]?|seed=[0-9]{1,25}|path=[0-9]{1,12}| ){0,8}") {
+            for text in [text, words] {
+                let _ = MachineOrder::parse(&text);
+                let _ = ScheduledOrder::parse(&text);
+            }
+        }
+    }
+
     #[test]
     fn orders_and_their_times() {
         let of = |text: &str| ScheduledOrder::parse(text).unwrap();

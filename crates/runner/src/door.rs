@@ -24,7 +24,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-/// The socket's name in the run's directory.
+/// The socket's name in the run's directory, where nothing of a guest's has that name (`belljar_machine::plan`, `CONTROL_DIR`).
 pub const SOCKET: &str = "orders";
 /// The longest line that is asked, in bytes.
 const MAX_LINE: u64 = 4096;
@@ -199,6 +199,13 @@ mod tests {
     async fn asked(dir: &Path, unit: &'static str, order: &'static str) -> Result<String, String> {
         let dir = dir.to_owned();
         tokio::task::spawn_blocking(move || ask(&dir, unit, order).unwrap()).await.unwrap()
+    }
+
+    #[test]
+    fn the_socket_is_in_nobodys_way() {
+        use crate::run_dir::{EVENTS, OUT};
+        let others = [belljar_machine::plan::CONTROL_DIR, EVENTS, OUT, "guests", "lock", "attempts", "console.log"];
+        assert!(!others.contains(&SOCKET));
     }
 
     #[tokio::test]

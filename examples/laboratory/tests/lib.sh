@@ -29,6 +29,9 @@ within() {
 # disk SERIAL: the device of a lab disk.
 disk() { echo "/dev/disk/by-id/virtio-$1"; }
 
+# scsi SERIAL: the device of a disk on SCSI.
+scsi() { echo "/dev/disk/by-id/scsi-0QEMU_QEMU_HARDDISK_$1"; }
+
 # lab SERIAL ORDER...: has something happen to a lab disk.
 lab() { belljar-ctl disk "$@"; }
 

@@ -20,6 +20,7 @@ const GUEST: &[u8] = b"FAKE_QEMU_CONTROL=";
 /// Files of a run's directory.
 const RUN_FILES: [&str; 16] = [
     "ctl",
+    "orders",
     "covers",
     "engine.cmd",
     "engine.log",
