@@ -320,7 +320,7 @@ impl Client {
                 Said::Goodbye => return Ok(false),
                 Said::Request(request) => {
                     let fate = disk.decide(&request, now);
-                    if fate.when() == When::Now && !disk.is_held() {
+                    if disk.is_off() || (fate.when() == When::Now && !disk.is_held()) {
                         disk.execute(&request, fate, out);
                     } else {
                         waiting.push(Waiting::of(&request, fate));
