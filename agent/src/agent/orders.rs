@@ -69,6 +69,7 @@ impl Agent {
                 if answer == Outcome::GoesDown {
                     self.commands.iter_mut().for_each(|command| command.signal(libc::SIGKILL));
                 }
+                let is_step = matches!(answer, Outcome::StepClock(_));
                 let answer = match answer {
                     Outcome::StepClock(step) if self.link.kind().has_own_kernel() => match setup::step_clock(step) {
                         Ok(()) => Outcome::Done(String::new()),
@@ -76,6 +77,10 @@ impl Agent {
                     },
                     answer => answer,
                 };
+                if let (0, true) = (number, is_step) {
+                    let why = if let Outcome::Refused(why) = &answer { Some(why.clone()) } else { None };
+                    self.link.queue(&ToHost::ClockStepped(why));
+                }
                 self.asks.answered(number, answer);
             }
             ToAgent::Ping(number) => {

@@ -10,6 +10,8 @@ use crate::{fault, machine_order::MachineOrder};
 const MARK: &str = "mark:";
 /// The longest order, in bytes, as in the guest.
 const MAX_ORDER: usize = 900;
+/// The latest time of an order.
+const LATEST: Duration = Duration::from_secs(7 * 86400);
 /// Most orders of one test.
 pub const MAX_ORDERS: usize = 1000;
 
@@ -47,8 +49,13 @@ impl When {
             };
         }
         let time = text.trim().strip_prefix('+').unwrap_or(text);
-        let time = humantime::parse_duration(time);
-        time.map(Self::After).map_err(|_| "no time for an order; write +5s, or mark:NAME".to_owned())
+        let time =
+            humantime::parse_duration(time).map_err(|_| "no time for an order; write +5s, or mark:NAME".to_owned())?;
+        if time > LATEST {
+            Err("too late for an order: no test takes more than a week".to_owned())
+        } else {
+            Ok(Self::After(time))
+        }
     }
 }
 
@@ -139,6 +146,7 @@ mod tests {
             ("+5s", "write +5s ORDER"),
             ("soon nmi", "write +5s, or mark:NAME"),
             ("mark: nmi", "no mark"),
+            ("+500000000000y nmi", "too late for an order"),
             ("+1s explode", "there are reboot"),
             ("+1s disk", "disk NAME ORDER"),
             ("+1s disk a", "disk NAME ORDER"),

@@ -53,10 +53,23 @@ pub(crate) enum Asker {
     },
 }
 
-/// The number of what no program in the guest has asked for.
-const NO_QUESTION: u32 = 0;
+/// How long the agent may take to have the guest's clock jump.
+const STEPPING: Duration = Duration::from_secs(30);
 
 impl Asker {
+    /// What is the agent's to do is done by it when it has the answer; for somebody outside it is asked to do it, and what came of it is waited for.
+    async fn carry_out(&self, outcome: Outcome) -> Outcome {
+        let (Outcome::StepClock(nanoseconds), Self::Outside { reports, .. }) = (&outcome, self) else { return outcome };
+        let Some(reports) = reports else {
+            return Outcome::Refused("there is no agent in this guest that could set its clock".to_owned());
+        };
+        match tokio::time::timeout(STEPPING, reports.step_clock(*nanoseconds)).await {
+            Ok(Ok(None)) => Outcome::Done(String::new()),
+            Ok(Ok(Some(why))) => Outcome::Refused(why),
+            Ok(Err(_)) | Err(_) => Outcome::Refused("the agent did not say that the clock has jumped".to_owned()),
+        }
+    }
+
     /// Says what came of it.
     pub(crate) fn answer(self, outcome: Outcome) {
         let (answer, reports) = match self {
@@ -66,11 +79,8 @@ impl Asker {
         let said = match (outcome, reports) {
             (Outcome::Done(said), _) => Ok(said),
             (Outcome::Refused(why), _) => Err(why),
-            (outcome @ Outcome::StepClock(_), Some(reports)) => {
-                reports.answer(NO_QUESTION, outcome);
-                Ok(String::new())
-            }
-            (Outcome::StepClock(_), None) => Err("there is no agent in this guest that could set its clock".to_owned()),
+            // See `carry_out`.
+            (Outcome::StepClock(_), _) => Err("the guest's clock was not told to jump".to_owned()),
             (Outcome::GoesDown, _) => Ok("the machine goes down".to_owned()),
             (Outcome::Full, _) => Err("no more of it is taken".to_owned()),
         };
@@ -163,7 +173,10 @@ impl Desk {
                 MachineOrder::Unplug { device, surprise } => {
                     hotplug.lock().await.unplug(&device, surprise, &qmp, &lab).await.map(Outcome::Done)
                 }
-                MachineOrder::Plug(device) => hotplug.lock().await.plug(&device, &qmp, &lab).await.map(Outcome::Done),
+                MachineOrder::Plug(device) => {
+                    let is_cable_out = unplugged.load(Ordering::Relaxed);
+                    hotplug.lock().await.plug(&device, is_cable_out, &qmp, &lab).await.map(Outcome::Done)
+                }
                 MachineOrder::Wakeup(_) => Ok(Outcome::Done(String::new())),
                 // The agent does that, and says what came of it.
                 MachineOrder::Clock(nanoseconds) => Ok(Outcome::StepClock(nanoseconds)),
@@ -202,6 +215,14 @@ impl Desk {
         let tell = self.tell.clone();
         let act = Box::pin(async move {
             let (outcome, event) = acting.await;
+            let refused_before = matches!(outcome, Outcome::Refused(_));
+            let outcome = asker.carry_out(outcome).await;
+            let event = match (&outcome, event) {
+                (Outcome::Refused(why), Some(EventKind::Control { device, order, .. })) if !refused_before => {
+                    Some(EventKind::Control { device, order, outcome: why.clone(), refused: true })
+                }
+                (_, event) => event,
+            };
             // It is told before anybody can build on it. Nobody listening is fine.
             event.into_iter().for_each(|event| drop(tell.send(event)));
             asker.answer(outcome);

@@ -91,7 +91,8 @@ impl Hotplug {
                     lab.note_orders();
                 }
                 for part in parts {
-                    delete(qmp, &slot.device.parts[part].id).await?;
+                    let told = |why: String| lab.hangs().map_or(why.clone(), |hangs| format!("{why}; {hangs}"));
+                    delete(qmp, &slot.device.parts[part].id).await.map_err(told)?;
                     slot.is_in[part] = false;
                 }
                 Ok(String::new())
@@ -123,11 +124,17 @@ impl Hotplug {
         }
     }
 
-    /// Has a device come; gives what there is to say of it.
+    /// Has a device come; gives what there is to say of it. A network card comes with its cable in, or out.
     ///
     /// # Errors
     /// Why it has not come, for a person.
-    pub(crate) async fn plug(&mut self, device: &Device, qmp: &Qmp, lab: &Lab) -> Result<String, String> {
+    pub(crate) async fn plug(
+        &mut self,
+        device: &Device,
+        is_cable_out: bool,
+        qmp: &Qmp,
+        lab: &Lab,
+    ) -> Result<String, String> {
         match device {
             Device::Disk { .. } | Device::Nic => {
                 let slot = self.slot(device)?;
@@ -142,7 +149,7 @@ impl Hotplug {
                     }
                     slot.is_in[part] = true;
                 }
-                slot.let_speak(qmp, lab).await?;
+                slot.let_speak(is_cable_out, qmp, lab).await?;
                 Ok(String::new())
             }
             Device::Cpu => {
@@ -243,9 +250,9 @@ impl Slot {
     }
 
     /// What comes is a device like any other.
-    async fn let_speak(&mut self, qmp: &Qmp, lab: &Lab) -> Result<(), String> {
+    async fn let_speak(&mut self, is_cable_out: bool, qmp: &Qmp, lab: &Lab) -> Result<(), String> {
         match &self.device.name {
-            None => say(qmp, SetLink { name: CARD, up: true }).await.map(drop),
+            None => say(qmp, SetLink { name: CARD, up: !is_cable_out }).await.map(drop),
             Some(name) if std::mem::take(&mut self.is_cut) => lab.give_power(name).await,
             Some(_) => Ok(()),
         }
@@ -286,7 +293,8 @@ async fn delete(qmp: &Qmp, id: &str) -> Result<(), String> {
     match tokio::time::timeout(LIMIT, is_gone(&mut events, id)).await {
         Ok(gone) => gone,
         Err(_) => Err(format!(
-            "the guest did not let go of it within {} s; it may still do so. Its kernel needs the driver for that (ACPI hotplug)",
+            "the guest did not let go of it within {} s; it may still do so. Its kernel needs a driver for that (ACPI hotplug), and requests that the \
+             device does not answer hold it up",
             LIMIT.as_secs()
         )),
     }

@@ -15,7 +15,7 @@ pub const PROGRAM_PORT_NAME: &str = "belljar.program";
 
 /// Version of everything in this crate. Host and agent come from one build, so it only guards
 /// against a stale agent, such as one resumed from an old template.
-pub const VERSION: u16 = 18;
+pub const VERSION: u16 = 19;
 
 /// The exit code of an agent that is to have systemd in a container, and says on standard error why there can be none.
 pub const CANNOT_BE_HAD: i32 = 77;
@@ -520,6 +520,8 @@ pub enum ToHost {
     Kernel(KernelNews),
     /// The guest is about to end as asked.
     Ending,
+    /// The guest's clock has jumped, as an answer without a question said ([`Outcome::StepClock`]), or has not, for this reason.
+    ClockStepped(Option<String>),
     /// Something worth a line in the event log.
     Log(String),
     /// The agent cannot go on; the guest is lost.

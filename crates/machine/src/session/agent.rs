@@ -356,7 +356,7 @@ impl AgentSession {
             | ToHost::Renewing(_)
             | ToHost::Ending => Ok(()),
             // Taken before it gets here.
-            ToHost::Kernel(_) | ToHost::Ask { .. } => Ok(()),
+            ToHost::Kernel(_) | ToHost::Ask { .. } | ToHost::ClockStepped(_) => Ok(()),
             ToHost::Announce(_) => Err(SessionError::Restarted),
         }
     }

@@ -83,6 +83,10 @@ impl Watch {
             let message = format!("an earlier test left lab disks otherwise than they were, which was ended: {was}");
             observe(EventKind::Warning { message });
         }
+        let changed = self.desk.changed().await;
+        if let Some(what) = changed {
+            return Ok(Some(format!("an earlier test left its machine otherwise than it was: {what}")));
+        }
         if self.desk.plug_in().await.map_err(lost)? {
             let message = "an earlier test left the network card's cable plugged out; it was plugged in".to_owned();
             observe(EventKind::Warning { message });
@@ -91,11 +95,7 @@ impl Watch {
             let message = "an earlier test left memory taken from the guest, which was given back".to_owned();
             observe(EventKind::Warning { message });
         }
-        Ok(self
-            .desk
-            .changed()
-            .await
-            .map(|what| format!("an earlier test left its machine otherwise than it was: {what}")))
+        Ok(None)
     }
 
     /// What the result of a command cannot be believed for: what it ordered was not done.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use belljar_proto::frame::{Encoder, Frame, Kind, from_bytes};
 use belljar_proto::message::{KernelNews, Outcome, Question, SyncReport, ToAgent, ToHost};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::clean_sync;
 use super::connect::PortKind;
@@ -21,6 +21,8 @@ const MAX_ASKS: usize = 2048;
 const AGAIN: Duration = Duration::from_millis(5);
 /// Numbers of the questions that are asked here begin above this, and those of the session's own pings stay far below or above.
 const FIRST: u64 = 1 << 62;
+/// The number of what no program in the guest has asked for.
+const NO_QUESTION: u32 = 0;
 /// And end below this.
 const LAST: u64 = 1 << 63;
 
@@ -53,6 +55,8 @@ struct State {
     asks: Vec<(u32, Question)>,
     /// Questions for which there was no room.
     lost: LostAsks,
+    /// Who waits for the guest's clock to have jumped, or for why it has not.
+    stepped: Option<oneshot::Sender<Option<String>>>,
     /// Answers that the guest has not taken yet; there is somebody who sends them.
     unsent: VecDeque<Vec<u8>>,
     sync: BesideSync,
@@ -120,6 +124,13 @@ impl Reports {
                     }
                     None
                 }
+                Some(Ok(ToHost::ClockStepped(why))) => {
+                    if let Some(tell) = state.stepped.take() {
+                        // Nobody waiting is fine.
+                        drop(tell.send(why.map(|why| clean(&why))));
+                    }
+                    None
+                }
                 Some(Ok(ToHost::Pong(number))) if (FIRST..LAST).contains(&number) => {
                     state.answered = state.answered.max(number - FIRST);
                     None
@@ -163,6 +174,14 @@ impl Reports {
         self.port.upgrade()?.try_send(frames).ok()?;
         self.state().asked = ticket;
         Some(ticket)
+    }
+
+    /// Has the guest's clock jump by so many nanoseconds; tells when it has, or why not.
+    pub(crate) fn step_clock(self: &Arc<Self>, nanoseconds: i64) -> oneshot::Receiver<Option<String>> {
+        let (tell, told) = oneshot::channel();
+        self.state().stepped = Some(tell);
+        self.answer(NO_QUESTION, Outcome::StepClock(nanoseconds));
+        told
     }
 
     /// What programs in the guest have asked for since the last call.
