@@ -5,12 +5,12 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use belljar_guest_spec::machine_order::MachineOrder;
+use belljar_guest_spec::machine_order::{Device, MachineOrder};
 use belljar_model::EventKind;
 use belljar_proto::message::Outcome;
 use tokio::{
@@ -106,9 +106,14 @@ pub(crate) struct Desk {
     unplugged: Arc<AtomicBool>,
     /// The guest's clock was told to jump.
     clock_jumped: bool,
+    /// How many commands have come to their end in this guest: what an earlier one has ordered and was not done yet is not done any more.
+    ended: Arc<AtomicU64>,
     balloon: Arc<Mutex<Balloon>>,
     pictures: Arc<Mutex<Pictures>>,
 }
+
+/// Why an order is not done whose command has ended.
+const LATE: &str = "the test that ordered it has ended";
 
 /// Most orders of one command that are recorded.
 const MOST_RECORDED: usize = 1000;
@@ -136,6 +141,7 @@ impl Desk {
             recorded: 0,
             unplugged: Arc::default(),
             clock_jumped: false,
+            ended: Arc::default(),
             balloon: Arc::new(Mutex::new(Balloon::new(config.ram_size()))),
             pictures: Arc::new(Mutex::new(Pictures::new(dir))),
         }
@@ -149,6 +155,10 @@ impl Desk {
 
     /// Does what was asked of the machine, and answers.
     pub(crate) fn take_machine(&mut self, asker: Asker, order: MachineOrder, text: &str) {
+        if let MachineOrder::Unplug { device, surprise } = order {
+            self.unplug(asker, device, surprise, text.to_owned());
+            return;
+        }
         let (qmp, text, unplugged) = (self.qmp.clone(), text.to_owned(), self.unplugged.clone());
         let (hotplug, lab) = (self.hotplug.clone(), self.lab.clone());
         let (balloon, pictures) = (self.balloon.clone(), self.pictures.clone());
@@ -170,9 +180,6 @@ impl Desk {
                     unplugged.store(done.is_ok() && !up, Ordering::Relaxed);
                     done.map(|_| Outcome::Done(String::new())).map_err(told)
                 }
-                MachineOrder::Unplug { device, surprise } => {
-                    hotplug.lock().await.unplug(&device, surprise, &qmp, &lab).await.map(Outcome::Done)
-                }
                 MachineOrder::Plug(device) => {
                     let is_cable_out = unplugged.load(Ordering::Relaxed);
                     hotplug.lock().await.plug(&device, is_cable_out, &qmp, &lab).await.map(Outcome::Done)
@@ -185,7 +192,9 @@ impl Desk {
                 MachineOrder::Nmi => {
                     qmp.execute(InjectNmi {}).await.map(|_| Outcome::Done(String::new())).map_err(told)
                 }
-                MachineOrder::Restart(_) | MachineOrder::Prepare(_) => Err("it is done elsewhere".to_owned()),
+                MachineOrder::Unplug { .. } | MachineOrder::Restart(_) | MachineOrder::Prepare(_) => {
+                    Err("it is done elsewhere".to_owned())
+                }
             };
             let refused = done.is_err();
             let outcome = done.unwrap_or_else(Outcome::Refused);
@@ -213,7 +222,12 @@ impl Desk {
 
     fn act(&mut self, asker: Asker, acting: impl Future<Output = (Outcome, Option<EventKind>)> + Send + 'static) {
         let tell = self.tell.clone();
+        let is_late = self.is_late();
         let act = Box::pin(async move {
+            if is_late() {
+                asker.answer(Outcome::Refused(LATE.to_owned()));
+                return;
+            }
             let (outcome, event) = acting.await;
             let refused_before = matches!(outcome, Outcome::Refused(_));
             let outcome = asker.carry_out(outcome).await;
@@ -229,6 +243,42 @@ impl Desk {
         });
         // It is there as long as this is.
         let _ = self.orders.send(act);
+    }
+
+    /// Whether the command that asks now has come to its end, when that is asked.
+    fn is_late(&self) -> impl Fn() -> bool + Send + 'static {
+        let (ended, now) = (self.ended.clone(), self.ended.load(Ordering::Relaxed));
+        move || ended.load(Ordering::Relaxed) != now
+    }
+
+    /// Takes a device out, and answers. What the guest waits for before it lets go of one may be an order to a disk that comes later, so that is not
+    /// held up by this.
+    fn unplug(&mut self, asker: Asker, device: Device, surprise: bool, text: String) {
+        let (hotplug, qmp, lab, tell) = (self.hotplug.clone(), self.qmp.clone(), self.lab.clone(), self.tell.clone());
+        let is_late = self.is_late();
+        let act = Box::pin(async move {
+            // Of two devices one goes after the other.
+            let mut hotplug = hotplug.lock_owned().await;
+            if is_late() {
+                asker.answer(Outcome::Refused(LATE.to_owned()));
+                return;
+            }
+            // It ends with QEMU, or at its limit.
+            tokio::spawn(async move {
+                let done = hotplug.unplug(&device, surprise, &qmp, &lab).await;
+                let event = control(&text, done.as_ref().err().map_or("", String::as_str), done.is_err());
+                // Nobody listening is fine.
+                let _ = tell.send(event);
+                asker.answer(done.map_or_else(Outcome::Refused, Outcome::Done));
+            });
+        });
+        // It is there as long as this is.
+        let _ = self.orders.send(act);
+    }
+
+    /// The command has ended: what it has ordered and was not done yet is not done any more.
+    pub(crate) fn end_command(&self) {
+        self.ended.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Waits until all is done that was asked for before.

@@ -20,6 +20,9 @@ use crate::{
 /// How long a guest has to let go of a device.
 const LIMIT: Duration = Duration::from_secs(60);
 
+/// What is said where a device may go later.
+const MAY_STILL: &str = "it may still do so";
+
 /// What may go out of one machine and come into it, and what of it is in.
 #[derive(Debug, Default)]
 pub(crate) struct Hotplug {
@@ -33,6 +36,8 @@ pub(crate) struct Hotplug {
     lends_memory: bool,
     /// The machine runs without KVM.
     is_emulated: bool,
+    /// The guest was asked to let go of something, has not, and may still do so.
+    is_unsure: bool,
 }
 
 /// A device and its parts.
@@ -66,6 +71,9 @@ impl Hotplug {
         if !self.memory.is_empty() {
             all.push("memory".to_owned());
         }
+        if self.is_unsure {
+            all.push("what it may still let go of".to_owned());
+        }
         (!all.is_empty()).then(|| all.join(", "))
     }
 
@@ -80,6 +88,14 @@ impl Hotplug {
         qmp: &Qmp,
         lab: &Lab,
     ) -> Result<String, String> {
+        // Until it is known, whoever is not there any more to hear it has to take it for possible.
+        let was_unsure = std::mem::replace(&mut self.is_unsure, true);
+        let done = self.take_out(device, surprise, qmp, lab).await;
+        self.is_unsure = was_unsure || matches!(&done, Err(why) if why.contains(MAY_STILL));
+        done
+    }
+
+    async fn take_out(&mut self, device: &Device, surprise: bool, qmp: &Qmp, lab: &Lab) -> Result<String, String> {
         match device {
             Device::Disk { .. } | Device::Nic => {
                 let slot = self.slot(device)?;
@@ -293,7 +309,7 @@ async fn delete(qmp: &Qmp, id: &str) -> Result<(), String> {
     match tokio::time::timeout(LIMIT, is_gone(&mut events, id)).await {
         Ok(gone) => gone,
         Err(_) => Err(format!(
-            "the guest did not let go of it within {} s; it may still do so. Its kernel needs a driver for that (ACPI hotplug), and requests that the \
+            "the guest did not let go of it within {} s; {MAY_STILL}. Its kernel needs a driver for that (ACPI hotplug), and requests that the \
              device does not answer hold it up",
             LIMIT.as_secs()
         )),
@@ -371,6 +387,9 @@ mod tests {
         all.cpus.push("plugged-cpu1".to_owned());
         assert_eq!(all.changed().as_deref(), Some("the disk a, the disk b, processors"));
         all.cpus.clear();
+        all.is_unsure = true;
+        assert!(all.changed().unwrap().ends_with("what it may still let go of"));
+        all.is_unsure = false;
         all.all[0].is_in[1] = true;
         all.all[1].is_in[0] = false;
         assert_eq!(all.changed(), None);

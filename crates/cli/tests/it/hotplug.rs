@@ -60,6 +60,15 @@ fn what_qemu_refuses_is_told() {
     );
 }
 
+#[test]
+fn an_unplug_that_the_guest_does_not_allow_holds_up_no_disk() {
+    let lab = Lab::new();
+    let asks = "a+hang,unplug+disk+a,a+heal";
+    let outcome = lab.run(&asking(asks, "device-del fail")).args(["--disk", "size=1M,serial=a,lab"]).sh("sleep 2").go();
+    outcome.code(0);
+    assert_eq!(controls(&outcome), ["hang (fault 1)", "heal (healed 1)"]);
+}
+
 /// Orders that a run has for its machine.
 fn ordered<'a>(lab: &'a Lab, orders: &[&str], script: &str) -> Outcome<'a> {
     let orders = orders.iter().flat_map(|order| ["--order", *order]);

@@ -77,9 +77,13 @@ impl Watch {
     /// When that cannot be done.
     pub(crate) async fn end_orders(&mut self, observe: Observe<'_>) -> Result<Option<String>, Lost> {
         self.answer_asks(observe);
-        self.desk.all_done().await;
+        self.desk.end_command();
         let lost = |why| Lost::from(Cause::ShareServer(why));
-        if let Some(was) = self.desk.lab().renew().await.map_err(lost)? {
+        // First, for what is under way may wait for a disk that hangs.
+        let was = self.desk.lab().renew().await.map_err(lost)?;
+        self.desk.all_done().await;
+        let was = self.desk.lab().renew().await.map_err(lost)?.or(was);
+        if let Some(was) = was {
             let message = format!("an earlier test left lab disks otherwise than they were, which was ended: {was}");
             observe(EventKind::Warning { message });
         }
