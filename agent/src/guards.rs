@@ -26,7 +26,7 @@ const DUMPING: Duration = Duration::from_secs(1);
 struct Watched {
     id: ExecId,
     wanted: AgentGuards,
-    /// The kernel's flags when it began.
+    /// The kernel's flags when it began, and those that are told.
     tainted: u64,
     /// When it began: microseconds of `CLOCK_MONOTONIC`, as systemd counts.
     since: u64,
@@ -35,6 +35,16 @@ struct Watched {
     /// The command's first process, whose end is the command's own.
     first: Option<i32>,
     programs: u32,
+    units: u32,
+}
+
+impl Watched {
+    /// Those of these flags that were not set when it began and are not told yet; they are told now.
+    fn new_flags(&mut self, now: u64) -> u64 {
+        let new = now & !self.tainted;
+        self.tainted |= new;
+        new
+    }
 }
 
 /// The guards.
@@ -71,7 +81,8 @@ impl Guards {
         let tainted = if wanted.taint { tainted() } else { 0 };
         let since = monotonic();
         let rested = if wanted.units { first_process_rests() } else { None };
-        self.watched = Some(Watched { id: exec.id, wanted, tainted, since, rested, first: None, programs: 0 });
+        self.watched =
+            Some(Watched { id: exec.id, wanted, tainted, since, rested, first: None, programs: 0, units: 0 });
     }
 
     /// Listens already, so that each copy of the guest does.
@@ -124,31 +135,41 @@ impl Guards {
             deaths.settle(DUMPING);
         }
         self.pass_on(link);
-        let Some(Watched { id, wanted, tainted: before, since, rested, mut programs, .. }) = self.watched.take() else {
-            return;
-        };
-        programs = programs.saturating_sub(MAX_SEEN) + self.deaths.as_mut().map_or(0, Deaths::lost);
-        let flags = if wanted.taint { tainted() & !before } else { 0 };
-        if flags != 0 {
-            tell(link, GuardNews::Taint(flags));
+        self.look(link);
+        let Some(Watched { id, programs, units, .. }) = self.watched.take() else { return };
+        let programs = programs.saturating_sub(MAX_SEEN) + self.deaths.as_mut().map_or(0, Deaths::lost);
+        let units = units.saturating_sub(MAX_SEEN);
+        tell(link, GuardNews::Ends { id, lines, programs, units });
+    }
+
+    /// Tells which flags and failed units are new, if a command is guarded: it has ended, or the guest may go down from here on.
+    pub(crate) fn look(&mut self, link: &mut Link) {
+        let Some(watched) = &mut self.watched else { return };
+        if watched.wanted.taint {
+            let flags = watched.new_flags(tainted());
+            if flags != 0 {
+                tell(link, GuardNews::Taint(flags));
+            }
         }
-        let mut more = 0;
         // Without systemd's doing no unit has failed; to ask costs an emulated guest a fifth of a second.
-        let may_have = rested.is_none() || first_process_rests() != rested;
-        if wanted.units && may_have && systemd::is_first_process() {
-            match units::failed_since(since) {
-                Ok(failed) => {
-                    let count = u32::try_from(failed.len()).unwrap_or(u32::MAX);
-                    more = count.saturating_sub(MAX_SEEN);
-                    let most = usize::try_from(MAX_SEEN).unwrap_or(usize::MAX);
-                    for (name, result) in failed.into_iter().take(most) {
+        let may_have = watched.rested.is_none() || first_process_rests() != watched.rested;
+        if !watched.wanted.units || !may_have || !systemd::is_first_process() {
+            return;
+        }
+        let now = monotonic();
+        match units::failed_since(watched.since) {
+            Ok(failed) => {
+                for (name, result) in failed {
+                    watched.units = watched.units.saturating_add(1);
+                    if watched.units <= MAX_SEEN {
                         tell(link, GuardNews::Unit { name, result });
                     }
                 }
-                Err(why) => tell(link, GuardNews::Blind { guard: BlindGuard::Units, why }),
+                // Those are told. What fails while systemd answers may be told twice.
+                watched.since = now;
             }
+            Err(why) => tell(link, GuardNews::Blind { guard: BlindGuard::Units, why }),
         }
-        tell(link, GuardNews::Ends { id, lines, programs, units: more });
     }
 }
 
@@ -176,7 +197,16 @@ fn rests(status: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::rests;
+    use super::{AgentGuards, Watched, rests};
+
+    #[test]
+    fn a_flag_is_told_once_and_unless_it_was_there() {
+        let wanted = AgentGuards { core_dumps: true, taint: true, units: true };
+        let mut watched =
+            Watched { id: 1, wanted, tainted: 1, since: 0, rested: None, first: None, programs: 0, units: 0 };
+        assert_eq!((watched.new_flags(1), watched.new_flags(65), watched.new_flags(65)), (0, 64, 0));
+        assert_eq!(watched.new_flags(1 << 12 | 65), 1 << 12);
+    }
 
     #[test]
     fn who_rests_and_was_not_switched_away_from_has_done_nothing() {

@@ -355,6 +355,8 @@ impl Agent {
                     report = SyncReport { fault: Some(SyncFault::Gone(gone)), returned: None };
                 }
                 self.tell_of_kernel();
+                // While a command is guarded that is asked for when the guest may go down from here on.
+                self.guards.look(&mut self.link);
                 self.link.queue(&ToHost::Synced(report));
             }
         }

@@ -193,8 +193,11 @@ impl Deaths {
             }
             self.wait(left);
         }
-        // What is dumped for so long is told without its signal.
-        self.dying.iter_mut().for_each(|death| death.status = death.status.or(Some(0)));
+        // What is dumped for so long is told without its signal, where the kernel does not say it yet.
+        for death in self.dying.iter_mut().filter(|death| death.status.is_none()) {
+            let stat = fs::read_to_string(format!("/proc/{}/stat", death.pid)).unwrap_or_default();
+            death.status = Some(dies_of(&stat));
+        }
     }
 
     /// Those that have died, without those that somebody had die.
@@ -216,6 +219,15 @@ impl Deaths {
     pub(super) fn lost(&mut self) -> u32 {
         std::mem::take(&mut self.lost)
     }
+}
+
+/// The signal by which a process whose core is being dumped dies, going by its `/proc/PID/stat` (`exit_code`, proc_pid_stat(5)): newer kernels
+/// have it there already. 0: it is not said.
+fn dies_of(stat: &str) -> i32 {
+    // The name, in parentheses, may be anything; behind it is the third field.
+    let fields = stat.rsplit_once(')').map(|(_, rest)| rest.split_ascii_whitespace());
+    let code = fields.and_then(|mut fields| fields.nth(52 - 3)?.parse::<i32>().ok());
+    code.map_or(0, |code| code & 0x7f)
 }
 
 /// What the kernel tells.
@@ -378,11 +390,20 @@ mod tests {
     }
 
     #[test]
+    fn the_signal_of_a_core_that_is_being_dumped_is_read() {
+        let stat = |code: &str| format!("7 (a) 1 (b) D 1{} {code}\n", " 0".repeat(52 - 5));
+        assert_eq!((dies_of(&stat("3")), dies_of(&stat("139")), dies_of(&stat("0"))), (3, 11, 0));
+        assert_eq!((dies_of(""), dies_of("7 (a) D 1"), dies_of(&stat("x"))), (0, 0, 0));
+        let own = fs::read_to_string("/proc/self/stat").unwrap();
+        assert_eq!(own.rsplit_once(')').unwrap().1.split_ascii_whitespace().count(), 50, "exit_code is the last");
+    }
+
+    #[test]
     fn a_core_that_takes_long_is_told_without_its_signal() {
         let mut deaths = deaths();
-        deaths.take_message(&message(CORE_DUMP, &[9, 9, 1, 1]));
+        deaths.take_message(&message(CORE_DUMP, &[i32::MAX.cast_unsigned(), i32::MAX.cast_unsigned(), 1, 1]));
         deaths.settle(Duration::from_millis(1));
-        assert!(matches!(deaths.take().pop().unwrap().news(), GuardNews::CoreDump { pid: 9, signal: 0, .. }));
+        assert!(matches!(deaths.take().pop().unwrap().news(), GuardNews::CoreDump { signal: 0, .. }));
         for pid in 1000..1200 {
             deaths.take_message(&message(CORE_DUMP, &[pid, pid, 1, 1]));
         }

@@ -134,6 +134,17 @@ impl Order {
             _ => Class::Change,
         }
     }
+
+    /// Whether the guest's kernel may find the disk at fault because this was done, with this answer.
+    pub fn may_harm(&self, answer: &Answer) -> bool {
+        match (self, answer) {
+            (_, Answer::Refused(_) | Answer::Healed(0)) => false,
+            (Self::Limit(rate), _) => rate.trim() != "none",
+            // Power that comes again was cut before, which counts.
+            (Self::Capacity(None) | Self::On | Self::Counts(_) | Self::Log(_) | Self::Mark(_), _) => false,
+            _ => true,
+        }
+    }
 }
 
 /// What an order led to.
@@ -381,6 +392,28 @@ mod tests {
         ] {
             let error = Order::parse(text).unwrap_err();
             assert!(error.contains(says), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_harms_nothing_is_known() {
+        for (text, answer, harms) in [
+            ("error write", Answer::Armed { number: 1, seed: None }, true),
+            ("error write", Answer::Refused("no".into()), false),
+            ("heal", Answer::Healed(0), false),
+            ("heal", Answer::Healed(1), true),
+            ("limit none", Answer::Done, false),
+            ("limit bytes=1MiB", Answer::Done, true),
+            ("capacity none", Answer::Done, false),
+            ("capacity 1MiB", Answer::Done, true),
+            ("damage 0+8s", Answer::Done, true),
+            ("rot 0+8s", Answer::Done, true),
+            ("cut", Answer::Cut { pending: 0, lost: 0 }, true),
+            ("on", Answer::Done, false),
+            ("mark x", Answer::Done, false),
+            ("counts", Answer::Counts(Counts::default()), false),
+        ] {
+            assert_eq!(Order::parse(text).unwrap().may_harm(&answer), harms, "{text}");
         }
     }
 

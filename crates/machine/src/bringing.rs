@@ -102,6 +102,10 @@ impl Machine {
                 if by_disk {
                     self.bring_back(returned, limit, observe).await?;
                 }
+                // What guards have looked at for it came before the answer; nothing more may come.
+                if let Some(lost) = self.watch.take_news(Phase::Command, observe) {
+                    return Err(lost);
+                }
                 self.watch.prepare(observe);
             }
         }

@@ -419,15 +419,15 @@ impl Lab {
             Ok(answer) => {
                 self.hanging.note(name, &order, &answer);
                 told = answer.told();
+                if order.may_harm(&answer) {
+                    self.note_orders();
+                }
                 answer.said(MAX_SAID)
             }
             Err(error) => Err(format!("{}: {error}", what(name))),
         };
         let refused = answer.is_err();
         let said = answer.unwrap_or_else(|why| sanitize_line(why.as_bytes()));
-        if order.class() == Class::Change && !refused {
-            self.has_orders.store(true, Ordering::Relaxed);
-        }
         let event = (order.class() == Class::Change).then(|| EventKind::Control {
             device: format!("disk {name}"),
             order: sanitize_line(rest.as_bytes()),

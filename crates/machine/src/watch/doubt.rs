@@ -116,7 +116,7 @@ impl Watch {
     }
 
     /// Reads what the agent tells of the kernel; `Some` if the guest is lost.
-    pub(super) fn take_news(&mut self, phase: Phase, observe: Observe<'_>) -> Option<Lost> {
+    pub(crate) fn take_news(&mut self, phase: Phase, observe: Observe<'_>) -> Option<Lost> {
         while let Some(news) = self.reports.as_ref().and_then(|reports| reports.next_news()) {
             let lost = match news {
                 KernelNews::Watched => {

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use belljar_guest_spec::{Guard, Guards, Judgement, Word};
+use belljar_guest_spec::{Guard, GuardAction, Guards, Judgement, Word};
 use belljar_model::{EventKind, Exit, event::FindingOutcome};
 use belljar_proto::message::{AgentGuards, BlindGuard, ExecId, GuardNews};
 
@@ -119,6 +119,26 @@ impl Guarding {
         true
     }
 
+    /// So many came that nobody has judged, of one of these guards. A limit vouches for nothing: what fails a command for one fails it for these, and
+    /// what is allowed does not count, for nobody knows what they are.
+    fn unjudged(&mut self, count: u32, what: &str, of: &[Guard], observe: Observe<'_>) {
+        if count == 0 {
+            return;
+        }
+        let text = format!("{count} more {what} came than can be judged: they were not looked at");
+        let fails = |guard: &Guard| self.guards.as_ref().is_some_and(|all| all.action(*guard) == GuardAction::Fail);
+        let failing: Vec<_> = of.iter().copied().filter(fails).collect();
+        if failing.is_empty() {
+            observe(EventKind::Warning { message: text });
+            return;
+        }
+        for guard in failing {
+            let outcome = FindingOutcome::Fail;
+            // Beyond the number of findings that are told, so that it is never left out.
+            observe(EventKind::Finding { guard: guard.word().into(), text: text.clone(), outcome, reason: None });
+        }
+    }
+
     /// Takes a message of the kernel's, from its record or, where nobody reads that, from the console; gives whether it was told as a finding, or
     /// is about to be.
     pub(crate) fn kernel_says(&mut self, kind: AlarmKind, line: &str, of_record: bool, observe: Observe<'_>) -> bool {
@@ -149,14 +169,11 @@ impl Guarding {
                     return;
                 }
                 (self.begun, self.ended) = (None, true);
-                for (count, what) in
-                    [(lines, "messages of the guest's kernel"), (programs, "core dumps"), (units, "failed units")]
-                {
-                    if count > 0 {
-                        let message = format!("{count} more {what} came than are looked at: no guard has judged them");
-                        observe(EventKind::Warning { message });
-                    }
-                }
+                // Nobody knows of which of them the kernel's messages are.
+                let of_kernel = [Guard::Warning, Guard::Oom, Guard::IoError];
+                self.unjudged(lines, "messages of the guest's kernel", &of_kernel, observe);
+                self.unjudged(programs, "core dumps", &[Guard::CoreDump], observe);
+                self.unjudged(units, "failed units", &[Guard::Unit], observe);
             }
             GuardNews::Blind { guard, why } => {
                 if self.blind.insert(guard) {
@@ -209,7 +226,9 @@ fn core_dump(pid: u32, name: &str, program: &str, parent: &str, exit: Exit) -> S
     let program = if program.is_empty() { String::new() } else { format!(", {program}") };
     let parent = if parent.is_empty() { String::new() } else { format!(", started by {parent}") };
     let how = match exit {
-        Exit::Signal { number: 0, .. } => "was killed, and its core is still being dumped".to_owned(),
+        Exit::Signal { number: 0, .. } => {
+            "was killed, and its core is still being dumped (the kernel does not say yet by which signal)".to_owned()
+        }
         Exit::Signal { core: false, .. } => format!("was {exit}, without a core file"),
         exit => format!("was {exit}"),
     };
@@ -238,7 +257,7 @@ impl Watch {
 
 #[cfg(test)]
 mod tests {
-    use belljar_guest_spec::{Allowed, GuardAction};
+    use belljar_guest_spec::Allowed;
 
     use super::*;
 
@@ -310,7 +329,7 @@ mod tests {
                 true,
                 observe,
             );
-            guarding.take(GuardNews::Ends { id: 7, lines: 3, programs: 0, units: 1 }, observe);
+            guarding.take(GuardNews::Ends { id: 7, lines: 0, programs: 0, units: 0 }, observe);
             guarding.end(Some(Exit::Code(0)), true, observe);
         });
         assert_eq!(seen.iter().filter(|told| told.contains("Allowed")).count(), MOST);
@@ -319,11 +338,39 @@ mod tests {
         let notes: Vec<_> = seen.iter().filter(|told| told.starts_with("note")).collect();
         insta::assert_snapshot!(format!("{notes:#?}"), @r#"
         [
-            "note: 3 more messages of the guest's kernel came than are looked at: no guard has judged them",
-            "note: 1 more failed units came than are looked at: no guard has judged them",
             "note: 80 more allowed findings of the guard warning were not recorded",
         ]
         "#);
+    }
+
+    #[test]
+    fn what_nobody_has_looked_at_fails_unless_its_guards_do_not() {
+        let ends = |all: Guards, lines, programs, units| {
+            let mut told = Vec::new();
+            let mut guarding = Guarding::default();
+            guarding.begin(Some(&all));
+            let observe: Observe<'_> = &mut |event| {
+                told.push(match event {
+                    EventKind::Finding { guard, text, outcome, .. } => format!("{guard} {outcome:?}: {text}"),
+                    EventKind::Warning { message } => format!("note: {message}"),
+                    other => format!("{other:?}"),
+                });
+            };
+            guarding.take(GuardNews::Begins(7), observe);
+            guarding.take(GuardNews::Ends { id: 7, lines, programs, units }, observe);
+            guarding.end(Some(Exit::Code(0)), true, observe);
+            told
+        };
+        let allowed = |guard| Allowed { guard, pattern: "core dumps".into(), reason: "known".into() };
+        let strict = Guards::new([(Guard::Oom, GuardAction::Warn)], vec![allowed(Guard::CoreDump)]);
+        insta::assert_snapshot!(ends(strict.clone(), 3, 11, 1).join("\n"), @r"
+        warning Fail: 3 more messages of the guest's kernel came than can be judged: they were not looked at
+        io-error Fail: 3 more messages of the guest's kernel came than can be judged: they were not looked at
+        coredump Fail: 11 more core dumps came than can be judged: they were not looked at
+        unit Fail: 1 more failed units came than can be judged: they were not looked at
+        ");
+        let soft = ends(strict.softened(), 3, 11, 1);
+        assert!(soft.len() == 3 && soft.iter().all(|told| told.starts_with("note: ")), "{soft:?}");
     }
 
     #[test]
@@ -350,7 +397,7 @@ mod tests {
         insta::assert_snapshot!(seen.join("\n"), @r"
         coredump Fail: x (41, /usr/bin/x, started by sh) was killed by SIGSEGV (signal 11), core dumped
         coredump Fail: a process that was gone at once (41, started by sh) was killed by SIGABRT (signal 6), without a core file
-        coredump Fail: x (41, /usr/bin/x, started by sh) was killed, and its core is still being dumped
+        coredump Fail: x (41, /usr/bin/x, started by sh) was killed, and its core is still being dumped (the kernel does not say yet by which signal)
         guard unit: cannot see: no answer
         ");
     }
