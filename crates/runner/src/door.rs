@@ -204,7 +204,7 @@ mod tests {
     #[test]
     fn the_socket_is_in_nobodys_way() {
         use crate::run_dir::{EVENTS, OUT};
-        let others = [belljar_machine::plan::CONTROL_DIR, EVENTS, OUT, "guests", "lock", "attempts", "console.log"];
+        let others = [belljar_machine::plan::CONTROL_DIR, EVENTS, OUT, "guests", "lock", "attempts"];
         assert!(!others.contains(&SOCKET));
     }
 

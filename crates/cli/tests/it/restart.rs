@@ -126,7 +126,7 @@ fn what_is_no_order_is_refused_and_the_command_goes_on() {
 fn what_was_written_is_on_the_host_before_the_machine_may_go_down_by_itself() {
     let lab = Lab::new();
     let writes = "[ $BELLJAR_REBOOT_COUNT = 1 ] && exit 3; echo kept >$BELLJAR_OUT/first; machine agent 'ask \"reboot-prepare half\"'; \
-                  sleep 2; reboot; sleep 60";
+                  sleep 5; reboot; sleep 60";
     for share in ["disk", "9p"] {
         let outcome = lab.run(WELL).args(["--share", share]).sh(writes).go();
         outcome.code(3);
