@@ -299,7 +299,7 @@ tests = "t/*"
 guests = ["booted"]
 isolation = "suite"
 TOML
-    printf '#!/bin/sh\nsystemctl restart systemd-journald dbus\nsystemd-run --quiet --unit left sleep 1000; systemd-run --quiet --unit bad false; setsid sleep 1000 >/dev/null 2>&1 &\ntouch /mine\n' >ws/t/1
+    printf '#!/bin/sh\n# belljar: guards = { unit = "ignore" }\nsystemctl restart systemd-journald dbus\nsystemd-run --quiet --unit left sleep 1000; systemd-run --quiet --unit bad false; setsid sleep 1000 >/dev/null 2>&1 &\ntouch /mine\n' >ws/t/1
     printf '#!/bin/sh\nset -e\n[ -e /mine ]; [ "$(systemctl is-system-running)" = running ]; systemctl is-active systemd-journald dbus; ! systemctl is-active left\n' >ws/t/2
     printf '#!/bin/sh\nsystemctl isolate rescue.target\n' >ws/t/3
     printf '#!/bin/sh\n[ ! -e /mine ] && touch /mine && systemctl reboot\n' >ws/t/4
