@@ -36,6 +36,8 @@ struct Watched {
     first: Option<i32>,
     programs: u32,
     units: u32,
+    /// Failed units that systemd was not asked about.
+    unseen_units: u32,
 }
 
 impl Watched {
@@ -81,8 +83,17 @@ impl Guards {
         let tainted = if wanted.taint { tainted() } else { 0 };
         let since = monotonic();
         let rested = if wanted.units { first_process_rests() } else { None };
-        self.watched =
-            Some(Watched { id: exec.id, wanted, tainted, since, rested, first: None, programs: 0, units: 0 });
+        self.watched = Some(Watched {
+            id: exec.id,
+            wanted,
+            tainted,
+            since,
+            rested,
+            first: None,
+            programs: 0,
+            units: 0,
+            unseen_units: 0,
+        });
     }
 
     /// Listens already, so that each copy of the guest does.
@@ -136,9 +147,9 @@ impl Guards {
         }
         self.pass_on(link);
         self.look(link);
-        let Some(Watched { id, programs, units, .. }) = self.watched.take() else { return };
+        let Some(Watched { id, programs, units, unseen_units, .. }) = self.watched.take() else { return };
         let programs = programs.saturating_sub(MAX_SEEN) + self.deaths.as_mut().map_or(0, Deaths::lost);
-        let units = units.saturating_sub(MAX_SEEN);
+        let units = units.saturating_sub(MAX_SEEN).saturating_add(unseen_units);
         tell(link, GuardNews::Ends { id, lines, programs, units });
     }
 
@@ -159,7 +170,8 @@ impl Guards {
         let now = monotonic();
         match units::failed_since(watched.since) {
             Ok(failed) => {
-                for (name, result) in failed {
+                watched.unseen_units = failed.unseen;
+                for (name, result) in failed.units {
                     watched.units = watched.units.saturating_add(1);
                     if watched.units <= MAX_SEEN {
                         tell(link, GuardNews::Unit { name, result });
@@ -202,8 +214,17 @@ mod tests {
     #[test]
     fn a_flag_is_told_once_and_unless_it_was_there() {
         let wanted = AgentGuards { core_dumps: true, taint: true, units: true };
-        let mut watched =
-            Watched { id: 1, wanted, tainted: 1, since: 0, rested: None, first: None, programs: 0, units: 0 };
+        let mut watched = Watched {
+            id: 1,
+            wanted,
+            tainted: 1,
+            since: 0,
+            rested: None,
+            first: None,
+            programs: 0,
+            units: 0,
+            unseen_units: 0,
+        };
         assert_eq!((watched.new_flags(1), watched.new_flags(65), watched.new_flags(65)), (0, 64, 0));
         assert_eq!(watched.new_flags(1 << 12 | 65), 1 << 12);
     }

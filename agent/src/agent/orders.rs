@@ -57,6 +57,14 @@ impl Agent {
                     setup::set_clock(now);
                 }
             }
+            ToAgent::StepClock(step) => {
+                let done = if self.link.kind().has_own_kernel() {
+                    setup::step_clock(step)
+                } else {
+                    Err("the clock is not this guest's own".to_owned())
+                };
+                self.link.queue(&ToHost::ClockStepped(done.err()));
+            }
             ToAgent::StandStill(wanted) => {
                 if self.link.kind().is_container() {
                     match (wanted, self.still.take()) {
@@ -68,18 +76,6 @@ impl Agent {
             ToAgent::Answer { number, answer } => {
                 if answer == Outcome::GoesDown {
                     self.commands.iter_mut().for_each(|command| command.signal(libc::SIGKILL));
-                }
-                let is_step = matches!(answer, Outcome::StepClock(_));
-                let answer = match answer {
-                    Outcome::StepClock(step) if self.link.kind().has_own_kernel() => match setup::step_clock(step) {
-                        Ok(()) => Outcome::Done(String::new()),
-                        Err(why) => Outcome::Refused(why),
-                    },
-                    answer => answer,
-                };
-                if let (0, true) = (number, is_step) {
-                    let why = if let Outcome::Refused(why) = &answer { Some(why.clone()) } else { None };
-                    self.link.queue(&ToHost::ClockStepped(why));
                 }
                 self.asks.answered(number, answer);
             }

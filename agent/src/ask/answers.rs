@@ -82,7 +82,6 @@ impl Answers {
             Outcome::Done(said) => ("ok", said.as_str()),
             Outcome::Refused(why) => ("error", why.as_str()),
             Outcome::Full => ("error", "no more of it is taken in this session"),
-            Outcome::StepClock(_) => ("error", "the clock is not this guest's own"),
             Outcome::GoesDown => ("ok", "the machine goes down"),
         };
         let end = if said.is_empty() || said.ends_with('\n') { "" } else { "\n" };

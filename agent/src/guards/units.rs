@@ -20,11 +20,20 @@ const MOST_UNITS: usize = 200;
 const MANAGER: &str = "org.freedesktop.systemd1.Manager";
 const UNIT: &str = "org.freedesktop.systemd1.Unit";
 
-/// Units that are failed and came to be so after this time (microseconds of `CLOCK_MONOTONIC`), with what systemd says of the cause.
+/// Which units have failed.
+#[derive(Debug)]
+pub(super) struct Failed {
+    /// Their names, with what systemd says of the cause.
+    pub(super) units: Vec<(String, String)>,
+    /// So many more are failed, since whenever that was: there are too many to ask for each.
+    pub(super) unseen: u32,
+}
+
+/// Units that are failed and came to be so after this time (microseconds of `CLOCK_MONOTONIC`).
 ///
 /// # Errors
 /// Why systemd does not say.
-pub(super) fn failed_since(since: u64) -> Result<Vec<(String, String)>, String> {
+pub(super) fn failed_since(since: u64) -> Result<Failed, String> {
     Bus::connect().and_then(|mut bus| bus.failed_since(since)).map_err(|error| {
         let why = if error.kind() == io::ErrorKind::WouldBlock {
             format!("no answer within {} s", LIMIT.as_secs())
@@ -62,12 +71,13 @@ impl Bus {
         }
     }
 
-    fn failed_since(&mut self, since: u64) -> io::Result<Vec<(String, String)>> {
+    fn failed_since(&mut self, since: u64) -> io::Result<Failed> {
         let mut states = Body::default();
         states.strings(&["failed"]);
         let answer = self.call("/org/freedesktop/systemd1", MANAGER, "ListUnitsFiltered", "as", states)?;
         let units = read_units(&answer).ok_or_else(odd)?;
-        let mut failed = Vec::new();
+        let unseen = u32::try_from(units.len().saturating_sub(MOST_UNITS)).unwrap_or(u32::MAX);
+        let mut failed = Failed { units: Vec::new(), unseen };
         for (name, path) in units.into_iter().take(MOST_UNITS) {
             let changed = self.property(&path, UNIT, "StateChangeTimestampMonotonic")?;
             if changed.as_deref().and_then(read_number).is_some_and(|changed| changed < since) {
@@ -77,7 +87,7 @@ impl Bus {
                 Some(interface) => self.property(&path, &interface, "Result")?,
                 None => None,
             };
-            failed.push((name, result.as_deref().and_then(read_text).unwrap_or_default()));
+            failed.units.push((name, result.as_deref().and_then(read_text).unwrap_or_default()));
         }
         Ok(failed)
     }
@@ -428,9 +438,25 @@ mod tests {
         (&theirs).write_all(&sent.concat()).unwrap();
         let mut bus = Bus { stream: ours, until: Instant::now() + LIMIT, serial: 0, came: Vec::new() };
         let expected = [("new.service".to_owned(), "exit-code".to_owned()), ("gone.mount".to_owned(), String::new())];
-        assert_eq!(bus.failed_since(500).unwrap(), expected);
+        let failed = bus.failed_since(500).unwrap();
+        assert_eq!(failed.units, expected);
+        assert_eq!(failed.unseen, 0);
         drop(theirs);
         assert!(bus.failed_since(0).is_err());
+    }
+
+    #[test]
+    fn units_that_are_too_many_to_be_asked_about_are_counted() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let many = vec![("old.service", "/a"); MOST_UNITS + 3];
+        let mut sent = vec![answer(METHOD_RETURN, 1, &list(&many))];
+        let old = |serial| answer(METHOD_RETURN, serial, &variant(b't', &1_u64.to_le_bytes(), 8));
+        sent.extend((2..).take(MOST_UNITS).map(old));
+        let sending = std::thread::spawn(move || (&theirs).write_all(&sent.concat()).map(|()| theirs));
+        let mut bus = Bus { stream: ours, until: Instant::now() + LIMIT, serial: 0, came: Vec::new() };
+        let failed = bus.failed_since(500).unwrap();
+        assert_eq!((failed.units.len(), failed.unseen), (0, 3));
+        drop(sending.join().unwrap().unwrap());
     }
 
     #[test]

@@ -11,7 +11,7 @@ use belljar_guest_spec::{
     Accel, Access, BootSource, BusChoice, ContainerSource, Devices, Display, Firmware, Guards, GuestSpec, ImageRef,
     Login, NicMode, OopsPolicy, PullPolicy, ShareKind, Sound, Source, Surroundings, Watchdog, WorkspaceMode, in_home,
     port_name,
-    rules::{self, Key, Notation},
+    rules::{self, DEVICES, Key, Notation},
 };
 use belljar_machine::bounds::Bounds;
 use belljar_suite::config::{Config, ConfigError, Guest};
@@ -358,7 +358,7 @@ pub(crate) fn surroundings<'a>(guests: impl IntoIterator<Item = &'a GuestSpec>) 
 }
 
 /// Options that may say otherwise what a guest of `belljar.toml` is, and may not go together with what that is made of.
-const OF_NAMED: [Key; 21] = [
+const OF_NAMED: [Key; 12] = [
     Key::SshKey,
     Key::Access,
     Key::Append,
@@ -367,15 +367,6 @@ const OF_NAMED: [Key; 21] = [
     Key::Privileged,
     Key::Systemd,
     Key::Tpm,
-    Key::Watchdog,
-    Key::Balloon,
-    Key::Display,
-    Key::Sound,
-    Key::Rng,
-    Key::CpuTopology,
-    Key::SerialPorts,
-    Key::Numa,
-    Key::Pmem,
     Key::Machine,
     Key::Cpu,
     Key::QemuArgs,
@@ -401,7 +392,7 @@ impl Named {
     /// What it is, got into as the options say.
     fn with_access(&self, args: &GuestArgs) -> Result<GuestSpec, String> {
         let mut spec = self.0.spec.clone();
-        let of_options = |key| OF_NAMED.contains(&key) && args.has(key);
+        let of_options = |key| (OF_NAMED.contains(&key) || DEVICES.contains(&key)) && args.has(key);
         let has = |key| spec.source.has(key) || of_options(key);
         if let Some(conflict) = rules::source(has, args.access, Notation::Options).first() {
             return Err(format!("--guest {}: {}; {}", self.0.name, conflict.message, conflict.help));

@@ -150,8 +150,21 @@ pub struct Conflict {
     pub help: String,
 }
 
-/// What only a machine has.
-const OF_MACHINES: [Key; 26] = [
+/// Devices that only a machine has, each by its own key.
+pub const DEVICES: [Key; 9] = [
+    Key::Watchdog,
+    Key::Balloon,
+    Key::Display,
+    Key::Sound,
+    Key::Rng,
+    Key::CpuTopology,
+    Key::SerialPorts,
+    Key::Numa,
+    Key::Pmem,
+];
+
+/// What else only a machine has.
+const OF_MACHINES: [Key; 17] = [
     Key::Image,
     Key::ImageFormat,
     Key::BootBus,
@@ -165,15 +178,6 @@ const OF_MACHINES: [Key; 26] = [
     Key::Access,
     Key::Login,
     Key::Tpm,
-    Key::Watchdog,
-    Key::Balloon,
-    Key::Display,
-    Key::Sound,
-    Key::Rng,
-    Key::CpuTopology,
-    Key::SerialPorts,
-    Key::Numa,
-    Key::Pmem,
     Key::Machine,
     Key::Cpu,
     Key::QemuArgs,
@@ -193,7 +197,7 @@ pub fn source(has: impl Fn(Key) -> bool, access: Option<Access>, notation: Notat
     let (image, initrd) = (has(Key::Image), has(Key::Initrd));
     if has(Key::Container) {
         let container = name(Key::Container);
-        for key in OF_MACHINES {
+        for key in OF_MACHINES.into_iter().chain(DEVICES) {
             let message = format!("{} does not go with {container}: a container is no machine", name(key));
             wrong(key, message, "leave one of the two out".into());
         }

@@ -4,10 +4,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
-use crate::{
-    console::sanitize::sanitize_line,
-    qemu::qmp::{self, EventStream, Qmp, QmpError, QueryBalloon},
-};
+use crate::qemu::qmp::{self, EventStream, Qmp, QmpError, QueryBalloon};
 
 /// How long the guest may take over the next step: it gives memory away piece by piece.
 const STEP: Duration = Duration::from_secs(10);
@@ -47,10 +44,10 @@ impl Balloon {
         }
         let mut events = qmp.events();
         let before = now(qmp).await.map_err(|error| {
-            format!("this machine has no balloon: {}; say balloon = true, or --balloon", told(&error))
+            format!("this machine has no balloon: {}; say balloon = true, or --balloon", error.told())
         })?;
         let (first, _) = self.orders.unwrap_or((before, before));
-        qmp.execute(qmp::Balloon { value: target }).await.map_err(|error| told(&error))?;
+        qmp.execute(qmp::Balloon { value: target }).await.map_err(|error| error.told())?;
         self.orders = Some((first, target));
         let reached = await_change(qmp, &mut events, before, target).await?;
         if reached == before && reached != target {
@@ -73,14 +70,10 @@ impl Balloon {
     pub(crate) async fn give_back(&mut self, qmp: &Qmp) -> Result<bool, String> {
         let Some((first, _)) = self.orders.filter(|(first, target)| first != target) else { return Ok(false) };
         // A guest that does nothing has nothing to give back.
-        qmp.execute(qmp::Balloon { value: first }).await.map_err(|error| told(&error))?;
+        qmp.execute(qmp::Balloon { value: first }).await.map_err(|error| error.told())?;
         self.orders = None;
         Ok(true)
     }
-}
-
-fn told(error: &QmpError) -> String {
-    sanitize_line(error.to_string().as_bytes())
 }
 
 async fn now(qmp: &Qmp) -> Result<u64, QmpError> {
@@ -92,7 +85,7 @@ async fn await_change(qmp: &Qmp, events: &mut EventStream, before: u64, target: 
     let deadline = Instant::now() + LIMIT;
     let mut has = before;
     loop {
-        let is = now(qmp).await.map_err(|error| told(&error))?;
+        let is = now(qmp).await.map_err(|error| error.told())?;
         let moves = is != std::mem::replace(&mut has, is);
         if is == target || Instant::now() >= deadline {
             return Ok(is);

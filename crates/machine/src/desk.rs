@@ -20,7 +20,6 @@ use tokio::{
 
 use crate::{
     balloon::Balloon,
-    console::sanitize::sanitize_line,
     hotplug::Hotplug,
     lab::Lab,
     pictures::Pictures,
@@ -57,32 +56,25 @@ pub(crate) enum Asker {
 const STEPPING: Duration = Duration::from_secs(30);
 
 impl Asker {
-    /// What is the agent's to do is done by it when it has the answer; for somebody outside it is asked to do it, and what came of it is waited for.
-    async fn carry_out(&self, outcome: Outcome) -> Outcome {
-        let (Outcome::StepClock(nanoseconds), Self::Outside { reports, .. }) = (&outcome, self) else { return outcome };
-        let Some(reports) = reports else {
-            return Outcome::Refused("there is no agent in this guest that could set its clock".to_owned());
-        };
-        match tokio::time::timeout(STEPPING, reports.step_clock(*nanoseconds)).await {
-            Ok(Ok(None)) => Outcome::Done(String::new()),
-            Ok(Ok(Some(why))) => Outcome::Refused(why),
-            Ok(Err(_)) | Err(_) => Outcome::Refused("the agent did not say that the clock has jumped".to_owned()),
+    /// The guest's agent, where there is one.
+    fn agent(&self) -> Option<Arc<Reports>> {
+        match self {
+            Self::Guest { reports, .. } => Some(reports.clone()),
+            Self::Outside { reports, .. } => reports.clone(),
         }
     }
 
     /// Says what came of it.
     pub(crate) fn answer(self, outcome: Outcome) {
-        let (answer, reports) = match self {
+        let answer = match self {
             Self::Guest { number, reports } => return reports.answer(number, outcome),
-            Self::Outside { answer, reports } => (answer, reports),
+            Self::Outside { answer, .. } => answer,
         };
-        let said = match (outcome, reports) {
-            (Outcome::Done(said), _) => Ok(said),
-            (Outcome::Refused(why), _) => Err(why),
-            // See `carry_out`.
-            (Outcome::StepClock(_), _) => Err("the guest's clock was not told to jump".to_owned()),
-            (Outcome::GoesDown, _) => Ok("the machine goes down".to_owned()),
-            (Outcome::Full, _) => Err("no more of it is taken".to_owned()),
+        let said = match outcome {
+            Outcome::Done(said) => Ok(said),
+            Outcome::Refused(why) => Err(why),
+            Outcome::GoesDown => Ok("the machine goes down".to_owned()),
+            Outcome::Full => Err("no more of it is taken".to_owned()),
         };
         // Nobody waiting is fine.
         drop(answer.send(said));
@@ -167,12 +159,13 @@ impl Desk {
             MachineOrder::Clock(_) => self.clock_jumped = true,
             _ => {}
         }
+        let agent = asker.agent();
         self.act(asker, async move {
             let told = |error: QmpError| match error {
                 QmpError::Refused { class, .. } if class == "DeviceNotFound" => {
                     "this machine has no network card, or it is unplugged".to_owned()
                 }
-                error => sanitize_line(error.to_string().as_bytes()),
+                error => error.told(),
             };
             let done: Result<Outcome, String> = match order {
                 MachineOrder::Link(up) => {
@@ -182,11 +175,17 @@ impl Desk {
                 }
                 MachineOrder::Plug(device) => {
                     let is_cable_out = unplugged.load(Ordering::Relaxed);
-                    hotplug.lock().await.plug(&device, is_cable_out, &qmp, &lab).await.map(Outcome::Done)
+                    hotplug
+                        .lock()
+                        .await
+                        .plug(&device, is_cable_out, &qmp, &lab)
+                        .await
+                        .map(|()| Outcome::Done(String::new()))
                 }
                 MachineOrder::Wakeup(_) => Ok(Outcome::Done(String::new())),
-                // The agent does that, and says what came of it.
-                MachineOrder::Clock(nanoseconds) => Ok(Outcome::StepClock(nanoseconds)),
+                MachineOrder::Clock(nanoseconds) => {
+                    step_clock(agent, nanoseconds).await.map(|()| Outcome::Done(String::new()))
+                }
                 MachineOrder::Balloon(target) => balloon.lock().await.set(&qmp, target).await.map(Outcome::Done),
                 MachineOrder::Screenshot(name) => pictures.lock().await.take(&qmp, &name).await.map(Outcome::Done),
                 MachineOrder::Nmi => {
@@ -213,7 +212,7 @@ impl Desk {
             }
             tokio::time::sleep(after).await;
             let why = qmp.execute(SystemWakeup {}).await.err();
-            let why = why.map(|error| sanitize_line(error.to_string().as_bytes()));
+            let why = why.map(|error| error.told());
             let event = control(&text, why.as_deref().unwrap_or("it is woken"), why.is_some());
             // Nobody listening is fine.
             let _ = tell.send(event);
@@ -229,14 +228,6 @@ impl Desk {
                 return;
             }
             let (outcome, event) = acting.await;
-            let refused_before = matches!(outcome, Outcome::Refused(_));
-            let outcome = asker.carry_out(outcome).await;
-            let event = match (&outcome, event) {
-                (Outcome::Refused(why), Some(EventKind::Control { device, order, .. })) if !refused_before => {
-                    Some(EventKind::Control { device, order, outcome: why.clone(), refused: true })
-                }
-                (_, event) => event,
-            };
             // It is told before anybody can build on it. Nobody listening is fine.
             event.into_iter().for_each(|event| drop(tell.send(event)));
             asker.answer(outcome);
@@ -269,7 +260,7 @@ impl Desk {
                 let event = control(&text, done.as_ref().err().map_or("", String::as_str), done.is_err());
                 // Nobody listening is fine.
                 let _ = tell.send(event);
-                asker.answer(done.map_or_else(Outcome::Refused, Outcome::Done));
+                asker.answer(done.map_or_else(Outcome::Refused, |()| Outcome::Done(String::new())));
             });
         });
         // It is there as long as this is.
@@ -304,7 +295,7 @@ impl Desk {
             return Ok(false);
         }
         let done = self.qmp.execute(SetLink { name: CARD, up: true }).await;
-        done.map(|_| true).map_err(|error| sanitize_line(error.to_string().as_bytes()))
+        done.map(|_| true).map_err(|error| error.told())
     }
 
     /// Whether the network card's cable is plugged out by order.
@@ -376,6 +367,19 @@ impl Desk {
             }
         }
         std::future::pending().await
+    }
+}
+
+/// Has the agent make the guest's clock jump.
+///
+/// # Errors
+/// Why it has not, for a person.
+async fn step_clock(agent: Option<Arc<Reports>>, nanoseconds: i64) -> Result<(), String> {
+    let Some(agent) = agent else { return Err("there is no agent in this guest that could set its clock".to_owned()) };
+    match tokio::time::timeout(STEPPING, agent.step_clock(nanoseconds)).await {
+        Ok(Ok(None)) => Ok(()),
+        Ok(Ok(Some(why))) => Err(why),
+        Ok(Err(_)) | Err(_) => Err("the agent did not say that the clock has jumped".to_owned()),
     }
 }
 

@@ -3,7 +3,7 @@
 //! A device on PCI, a processor and a memory module go when the guest has let go of them, for which QEMU asks it (`docs/system/`, "Hotplug"); disks on
 //! SCSI and USB go at once, as when they are pulled.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use belljar_guest_spec::machine_order::Device;
 use serde_json::{Value, json};
@@ -13,15 +13,12 @@ use crate::{
     lab::Lab,
     qemu::{
         args::{Accel, CARD, MachineConfig, Ram, Removable},
-        qmp::{DeviceAdd, EventStream, Qmp, QmpCommand, QmpError, Raw, SetLink},
+        qmp::{DeviceAdd, DeviceDel, EventStream, Qmp, QmpCommand, QmpError, Raw, SetLink},
     },
 };
 
 /// How long a guest has to let go of a device.
 const LIMIT: Duration = Duration::from_secs(60);
-
-/// What is said where a device may go later.
-const MAY_STILL: &str = "it may still do so";
 
 /// What may go out of one machine and come into it, and what of it is in.
 #[derive(Debug, Default)]
@@ -77,25 +74,22 @@ impl Hotplug {
         (!all.is_empty()).then(|| all.join(", "))
     }
 
-    /// Takes a device out; gives what there is to say of it.
+    /// Takes a device out.
     ///
     /// # Errors
     /// Why it is still in, for a person.
-    pub(crate) async fn unplug(
-        &mut self,
-        device: &Device,
-        surprise: bool,
-        qmp: &Qmp,
-        lab: &Lab,
-    ) -> Result<String, String> {
+    pub(crate) async fn unplug(&mut self, device: &Device, surprise: bool, qmp: &Qmp, lab: &Lab) -> Result<(), String> {
         // Until it is known, whoever is not there any more to hear it has to take it for possible.
         let was_unsure = std::mem::replace(&mut self.is_unsure, true);
         let done = self.take_out(device, surprise, qmp, lab).await;
-        self.is_unsure = was_unsure || matches!(&done, Err(why) if why.contains(MAY_STILL));
-        done
+        self.is_unsure = was_unsure || matches!(done, Err(Stays::MayStillGo));
+        done.map_err(|stays| match (stays, lab.hangs()) {
+            (Stays::MayStillGo, Some(hangs)) => format!("{}; {hangs}", Stays::MayStillGo),
+            (stays, _) => stays.to_string(),
+        })
     }
 
-    async fn take_out(&mut self, device: &Device, surprise: bool, qmp: &Qmp, lab: &Lab) -> Result<String, String> {
+    async fn take_out(&mut self, device: &Device, surprise: bool, qmp: &Qmp, lab: &Lab) -> Result<(), Stays> {
         match device {
             Device::Disk { .. } | Device::Nic => {
                 let slot = self.slot(device)?;
@@ -107,40 +101,37 @@ impl Hotplug {
                     lab.note_orders();
                 }
                 for part in parts {
-                    let told = |why: String| lab.hangs().map_or(why.clone(), |hangs| format!("{why}; {hangs}"));
-                    delete(qmp, &slot.device.parts[part].id).await.map_err(told)?;
+                    delete(qmp, &slot.device.parts[part].id).await?;
                     slot.is_in[part] = false;
                 }
-                Ok(String::new())
+                Ok(())
             }
             // QEMU 7.2 writes where it must not then, and QEMU 10 ends itself when another one comes (`tcg_register_thread`).
             Device::Cpu if self.is_emulated => {
-                Err("without KVM, QEMU does not survive it that a processor is unplugged".to_owned())
+                Err(Stays::Refused("without KVM, QEMU does not survive it that a processor is unplugged".to_owned()))
             }
             Device::Cpu => {
-                let id = self
-                    .cpus
-                    .last()
-                    .ok_or("no processor was plugged in that could be unplugged; those of the start stay")?;
+                let id = self.cpus.last().ok_or_else(|| {
+                    "no processor was plugged in that could be unplugged; those of the start stay".to_owned()
+                })?;
                 delete(qmp, id).await?;
                 self.cpus.pop();
-                Ok(String::new())
+                Ok(())
             }
             Device::Memory(_) => {
-                let id = self
-                    .memory
-                    .last()
-                    .ok_or("no memory was plugged in that could be unplugged; that of the start stays")?;
+                let id = self.memory.last().ok_or_else(|| {
+                    "no memory was plugged in that could be unplugged; that of the start stays".to_owned()
+                })?;
                 delete(qmp, id).await?;
                 let object = json!({ "id": backend(id) });
                 say(qmp, Raw::new("object-del", object)).await?;
                 self.memory.pop();
-                Ok(String::new())
+                Ok(())
             }
         }
     }
 
-    /// Has a device come; gives what there is to say of it. A network card comes with its cable in, or out.
+    /// Has a device come. A network card comes with its cable in, or out.
     ///
     /// # Errors
     /// Why it has not come, for a person.
@@ -150,7 +141,7 @@ impl Hotplug {
         is_cable_out: bool,
         qmp: &Qmp,
         lab: &Lab,
-    ) -> Result<String, String> {
+    ) -> Result<(), String> {
         match device {
             Device::Disk { .. } | Device::Nic => {
                 let slot = self.slot(device)?;
@@ -166,7 +157,7 @@ impl Hotplug {
                     slot.is_in[part] = true;
                 }
                 slot.let_speak(is_cable_out, qmp, lab).await?;
-                Ok(String::new())
+                Ok(())
             }
             Device::Cpu => {
                 let free = self.free_cpu(qmp).await?;
@@ -176,7 +167,7 @@ impl Hotplug {
                 properties["id"] = json!(id);
                 say(qmp, DeviceAdd(properties)).await?;
                 self.cpus.push(id);
-                Ok(String::new())
+                Ok(())
             }
             Device::Memory(bytes) => {
                 let id = self.next("memory");
@@ -192,7 +183,7 @@ impl Hotplug {
                     return Err(format!("{why}; `spare-memory` says how much can be plugged in"));
                 }
                 self.memory.push(id);
-                Ok(String::new())
+                Ok(())
             }
         }
     }
@@ -292,32 +283,58 @@ fn backend(id: &str) -> String {
 }
 
 async fn say<C: QmpCommand>(qmp: &Qmp, command: C) -> Result<C::Reply, String> {
-    qmp.execute(command).await.map_err(|error| sanitize_line(error.to_string().as_bytes()))
+    qmp.execute(command).await.map_err(|error| error.told())
+}
+
+/// Why a device is still in.
+#[derive(Debug)]
+enum Stays {
+    /// It stays, for this reason.
+    Refused(String),
+    /// The guest was asked to let go of it, and has not yet.
+    MayStillGo,
+}
+
+impl From<String> for Stays {
+    fn from(why: String) -> Self {
+        Self::Refused(why)
+    }
+}
+
+impl fmt::Display for Stays {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused(why) => f.write_str(why),
+            Self::MayStillGo => write!(
+                f,
+                "the guest did not let go of it within {} s; it may still do so. Its kernel needs a driver for that (ACPI hotplug), and requests \
+                 that the device does not answer hold it up",
+                LIMIT.as_secs()
+            ),
+        }
+    }
 }
 
 /// Takes a device out, and waits until it is.
-async fn delete(qmp: &Qmp, id: &str) -> Result<(), String> {
+async fn delete(qmp: &Qmp, id: &str) -> Result<(), Stays> {
     let mut events = qmp.events();
-    match qmp.execute(Raw::new("device_del", json!({ "id": id }))).await {
+    match qmp.execute(DeviceDel { id }).await {
         Ok(_) => {}
         // The guest has let go of it after somebody had given up waiting for that.
         Err(QmpError::Refused { class, .. }) if class == "DeviceNotFound" => return Ok(()),
         // It was asked before, and may still do it.
         Err(QmpError::Refused { desc, .. }) if desc.contains("in the process of unplug") => {}
-        Err(error) => return Err(sanitize_line(error.to_string().as_bytes())),
+        Err(error) => return Err(error.told().into()),
     }
-    match tokio::time::timeout(LIMIT, is_gone(&mut events, id)).await {
-        Ok(gone) => gone,
-        Err(_) => Err(format!(
-            "the guest did not let go of it within {} s; {MAY_STILL}. Its kernel needs a driver for that (ACPI hotplug), and requests that the \
-             device does not answer hold it up",
-            LIMIT.as_secs()
-        )),
-    }
+    let gone = tokio::time::timeout(LIMIT, is_gone(&mut events, id)).await;
+    gone.map_err(|_| Stays::MayStillGo)?.map_err(Stays::Refused)
 }
 
 /// Waits for what becomes of a device that the guest is to let go of (QEMU's `qapi/qdev.json`).
-async fn is_gone(events: &mut EventStream, id: &str) -> Result<(), String> {
+///
+/// # Errors
+/// Why it is not gone, for a person.
+pub(crate) async fn is_gone(events: &mut EventStream, id: &str) -> Result<(), String> {
     while let Some(event) = events.next().await {
         if event.data.get("device").and_then(Value::as_str) != Some(id) {
             continue;

@@ -10,11 +10,12 @@ use belljar_proto::message::{DeviceSign, WantedDevice};
 
 use crate::{
     Lost,
+    hotplug::is_gone,
     limits::Limits,
     plan_template::{CARD_KIND, CardChange},
     qemu::{
         args::{CARD, MachineConfig, NETDEV, Plugged},
-        qmp::{DeviceAdd, DeviceDel, EventStream, NetdevAdd, NetdevDel, Qmp, QmpCommand, QmpError},
+        qmp::{DeviceAdd, DeviceDel, NetdevAdd, NetdevDel, Qmp, QmpCommand, QmpError},
     },
     session::agent::{AgentSession, of_session},
 };
@@ -124,8 +125,8 @@ impl Plugger<'_> {
     async fn remove_card(&mut self, card: &Plugged) -> Result<(), PlugError> {
         let mut events = self.qmp.events();
         self.say(card, DeviceDel { id: CARD }).await?;
-        let gone = tokio::time::timeout(self.limit, is_deleted(&mut events)).await;
-        if !matches!(gone, Ok(true)) || !self.is(card, DeviceSign::Gone).await? {
+        let gone = tokio::time::timeout(self.limit, is_gone(&mut events, CARD)).await;
+        if !matches!(gone, Ok(Ok(()))) || !self.is(card, DeviceSign::Gone).await? {
             let limit = crate::for_people(self.limit);
             return Err(unplugged(card, format!("the guest did not let go of {} within {limit}", card.name)));
         }
@@ -142,13 +143,4 @@ impl Plugger<'_> {
 
 fn unplugged(device: &Plugged, why: String) -> PlugError {
     PlugError::Unplugged(Unplugged { kind: device.kind, why })
-}
-
-async fn is_deleted(events: &mut EventStream) -> bool {
-    while let Some(event) = events.next().await {
-        if event.name == "DEVICE_DELETED" && event.data.get("device").and_then(|d| d.as_str()) == Some(CARD) {
-            return true;
-        }
-    }
-    false
 }

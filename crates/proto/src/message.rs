@@ -15,7 +15,7 @@ pub const PROGRAM_PORT_NAME: &str = "belljar.program";
 
 /// Version of everything in this crate. Host and agent come from one build, so it only guards
 /// against a stale agent, such as one resumed from an old template.
-pub const VERSION: u16 = 19;
+pub const VERSION: u16 = 20;
 
 /// The exit code of an agent that is to have systemd in a container, and says on standard error why there can be none.
 pub const CANNOT_BE_HAD: i32 = 77;
@@ -78,6 +78,8 @@ pub enum ToAgent {
         /// Rows and columns.
         size: WindowSize,
     },
+    /// Has the guest's clock jump by so many nanoseconds. Answered by [`ToHost::ClockStepped`].
+    StepClock(i64),
     /// Sets the guest's clock to these nanoseconds since the Unix epoch, if it is off by much. Not answered.
     Clock(u64),
     /// Stops all that runs in a container but the agent, or lets it go on. A machine is stopped from outside. Not answered.
@@ -520,7 +522,7 @@ pub enum ToHost {
     Kernel(KernelNews),
     /// The guest is about to end as asked.
     Ending,
-    /// The guest's clock has jumped, as an answer without a question said ([`Outcome::StepClock`]), or has not, for this reason.
+    /// Answer to [`ToAgent::StepClock`]: why the clock has not jumped, if it has not.
     ClockStepped(Option<String>),
     /// Something worth a line in the event log.
     Log(String),
@@ -565,8 +567,6 @@ pub enum Outcome {
     Refused(String),
     /// It was not, and nothing of the kind need be asked again in this session.
     Full,
-    /// It is the agent's to do: the guest's clock jumps by so many nanoseconds.
-    StepClock(i64),
     /// The machine goes down: what runs is ended, and nobody hears any more of it.
     GoesDown,
 }

@@ -463,6 +463,11 @@ impl Agent {
                 }
             }
             ToAgent::Clock(_) | ToAgent::StandStill(_) => {}
+            // No clock goes back beyond 1970.
+            ToAgent::StepClock(step) => {
+                let century = 100 * 365 * 86_400 * 1_000_000_000;
+                self.say(&ToHost::ClockStepped((step < -century / 2).then(|| "EINVAL".to_owned())));
+            }
             ToAgent::Ping(number) => {
                 if self.manners.pong {
                     self.say(&ToHost::Pong(number));

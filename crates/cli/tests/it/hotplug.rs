@@ -87,6 +87,17 @@ fn orders_are_given_when_it_is_time() {
 }
 
 #[test]
+fn a_clock_that_does_not_jump_is_told_whoever_asks() {
+    let lab = Lab::new();
+    let outcome = lab.run(&asking("clock+-99years,clock+-1h", "")).sh("sleep 1").go();
+    outcome.code(0);
+    assert_eq!(controls(&outcome), ["refused clock -99years (EINVAL)", "clock -1h ()"]);
+    let outcome = ordered(&lab, &["+0s clock -1h", "+100ms clock -99years"], "sleep 1");
+    outcome.code(125).complains("+100ms clock -99years: EINVAL");
+    assert_eq!(controls(&outcome), ["clock -1h ()", "refused clock -99years (EINVAL)"]);
+}
+
+#[test]
 fn a_pass_without_what_was_ordered_is_none() {
     let lab = Lab::new();
     let outcome = ordered(&lab, &["+50s nmi"], "true");

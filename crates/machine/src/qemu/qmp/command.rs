@@ -294,12 +294,12 @@ impl QmpCommand for DeviceAdd {
 
 /// Asks the guest to let go of a device; that it did comes as an event `DEVICE_DELETED`.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub struct DeviceDel {
+pub struct DeviceDel<'a> {
     /// The device's name.
-    pub id: &'static str,
+    pub id: &'a str,
 }
 
-impl QmpCommand for DeviceDel {
+impl QmpCommand for DeviceDel<'_> {
     type Reply = NoReply;
     fn name(&self) -> &'static str {
         "device_del"

@@ -20,6 +20,8 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use crate::console::sanitize::sanitize_line;
+
 pub use self::client::{DEFAULT_TIMEOUT, Qmp};
 pub use self::command::{
     AddFd, AddedFd, Balloon, BalloonInfo, Capabilities, ChardevInfo, Cont, CpuInfo, DeviceAdd, DeviceDel, GetFd,
@@ -83,6 +85,13 @@ pub enum QmpError {
     /// The socket failed.
     #[error("cannot use QEMU's control channel: {0}")]
     Io(Arc<io::Error>),
+}
+
+impl QmpError {
+    /// As it may stand in the log and on a terminal: QEMU's words may be a guest's.
+    pub(crate) fn told(&self) -> String {
+        sanitize_line(self.to_string().as_bytes())
+    }
 }
 
 impl QmpError {

@@ -21,8 +21,6 @@ const MAX_ASKS: usize = 2048;
 const AGAIN: Duration = Duration::from_millis(5);
 /// Numbers of the questions that are asked here begin above this, and those of the session's own pings stay far below or above.
 const FIRST: u64 = 1 << 62;
-/// The number of what no program in the guest has asked for.
-const NO_QUESTION: u32 = 0;
 /// And end below this.
 const LAST: u64 = 1 << 63;
 
@@ -180,7 +178,7 @@ impl Reports {
     pub(crate) fn step_clock(self: &Arc<Self>, nanoseconds: i64) -> oneshot::Receiver<Option<String>> {
         let (tell, told) = oneshot::channel();
         self.state().stepped = Some(tell);
-        self.answer(NO_QUESTION, Outcome::StepClock(nanoseconds));
+        self.post(&ToAgent::StepClock(nanoseconds));
         told
     }
 
