@@ -14,10 +14,9 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use belljar_image::disk::{DiskImage, Format};
+use belljar_image::disk::DiskImage;
 use command_fds::{CommandFdExt, FdMapping};
 use rustix::fs::{MemfdFlags, Mode, OFlags};
-use serde_json::{Value, json};
 
 use crate::disk::ReadError;
 
@@ -59,7 +58,7 @@ impl Client {
         let (listener, stream) = connected()?;
         let errors: File =
             rustix::fs::memfd_create("qemu-nbd errors", MemfdFlags::CLOEXEC).map_err(io::Error::from)?.into();
-        let node = node(image);
+        let node = image.node();
         let mut command = Command::new("/bin/sh");
         // The program takes the socket only if the variable has its own process id.
         command.args(["-c", "LISTEN_PID=$$ LISTEN_FDS=1; export LISTEN_PID LISTEN_FDS; exec \"$@\"", "sh"]);
@@ -194,19 +193,6 @@ fn connected() -> io::Result<(OwnedFd, UnixStream)> {
     let stream = UnixStream::connect(&path)?;
     dir.close()?;
     Ok((listener.into(), stream))
-}
-
-/// The chain as it was looked at.
-fn node(image: &DiskImage) -> Value {
-    image.layers().iter().rev().fold(Value::Null, |below, layer| {
-        let driver = if layer.device { "host_device" } else { "file" };
-        let file = json!({ "driver": driver, "filename": layer.path, "read-only": true, "locking": "on" });
-        let mut node = json!({ "driver": layer.format.driver(), "read-only": true, "file": file });
-        if matches!(layer.format, Format::Qcow2 | Format::Vmdk | Format::Qcow | Format::Qed) {
-            node["backing"] = below;
-        }
-        node
-    })
 }
 
 /// A stream on which all of a message has to pass in a time.

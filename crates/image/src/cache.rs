@@ -68,6 +68,17 @@ pub struct Cached {
     pub flaw: Option<String>,
 }
 
+/// A file on its way into the cache ([`Cache::begin`]).
+#[derive(Debug)]
+pub struct Unpublished {
+    name: String,
+    /// Empty at first, for its maker to fill.
+    pub file: File,
+    /// Where it is, if the cache cannot take it.
+    scratch: Option<PathBuf>,
+    found: Found,
+}
+
 /// What a file in the cache has to be.
 #[derive(Debug, Serialize, Deserialize)]
 struct Seal {
@@ -115,6 +126,7 @@ impl Seal {
 }
 
 /// What is known of a name in the cache.
+#[derive(Debug)]
 enum Found {
     /// The file is as it was made.
     Whole,
@@ -123,6 +135,12 @@ enum Found {
     Unsealed,
     /// The file is not as it was made.
     Flawed(String),
+}
+
+impl Found {
+    fn flaw(&self) -> Option<String> {
+        if let Self::Flawed(flaw) = self { Some(flaw.clone()) } else { None }
+    }
 }
 
 impl Cache {
@@ -142,44 +160,100 @@ impl Cache {
     where
         E: From<CacheError>,
     {
-        let name = format!("{PREFIX}{name}");
-        let path = self.dir.join(&name);
-        let seal = self.dir.join(format!("{name}{SEAL}"));
-        let found = self.look(&name);
-        let flaw = match found {
-            Found::Whole => {
-                // The time tells what is in use; without the right to set it the file merely goes sooner.
-                if let Ok(seal) = File::open(seal) {
-                    let _ = seal.set_times(FileTimes::new().set_modified(SystemTime::now()));
-                }
-                return Ok(Cached { path, hit: true, flaw: None });
-            }
-            Found::Flawed(ref flaw) => Some(flaw.clone()),
-            Found::Nothing | Found::Unsealed => None,
+        let found = match self.find_or_why(name) {
+            Ok(cached) => return Ok(cached),
+            Err(found) => found,
         };
         if let Ok(mut file) = self.unnamed() {
-            write(&mut file, &path)?;
-            // Whoever is killed between the two leaves a seal without a file, or beside one that it does not fit.
-            let sealed = file.sync_data().and_then(|()| Seal::of(&file)).and_then(|s| self.put(&seal, &s.to_bytes()));
-            let linked = sealed.and_then(|()| match found {
-                Found::Nothing | Found::Whole => link(&file, &path),
-                Found::Unsealed | Found::Flawed(_) => self.link_over(&file, &path),
-            });
-            if linked.is_ok() {
-                self.clear_up();
-                return Ok(Cached { path, hit: false, flaw });
+            write(&mut file, &self.path(name))?;
+            if let Ok(cached) = self.seal_and_link(name, &file, &found) {
+                return Ok(cached);
             }
         }
+        let (mut file, path) = self.scratch_file(name)?;
+        write(&mut file, &path)?;
+        Ok(Cached { path, hit: false, flaw: found.flaw() })
+    }
+
+    /// The file called `name`, if it is in the cache and as it was made.
+    #[must_use]
+    pub fn find(&self, name: &str) -> Option<Cached> {
+        self.find_or_why(name).ok()
+    }
+
+    /// An empty file, which is to be `name` in the cache when its maker has filled it ([`Cache::publish`]): for what is not written in one go, as by another
+    /// program. Dropped before that, it leaves nothing behind, unless only the run's directory could take it.
+    ///
+    /// # Errors
+    /// When neither the cache nor the run's directory can take a file.
+    pub fn begin(&self, name: &str) -> Result<Unpublished, CacheError> {
+        let found = self.find_or_why(name).map_or_else(|found| found, |_| Found::Whole);
+        let name = name.to_owned();
+        match self.unnamed() {
+            Ok(file) => Ok(Unpublished { name, file, scratch: None, found }),
+            Err(_) => {
+                let (file, path) = self.scratch_file(&name)?;
+                Ok(Unpublished { name, file, scratch: Some(path), found })
+            }
+        }
+    }
+
+    /// Puts a file that was [begun](Cache::begin) into the cache.
+    ///
+    /// # Errors
+    /// When it cannot be linked or sealed there.
+    pub fn publish(&self, unpublished: Unpublished) -> Result<Cached, CacheError> {
+        let Unpublished { name, file, scratch, found } = unpublished;
+        if let Some(path) = scratch {
+            return Ok(Cached { path, hit: false, flaw: found.flaw() });
+        }
+        self.seal_and_link(&name, &file, &found).map_err(|source| CacheError {
+            path: self.path(&name),
+            what: name,
+            source,
+        })
+    }
+
+    fn find_or_why(&self, name: &str) -> Result<Cached, Found> {
+        let path = self.path(name);
+        match self.look(&format!("{PREFIX}{name}")) {
+            Found::Whole => {
+                // The time tells what is in use; without the right to set it the file merely goes sooner.
+                if let Ok(seal) = File::open(self.seal_path(name)) {
+                    let _ = seal.set_times(FileTimes::new().set_modified(SystemTime::now()));
+                }
+                Ok(Cached { path, hit: true, flaw: None })
+            }
+            found => Err(found),
+        }
+    }
+
+    fn seal_path(&self, name: &str) -> PathBuf {
+        self.dir.join(format!("{PREFIX}{name}{SEAL}"))
+    }
+
+    fn seal_and_link(&self, name: &str, file: &File, found: &Found) -> io::Result<Cached> {
+        let path = self.path(name);
+        // Whoever is killed between the two leaves a seal without a file, or beside one that it does not fit.
+        file.sync_data()?;
+        self.put(&self.seal_path(name), &Seal::of(file)?.to_bytes())?;
+        match found {
+            Found::Nothing | Found::Whole => link(file, &path)?,
+            Found::Unsealed | Found::Flawed(_) => self.link_over(file, &path)?,
+        }
+        self.clear_up();
+        Ok(Cached { path, hit: false, flaw: found.flaw() })
+    }
+
+    fn scratch_file(&self, name: &str) -> Result<(File, PathBuf), CacheError> {
+        let name = format!("{PREFIX}{name}");
         let path = self.scratch.join(&name);
         let mut options = File::options();
-        let mut file =
-            options.read(true).write(true).create(true).truncate(true).open(&path).map_err(|source| CacheError {
-                what: name.clone(),
-                path: path.clone(),
-                source,
-            })?;
-        write(&mut file, &path)?;
-        Ok(Cached { path, hit: false, flaw })
+        let options = options.read(true).write(true).create(true).truncate(true);
+        match options.open(&path) {
+            Ok(file) => Ok((file, path)),
+            Err(source) => Err(CacheError { what: name, path, source }),
+        }
     }
 
     /// Whether the file of this name can be used.
@@ -382,6 +456,30 @@ mod tests {
         assert_eq!(put(&cache, "x").unwrap(), Cached { path: first.path, hit: true, flaw: None });
         assert_eq!(names(&dir.path().join("a/b")), ["belljar-x", "belljar-x.seal"]);
         assert_eq!(names(&dir.path().join("run")), [""; 0]);
+    }
+
+    #[test]
+    fn what_another_program_writes_is_published_when_it_is_whole() {
+        let (dir, cache) = cache();
+        assert!(cache.find("x").is_none());
+        let begun = cache.begin("x").unwrap();
+        (&begun.file).write_all(b"half").unwrap();
+        drop(begun);
+        assert_eq!(names(&dir.path().join("a/b")), [""; 0], "what was given up leaves nothing");
+        let begun = cache.begin("x").unwrap();
+        (&begun.file).write_all(b"x").unwrap();
+        assert!(cache.find("x").is_none());
+        let made = cache.publish(begun).unwrap();
+        assert_eq!((made.hit, std::fs::read(&made.path).unwrap()), (false, b"x".to_vec()));
+        assert_eq!(cache.find("x"), Some(Cached { hit: true, ..made.clone() }));
+        std::fs::write(&made.path, "y").unwrap();
+        let begun = cache.begin("x").unwrap();
+        (&begun.file).write_all(b"x").unwrap();
+        assert_eq!(cache.publish(begun).unwrap().flaw.as_deref(), Some("its checksum is wrong"));
+        // Where the cache takes nothing, the run's directory does.
+        let cache = Cache::new("/proc/none", dir.path().join("run"));
+        let begun = cache.begin("x").unwrap();
+        assert_eq!(cache.publish(begun).unwrap().path, dir.path().join("run/belljar-x"));
     }
 
     /// What can become of the file `x` in the cache, and what is said of it then.

@@ -215,7 +215,11 @@ fn is_zeros(map: &Map, base: &Base, first: u64, end: u64) -> io::Result<bool> {
         let zeros = match (place, base) {
             (Place::Zeros, _) | (Place::Below, Base::Zeros) => true,
             (Place::Block(_), _) => false,
-            (Place::Below, Base::File(file)) => start.saturating_mul(GRANULE) >= file.metadata()?.len(),
+            (Place::Below, Base::File(file)) => {
+                let metadata = file.metadata()?;
+                // The length of a device is not told there.
+                metadata.is_file() && start.saturating_mul(GRANULE) >= metadata.len()
+            }
             (Place::Below, Base::Frozen(below)) => is_zeros(&below.map, &below.base, start, until)?,
         };
         if !zeros {

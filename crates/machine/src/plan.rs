@@ -20,6 +20,7 @@ use belljar_proto::message::{INIT_AGENT_PATH, Mount, Source as ShareSource, Syst
 use belljar_share_disk::layout::{self, DISK_SIZE, SERIAL};
 
 use crate::{
+    Lost,
     access::rungs::{self, Rung, Start},
     backend::container::root::ImageRoot,
     conceal::Concealment,
@@ -486,6 +487,16 @@ pub fn prepare(
 }
 
 impl Plan {
+    /// Finds or makes what cannot be made in one go, as [`prepare`] does: raw copies of images. To be called once, before a machine is started.
+    ///
+    /// # Errors
+    /// Why it cannot be made.
+    pub(crate) async fn complete_volumes(&mut self) -> Result<(), Lost> {
+        let told = self.volumes.find_copies(&self.host, &self.dir).await?;
+        self.choices.extend(told);
+        Ok(())
+    }
+
     /// What was chosen, and why.
     #[must_use]
     pub fn choices(&self) -> &[EventKind] {

@@ -284,13 +284,19 @@ impl<'a> ImageReader<'a> {
 fn hash(image: &DiskImage) -> io::Result<blake3::Hasher> {
     let mut hasher = blake3::Hasher::new();
     hasher.update(VERSION);
+    add_identity(image, &mut hasher)?;
+    Ok(hasher)
+}
+
+/// What stands for the bytes of an image: the identity of each of its files, and what their formats are taken for.
+pub(crate) fn add_identity(image: &DiskImage, hasher: &mut blake3::Hasher) -> io::Result<()> {
     for file in image.files()? {
-        cache::fingerprint(&file, &mut hasher)?;
+        cache::fingerprint(&file, hasher)?;
     }
     for layer in image.layers() {
         hasher.update(layer.format.driver().as_bytes());
     }
-    Ok(hasher)
+    Ok(())
 }
 
 /// Why a file cannot be made.

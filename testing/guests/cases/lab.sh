@@ -589,3 +589,61 @@ TEST
     grep -q '+1h nmi: the test ended before' both || fail 'it does not say why'
     if "$BELLJAR" ctl last nmi 2>said; then fail 'nothing runs any more'; fi
 }
+
+# What is in an image of any format, or in a chain of them, is on a lab disk, and the image is not written to.
+test_images_of_all_formats() {
+    head -c 3M /dev/urandom >ws/whole.raw
+    truncate -s 16M ws/whole.raw
+    dd if=ws/whole.raw of=ws/whole.raw bs=1M skip=0 seek=9 count=3 conv=notrunc 2>/dev/null
+    local format disks=() formats=(qcow2 vmdk vdi vhdx vpc qed parallels)
+    for format in "${formats[@]}"; do
+        qemu-img convert -O "$format" ws/whole.raw "ws/a.$format"
+        disks+=(--disk "file=a.$format,serial=$format,lab")
+    done
+    # A chain: what is above covers what is below.
+    qemu-img create -q -f qcow2 -F vmdk -b a.vmdk ws/middle.qcow2
+    qemu-img create -q -f qcow2 -F qcow2 -b middle.qcow2 ws/top.qcow2
+    qemu-io -c 'write -q -P 0x5a 1M 64k' ws/middle.qcow2 >/dev/null
+    qemu-io -c 'write -q -P 0xa5 2M 64k' ws/top.qcow2 >/dev/null
+    qemu-img convert -O raw ws/top.qcow2 chain.raw
+    md5sum ws/a.* ws/*.qcow2 >before
+    bj -v "${disks[@]}" --disk file=top.qcow2,serial=chain,lab -- sh -c '
+        for block in /sys/block/vd*; do
+            disk=/dev/${block##*/} name=$(cat $block/serial)
+            echo "$name: $(head -c 16777216 $disk | md5sum | cut -d" " -f1)"
+            dd if=/dev/zero of=$disk bs=1M count=2 oflag=direct 2>/dev/null
+            echo "$name written: $(head -c 16777216 $disk | md5sum | cut -d" " -f1)"
+            belljar-ctl disk $name error read >/dev/null
+            if dd if=$disk of=/dev/null bs=1M count=1 iflag=direct 2>/dev/null; then echo "$name is read"; fi
+        done'
+    want_code 0
+    cat out
+    local sum written
+    sum=$(md5sum <ws/whole.raw | cut -d' ' -f1)
+    written=$( { head -c 2M /dev/zero; tail -c +2097153 ws/whole.raw; } | md5sum | cut -d' ' -f1)
+    for format in "${formats[@]}"; do
+        want_line "^$format: $sum$"
+        want_line "^$format written: $written$"
+    done
+    want_line "^chain: $(md5sum <chain.raw | cut -d' ' -f1)$"
+    want_no_line 'is read'
+    md5sum --check --quiet before || fail 'an image was written to'
+    [ "$(grep -c 'a raw copy of .* (made now' err)" = 8 ] || fail 'not each has a copy of its own'
+
+    # Whatever of a chain changes makes another disk of it; what nobody has changed is copied once.
+    qemu-img convert -O vmdk chain.raw ws/a.vmdk
+    qemu-img convert -O raw ws/top.qcow2 chain.raw
+    bj -v --disk file=top.qcow2,serial=chain,lab --disk file=a.vdi,serial=vdi,lab -- sh -c 'for disk in vda vdb; do head -c 16777216 /dev/$disk | md5sum | cut -d" " -f1; done'
+    want_code 0
+    want_out "$(md5sum <chain.raw | cut -d' ' -f1)" "$sum"
+    want_err 'lab disk chain: .*made now'
+    want_err 'lab disk vdi: .*made by an earlier run'
+
+    # One that somebody writes to is no image of anything.
+    qemu-io -c 'sleep 20000' ws/a.qed >/dev/null 2>&1 & local writer=$!
+    sleep 1
+    bj --disk file=a.qed,serial=q,lab -- true
+    kill "$writer"; wait "$writer" || :
+    want_code 125
+    want_err 'in use|another process|lock'
+}

@@ -21,6 +21,42 @@ fn once_ends_cleanly() {
 }
 
 #[test]
+fn a_copy_of_an_image_in_the_making_is_given_up() {
+    use std::{fs, os::unix::fs::PermissionsExt};
+
+    let lab = Lab::new();
+    let image = lab.image("data.qcow2", "qcow2");
+    fs::create_dir(lab.path("bin")).expect("directory");
+    let program = lab.path("bin/qemu-img");
+    let begun = lab.path("begun");
+    let script = format!(
+        "#!/bin/sh\nPATH=/usr/local/bin:/usr/bin:/bin\ncase $1 in convert) echo part >&0; touch {}; exec sleep 600 ;; esac\nexec qemu-img \"$@\"\n",
+        begun.display()
+    );
+    fs::write(&program, script).expect("script");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("mode");
+    let path = format!("{}:{}", lab.path("bin").display(), std::env::var("PATH").unwrap_or_default());
+    let start = || {
+        let disk = format!("file={},lab", image.display());
+        let mut run = lab.run(WELL).env("PATH", &path).args(["--disk", &disk]).sh("true").spawn();
+        while !begun.exists() {
+            assert!(run.still_there_after(Duration::from_millis(10)), "it has begun to copy");
+        }
+        fs::remove_file(&begun).expect("note");
+        run
+    };
+    let run = start();
+    run.signal(Signal::INT);
+    let outcome = run.end();
+    outcome.code(130);
+    assert!(outcome.elapsed < Duration::from_secs(20), "{:?}", outcome.elapsed);
+    start().kill();
+    // Nothing half is taken for a copy, and what a killed run has locked is nobody's.
+    let disk = format!("file={},lab", image.display());
+    lab.run(WELL).args(["-v", "--disk", &disk]).sh("true").go().code(0).complains("(made now, in ");
+}
+
+#[test]
 fn once_reaches_the_command_first() {
     let lab = Lab::new();
     // The command is killed before its guest is, so that the log says so.

@@ -230,6 +230,40 @@ fn a_lab_disk_that_cannot_be_served_is_told() {
 }
 
 #[test]
+fn a_lab_disk_has_a_raw_copy_of_an_image_in_another_format() {
+    let lab = Lab::new();
+    let image = lab.image("data.qcow2", "qcow2");
+    let path = image.display();
+    let run = || {
+        let disk = format!("file={path},serial=data0,lab");
+        let plain = format!("file={},lab", lab.path("image.raw").display());
+        lab.run(WELL).args(["-v", "--disk", &disk, "--disk", &plain]).sh("sleep 1").go()
+    };
+    let copies = || {
+        let names = fs::read_dir(lab.path("cache/belljar")).expect("cache").flatten().map(|entry| entry.path());
+        let is_copy = |path: &std::path::PathBuf| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            name.starts_with("belljar-raw-") && !name.ends_with(".seal")
+        };
+        names.filter(is_copy).collect::<Vec<_>>()
+    };
+    run().code(0).complains("the bytes of the lab disk data0: a raw copy of ").complains(" (made now, in ");
+    let made = copies();
+    let [copy] = &made[..] else { panic!("a raw image has no copy: {made:?}") };
+    assert_eq!(fs::read(copy).expect("copy"), fs::read(lab.path("image.raw")).expect("image"));
+    run().code(0).complains(" (made by an earlier run)");
+    assert_eq!(copies(), made);
+    fs::write(copy, "damage").expect("copy");
+    run()
+        .code(0)
+        .complains("in the cache was not as it was made (it has 6 bytes instead of 1048576) and was made anew");
+    // Another image at the same place.
+    lab.image("data.qcow2", "qcow2");
+    run().code(0).complains(" (made now, in ");
+    assert_eq!(copies().len(), 2);
+}
+
+#[test]
 fn a_guest_cannot_write_to_what_belljar_goes_by() {
     let lab = Lab::new();
     for place in ["cache/belljar/templates", "state/belljar/runs/earlier"] {

@@ -17,6 +17,8 @@ mod vmdk;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use serde_json::{Value, json};
+
 use crate::bounded;
 
 pub use error::DiskError;
@@ -69,6 +71,26 @@ impl DiskImage {
     #[must_use]
     pub fn has_device(&self) -> bool {
         self.layers.iter().any(|layer| layer.device)
+    }
+
+    /// Whether its bytes are those of its only file.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        matches!(self.layers[..], [Layer { format: Format::Raw, .. }])
+    }
+
+    /// The chain for QEMU's programs, as it was looked at: read-only, and locked against who writes to it. `json:` before it makes a file name of it.
+    #[must_use]
+    pub fn node(&self) -> Value {
+        self.layers.iter().rev().fold(Value::Null, |below, layer| {
+            let driver = if layer.device { "host_device" } else { "file" };
+            let file = json!({ "driver": driver, "filename": layer.path, "read-only": true, "locking": "on" });
+            let mut node = json!({ "driver": layer.format.driver(), "read-only": true, "file": file });
+            if matches!(layer.format, Format::Qcow2 | Format::Vmdk | Format::Qcow | Format::Qed) {
+                node["backing"] = below;
+            }
+            node
+        })
     }
 
     /// Whether firmware finds something to boot in the first sector: BIOS and UEFI alike look for the signature 55 AA at its end (of a

@@ -76,6 +76,7 @@ impl PreparedMachine {
         };
         let plan = blocking("preparation", prepare).await.map_err(|lost| lost.cause.to_string())?;
         let mut plan = plan.map_err(|error| error.to_string())?;
+        plan.complete_volumes().await.map_err(|lost| lost.cause.to_string())?;
         if !plan.is_started_by_us() {
             // Where the cache cannot be written to.
             return Err("that its own boot lets nobody in could not be written to the cache".to_owned());
@@ -230,7 +231,8 @@ impl Backend for QemuBackend {
             let (for_guest, for_share) = (spec.clone(), share.clone());
             let prepare = move || plan::prepare(&source, root, &for_guest, &for_share, host, dir);
             let plan = blocking("preparation", prepare).await?;
-            let plan = plan.map_err(|error| Lost::from(Cause::Description(error.to_string())).lasting())?;
+            let mut plan = plan.map_err(|error| Lost::from(Cause::Description(error.to_string())).lasting())?;
+            plan.complete_volumes().await?;
             let (templates, detour) = (self.templates.clone(), watch::Sender::new(None));
             Ok(Box::new(PreparedMachine { plan, templates, spec, share, detour }) as Box<dyn PreparedGuest>)
         })

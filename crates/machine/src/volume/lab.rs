@@ -1,13 +1,20 @@
 //! A disk that Belljar serves itself: which files its server gets.
 
-use std::{fs::File, os::unix::net::UnixStream, path::Path};
+use std::{fs::File, io, os::unix::net::UnixStream, path::Path};
 
 use belljar_guest_spec::DiskTraits;
-use belljar_image::disk::{DiskError, Format, unnamed};
+use belljar_image::disk::{DiskError, DiskImage, unnamed};
 use belljar_lab::{Below, Setup};
+use belljar_model::EventKind;
 
-use super::{Bytes, Front, Kept, Volume, VolumeError, content::Content};
+use super::{
+    Bytes, Front, Kept, Volume, VolumeError,
+    content::Content,
+    raw_copy::{self, RawCopy},
+};
 use crate::{
+    Lost,
+    host::HostContext,
     lab::{LabDisk, LabLine},
     launch::Launch,
     qemu::{
@@ -19,31 +26,73 @@ use crate::{
 /// The physical sector that QEMU's disks tell of where nothing is said, in bytes.
 const SECTOR: u64 = 512;
 
+/// A disk that Belljar serves.
+#[derive(Clone, Debug)]
+pub(super) struct LabFront {
+    /// Its name, and its serial number.
+    pub(super) name: String,
+    /// The raw copy of its image, where that is no raw one.
+    copy: Option<RawCopy>,
+}
+
 impl Volume {
     /// The same, served by Belljar under this name, which is its serial number, too.
     pub(super) fn into_lab(self, name: String) -> Result<Self, VolumeError> {
         let Self { content, mut front, .. } = self;
         if let Content::Image(image) = &content
-            && (image.layers().len() != 1 || image.format() != Format::Raw)
+            && image.has_device()
+            && !image.is_plain()
         {
-            return Err(VolumeError::NotRaw { path: image.path().to_owned(), format: image.format().driver() });
+            return Err(VolumeError::OnDevice { path: image.path().to_owned() });
         }
         if let Front::Disk(disk) = &mut front {
             disk.serial = Some(name.clone());
         }
-        Ok(Self { content, front, lab: Some(name) })
+        Ok(Self { content, front, lab: Some(LabFront { name, copy: None }) })
+    }
+
+    /// Finds or makes the copy from which it is served, if there has to be one; with what a person is told of that.
+    pub(super) async fn find_copy(&mut self, host: &HostContext, dir: &Path) -> Result<Vec<EventKind>, Lost> {
+        let (Some(lab), Content::Image(image)) = (&mut self.lab, &self.content) else { return Ok(Vec::new()) };
+        if image.is_plain() {
+            return Ok(Vec::new());
+        }
+        let (copy, told) = raw_copy::find(&lab.name, image, host, dir).await?;
+        lab.copy = Some(copy);
+        Ok(told)
+    }
+}
+
+impl LabFront {
+    /// The file that has the bytes of this image.
+    fn file(&self, image: &DiskImage) -> Result<File, DiskError> {
+        let failed = |path: &Path, source| DiskError::Read { path: path.to_owned(), source };
+        let Some(copy) = &self.copy else {
+            let path = image.path();
+            return File::open(path).map_err(|source| failed(path, source));
+        };
+        match copy.is_of(image) {
+            Ok(true) => File::open(&copy.path).map_err(|source| failed(&copy.path, source)),
+            Ok(false) => {
+                let changed =
+                    "it was changed since this run began, and a copy of it was made; leave it alone meanwhile";
+                Err(failed(image.path(), io::Error::other(changed)))
+            }
+            Err(source) => Err(failed(image.path(), source)),
+        }
     }
 }
 
 /// Has a disk served; gives it as QEMU sees it. `number` is the volume's own.
 pub(super) fn serve(
-    name: &str,
+    lab: &LabFront,
     content: &Content,
     traits: Option<&DiskTraits>,
     number: usize,
     bytes: Bytes<'_>,
     launch: &mut Launch,
 ) -> Result<Node, DiskError> {
+    let name = lab.name.as_str();
     let in_dir = |dir: &Path, source| DiskError::Layer { dir: dir.to_owned(), source };
     let in_run = |source| in_dir(Path::new("the run's directory"), source);
     let (of_qemu, line) = UnixStream::pair().map_err(in_run)?;
@@ -74,10 +123,8 @@ pub(super) fn serve(
         }
     }
     if let Content::Image(image) = content {
-        let path = image.path();
-        let file = File::open(path).map_err(|source| DiskError::Read { path: path.to_owned(), source })?;
         below.push(Below::Raw);
-        files.push(file);
+        files.push(lab.file(image)?);
     }
     let written = files[0].try_clone().map_err(in_run)?;
     launch.kept.push(Kept::Lab(files[0].try_clone().map_err(in_run)?));

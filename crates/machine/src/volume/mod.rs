@@ -8,6 +8,7 @@ mod content;
 mod disk;
 mod flash;
 mod lab;
+mod raw_copy;
 
 use std::{
     collections::BTreeSet,
@@ -19,14 +20,18 @@ use std::{
 
 use belljar_guest_spec::{DiskBus, DiskConflict, DiskContent, DiskSpec, DiskTraits, SectorSize};
 use belljar_image::disk::{DiskError, DiskImage, UnknownFormat, unnamed};
+use belljar_model::EventKind;
 
 use self::{
     content::Content,
     disk::{DiskFront, Role},
     flash::FlashFront,
+    lab::LabFront,
 };
 use crate::{
+    Lost,
     access::rungs::Seed,
+    host::HostContext,
     launch::Launch,
     qemu::{
         args::{Backing, DiskSource, MachineConfig, Node, ProgramSource},
@@ -45,15 +50,13 @@ pub enum VolumeError {
     /// The format that was given is none.
     #[error(transparent)]
     Format(#[from] UnknownFormat),
-    /// An image that Belljar itself cannot serve.
+    /// An image of which no copy can be kept.
     #[error(
-        "a lab disk is made of a raw image, and {} is {format} or has another below it; convert it: qemu-img convert -O raw {} disk.raw", path.display(), path.display()
+        "a lab disk is served from a raw copy of {}, and a part of that is on a block device, whose changes nobody would notice; copy it to a file: qemu-img convert -O qcow2 {} disk.qcow2", path.display(), path.display()
     )]
-    NotRaw {
+    OnDevice {
         /// The image.
         path: PathBuf,
-        /// Its format.
-        format: &'static str,
     },
     /// A kind of disk that does not go with the bus.
     #[error("{disk}: {conflict}")]
@@ -90,8 +93,8 @@ pub enum VolumeError {
 pub(crate) struct Volume {
     content: Content,
     front: Front,
-    /// The name of a disk that Belljar serves itself.
-    lab: Option<String>,
+    /// What Belljar serves it by, if it does itself.
+    lab: Option<LabFront>,
 }
 
 /// What a volume is in the machine.
@@ -313,8 +316,8 @@ impl Volume {
 
     /// Sees to it that its bytes are there, and puts it into a machine. `number` is its own.
     fn put(&self, number: usize, bytes: Bytes<'_>, attached: bool, launch: &mut Launch) -> Result<(), DiskError> {
-        if let Some(name) = &self.lab {
-            let node = lab::serve(name, &self.content, self.traits(), number, bytes, launch)?;
+        if let Some(lab) = &self.lab {
+            let node = lab::serve(lab, &self.content, self.traits(), number, bytes, launch)?;
             self.show(node, attached, &mut launch.config);
             return Ok(());
         }
@@ -399,6 +402,18 @@ impl Volumes {
     /// Whether one is made of a file in this directory.
     pub(crate) fn are_in(&self, dir: &Path) -> bool {
         self.all.iter().any(|volume| volume.content.is_in(dir))
+    }
+
+    /// Finds or makes what lab disks are served from; gives what a person is told of that. `dir` is for what no cache can take.
+    ///
+    /// # Errors
+    /// Why an image cannot be copied.
+    pub(crate) async fn find_copies(&mut self, host: &HostContext, dir: &Path) -> Result<Vec<EventKind>, Lost> {
+        let mut told = Vec::new();
+        for volume in &mut self.all {
+            told.extend(volume.find_copy(host, dir).await?);
+        }
+        Ok(told)
     }
 
     /// Those that have to be there from the start.

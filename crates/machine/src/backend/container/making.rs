@@ -22,11 +22,11 @@ const LOOK: Duration = Duration::from_millis(100);
 
 /// The right to make something, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Making {
+pub(crate) struct Making {
     /// None where nobody can lock anything.
     lock: Option<(File, PathBuf)>,
     /// How long somebody else's making was waited for.
-    pub(super) waited: Option<Duration>,
+    pub(crate) waited: Option<Duration>,
 }
 
 impl Drop for Making {
@@ -39,7 +39,7 @@ impl Drop for Making {
 }
 
 /// Waits until nobody else makes what is called `key` in the cache. `what` is that for a person.
-pub(super) async fn alone(cache: &Path, key: &str, what: &str) -> Result<Making, Lost> {
+pub(crate) async fn alone(cache: &Path, key: &str, what: &str) -> Result<Making, Lost> {
     alone_within(cache, key, what, LIMIT).await
 }
 

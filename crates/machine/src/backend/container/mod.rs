@@ -12,7 +12,7 @@
 
 mod ahead;
 mod arguments;
-mod call;
+pub(crate) mod call;
 mod claim;
 mod engine;
 pub(crate) mod find;
@@ -21,7 +21,7 @@ mod guest;
 mod image;
 mod import;
 mod keep;
-mod making;
+pub(crate) mod making;
 mod owner;
 mod places;
 mod prepared;
