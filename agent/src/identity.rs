@@ -24,7 +24,10 @@ pub(crate) fn assume(identity: &Identity) {
     let _ = sys::reseed(&identity.seed);
     if !identity.host_suffix.is_empty() {
         let old = host_name();
-        let _ = rustix::system::sethostname(new_name(&old, &identity.host_suffix).as_bytes());
+        // A copy that was restarted may have it on its disk, or may have lost it with the power.
+        if !old.ends_with(&identity.host_suffix) {
+            let _ = rustix::system::sethostname(new_name(&old, &identity.host_suffix).as_bytes());
+        }
     }
 }
 
@@ -84,7 +87,8 @@ fn rename_in_files(old: &str, new: &str) {
         let _ = replace("/etc/hostname", format!("{new}\n").as_bytes());
     }
     // A name that cannot be looked up makes programs wait for a network that is not there.
-    if fs::read_to_string("/etc/hosts").is_ok_and(|text| text.split_whitespace().any(|word| word == old)) {
+    let is_known = |text: &str, name: &str| text.split_whitespace().any(|word| word == name);
+    if fs::read_to_string("/etc/hosts").is_ok_and(|text| is_known(&text, old) && !is_known(&text, new)) {
         let file = fs::File::options().append(true).open("/etc/hosts");
         let _ = file.and_then(|mut file| file.write_all(format!("\n127.0.1.1 {new}\n").as_bytes()));
     }

@@ -128,6 +128,10 @@ pub(crate) struct GuestArgs {
     #[arg(long, value_name = "BUS", value_parser = word::<BusChoice>())]
     pub(crate) boot_bus: Option<BusChoice>,
 
+    /// Have the boot disk be a lab disk, called boot, which can be made to fail
+    #[arg(long)]
+    pub(crate) boot_lab: bool,
+
     /// Network: none, isolated (DHCP answers, nothing is reachable) or user (the outside world by NAT) [default: isolated, in a container none]
     #[arg(long, value_name = "NIC", value_parser = word::<NicMode>())]
     pub(crate) nic: Option<NicMode>,
@@ -201,6 +205,7 @@ impl GuestArgs {
             Key::Image => self.image.is_some(),
             Key::ImageFormat => self.image_format.is_some(),
             Key::BootBus => self.boot_bus.is_some(),
+            Key::BootLab => self.boot_lab,
             Key::Firmware => self.firmware.is_some(),
             Key::Kernel => self.kernel.is_some(),
             // Several guests are a matter of belljar.toml.
@@ -299,6 +304,7 @@ pub(crate) fn guest(args: &GuestArgs, named: Option<&Named>) -> Result<(GuestSpe
         hardware.spare_memory = specs::size("--spare-memory", memory)?;
     }
     hardware.nic = args.nic.unwrap_or(hardware.nic);
+    hardware.boot_lab |= args.boot_lab;
     for disk in &args.disks {
         hardware.disks.push(specs::disk(disk)?);
     }

@@ -11,6 +11,8 @@ pub enum Key {
     ImageFormat,
     /// What the image is plugged into.
     BootBus,
+    /// Whether Belljar serves the disk that is booted from.
+    BootLab,
     /// What starts the image's boot loader.
     Firmware,
     /// The kernel.
@@ -79,6 +81,7 @@ impl Key {
             Self::Image => "image",
             Self::ImageFormat => "image-format",
             Self::BootBus => "boot-bus",
+            Self::BootLab => "boot-lab",
             Self::Firmware => "firmware",
             Self::Kernel => "kernel",
             Self::Kernels => "kernels",
@@ -164,10 +167,11 @@ pub const DEVICES: [Key; 9] = [
 ];
 
 /// What else only a machine has.
-const OF_MACHINES: [Key; 17] = [
+const OF_MACHINES: [Key; 18] = [
     Key::Image,
     Key::ImageFormat,
     Key::BootBus,
+    Key::BootLab,
     Key::Firmware,
     Key::Kernel,
     Key::Kernels,
@@ -217,7 +221,7 @@ pub fn source(has: impl Fn(Key) -> bool, access: Option<Access>, notation: Notat
             wrong(key, message, "leave one of the two out".into());
         }
     } else {
-        for key in [Key::ImageFormat, Key::BootBus] {
+        for key in [Key::ImageFormat, Key::BootBus, Key::BootLab] {
             let (key_name, image) = (name(key), name(Key::Image));
             wrong(
                 key,
@@ -324,10 +328,12 @@ mod tests {
 
     #[test]
     fn what_does_not_go_together() {
-        use Key::{Append, BootBus, Firmware, Image, ImageFormat, Initrd, Kernel, Kernels, Login, Modules, Rootfs};
+        use Key::{
+            Append, BootBus, BootLab, Firmware, Image, ImageFormat, Initrd, Kernel, Kernels, Login, Modules, Rootfs,
+        };
         for fine in [
             &[][..],
-            &[Image, ImageFormat, BootBus, Firmware, Login],
+            &[Image, ImageFormat, BootBus, BootLab, Firmware, Login],
             &[Kernel, Initrd, Modules, Append, Login],
             &[Kernel, Rootfs, Modules],
             &[Append],
@@ -338,7 +344,7 @@ mod tests {
             conflicts(&[Image, Kernel, Initrd, Rootfs, Modules, Append], None),
             [Kernel, Initrd, Rootfs, Modules, Append]
         );
-        assert_eq!(conflicts(&[ImageFormat, BootBus], None), [ImageFormat, BootBus]);
+        assert_eq!(conflicts(&[ImageFormat, BootBus, BootLab], None), [ImageFormat, BootBus, BootLab]);
         assert_eq!(conflicts(&[Firmware], None), [Firmware]);
         assert_eq!(conflicts(&[Kernel, Initrd, Firmware], None), [Firmware]);
         assert_eq!(conflicts(&[Initrd], None), [Initrd]);

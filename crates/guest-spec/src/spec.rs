@@ -81,6 +81,9 @@ pub struct Hardware {
     pub spare_memory: u64,
     /// The network card.
     pub nic: NicMode,
+    /// Whether the disk that it boots from is a lab disk, which Belljar serves itself.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub boot_lab: bool,
     /// All extra disks, in order.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<DiskSpec>,
@@ -94,6 +97,7 @@ impl Default for Hardware {
             spare_cpus: 0,
             spare_memory: 0,
             nic: NicMode::default(),
+            boot_lab: false,
             disks: Vec::new(),
         }
     }

@@ -50,7 +50,7 @@ pub enum Order {
     Cut(Option<u64>),
     /// The power is on again, and requests are answered again.
     On,
-    /// Nothing is done or answered any more: what comes waits, until the power is [cut](Order::Cut), or the disk is [let go](Order::LetGo).
+    /// Nothing but reads is done or answered any more: what comes waits, until the power is [cut](Order::Cut), or the disk is [let go](Order::LetGo).
     Hold,
     /// QEMU is about to end: all that hangs or comes fails until the disk is [on](Order::On) again, and nothing is lost of what was done before.
     LetGo,

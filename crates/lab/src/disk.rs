@@ -113,7 +113,7 @@ struct Told {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Power {
     On,
-    /// They wait.
+    /// All but reads wait.
     Held,
     /// They fail, for whoever asks is about to end.
     LetGo,
@@ -179,9 +179,9 @@ impl LabDisk {
         matches!(self.power, Power::Off | Power::LetGo)
     }
 
-    /// Whether each request waits.
-    pub fn is_held(&self) -> bool {
-        self.power == Power::Held
+    /// Whether requests of this kind wait for an order, whatever becomes of them else. Reads do not: nobody is told by them that something is kept.
+    pub fn holds(&self, operation: Option<Operation>) -> bool {
+        self.power == Power::Held && operation != Some(Operation::Read)
     }
 
     /// What the host could not do, so that the disk is of no use any more; once.

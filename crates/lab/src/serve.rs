@@ -198,7 +198,7 @@ pub fn serve(mut disk: LabDisk, qemu: UnixStream, control: UnixStream) -> Result
         if let Some(error) = disk.take_broken() {
             return Err(ServeError::Host(error));
         }
-        let (of_qemu, of_belljar) = wait(client.as_ref(), &control.stream, &answers, &waiting, disk.is_held())?;
+        let (of_qemu, of_belljar) = wait(client.as_ref(), &control.stream, &answers, &waiting, &disk)?;
         let over = PollFlags::HUP | PollFlags::ERR;
         if of_belljar.intersects(PollFlags::IN | over) {
             let obeyed = take_orders(&mut control, &mut orders, &mut answers, &mut disk)?;
@@ -251,7 +251,7 @@ fn wait(
     control: &UnixStream,
     answers: &Outgoing,
     waiting: &[Waiting],
-    held: bool,
+    disk: &LabDisk,
 ) -> io::Result<(PollFlags, PollFlags)> {
     let mut of_control = PollFlags::IN;
     of_control.set(PollFlags::OUT, answers.unsent() > 0);
@@ -265,7 +265,7 @@ fn wait(
     // What is held waits for an order.
     let due = waiting
         .iter()
-        .filter(|_| !held)
+        .filter(|one| !disk.holds(one.operation))
         .filter_map(|one| if let When::At(at) = one.fate.when() { Some(at) } else { None })
         .min();
     // A moment more than is left, so that it is over then.
@@ -287,7 +287,7 @@ fn finish(disk: &mut LabDisk, waiting: &mut Vec<Waiting>, out: &mut Vec<u8>) {
     let due = |one: &Waiting, disk: &LabDisk| match one.fate.when() {
         // Nothing is done any more, and all are told so.
         _ if disk.is_off() => true,
-        _ if disk.is_held() => false,
+        _ if disk.holds(one.operation) => false,
         When::Now => true,
         When::At(at) => at <= now,
         When::Healed(fault) => !disk.hangs(fault),
@@ -320,7 +320,7 @@ impl Client {
                 Said::Goodbye => return Ok(false),
                 Said::Request(request) => {
                     let fate = disk.decide(&request, now);
-                    if disk.is_off() || (fate.when() == When::Now && !disk.is_held()) {
+                    if disk.is_off() || (fate.when() == When::Now && !disk.holds(request.operation)) {
                         disk.execute(&request, fate, out);
                     } else {
                         waiting.push(Waiting::of(&request, fate));
@@ -524,6 +524,9 @@ mod tests {
         served.qemu.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
         assert!(served.qemu.read(&mut [0; 16]).is_err(), "no answer");
         served.qemu.set_read_timeout(Some(LIMIT)).unwrap();
+        // Who has to read on the way to its end can.
+        served.qemu.write_all(&asked(0, 0, 9, 0, 512, b"")).unwrap();
+        assert_eq!((served.answer(), served.read(512)), ((9, 0), vec![5; 512]));
         assert_eq!(served.order(&Order::Cut(None)), Answer::Cut { pending: 0, lost: 0 }, "it was not even taken");
         assert_eq!((served.answer(), served.answer()), ((3, 5), (4, 5)));
         assert_eq!(served.order(&Order::On), Answer::Done);

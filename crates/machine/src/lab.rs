@@ -31,6 +31,7 @@ use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest},
     net::UnixStream,
     sync::{Mutex, mpsc},
+    time::Instant,
 };
 
 use crate::{
@@ -42,6 +43,9 @@ use crate::{
 
 /// How long a server may take for an order. One that cuts the power of a large disk may have much to write.
 const LIMIT: Duration = Duration::from_secs(60);
+
+/// How long what the kernel has said may take until it is read.
+const TOLD_LATE: Duration = Duration::from_secs(10);
 
 /// A disk that is to be served.
 #[derive(Debug)]
@@ -93,10 +97,18 @@ pub(crate) struct Lab {
 
 /// Faults by which requests hang, of which whoever waits for the guest is told.
 #[derive(Clone, Debug, Default)]
-struct Hanging(Arc<StdMutex<BTreeMap<String, BTreeSet<u32>>>>);
+struct Hanging(Arc<StdMutex<HangingNow>>);
+
+#[derive(Debug, Default)]
+struct HangingNow {
+    /// The numbers of the faults, by disk.
+    faults: BTreeMap<String, BTreeSet<u32>>,
+    /// When one was healed the last time.
+    healed: Option<Instant>,
+}
 
 impl Hanging {
-    fn now(&self) -> MutexGuard<'_, BTreeMap<String, BTreeSet<u32>>> {
+    fn now(&self) -> MutexGuard<'_, HangingNow> {
         // Nothing is half-done while it is held.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -106,14 +118,17 @@ impl Hanging {
         let mut now = self.now();
         match (order, answer) {
             (Order::Arm(text), Answer::Armed { number, .. }) if text.starts_with("hang") => {
-                now.entry(name.to_owned()).or_default().insert(*number);
+                now.faults.entry(name.to_owned()).or_default().insert(*number);
             }
-            (Order::Heal(Some(number)), Answer::Healed(_)) => {
-                if let Some(numbers) = now.get_mut(name) {
-                    numbers.remove(number);
+            (Order::Heal(number), Answer::Healed(_)) => {
+                let healed = match number {
+                    Some(number) => now.faults.get_mut(name).is_some_and(|numbers| numbers.remove(number)),
+                    None => now.faults.remove(name).is_some_and(|numbers| !numbers.is_empty()),
+                };
+                if healed {
+                    now.healed = Some(Instant::now());
                 }
             }
-            (Order::Heal(None), Answer::Healed(_)) => drop(now.remove(name)),
             _ => {}
         }
     }
@@ -293,13 +308,20 @@ impl Lab {
     pub(crate) fn hangs(&self) -> Option<String> {
         let now = self.hanging.now();
         let names: Vec<_> =
-            now.iter().filter(|(_, faults)| !faults.is_empty()).map(|(name, _)| name.as_str()).collect();
+            now.faults.iter().filter(|(_, faults)| !faults.is_empty()).map(|(name, _)| name.as_str()).collect();
         (!names.is_empty()).then(|| {
             format!(
                 "the test has ordered that requests to the lab disk {} hang, and has not healed that",
                 names.join(" and ")
             )
         })
+    }
+
+    /// Whether what the kernel says now of a task that hangs may be what was ordered: a disk hangs, or did until a moment ago.
+    pub(crate) fn may_hang_tasks(&self) -> bool {
+        let now = self.hanging.now();
+        now.faults.values().any(|faults| !faults.is_empty())
+            || now.healed.is_some_and(|healed| healed.elapsed() < TOLD_LATE)
     }
 
     /// What the disks are told up to now is part of the guest, and comes back by [`renew`](Self::renew).
@@ -325,7 +347,7 @@ impl Lab {
             }
         }
         // One that its set-up has armed is forgotten here, of which the set-up's author knows.
-        self.hanging.now().clear();
+        *self.hanging.now() = HangingNow::default();
         // What the kernel says of a disk from here on nobody has ordered in this test.
         self.has_orders.store(false, Ordering::Relaxed);
         Ok((!all.is_empty()).then(|| all.join(", ")))
@@ -448,13 +470,16 @@ mod tests {
         let lab = Lab { hanging: hanging.clone(), ..Lab::default() };
         let armed = |number| Answer::Armed { number, seed: None };
         hanging.note("a", &Order::Arm("error all".into()), &armed(1));
-        assert_eq!(lab.hangs(), None);
+        assert_eq!((lab.hangs(), lab.may_hang_tasks()), (None, false));
         hanging.note("a", &Order::Arm("hang write".into()), &armed(2));
         hanging.note("b", &Order::Arm("hang all".into()), &armed(1));
         assert!(lab.hangs().unwrap().contains("to the lab disk a and b hang"));
         hanging.note("a", &Order::Heal(Some(2)), &Answer::Refused("no".into()));
         hanging.note("a", &Order::Heal(Some(2)), &Answer::Healed(1));
+        assert!(lab.may_hang_tasks());
         hanging.note("b", &Order::Heal(None), &Answer::Healed(1));
-        assert_eq!(lab.hangs(), None);
+        assert_eq!((lab.hangs(), lab.may_hang_tasks()), (None, true), "what was said before may be read yet");
+        hanging.now().healed = Instant::now().checked_sub(TOLD_LATE);
+        assert!(!lab.may_hang_tasks());
     }
 }

@@ -164,6 +164,9 @@ pub fn prepare(
     host: HostContext,
     dir: PathBuf,
 ) -> Result<Plan, PlanError> {
+    if spec.hardware.boot_lab && !matches!(source, BootSource::Image { .. }) {
+        return Err(PlanError::NoBootDisk(source.to_string()));
+    }
     let mut choices = Choices::default();
     let mut system = System { hostname: HOSTNAME.to_owned(), env: host.guest_env.clone() };
     let mut processes = Processes::default();
@@ -279,7 +282,7 @@ pub fn prepare(
             card = plan_drivers::card(drivers.ok(), spec.hardware.nic, &mut choices);
             lacks_ports = by_pci && drivers.is_ok_and(Drivers::lacks_ports);
             let by_grub = rungs.iter().any(|rung| rung.start == Start::ByOurGrub);
-            volumes.push(Volume::boot(reader.image().clone(), buses.boot, by_grub));
+            volumes.push(Volume::boot(reader.image().clone(), buses.boot, by_grub, spec.hardware.boot_lab)?);
             let directly = kernel.is_some();
             let uefi = uefi_for(reader, &question, &qemu, directly, &mut choices)?;
             if by_grub {
@@ -385,7 +388,7 @@ pub fn prepare(
         shares.extend(spec_shares(share, &kinds, &dir));
     }
     Volume::check_kinds(&spec.hardware.disks, buses.further)?;
-    volumes.extend(Volume::all_further(&host.qemu_img, &spec.hardware.disks, buses.further)?);
+    volumes.extend(Volume::all_further(&host.qemu_img, &spec.hardware, buses.further)?);
     let on_disk = shares.iter().any(|share| share.on_disk);
     let fetched = agent.filter(|_| place == AgentPlace::ControlShare);
     if lacks_ports && fetched.is_some() && rungs.iter().all(|rung| rung.start == Start::ByImage) {

@@ -22,6 +22,11 @@ use crate::{
 /// Why there is no plan.
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
+    /// A boot disk that is to be a lab disk, of a guest that has none.
+    #[error(
+        "the boot disk is to be a lab disk (boot-lab), and this guest has none: it boots from {0}; take a disk image, or leave it out"
+    )]
+    NoBootDisk(String),
     /// No QEMU, or one that cannot be used.
     #[error(transparent)]
     Qemu(#[from] probe::ProbeError),

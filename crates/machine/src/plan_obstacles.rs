@@ -96,7 +96,7 @@ pub(crate) fn obstacles(source: &BootSource, spec: &GuestSpec, host: &HostContex
         obstacles.extend(boots(found).err());
     }
     obstacles.extend(found.err());
-    let disks = Volume::all_further(&host.qemu_img, &spec.hardware.disks, DiskBus::Virtio);
+    let disks = Volume::all_further(&host.qemu_img, &spec.hardware, DiskBus::Virtio);
     obstacles.extend(disks.err().map(PlanError::from));
     obstacles.iter().map(ToString::to_string).collect()
 }

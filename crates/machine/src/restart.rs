@@ -297,7 +297,11 @@ impl QemuGuest {
         observe(EventKind::Phase { phase: Phase::Boot });
         let booted = Booted::boot(&plan, launch, view.as_ref(), observe).await;
         let booted = booted.map_err(|unbooted| of_second_boot(unbooted.lost()))?;
-        let identity = self.identity.as_ref().map(|identity| again(identity, plan.root_is_in_memory())).transpose()?;
+        let identity = self
+            .identity
+            .as_ref()
+            .map(|identity| again(identity, plan.root_is_in_memory() || plan.volumes.boot_loses_power()))
+            .transpose()?;
         let guest = booted.finish(&plan, identity, observe).await?;
         self.take_over(guest);
         observe(EventKind::Phase { phase: Phase::Command });
@@ -343,12 +347,13 @@ fn of_second_boot(lost: Lost) -> Lost {
     )
 }
 
-/// What makes a copy of a template the machine that it was before it went down: its card has its address by now, and what is on a disk is there.
-fn again(identity: &Identity, in_memory: bool) -> Result<Identity, Lost> {
+/// What makes a copy of a template the machine that it was before it went down: its card has its address by now, and what is on a disk is there, unless
+/// `is_lost`.
+fn again(identity: &Identity, is_lost: bool) -> Result<Identity, Lost> {
     let mut seed = [0; 32];
     getrandom::fill(&mut seed).map_err(|error| Cause::NoRandom(error.to_string()))?;
     let Identity { machine_id, host_suffix, mac, .. } = identity.clone();
-    let (machine_id, host_suffix) = if in_memory { (machine_id, host_suffix) } else { ([0; 16], String::new()) };
+    let (machine_id, host_suffix) = if is_lost { (machine_id, host_suffix) } else { ([0; 16], String::new()) };
     Ok(Identity { seed, machine_id, host_suffix, mac, old_mac: mac })
 }
 

@@ -436,6 +436,7 @@ impl Watch {
     fn of_alarm(&self, alarm: &Alarm, phase: Phase) -> Option<Lost> {
         let kind = match alarm.kind.severity() {
             Severity::Fatal => match alarm.kind {
+                _ if self.is_ordered(alarm) => return None,
                 AlarmKind::NoRoot | AlarmKind::InitDied | AlarmKind::Panic => CrashKind::Panic,
                 _ if self.oops == OopsPolicy::Note => return None,
                 _ => CrashKind::Oops,

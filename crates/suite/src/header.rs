@@ -114,6 +114,7 @@ fn parse_into(
         ("spare-cpus", table.spare_cpus.as_ref().map(toml::Spanned::span)),
         ("spare-memory", table.spare_memory.as_ref().map(toml::Spanned::span)),
         ("nic", table.nic.as_ref().map(toml::Spanned::span)),
+        ("boot-lab", table.boot_lab.as_ref().map(toml::Spanned::span)),
         ("disks", table.disks.as_ref().map(toml::Spanned::span)),
         ("workspace-mode", table.workspace_mode.as_ref().map(toml::Spanned::span)),
     ];

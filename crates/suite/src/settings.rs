@@ -86,6 +86,8 @@ pub struct Layer {
     pub spare_memory: Option<u64>,
     /// The guest's network.
     pub nic: Option<NicMode>,
+    /// Whether the boot disk is a lab disk.
+    pub boot_lab: Option<bool>,
     /// Disks on top of the guest's.
     pub disks: Option<Vec<DiskSpec>>,
     /// What happens to its machine while it runs.
@@ -228,6 +230,7 @@ impl Layer {
             spare_cpus,
             spare_memory,
             nic,
+            boot_lab,
             disks,
             orders,
             cwd,
@@ -256,6 +259,7 @@ impl Layer {
             spare_cpus: self.spare_cpus.unwrap_or(default.spare_cpus),
             spare_memory: self.spare_memory.unwrap_or(default.spare_memory),
             nic: self.nic.unwrap_or(default.nic),
+            boot_lab: self.boot_lab.unwrap_or(default.boot_lab),
             disks: guest_disks.iter().cloned().chain(self.disks.unwrap_or_default()).collect(),
         };
         let orders = self.orders.unwrap_or_default();

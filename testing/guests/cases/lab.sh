@@ -647,3 +647,86 @@ test_images_of_all_formats() {
     want_code 125
     want_err 'in use|another process|lock'
 }
+
+# The boot disk as a lab disk: it loses what was not flushed, turns read-only, hangs and dies, and the test has its result all the same.
+# fixtures: debian-bookworm
+test_boot_disk() {
+    mkdir -p ws/t
+    cat >ws/belljar.toml <<TOML
+[guests.debian]
+image = "$(fixture debian-bookworm)"
+login = { user = "root", password = "belljar" }
+boot-lab = true
+[guests.host]
+[[suites]]
+name = "s"
+tests = "t/*.sh"
+guests = ["debian"]
+TOML
+    cat >ws/t/power.sh <<'TEST'
+#!/bin/sh
+set -ex
+if [ -z "${BELLJAR_REBOOT_MARK:-}" ]; then
+    [ "$(cat /sys/block/vda/serial)" = boot ]
+    belljar-ctl disk boot mark begin
+    echo synced >/var/tmp/synced; sync /var/tmp/synced /var/tmp
+    [ "$(belljar-ctl disk boot counts begin | sed -n 's/^flushes //p')" -ge 1 ]
+    echo lost >/var/tmp/lost
+    dd if=/dev/urandom of=/var/tmp/direct bs=64k count=16 oflag=direct 2>/dev/null
+    hostname >"$BELLJAR_OUT/name"; cp /etc/machine-id "$BELLJAR_OUT/id"
+    belljar-ctl power-cut cut
+fi
+[ "$(cat /var/tmp/synced)" = synced ]
+[ ! -s /var/tmp/lost ]
+# A copy that has lost what it is called is called so again.
+[ "$(hostname)" = "$(cat "$BELLJAR_OUT/name")" ]
+cmp /etc/machine-id "$BELLJAR_OUT/id"
+TEST
+    cat >ws/t/readonly.sh <<'TEST'
+#!/bin/sh
+set -e
+belljar-ctl disk boot error write
+echo x >/var/tmp/x; sync || :
+at=0; while (echo y >/var/tmp/y) 2>/dev/null; do at=$((at + 1)); [ $at -lt 20 ]; sleep 1; done
+dmesg | grep -q 'EXT4-fs error'
+echo result >"$BELLJAR_OUT/result"
+TEST
+    cat >ws/t/dead.sh <<'TEST'
+#!/bin/sh
+belljar-ctl disk boot error
+if /usr/bin/perl -e 0; then exit 1; fi
+echo result >"$BELLJAR_OUT/result"
+TEST
+    # The test's own programs are on the disk, so somebody else has to end this.
+    cat >ws/t/hangs.sh <<'TEST'
+#!/bin/sh
+# belljar: orders = [{ on = "mark:ready", order = "disk boot hang" }, { at = "20s", order = "disk boot heal" }]
+belljar-ctl mark ready
+while belljar-ctl disk boot counts >/dev/null; do at=$((at + 1)); [ $at -lt 20 ] || break; done
+perl -e 'print "perl was read\n"'
+TEST
+    cat >ws/t/stuck.sh <<'TEST'
+#!/bin/sh
+# belljar: timeout = "10s"
+echo result >"$BELLJAR_OUT/result"
+belljar-ctl disk boot hang
+find / -xdev -type f -exec cat {} + >/dev/null
+TEST
+    cat >ws/t/elsewhere.sh <<'TEST'
+#!/bin/sh
+# belljar: boot-lab = true
+# belljar: guests = ["host"]
+TEST
+    chmod +x ws/t/*.sh
+    bjt -v -j1
+    want_code 100
+    local name
+    for name in power readonly dead hangs; do want_line "PASS \[.*s/$name.sh@debian"; done
+    want_line 'TIMEOUT \[.*s/stuck.sh@debian'
+    want_line 'SKIP .*s/elsewhere.sh@host: skipped: it wants to break the boot disk, and this guest has none'
+    want_line 'power-cut cut strict \(boot lost [1-9][0-9]* of '
+    [ "$(find state -name result | wc -l)" = 3 ] || fail 'a result was lost'
+    bj --boot-lab -- true
+    want_code 2
+    want_err 'boot-lab says something about --image, which is not given'
+}

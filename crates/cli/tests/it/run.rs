@@ -264,6 +264,31 @@ fn a_lab_disk_has_a_raw_copy_of_an_image_in_another_format() {
 }
 
 #[test]
+fn the_boot_disk_may_be_a_lab_disk() {
+    let lab = Lab::new();
+    let script = "[serial]\nlogin user=root password=secret\n[agent]\nwait agent 80000\nagent pid1=off asks=boot+error+write,boot+counts\n";
+    let run = |script: &str, words: &[&str]| {
+        lab.run_image(script).args(["-v", "--login", "root:secret"]).args(words).sh("sleep 2").go()
+    };
+    let outcome = run(script, &["--boot-lab"]);
+    outcome.code(0).complains("the bytes of the lab disk boot: a raw copy of ");
+    outcome.complains("belljar: control: disk boot: error write (fault 1)\n");
+    assert!(lab.seen().contains(r"reads 0\\nread-bytes 0"), "{}", lab.seen());
+    run(script, &["--boot-lab", "--disk", "size=1M,serial=boot"])
+        .code(125)
+        .complains("two disks have the serial number boot");
+    // Without it there is nothing to be told.
+    run(script, &[]).code(0);
+    assert!(lab.seen().contains("this guest has no lab disks"), "{}", lab.seen());
+    lab.run(WELL)
+        .args(["--boot-lab"])
+        .sh("true")
+        .go()
+        .code(2)
+        .complains("--boot-lab says something about --image, which is not given");
+}
+
+#[test]
 fn a_guest_cannot_write_to_what_belljar_goes_by() {
     let lab = Lab::new();
     for place in ["cache/belljar/templates", "state/belljar/runs/earlier"] {

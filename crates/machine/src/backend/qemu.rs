@@ -181,9 +181,11 @@ impl Backend for QemuBackend {
         Footprint { memory: hardware.most_memory(), overhead: OVERHEAD, program: "QEMU", cpus: hardware.most_cpus() }
     }
 
-    fn lacks(&self, _: &Source, _: &Hardware, _: &BTreeSet<Need>) -> Option<String> {
-        // A machine can have all that can be asked for.
-        None
+    fn lacks(&self, source: &Source, hardware: &Hardware, _: &BTreeSet<Need>) -> Option<String> {
+        // A machine can have all else that can be asked for.
+        let boots_from_disk = matches!(source.boot(), Some(BootSource::Image { .. }));
+        (hardware.boot_lab && !boots_from_disk)
+            .then(|| format!("it wants to break the boot disk, and this guest has none: it boots from {source}"))
     }
 
     fn files(&self) -> GuestFiles {

@@ -18,7 +18,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use belljar_guest_spec::{DiskBus, DiskConflict, DiskContent, DiskSpec, DiskTraits, SectorSize};
+use belljar_guest_spec::{DiskBus, DiskConflict, DiskContent, DiskSpec, DiskTraits, Hardware, SectorSize};
 use belljar_image::disk::{DiskError, DiskImage, UnknownFormat, unnamed};
 use belljar_model::EventKind;
 
@@ -40,6 +40,9 @@ use crate::{
     },
     template::{KeyMaker, Making, Unkeyable},
 };
+
+/// The name, and the serial number, of a boot disk that Belljar serves.
+const BOOT_LAB: &str = "boot";
 
 /// Why a volume cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -151,10 +154,12 @@ pub(crate) enum Kept {
 
 impl Volume {
     /// The disk to boot from, of which what is on a medium does it if there is one.
-    pub(crate) fn boot(image: DiskImage, bus: DiskBus, has_medium: bool) -> Self {
+    /// It is served by Belljar if it `is_lab`.
+    pub(crate) fn boot(image: DiskImage, bus: DiskBus, has_medium: bool, is_lab: bool) -> Result<Self, VolumeError> {
         let role = if has_medium { Role::BootBehindMedium } else { Role::Boot };
         let front = Front::Disk(DiskFront::new(bus, None, role));
-        Self { content: Content::Image(image), front, lab: None }
+        let disk = Self { content: Content::Image(image), front, lab: None };
+        if is_lab { disk.into_lab(BOOT_LAB.to_owned()) } else { Ok(disk) }
     }
 
     /// The disk in `file` from which the firmware starts what boots the guest from another.
@@ -182,10 +187,14 @@ impl Volume {
     }
 
     /// The user's disks beside that which is booted from, on this bus where none was asked for.
-    pub(crate) fn all_further(qemu_img: &Path, specs: &[DiskSpec], bus: DiskBus) -> Result<Vec<Self>, VolumeError> {
+    pub(crate) fn all_further(qemu_img: &Path, hardware: &Hardware, bus: DiskBus) -> Result<Vec<Self>, VolumeError> {
+        let specs = &hardware.disks;
         let mut all = Vec::new();
         // A number that two have is no name of either.
         let mut names: BTreeSet<String> = specs.iter().filter_map(|spec| spec.serial.clone()).collect();
+        if hardware.boot_lab && names.contains(BOOT_LAB) {
+            return Err(VolumeError::SameName { serial: BOOT_LAB.to_owned() });
+        }
         for spec in specs {
             let mut disk = Self::further(qemu_img, spec, bus)?;
             if spec.lab {
@@ -397,6 +406,11 @@ impl Volumes {
             frozen = all.iter().filter(|volume| volume.plugging() != Plugging::Late).count();
         }
         Self { all, fixed, frozen }
+    }
+
+    /// Whether what was not flushed to the boot disk is lost with the power.
+    pub(crate) fn boot_loses_power(&self) -> bool {
+        self.all.iter().any(|volume| volume.lab.as_ref().is_some_and(|lab| lab.name == BOOT_LAB))
     }
 
     /// Whether one is made of a file in this directory.
@@ -630,7 +644,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let served = |traits: DiskTraits| {
             let disk = DiskSpec { lab: true, traits, ..DiskSpec::new(DiskContent::Empty(SIZE)) };
-            let all = Volume::all_further(Path::new("qemu-img"), &[disk], DiskBus::Virtio).unwrap();
+            let hardware = Hardware { disks: vec![disk], ..Hardware::default() };
+            let all = Volume::all_further(Path::new("qemu-img"), &hardware, DiskBus::Virtio).unwrap();
             let mut launch = launch();
             Volumes::new(all, true).boot(dir.path(), &mut launch).unwrap();
             let setup = &launch.lab[0].setup;
@@ -645,9 +660,10 @@ mod tests {
     #[test]
     fn what_a_disk_cannot_be_is_told_with_its_name() {
         let said = |content, bus, traits| {
-            let disks = [DiskSpec { serial: Some("data0".to_owned()), traits, ..DiskSpec::new(content) }];
-            let all =
-                Volume::check_kinds(&disks, bus).and_then(|()| Volume::all_further(Path::new("qemu-img"), &disks, bus));
+            let disks = vec![DiskSpec { serial: Some("data0".to_owned()), traits, ..DiskSpec::new(content) }];
+            let hardware = Hardware { disks, ..Hardware::default() };
+            let all = Volume::check_kinds(&hardware.disks, bus)
+                .and_then(|()| Volume::all_further(Path::new("qemu-img"), &hardware, bus));
             all.unwrap_err().to_string()
         };
         let large = DiskTraits { sector_size: Some(SectorSize::S4096), ..DiskTraits::default() };

@@ -25,6 +25,9 @@ const AGAIN: Duration = Duration::from_millis(200);
 /// `TAINT_BAD_PAGE`, `TAINT_DIE` and `TAINT_SOFTLOCKUP` (the kernel's `include/linux/panic.h`).
 const FAULTS: u64 = 1 << 5 | 1 << 7 | 1 << 14;
 
+/// Most lines of the console that are known to be what was ordered.
+const MOST_CLEARED: usize = 1000;
+
 /// A line of the console that ends the guest if it is the kernel's.
 #[derive(Debug)]
 pub(super) struct Suspect {
@@ -48,8 +51,16 @@ impl Watch {
         if self.of_sleep(alarm.kind, false, observe) {
             return None;
         }
-        let lost = self.of_alarm(&alarm, phase);
         let witnessed = self.is_witnessed(&alarm);
+        if alarm.kind == AlarmKind::HungTask && self.is_ordered(&alarm) && self.cleared.len() < MOST_CLEARED {
+            if !witnessed {
+                observe(self.told(&alarm, false));
+            }
+            // The disk may be healed by the time that the console is looked at once more.
+            self.cleared.push(alarm);
+            return None;
+        }
+        let lost = self.of_alarm(&alarm, phase);
         let of_kernel = alarm.kind.phase() == AlarmPhase::Kernel;
         let suspect = match (lost, alarm.kind.severity()) {
             (Some(lost), _) if !witnessed => {
@@ -172,8 +183,13 @@ impl Watch {
         !self.is_ordered(alarm) && self.guarding.kernel_says(alarm.kind, &alarm.line, of_record, observe)
     }
 
-    fn is_ordered(&self, alarm: &Alarm) -> bool {
-        alarm.kind == AlarmKind::DiskError && self.desk.has_told_disks()
+    pub(super) fn is_ordered(&self, alarm: &Alarm) -> bool {
+        match alarm.kind {
+            AlarmKind::DiskError => self.desk.has_told_disks(),
+            // Whoever waits for a disk that hangs for long is told of by the kernel.
+            AlarmKind::HungTask => self.desk.lab().may_hang_tasks(),
+            _ => false,
+        }
     }
 
     /// A fault of the kernel that nobody has looked at yet, going by what is known now.

@@ -62,6 +62,8 @@ table! {
         "image-format" image_format: Text = "(what qemu-img says)",
         /// How the image is attached; auto is virtio, or what the image has a driver for where it has none for that.
         "boot-bus" boot_bus: BusChoice = "\"auto\"",
+        /// The disk that it boots from is a lab disk, called boot: Belljar serves it itself, so that a test can make it fail (see the manual, "Breaking things"). With image.
+        "boot-lab" boot_lab: bool = "false",
         /// What starts the image's boot loader: the machine's BIOS, UEFI (OVMF) with variables of its own for each guest, or (auto) what the image has one for.
         "firmware" firmware: Firmware = "\"auto\"",
         /// Boot this kernel: with initrd its user space, else with rootfs.
@@ -260,6 +262,7 @@ fn check_source(table: &GuestTable, walk: &mut Walk) {
         Key::Image => table.image.as_ref().map(Spanned::span),
         Key::ImageFormat => table.image_format.as_ref().map(Spanned::span),
         Key::BootBus => table.boot_bus.as_ref().map(Spanned::span),
+        Key::BootLab => table.boot_lab.as_ref().map(Spanned::span),
         Key::Firmware => table.firmware.as_ref().map(Spanned::span),
         Key::Kernels => table.kernels.as_ref().map(Spanned::span),
         Key::Kernel => table.kernel.as_ref().map(Spanned::span),
@@ -500,7 +503,7 @@ fn layer_of(table: &GuestTable) -> Layer {
         spare_memory: plain(&table.spare_memory),
         guards: guards::guards(&table.guards),
         nic: plain(&table.nic).or_else(|| table.container.as_ref().map(|_| NicMode::None)),
-        ..layer!(table: timeout, slow_timeout, workspace_mode, cwd, user, max_output, max_disk)
+        ..layer!(table: timeout, slow_timeout, workspace_mode, boot_lab, cwd, user, max_output, max_disk)
     }
 }
 

@@ -118,7 +118,7 @@ macro_rules! of_suite_or_header {
             tags: plain(&$table.tags).unwrap_or_default().into_iter().collect(),
             needs: plain(&$table.needs).unwrap_or_default().into_iter().collect(),
             requires: plain(&$table.requires).unwrap_or_default().into_iter().collect(),
-            ..layer!($table: timeout, slow_timeout, retries, format, isolation, workspace_mode, exclusive, group, skip, memory, spare_memory, nic,
+            ..layer!($table: timeout, slow_timeout, retries, format, isolation, workspace_mode, exclusive, group, skip, memory, spare_memory, nic, boot_lab,
                      cwd, user, args, junit, max_output, max_disk)
         }
     };

@@ -115,6 +115,8 @@ table! {
         "spare-memory" spare_memory: Size = "(the guest's)",
         /// The guest's network instead of its own setting.
         "nic" nic: NicMode = "(the guest's)",
+        /// The disk that the guest boots from is a lab disk, so that a test can make it fail.
+        "boot-lab" boot_lab: bool = "(the guest's)",
         /// Disks on top of the guest's.
         "disks" disks: List<DiskTable> = "[]",
         /// What happens to the machine of each test while it runs, in the words of belljar-ctl (see the manual, "Breaking things").
@@ -179,6 +181,8 @@ table! {
         "spare-memory" spare_memory: Size = "(the suite's)",
         /// The guest's network.
         "nic" nic: NicMode = "(the suite's)",
+        /// The disk that the guest boots from is a lab disk, so that the test can make it fail.
+        "boot-lab" boot_lab: bool = "(the suite's)",
         /// Disks instead of the suite's.
         "disks" disks: List<DiskTable> = "(the suite's)",
         /// What happens to the machine while the test runs, in the words of belljar-ctl.

@@ -193,6 +193,9 @@ impl Backend for ContainerBackend {
             let said = "it wants processors or memory to plug in, and this guest is a container, which has none";
             return Some(said.to_owned());
         }
+        if hardware.boot_lab {
+            return Some("it wants to break the boot disk, and this guest is a container, which has none".to_owned());
+        }
         (!hardware.disks.is_empty())
             .then(|| "it wants disks, and this guest is a container, which has none of its own".to_owned())
     }
