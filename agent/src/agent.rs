@@ -26,6 +26,7 @@ use crate::network::Cards;
 use crate::port::{self, Port};
 use crate::renew::{self, Carried};
 use crate::share::disk::Unpacked;
+use crate::soft_reboot::SoftReboot;
 use crate::still::{self, StoodStill};
 use crate::{mount_table, serve, shutdown, sys, text};
 
@@ -106,6 +107,8 @@ pub(crate) struct Agent {
     /// Bytes were lost in the session; the next frame says whether it matters.
     garbage: Option<FrameError>,
     ending: Option<ShutdownHow>,
+    /// All programs but this one begin again.
+    soft_reboot: Option<SoftReboot>,
     /// The container's processes stand still.
     still: Option<StoodStill>,
     /// Which command's output is read first in this turn, so that none is always last.
@@ -176,6 +179,7 @@ impl Agent {
             booting: None,
             garbage: None,
             ending: None,
+            soft_reboot: None,
             still: None,
             turn: 0,
             clock: ClockWatch::default(),
@@ -221,8 +225,12 @@ impl Agent {
             self.awaited = None;
             self.link.queue(&ToHost::DeviceAwaited(seen));
         }
-        if let Some(sign) = self.booting.as_mut().and_then(BootWatch::look) {
+        let old_ones_live = self.soft_reboot.as_ref().is_some_and(SoftReboot::is_going_down);
+        if let Some(sign) = self.booting.as_mut().and_then(|watch| watch.look(old_ones_live)) {
             self.booting = None;
+            if let Some(soft_reboot) = self.soft_reboot.take() {
+                soft_reboot.end();
+            }
             if self.link.kind().has_own_kernel() {
                 serve::leave_groups();
             }
@@ -598,6 +606,9 @@ impl Agent {
 
     fn reap(&mut self) {
         while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
+            if let Some(soft_reboot) = &mut self.soft_reboot {
+                soft_reboot.ended(pid);
+            }
             let Some(command) = self.commands.iter_mut().find(|command| command.pid == pid && !command.has_ended())
             else {
                 // A job, or an orphan.

@@ -57,13 +57,13 @@ impl BootWatch {
         self.next
     }
 
-    /// What there is to say; nothing as long as the guest boots.
-    pub(crate) fn look(&mut self) -> Option<BootSign> {
+    /// What there is to say; nothing as long as the guest boots, or has yet to go down (`goes_down`).
+    pub(crate) fn look(&mut self, goes_down: bool) -> Option<BootSign> {
         let now = Instant::now();
         if now < self.next {
             return None;
         }
-        let sign = self.sign(Path::new("/proc"), now);
+        let sign = if goes_down { None } else { self.sign(Path::new("/proc"), now) };
         let cost = now.elapsed();
         self.next = Instant::now() + (cost * SHARE).clamp(SOONEST, LATEST);
         sign.or_else(|| (now >= self.deadline).then_some(BootSign::Limit))

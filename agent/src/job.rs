@@ -18,6 +18,10 @@ pub(crate) enum Kind {
     Setup,
     Sync,
     Quiesce,
+    /// Loads a kernel.
+    Kexec,
+    /// Asks for a new beginning of all programs.
+    SoftReboot,
 }
 
 /// A job under way.

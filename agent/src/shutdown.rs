@@ -25,6 +25,9 @@ pub(crate) fn run(how: ShutdownHow, mounts: &[Mount]) {
     let orderly = match how {
         ShutdownHow::PowerOff => Orderly { command: RebootCommand::PowerOff, ways: &POWER_OFF },
         ShutdownHow::Reboot => Orderly { command: RebootCommand::Restart, ways: &REBOOT },
+        ShutdownHow::Kexec { .. } => Orderly { command: RebootCommand::Kexec, ways: &KEXEC },
+        // That ends nothing of which this process knows.
+        ShutdownHow::SoftReboot => return,
         ShutdownHow::Immediate => {
             sync();
             return end(RebootCommand::PowerOff);
@@ -64,6 +67,8 @@ const POWER_OFF: [(Manager, &str, &[&str]); 4] = [
     (Manager::Any, "busybox", &["poweroff"]),
     (Manager::Any, "halt", &["-p"]),
 ];
+/// The tools of others know of none, or start it without a word to the services.
+const KEXEC: [(Manager, &str, &[&str]); 1] = [(Manager::Systemd, "systemctl", &["--no-block", "kexec"])];
 const REBOOT: [(Manager, &str, &[&str]); 3] = [
     (Manager::Systemd, "systemctl", &["--no-block", "reboot"]),
     (Manager::Any, "reboot", &[]),

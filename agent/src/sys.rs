@@ -3,7 +3,7 @@
 
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU8, Ordering};
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
@@ -310,6 +310,8 @@ pub(crate) fn loopback_up() -> Result<(), Errno> {
 }
 
 /// Where the kernel finds the process's first argument.
+/// What its first byte was before [`be_spared`].
+static FIRST_BYTE: AtomicU8 = AtomicU8::new(b'b');
 static FIRST_ARGUMENT: AtomicPtr<c_char> = AtomicPtr::new(std::ptr::null_mut());
 
 /// Remembers where the first argument is.
@@ -317,6 +319,58 @@ static FIRST_ARGUMENT: AtomicPtr<c_char> = AtomicPtr::new(std::ptr::null_mut());
 pub(crate) fn remember_arguments(argv: *const *const c_char) {
     // SAFETY: the C library gives an array that ends with a null pointer.
     FIRST_ARGUMENT.store(unsafe { *argv }.cast_mut(), Ordering::Relaxed);
+}
+
+/// Has systemd spare this process when it ends all others (<https://systemd.io/ROOT_STORAGE_DAEMONS>), or not any more.
+pub(crate) fn be_spared(spared: bool) {
+    let first = FIRST_ARGUMENT.load(Ordering::Relaxed);
+    // SAFETY: the argument is a string of this process's own, which nobody else looks at; its first byte is its end at most, and that stays.
+    unsafe {
+        if first.is_null() || *first == 0 {
+            return;
+        }
+        let byte = first.cast::<u8>();
+        if spared && *byte != b'@' {
+            FIRST_BYTE.store(byte.read(), Ordering::Relaxed);
+            byte.write(b'@');
+        } else if !spared && *byte == b'@' {
+            byte.write(FIRST_BYTE.load(Ordering::Relaxed));
+        }
+    }
+}
+
+/// Flag of `kexec_file_load(2)` (the kernel's `include/uapi/linux/kexec.h`).
+const KEXEC_FILE_UNLOAD: libc::c_ulong = 1;
+
+/// Number of `kexec_file_load(2)`, on processors on which the kernel has it.
+const KEXEC_FILE_LOAD: Option<libc::c_long> = if cfg!(target_arch = "x86_64") {
+    Some(320)
+} else if cfg!(target_arch = "aarch64") || cfg!(target_arch = "riscv64") {
+    Some(294)
+} else if cfg!(target_arch = "powerpc64") {
+    Some(382)
+} else if cfg!(target_arch = "s390x") {
+    Some(381)
+} else {
+    None
+};
+
+/// Loads a kernel, its initramfs and its words, to be started by `reboot(2)`.
+pub(crate) fn kexec_file_load(kernel: BorrowedFd<'_>, initrd: BorrowedFd<'_>, line: &CStr) -> Result<(), Errno> {
+    let number = KEXEC_FILE_LOAD.ok_or(Errno::NOSYS)?;
+    let words = line.to_bytes_with_nul();
+    // SAFETY: the descriptors are open, and the words end with the NUL that is counted with them; the kernel only reads.
+    let done =
+        unsafe { libc::syscall(number, kernel.as_raw_fd(), initrd.as_raw_fd(), words.len(), words.as_ptr(), 0_usize) };
+    check(c_int::try_from(done).unwrap_or(-1)).map(drop)
+}
+
+/// Forgets the kernel that was loaded, if one was.
+pub(crate) fn kexec_file_unload() {
+    if let Some(number) = KEXEC_FILE_LOAD {
+        // SAFETY: nothing is pointed to.
+        unsafe { libc::syscall(number, -1, -1, 0_usize, std::ptr::null::<u8>(), KEXEC_FILE_UNLOAD) };
+    }
 }
 
 /// Makes this process known by a name, deaf to all signals that can be blocked, and spared by systemd when it ends the system

@@ -1,10 +1,11 @@
 //! What the host has the agent do.
 
 use std::os::fd::AsRawFd;
+use std::time::Duration;
 
 use belljar_proto::message::{
-    AskFiles, Exec, Leftovers, MODULES_SHARE, Mount, Outcome, Quiesce, Setup, SetupReport, SyncFault, SyncReport,
-    ToAgent, ToHost,
+    AskFiles, Exec, Leftovers, MODULES_SHARE, Mount, Outcome, Quiesce, Setup, SetupReport, ShutdownHow, SyncFault,
+    SyncReport, ToAgent, ToHost,
 };
 use rustix::io::Errno;
 
@@ -12,15 +13,18 @@ use super::Agent;
 use crate::booted::BootWatch;
 use crate::command::Command;
 use crate::devices::Awaited;
-use crate::job::Kind;
+use crate::job::{Job, Kind};
 use crate::leftovers::{Baseline, Shares};
 use crate::network::Cards;
 use crate::renew::{self, Carried};
 use crate::share::disk::Unpacked;
+use crate::soft_reboot::SoftReboot;
 use crate::spawn::Refused;
 use crate::still::StoodStill;
-use crate::{identity, root, setup, text};
+use crate::{identity, kexec, root, setup, soft_reboot, text};
 
+/// How long a kernel may take to be loaded, and systemd to take an order. The host waits for less.
+const LOADING: Duration = Duration::from_secs(120);
 /// How often the kernel's record is looked at again before an answer.
 const KERNEL_TURNS: usize = 16;
 
@@ -99,11 +103,45 @@ impl Agent {
                     self.link.queue(&ToHost::Log(why));
                 }
             }
-            ToAgent::Shutdown(how) => {
-                self.link.queue(&ToHost::Ending);
-                self.ending = Some(how);
-            }
+            ToAgent::Shutdown(how) => self.shut_down(how),
         }
+    }
+
+    /// Has the guest end as it is to, or says why it does not.
+    fn shut_down(&mut self, how: ShutdownHow) {
+        let job = match how {
+            ShutdownHow::Kexec { loaded: true } if !kexec::is_loaded() => {
+                let why = "no kernel is loaded that could be started".to_owned();
+                return self.link.queue(&ToHost::NotEnding(why));
+            }
+            ShutdownHow::Kexec { loaded: false } => Job::start(Kind::Kexec, Some(LOADING), || {
+                kexec::load(&kexec::Wanted::default()).err().map(String::into_bytes).unwrap_or_default()
+            }),
+            ShutdownHow::SoftReboot => match SoftReboot::begin() {
+                Ok(begun) => {
+                    self.soft_reboot = Some(begun);
+                    Job::start(Kind::SoftReboot, Some(LOADING), soft_reboot::ask)
+                }
+                Err(why) => return self.link.queue(&ToHost::NotEnding(why)),
+            },
+            how => return self.ends(how),
+        };
+        match job {
+            Ok(job) => self.jobs.push(job),
+            Err(errno) => self.ends_not(format!("fork: {}", text::errno(errno))),
+        }
+    }
+
+    fn ends(&mut self, how: ShutdownHow) {
+        self.link.queue(&ToHost::Ending);
+        self.ending = Some(how);
+    }
+
+    fn ends_not(&mut self, why: String) {
+        if let Some(soft_reboot) = self.soft_reboot.take() {
+            soft_reboot.end();
+        }
+        self.link.queue(&ToHost::NotEnding(why));
     }
 
     /// Tells all that the kernel has said up to now, unless it talks without end.
@@ -322,7 +360,7 @@ impl Agent {
         let Some(job) = self.jobs.get_mut(at) else {
             return;
         };
-        let kind = job.kind;
+        let (kind, timely) = (job.kind, job.deadline.is_some());
         let Some(report) = job.poll() else { return };
         match kind {
             Kind::Setup => {
@@ -340,6 +378,16 @@ impl Agent {
                 }
                 self.tell_of_kernel();
                 self.link.queue(&ToHost::Quiesced(left));
+            }
+            Kind::Kexec | Kind::SoftReboot => {
+                let why = text::lossy(report);
+                let why = if timely { why } else { format!("it was not done within {} s", LOADING.as_secs()) };
+                match (why.is_empty(), kind) {
+                    (false, _) => self.ends_not(why),
+                    (true, Kind::Kexec) => self.ends(ShutdownHow::Kexec { loaded: true }),
+                    // It is told when it has come about.
+                    (true, _) => self.link.queue(&ToHost::Ending),
+                }
             }
             Kind::Sync => {
                 let gone = self.shares.changes();

@@ -17,7 +17,7 @@ use rustix::fs::{StatVfsMountFlags, statvfs};
 use rustix::io::Errno;
 
 use super::{PATH, VARIABLE, answers, make_directory};
-use crate::{serve, text};
+use crate::{kexec, serve, soft_reboot, text};
 
 /// The directory that is in `PATH`.
 pub(crate) const DIRECTORY: &str = "/run/belljar/bin";
@@ -38,7 +38,8 @@ const NAMES: [(&str, &str); 3] =
 const END: Duration = Duration::from_secs(3600);
 
 const USAGE: &str = "usage: belljar-ctl mark TEXT | disk NAME ORDER | reboot [MARK] | reset [MARK] | power-cut [MARK] [strict|seed=N]
-                 | power-button [MARK] | reboot-prepare [MARK] | nmi | link up|down | plug DEVICE | unplug DEVICE [surprise]
+                 | power-button [MARK] | reboot-prepare [MARK] | soft-reboot [MARK]
+                 | kexec [MARK] [loaded | kernel=FILE initrd=FILE append=WORDS] | nmi | link up|down | plug DEVICE | unplug DEVICE [surprise]
                  | wakeup TIME | clock +TIME|-TIME
                  | balloon SIZE|full | screenshot NAME
 It asks Belljar for something and prints what came of it. The exit code is 0 if it was done, 1 if it was refused, 2 if it makes no sense, and
@@ -72,6 +73,33 @@ pub(super) fn install_names() {
     }
 }
 
+/// What is to be done, or seen, here before somebody is asked for what these words are: the kernel that they would start is loaded. Gives their line then.
+///
+/// # Errors
+/// An exit code, and why.
+fn before(name: &[u8], words: &[&[u8]]) -> Result<Option<Vec<u8>>, (c_int, String)> {
+    let order = words.split_first().filter(|_| name == NAME.as_bytes());
+    if order.is_some_and(|(order, _)| *order == b"soft-reboot") || (name == b"tmt-reboot" && words == [b"-s"]) {
+        soft_reboot::check().map_err(|why| (1, format!("soft-reboot: {why}")))?;
+    }
+    let Some((&b"kexec", words)) = order else { return Ok(None) };
+    let asked = kexec::Asked::read(words).map_err(|why| (2, why))?;
+    if asked.wanted.is_none() && !kexec::is_loaded() {
+        return Err((
+            1,
+            "kexec: no kernel is loaded that could be started; leave out loaded, or load one before".to_owned(),
+        ));
+    }
+    // The agent loads that for whoever may not.
+    if asked.wanted == Some(kexec::Wanted::default()) && !rustix::process::geteuid().is_root() {
+        return Ok(None);
+    }
+    if let Some(wanted) = &asked.wanted {
+        kexec::load(wanted).map_err(|why| (1, format!("kexec: {why}")))?;
+    }
+    Ok(Some(asked.line()))
+}
+
 /// The line by which what this name and its words ask for is asked for; or why they ask for nothing.
 fn line_of(name: &[u8], words: &[&[u8]]) -> Result<Vec<u8>, String> {
     let with_mark = |order: &str| match words {
@@ -84,9 +112,9 @@ fn line_of(name: &[u8], words: &[&[u8]]) -> Result<Vec<u8>, String> {
         b"tmt-reboot" => match words {
             // Its limit is Belljar's affair.
             [] | [b"-t", _] => Ok(b"reboot".to_vec()),
-            _ => {
-                Err("of tmt-reboot's options there is -t here; for another kind of reboot take belljar-ctl".to_owned())
-            }
+            [b"-s"] => Ok(b"soft-reboot".to_vec()),
+            _ => Err("of tmt-reboot's options there are -t and -s here; for another kind of reboot take belljar-ctl"
+                .to_owned()),
         },
         _ => Ok(words.join(&b' ')),
     }
@@ -115,7 +143,15 @@ pub(crate) fn name_of(program: &[u8]) -> Option<&[u8]> {
 
 /// Asks; gives the exit code.
 pub(crate) fn run(name: &[u8], words: &[&[u8]]) -> c_int {
-    let line = match line_of(name, words) {
+    let loaded = match before(name, words) {
+        Ok(loaded) => loaded,
+        Err((code, why)) => {
+            text::say(&why);
+            return code;
+        }
+    };
+    let loads = loaded.is_some() && !words.contains(&b"loaded".as_slice());
+    let line = match loaded.map_or_else(|| line_of(name, words), Ok) {
         Ok(line) => line,
         Err(why) => {
             text::say(&format!("{}: {why}", text::lossy(name)));
@@ -152,6 +188,9 @@ pub(crate) fn run(name: &[u8], words: &[&[u8]]) -> c_int {
             }
         },
         Ok(Err(why)) => {
+            if loads {
+                kexec::unload();
+            }
             text::say(why.trim_end());
             1
         }

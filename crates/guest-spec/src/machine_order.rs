@@ -99,6 +99,13 @@ pub enum Down {
     PowerCut(Option<u64>),
     /// By what the test does.
     Itself,
+    /// Another kernel is started in its place (kexec), without the machine's firmware.
+    Kexec {
+        /// It is the one that the test has loaded itself.
+        loaded: bool,
+    },
+    /// The system's programs all end and begin again, and its kernel goes on (systemd-soft-reboot.service(8)).
+    SoftReboot,
 }
 
 impl Down {
@@ -109,7 +116,15 @@ impl Down {
             Self::PowerButton => "power-button",
             Self::PowerCut(_) => "power-cut",
             Self::Itself => "reboot-prepare",
+            Self::Kexec { .. } => "kexec",
+            Self::SoftReboot => "soft-reboot",
         }
+    }
+
+    /// Whether the machine itself goes on, so that what it is made of stays as it is.
+    #[must_use]
+    pub fn keeps_machine(self) -> bool {
+        matches!(self, Self::Kexec { .. } | Self::SoftReboot)
     }
 }
 
@@ -123,6 +138,7 @@ impl fmt::Display for Restart {
         match self.how {
             Down::PowerCut(Some(seed)) => write!(f, " seed={seed}"),
             Down::PowerCut(None) => f.write_str(" strict"),
+            Down::Kexec { loaded: true } => f.write_str(" loaded"),
             _ => Ok(()),
         }
     }
@@ -142,6 +158,8 @@ impl MachineOrder {
             "reset" => Down::Reset,
             "power-button" => Down::PowerButton,
             "reboot-prepare" => Down::Itself,
+            "soft-reboot" => Down::SoftReboot,
+            "kexec" => return kexec(&rest),
             "power-cut" => return power_cut(&rest),
             "nmi" if rest.is_empty() => return Ok(Self::Nmi),
             "link" => {
@@ -158,7 +176,7 @@ impl MachineOrder {
             "screenshot" => return screenshot(&rest),
             _ => {
                 return Err(format!(
-                    "{word:?} is nothing that a machine is told; there are reboot, reboot-prepare, reset, power-button, power-cut, nmi, link, plug, unplug, wakeup, clock, balloon and screenshot"
+                    "{word:?} is nothing that a machine is told; there are reboot, reboot-prepare, soft-reboot, kexec, reset, power-button, power-cut, nmi, link, plug, unplug, wakeup, clock, balloon and screenshot"
                 ));
             }
         };
@@ -181,6 +199,23 @@ fn power_cut(words: &[&str]) -> Result<MachineOrder, String> {
     }
     let mark = checked(marks.first().copied().unwrap_or_default())?;
     Ok(MachineOrder::Restart(Restart { how: Down::PowerCut(fault::survival(seed)?), mark }))
+}
+
+fn kexec(words: &[&str]) -> Result<MachineOrder, String> {
+    let (loaded, marks) = match words {
+        [marks @ .., "loaded"] => (true, marks),
+        marks => (false, marks),
+    };
+    let [mark] = match marks {
+        [] => [""],
+        [mark] => [*mark],
+        _ => {
+            return Err("kexec takes a mark with which the test is started again, and loaded; which kernel it is to be is told to belljar-ctl in \
+                        the guest"
+                .to_owned());
+        }
+    };
+    Ok(MachineOrder::Restart(Restart { how: Down::Kexec { loaded }, mark: checked(mark)? }))
 }
 
 fn hotplug(word: &str, rest: &[&str]) -> Result<MachineOrder, String> {
@@ -295,6 +330,9 @@ mod tests {
             ("power-cut", restart(Down::PowerCut(None), ""), "power-cut strict"),
             ("power-cut a strict", restart(Down::PowerCut(None), "a"), "power-cut a strict"),
             ("power-cut seed=7 a", restart(Down::PowerCut(Some(7)), "a"), "power-cut a seed=7"),
+            ("soft-reboot a", restart(Down::SoftReboot, "a"), "soft-reboot a"),
+            ("kexec", restart(Down::Kexec { loaded: false }, ""), "kexec"),
+            ("kexec a loaded", restart(Down::Kexec { loaded: true }, "a"), "kexec a loaded"),
         ] {
             let read = MachineOrder::parse(text).unwrap();
             assert_eq!(read, order, "{text}");
@@ -367,6 +405,8 @@ mod tests {
             ("screenshot a b", "wants a name"),
             ("link", "up or down"),
             ("reboot a b", "takes one word"),
+            ("kexec a b", "takes a mark"),
+            ("kexec kernel=/x a", "belljar-ctl in the guest"),
             ("power-cut a b", "takes a mark"),
             ("power-cut strict seed=1", "takes a mark"),
             ("power-cut seed=x", "seed=NUMBER"),

@@ -2,27 +2,26 @@
 
 use std::{
     io,
+    os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
 use belljar_guest_spec::WorkspaceMode;
-use belljar_model::{CrashKind, EventKind, Phase};
-use belljar_proto::message::{Announce, BOOT_REST, BootSign, DiskContent, Identity, Setup};
+use belljar_model::{EventKind, Phase};
+use belljar_proto::message::{DiskContent, Identity, Setup};
 use fs_err::File;
 use tokio::sync::mpsc;
 
 use crate::{
     Cause, Lost,
-    access::{
-        self, AccessError, AccessEvent, AccessOptions, Act, Shell,
-        rungs::{self, Rung},
-    },
+    access::Shell,
     beside::{Beside, Noted},
     bounds::{Before, Gauge},
-    console::{Console, ConsoleView, ExpectError, Patience},
+    console::{Console, Patience},
     enter,
+    get_in::get_in,
     guest::{Observe, Views},
     lab::Lab,
     launch::{Feeding, Launch, Predecessor},
@@ -46,17 +45,13 @@ use crate::{
         self,
         carried::{Carried, no_share, share_choice},
         exchange::DiskExchange,
-        served::Servers,
+        served::ServedAgain,
         virtiofsd,
     },
-    ssh,
     tpm::Emulator,
     volume::Kept,
     watch::Watch,
 };
-
-/// How many seconds what has the agent may take to be there in a guest whose SSH server answers: its driver may not be loaded yet.
-const SSH_SECONDS: u32 = 20;
 
 /// The ways to an agent.
 pub(crate) type Ports = Vec<(PortKind, BoxedPort)>;
@@ -84,8 +79,10 @@ pub(crate) struct Machine {
     pub(crate) before: Before,
     pub(crate) pmem: Vec<std::fs::File>,
     pub(crate) tpm: Option<Emulator>,
+    /// The ports to its agent, to be used again by whoever talks to another one: that which is used, once one is.
+    lines: Vec<(PortKind, OwnedFd)>,
     /// They go with it.
-    _servers: Servers,
+    pub(crate) served: ServedAgain,
     _virtiofsds: (Vec<virtiofsd::Running>, Vec<Noted>),
     _program: Option<Feeding>,
 }
@@ -123,9 +120,7 @@ impl Machine {
         let host = &plan.host;
         // Before anybody counts what is written to it.
         let exchange = match exchange {
-            Some(exchange) => Some(exchange.filled().await.map_err(|e| {
-                StartError::Files(Cause::host_file("put the guest's shares on a disk", &e, "the directories must be readable, and the run's directory must have room for a copy of them; or use another --share, or -w none"))
-            })?),
+            Some(exchange) => Some(exchange.filled().await.map_err(unfilled).map_err(StartError::Files)?),
             None => None,
         };
         let (exchange, left_out) =
@@ -204,8 +199,13 @@ impl Machine {
             watched.map_err(|e| StartError::Files(host_file("watch the server of a share", &e)))?;
         }
         noted.extend(lab.watch(&tell, &beside).await);
-        let servers = Servers::start(served, host, &beside, tell)
+        let served = ServedAgain::start(served, host, &beside, tell)
             .map_err(|e| StartError::Files(host_file("wait at the ports of shares", &e)))?;
+        let lines = [(PortKind::Virtio, channels.agent.as_fd()), (PortKind::Serial, channels.serial1.as_fd())]
+            .map(|(kind, port)| Ok((kind, port.try_clone_to_owned()?)))
+            .into_iter()
+            .collect::<io::Result<_>>()
+            .map_err(|e| StartError::Files(host_file("keep the ports of the agent", &e)))?;
         let watch = Watch::new(&console, &qemu, plan.oops, ends, beside, (lab.clone(), &config, &plan.dir));
         let ports: Ports =
             vec![(PortKind::Virtio, Box::new(channels.agent)), (PortKind::Serial, Box::new(channels.serial1))];
@@ -220,7 +220,8 @@ impl Machine {
                 screen: None,
                 exchange,
                 left_out,
-                _servers: servers,
+                lines,
+                served,
                 tpm,
                 lab,
                 kept,
@@ -274,11 +275,67 @@ impl Machine {
         let lost = self.with_picture(lost).await;
         let tail = if lost.tail.is_empty() { self.console.tail(TAIL) } else { lost.tail.clone() };
         self.qemu.kill().await;
-        let lost = match last_of_agent(&tail).filter(|_| phase == Phase::Boot && lost.cause.crash_kind().is_some()) {
-            Some(said) => lost.and_advice(format!("Belljar's program in the guest said: {said}")),
-            None => lost,
-        };
+        let lost = if phase == Phase::Boot { and_of_agent(lost, &tail) } else { lost };
         lost.with_tail(tail)
+    }
+}
+
+impl Machine {
+    /// The port to the agent, for another session there. The one before must have ended.
+    pub(crate) fn ports(&self) -> io::Result<Ports> {
+        let open = |(kind, port): &(PortKind, OwnedFd)| {
+            let port = tokio::net::UnixStream::from_std(port.try_clone()?.into())?;
+            Ok((*kind, Box::new(port) as BoxedPort))
+        };
+        self.lines.iter().map(open).collect()
+    }
+
+    /// A session has been got, and what carries the shares is mounted.
+    pub(crate) fn shared(
+        &mut self,
+        plan: &Plan,
+        session: &dyn Session,
+        mut carried: Option<Carried>,
+        observe: Observe<'_>,
+    ) {
+        self.watch.ports.mounted(carried.as_mut().map(|c| std::mem::take(&mut c.ports)).unwrap_or_default());
+        self.watch.entered(session.reports());
+        if carried.as_ref().is_some_and(|carried| carried.kind.on_disk) {
+            for message in self.left_out.drain(..) {
+                observe(EventKind::Warning { message });
+            }
+        } else {
+            // The guest takes nothing from it.
+            self.exchange = None;
+        }
+        if let Some(choice) = share_choice(plan, session, carried) {
+            observe(choice);
+        }
+        let written = plan.share.written().map(Path::to_owned).collect();
+        self.watch.shared(ReplacedFiles::new(self.qemu.pid(), written));
+    }
+
+    /// What is on the disk of its shares, if they come by one, and how long it may take to unpack that.
+    pub(crate) fn content(&self) -> (Option<DiskContent>, Duration) {
+        let exchange = self.exchange.as_ref();
+        (exchange.map(DiskExchange::content), self.limits.unpacking(exchange.map_or(0, DiskExchange::bytes)))
+    }
+
+    /// Puts the shares onto the disk for them once more, if they come by one.
+    pub(crate) async fn fill_again(&mut self) -> Result<(), Cause> {
+        if let Some(exchange) = self.exchange.take() {
+            let (exchange, left_out) = exchange.filled().await.map_err(unfilled)?;
+            (self.exchange, self.left_out) = (Some(exchange), left_out);
+        }
+        Ok(())
+    }
+}
+
+/// A loss at a boot, with what Belljar's program has said of it.
+pub(crate) fn and_of_agent(lost: Lost, tail: &[String]) -> Lost {
+    match last_of_agent(tail).filter(|_| lost.cause.crash_kind().is_some()) {
+        Some(said) => lost.and_advice(format!("Belljar's program in the guest said: {said}")),
+        None => lost,
     }
 }
 
@@ -370,7 +427,9 @@ impl Booted {
                 let mut came = false;
                 let (view, entry) = (console.view(), BootedEntry::default());
                 let entered = {
-                    let getting_in = get_in(plan, ports, (qemu, console), &mut patience, &limits, (tell, &mut came));
+                    let told: (Tell<'_>, _) = (&mut *tell, &mut came);
+                    let by_itself = plan.agent_by_itself();
+                    let getting_in = get_in(plan, ports, (qemu, console), &mut patience, &limits, by_itself, told);
                     tokio::select! {
                         entered = getting_in => entered,
                         lost = entry.note(&view), if plan.is_by_our_grub() => Err(lost),
@@ -407,14 +466,17 @@ pub(crate) async fn finish(
     observe: Observe<'_>,
 ) -> Result<QemuGuest, Lost> {
     let (limits, share) = (machine.limits, &plan.share);
-    let content = machine.exchange.as_ref().map(DiskExchange::content);
-    let limit = limit + limits.unpacking(machine.exchange.as_ref().map_or(0, DiskExchange::bytes));
+    let (content, unpacking) = machine.content();
+    let limit = limit + unpacking;
+    let port = match &entered {
+        Entered::Agent { port, .. } => Some(*port),
+        Entered::Shell(_) => None,
+    };
     let ready = machine
         .attend(Phase::Session, observe, async |_, _, tell| match entered {
-            Entered::Agent { session, .. } => {
-                let wanted = (plan, identity, content);
-                let (session, carried) = finish_setup(*session, wanted, &limits, limit, tell).await?;
-                Ok((Box::new(session) as Box<dyn Session>, carried))
+            Entered::Agent { mut session, .. } => {
+                let carried = finish_setup(&mut session, (plan, identity, content), &limits, limit, tell).await?;
+                Ok((session as Box<dyn Session>, carried))
             }
             Entered::Shell(mut shell) => {
                 if let Some(identity) = &identity {
@@ -453,21 +515,9 @@ pub(crate) async fn finish(
         })
         .await;
     match ready {
-        Ok((session, mut carried)) => {
-            machine.watch.ports.mounted(carried.as_mut().map(|c| std::mem::take(&mut c.ports)).unwrap_or_default());
-            machine.watch.entered(session.reports());
-            if carried.as_ref().is_some_and(|carried| carried.kind.on_disk) {
-                for message in machine.left_out.drain(..) {
-                    observe(EventKind::Warning { message });
-                }
-            } else {
-                // The guest takes nothing from it.
-                machine.exchange = None;
-            }
-            if let Some(choice) = share_choice(plan, &*session, carried) {
-                observe(choice);
-            }
-            machine.watch.shared(ReplacedFiles::new(machine.qemu.pid(), share.written().map(Path::to_owned).collect()));
+        Ok((session, carried)) => {
+            machine.lines.retain(|(kind, _)| Some(*kind) == port);
+            machine.shared(plan, &*session, carried, observe);
             Ok(QemuGuest::new(machine, session, plan.processes.clone()))
         }
         Err(lost) => Err(machine.give_up(lost, Phase::Boot).await),
@@ -503,240 +553,13 @@ fn keep_command(plan: &Plan, config: &MachineConfig) -> Result<(), StartError> {
         .map_err(|e| StartError::Files(host_file("keep QEMU's command line", &e)))
 }
 
+fn unfilled(error: io::Error) -> Cause {
+    let advice = "the directories must be readable, and the run's directory must have room for a copy of them; or use another --share, or -w none";
+    Cause::host_file("put the guest's shares on a disk", &error, advice)
+}
+
 fn host_file(attempt: &str, error: &io::Error) -> Cause {
     Cause::host_file(attempt, error, "the run's directory must be writable")
-}
-
-fn agent(session: AgentSession, announce: &Announce, port: PortKind, tell: Tell<'_>) -> Entered {
-    tell(EventKind::Choice {
-        what: "session".into(),
-        chosen: match port {
-            PortKind::Virtio => "agent on the virtio port".into(),
-            PortKind::Serial => "agent on the second serial port".into(),
-            PortKind::Socket => "agent on a socket".into(),
-        },
-        why: format!("it announced itself there first, from Linux {} on {}", announce.kernel, announce.machine),
-    });
-    Entered::Agent { session: Box::new(session), port }
-}
-
-/// Patience that every byte on the console renews.
-async fn run_out(patience: &mut Patience, view: &ConsoleView) -> crate::console::Overdue {
-    let mut last = view.last_line();
-    loop {
-        tokio::select! {
-            overdue = patience.run_out() => return overdue,
-            changed = last.changed() => match changed {
-                Ok(()) => patience.renew(),
-                Err(_) => return patience.run_out().await,
-            }
-        }
-    }
-}
-
-/// Gets in by the plan's rungs: the agent comes by itself, or there is a shell on the serial line, and from there the agent if it can run.
-/// `came`: one of them was there, whatever came of it.
-async fn get_in(
-    plan: &Plan,
-    ports: Ports,
-    (qemu, console): (&Qemu, &mut Console),
-    patience: &mut Patience,
-    limits: &Limits,
-    (tell, came): (Tell<'_>, &mut bool),
-) -> Result<Entered, Lost> {
-    let mut by_itself = plan.agent_by_itself();
-    let mut connecting = std::pin::pin!(AgentSession::connect(ports));
-    let progress = ssh::Progress::default();
-    let with_progress = |lost: Lost| match progress.said() {
-        Some(said) => lost.and_advice(format!("over SSH: {said}")),
-        None => lost,
-    };
-    let mut over_ssh = std::pin::pin!(over_ssh(plan, qemu, limits, &progress));
-    let first = tokio::select! {
-        biased;
-        connected = &mut connecting, if by_itself.is_some() => Err(connected),
-        failed = &mut over_ssh, if plan.ssh.is_some() => return Err(failed),
-        shell = shell_on_console(plan, console, patience, tell) => match shell {
-            // The last way in goes on.
-            Err(lost) if plan.ssh.is_some() && matches!(lost.cause, Cause::Access(_)) => {
-                let view = console.view();
-                tokio::select! {
-                    connected = &mut connecting => Err(connected),
-                    failed = &mut over_ssh => return Err(failed),
-                    overdue = run_out(patience, &view) => {
-                        return Err(with_progress(lost.and_advice(format!("nobody got in over SSH either: {overdue}"))));
-                    }
-                }
-            }
-            // Nobody can log in, and the agent may come all the same.
-            Err(lost) if by_itself.is_some() && plan.login.is_none() && matches!(lost.cause, Cause::Access(_)) => {
-                let left = patience.remaining();
-                // The other way needs time, too.
-                let left = if plan.way_back.is_there() { left / 2 } else { left };
-                let limit = limits.other_rung().min(left);
-                let connected = tokio::time::timeout(limit, &mut connecting).await;
-                Err(connected.map_err(|_| lost)?)
-            }
-            shell => Ok(shell.map_err(with_progress)?),
-        },
-    };
-    if let (Err(_), Some(of_ssh)) = (&first, rungs::SSH.agent)
-        && progress.has_asked()
-    {
-        by_itself = Some((&rungs::SSH, of_ssh));
-    }
-    *came = !matches!(first, Err(Err(_)));
-    let mut shell = match first {
-        Ok(shell) => shell,
-        Err(connected) => {
-            progress.close(qemu.qmp()).await;
-            let (session, announce, port) = connected.map_err(|e| of_session(e, Phase::Boot))?;
-            let Some((rung, of_it)) = by_itself else { return Ok(agent(session, &announce, port, tell)) };
-            return agent_by_itself(rung, of_it, (session, &announce, port), (console, patience), limits, tell).await;
-        }
-    };
-    progress.close(qemu.qmp()).await;
-    tell(EventKind::Phase { phase: Phase::Session });
-    let program = (&plan.config.program, plan.platform());
-    match enter::start_agent(&mut shell, plan.agent, program, plan.control_kind(), limits, tell).await? {
-        enter::AgentStart::Started => {
-            // The console is the kernel's again: its faults have to be seen.
-            shell.restore_messages(&mut limits.line()).await.map_err(|e| enter::of_shell(&e, Phase::Session))?;
-            match tokio::time::timeout(limits.agent_start(), connecting).await {
-                Ok(connected) => {
-                    let (session, announce, port) = connected.map_err(|e| of_session(e, Phase::Session))?;
-                    expect_system(plan, &announce)?;
-                    Ok(agent(session, &announce, port, tell))
-                }
-                Err(_) => Err(Lost::timeout(
-                    Phase::Session,
-                    format!(
-                        "the agent started in the guest, but did not announce itself on its port within {}",
-                        crate::for_people(limits.agent_start())
-                    ),
-                )),
-            }
-        }
-        enter::AgentStart::CannotRun { why, port_taken } => {
-            // One that came by itself in this moment has the port.
-            if port_taken
-                && by_itself.is_some()
-                && let Ok(connected) = tokio::time::timeout(limits.agent_start(), connecting).await
-            {
-                let (session, announce, port) = connected.map_err(|e| of_session(e, Phase::Session))?;
-                shell.restore_messages(&mut limits.line()).await.map_err(|e| enter::of_shell(&e, Phase::Session))?;
-                expect_system(plan, &announce)?;
-                return Ok(agent(session, &announce, port, tell));
-            }
-            tell(EventKind::Choice { what: "session".into(), chosen: "sh on the console".into(), why });
-            Ok(Entered::Shell(Box::new(shell)))
-        }
-    }
-}
-
-/// Has the agent started over SSH, if that is a way in; ends only with what goes wrong.
-async fn over_ssh(plan: &Plan, qemu: &Qemu, limits: &Limits, progress: &ssh::Progress) -> Lost {
-    let Some(ssh) = &plan.ssh else { return std::future::pending().await };
-    let script = enter::fetch(plan.config.program.source(), "serve", SSH_SECONDS);
-    match ssh::enter(ssh, qemu.qmp(), &script, (&plan.host, &plan.dir), limits, progress).await {
-        Ok(()) => {
-            tokio::time::sleep(limits.agent_start()).await;
-            let limit = crate::for_people(limits.agent_start());
-            Lost::timeout(
-                Phase::Session,
-                format!("the agent was started over SSH, but did not announce itself within {limit}"),
-            )
-        }
-        Err(cause) => Lost::from(cause),
-    }
-}
-
-/// Refuses the shell of an initramfs where the system is known to be on the guest's disk: it would be taken for the system.
-fn expect_system(plan: &Plan, announce: &Announce) -> Result<(), Lost> {
-    if !(plan.root_is_on_disk && announce.in_initramfs) {
-        return Ok(());
-    }
-    let seen = "the guest did not get to the system on its disk: a shell answered, but it is one of its initramfs";
-    let advice = "the console's lines before it say what was missing, often the driver of the disk (--boot-bus) or the right root= on the kernel's line; \
-                  a kernel and an initramfs that are to be all of the guest are given with --kernel and --initrd";
-    Err(Lost::crash(CrashKind::BootFailed, seen.to_owned(), Phase::Boot).with_advice(advice))
-}
-
-/// Takes the agent that came of its own accord, and waits for the end of the boot where it came before that.
-async fn agent_by_itself(
-    rung: &Rung,
-    of_it: rungs::Agent,
-    (mut session, announce, port): (AgentSession, &Announce, PortKind),
-    (console, patience): (&Console, &mut Patience),
-    limits: &Limits,
-    tell: Tell<'_>,
-) -> Result<Entered, Lost> {
-    let why = format!("it {}", of_it.which);
-    tell(EventKind::Choice { what: "access".into(), chosen: rung.name.into(), why });
-    if of_it.before_boot {
-        session.set_liveness(Liveness { silent_after: limits.silence() });
-        let view = console.view();
-        let sign = tokio::select! {
-            sign = session.await_boot(limits.whole_boot()) => sign.map_err(|e| of_session(e, Phase::Boot))?,
-            overdue = run_out(patience, &view) => {
-                let said = format!("the agent is there, but the guest's boot did not come to its end: {overdue}");
-                return Err(Lost::timeout(Phase::Boot, said));
-            }
-        };
-        let seen = match sign {
-            BootSign::Login(program) => format!("{program} waits for somebody to log in"),
-            BootSign::Rest => {
-                format!("no program waits for a login, but none was started for {} s either", BOOT_REST.as_secs())
-            }
-            BootSign::Emergency(program) => {
-                let seen = format!("the guest's init gave up, and started {program} for a person to mend things with");
-                let advice = "its console shows why; the console log is in the guest's directory";
-                return Err(Lost::crash(CrashKind::BootFailed, seen, Phase::Boot).with_advice(advice));
-            }
-            BootSign::Limit => {
-                let said = "the agent is there, but the guest's boot did not come to its end".to_owned();
-                return Err(Lost::timeout(Phase::Boot, said));
-            }
-        };
-        tell(EventKind::Choice { what: "booted".into(), chosen: "yes".into(), why: seen });
-    }
-    Ok(agent(session, announce, port, tell))
-}
-
-/// Climbs to a shell on the serial line; where no rung leads there, waits as long as there is patience.
-async fn shell_on_console(
-    plan: &Plan,
-    console: &mut Console,
-    patience: &mut Patience,
-    tell: Tell<'_>,
-) -> Result<Shell, Lost> {
-    let only_agent = plan.agent_by_itself().filter(|_| plan.rungs.iter().all(|rung| rung.rules.is_empty()));
-    let (rungs, credentials) = (plan.rungs.clone(), plan.login.clone());
-    let options = AccessOptions { rungs, credentials, ..AccessOptions::default() };
-    let mut booted = false;
-    access::climb(console, &options, patience, &mut |event| {
-        // Something that can be typed at ends the boot.
-        if matches!(event, AccessEvent::Did { act: Act::TypeUser | Act::Probe, .. })
-            && !std::mem::replace(&mut booted, true)
-        {
-            tell(EventKind::Phase { phase: Phase::Access });
-        }
-        if let Some(kind) = enter::event_of(&event) {
-            tell(kind);
-        }
-    })
-    .await
-    .map_err(|error| match (only_agent, error) {
-        (Some((_, of_it)), AccessError::Expect(ExpectError::Overdue { overdue, tail, .. })) => {
-            let what = format!("the agent, which {}, did not announce itself on its port", of_it.awaited);
-            Lost::timeout(Phase::Boot, format!("{what}: {overdue}")).with_tail(tail)
-        }
-        (Some((_, of_it)), error @ AccessError::NoShell { .. }) => {
-            let what = format!("the agent, which {}, did not announce itself on its port", of_it.awaited);
-            Lost::timeout(Phase::Boot, format!("{what}, and {error}"))
-        }
-        (_, error) => enter::lost_of_access(error, plan.platform()),
-    })
 }
 
 /// Nanoseconds since the epoch.
@@ -749,13 +572,13 @@ pub(crate) fn now_ns() -> u64 {
 }
 
 /// Mounts the shares and sets the clock.
-async fn finish_setup(
-    mut session: AgentSession,
+pub(crate) async fn finish_setup(
+    session: &mut AgentSession,
     (plan, identity, disk): (&Plan, Option<Identity>, Option<DiskContent>),
     limits: &Limits,
     limit: Duration,
     tell: Tell<'_>,
-) -> Result<(AgentSession, Option<Carried>), Lost> {
+) -> Result<Option<Carried>, Lost> {
     session.set_liveness(Liveness { silent_after: limits.silence() });
     let (spec, mounts) = (&plan.share, plan.mounts());
     let directories = if mounts.is_empty() { vec![share::OUT_PATH.to_owned()] } else { Vec::new() };
@@ -794,5 +617,5 @@ async fn finish_setup(
             places: report.places,
         }
     });
-    Ok((session, carried))
+    Ok(carried)
 }

@@ -15,7 +15,7 @@ use crate::{
     Cause, Lost,
     access::{AccessError, AccessEvent, Act, Shell, ShellError, ShellReply, quote},
     boot::Tell,
-    console::ExpectError,
+    console::{AlarmKind, ExpectError},
     limits::Limits,
     plan::AgentPlace,
     qemu::{
@@ -407,7 +407,12 @@ pub(crate) fn lost_of_access(error: AccessError, platform: &Platform) -> Lost {
             Lost::crash(CrashKind::BootFailed, seen, Phase::Boot).with_advice(alarm.kind.advice()).with_tail(tail)
         }
         AccessError::Died { alarm, tail } => {
-            Lost::crash(CrashKind::Panic, alarm.line, Phase::Boot).with_advice(alarm.kind.advice()).with_tail(tail)
+            let kind = match alarm.kind {
+                AlarmKind::PowerDown | AlarmKind::Halt => CrashKind::PowerOff,
+                AlarmKind::Restart => CrashKind::Reboot,
+                _ => CrashKind::Panic,
+            };
+            Lost::crash(kind, alarm.line, Phase::Boot).with_advice(alarm.kind.advice()).with_tail(tail)
         }
         AccessError::Refused { .. }
         | AccessError::PasswordWanted { .. }

@@ -20,6 +20,7 @@ mod enter;
 pub mod first_process;
 #[doc(hidden)]
 pub mod fuzz;
+mod get_in;
 pub mod guest;
 pub mod host;
 mod hotplug;

@@ -128,6 +128,8 @@ pub enum Cause {
     OrdersLost(u64),
     /// An order that the test was to have was not carried out: which, and why.
     OrderNotCarriedOut(String),
+    /// The guest could not begin again as its command has asked for, when the command had been ended for that: which way, and why.
+    NotRestarted(String),
     /// Standard input could not be read, or brought to the command.
     Stdin(String),
     /// The command's output was lost on the way, or could not be passed on.
@@ -195,6 +197,7 @@ impl fmt::Display for Cause {
                 "{count} orders were lost that programs in the guest gave faster than they were done, so that the result is not to be believed; give each \
                  with belljar-ctl, which waits until it is done"
             ),
+            Self::NotRestarted(why) => write!(f, "the guest did not begin again, as it was asked to: {why}"),
             Self::OrderNotCarriedOut(why) => write!(f, "the test did not have what was ordered for it, so that its pass says nothing: {why}"),
             Self::Defect(what) => write!(f, "{what}; please report it"),
             Self::NotStarted { why: said, .. }

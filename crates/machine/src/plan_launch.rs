@@ -131,11 +131,16 @@ impl Plan {
             config.program.port = Some(ProgramPort::Fed(descriptors.add(Purpose::Program, theirs)));
             *program = Some(FedProgram { bytes: agent.program, to });
         }
-        if let Some(agent) = agent
-            && config.shares.iter().any(|s| s.tag == share::CONTROL_TAG)
-        {
-            put_agent(agent.program, &self.dir).map_err(|source| PlanError::Control { source })?;
+        self.put_agent_again().map_err(|source| PlanError::Control { source })
+    }
+
+    /// Puts the agent where a guest that has nothing else finds it.
+    pub(crate) fn put_agent_again(&self) -> std::io::Result<()> {
+        match self.platform().agent() {
+            Some(agent) if self.config.shares.iter().any(|share| share.tag == share::CONTROL_TAG) => {
+                put_agent(agent.program, &self.dir)
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 }

@@ -6,6 +6,7 @@
 
 mod input;
 mod output;
+mod staying;
 
 use std::time::Duration;
 
@@ -51,6 +52,15 @@ pub(crate) struct Restarts {
 impl Restarts {
     pub(crate) fn new(plan: &Plan, view: Option<&Views>) -> Self {
         Self { plan: Box::new(plan.clone()), view: view.cloned() }
+    }
+
+    /// Whether the guest's initramfs is nowhere in it.
+    pub(crate) fn is_without_initramfs(&self) -> bool {
+        self.plan.root_is_in_memory()
+    }
+
+    fn plan(&self) -> &Plan {
+        &self.plan
     }
 
     /// Whether nobody in the guest listens for the power button: its first process is the agent, and what listens elsewhere is started by an init.
@@ -118,10 +128,17 @@ impl QemuGuest {
         observe: Observe<'_>,
     ) -> Result<(), Lost> {
         let begun = Instant::now();
-        self.tell_what_is_lost(&restart, observe);
-        self.go_down(&restart, observe).await?;
-        let down = begun.elapsed();
-        self.come_up(observe).await?;
+        let down = if restart.how.keeps_machine() {
+            let down = self.let_go(&restart, observe).await?;
+            self.begin_again(&restart, observe).await?;
+            down
+        } else {
+            self.tell_what_is_lost(&restart, observe);
+            self.go_down(&restart, observe).await?;
+            let down = begun.elapsed();
+            self.come_up(observe).await?;
+            down
+        };
         past.count += 1;
         past.mark = Some(restart.mark.clone());
         let told = format!(
@@ -174,7 +191,7 @@ impl QemuGuest {
                 observe(control(&restart.to_string(), &lost, false));
             }
             Down::Reboot | Down::PowerButton => self.shut_down(how, observe).await?,
-            Down::Itself => {}
+            Down::Itself | Down::Kexec { .. } | Down::SoftReboot => {}
         }
         // What is still under way goes with a machine that is down, as with a real one. QEMU would wait for it.
         self.machine.lab.let_go().await.map_err(Cause::ShareServer)?;

@@ -306,6 +306,9 @@ impl QemuGuest {
         if restarts.as_ref().is_some_and(Restarts::nobody_at_button) {
             machine.watch.power.without_button();
         }
+        if restarts.as_ref().is_some_and(Restarts::is_without_initramfs) {
+            machine.watch.power.without_kexec();
+        }
         let ended = {
             let mut running = session.exec(command, io);
             let mut soon = std::pin::pin!(tokio::time::sleep(STDIN_SOON));

@@ -210,6 +210,20 @@ impl Watch {
         self.reports = reports;
     }
 
+    /// The guest is about to begin anew, in the machine that it has: what was seen of it up to now says nothing of what is to come.
+    pub(crate) fn begin_again(&mut self, console: &Console) {
+        self.alarms = console.alarms();
+        self.entered_at = None;
+        self.reports = None;
+        self.fault = None;
+        self.suspects.clear();
+        self.cleared.clear();
+        self.closed = None;
+        self.replaced = None;
+        self.ports.let_go();
+        self.heartbeat.reset();
+    }
+
     /// What the agent tells, where there is one.
     pub(crate) fn reports(&self) -> Option<&Arc<Reports>> {
         self.reports.as_ref()

@@ -4,6 +4,7 @@
 
 pub mod files;
 pub mod frame;
+pub mod initramfs;
 pub mod kernel;
 pub mod message;
 pub mod mountinfo;

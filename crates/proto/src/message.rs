@@ -15,7 +15,7 @@ pub const PROGRAM_PORT_NAME: &str = "belljar.program";
 
 /// Version of everything in this crate. Host and agent come from one build, so it only guards
 /// against a stale agent, such as one resumed from an old template.
-pub const VERSION: u16 = 20;
+pub const VERSION: u16 = 21;
 
 /// The exit code of an agent that is to have systemd in a container, and says on standard error why there can be none.
 pub const CANNOT_BE_HAD: i32 = 77;
@@ -97,7 +97,7 @@ pub enum ToAgent {
     Sync,
     /// Makes directories that each of the guest's users may write to: the host has them in a share that the guest has only a copy of. Not answered.
     MakeDirectories(Vec<String>),
-    /// Ends the guest. The agent answers with [`ToHost::Ending`] first.
+    /// Ends the guest. The agent answers with [`ToHost::Ending`] first, or with [`ToHost::NotEnding`].
     Shutdown(ShutdownHow),
 }
 
@@ -110,6 +110,14 @@ pub enum ShutdownHow {
     Reboot,
     /// `reboot(RB_POWER_OFF)` after syncing.
     Immediate,
+    /// Through the guest's own service manager where there is one that knows of it, to start another kernel.
+    Kexec {
+        /// It is loaded; else the agent loads the kernel that runs.
+        loaded: bool,
+    },
+    /// Through systemd, to have all programs but the agent begin again. The agent goes on in the session, and its next [`ToHost::Booted`] is
+    /// about that new beginning.
+    SoftReboot,
 }
 
 /// The preparation of a guest.
@@ -522,6 +530,8 @@ pub enum ToHost {
     Kernel(KernelNews),
     /// The guest is about to end as asked.
     Ending,
+    /// It is not, for this reason.
+    NotEnding(String),
     /// Answer to [`ToAgent::StepClock`]: why the clock has not jumped, if it has not.
     ClockStepped(Option<String>),
     /// Something worth a line in the event log.
@@ -545,6 +555,8 @@ pub enum Question {
 pub const MACHINE_WORDS: &[&str] = &[
     "reboot",
     "reboot-prepare",
+    "soft-reboot",
+    "kexec",
     "reset",
     "power-button",
     "power-cut",

@@ -169,7 +169,7 @@ impl Manners {
             renew: one_of(step, "renew", &["ok", "left", "never", "die", "stray"])?,
             marks: step.count("marks")?.and_then(|n| u32::try_from(n).ok()).unwrap_or(0),
             asks: step.text("asks").iter().flat_map(|asks| asks.split(',')).map(|ask| ask.replace('+', " ")).collect(),
-            shutdown: one_of(step, "shutdown", &["ok", "panic", "slow"])?,
+            shutdown: one_of(step, "shutdown", &["ok", "panic", "slow", "refused", "gone"])?,
             boot: one_of(step, "boot", &["login", "rest", "emergency", "limit", "panic", "never"])?,
             kernel: one_of(step, "kernel", &["silent", "watched", "unreadable"])?,
             log: step.text("log"),
@@ -499,9 +499,16 @@ impl Agent {
                     self.say(&ToHost::Synced(SyncReport { fault: failed, returned }));
                 }
             },
+            ToAgent::Shutdown(how) if self.manners.shutdown == "refused" => {
+                self.say(&ToHost::NotEnding(format!("nothing of the kind: {how:?}\x1b[31m")));
+            }
             ToAgent::Shutdown(how) => {
                 self.say(&ToHost::Ending);
                 match self.manners.shutdown.as_str() {
+                    // It goes on, and is asked for the end of the boot.
+                    "ok" if how == ShutdownHow::SoftReboot => {}
+                    "ok" if matches!(how, ShutdownHow::Kexec { .. }) => self.begin_again(),
+                    "gone" => self.shared.port.begin(0),
                     "ok" if how == ShutdownHow::Reboot => self.shared.machine.reset(),
                     "panic" => self.shared.machine.panicked(),
                     "slow" => {
@@ -529,12 +536,17 @@ impl Agent {
         }
         self.say(&ToHost::Renewing(found.clone()));
         if fresh && found.left.is_empty() {
-            *self.greeted.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = false;
-            self.shared.port.begin(0);
-            let (port, announce) = (self.shared.port.clone(), self.announce.clone());
-            let (greeted, every) = (Arc::clone(&self.greeted), self.manners.every);
-            thread::spawn(move || announce_to(&port, &announce, &greeted, every));
+            self.begin_again();
         }
+    }
+
+    /// Another agent, which knows nothing of the session, announces itself.
+    fn begin_again(&self) {
+        *self.greeted.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = false;
+        self.shared.port.begin(0);
+        let (port, announce) = (self.shared.port.clone(), self.announce.clone());
+        let (greeted, every) = (Arc::clone(&self.greeted), self.manners.every);
+        thread::spawn(move || announce_to(&port, &announce, &greeted, every));
     }
 
     fn quiesce(&self) {

@@ -479,6 +479,116 @@ TEST
     want_line 'CRASH \[.*s/unasked.sh@h: the guest rebooted unasked'
     want_line 'machine: reboot again \(it is up again; '
 }
+# Another kernel in the place of the one that runs: the test goes on, with what it wrote, its disks and its card; what cannot be loaded is refused; a
+# kernel that nobody put the agent into is got into by its console; one that does not come up is a crash.
+# fixtures: debian-bookworm
+test_kexec() {
+    mkdir -p ws/t
+    cat >ws/belljar.toml <<TOML
+[guests.h]
+image = "$(fixture debian-bookworm)"
+login = { user = "root", password = "belljar" }
+disks = [{ size = "64MiB", serial = "d0", lab = true }]
+[[suites]]
+name = "s"
+tests = "t/*.sh"
+guests = ["h"]
+TOML
+    cat >ws/t/kexec.sh <<'TEST'
+#!/bin/sh
+# belljar: timeout = "60s"
+set -e
+boot=$(cat /proc/sys/kernel/random/boot_id)
+case ${BELLJAR_REBOOT_MARK-} in
+"")
+    for wrong in loaded "kernel=/etc/passwd initrd=/etc/passwd" "kernel=/nowhere initrd=/etc/passwd" kernel=/vmlinuz "a b"; do
+        # shellcheck disable=SC2086
+        if belljar-ctl kexec $wrong; then echo "done: $wrong"; exit 1; fi
+    done
+    if belljar-ctl soft-reboot; then echo "systemd 252 has none"; exit 1; fi
+    if su nobody -s /bin/sh -c 'belljar-ctl kexec append=x'; then echo "nobody says which"; exit 1; fi
+    echo "$boot" >/var/tmp/boot
+    cat /sys/class/net/*/address >/var/tmp/address
+    belljar-ctl disk d0 mark before
+    echo result >"$BELLJAR_OUT/first"
+    printf '[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=true\nExecStop=sh -c "echo stopped >/var/tmp/stopped"\n[Install]\nWantedBy=multi-user.target\n' >/etc/systemd/system/tell.service
+    systemctl daemon-reload; systemctl enable --now tell
+    belljar-ctl kexec one append=belljar.test=1 ;;
+one)
+    grep -w belljar.test=1 /proc/cmdline
+    [ "$(cat /var/tmp/boot)" != "$boot" ]; [ "$(cat /var/tmp/stopped)" = stopped ]; [ "$(cat "$BELLJAR_OUT/first")" = result ]
+    [ "$(cat /var/tmp/address)" = "$(cat /sys/class/net/*/address)" ]
+    # The same server has counted what the new kernel read.
+    [ "$(belljar-ctl disk d0 counts before | sed -n 's/^reads //p')" -gt 0 ]
+    echo "$boot" >/var/tmp/boot
+    # The agent loads it for who may not, and the agent of the kernel before is not in it twice.
+    su nobody -s /bin/sh -c 'belljar-ctl kexec two' ;;
+two)
+    [ "$(cat /var/tmp/boot)" != "$boot" ]; [ "$(grep -o rdinit= /proc/cmdline | wc -l)" = 1 ]; [ "$BELLJAR_REBOOT_COUNT" = 2 ]
+    ls "$BELLJAR_OUT"/first ;;
+esac
+TEST
+    cat >ws/t/loaded.sh <<'TEST'
+#!/bin/sh
+set -e
+[ "$BELLJAR_REBOOT_COUNT" = 0 ] || { ! grep rdinit /proc/cmdline; exit 0; }
+perl -e 'open(K, "<", "/boot/vmlinuz-$ARGV[0]") or die; open(I, "<", "/boot/initrd.img-$ARGV[0]") or die; my $c = `cat /proc/cmdline`; chomp $c; $c .= "\0";
+    my $r = syscall(320, fileno(K), fileno(I), length($c), $c, 0); die "kexec: $!" if $r != 0;' "$(uname -r)"
+belljar-ctl kexec back loaded
+TEST
+    cat >ws/t/wrong.sh <<'TEST'
+#!/bin/sh
+belljar-ctl kexec x append=rdinit=/nowhere
+TEST
+    chmod +x ws/t/*.sh
+    bjt -v
+    want_code 100
+    want_line 'PASS \[.*s/kexec.sh@h'
+    want_line 'PASS \[.*s/loaded.sh@h'
+    want_line 'CRASH \[.*s/wrong.sh@h: the guest powered off while booting'
+    want_line "Belljar's program in the guest said: execute /nowhere"
+    want_line 'machine: kexec two \(it is up again; '
+    bj -- sh -c 'belljar-ctl kexec; echo "code $?"'
+    want_line 'code 1'
+    want_err 'take a guest with its system on an image|none of /boot/vmlinuz'
+}
+
+# All programs begin again under the same kernel: those of a test are gone, what is in /run and on the disk stays, and a root that is prepared is gone to.
+# fixtures: debian-trixie
+test_soft_reboot() {
+    cat >ws/soft.sh <<'TEST'
+set -e
+boot=$(cat /proc/sys/kernel/random/boot_id)
+echo "start $BELLJAR_REBOOT_COUNT"
+case ${BELLJAR_REBOOT_MARK-} in
+"")
+    echo "$boot" >/run/boot
+    echo result >"$BELLJAR_OUT/first"
+    systemd-run --unit=left sleep 10000
+    setsid sleep 20000 >/dev/null 2>&1 &
+    belljar-ctl soft-reboot one ;;
+one)
+    [ "$(cat /run/boot)" = "$boot" ]; [ "$(cat "$BELLJAR_OUT/first")" = result ]
+    if systemctl -q is-active left || pgrep sleep; then echo "something lives on"; exit 1; fi
+    systemctl show -p SoftRebootsCount
+    mkdir /run/nextroot
+    mount -t tmpfs -o size=80% none /run/nextroot
+    tar -C / --one-file-system --exclude=./boot --exclude=./usr/share --exclude=./var/cache --exclude=./var/lib/apt --exclude=./usr/lib/modules -cf - . | tar -C /run/nextroot -xf -
+    touch /run/nextroot/this-is-it
+    belljar-ctl soft-reboot two ;;
+two)
+    ls /this-is-it; grep ' / ' /proc/self/mounts
+    [ "$BELLJAR_REBOOT_COUNT" = 2 ] && echo well ;;
+esac
+TEST
+    bj -v --memory 2G -o o --image "$(fixture debian-trixie)" --login root:belljar -- sh ./soft.sh
+    want_code 0
+    want_line '^SoftRebootsCount=1'
+    want_line '^none / tmpfs'
+    want_line '^well'
+    want_err 'machine: soft-reboot two \(it is up again; '
+}
+
 test_hotplug() {
     cat >ws/t.sh <<'TEST'
 wait_for() { at=0; until eval "$1"; do at=$((at + 1)); [ $at -lt 100 ] || { echo "never: $1"; exit 9; }; sleep 0.2; done; }

@@ -50,6 +50,57 @@ fn a_command_is_started_again_when_its_machine_is_up() {
 }
 
 #[test]
+fn a_machine_goes_on_when_another_kernel_or_all_programs_begin() {
+    let lab = Lab::new();
+    for (ask, ends) in [
+        ("kexec+half", "Shutdown(Kexec { loaded: false })"),
+        ("kexec+half+loaded", "Shutdown(Kexec { loaded: true })"),
+        ("soft-reboot+half", "Shutdown(SoftReboot)"),
+    ] {
+        let outcome = lab.run_image(&asking(ask)).sh(TELL).go();
+        told_again(&outcome, "half");
+        let seen = lab.seen();
+        let at = |what: &str| seen.find(what).unwrap_or_else(|| panic!("{what}: {seen}"));
+        assert!(at("GoesDown") < at("Sync") && at("Sync") < at("Quiesce") && at("Quiesce") < at(ends), "{seen}");
+        assert_eq!(seen.matches("AwaitBoot").count(), 2, "{seen}");
+        assert_eq!(seen.matches("Setup(").count(), 2, "{seen}");
+        assert!(!seen.contains("\"stop\""), "{seen}");
+        let told = controls(&outcome);
+        let order = ask.replace('+', " ");
+        assert_eq!(told[0], format!("machine: {order} ()"));
+        assert!(told[1].starts_with(&format!("machine: {order} (it is up again; it took ")), "{told:?}");
+    }
+    // Without an initramfs of its own there is no other kernel for it.
+    let outcome = lab.run(&asking("kexec+half")).sh("exit 4").go();
+    outcome.code(4);
+    assert!(lab.seen().contains("take a guest with its system on an image"), "{}", lab.seen());
+}
+
+#[test]
+fn a_kernel_or_programs_that_do_not_begin_are_no_pass() {
+    let lab = Lab::new();
+    let with = |ask: &str, more: &str| asking(ask).replace("\nagent ", &format!("\nagent {more} "));
+    for ask in ["kexec+half", "soft-reboot+half"] {
+        let outcome = lab.run_image(&with(ask, "shutdown=refused")).sh("sleep 60").go();
+        outcome.code(125).complains(&format!(
+            "did not begin again, as it was asked to: {}: nothing of the kind",
+            ask.replace('+', " ")
+        ));
+        let outcome = lab.run_image(&with(ask, "shutdown=panic")).sh("sleep 60").go();
+        outcome.code(121).complains("panicked");
+        let outcome = lab.run_image(&with(ask, "shutdown=slow")).sh("sleep 60").go();
+        outcome.code(121).complains("powered off");
+        let outcome = lab.run_image(&with(ask, "quiesce=die")).sh("sleep 60").go();
+        assert!(!outcome.status.success(), "{ask}: {}", outcome.stderr);
+    }
+    let outcome = lab.run_image(&with("soft-reboot+half", "boot=emergency")).sh("sleep 60").go();
+    outcome.code(121).complains("sulogin");
+    let outcome =
+        lab.run_image(&with("kexec+half", "shutdown=gone")).args(["--boot-timeout", "8s"]).sh("sleep 60").go();
+    outcome.code(124).complains("the guest has booted before");
+}
+
+#[test]
 fn a_power_cut_is_one_for_lab_disks_too() {
     let lab = Lab::new();
     let disks = ["--disk", "size=1M,serial=data0,lab", "--disk", "size=1M,lab", "--disk", "size=1M"];

@@ -170,9 +170,9 @@ fn padding(at: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::cpio::{Node, Writer};
     use super::*;
     use crate::decompress::tests::{gzip, pack_with};
+    use belljar_proto::initramfs::{Node, Writer};
 
     fn modules_in(initramfs: &[u8]) -> io::Result<HashSet<String>> {
         let mut names = ModuleNames::default();

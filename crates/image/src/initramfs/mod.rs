@@ -1,44 +1,18 @@
-//! Initramfs archives: one of our own, or an addition to somebody else's.
-//!
-//! What is in ours, for the agent (`belljar_proto::message`):
-//!
-//! ```text
-//! /belljar/agent          the agent, static
-//! /belljar/init.conf      InitConfig, postcard
-//! /belljar/modules/*.ko   unpacked modules
-//! /init -> belljar/agent  only in an archive that stands alone, as are /dev, /proc, /sys, /run,
-//! /dev/console, /dev/null and /tmp
-//! ```
+//! Initramfs archives: one of our own, or an addition to somebody else's. What is in ours is in [`belljar_proto::initramfs`].
 
 mod contents;
-mod cpio;
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
-use belljar_proto::message::{INIT_AGENT_PATH, INIT_CONFIG_PATH, INIT_MODULE_DIR, InitConfig, InitRoot};
-
+pub use belljar_proto::initramfs::{InitramfsSpec, build};
 pub use contents::ModuleNames;
-pub use cpio::{Node, Writer};
 
 use crate::bounded;
 
 /// Somebody else's initramfs has at most this many bytes.
 const MAX_FOREIGN: u64 = 4 << 30;
-
-/// What goes into an archive.
-#[derive(Debug)]
-pub struct InitramfsSpec<'a> {
-    /// The agent's program.
-    pub agent: &'a [u8],
-    /// Where the root comes from.
-    pub root: InitRoot,
-    /// Names and unpacked bytes, in the order in which they are to be inserted.
-    pub modules: &'a [(String, Vec<u8>)],
-    /// Whether the archive stands alone: it then has an `/init` and the directories of a root.
-    pub alone: bool,
-}
 
 /// An archive could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -62,40 +36,6 @@ pub enum InitramfsError {
     /// The archive could not be written.
     #[error("cannot write the initramfs: {0}")]
     Write(io::Error),
-}
-
-/// Writes the archive; the same specification always gives the same bytes.
-///
-/// # Errors
-/// Those of `out`.
-pub fn build(spec: &InitramfsSpec<'_>, out: impl Write) -> io::Result<()> {
-    let mut cpio = Writer::new(out);
-    let dir = |mode| Node::Dir { mode };
-    if spec.alone {
-        for (name, mode) in [("dev", 0o755), ("proc", 0o555), ("sys", 0o555), ("run", 0o755), ("tmp", 0o1777)] {
-            cpio.add(name, &dir(mode))?;
-        }
-        cpio.add("dev/console", &Node::CharDevice { mode: 0o600, major: 5, minor: 1 })?;
-        cpio.add("dev/null", &Node::CharDevice { mode: 0o666, major: 1, minor: 3 })?;
-        cpio.add("init", &Node::Symlink { target: relative(INIT_AGENT_PATH) })?;
-    }
-    cpio.add("belljar", &dir(0o755))?;
-    cpio.add(relative(INIT_AGENT_PATH), &Node::File { mode: 0o755, content: spec.agent })?;
-    cpio.add(relative(INIT_MODULE_DIR), &dir(0o755))?;
-    let mut paths = Vec::new();
-    for (name, content) in spec.modules {
-        let path = format!("{INIT_MODULE_DIR}/{name}.ko");
-        cpio.add(relative(&path), &Node::File { mode: 0o644, content })?;
-        paths.push(path);
-    }
-    let config =
-        postcard::to_allocvec(&InitConfig { modules: paths, root: spec.root.clone() }).map_err(io::Error::other)?;
-    cpio.add(relative(INIT_CONFIG_PATH), &Node::File { mode: 0o644, content: &config })?;
-    cpio.finish()
-}
-
-fn relative(path: &str) -> &str {
-    path.trim_start_matches('/')
 }
 
 /// Puts `ours` before a foreign initramfs, which is copied as it is.
@@ -147,10 +87,9 @@ pub fn check_foreign(path: &Path) -> Result<File, InitramfsError> {
 
 #[cfg(test)]
 mod tests {
-    use super::cpio::tests::{Entry, read};
     use super::*;
     use crate::decompress::tests::{gzip, pack_with};
-    use belljar_proto::message::Source;
+    use belljar_proto::message::{InitRoot, Source};
     use std::io::Seek;
 
     fn spec<'a>(modules: &'a [(String, Vec<u8>)], alone: bool) -> InitramfsSpec<'a> {
@@ -166,40 +105,6 @@ mod tests {
         let mut out = Vec::new();
         build(spec, &mut out).unwrap();
         out
-    }
-
-    fn entry<'a>(entries: &'a [Entry], name: &str) -> &'a Entry {
-        entries.iter().find(|e| e.name == name).unwrap_or_else(|| panic!("no {name}"))
-    }
-
-    #[test]
-    fn the_agent_finds_what_it_was_promised() {
-        let modules = [("a".to_owned(), b"A".to_vec()), ("b_b".to_owned(), b"B".to_vec())];
-        let entries = read(&bytes(&spec(&modules, true)));
-        assert_eq!(entry(&entries, "belljar/agent").content, b"\x7fELF agent");
-        assert_eq!(entry(&entries, "belljar/agent").mode, 0o100_755);
-        assert_eq!(entry(&entries, "init").content, b"belljar/agent");
-        assert_eq!(entry(&entries, "dev/console").device, (5, 1));
-        let config: InitConfig = postcard::from_bytes(&entry(&entries, "belljar/init.conf").content).unwrap();
-        assert_eq!(config.modules, ["/belljar/modules/a.ko", "/belljar/modules/b_b.ko"]);
-        assert_eq!(entry(&entries, "belljar/modules/b_b.ko").content, b"B");
-        // A directory comes before what is in it: the kernel makes none on its own.
-        for (i, e) in entries.iter().enumerate() {
-            if let Some((parent, _)) = e.name.rsplit_once('/') {
-                assert!(entries[..i].iter().any(|d| d.name == parent), "{}", e.name);
-            }
-        }
-    }
-
-    #[test]
-    fn the_same_in_the_same_out() {
-        assert_eq!(bytes(&spec(&[], true)), bytes(&spec(&[], true)));
-    }
-
-    #[test]
-    fn an_addition_overrides_nothing() {
-        let entries = read(&bytes(&spec(&[], false)));
-        assert!(entries.iter().all(|e| e.name == "belljar" || e.name.starts_with("belljar/")));
     }
 
     #[test]

@@ -239,22 +239,28 @@ impl AgentSession {
         Arc::clone(self.link.reports())
     }
 
-    /// Asks the guest to end and waits until the agent says that it will. That it did is seen outside, from QEMU.
+    /// Asks the guest to end and waits until the agent says that it will, or why it will not. That it did is seen outside, from QEMU.
     ///
     /// # Errors
     /// Those of a broken session. A port that closes instead of an answer is success: the guest was quick.
-    pub async fn shutdown(&mut self, how: ShutdownHow) -> Result<(), SessionError> {
+    pub async fn shutdown(&mut self, how: ShutdownHow) -> Result<Result<(), String>, SessionError> {
         self.send(&ToAgent::Shutdown(how)).await?;
         let ended = self
             .wait("the answer to shutdown", |message| match message {
-                ToHost::Ending => Ok(()),
+                ToHost::Ending => Ok(Ok(())),
+                ToHost::NotEnding(why) => Ok(Err(error::clean(&why))),
                 other => Err(other),
             })
             .await;
         match ended {
-            Err(SessionError::Closed { .. }) => Ok(()),
+            Err(SessionError::Closed { .. }) => Ok(Ok(())),
             other => other,
         }
+    }
+
+    /// Ends the session, and lets go of the port: nothing more is read from it, so that somebody else may.
+    pub(crate) async fn leave(&mut self) {
+        self.link.end().await;
     }
 
     /// Lines that the agent wanted in the event log since the last call, free of control characters.
@@ -354,7 +360,8 @@ impl AgentSession {
             | ToHost::Quiesced(_)
             | ToHost::Synced(_)
             | ToHost::Renewing(_)
-            | ToHost::Ending => Ok(()),
+            | ToHost::Ending
+            | ToHost::NotEnding(_) => Ok(()),
             // Taken before it gets here.
             ToHost::Kernel(_) | ToHost::Ask { .. } | ToHost::ClockStepped(_) => Ok(()),
             ToHost::Announce(_) => Err(SessionError::Restarted),

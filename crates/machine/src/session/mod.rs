@@ -16,7 +16,7 @@ use crate::{
     boot::Entered,
     command::GuestCommand,
     guest::{Answer, Io, Observe},
-    session::agent::{OutputSink, Reports},
+    session::agent::{AgentSession, OutputSink, Reports},
     share,
     template::Frozen,
 };
@@ -67,6 +67,11 @@ pub(crate) trait Session: fmt::Debug {
 
     /// Asks the guest to go down and start again.
     fn reboot(&mut self) -> Answer<'_, ()>;
+
+    /// The agent, where there is one.
+    fn agent(&mut self) -> Option<&mut AgentSession> {
+        None
+    }
 
     /// What was got in the guest, to be frozen with it.
     fn into_entered(self: Box<Self>, frozen: &Frozen) -> Entered;

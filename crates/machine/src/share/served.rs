@@ -49,6 +49,60 @@ pub(crate) struct Servers {
     tasks: Vec<JoinHandle<()>>,
 }
 
+impl Served {
+    fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self {
+            tag: self.tag.clone(),
+            port: self.port.try_clone()?,
+            directory: self.directory.try_clone()?,
+            view: self.view.as_ref().map(OwnedFd::try_clone).transpose()?,
+            using: self.using,
+        })
+    }
+}
+
+/// A guest's servers, which are others once the guest has begun anew. Dropping them ends them.
+#[derive(Debug)]
+pub(crate) struct ServedAgain {
+    served: Vec<Served>,
+    beside: Beside,
+    tell: mpsc::UnboundedSender<String>,
+    servers: Servers,
+}
+
+impl ServedAgain {
+    /// See [`Servers::start`].
+    pub(crate) fn start(
+        served: Vec<Served>,
+        host: &HostContext,
+        beside: &Beside,
+        tell: mpsc::UnboundedSender<String>,
+    ) -> io::Result<Self> {
+        let kept = served.iter().map(Served::try_clone).collect::<io::Result<_>>()?;
+        let servers = Servers::start(served, host, beside, tell.clone())?;
+        Ok(Self { served: kept, beside: beside.clone(), tell, servers })
+    }
+
+    /// Ends the servers.
+    pub(crate) async fn end(&mut self) {
+        for task in self.servers.tasks.drain(..) {
+            task.abort();
+            // It ends its server on the way.
+            drop(task.await);
+        }
+    }
+
+    /// Has others started when they are needed, at the same ports.
+    ///
+    /// # Errors
+    /// When a socket cannot be waited for.
+    pub(crate) fn begin_again(&mut self, host: &HostContext) -> io::Result<()> {
+        let served = self.served.iter().map(Served::try_clone).collect::<io::Result<_>>()?;
+        self.servers = Servers::start(served, host, &self.beside, self.tell.clone())?;
+        Ok(())
+    }
+}
+
 /// How servers are started, and all that they get of the environment.
 type Surroundings = (Shim, Vec<(OsString, OsString)>);
 

@@ -20,6 +20,8 @@ pub(crate) struct Power {
     prepared: Option<Restart>,
     /// Nobody in the guest listens for its power button.
     no_button: bool,
+    /// What would start another kernel in it lacks an initramfs.
+    no_kexec: bool,
 }
 
 /// A restart that is asked for.
@@ -39,6 +41,7 @@ impl Default for Power {
             is_preparing: false,
             prepared: None,
             no_button: false,
+            no_kexec: false,
         }
     }
 }
@@ -46,12 +49,17 @@ impl Default for Power {
 impl Power {
     /// A command begins, for which the machine may be restarted, or may not for this reason.
     pub(crate) fn begin(&mut self, refusal: Option<String>) {
-        *self = Self { refusal, wanted: None, announced: None, is_preparing: false, prepared: None, no_button: false };
+        *self = Self { refusal, ..Self::default() };
     }
 
     /// Nobody in the guest listens for its power button, while this command runs.
     pub(crate) fn without_button(&mut self) {
         self.no_button = true;
+    }
+
+    /// The guest's initramfs is not in it, while this command runs: no other kernel can be started with it.
+    pub(crate) fn without_kexec(&mut self) {
+        self.no_kexec = true;
     }
 
     /// No command runs any more.
@@ -73,6 +81,11 @@ impl Power {
         if self.no_button && restart.how == Down::PowerButton {
             return Err("nobody in this guest listens for the power button, for its first process is Belljar's agent and no service of the system \
                         runs; take reboot"
+                .to_owned());
+        }
+        if self.no_kexec && matches!(restart.how, Down::Kexec { .. }) {
+            return Err("this guest has its root and its kernel from the host, and not the initramfs that another kernel would need; take a guest with \
+                        its system on an image"
                 .to_owned());
         }
         self.wanted = Some(Wanted { number, restart });

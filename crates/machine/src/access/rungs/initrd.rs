@@ -9,7 +9,7 @@ use belljar_proto::message::INIT_AGENT_PATH;
 use super::{Agent, Rung, Start, image_if_asked};
 use crate::qemu::args::MachineConfig;
 
-pub(super) const INITRD: Rung = Rung {
+pub(crate) const INITRD: Rung = Rung {
     name: "initrd",
     word: Access::Initrd,
     suits: image_if_asked,

@@ -16,6 +16,7 @@ mod ssh;
 
 pub use cloud_init::Seed;
 pub use credentials::OLDEST_SYSTEMD;
+pub(crate) use initrd::INITRD;
 pub(crate) use ssh::SSH;
 
 use belljar_guest_spec::{Access, BootSource};
@@ -92,7 +93,7 @@ pub enum Suits {
 /// Every rung, in the order in which their rules are tried.
 pub const LADDER: &[&Rung] = &[
     &init::INIT,
-    &initrd::INITRD,
+    &INITRD,
     &own_init::OWN_INIT,
     &grub::GRUB,
     &credentials::CREDENTIALS,
@@ -118,7 +119,7 @@ pub fn choose(source: &BootSource) -> Vec<&'static Rung> {
 /// The same for a guest of an image whose own boot is known to let nobody in: what is in the image is started directly.
 #[must_use]
 pub fn choose_direct(source: &BootSource) -> Vec<&'static Rung> {
-    instead_of_agents(&initrd::INITRD, source)
+    instead_of_agents(&INITRD, source)
 }
 
 /// The same where that cannot be read by Belljar, but maybe by GRUB.

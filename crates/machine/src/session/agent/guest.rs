@@ -130,16 +130,30 @@ impl Session for AgentSession {
     }
 
     fn power_off(&mut self) -> Answer<'_, ()> {
-        Box::pin(async { self.shutdown(ShutdownHow::PowerOff).await.map_err(|e| of_session(e, Phase::Close)) })
+        Box::pin(async { self.end(ShutdownHow::PowerOff, Phase::Close).await })
     }
 
     fn reboot(&mut self) -> Answer<'_, ()> {
-        Box::pin(async { self.shutdown(ShutdownHow::Reboot).await.map_err(|e| of_session(e, Phase::Command)) })
+        Box::pin(async { self.end(ShutdownHow::Reboot, Phase::Command).await })
+    }
+
+    fn agent(&mut self) -> Option<&mut AgentSession> {
+        Some(self)
     }
 
     fn into_entered(self: Box<Self>, frozen: &Frozen) -> Entered {
         let port = if *frozen == Frozen::AgentOnSerial { PortKind::Serial } else { PortKind::Virtio };
         Entered::Agent { session: self, port }
+    }
+}
+
+impl AgentSession {
+    /// Has the guest end, where that cannot be refused.
+    async fn end(&mut self, how: ShutdownHow, phase: Phase) -> Result<(), Lost> {
+        match self.shutdown(how).await.map_err(|e| of_session(e, phase))? {
+            Ok(()) => Ok(()),
+            Err(why) => Err(Cause::Session(format!("the agent does not end the guest: {why}")).into()),
+        }
     }
 }
 

@@ -160,6 +160,14 @@ impl Link {
         }
     }
 
+    /// Lets go of the port.
+    pub(super) async fn end(&mut self) {
+        for task in &mut self.tasks {
+            task.abort();
+            drop(task.await);
+        }
+    }
+
     pub(super) async fn recv(&mut self) -> Result<Frame, SessionError> {
         self.incoming.recv().await.unwrap_or(Err(SessionError::Closed { mid_frame: false }))
     }

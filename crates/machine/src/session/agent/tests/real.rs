@@ -57,7 +57,7 @@ fn commands_run_one_after_another() {
         assert_eq!(status, Status::Signal { signal: 9, core: false });
         session.ping().await.unwrap();
         assert_eq!(session.sync().await.unwrap(), SyncReport::default());
-        session.shutdown(ShutdownHow::Immediate).await.unwrap();
+        session.shutdown(ShutdownHow::Immediate).await.unwrap().unwrap();
         assert!(matches!(session.ping().await, Err(SessionError::Closed { .. })));
     });
 }
@@ -279,6 +279,6 @@ fn the_agent_works_over_a_terminal() {
         let (status, sink) = outcome(&mut session, sh("printf '\\000\\003\\004\\021\\023\\032\\377\\n\\r'")).await;
         assert_eq!(status, Status::Code(0));
         assert_eq!(sink.stdout, b"\0\x03\x04\x11\x13\x1a\xff\n\r");
-        session.shutdown(ShutdownHow::Immediate).await.unwrap();
+        session.shutdown(ShutdownHow::Immediate).await.unwrap().unwrap();
     });
 }
