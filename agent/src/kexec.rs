@@ -146,7 +146,7 @@ fn file_of(key: &str, told: Option<&Path>, places: &[(&str, &str)], release: &st
 /// The words for a kernel that comes after one with these words, and the first process of its initramfs. What a boot loader has added for
 /// itself goes, as what led to the agent.
 fn kernel_line<'a>(running: &'a [u8], append: &'a [u8]) -> (Vec<u8>, &'a str) {
-    let words = |line: &'a [u8]| line.split(|byte| byte.is_ascii_whitespace()).filter(|word| !word.is_empty());
+    let words = |line: &'a [u8]| line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
     let mut init = INIT;
     let mut line = Vec::new();
     for word in words(running).chain(words(append)) {
