@@ -120,7 +120,7 @@ pub(crate) struct GuestArgs {
     #[arg(long, value_name = "ACCEL", value_parser = word::<Accel>(), env = env::ACCEL, hide_env = true)]
     pub(crate) accel: Option<Accel>,
 
-    /// Add a disk: size=1G or file=IMAGE, with serial=NAME, bus=auto|virtio|scsi|sata|ide|nvme, lab for one that can be made to fail, and unplugged for one that a test plugs in; thrown away at the end
+    /// Add a disk: size=1G, file=IMAGE or directory=DIR (a file system of its files), with serial=NAME, bus=auto|virtio|scsi|sata|ide|nvme, lab for one that can be made to fail, and unplugged for one that a test plugs in; thrown away at the end
     #[arg(long = "disk", value_name = "SPEC")]
     pub(crate) disks: Vec<String>,
 

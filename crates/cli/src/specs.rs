@@ -7,7 +7,8 @@ use std::{
 };
 
 use belljar_guest_spec::{
-    BusChoice, DiskContent, DiskKey, DiskSpec, DiskTraits, MAX_PATHS, NumaNode, SectorSize, Topology, Word, Wwn, values,
+    BusChoice, DirectoryContent, DiskContent, DiskKey, DiskSpec, DiskTraits, MAX_PATHS, NumaNode, SectorSize, Topology,
+    Word, Wwn, values,
 };
 
 /// Reads a size such as `512M` or `2GiB`, the value of an option.
@@ -22,7 +23,9 @@ pub(crate) fn memory(text: &str) -> Result<u64, String> {
 
 /// Reads `size=1G,serial=data0,bus=nvme` or `file=disk.qcow2`. A comma in a value is doubled, as for QEMU.
 pub(crate) fn disk(text: &str) -> Result<DiskSpec, String> {
-    let mut content = None;
+    let once =
+        || format!("in --disk {text}: give one of size= and file=, or directory= with or without size=, each once");
+    let (mut bytes, mut path, mut label) = (None, None, None);
     let mut serial = None;
     let mut bus = BusChoice::default();
     let mut lab = false;
@@ -36,11 +39,14 @@ pub(crate) fn disk(text: &str) -> Result<DiskSpec, String> {
         let (key, value) =
             part.split_once('=').ok_or_else(|| format!("in --disk {text}: {part:?} should be KEY=VALUE"))?;
         match key {
-            "size" | "file" if content.is_some() => {
-                return Err(format!("in --disk {text}: give one of size= and file=, once"));
+            "size" if bytes.is_some() => return Err(once()),
+            "file" | "directory" if path.is_some() => return Err(once()),
+            "size" => bytes = Some(size(&format!("in --disk {text}"), value)?),
+            "file" | "directory" => path = Some((key == "directory", PathBuf::from(value))),
+            "label" => {
+                let read = values::label(value).map_err(|why| format!("in --disk {text}: {value:?} is {why}"))?;
+                label = Some(read.to_owned());
             }
-            "size" => content = Some(DiskContent::Empty(size(&format!("in --disk {text}"), value)?)),
-            "file" => content = Some(DiskContent::Image(PathBuf::from(value))),
             "serial" => {
                 let read = values::serial(value).map_err(|why| format!("in --disk {text}: {value:?} is {why}"))?;
                 serial = Some(read.to_owned());
@@ -55,7 +61,7 @@ pub(crate) fn disk(text: &str) -> Result<DiskSpec, String> {
                 let key = DiskKey::of(key).ok_or_else(|| {
                     let words: Vec<_> = DiskKey::words().collect();
                     format!(
-                        "in --disk {text}: unknown key {key:?}; there are size, file, serial, bus, lab, {}",
+                        "in --disk {text}: unknown key {key:?}; there are size, file, directory, label, serial, bus, lab, {}",
                         words.join(", ")
                     )
                 })?;
@@ -64,7 +70,16 @@ pub(crate) fn disk(text: &str) -> Result<DiskSpec, String> {
             }
         }
     }
-    let content = content.ok_or_else(|| format!("in --disk {text}: say size=SIZE or file=IMAGE"))?;
+    let content = match (path, bytes) {
+        (Some((true, path)), size) => DiskContent::Directory(DirectoryContent { path, size, label: label.take() }),
+        (Some((false, _)), Some(_)) => return Err(once()),
+        (Some((false, path)), None) => DiskContent::Image(path),
+        (None, Some(size)) => DiskContent::Empty(size),
+        (None, None) => return Err(format!("in --disk {text}: say size=SIZE, file=IMAGE or directory=DIRECTORY")),
+    };
+    if label.is_some() {
+        return Err(format!("in --disk {text}: label= is that of a file system which is made of a directory="));
+    }
     let disk = DiskSpec { content, serial, bus, lab, traits };
     match disk.conflicts(bus.asked()).first() {
         Some(conflict) => Err(format!("in --disk {text}: {conflict}")),
@@ -207,6 +222,23 @@ mod tests {
             }
         );
         assert!(!disk_of("size=1G,read-only=false").traits.read_only);
+        let directory = |size, label: Option<&str>| {
+            DiskContent::Directory(DirectoryContent { path: "d".into(), size, label: label.map(str::to_owned) })
+        };
+        assert_eq!(disk_of("directory=d").content, directory(None, None));
+        assert_eq!(disk_of("label=l,directory=d,size=1G").content, directory(Some(1 << 30), Some("l")));
+        for wrong in [
+            "directory=d,file=f",
+            "directory=d,directory=e",
+            "size=1G,file=f",
+            "size=1G,label=l",
+            "file=f,label=l",
+            "directory=d,label=a/b",
+            "directory=d,label=12345678901234567",
+            "label=l",
+        ] {
+            disk(wrong).unwrap_err();
+        }
         assert!(disk_of("size=1G,lab").lab);
         assert_eq!(disk_of("file=a,,b.img,bus=nvme").content, DiskContent::Image("a,b.img".into()));
         for (wrong, says) in [

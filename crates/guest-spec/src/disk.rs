@@ -45,13 +45,18 @@ impl DiskSpec {
             (Some(serial), _) => format!("the disk {serial}"),
             (None, DiskContent::Empty(size)) => format!("the disk of {size} bytes"),
             (None, DiskContent::Image(path)) => format!("the disk with {}", path.display()),
+            (None, DiskContent::Directory(directory)) => format!("the disk with {}", directory.path.display()),
         }
     }
 
     /// All that is wrong with its kind, on this bus if it is known.
     #[must_use]
     pub fn conflicts(&self, bus: Option<DiskBus>) -> Vec<DiskConflict> {
-        let size = if let DiskContent::Empty(size) = self.content { Some(size) } else { None };
+        let size = match &self.content {
+            DiskContent::Empty(size) => Some(*size),
+            DiskContent::Image(_) => None,
+            DiskContent::Directory(directory) => directory.size,
+        };
         self.traits.conflicts(size, self.serial.is_some() || self.lab, bus)
     }
 }
@@ -65,6 +70,23 @@ pub enum DiskContent {
     /// An image, which is not written to.
     #[serde(rename = "file")]
     Image(PathBuf),
+    /// A file system with the files of a directory, which is not written to.
+    #[serde(rename = "directory")]
+    Directory(DirectoryContent),
+}
+
+/// A file system that is made of a directory.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct DirectoryContent {
+    /// The directory.
+    pub path: PathBuf,
+    /// Bytes of the disk; none is what fits, with room.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+    /// The file system's label.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
 }
 
 /// What a guest is told of a disk beside its size and name. `None` is what QEMU's disks on that bus tell by themselves.

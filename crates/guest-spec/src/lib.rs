@@ -19,7 +19,9 @@ mod words;
 pub use devices::{
     Devices, Display, MAX_SERIAL_PORTS, NumaNode, Sound, Topology, Watchdog, check_numa, check_pmem, port_name,
 };
-pub use disk::{DiskConflict, DiskContent, DiskKey, DiskSpec, DiskTraits, MAX_PATHS, SectorSize, Wwn};
+pub use disk::{
+    DirectoryContent, DiskConflict, DiskContent, DiskKey, DiskSpec, DiskTraits, MAX_PATHS, SectorSize, Wwn,
+};
 pub use guards::{Allowed, Guard, GuardAction, Guards, Judgement, guard_option, says_something};
 pub use image_ref::{CONTAINER_PREFIX, ImageRef};
 pub use login::{Credentials, Login, Password, Secret};

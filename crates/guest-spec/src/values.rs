@@ -6,6 +6,8 @@ use bytesize::ByteSize;
 const LEAST_MEMORY: u64 = 64 << 20;
 /// The longest serial number that every kind of disk can have, in bytes (virtio's specification, 5.2.6).
 const MAX_SERIAL: usize = 20;
+/// Longest label of a file system, in bytes: that of ext4.
+const MAX_LABEL: usize = 16;
 
 /// Reads a size such as `512M` or `2GiB` into bytes. A bare letter means a power of two, as QEMU has it.
 ///
@@ -49,6 +51,17 @@ pub fn memory(text: &str) -> Result<u64, String> {
 pub fn serial(text: &str) -> Result<&str, String> {
     if text.is_empty() || text.len() > MAX_SERIAL || !text.bytes().all(|b| b.is_ascii_graphic()) {
         return Err(format!("no usable serial number: it has 1 to {MAX_SERIAL} visible ASCII characters"));
+    }
+    Ok(text)
+}
+
+/// Checks the label of a file system.
+///
+/// # Errors
+/// Says what it looks like.
+pub fn label(text: &str) -> Result<&str, String> {
+    if text.is_empty() || text.len() > MAX_LABEL || !text.bytes().all(|b| b.is_ascii_graphic() && b != b'/') {
+        return Err(format!("no usable label: it has 1 to {MAX_LABEL} visible ASCII characters, and no slash"));
     }
     Ok(text)
 }

@@ -490,11 +490,13 @@ pub fn prepare(
 }
 
 impl Plan {
-    /// Finds or makes what cannot be made in one go, as [`prepare`] does: raw copies of images. To be called once, before a machine is started.
+    /// Finds or makes what cannot be made in one go, as [`prepare`] does: raw copies of images. To be called once, before a machine is started. `made` is what a
+    /// person is told of what was made before.
     ///
     /// # Errors
     /// Why it cannot be made.
-    pub(crate) async fn complete_volumes(&mut self) -> Result<(), Lost> {
+    pub(crate) async fn complete_volumes(&mut self, made: Vec<EventKind>) -> Result<(), Lost> {
+        self.choices.extend(made);
         let told = self.volumes.find_copies(&self.host, &self.dir).await?;
         self.choices.extend(told);
         Ok(())

@@ -69,7 +69,7 @@ pub(crate) fn check_processor(reader: &ImageReader<'_>, platform: &'static Platf
 
 /// Whether there is a disk beside the image's on which a system may be. One of zeros has none.
 fn has_others(spec: &GuestSpec) -> bool {
-    spec.hardware.disks.iter().any(|disk| matches!(disk.content, DiskContent::Image(_)))
+    spec.hardware.disks.iter().any(|disk| !matches!(disk.content, DiskContent::Empty(_)))
 }
 
 /// Whether GRUB can tell the image's disk from all others. A BIOS numbers them in the boot order.

@@ -1,6 +1,6 @@
 //! What keeps a guest from being started, as far as that can be said before it is.
 
-use belljar_guest_spec::{Access, BootSource, DiskBus, GuestSpec, ShareKind};
+use belljar_guest_spec::{Access, BootSource, DiskBus, DiskContent, GuestSpec, ShareKind};
 use belljar_image::{boot, cache::Cache, initramfs, modules::ModuleIndex};
 
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
     share::{self, virtiofs, virtiofsd::Virtiofsd},
     ssh::Ssh,
     tpm::{self, Tpm},
-    volume::Volume,
+    volume::{Volume, directory},
 };
 
 /// Whether the devices, and the programs beside QEMU, that a guest asks for are there, and go with the rest of it.
@@ -96,7 +96,16 @@ pub(crate) fn obstacles(source: &BootSource, spec: &GuestSpec, host: &HostContex
         obstacles.extend(boots(found).err());
     }
     obstacles.extend(found.err());
-    let disks = Volume::all_further(&host.qemu_img, &spec.hardware, DiskBus::Virtio);
+    let mut hardware = spec.hardware.clone();
+    let mut directories = Vec::new();
+    hardware.disks.retain(|disk| match &disk.content {
+        DiskContent::Directory(directory) => {
+            directories.extend(directory::obstacle(directory, host));
+            false
+        }
+        DiskContent::Empty(_) | DiskContent::Image(_) => true,
+    });
+    let disks = Volume::all_further(&host.qemu_img, &hardware, DiskBus::Virtio);
     obstacles.extend(disks.err().map(PlanError::from));
-    obstacles.iter().map(ToString::to_string).collect()
+    obstacles.iter().map(ToString::to_string).chain(directories).collect()
 }

@@ -839,3 +839,82 @@ TEST
     want_code 2
     want_err 'boot-lab says something about --image, which is not given'
 }
+
+# A disk with the files of a directory, as they are: a lab disk, and one of QEMU's.
+test_directories() {
+    command -v mke2fs >/dev/null || [ -x /sbin/mke2fs ] || skip 'mke2fs is not there'
+    mkdir -p ws/files/deep/er ws/small
+    echo hello >ws/files/plain
+    chmod 640 ws/files/plain
+    ln ws/files/plain ws/files/deep/hard
+    ln -s ../plain ws/files/deep/link
+    ln -s /nonexistent ws/files/dangling
+    mkfifo ws/files/fifo
+    touch -d '2001-02-03 04:05:06 UTC' ws/files/deep/er
+    truncate -s 300M ws/files/sparse
+    head -c 9M /dev/urandom >ws/files/large
+    local at
+    for at in $(seq 500); do echo "$at" >"ws/files/deep/er/$at"; done
+    touch -d '2001-02-03 04:05:06 UTC' ws/files/deep/er
+    local attributes=
+    if setfattr -n user.note -v kept ws/files/plain 2>/dev/null; then attributes=yes; fi
+    cat >ws/see.sh <<'SH'
+set -e
+modprobe ext4
+mkdir -p /tmp/m
+for disk in vda vdb; do
+    mount /dev/$disk /tmp/m
+    cd /tmp/m
+    echo "$disk: $(cat plain) $(stat -c '%a %h %u' plain) $(readlink deep/link) $(readlink dangling) $(stat -c %F fifo) $(stat -c %Y deep/er) $(ls deep/er | wc -l) $(stat -c '%s %b' sparse) $(md5sum <large | cut -d' ' -f1)"
+    [ plain -ef deep/hard ] && echo "$disk: hard link"
+    getfattr --only-values -n user.note plain 2>/dev/null | sed "s/^/$disk: note /"; echo
+    echo written >new
+    sync
+    cd /
+    umount /tmp/m
+    echo "$disk: label $(blkid -o value -s LABEL /dev/$disk) size $(cat /sys/block/$disk/size)"
+    if command -v e2fsck >/dev/null; then e2fsck -fn /dev/$disk >/dev/null 2>&1 && echo "$disk: sound"; fi
+done
+mount /dev/vda /tmp/m; belljar-ctl disk data0 error read; if cat /tmp/m/deep/er/* >/dev/null 2>&1; then echo "it is read"; fi
+SH
+    bj -v --disk directory=files,serial=data0,lab,label=things --disk directory=files,size=200M -- sh ./see.sh
+    want_code 0
+    cat out
+    local disk sum
+    sum=$(md5sum <ws/files/large | cut -d' ' -f1)
+    for disk in vda vdb; do
+        want_line "^$disk: hello 640 2 $(id -u) ../plain /nonexistent fifo 981173106 500 314572800 0 $sum$"
+        want_line "^$disk: hard link$"
+        [ -z "$attributes" ] || want_line "^$disk: note kept"
+        want_line "^$disk: sound$"
+    done
+    want_line '^vda: label things '
+    want_line '^vdb: label  size 409600$'
+    want_no_line 'it is read'
+    [ ! -e ws/files/new ] || fail 'the directory was written to'
+    want_err 'an ext4 file system of 509 files in .*made now'
+
+    # As long as nothing changes it is the same; then it is another.
+    bj -v --disk directory=files,serial=data0,lab,label=things -- sh -c 'modprobe ext4; mkdir -p /tmp/m; mount /dev/vda /tmp/m && cat /tmp/m/plain; ls /tmp/m/new'
+    want_line '^hello$'
+    want_err 'made by an earlier run'
+    want_err "cannot access '/tmp/m/new'"
+    echo other >ws/files/plain
+    bj -v --disk directory=files,serial=data0,lab,label=things -- sh -c 'modprobe ext4; mkdir -p /tmp/m; mount /dev/vda /tmp/m && cat /tmp/m/plain'
+    want_line '^other$'
+
+    # What does not go is told.
+    bj --disk directory=files,size=4M -- true
+    want_code 125
+    want_err 'no file system of .* for the disk with .* could be made: mke2fs: .*give it a larger .size.'
+    bj --disk directory=nowhere -- true
+    want_code 125
+    want_err 'no disk can be made of .*nowhere'
+    (head -c 400M /dev/zero >ws/small/growing; while [ ! -e enough ]; do echo x >>ws/small/growing; sleep 0.001; done) & local writer=$!
+    sleep 0.5
+    bj --disk directory=small -- true
+    touch enough; wait "$writer"
+    rm ws/files/fifo # no guest has made it
+    want_code 125
+    want_err 'was changed meanwhile'
+}

@@ -23,6 +23,7 @@ use crate::{
     qemu::{platform, probe},
     running::{CONSOLE_LOG, QemuGuest},
     spec::ShareSpec,
+    volume::directory,
 };
 
 /// Bytes of memory that QEMU needs beside the guest's.
@@ -76,7 +77,7 @@ impl PreparedMachine {
         };
         let plan = blocking("preparation", prepare).await.map_err(|lost| lost.cause.to_string())?;
         let mut plan = plan.map_err(|error| error.to_string())?;
-        plan.complete_volumes().await.map_err(|lost| lost.cause.to_string())?;
+        plan.complete_volumes(Vec::new()).await.map_err(|lost| lost.cause.to_string())?;
         if !plan.is_started_by_us() {
             // Where the cache cannot be written to.
             return Err("that its own boot lets nobody in could not be written to the cache".to_owned());
@@ -230,11 +231,13 @@ impl Backend for QemuBackend {
                 }
                 _ => None,
             };
+            let mut spec = spec;
+            let made = directory::make_all(&mut spec.hardware.disks, &host, &dir).await?;
             let (for_guest, for_share) = (spec.clone(), share.clone());
             let prepare = move || plan::prepare(&source, root, &for_guest, &for_share, host, dir);
             let plan = blocking("preparation", prepare).await?;
             let mut plan = plan.map_err(|error| Lost::from(Cause::Description(error.to_string())).lasting())?;
-            plan.complete_volumes().await?;
+            plan.complete_volumes(made).await?;
             let (templates, detour) = (self.templates.clone(), watch::Sender::new(None));
             Ok(Box::new(PreparedMachine { plan, templates, spec, share, detour }) as Box<dyn PreparedGuest>)
         })

@@ -5,9 +5,11 @@
 //! are. A volume's number is its place among those of its guest, and that of its part of a template.
 
 mod content;
+pub(crate) mod directory;
 mod disk;
 mod flash;
 mod lab;
+mod made;
 mod raw_copy;
 
 use std::{
@@ -80,6 +82,12 @@ pub enum VolumeError {
         size: u64,
         /// Its logical sectors.
         sector: SectorSize,
+    },
+    /// No file system was made of a directory.
+    #[error("Belljar's own defect: no file system was made of {}", path.display())]
+    NotMade {
+        /// The directory.
+        path: PathBuf,
     },
     /// A lab disk that nobody could tell from another disk.
     #[error(
@@ -227,6 +235,9 @@ impl Volume {
         let content = match &spec.content {
             DiskContent::Image(path) => Content::data(qemu_img, path, None)?,
             DiskContent::Empty(size) => Content::Empty(*size),
+            DiskContent::Directory(directory) => {
+                return Err(VolumeError::NotMade { path: directory.path.clone() });
+            }
         };
         let bus = spec.bus.asked().unwrap_or(bus);
         if let Some((sector, _)) = spec.traits.sectors()

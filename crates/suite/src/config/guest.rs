@@ -6,9 +6,9 @@ use std::{
 };
 
 use belljar_guest_spec::{
-    Accel, Access, BootSource, BusChoice, ContainerSource, Devices, DiskContent, DiskKey, DiskSpec, DiskTraits,
-    Display, Firmware, GuestSpec, ImageRef, Login, Need, NicMode, NumaNode, OopsPolicy, Password, PullPolicy, Secret,
-    ShareKind, Sound, Source, Topology, Watchdog, WorkspaceMode,
+    Accel, Access, BootSource, BusChoice, ContainerSource, Devices, DirectoryContent, DiskContent, DiskKey, DiskSpec,
+    DiskTraits, Display, Firmware, GuestSpec, ImageRef, Login, Need, NicMode, NumaNode, OopsPolicy, Password,
+    PullPolicy, Secret, ShareKind, Sound, Source, Topology, Watchdog, WorkspaceMode,
     rules::{self, Key, Notation},
 };
 use toml::Spanned;
@@ -24,8 +24,8 @@ use super::{
 use crate::{
     settings::Layer,
     toml_tree::{
-        DiskWwn, FilePath, GuestPath, Int, List, Map, Memory, MountAt, OneOrMany, Sectors, Serial, Size, Table, Text,
-        TimeLimit, User, VarName, Walk, table, word_value,
+        DiskWwn, FilePath, GuestPath, Int, Label, List, Map, Memory, MountAt, OneOrMany, Sectors, Serial, Size, Table,
+        Text, TimeLimit, User, VarName, Walk, table, word_value,
     },
 };
 
@@ -195,10 +195,14 @@ table! {
 table! {
     /// An extra disk. What is written to it is thrown away.
     DiskTable is "a disk" {
-        /// An empty disk of this size.
+        /// An empty disk of this size; with directory the size of the disk.
         "size" size: Size = "(none)",
         /// A disk with what is in this image, which is not written to.
         "file" file: FilePath = "(none)",
+        /// A disk with an ext4 file system of this directory's files, as they are when a guest is first prepared; it is not written to.
+        "directory" directory: FilePath = "(none)",
+        /// The label of that file system: /dev/disk/by-label/LABEL.
+        "label" label: Label = "(none)",
         /// The serial number by which the guest finds the disk: /dev/disk/by-id/virtio-SERIAL.
         "serial" serial: Serial = "(none)",
         /// How it is attached; auto is virtio, or the bus of the boot disk where the image's kernel has no virtio.
@@ -311,13 +315,23 @@ pub(super) fn check_disks<'a>(
     for disk in list.iter().flat_map(|l| &l.get_ref().0) {
         let span = disk.span();
         let disk = disk.get_ref();
-        match (disk.seen.contains("size"), disk.seen.contains("file")) {
-            (true, true) => {
-                let help = "`size` makes an empty disk, `file` one with what is in an image; keep one of them";
-                contradiction(walk, span, "a disk has both `size` and `file`", help);
+        match (disk.seen.contains("size"), disk.seen.contains("file"), disk.seen.contains("directory")) {
+            (_, true, true) => {
+                let help = "`file` makes a disk with what is in an image, `directory` one with a file system of its files; keep one of them";
+                contradiction(walk, span.clone(), "a disk has both `file` and `directory`", help);
             }
-            (false, false) => walk.missing(span, DiskTable::NOUN, "size", "size = \"1GiB\", or file = \"disk.qcow2\""),
+            (true, true, false) => {
+                let help = "`size` makes an empty disk, `file` one with what is in an image; keep one of them";
+                contradiction(walk, span.clone(), "a disk has both `size` and `file`", help);
+            }
+            (false, false, false) => {
+                walk.missing(span.clone(), DiskTable::NOUN, "size", "size = \"1GiB\", or file = \"disk.qcow2\"");
+            }
             _ => {}
+        }
+        if let Some(label) = disk.label.as_ref().filter(|_| !disk.seen.contains("directory")) {
+            let message = "`label` is that of a file system which is made of a `directory`, and there is none";
+            contradiction(walk, label.span(), message, "leave it out, or give `directory`");
         }
         check_kind(disk, walk);
         if let Some(serial) = &disk.serial
@@ -478,10 +492,16 @@ pub(super) fn disks(list: &Option<Spanned<List<DiskTable>>>, dir: &Path) -> Opti
     let list = list.as_ref()?.get_ref();
     let disk = |disk: &Spanned<DiskTable>| {
         let disk = disk.get_ref();
-        let content = match (&disk.size, &disk.file) {
-            (Some(size), _) => DiskContent::Empty(size.get_ref().0),
-            (None, Some(file)) => DiskContent::Image(dir.join(&file.get_ref().0)),
-            (None, None) => return None,
+        let size = disk.size.as_ref().map(|size| size.get_ref().0);
+        let content = match (&disk.directory, size, &disk.file) {
+            (Some(directory), size, _) => DiskContent::Directory(DirectoryContent {
+                path: dir.join(&directory.get_ref().0),
+                size,
+                label: disk.label.as_ref().map(|label| label.get_ref().0.clone()),
+            }),
+            (None, Some(size), _) => DiskContent::Empty(size),
+            (None, None, Some(file)) => DiskContent::Image(dir.join(&file.get_ref().0)),
+            (None, None, None) => return None,
         };
         Some(DiskSpec {
             content,

@@ -65,7 +65,7 @@ fn a_disk_has_a_kind() {
 disks = [
   { size = '1G', sector-size = 4096, physical-sector-size = 4096, wwn = '0x5000c500a1b2c3d4', read-only = true, rotational = false,
     write-cache = false, discard-granularity = '64K', removable = true, bus = 'scsi', paths = 2 },
-  { size = '1G', discard = false },
+  { size = '1G', discard = false }, { directory = 'files', size = '1G', label = 'files' }, { directory = 'files', lab = true },
 ]
 ",
     );
@@ -217,7 +217,7 @@ fn each_contradiction_is_told() {
         guest("container = 'alpine'\nimage = 'i'\ntpm = true"),
         guest("pull = 'missing'"),
         guest(
-            "disks = [{ size = '1G', file = 'f' }, {}, { size = '1G', serial = 'a' }, { size = '1G', serial = 'a' }]",
+            "disks = [{ size = '1G', file = 'f' }, { file = 'f', directory = 'd' }, { size = '1G', label = 'l' }, {}, { size = '1G', serial = 'a' }, { size = '1G', serial = 'a' }]",
         ),
         guest(
             "disks = [{ size = '1G', bus = 'sata', sector-size = 4096, read-only = true, removable = true },

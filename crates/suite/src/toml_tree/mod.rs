@@ -16,7 +16,7 @@ use toml::{
 };
 
 pub use self::scalar::{
-    Delay, DiskWwn, FilePath, GuestPath, Int, List, Map, Memory, MountAt, Name, OneOrMany, OrderSign, OrderText,
+    Delay, DiskWwn, FilePath, GuestPath, Int, Label, List, Map, Memory, MountAt, Name, OneOrMany, OrderSign, OrderText,
     OrderTime, Sectors, Serial, Size, Text, TimeLimit, User, VarName,
 };
 pub(crate) use self::{

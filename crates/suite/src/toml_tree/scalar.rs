@@ -241,6 +241,10 @@ text_value!(
     }, { "type": "string", "pattern": "^/" }
 );
 text_value!(
+    /// The label of a file system.
+    Label(String), "a label", |t| values::label(t).map(str::to_owned), { "type": "string", "pattern": "^[!-.0-~]{1,16}$" }
+);
+text_value!(
     /// The serial number of a disk.
     Serial(String), "a serial number", |t| values::serial(t).map(str::to_owned), { "type": "string", "pattern": "^[!-~]{1,20}$" }
 );
