@@ -32,6 +32,8 @@ struct Watched {
     since: u64,
     /// How often systemd had run then, if it rested.
     rested: Option<u64>,
+    /// Whether it could be asked then.
+    could_ask: bool,
     /// The command's first process, whose end is the command's own.
     first: Option<i32>,
     programs: u32,
@@ -71,7 +73,7 @@ impl Guards {
         if wanted.core_dumps && self.deaths.is_none() {
             match Deaths::open() {
                 Ok(deaths) => self.deaths = Some(deaths),
-                Err(why) => tell(link, GuardNews::Blind { guard: BlindGuard::CoreDumps, why }),
+                Err(why) => blind(link, BlindGuard::CoreDumps, false, why),
             }
         }
         if let Some(deaths) = &mut self.deaths {
@@ -80,7 +82,14 @@ impl Guards {
             deaths.forget();
         }
         tell(link, GuardNews::Begins(exec.id));
-        let tainted = if wanted.taint { tainted() } else { 0 };
+        let tainted = match if wanted.taint { tainted() } else { Ok(0) } {
+            Ok(flags) => flags,
+            Err(why) => {
+                wanted.taint = false;
+                blind(link, BlindGuard::Taint, false, why);
+                0
+            }
+        };
         let since = monotonic();
         let rested = if wanted.units { first_process_rests() } else { None };
         self.watched = Some(Watched {
@@ -89,6 +98,7 @@ impl Guards {
             tainted,
             since,
             rested,
+            could_ask: wanted.units && units::can_be_asked(),
             first: None,
             programs: 0,
             units: 0,
@@ -144,6 +154,11 @@ impl Guards {
             self.deaths.as_mut().filter(|_| self.watched.as_ref().is_some_and(|w| w.wanted.core_dumps))
         {
             deaths.settle(DUMPING);
+            if !deaths.still_tells() {
+                let why =
+                    "a program has switched off what the kernel tells of processes that die (PROC_CN_MCAST_IGNORE)";
+                blind(link, BlindGuard::CoreDumps, true, why.to_owned());
+            }
         }
         self.pass_on(link);
         self.look(link);
@@ -157,9 +172,10 @@ impl Guards {
     pub(crate) fn look(&mut self, link: &mut Link) {
         let Some(watched) = &mut self.watched else { return };
         if watched.wanted.taint {
-            let flags = watched.new_flags(tainted());
-            if flags != 0 {
-                tell(link, GuardNews::Taint(flags));
+            match tainted().map(|now| watched.new_flags(now)) {
+                Ok(0) => {}
+                Ok(flags) => tell(link, GuardNews::Taint(flags)),
+                Err(why) => blind(link, BlindGuard::Taint, true, why),
             }
         }
         // Without systemd's doing no unit has failed; to ask costs an emulated guest a fifth of a second.
@@ -180,13 +196,17 @@ impl Guards {
                 // Those are told. What fails while systemd answers may be told twice.
                 watched.since = now;
             }
-            Err(why) => tell(link, GuardNews::Blind { guard: BlindGuard::Units, why }),
+            Err(why) => blind(link, BlindGuard::Units, watched.could_ask, why),
         }
     }
 }
 
 fn tell(link: &mut Link, news: GuardNews) {
     link.queue(&ToHost::Kernel(KernelNews::Guard(news)));
+}
+
+fn blind(link: &mut Link, guard: BlindGuard, meanwhile: bool, why: String) {
+    tell(link, GuardNews::Blind { guard, meanwhile, why });
 }
 
 fn monotonic() -> u64 {
@@ -220,6 +240,7 @@ mod tests {
             tainted: 1,
             since: 0,
             rested: None,
+            could_ask: false,
             first: None,
             programs: 0,
             units: 0,

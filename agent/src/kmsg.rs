@@ -3,6 +3,7 @@
 //! Readers have places of their own in it, so that `dmesg -C` takes nothing from this one.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
 
 use belljar_proto::kernel::{may_matter, record};
 use belljar_proto::message::{KernelNews, ToHost};
@@ -41,7 +42,7 @@ impl KernelRecord {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let fd = rustix::fs::open(RECORD, flags, Mode::empty())
             .and_then(|fd| rustix::fs::seek(&fd, SeekFrom::End(0)).map(|_| fd));
-        Self { fd, next: None, passed_on: 0, cut: 0, tainted: tainted() }
+        Self { fd, next: None, passed_on: 0, cut: 0, tainted: tainted().unwrap_or(0) }
     }
 
     /// No place at all.
@@ -130,14 +131,30 @@ impl KernelRecord {
             }
         }
         if lost > 0 || unknown {
-            let tainted = tainted() & !self.tainted;
+            let tainted = tainted().unwrap_or(0) & !self.tainted;
             link.queue(&ToHost::Kernel(KernelNews::Lost { records: lost.max(1), tainted }));
         }
         more
     }
 }
 
-/// The kernel's flags (its `Documentation/admin-guide/tainted-kernels.rst`).
-pub(crate) fn tainted() -> u64 {
-    std::fs::read_to_string(TAINTED).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+/// The kernel's flags (its `Documentation/admin-guide/tainted-kernels.rst`). Their file is held open, so that nobody can have it gone, or another in
+/// its place.
+///
+/// # Errors
+/// Why they cannot be read.
+pub(crate) fn tainted() -> Result<u64, String> {
+    static FLAGS: OnceLock<OwnedFd> = OnceLock::new();
+    let failed = |errno: Errno| format!("read {TAINTED}: {}", text::errno(errno));
+    let fd = match FLAGS.get() {
+        Some(fd) => fd,
+        None => {
+            let opened = rustix::fs::open(TAINTED, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
+            FLAGS.get_or_init(|| opened)
+        }
+    };
+    let mut buffer = [0; 32];
+    let read = rustix::io::pread(fd, &mut buffer, 0).map_err(failed)?;
+    let flags = std::str::from_utf8(&buffer[..read]).ok().and_then(|text| text.trim().parse().ok());
+    flags.ok_or_else(|| format!("read {TAINTED}: it has no number"))
 }

@@ -17,6 +17,8 @@ const CONNECTOR: u32 = 11;
 const PROC: u32 = 1;
 /// `PROC_CN_MCAST_LISTEN`.
 const LISTEN: u32 = 1;
+/// No `enum proc_cn_mcast_op`. It is answered as wrong, as long as the kernel tells anybody anything (its `cn_proc_ack`).
+const UNKNOWN: u32 = 0x4242;
 /// `NLMSG_DONE`.
 const DONE: u16 = 3;
 
@@ -119,20 +121,41 @@ impl Deaths {
             .map_err(failed("the kernel has no connector (CONFIG_CONNECTOR): socket"))?;
         sys::attach_filter(&fd, &filter()).map_err(failed("setsockopt SO_ATTACH_FILTER"))?;
         rustix::net::bind(&fd, &SocketAddrNetlink::new(0, PROC)).map_err(failed("bind to the process connector"))?;
-        rustix::net::send(&fd, &question(), SendFlags::empty()).map_err(failed("ask the process connector"))?;
         let mut deaths = Self { fd, dying: Vec::new(), lost: 0, answered: false };
-        let until = Instant::now() + ANSWER;
-        deaths.read();
-        while !deaths.answered {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err("the kernel tells nobody of processes that die (CONFIG_PROC_EVENTS is off, or this is no \
-                            namespace of the kernel's own)"
-                    .to_owned());
-            }
-            deaths.wait(left);
+        if !deaths.ask(LISTEN).map_err(failed("ask the process connector"))? {
+            return Err("the kernel tells nobody of processes that die (CONFIG_PROC_EVENTS is off, or this is no \
+                        namespace of the kernel's own)"
+                .to_owned());
         }
         Ok(deaths)
+    }
+
+    /// Asks the kernel for something; gives whether it answers.
+    fn ask(&mut self, what: u32) -> Result<bool, Errno> {
+        self.read();
+        self.answered = false;
+        rustix::net::send(&self.fd, &question(what), SendFlags::empty())?;
+        let until = Instant::now() + ANSWER;
+        self.read();
+        while !self.answered {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(false);
+            }
+            self.wait(left);
+        }
+        Ok(true)
+    }
+
+    /// Whether the kernel has gone on telling: one counter says whether anybody listens, and who takes back a wish to listen that he has never had
+    /// switches it off for all. If it has not, it is asked to tell again.
+    pub(super) fn still_tells(&mut self) -> bool {
+        let tells = self.ask(UNKNOWN).unwrap_or(false);
+        if !tells {
+            // What comes of it is seen at the next command's end.
+            let _ = self.ask(LISTEN);
+        }
+        tells
     }
 
     pub(super) fn fd(&self) -> &OwnedFd {
@@ -256,7 +279,7 @@ fn event(message: &[u8]) -> Option<Event> {
     }
 }
 
-fn question() -> Vec<u8> {
+fn question(what: u32) -> Vec<u8> {
     let mut message = Vec::new();
     message.extend(40_u32.to_ne_bytes());
     message.extend(DONE.to_ne_bytes());
@@ -266,7 +289,7 @@ fn question() -> Vec<u8> {
     }
     message.extend(4_u16.to_ne_bytes());
     message.extend([0; 2]);
-    message.extend(LISTEN.to_ne_bytes());
+    message.extend(what.to_ne_bytes());
     message
 }
 
@@ -307,7 +330,7 @@ mod tests {
 
     /// A message as the kernel sends it (`drivers/connector/cn_proc.c`).
     fn message(what: u32, data: &[u32]) -> Vec<u8> {
-        let mut message = question();
+        let mut message = question(LISTEN);
         message.truncate(WHAT);
         message.extend(what.to_ne_bytes());
         message.extend([0; 12]);
@@ -336,7 +359,7 @@ mod tests {
 
     #[test]
     fn the_kernel_passes_on_what_matters() {
-        assert_eq!(question().len(), 40);
+        assert_eq!(question(LISTEN).len(), 40);
         assert!(passes(&message(NONE, &[])));
         assert!(passes(&message(CORE_DUMP, &[7, 7, 1, 1])));
         for signal in DUMPS {

@@ -12,6 +12,8 @@ use crate::text;
 const SOCKET: &str = "/run/systemd/private";
 /// How long an answer may take.
 const LIMIT: Duration = Duration::from_secs(5);
+/// How soon is asked again where nobody is there.
+const AGAIN: Duration = Duration::from_millis(100);
 /// Most bytes of an answer.
 const MOST: usize = 1 << 20;
 /// Most units whose time is asked for.
@@ -29,12 +31,27 @@ pub(super) struct Failed {
     pub(super) unseen: u32,
 }
 
+/// Whether somebody seems to be there who could be asked.
+pub(super) fn can_be_asked() -> bool {
+    std::fs::exists(SOCKET).unwrap_or(false)
+}
+
 /// Units that are failed and came to be so after this time (microseconds of `CLOCK_MONOTONIC`).
 ///
 /// # Errors
 /// Why systemd does not say.
 pub(super) fn failed_since(since: u64) -> Result<Failed, String> {
-    Bus::connect().and_then(|mut bus| bus.failed_since(since)).map_err(|error| {
+    let until = Instant::now() + LIMIT;
+    let asked = loop {
+        match Bus::connect().and_then(|mut bus| bus.failed_since(since)) {
+            // It executes itself anew, say: for a moment nobody is there.
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock && Instant::now() < until => {
+                std::thread::sleep(AGAIN)
+            }
+            asked => break asked,
+        }
+    };
+    asked.map_err(|error| {
         let why = if error.kind() == io::ErrorKind::WouldBlock {
             format!("no answer within {} s", LIMIT.as_secs())
         } else {

@@ -100,6 +100,8 @@ pub(crate) struct Desk {
     clock_jumped: bool,
     /// How many commands have come to their end in this guest: what an earlier one has ordered and was not done yet is not done any more.
     ended: Arc<AtomicU64>,
+    /// How many orders wait to be done, or are being done.
+    under_way: Arc<AtomicU64>,
     balloon: Arc<Mutex<Balloon>>,
     pictures: Arc<Mutex<Pictures>>,
 }
@@ -134,6 +136,7 @@ impl Desk {
             unplugged: Arc::default(),
             clock_jumped: false,
             ended: Arc::default(),
+            under_way: Arc::default(),
             balloon: Arc::new(Mutex::new(Balloon::new(config.ram_size()))),
             pictures: Arc::new(Mutex::new(Pictures::new(dir))),
         }
@@ -222,7 +225,9 @@ impl Desk {
     fn act(&mut self, asker: Asker, acting: impl Future<Output = (Outcome, Option<EventKind>)> + Send + 'static) {
         let tell = self.tell.clone();
         let is_late = self.is_late();
+        let under_way = UnderWay::new(&self.under_way);
         let act = Box::pin(async move {
+            let _under_way = under_way;
             if is_late() {
                 asker.answer(Outcome::Refused(LATE.to_owned()));
                 return;
@@ -247,7 +252,9 @@ impl Desk {
     fn unplug(&mut self, asker: Asker, device: Device, surprise: bool, text: String) {
         let (hotplug, qmp, lab, tell) = (self.hotplug.clone(), self.qmp.clone(), self.lab.clone(), self.tell.clone());
         let is_late = self.is_late();
+        let under_way = UnderWay::new(&self.under_way);
         let act = Box::pin(async move {
+            let _under_way = under_way;
             // Of two devices one goes after the other.
             let mut hotplug = hotplug.lock_owned().await;
             if is_late() {
@@ -270,6 +277,11 @@ impl Desk {
     /// The command has ended: what it has ordered and was not done yet is not done any more.
     pub(crate) fn end_command(&self) {
         self.ended.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many orders wait to be done, or are being done.
+    pub(crate) fn under_way(&self) -> u64 {
+        self.under_way.load(Ordering::Relaxed)
     }
 
     /// Waits until all is done that was asked for before.
@@ -367,6 +379,23 @@ impl Desk {
             }
         }
         std::future::pending().await
+    }
+}
+
+/// An order that is counted until it is done, or is not to be.
+#[derive(Debug)]
+struct UnderWay(Arc<AtomicU64>);
+
+impl UnderWay {
+    fn new(count: &Arc<AtomicU64>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count.clone())
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

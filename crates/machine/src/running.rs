@@ -347,6 +347,9 @@ impl QemuGuest {
             if let Some(lost) = machine.watch.lost_orders() {
                 return Err(lost);
             }
+            if ended.is_ok() && machine.watch.power.wanted().is_none() {
+                machine.watch.finish_orders(observe).await;
+            }
             if let Some(wanted) = machine.watch.power.wanted().cloned() {
                 restart::begin(&machine.lab, &wanted.restart, observe).await?;
                 let reports = machine.watch.reports().cloned();

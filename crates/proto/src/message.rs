@@ -15,7 +15,7 @@ pub const PROGRAM_PORT_NAME: &str = "belljar.program";
 
 /// Version of everything in this crate. Host and agent come from one build, so it only guards
 /// against a stale agent, such as one resumed from an old template.
-pub const VERSION: u16 = 21;
+pub const VERSION: u16 = 22;
 
 /// The exit code of an agent that is to have systemd in a container, and says on standard error why there can be none.
 pub const CANNOT_BE_HAD: i32 = 77;
@@ -678,6 +678,8 @@ pub enum GuardNews {
     Blind {
         /// Which.
         guard: BlindGuard,
+        /// Whether it could when the command began.
+        meanwhile: bool,
         /// Why.
         why: String,
     },
@@ -701,6 +703,8 @@ pub enum BlindGuard {
     CoreDumps,
     /// [`AgentGuards::units`].
     Units,
+    /// [`AgentGuards::taint`].
+    Taint,
 }
 
 /// Most programs, and most units, of one command that are told.

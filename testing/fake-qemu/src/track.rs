@@ -133,7 +133,12 @@ impl Track {
                     },
                     b"taint" => GuardNews::Taint(number(1)?),
                     b"unit" => GuardNews::Unit { name: step.need_text(1)?, result: text(2) },
-                    b"blind" => GuardNews::Blind { guard: BlindGuard::CoreDumps, why: step.need_text(1)? },
+                    b"blind" => {
+                        GuardNews::Blind { guard: BlindGuard::CoreDumps, meanwhile: false, why: step.need_text(1)? }
+                    }
+                    b"blinded" => {
+                        GuardNews::Blind { guard: BlindGuard::CoreDumps, meanwhile: true, why: step.need_text(1)? }
+                    }
                     _ => return Err(step.fail("guard coredump, taint, unit or blind")),
                 };
                 if !self.machine.kernel(KernelNews::Guard(news)) {

@@ -30,6 +30,52 @@ print(subprocess.run([sys.executable, "-c", child]).returncode)'
     [ "$(grep -c '^belljar: coredump: ' err)" = 1 ] || fail 'not one finding'
 }
 
+# Who switches off what a guard goes by, or has it gone, gets no pass: nobody has looked.
+test_blinded() {
+    cat >ws/ignore.py <<'CODE'
+import os, socket, struct
+s = socket.socket(16, socket.SOCK_DGRAM, 11)
+s.bind((os.getpid(), 1))
+s.send(struct.pack("=IHHII", 40, 3, 0, 0, os.getpid()) + struct.pack("=IIIIHH", 1, 1, 0, 0, 4, 0) + struct.pack("=I", 2))
+CODE
+    bj -- sh -c 'python3 ignore.py; sh -c "kill -SEGV \$\$"; exit 0'
+    want_code 122
+    want_line '^belljar: coredump: what happened meanwhile was not looked at: a program has switched off' err
+    # It is switched on again for the next one.
+    bj -- sh -c 'sh -c "kill -SEGV \$\$"; exit 0'
+    want_line '^belljar: coredump: sh .* was killed by SIGSEGV' err
+    bj -- sh -c 'echo 64 >/proc/sys/kernel/tainted; umount -l /proc; exit 0'
+    want_code 122
+    want_line '^belljar: taint: the kernel is tainted: U' err
+    bj -- sh -c 'echo 64 >/proc/sys/kernel/tainted; mount -t tmpfs none /proc/sys/kernel; exit 0'
+    want_code 122
+    want_line '^belljar: taint: the kernel is tainted: U' err
+    # Nor does a flood of the kernel's record hide what is in it.
+    bj -- sh -c 'dmesg -n 1; echo on >/proc/sys/kernel/printk_devkmsg
+        exec chrt -f 99 python3 -c "
+f = open(\"/dev/kmsg\", \"wb\", buffering=0)
+for n in range(4000): f.write(b\"x\" * 900)
+"'
+    want_code 122
+    want_line "messages of the guest.s kernel were overwritten before they could be read: they were not looked at" err
+    # What was ordered and not waited for is done, or told.
+    bj -v --display std -- sh -c 'i=0; while [ $i -lt 5 ]; do echo "screenshot many" >$BELLJAR_CTL; i=$((i + 1)); done; exit 0'
+    want_code 0
+    [ "$(grep -c 'control: machine: screenshot many' err)" = 5 ] || fail 'not five pictures'
+}
+
+# systemd is asked again where it executes itself anew, and a unit that failed is told; where it cannot be asked any more there is no pass.
+# fixtures: debian-trixie
+test_units_while_systemd_begins_anew() {
+    trixie() { bj --image "$(fixture debian-trixie)" -- sh -c "$1"; }
+    trixie 'systemd-run --unit=bad --wait /bin/false; systemctl daemon-reexec & exit 0'
+    want_code 122
+    want_line '^belljar: unit: bad.service failed' err
+    trixie 'systemd-run --unit=bad --wait /bin/false; mv /run/systemd/private /run/systemd/p2; exit 0'
+    want_code 122
+    want_line '^belljar: unit: what happened meanwhile was not looked at: systemd does not say' err
+}
+
 # Forks go on as fast as without the guard, which a filter in the kernel sees to, and a flood of crashes is told within bounds.
 test_floods() {
     forks='i=0; while [ $i -lt 300 ]; do (:); i=$((i + 1)); done'

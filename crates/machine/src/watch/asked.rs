@@ -1,6 +1,6 @@
 //! What programs in the guest ask for while a command runs.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use belljar_guest_spec::{Guards, machine_order::MachineOrder};
 use belljar_model::EventKind;
@@ -18,6 +18,9 @@ use crate::{
 
 /// Most marks of one command that are recorded.
 pub(crate) const MOST_MARKS: usize = 1000;
+
+/// How long what a command has ordered, without waiting for it, may take after its end.
+const FINISHING: Duration = Duration::from_secs(10);
 
 /// How many marks the command has set.
 #[derive(Debug, Default)]
@@ -100,6 +103,25 @@ impl Watch {
             observe(EventKind::Warning { message });
         }
         Ok(None)
+    }
+
+    /// The command has ended: what it has ordered is done, for a while at most, and what is not is told, and is not done any more.
+    pub(crate) async fn finish_orders(&mut self, observe: Observe<'_>) {
+        if self.desk.under_way() == 0 {
+            return;
+        }
+        let is_done = tokio::time::timeout(FINISHING, self.desk.all_done()).await.is_ok();
+        self.answer_asks(observe);
+        if !is_done {
+            let message = format!(
+                "{} orders of the command were not done when it had ended and {} had passed, and are not done any more; who wants to know that one is \
+                 done waits for its answer, as belljar-ctl does",
+                self.desk.under_way(),
+                crate::for_people(FINISHING)
+            );
+            observe(EventKind::Warning { message });
+            self.desk.end_command();
+        }
     }
 
     /// What the result of a command cannot be believed for: what it ordered was not done.

@@ -135,6 +135,7 @@ impl Watch {
                     None
                 }
                 KernelNews::Unreadable(why) => {
+                    self.guarding.record_closed(&why, observe);
                     observe(choice("the console alone", &why));
                     None
                 }
@@ -149,6 +150,7 @@ impl Watch {
                          whether it failed"
                     );
                     observe(EventKind::Warning { message });
+                    self.guarding.lost_records(records, observe);
                     (tainted & FAULTS != 0 && self.oops == OopsPolicy::Crash).then(|| {
                         let seen = format!(
                             "its messages are lost, but /proc/sys/kernel/tainted has the flags {tainted:#x} now"

@@ -47,6 +47,9 @@ const FLAGS: &[(u32, char, &str)] = &[
     (19, 'J', "a program changed what a device works with, by fwctl"),
 ];
 
+/// Guards that see what the kernel says.
+const OF_KERNEL: [Guard; 3] = [Guard::Warning, Guard::Oom, Guard::IoError];
+
 /// What the agent is asked to look for; none: nobody wants to know anything.
 pub(crate) fn of_agent(guards: Option<&Guards>) -> Option<AgentGuards> {
     let guards = guards?;
@@ -125,7 +128,12 @@ impl Guarding {
         if count == 0 {
             return;
         }
-        let text = format!("{count} more {what} came than can be judged: they were not looked at");
+        self.unseen(&format!("{count} more {what} came than can be judged: they were not looked at"), of, observe);
+    }
+
+    /// Something was not looked at that one of these guards is for.
+    fn unseen(&mut self, text: &str, of: &[Guard], observe: Observe<'_>) {
+        let text = short(text);
         let fails = |guard: &Guard| self.guards.as_ref().is_some_and(|all| all.action(*guard) == GuardAction::Fail);
         let failing: Vec<_> = of.iter().copied().filter(fails).collect();
         if failing.is_empty() {
@@ -136,6 +144,24 @@ impl Guarding {
             let outcome = FindingOutcome::Fail;
             // Beyond the number of findings that are told, so that it is never left out.
             observe(EventKind::Finding { guard: guard.word().into(), text: text.clone(), outcome, reason: None });
+        }
+    }
+
+    /// So many messages of the kernel's were lost before anybody read them.
+    pub(crate) fn lost_records(&mut self, records: u64, observe: Observe<'_>) {
+        if self.begun.is_some() {
+            let text = format!(
+                "{records} messages of the guest's kernel were overwritten before they could be read: they were not looked at"
+            );
+            self.unseen(&text, &OF_KERNEL, observe);
+        }
+    }
+
+    /// Nobody reads the kernel's record any more, for this reason.
+    pub(crate) fn record_closed(&mut self, why: &str, observe: Observe<'_>) {
+        if self.begun.is_some() {
+            let text = format!("what the guest's kernel said meanwhile was not looked at: {why}");
+            self.unseen(&text, &OF_KERNEL, observe);
         }
     }
 
@@ -170,18 +196,20 @@ impl Guarding {
                 }
                 (self.begun, self.ended) = (None, true);
                 // Nobody knows of which of them the kernel's messages are.
-                let of_kernel = [Guard::Warning, Guard::Oom, Guard::IoError];
-                self.unjudged(lines, "messages of the guest's kernel", &of_kernel, observe);
+                self.unjudged(lines, "messages of the guest's kernel", &OF_KERNEL, observe);
                 self.unjudged(programs, "core dumps", &[Guard::CoreDump], observe);
                 self.unjudged(units, "failed units", &[Guard::Unit], observe);
             }
-            GuardNews::Blind { guard, why } => {
-                if self.blind.insert(guard) {
-                    let guard = match guard {
-                        BlindGuard::CoreDumps => Guard::CoreDump,
-                        BlindGuard::Units => Guard::Unit,
-                    };
-                    observe(blind(guard.word(), &why));
+            GuardNews::Blind { guard, meanwhile, why } => {
+                let guards: &[Guard] = match guard {
+                    BlindGuard::CoreDumps => &[Guard::CoreDump],
+                    BlindGuard::Units => &[Guard::Unit],
+                    BlindGuard::Taint => &[Guard::Taint, Guard::Warning],
+                };
+                if meanwhile && self.begun.is_some() {
+                    self.unseen(&format!("what happened meanwhile was not looked at: {why}"), guards, observe);
+                } else if self.blind.insert(guard) {
+                    guards.iter().for_each(|guard| observe(blind(guard.word(), &why)));
                 }
             }
             // Of a command that is over, or that nobody guards.
@@ -237,7 +265,8 @@ fn core_dump(pid: u32, name: &str, program: &str, parent: &str, exit: Exit) -> S
 
 /// A finding as it may stand in the log and on a terminal.
 fn short(text: &str) -> String {
-    let mut text = sanitize_line(text.as_bytes());
+    // A program may be called what it likes, and is one line here.
+    let mut text = sanitize_line(text.replace(['\n', '\r'], " ").as_bytes());
     if text.len() > MAX_TEXT {
         text.truncate((0..=MAX_TEXT).rev().find(|n| text.is_char_boundary(*n)).unwrap_or(0));
         text.push('…');
@@ -389,7 +418,10 @@ mod tests {
             guarding.take(dump("", 6, false), observe);
             guarding.take(dump("x", 0, false), observe);
             for _ in 0..2 {
-                guarding.take(GuardNews::Blind { guard: BlindGuard::Units, why: "no answer".into() }, observe);
+                guarding.take(
+                    GuardNews::Blind { guard: BlindGuard::Units, meanwhile: false, why: "no answer".into() },
+                    observe,
+                );
             }
             guarding.take(ENDS, observe);
             guarding.end(Some(Exit::Code(0)), true, observe);
@@ -410,6 +442,48 @@ mod tests {
         });
         assert_eq!(seen.len(), 1);
         assert!(seen[0].starts_with("warning Fail"), "{seen:?}");
+    }
+
+    #[test]
+    fn who_was_blinded_meanwhile_vouches_for_nothing() {
+        let blind = |guard, meanwhile| GuardNews::Blind { guard, meanwhile, why: "gone".into() };
+        let seen = told(|guarding, observe| {
+            guarding.lost_records(3, observe);
+            guarding.record_closed("gone", observe);
+            guarding.take(blind(BlindGuard::Taint, true), observe);
+            guarding.take(GuardNews::Begins(7), observe);
+            guarding.take(blind(BlindGuard::CoreDumps, false), observe);
+            guarding.take(blind(BlindGuard::CoreDumps, true), observe);
+            guarding.take(blind(BlindGuard::Units, true), observe);
+            guarding.lost_records(3, observe);
+            guarding.record_closed("gone", observe);
+            guarding.take(ENDS, observe);
+        });
+        insta::assert_snapshot!(seen.join("\n"), @r"
+        guard taint: cannot see: gone
+        guard warning: cannot see: gone
+        guard coredump: cannot see: gone
+        coredump Fail: what happened meanwhile was not looked at: gone
+        unit Fail: what happened meanwhile was not looked at: gone
+        warning Fail: 3 messages of the guest's kernel were overwritten before they could be read: they were not looked at
+        warning Fail: what the guest's kernel said meanwhile was not looked at: gone
+        ");
+    }
+
+    #[test]
+    fn a_name_of_more_than_one_line_is_told_whole() {
+        let seen = told(|guarding, observe| {
+            guarding.take(GuardNews::Begins(7), observe);
+            let (name, program) = ("a\nb".to_owned(), "/tmp/c\r\nd".to_owned());
+            guarding.take(
+                GuardNews::CoreDump { pid: 5, name, program, parent: "sh".into(), signal: 11, core: false },
+                observe,
+            );
+        });
+        assert_eq!(
+            seen,
+            ["coredump Fail: a b (5, /tmp/c  d, started by sh) was killed by SIGSEGV (signal 11), without a core file"]
+        );
     }
 
     #[test]
