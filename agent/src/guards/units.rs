@@ -46,7 +46,7 @@ pub(super) fn failed_since(since: u64) -> Result<Failed, String> {
         match Bus::connect().and_then(|mut bus| bus.failed_since(since)) {
             // It executes itself anew, say: for a moment nobody is there.
             Err(error) if error.kind() != io::ErrorKind::WouldBlock && Instant::now() < until => {
-                std::thread::sleep(AGAIN)
+                std::thread::sleep(AGAIN);
             }
             asked => break asked,
         }
