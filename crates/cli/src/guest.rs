@@ -140,6 +140,10 @@ pub(crate) struct GuestArgs {
     #[arg(long, value_name = "OOPS", value_parser = word::<OopsPolicy>())]
     pub(crate) oops: Option<OopsPolicy>,
 
+    /// Keep the guest's memory when its kernel panics or fails: memory.kdump beside the console's log, if it is no larger than this when packed
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) panic_dump: Option<String>,
+
     /// What carries the workspace and the output directory: 9p, fuse, disk, virtiofs, or auto (the first of 9p and fuse that the guest can do, else disk)
     #[arg(long, value_name = "KIND", value_parser = word::<ShareKind>())]
     pub(crate) share: Option<ShareKind>,
@@ -232,6 +236,7 @@ impl GuestArgs {
             Key::SerialPorts => !self.serial_ports.is_empty(),
             Key::Numa => !self.numa.is_empty(),
             Key::Pmem => !self.pmem.is_empty(),
+            Key::PanicDump => self.panic_dump.is_some(),
             Key::Machine => self.machine.is_some(),
             Key::Cpu => self.cpu.is_some(),
             Key::QemuArgs => !self.qemu_args.is_empty(),
@@ -315,6 +320,9 @@ pub(crate) fn guest(args: &GuestArgs, named: Option<&Named>) -> Result<(GuestSpe
     spec.append.extend(args.append.iter().cloned());
     spec.qemu_args.extend(args.qemu_args.iter().cloned());
     spec.oops = args.oops.unwrap_or(spec.oops);
+    if let Some(most) = &args.panic_dump {
+        spec.panic_dump = Some(specs::size("--panic-dump", most)?);
+    }
     spec.share = args.share.unwrap_or(spec.share);
     spec.tpm |= args.tpm;
     devices(args, &mut spec.devices)?;

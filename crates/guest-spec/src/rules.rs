@@ -61,6 +61,8 @@ pub enum Key {
     Numa,
     /// Persistent memory.
     Pmem,
+    /// What is kept of its memory when its kernel fails.
+    PanicDump,
     /// QEMU's machine type.
     Machine,
     /// QEMU's CPU model.
@@ -105,6 +107,7 @@ impl Key {
             Self::SerialPorts => "serial-ports",
             Self::Numa => "numa",
             Self::Pmem => "pmem",
+            Self::PanicDump => "panic-dump",
             Self::Machine => "machine",
             Self::Cpu => "cpu",
             Self::QemuArgs => "qemu-args",
@@ -167,7 +170,7 @@ pub const DEVICES: [Key; 9] = [
 ];
 
 /// What else only a machine has.
-const OF_MACHINES: [Key; 18] = [
+const OF_MACHINES: [Key; 19] = [
     Key::Image,
     Key::ImageFormat,
     Key::BootBus,
@@ -182,6 +185,7 @@ const OF_MACHINES: [Key; 18] = [
     Key::Access,
     Key::Login,
     Key::Tpm,
+    Key::PanicDump,
     Key::Machine,
     Key::Cpu,
     Key::QemuArgs,

@@ -50,6 +50,8 @@ pub struct GuestSpec {
     pub ssh_key: Option<PathBuf>,
     /// What a fault that the guest's kernel reports does.
     pub oops: OopsPolicy,
+    /// Bytes of its memory, packed, that are kept at most when its kernel has failed; none keeps nothing.
+    pub panic_dump: Option<u64>,
     /// What carries the workspace and the output directory.
     pub share: ShareKind,
     /// Whether it has a TPM 2.0 of its own.
@@ -382,6 +384,7 @@ impl GuestSpec {
             login: None,
             ssh_key: None,
             oops: OopsPolicy::default(),
+            panic_dump: None,
             share: ShareKind::default(),
             tpm: false,
             devices: Devices::default(),

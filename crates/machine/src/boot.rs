@@ -9,7 +9,7 @@ use std::{
 };
 
 use belljar_guest_spec::WorkspaceMode;
-use belljar_model::{EventKind, Phase};
+use belljar_model::{CrashKind, EventKind, Phase};
 use belljar_proto::message::{DiskContent, Identity, Setup};
 use fs_err::File;
 use tokio::sync::mpsc;
@@ -26,6 +26,7 @@ use crate::{
     lab::Lab,
     launch::{Feeding, Launch, Predecessor},
     limits::Limits,
+    memory_dump::MemoryDump,
     no_way_in,
     plan::Plan,
     plan_grub::BootedEntry,
@@ -68,6 +69,8 @@ pub(crate) struct Machine {
     pub(crate) limits: Limits,
     /// Where a picture of its screen is kept if nobody gets in, as long as that is awaited and it has one.
     screen: Option<PathBuf>,
+    /// What is kept of its memory when its kernel has failed, until it is.
+    memory_dump: Option<MemoryDump>,
     /// What comes and goes on the disk of its shares, if they do.
     pub(crate) exchange: Option<DiskExchange>,
     /// What of the host's directories is not on it, until it is told.
@@ -218,6 +221,7 @@ impl Machine {
                 watch,
                 limits,
                 screen: None,
+                memory_dump: plan.panic_dump.map(|most| MemoryDump { dir: plan.dir.clone(), most }),
                 exchange,
                 left_out,
                 lines,
@@ -273,6 +277,7 @@ impl Machine {
         let lost = self.watch.explain(lost, phase).await;
         self.watch.last_words(&lost).await;
         let lost = self.with_picture(lost).await;
+        let lost = self.with_memory(lost).await;
         let tail = if lost.tail.is_empty() { self.console.tail(TAIL) } else { lost.tail.clone() };
         self.qemu.kill().await;
         let lost = if phase == Phase::Boot { and_of_agent(lost, &tail) } else { lost };
@@ -345,6 +350,17 @@ fn last_of_agent(tail: &[String]) -> Option<&str> {
 }
 
 impl Machine {
+    /// A loss with what is kept of the guest's memory, once, if its kernel has failed.
+    pub(crate) async fn with_memory(&mut self, lost: Lost) -> Lost {
+        if !matches!(lost.cause.crash_kind(), Some(CrashKind::Panic | CrashKind::Oops)) {
+            return lost;
+        }
+        match self.memory_dump.take() {
+            Some(dump) => dump.of(self.qemu.qmp(), lost).await,
+            None => lost,
+        }
+    }
+
     /// A loss with a picture of the screen of a guest that was not got into.
     async fn with_picture(&self, lost: Lost) -> Lost {
         let Some(dir) = &self.screen else { return lost };

@@ -29,6 +29,7 @@ mod launch;
 pub mod lease;
 mod limits;
 mod lost;
+mod memory_dump;
 mod no_way_in;
 pub mod orders;
 mod pictures;

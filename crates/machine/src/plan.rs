@@ -113,6 +113,8 @@ pub struct Plan {
     /// The guest's directory; it exists.
     pub(crate) dir: PathBuf,
     pub(crate) oops: OopsPolicy,
+    /// Bytes of its memory that are kept when its kernel has failed.
+    pub(crate) panic_dump: Option<u64>,
     pub(crate) boot_timeout: Option<Duration>,
     /// How its image is got into if nobody gets in by its own boot.
     pub(crate) way_back: WayBack,
@@ -424,6 +426,7 @@ pub fn prepare(
         max_cpus: Some(spec.hardware.most_cpus()),
         max_memory: Some(spec.hardware.most_memory()),
         sandbox: qemu.has_sandbox,
+        pause_on_panic: spec.panic_dump.is_some(),
         kernel: kernel.map(|files| args::Kernel { image: files.kernel, initrd: files.initrd, append: words }),
         nic: Nic { mode: spec.hardware.nic, model: card, ..Nic::default() },
         shares,
@@ -478,6 +481,7 @@ pub fn prepare(
         host,
         dir,
         oops: spec.oops,
+        panic_dump: spec.panic_dump,
         boot_timeout: spec.boot_timeout,
         way_back,
         again: false,

@@ -547,6 +547,7 @@ impl QemuGuest {
     pub(crate) async fn explain(&mut self, lost: Lost, phase: Phase) -> Lost {
         let lost = self.machine.watch.explain(lost, phase).await;
         self.machine.watch.last_words(&lost).await;
+        let lost = self.machine.with_memory(lost).await;
         if lost.tail.is_empty() && lost.cause.crash_kind().is_some() {
             let tail = self.machine.console.tail(TAIL);
             return lost.with_tail(tail);

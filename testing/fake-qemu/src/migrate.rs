@@ -99,6 +99,17 @@ impl Migration {
         Ok(())
     }
 
+    /// `dump-guest-memory`: a mebibyte is what there is of it.
+    pub(crate) fn dump(&self, arguments: &Value) -> Result<(), String> {
+        let name = arguments["protocol"].as_str().and_then(|to| to.strip_prefix("fd:"));
+        let name = name.ok_or("parameter 'protocol' must start with 'file:' or 'fd:'")?;
+        let mut inner = self.inner();
+        let at = inner.fds.iter().position(|(known, _)| known == name);
+        let (_, fd) = inner.fds.remove(at.ok_or_else(|| format!("File descriptor named '{name}' has not been found"))?);
+        let written = File::from(fd).write_all(&[b'm'; 1 << 20]);
+        written.map_err(|error| format!("dump: failed to save memory: {error}"))
+    }
+
     /// `migrate-set-capabilities`.
     pub(crate) fn set_capabilities(&self, arguments: &Value) -> Result<(), String> {
         let mut inner = self.inner();

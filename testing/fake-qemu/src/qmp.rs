@@ -177,7 +177,7 @@ fn error(class: &str, desc: &str, id: Option<&Value>) -> Value {
 }
 
 /// Names that `query-commands` lists and [`answer`] knows.
-const COMMANDS: [&str; 37] = [
+const COMMANDS: [&str; 38] = [
     "set_link",
     "balloon",
     "query-balloon",
@@ -189,6 +189,7 @@ const COMMANDS: [&str; 37] = [
     "netdev_add",
     "netdev_del",
     "getfd",
+    "dump-guest-memory",
     "migrate",
     "migrate-incoming",
     "migrate-set-capabilities",
@@ -250,6 +251,7 @@ fn answer(machine: &Arc<Machine>, guest: &Arc<Guest>, version: &Value, command: 
         "netdev_add" => machine.hardware.add_network(arguments).err(),
         "netdev_del" => machine.hardware.remove_network(arguments).err(),
         "getfd" => machine.migration.take(arguments, fds).err(),
+        "dump-guest-memory" => machine.migration.dump(arguments).err(),
         "balloon" => machine.balloon(arguments["value"].as_u64()).err(),
         "query-balloon" => machine.balloon(None).err(),
         "add-fd" => machine.screen.take(fds).map(|number| set = number).err(),
@@ -267,6 +269,7 @@ fn answer(machine: &Arc<Machine>, guest: &Arc<Guest>, version: &Value, command: 
     }
     let result = match name {
         "getfd"
+        | "dump-guest-memory"
         | "migrate-set-capabilities"
         | "migrate"
         | "migrate-incoming"

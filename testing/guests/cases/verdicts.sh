@@ -92,3 +92,16 @@ test_a_pass_that_its_log_cannot_record() {
     # The console's log or the run's own, whichever came first.
     want_err 'No space left on device'
 }
+
+# The memory of a kernel that has panicked is kept, whole, for a program that reads it; not more than is asked for.
+test_memory_of_a_panic() {
+    bj -v --panic-dump 512M -- sh -c 'echo c >/proc/sysrq-trigger; sleep 60'
+    want_code 121
+    want_err 'memory, for crash\(8\): .*/memory.kdump'
+    kept=$(ls state/runs/*/memory.kdump) || fail 'there is none'
+    # QEMU'"'"'s flattened form of the format (its dump/dump.c), in which the kernel is named.
+    [ "$(head -c 12 "$kept")" = makedumpfile ] && grep -qa KDUMP "$kept" && grep -qa "$(uname -m)" "$kept" || fail 'it is something else'
+    bj --panic-dump 1M -- sh -c 'echo c >/proc/sysrq-trigger; sleep 60'
+    want_code 121
+    want_err 'memory is not kept: it is more than 1 MiB, which is its limit'
+}

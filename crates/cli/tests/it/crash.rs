@@ -42,6 +42,27 @@ fn a_panic_that_only_qemu_tells_of() {
 }
 
 #[test]
+fn memory_is_kept_where_that_is_asked_for() {
+    let lab = Lab::new();
+    let oops = "send \"[   12.345678] BUG: unable to handle page fault for address: ffffa0c0\\r\\n\"";
+    for (dying, how) in [(dying("panicked"), "crash/panic"), (dying(oops), "crash/oops")] {
+        let outcome = lab.run(&dying).args(["--panic-dump", "1M"]).sh(COMMAND).go();
+        outcome.code(121).complains("the guest's memory, for crash(8): ").complains("memory.kdump (1 MiB)");
+        assert_eq!(outcome.verdict(), how);
+        assert_eq!(outcome.kept("memory.kdump").len(), 1 << 20);
+        let outcome = lab.run(&dying).args(["--panic-dump", "1023K"]).sh(COMMAND).go();
+        outcome.code(121).complains("the guest's memory is not kept: it is more than 1023 KiB, which is its limit");
+        assert!(outcome.kept("memory.kdump").is_empty());
+    }
+    // At the boot, too.
+    let panic = "[serial]\nsend \"[    1.0] Kernel panic - not syncing: VFS: Unable to mount root fs\\r\\n\"\npanicked";
+    let outcome = lab.run(panic).args(["--panic-dump", "1M"]).sh(COMMAND).go();
+    outcome.code(121).complains("memory.kdump (1 MiB)");
+    let outcome = lab.run(&dying("panicked")).sh(COMMAND).go();
+    assert!(!outcome.stderr.contains("memory"), "{}", outcome.stderr);
+}
+
+#[test]
 fn an_oops_counts_unless_told_otherwise() {
     let lab = Lab::new();
     let oops = "send \"[   12.345678] BUG: unable to handle page fault for address: ffffa0c0\\r\\n[   12.345678] Oops: 0002 [#1] PREEMPT SMP\\r\\n\"\nmark said";

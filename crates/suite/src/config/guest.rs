@@ -104,6 +104,8 @@ table! {
         "nic" nic: NicMode = "\"isolated\"",
         /// What a fault that the guest's kernel reports does: the guest counts as crashed, or it is noted.
         "oops" oops: OopsPolicy = "\"crash\"",
+        /// Keep the guest's memory when its kernel panics, or fails otherwise and that is a crash: packed, for crash(8), as memory.kdump beside console.log, if it is no larger than this.
+        "panic-dump" panic_dump: Size = "(none)",
         /// What a test is told of while it runs (core dumps, kernel warnings, failed units and the like), and whether it fails for that.
         "guards" guards: GuardsTable = "(each \"fail\")",
         /// What carries the workspace and the output directory into the guest: 9p where its kernel has that, else FUSE, else a disk; or one by name (9p, fuse, disk, virtiofs).
@@ -290,6 +292,7 @@ fn check_source(table: &GuestTable, walk: &mut Walk) {
         Key::SerialPorts => table.serial_ports.as_ref().map(Spanned::span),
         Key::Numa => table.numa.as_ref().map(Spanned::span),
         Key::Pmem => table.pmem.as_ref().map(Spanned::span),
+        Key::PanicDump => table.panic_dump.as_ref().map(Spanned::span),
         Key::Machine => table.machine.as_ref().map(Spanned::span),
         Key::Cpu => table.cpu.as_ref().map(Spanned::span),
         Key::QemuArgs => table.qemu_args.as_ref().map(Spanned::span),
@@ -401,6 +404,7 @@ pub(super) fn resolve(name: &str, table: &GuestTable, dir: &Path) -> Guest {
     spec.login = table.login.as_ref().map(|l| login(l.get_ref()));
     spec.ssh_key = table.ssh_key.as_ref().map(|k| of_host(dir, &k.get_ref().0));
     spec.oops = table.oops.as_ref().map(|o| *o.get_ref()).unwrap_or_default();
+    spec.panic_dump = plain(&table.panic_dump);
     spec.share = table.share.as_ref().map(|s| *s.get_ref()).unwrap_or_default();
     spec.tpm = plain(&table.tpm).unwrap_or_default();
     spec.devices = devices(table);

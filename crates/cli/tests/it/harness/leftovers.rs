@@ -34,6 +34,7 @@ const RUN_FILES: [&str; 17] = [
     "attempts",
     "guests",
     "screen.png",
+    "memory.kdump",
     "screenshots",
     "serial-modem.log",
 ];

@@ -103,6 +103,9 @@ impl MachineConfig {
         for flag in ["-nodefaults", "-no-user-config", "-no-reboot"] {
             out.push(flag.into());
         }
+        if self.pause_on_panic {
+            out.extend(["-action".into(), "panic=pause".into()]);
+        }
         out.extend(["-display".into(), "none".into()]);
         if self.sandbox {
             out.extend(["-sandbox".into(), SANDBOX.into()]);

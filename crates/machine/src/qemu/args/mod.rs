@@ -101,6 +101,8 @@ pub struct MachineConfig {
     pub vmgenid: bool,
     /// A graphics card (`VGA`, `virtio-vga`), for boot loaders that want one; shown nowhere.
     pub vga: Option<String>,
+    /// Whether it stands still when its kernel has panicked, instead of ending.
+    pub pause_on_panic: bool,
     /// Most processors that it can have, if some can be plugged in.
     pub max_cpus: Option<u32>,
     /// Most bytes of memory that it can have, if some can be plugged in.
@@ -143,6 +145,7 @@ impl Default for MachineConfig {
             pvpanic: true,
             vmgenid: false,
             vga: None,
+            pause_on_panic: false,
             max_cpus: None,
             max_memory: None,
             extra: Vec::new(),

@@ -252,6 +252,29 @@ impl QmpCommand for MigrateSetCapabilities {
     }
 }
 
+/// Writes the guest's memory, page by page and packed, and stops the machine meanwhile; comes back when all is written.
+#[derive(Clone, Debug, Serialize)]
+pub struct DumpGuestMemory {
+    paging: bool,
+    protocol: &'static str,
+    format: &'static str,
+}
+
+impl DumpGuestMemory {
+    /// To a descriptor that was handed over: `fd:NAME`.
+    #[must_use]
+    pub fn to(protocol: &'static str) -> Self {
+        Self { paging: false, protocol, format: "kdump-zlib" }
+    }
+}
+
+impl QmpCommand for DumpGuestMemory {
+    type Reply = NoReply;
+    fn name(&self) -> &'static str {
+        "dump-guest-memory"
+    }
+}
+
 /// Writes the machine's state; comes back at once, the end comes as an event `MIGRATION`.
 #[derive(Clone, Debug, Serialize)]
 pub struct Migrate {
