@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const GUEST: &[u8] = b"FAKE_QEMU_CONTROL=";
 
 /// Files of a run's directory.
-const RUN_FILES: [&str; 17] = [
+const RUN_FILES: [&str; 18] = [
     "ctl",
     "orders",
     "covers",
