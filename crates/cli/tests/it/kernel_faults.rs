@@ -114,3 +114,25 @@ fn a_guest_that_suspends_itself_is_said_to() {
     let outcome = lab.run(&guest("", "event SUSPEND")).args(["--timeout", "2s"]).sh("mark now; exec sleep 60").go();
     outcome.code(124).complains("the guest suspended itself");
 }
+
+#[test]
+fn tasks_that_hang_for_a_disk_that_hangs_by_order_are_no_fault() {
+    const HUNG: &str = "INFO: task jbd2/vda-8:77 blocked for more than 120 seconds.";
+    let record = format!("kernel \"{HUNG}\"");
+    let console = format!("send \"[  243.123456] {HUNG}\\r\\n\"");
+    let command = format!("sleep 1; {}", command());
+    let disk = ["-v", "--disk", "size=1M,serial=data0,lab"];
+    for (kernel, what) in
+        [("watched", record.clone()), ("unreadable", console.clone()), ("watched", format!("{console}\n{record}"))]
+    {
+        let run = |asks: &str| {
+            let lab = Lab::new();
+            let outcome = lab.run(&guest(&format!("kernel={kernel} asks={asks}"), &what)).args(disk).sh(&command).go();
+            (outcome.status.code(), outcome.verdict(), outcome.stderr.contains(HUNG))
+        };
+        assert_eq!(run("data0+hang"), (Some(0), "pass".to_owned(), true), "{kernel} {what}");
+        // One that was healed a moment ago may have been the reason.
+        assert_eq!(run("data0+hang,data0+heal"), (Some(0), "pass".to_owned(), true), "{kernel} {what}");
+        assert_eq!(run("data0+error+write"), (Some(121), "crash/oops".to_owned(), true), "{kernel} {what}");
+    }
+}
