@@ -116,6 +116,9 @@ pub fn check_pmem(sizes: &[u64]) -> Result<(), String> {
     }
 }
 
+/// Most nodes of a machine (QEMU's `MAX_NODES`).
+const MAX_NODES: usize = 128;
+
 /// The distance of a node to itself (ACPI's specification, System Locality Information Table).
 const LOCAL: u8 = 10;
 
@@ -142,6 +145,12 @@ impl NumaNode {
 pub fn check_numa(nodes: &[NumaNode], memory: u64, cpus: u32) -> Result<(), String> {
     if nodes.is_empty() {
         return Ok(());
+    }
+    if nodes.len() > MAX_NODES {
+        return Err(format!("there are {} nodes, and a machine has {MAX_NODES} at most", nodes.len()));
+    }
+    if let Some(at) = nodes.iter().position(|node| node.memory == 0) {
+        return Err(format!("node {at} has no memory, which QEMU makes none of; give it some, such as 128MiB"));
     }
     let all: u64 = nodes.iter().map(|node| node.memory).sum();
     if let Some(at) = nodes.iter().position(|node| !node.memory.is_multiple_of(1 << 20)) {
@@ -253,8 +262,10 @@ mod tests {
         ] {
             assert_eq!(check(good), Ok(()), "{good:?}");
         }
+        assert!(check(&vec![node("0-3", 8, &[]); 129]).unwrap_err().contains("128 at most"));
         for (wrong, says) in [
-            (&[node("0-3", 512, &[])][..], "have 512 MiB of memory, and the guest 1024 MiB"),
+            (&[node("0-3", 0, &[]), node("", 1024, &[])][..], "node 0 has no memory"),
+            (&[node("0-3", 512, &[])], "have 512 MiB of memory, and the guest 1024 MiB"),
             (&[node("0-2", 1024, &[])], "processor 3 is in no node"),
             (&[node("0-4", 1024, &[])], "node 0 has processor 4, and the guest has 0 to 3"),
             (&[node("0-2", 512, &[]), node("2-3", 512, &[])], "processor 2 is in node 0 and in node 1"),

@@ -420,7 +420,7 @@ pub fn prepare(
         machine: machine(platform, spec).to_owned(),
         flash,
         accel: accel.accel,
-        cpu: spec.cpu.clone(),
+        cpu: spec.cpu.clone().or_else(|| plan_devices::cpu_with_threads(&spec.devices, platform, accel.accel)),
         memory: spec.hardware.memory,
         cpus: spec.hardware.cpus,
         max_cpus: Some(spec.hardware.most_cpus()),
@@ -432,7 +432,7 @@ pub fn prepare(
         shares,
         tpm: tpm.as_ref().map(Tpm::config),
         further,
-        topology: spec.devices.topology,
+        topology: spec.devices.topology.or_else(|| plan_devices::sockets_of_nodes(&spec.devices, platform)),
         numa: spec.devices.numa.clone(),
         rng: spec.devices.rng,
         ram: if virtiofsd.is_some() { Ram::Lent } else { Ram::Anonymous },
@@ -441,7 +441,7 @@ pub fn prepare(
         ..MachineConfig::default()
     };
     if let Some(tpm) = &tpm {
-        tpm::check(tpm, config.kernel.is_some(), config.cpus)?;
+        tpm::check(tpm, config.kernel.is_some(), spec)?;
     }
     attach(&mut config, &rungs, &spec.append);
     screen::attach(&mut config, source, spec, &qemu);

@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use belljar_guest_spec::{Display, GuestSpec, MAX_SERIAL_PORTS, Sound, Watchdog, Word, check_numa, check_pmem};
+use belljar_guest_spec::{
+    Accel, Devices, Display, GuestSpec, MAX_SERIAL_PORTS, Sound, Topology, Watchdog, Word, check_numa, check_pmem,
+};
 
 use crate::{
     plan_choices::Choices,
@@ -52,6 +54,27 @@ pub enum NoDevice {
         /// How many there are.
         cpus: u32,
     },
+    /// More processors than a machine of this type has places for.
+    #[error(
+        "the guest is to have {cpus} processors, with those that can be plugged in, and a machine {machine:?} has {most} at most; ask for fewer (cpus, \
+         spare-cpus), or take another machine type"
+    )]
+    Processors {
+        /// How many are asked for.
+        cpus: u32,
+        /// How many there can be.
+        most: u32,
+        /// The machine.
+        machine: String,
+    },
+    /// The machine has no bus for what every guest has.
+    #[error(
+        "a machine {machine:?} has no PCI bus, which Belljar's own devices are on, such as the agent's port; leave machine out, or take another machine type"
+    )]
+    NoBus {
+        /// The machine.
+        machine: String,
+    },
     /// Nodes that do not fit the machine.
     #[error("numa: {0}")]
     Numa(String),
@@ -71,6 +94,41 @@ pub enum NoDevice {
         /// The program.
         path: PathBuf,
     },
+}
+
+/// Types of QEMU's machines without a PCI bus, or, for `microvm`, without one where nobody asks for it.
+const BUSLESS: [&str; 4] = ["microvm", "isapc", "xenpv", "none"];
+
+/// How many processors the machine of a type may have, where that is the same with every QEMU (`max_cpus` in its `hw/`).
+const MOST_CPUS: [(&str, u32); 2] = [("pc", 255), ("s390-ccw-virtio", 248)];
+
+/// The CPU model for processors with several threads, where that is to be another than the usual one.
+///
+/// The usual one without KVM is AMD's, of which a guest believes several threads of a core only with the feature `topoext`, and that QEMU does not translate
+/// (`TCG_EXT3_FEATURES`). Intel's are told by what every model has.
+pub(crate) fn cpu_with_threads(asked: &Devices, platform: &Platform, accel: Accel) -> Option<String> {
+    let has_threads = asked.topology.is_some_and(|topology| topology.threads > 1);
+    let is_translated = platform.processor.name == "x86_64" && accel == Accel::Tcg;
+    (has_threads && is_translated).then(|| format!("{},vendor=GenuineIntel", (platform.cpu)(accel)))
+}
+
+/// How processors are put together where nodes are asked for and nothing is said of that: what is in one socket is in one node, as in hardware. QEMU would
+/// put all of a PC's into one socket, which Linux warns of (`topology_sane`).
+pub(crate) fn sockets_of_nodes(asked: &Devices, platform: &Platform) -> Option<Topology> {
+    let with_cpus: Vec<_> = asked.numa.iter().map(|node| &node.cpus[..]).filter(|cpus| !cpus.is_empty()).collect();
+    if platform.processor.name != "x86_64" || with_cpus.len() < 2 {
+        return None;
+    }
+    let count = |cpus: &[(u32, u32)]| cpus.iter().map(|(first, last)| last - first + 1).sum::<u32>();
+    let cores = count(with_cpus[0]);
+    let begins = (0..).step_by(cores as usize);
+    let are_even = with_cpus
+        .iter()
+        .zip(begins)
+        .all(|(cpus, first)| matches!(cpus, [range] if *range == (first, first + cores - 1)));
+    let cores = if are_even { cores } else { 1 };
+    let all: u32 = with_cpus.iter().map(|cpus| count(cpus)).sum();
+    Some(Topology { sockets: all / cores, cores, threads: 1 })
 }
 
 /// For which machine devices are looked for.
@@ -98,7 +156,22 @@ pub(crate) fn further(
     if let Some(topology) = asked.topology.filter(|topology| topology.processors() != cpus) {
         return Err(NoDevice::Topology { made: topology.processors(), cpus });
     }
+    let kind = machine.split(',').next().unwrap_or_default();
+    if BUSLESS.contains(&kind) {
+        return Err(NoDevice::NoBus { machine: kind.to_owned() });
+    }
+    let most = MOST_CPUS.iter().find(|(name, _)| *name == platform.machine_type(machine).name).map(|(_, most)| *most);
+    if let Some(most) = most.filter(|most| cpus > *most) {
+        return Err(NoDevice::Processors { cpus, most, machine: kind.to_owned() });
+    }
     check_numa(&asked.numa, spec.hardware.memory, cpus).map_err(NoDevice::Numa)?;
+    if platform.processor.name == "riscv64"
+        && let Some(at) = asked.numa.iter().position(|node| node.cpus.is_empty())
+    {
+        return Err(NoDevice::Numa(format!(
+            "node {at} has no processor, and a node is a socket of processors in this machine; give it some"
+        )));
+    }
     check_pmem(&asked.pmem).map_err(NoDevice::Pmem)?;
     let ground = Ground { platform, machine, qemu };
     let mut all = Vec::new();
@@ -270,7 +343,7 @@ impl Ground<'_> {
 
 #[cfg(test)]
 mod tests {
-    use belljar_guest_spec::{Devices, NumaNode, Source, Topology};
+    use belljar_guest_spec::{NumaNode, Source};
 
     use super::*;
     use crate::qemu::{
@@ -406,6 +479,60 @@ mod tests {
         assert!(pmem("aarch64").contains("there is some on a PC"));
         let numa = vec![NumaNode { memory: 1 << 20, ..NumaNode::default() }];
         assert!(on("x86_64", Devices { numa, ..Devices::default() }).starts_with("numa: its nodes have 1 MiB"));
+    }
+
+    #[test]
+    fn what_the_machine_has_no_room_for_is_refused() {
+        let on = |machine: &str| told(Devices::default(), platform::default(), machine, &[]);
+        for without in ["microvm", "microvm,pcie=off", "isapc", "none"] {
+            assert!(on(without).contains("has no PCI bus"), "{without}");
+        }
+        assert_eq!(on("pc"), "");
+        let many = |machine: &str, cpus, spare_cpus| {
+            let mut spec = GuestSpec::new(Source::host());
+            (spec.hardware.cpus, spec.hardware.spare_cpus) = (cpus, spare_cpus);
+            let all = further(&spec, of("x86_64"), machine, &qemu(&[]), &mut Choices::default());
+            all.map(|_| ()).map_err(|why| why.to_string())
+        };
+        assert_eq!(many("pc-i440fx-7.2", 200, 55), Ok(()));
+        let said = many("pc", 200, 56).unwrap_err();
+        assert!(said.contains("to have 256 processors") && said.contains("255 at most"), "{said}");
+        let numa = ["0", ""].map(|cpus| NumaNode {
+            cpus: NumaNode::cpus(cpus).unwrap_or_default(),
+            memory: 512 << 20,
+            ..NumaNode::default()
+        });
+        let numa = || Devices { numa: numa.to_vec(), ..Devices::default() };
+        assert_eq!(told(numa(), of("x86_64"), "pc", &[]), "");
+        assert!(told(numa(), of("riscv64"), "virt", &[]).contains("node 1 has no processor"));
+    }
+
+    #[test]
+    fn sockets_follow_nodes() {
+        let put = |nodes: &[&str]| {
+            let node = |cpus: &&str| NumaNode { cpus: NumaNode::cpus(cpus).unwrap_or_default(), ..NumaNode::default() };
+            let asked = Devices { numa: nodes.iter().map(node).collect(), ..Devices::default() };
+            sockets_of_nodes(&asked, of("x86_64")).map(|Topology { sockets, cores, threads }| (sockets, cores, threads))
+        };
+        assert_eq!(put(&["0-1", "2-3"]), Some((2, 2, 1)));
+        assert_eq!(put(&["0-1", "", "2-3"]), Some((2, 2, 1)));
+        assert_eq!(put(&["0-3", ""]), None);
+        // Else each processor is in a socket of its own.
+        for uneven in [&["0-1", "2"][..], &["0,2", "1"], &["2", "0-1"]] {
+            assert_eq!(put(uneven), Some((3, 1, 1)), "{uneven:?}");
+        }
+        assert_eq!(put(&["0,2", "1,3"]), Some((4, 1, 1)));
+    }
+
+    #[test]
+    fn threads_are_seen_without_kvm() {
+        let topology =
+            |threads| Devices { topology: Some(Topology { sockets: 1, cores: 2, threads }), ..Devices::default() };
+        let cpu = |threads, name: &str, accel| cpu_with_threads(&topology(threads), of(name), accel);
+        assert_eq!(cpu(1, "x86_64", Accel::Tcg), None);
+        assert_eq!(cpu(2, "x86_64", Accel::Kvm), None);
+        assert_eq!(cpu(2, "aarch64", Accel::Tcg), None);
+        assert!(cpu(2, "x86_64", Accel::Tcg).unwrap().ends_with(",vendor=GenuineIntel"));
     }
 
     #[test]

@@ -33,7 +33,7 @@ fn of_helpers(
     let path = host.path.as_deref();
     if spec.tpm {
         let directly = !matches!(source, BootSource::Image { .. }) || source.access() == Access::Initrd;
-        tpm::check(&Tpm::find(qemu, path)?, directly, spec.hardware.cpus)?;
+        tpm::check(&Tpm::find(qemu, path)?, directly, spec)?;
     }
     plan_devices::further(spec, platform, machine(platform, spec), qemu, &mut Choices::default())?;
     if spec.share == ShareKind::Virtiofs {

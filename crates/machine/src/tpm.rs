@@ -10,6 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use belljar_guest_spec::GuestSpec;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     sync::mpsc::UnboundedSender,
@@ -61,6 +62,15 @@ pub enum NoTpm {
          give it one processor, or boot an image by its own boot loader"
     )]
     Processors,
+    /// The kernel would not find something else that it is told of by tables.
+    #[error(
+        "a guest with a TPM whose kernel is started without its firmware cannot have {key}: QEMU puts its initramfs over the tables that tell of it \
+         (ACPI); leave {key} or the TPM out, or boot an image by its own boot loader"
+    )]
+    Tables {
+        /// The setting.
+        key: &'static str,
+    },
 }
 
 /// What makes a guest's TPM.
@@ -111,9 +121,21 @@ pub(crate) struct Line {
 /// leaves free there, and the initramfs of a kernel that is started directly comes over them: tried with 7.2.
 ///
 /// `directly`: its kernel is started without the firmware.
-pub(crate) fn check(tpm: &Tpm, directly: bool, cpus: u32) -> Result<(), NoTpm> {
-    let loses_tables = directly && word(&tpm.config()).is_some();
-    if loses_tables && cpus > 1 { Err(NoTpm::Processors) } else { Ok(()) }
+pub(crate) fn check(tpm: &Tpm, directly: bool, spec: &GuestSpec) -> Result<(), NoTpm> {
+    if !directly || word(&tpm.config()).is_none() {
+        return Ok(());
+    }
+    if spec.hardware.cpus > 1 {
+        return Err(NoTpm::Processors);
+    }
+    // NFIT, SRAT and SLIT, and what DSDT says of places for more.
+    let by_tables = [
+        (!spec.devices.pmem.is_empty(), "pmem"),
+        (!spec.devices.numa.is_empty(), "numa"),
+        (spec.hardware.spare_cpus > 0, "spare-cpus"),
+        (spec.hardware.spare_memory > 0, "spare-memory"),
+    ];
+    by_tables.into_iter().find(|(is_asked, _)| *is_asked).map_or(Ok(()), |(_, key)| Err(NoTpm::Tables { key }))
 }
 
 /// What a kernel that is started directly must be told to find the TPM, since it has no ACPI tables.
@@ -234,6 +256,29 @@ mod tests {
         assert_eq!(asked(&[0; 5]).await.unwrap_err().to_string(), "it has ended");
         let wrong = asked(&[0, 0, 0, 9, 0, 0, 0, 0]).await.unwrap_err().to_string();
         assert!(wrong.starts_with("it answered [00, 00, 00, 09"), "{wrong}");
+    }
+
+    #[test]
+    fn what_the_kernel_would_not_be_told_of_is_refused() {
+        let tpm = Tpm { program: "swtpm".into(), device: "tpm-tis".to_owned() };
+        let alone = || GuestSpec::new(belljar_guest_spec::Source::host());
+        let told = |change: &dyn Fn(&mut GuestSpec), directly| {
+            let mut spec = alone();
+            change(&mut spec);
+            check(&tpm, directly, &spec).err().map(|why| why.to_string())
+        };
+        assert_eq!(told(&|_| {}, true), None);
+        assert!(told(&|spec| spec.hardware.cpus = 2, true).unwrap().contains("has one processor"));
+        let by_tables: [(&str, &dyn Fn(&mut GuestSpec)); 4] = [
+            ("pmem", &|spec| spec.devices.pmem = vec![64 << 20]),
+            ("numa", &|spec| spec.devices.numa = vec![belljar_guest_spec::NumaNode::default()]),
+            ("spare-cpus", &|spec| spec.hardware.spare_cpus = 1),
+            ("spare-memory", &|spec| spec.hardware.spare_memory = 1 << 30),
+        ];
+        for (key, change) in by_tables {
+            assert!(told(change, true).unwrap().contains(&format!("cannot have {key}:")), "{key}");
+            assert_eq!(told(change, false), None, "{key}");
+        }
     }
 
     #[test]
