@@ -17,7 +17,7 @@ use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 use crate::systemd::System;
-use crate::{mount_table, sys, text};
+use crate::{mount_table, sys, text, watchdogs};
 
 /// How long processes have to end after they were killed: the kernel may have much memory to take back.
 const DYING: Duration = Duration::from_secs(10);
@@ -41,6 +41,8 @@ pub(crate) struct Baseline {
     /// Where the shares are.
     shares: Vec<String>,
     mounts: Vec<mount_table::Mounted>,
+    /// Watchdogs that run.
+    watchdogs: Vec<String>,
     /// What is systemd's, where it is the first process.
     system: Option<System>,
 }
@@ -228,6 +230,7 @@ impl Baseline {
             places: SYSTEM.iter().copied().chain(shares.clone()).filter_map(|path| Mounted::at(path).ok()).collect(),
             shares: shares.map(str::to_owned).collect(),
             mounts: mount_table::read(),
+            watchdogs: if own_only { Vec::new() } else { watchdogs::running() },
         }
     }
 
@@ -269,6 +272,8 @@ impl Baseline {
                 self.processes = survivors.map(Process::key).collect();
                 if !own_only {
                     found.left = self.stopped_since(&all);
+                    // Now, for one that was stopped in order when its program ended does not run.
+                    found.left.extend(watchdogs::started(&self.watchdogs));
                 }
                 break;
             }

@@ -48,6 +48,7 @@ mod systemd;
 mod text;
 mod trust;
 mod users;
+mod watchdogs;
 
 use std::ffi::c_int;
 use std::os::unix::ffi::OsStrExt;

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use serde_json::{Value, json};
 use tokio::time::{Instant, timeout_at};
 
-use crate::qemu::qmp::{self, EventStream, Qmp, QmpError, QueryBalloon};
+use crate::qemu::qmp::{self, EventStream, Qmp, QmpError, QueryBalloon, Raw};
 
 /// How long the guest may take over the next step: it gives memory away piece by piece.
 const STEP: Duration = Duration::from_secs(10);
@@ -14,20 +15,33 @@ const LIMIT: Duration = Duration::from_secs(90);
 const CHANGE: &str = "BALLOON_CHANGE";
 /// The unit of the device (virtio's specification, 5.5).
 const PAGE: u64 = 4096;
+/// The least that a guest is told to keep, in bytes: with less its kernel kills all that runs, and panics.
+const LEAST: u64 = 64 << 20;
 
 /// The balloon of one machine.
 #[derive(Debug)]
 pub(crate) struct Balloon {
-    /// Bytes of the machine's memory.
-    whole: u64,
-    /// How much the guest had before anybody asked, and how much was asked for last.
+    /// Bytes of the memory with which the machine has started.
+    start: u64,
+    /// How much was taken from the guest before anybody asked, and how much is to be taken by what was asked for last.
     orders: Option<(u64, u64)>,
 }
 
+/// What came of giving memory back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum GivenBack {
+    /// None was taken.
+    Nothing,
+    /// The guest has it again.
+    All,
+    /// The guest has not taken all of it: so many bytes it is without still.
+    Lacking(u64),
+}
+
 impl Balloon {
-    /// That of a machine with so many bytes of memory.
-    pub(crate) fn new(whole: u64) -> Self {
-        Self { whole, orders: None }
+    /// That of a machine that starts with so many bytes of memory.
+    pub(crate) fn new(start: u64) -> Self {
+        Self { start, orders: None }
     }
 
     /// Has the guest keep so many bytes, or all; gives how many it has in the end, for who asks.
@@ -35,22 +49,30 @@ impl Balloon {
     /// # Errors
     /// Why that cannot be asked for, or the guest does nothing, for a person.
     pub(crate) async fn set(&mut self, qmp: &Qmp, target: Option<u64>) -> Result<String, String> {
-        let target = target.unwrap_or(self.whole) / PAGE * PAGE;
-        if target > self.whole {
-            return Err(format!("the machine has {} bytes of memory, and not {target}", self.whole));
+        let whole = self.whole(qmp).await?;
+        let target = target.unwrap_or(whole) / PAGE * PAGE;
+        if target > whole {
+            return Err(format!("the machine has {whole} bytes of memory, and not {target}"));
         }
-        if target == 0 {
-            return Err("a guest cannot do without any memory".to_owned());
+        if target < LEAST.min(whole) {
+            return Err(format!(
+                "no guest goes on with {target} bytes of memory; leave it {} MiB or more, and as much as its programs need",
+                LEAST >> 20
+            ));
         }
         let mut events = qmp.events();
         let before = now(qmp).await.map_err(|error| {
             format!("this machine has no balloon: {}; say balloon = true, or --balloon", error.told())
         })?;
-        let (first, _) = self.orders.unwrap_or((before, before));
+        let taken = whole.saturating_sub(before);
+        let (first, earlier) = self.orders.unwrap_or((taken, taken));
         qmp.execute(qmp::Balloon { value: target }).await.map_err(|error| error.told())?;
-        self.orders = Some((first, target));
+        self.orders = Some((first, whole - target));
         let reached = await_change(qmp, &mut events, before, target).await?;
         if reached == before && reached != target {
+            // What is refused is not to be done when the driver comes later.
+            qmp.execute(qmp::Balloon { value: whole.saturating_sub(earlier) }).await.map_err(|error| error.told())?;
+            self.orders = Some((first, earlier));
             return Err(format!(
                 "the guest does nothing: it has {reached} bytes as before; the driver is virtio_balloon (modprobe virtio_balloon), and gives no more than the guest can spare"
             ));
@@ -60,20 +82,37 @@ impl Balloon {
 
     /// What was asked for up to now is part of the guest.
     pub(crate) fn keep(&mut self) {
-        self.orders = self.orders.map(|(_, target)| (target, target));
+        self.orders = self.orders.map(|(_, taken)| (taken, taken));
     }
 
-    /// Has the guest be as it was before somebody asked; gives whether it was otherwise.
+    /// Has the guest be as it was before somebody asked, and waits until it is.
     ///
     /// # Errors
     /// When that cannot be asked for, for a person.
-    pub(crate) async fn give_back(&mut self, qmp: &Qmp) -> Result<bool, String> {
-        let Some((first, _)) = self.orders.filter(|(first, target)| first != target) else { return Ok(false) };
-        // A guest that does nothing has nothing to give back.
-        qmp.execute(qmp::Balloon { value: first }).await.map_err(|error| error.told())?;
-        self.orders = None;
-        Ok(true)
+    pub(crate) async fn give_back(&mut self, qmp: &Qmp) -> Result<GivenBack, String> {
+        let Some((first, _)) = self.orders.filter(|(first, taken)| first != taken) else {
+            return Ok(GivenBack::Nothing);
+        };
+        let target = self.whole(qmp).await?.saturating_sub(first);
+        let mut events = qmp.events();
+        let before = now(qmp).await.map_err(|error| error.told())?;
+        qmp.execute(qmp::Balloon { value: target }).await.map_err(|error| error.told())?;
+        self.orders = Some((first, first));
+        let reached = await_change(qmp, &mut events, before, target).await?;
+        Ok(if reached == target { GivenBack::All } else { GivenBack::Lacking(target.abs_diff(reached)) })
     }
+
+    /// Bytes of the machine's memory now, with what was plugged in, as QEMU's device counts them (`get_current_ram_size` in its `hw/virtio/virtio-balloon.c`).
+    async fn whole(&self, qmp: &Qmp) -> Result<u64, String> {
+        let modules = qmp.execute(Raw::new("query-memory-devices", json!({}))).await.map_err(|error| error.told())?;
+        Ok(self.start + plugged(&modules))
+    }
+}
+
+/// Bytes of the memory modules that QEMU's `query-memory-devices` names, persistent ones left out.
+fn plugged(modules: &Value) -> u64 {
+    let modules = modules.as_array().into_iter().flatten().filter(|module| module["type"] == "dimm");
+    modules.filter_map(|module| module["data"]["size"].as_u64()).sum()
 }
 
 async fn now(qmp: &Qmp) -> Result<u64, QmpError> {
@@ -107,4 +146,19 @@ async fn change(events: &mut EventStream) -> bool {
         }
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_plugged_in_is_memory_too() {
+        let module = |kind: &str, size: u64| json!({ "type": kind, "data": { "size": size, "addr": 0 } });
+        assert_eq!(
+            plugged(&json!([module("nvdimm", 1 << 30), module("dimm", 128 << 20), module("dimm", 1 << 28)])),
+            384 << 20
+        );
+        assert_eq!(plugged(&json!([])), 0);
+    }
 }

@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use crate::{
-    balloon::Balloon,
+    balloon::{Balloon, GivenBack},
     hotplug::Hotplug,
     lab::Lab,
     pictures::Pictures,
@@ -154,9 +154,13 @@ impl Desk {
             self.unplug(asker, device, surprise, text.to_owned());
             return;
         }
+        if let MachineOrder::Balloon(target) = order {
+            self.set_balloon(asker, target, text.to_owned());
+            return;
+        }
         let (qmp, text, unplugged) = (self.qmp.clone(), text.to_owned(), self.unplugged.clone());
         let (hotplug, lab) = (self.hotplug.clone(), self.lab.clone());
-        let (balloon, pictures) = (self.balloon.clone(), self.pictures.clone());
+        let pictures = self.pictures.clone();
         match order {
             MachineOrder::Wakeup(after) => self.await_sleep(after, &text),
             MachineOrder::Clock(_) => self.clock_jumped = true,
@@ -178,25 +182,20 @@ impl Desk {
                 }
                 MachineOrder::Plug(device) => {
                     let is_cable_out = unplugged.load(Ordering::Relaxed);
-                    hotplug
-                        .lock()
-                        .await
-                        .plug(&device, is_cable_out, &qmp, &lab)
-                        .await
-                        .map(|()| Outcome::Done(String::new()))
+                    hotplug.lock().await.plug(&device, is_cable_out, &qmp, &lab).await.map(Outcome::Done)
                 }
                 MachineOrder::Wakeup(_) => Ok(Outcome::Done(String::new())),
                 MachineOrder::Clock(nanoseconds) => {
                     step_clock(agent, nanoseconds).await.map(|()| Outcome::Done(String::new()))
                 }
-                MachineOrder::Balloon(target) => balloon.lock().await.set(&qmp, target).await.map(Outcome::Done),
                 MachineOrder::Screenshot(name) => pictures.lock().await.take(&qmp, &name).await.map(Outcome::Done),
                 MachineOrder::Nmi => {
                     qmp.execute(InjectNmi {}).await.map(|_| Outcome::Done(String::new())).map_err(told)
                 }
-                MachineOrder::Unplug { .. } | MachineOrder::Restart(_) | MachineOrder::Prepare(_) => {
-                    Err("it is done elsewhere".to_owned())
-                }
+                MachineOrder::Unplug { .. }
+                | MachineOrder::Balloon(_)
+                | MachineOrder::Restart(_)
+                | MachineOrder::Prepare(_) => Err("it is done elsewhere".to_owned()),
             };
             let refused = done.is_err();
             let outcome = done.unwrap_or_else(Outcome::Refused);
@@ -274,6 +273,32 @@ impl Desk {
         let _ = self.orders.send(act);
     }
 
+    /// Takes memory from the guest, or gives it back, and answers. The guest takes its time, which holds up no order to a disk.
+    fn set_balloon(&mut self, asker: Asker, target: Option<u64>, text: String) {
+        let (balloon, qmp, tell) = (self.balloon.clone(), self.qmp.clone(), self.tell.clone());
+        let is_late = self.is_late();
+        let under_way = UnderWay::new(&self.under_way);
+        let act = Box::pin(async move {
+            // Of two such orders one goes after the other.
+            let mut balloon = balloon.lock_owned().await;
+            if is_late() {
+                asker.answer(Outcome::Refused(LATE.to_owned()));
+                return;
+            }
+            // It ends with QEMU, or at its limit.
+            tokio::spawn(async move {
+                let _under_way = under_way;
+                let done = balloon.set(&qmp, target).await;
+                let (Ok(said) | Err(said)) = &done;
+                // Nobody listening is fine.
+                let _ = tell.send(control(&text, said, done.is_err()));
+                asker.answer(done.map_or_else(Outcome::Refused, Outcome::Done));
+            });
+        });
+        // It is there as long as this is.
+        let _ = self.orders.send(act);
+    }
+
     /// The command has ended: what it has ordered and was not done yet is not done any more.
     pub(crate) fn end_command(&self) {
         self.ended.fetch_add(1, Ordering::Relaxed);
@@ -291,6 +316,8 @@ impl Desk {
             let _: Result<(), ()> = done.send(());
         }));
         let _ = is_done.await;
+        // Memory is taken beside them.
+        drop(self.balloon.lock().await);
     }
 
     /// Whether a lab disk was told to behave otherwise than a good disk does.
@@ -328,11 +355,11 @@ impl Desk {
         self.balloon.lock().await.keep();
     }
 
-    /// Gives back the memory that was taken from the guest; gives whether any was.
+    /// Gives back the memory that was taken from the guest.
     ///
     /// # Errors
     /// When QEMU does not.
-    pub(crate) async fn give_back(&self) -> Result<bool, String> {
+    pub(crate) async fn give_back(&self) -> Result<GivenBack, String> {
         self.balloon.lock().await.give_back(&self.qmp).await
     }
 

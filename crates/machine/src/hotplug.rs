@@ -19,6 +19,10 @@ use crate::{
 
 /// How long a guest has to let go of a device.
 const LIMIT: Duration = Duration::from_secs(60);
+/// How long its kernel has to say whether it takes a processor or memory.
+const TAKEN: Duration = Duration::from_secs(10);
+/// At a multiple of this memory may begin, in bytes; QEMU has as much room for each module beside its size (`enforce_aligned_dimm`).
+const MEMORY_PLACE: u64 = 1 << 30;
 
 /// What may go out of one machine and come into it, and what of it is in.
 #[derive(Debug, Default)]
@@ -33,6 +37,8 @@ pub(crate) struct Hotplug {
     lends_memory: bool,
     /// The machine runs without KVM.
     is_emulated: bool,
+    /// Its guest is told of what comes by ACPI, and says what it has made of it.
+    says_what_came: bool,
     /// The guest was asked to let go of something, has not, and may still do so.
     is_unsure: bool,
 }
@@ -54,6 +60,7 @@ impl Hotplug {
             all: config.removable().into_iter().map(slot).collect(),
             lends_memory: config.ram == Ram::Lent,
             is_emulated: config.accel == Accel::Tcg,
+            says_what_came: config.platform.processor.name == "x86_64",
             ..Self::default()
         }
     }
@@ -131,7 +138,7 @@ impl Hotplug {
         }
     }
 
-    /// Has a device come. A network card comes with its cable in, or out.
+    /// Has a device come. A network card comes with its cable in, or out. Gives what there is to say of it.
     ///
     /// # Errors
     /// Why it has not come, for a person.
@@ -141,7 +148,7 @@ impl Hotplug {
         is_cable_out: bool,
         qmp: &Qmp,
         lab: &Lab,
-    ) -> Result<(), String> {
+    ) -> Result<String, String> {
         match device {
             Device::Disk { .. } | Device::Nic => {
                 let slot = self.slot(device)?;
@@ -157,7 +164,7 @@ impl Hotplug {
                     slot.is_in[part] = true;
                 }
                 slot.let_speak(is_cable_out, qmp, lab).await?;
-                Ok(())
+                Ok(String::new())
             }
             Device::Cpu => {
                 let free = self.free_cpu(qmp).await?;
@@ -165,9 +172,10 @@ impl Hotplug {
                 let mut properties = free.get("props").cloned().unwrap_or_else(|| json!({}));
                 properties["driver"] = free.get("type").cloned().unwrap_or(Value::Null);
                 properties["id"] = json!(id);
+                let mut events = qmp.events();
                 say(qmp, DeviceAdd(properties)).await?;
-                self.cpus.push(id);
-                Ok(())
+                self.cpus.push(id.clone());
+                self.taken(&mut events, &id).await
             }
             Device::Memory(bytes) => {
                 let id = self.next("memory");
@@ -177,14 +185,36 @@ impl Hotplug {
                     object["share"] = json!(true);
                 }
                 say(qmp, Raw::new("object-add", object)).await?;
-                let module = json!({ "driver": "pc-dimm", "id": id, "memdev": backend(&id) });
+                let mut module = json!({ "driver": "pc-dimm", "id": id, "memdev": backend(&id) });
+                if let Some(place) = place_for_memory(&say(qmp, Raw::new("query-memory-devices", json!({}))).await?) {
+                    module["addr"] = json!(place);
+                }
+                let mut events = qmp.events();
                 if let Err(why) = say(qmp, DeviceAdd(module)).await {
                     drop(say(qmp, Raw::new("object-del", json!({ "id": backend(&id) }))).await);
                     return Err(format!("{why}; `spare-memory` says how much can be plugged in"));
                 }
-                self.memory.push(id);
-                Ok(())
+                self.memory.push(id.clone());
+                self.taken(&mut events, &id).await
             }
+        }
+    }
+
+    /// Waits for what the guest makes of a processor or memory that has come.
+    async fn taken(&self, events: &mut EventStream, id: &str) -> Result<String, String> {
+        if !self.says_what_came {
+            return Ok(String::new());
+        }
+        match tokio::time::timeout(TAKEN, verdict(events, id)).await {
+            Ok(Some(0)) => Ok(String::new()),
+            Ok(Some(status)) => Err(format!(
+                "it is plugged in, and the guest's kernel does not take it (status {status} of ACPI's _OST); its own messages say why"
+            )),
+            Ok(None) => Err("QEMU ended".to_owned()),
+            Err(_) => Ok(format!(
+                "it is plugged in; the guest's kernel has not said within {} s whether it takes it",
+                TAKEN.as_secs()
+            )),
         }
     }
 
@@ -275,6 +305,34 @@ impl Removable {
 
 fn paths(count: usize) -> String {
     format!("{count} {}", if count == 1 { "path" } else { "paths" })
+}
+
+/// Where memory has to come in a machine with persistent memory, if QEMU's choice would be wrong: behind that, of whatever size it is, and where a block of the
+/// kernel's may begin, which is 2 GiB at most and 128 MiB in a small guest. `there` is what QEMU's `query-memory-devices` says.
+fn place_for_memory(there: &Value) -> Option<u64> {
+    let modules = || there.as_array().into_iter().flatten();
+    let end = |module: &Value| Some(module["data"]["addr"].as_u64()? + module["data"]["size"].as_u64()?);
+    let ends = |kind: &str| modules().filter(|module| module["type"] == kind).filter_map(end).max();
+    let of_persistent = ends("nvdimm")?.next_multiple_of(MEMORY_PLACE);
+    Some(ends("dimm").map_or(of_persistent, |end| end.max(of_persistent)))
+}
+
+/// What the guest's kernel says of a device that has come (QEMU's event `ACPI_DEVICE_OST`): 0 is well. `None`: QEMU has ended.
+async fn verdict(events: &mut EventStream, id: &str) -> Option<u64> {
+    while let Some(event) = events.next().await {
+        if event.name == "ACPI_DEVICE_OST"
+            && let Some(status) = status_of(&event.data, id)
+        {
+            return Some(status);
+        }
+    }
+    None
+}
+
+/// The status in such an event, if it is of this device.
+fn status_of(data: &Value, id: &str) -> Option<u64> {
+    let info = &data["info"];
+    (info["device"].as_str() == Some(id)).then(|| info["status"].as_u64()).flatten()
 }
 
 /// The name of what is behind a memory module.
@@ -393,6 +451,21 @@ mod tests {
         let mut none = Hotplug::default();
         assert!(none.slot(&disk("a", None)).unwrap_err().contains("with a serial number"));
         assert_eq!(none.slot(&Device::Nic).unwrap_err(), "this guest has no network card");
+    }
+
+    #[test]
+    fn memory_comes_where_the_kernel_can_take_it() {
+        const GIB: u64 = 1 << 30;
+        let module = |kind: &str, addr: u64, size: u64| json!({ "type": kind, "data": { "addr": addr, "size": size } });
+        let persistent = module("nvdimm", 4 * GIB, 64 << 20);
+        assert_eq!(place_for_memory(&json!([])), None);
+        assert_eq!(place_for_memory(&json!([module("dimm", 4 * GIB, GIB)])), None);
+        assert_eq!(place_for_memory(&json!([persistent])), Some(5 * GIB));
+        let first = module("dimm", 5 * GIB, 128 << 20);
+        assert_eq!(place_for_memory(&json!([persistent, first])), Some(5 * GIB + (128 << 20)));
+        let said = json!({ "info": { "device": "plugged-memory1", "slot": "0", "slot-type": "DIMM", "source": 1, "status": 1 } });
+        assert_eq!(status_of(&said, "plugged-memory1"), Some(1));
+        assert_eq!(status_of(&said, "plugged-memory2"), None);
     }
 
     #[test]

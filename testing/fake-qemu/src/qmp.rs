@@ -177,7 +177,8 @@ fn error(class: &str, desc: &str, id: Option<&Value>) -> Value {
 }
 
 /// Names that `query-commands` lists and [`answer`] knows.
-const COMMANDS: [&str; 38] = [
+const COMMANDS: [&str; 39] = [
+    "query-memory-devices",
     "set_link",
     "balloon",
     "query-balloon",
@@ -280,6 +281,7 @@ fn answer(machine: &Arc<Machine>, guest: &Arc<Guest>, version: &Value, command: 
         | "remove-fd"
         | "balloon"
         | "screendump" => json!({}),
+        "query-memory-devices" => json!([]),
         "query-balloon" => json!({ "actual": machine.balloon(None).unwrap_or_default() }),
         "add-fd" => json!({ "fdset-id": set, "fd": 99 }),
         "query-migrate" => machine.migration.info(),

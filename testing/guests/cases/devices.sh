@@ -145,3 +145,52 @@ END
     want_out empty kept 67108864
     want_err 'template: none'
 }
+
+# What a test leaves of its devices in a guest that others share: a watchdog that runs, memory that was taken.
+test_devices_in_shared_guests() {
+    mkdir -p ws/t
+    cat >ws/belljar.toml <<'END'
+[guests.host]
+watchdog = "i6300esb"
+balloon = true
+[[suites]]
+name = "s"
+tests = "t/*.sh"
+guests = ["host"]
+isolation = "suite"
+END
+    printf '#!/bin/sh\nset -e\nmodprobe virtio_balloon; sleep 1\ngrep MemTotal /proc/meminfo >/tmp/whole\nbelljar-ctl balloon 250M\n' >ws/t/1.sh
+    printf '#!/bin/sh\n[ "$(grep MemTotal /proc/meminfo)" = "$(cat /tmp/whole)" ]\nbelljar-ctl balloon full\n' >ws/t/2.sh
+    printf '#!/bin/sh\nmodprobe i6300esb heartbeat=6; exec 3>/dev/watchdog; exit 0\n' >ws/t/3.sh
+    printf '#!/bin/sh\nsleep 12; exit 0\n' >ws/t/4.sh
+    chmod +x ws/t/*.sh
+    (cd ws && "$BELLJAR" test >../out 2>../err) || { cat out err; fail "a test did not pass"; }
+    grep -q 'which was given back' out err || fail "nothing was given back"
+    grep -q 'watchdog0, a watchdog that runs' out err || fail "the watchdog was not seen"
+}
+
+# Memory comes where the guest's kernel takes it, and a balloon knows of it.
+test_memory_beside_pmem() {
+    cat >ws/plug.sh <<'END'
+set -e
+kept() { sed -n 's/^MemTotal: *\([0-9]*\) kB/\1/p' /proc/meminfo; }
+modprobe virtio_balloon
+before=$(kept)
+belljar-ctl plug memory 128M
+sleep 1
+for block in /sys/devices/system/memory/memory*; do [ "$(cat $block/state)" = online ] || echo online >$block/state; done
+more=$(kept)
+belljar-ctl balloon 300M
+belljar-ctl balloon full
+[ "$(kept)" = "$more" ] && echo "more $(((more - before) / 1024))"
+END
+    bj --balloon --pmem 64M --spare-memory 512M -- sh ./plug.sh
+    want_code 0
+    want_out 'memory 314572800' 'memory 1207959552' 'more 128'
+    bj --tpm --pmem 64M -- true
+    want_code 125
+    want_err 'cannot have pmem'
+    bj --cpus 4 --cpu-topology sockets=1,cores=2,threads=2 -- lscpu
+    want_code 0
+    want_line '^Thread\(s\) per core: +2'
+}

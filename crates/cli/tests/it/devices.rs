@@ -57,7 +57,7 @@ fn asking(asks: &str) -> String {
 #[test]
 fn a_balloon_takes_memory_from_the_guest() {
     let lab = Lab::new();
-    let asks = asking("balloon+256M,balloon+5G,balloon+full");
+    let asks = asking("balloon+256M,balloon+5G,balloon+4096,balloon+full");
     let outcome = lab.run(&asks).args(["--balloon"]).sh("sleep 1").go();
     outcome.code(0);
     assert_eq!(
@@ -65,6 +65,7 @@ fn a_balloon_takes_memory_from_the_guest() {
         [
             "balloon 256M (memory 268435456)",
             "balloon 5G (the machine has 1073741824 bytes of memory, and not 5368709120)",
+            "balloon 4096 (no guest goes on with 4096 bytes of memory; leave it 64 MiB or more, and as much as its programs need)",
             "balloon full (memory 1073741824)"
         ]
     );

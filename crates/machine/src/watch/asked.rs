@@ -8,6 +8,7 @@ use belljar_proto::message::{MAX_QUESTION, Outcome, Question};
 
 use super::{Expectation, Watch, power::Power};
 use crate::{
+    balloon::GivenBack,
     console::sanitize::sanitize_line,
     desk::{Asker, Desk},
     guest::Observe,
@@ -98,9 +99,17 @@ impl Watch {
             let message = "an earlier test left the network card's cable plugged out; it was plugged in".to_owned();
             observe(EventKind::Warning { message });
         }
-        if self.desk.give_back().await.map_err(lost)? {
-            let message = "an earlier test left memory taken from the guest, which was given back".to_owned();
-            observe(EventKind::Warning { message });
+        match self.desk.give_back().await.map_err(lost)? {
+            GivenBack::Nothing => {}
+            GivenBack::All => {
+                let message = "an earlier test left memory taken from the guest, which was given back".to_owned();
+                observe(EventKind::Warning { message });
+            }
+            GivenBack::Lacking(bytes) => {
+                return Ok(Some(format!(
+                    "an earlier test left memory taken from its guest, which has not taken {bytes} bytes of it back"
+                )));
+            }
         }
         Ok(None)
     }
