@@ -260,6 +260,7 @@ mod tests {
 
     #[test]
     fn what_the_kernel_would_not_be_told_of_is_refused() {
+        type Change<'a> = &'a dyn Fn(&mut GuestSpec);
         let tpm = Tpm { program: "swtpm".into(), device: "tpm-tis".to_owned() };
         let alone = || GuestSpec::new(belljar_guest_spec::Source::host());
         let told = |change: &dyn Fn(&mut GuestSpec), directly| {
@@ -269,7 +270,7 @@ mod tests {
         };
         assert_eq!(told(&|_| {}, true), None);
         assert!(told(&|spec| spec.hardware.cpus = 2, true).unwrap().contains("has one processor"));
-        let by_tables: [(&str, &dyn Fn(&mut GuestSpec)); 4] = [
+        let by_tables: [(&str, Change<'_>); 4] = [
             ("pmem", &|spec| spec.devices.pmem = vec![64 << 20]),
             ("numa", &|spec| spec.devices.numa = vec![belljar_guest_spec::NumaNode::default()]),
             ("spare-cpus", &|spec| spec.hardware.spare_cpus = 1),
