@@ -55,7 +55,7 @@ fn memory_is_kept_where_that_is_asked_for() {
         assert!(outcome.kept("memory.kdump").is_empty());
     }
     // At the boot, too.
-    let panic = "[serial]\nsend \"[    1.0] Kernel panic - not syncing: VFS: Unable to mount root fs\\r\\n\"\npanicked";
+    let panic = "[serial]\nwait qmp\nsend \"[    1.234567] Kernel panic - not syncing: VFS: Unable to mount root fs\\r\\n\"\npanicked";
     let outcome = lab.run(panic).args(["--panic-dump", "1M"]).sh(COMMAND).go();
     outcome.code(121).complains("memory.kdump (1 MiB)");
     let outcome = lab.run(&dying("panicked")).sh(COMMAND).go();
