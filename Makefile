@@ -20,7 +20,7 @@ help:
 	@echo 'make guests       the part of it in real guests (CASES=pattern for some)'
 	@echo 'make guests-all   in all real guests: all formats, login shells and distributions, of which make guests takes some in turn; a thousand clones'
 	@echo 'make table        the table of guests in the README, measured anew (takes half an hour without KVM)'
-	@echo 'make bench        ratios against a bare QEMU, and against virtme-ng where that is installed; clones against cold boots; shares against each other'
+	@echo 'make bench        ratios against a bare QEMU, and against virtme-ng where that is installed; clones against cold boots; shares against each other; lab disks against QEMU'\''s own'
 	@echo 'make fixtures     build the images of the tests'
 
 build:
@@ -111,6 +111,7 @@ bench:
 	@testing/bench/run
 	@testing/bench/clones
 	@testing/bench/shares
+	@testing/bench/disks
 
 fixtures:
 	@testing/setup test
