@@ -210,14 +210,13 @@ impl Watch {
         self.reports = reports;
     }
 
-    /// The guest is about to begin anew, in the machine that it has: what was seen of it up to now says nothing of what is to come.
-    pub(crate) fn begin_again(&mut self, console: &Console) {
-        self.alarms = console.alarms();
+    /// The guest is about to begin anew, in the machine that it has: what was seen of it up to now says nothing of what is to come. What of the console
+    /// has been cleared stays so.
+    pub(crate) fn begin_again(&mut self) {
         self.entered_at = None;
         self.reports = None;
         self.fault = None;
         self.suspects.clear();
-        self.cleared.clear();
         self.closed = None;
         self.replaced = None;
         self.ports.let_go();

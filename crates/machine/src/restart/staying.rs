@@ -112,7 +112,7 @@ impl QemuGuest {
         let limits = machine.limits;
         let mut patience = limits.boot(machine.qemu.cpu_clock());
         agent_of(session)?.leave().await;
-        machine.watch.begin_again(&machine.console);
+        machine.watch.begin_again();
         let ports = machine.ports().map_err(no_line)?;
         let by_itself = rungs::INITRD.agent.map(|agent| (&rungs::INITRD, agent));
         let entered = machine
