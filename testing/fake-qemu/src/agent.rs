@@ -541,7 +541,10 @@ impl Agent {
     }
 
     /// Another agent, which knows nothing of the session, announces itself.
-    fn begin_again(&self) {
+    fn begin_again(&mut self) {
+        for (_, running) in self.running.drain() {
+            running.signal(9);
+        }
         *self.greeted.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = false;
         self.shared.port.begin(0);
         let (port, announce) = (self.shared.port.clone(), self.announce.clone());

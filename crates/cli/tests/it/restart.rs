@@ -51,12 +51,12 @@ fn a_command_is_started_again_when_its_machine_is_up() {
 
 #[test]
 fn a_machine_goes_on_when_another_kernel_or_all_programs_begin() {
-    let lab = Lab::new();
     for (ask, ends) in [
         ("kexec+half", "Shutdown(Kexec { loaded: false })"),
         ("kexec+half+loaded", "Shutdown(Kexec { loaded: true })"),
         ("soft-reboot+half", "Shutdown(SoftReboot)"),
     ] {
+        let lab = Lab::new();
         let outcome = lab.run_image(&asking(ask)).sh(TELL).go();
         told_again(&outcome, "half");
         let seen = lab.seen();
@@ -70,6 +70,7 @@ fn a_machine_goes_on_when_another_kernel_or_all_programs_begin() {
         assert_eq!(told[0], format!("machine: {order} ()"));
         assert!(told[1].starts_with(&format!("machine: {order} (it is up again; it took ")), "{told:?}");
     }
+    let lab = Lab::new();
     // Without an initramfs of its own there is no other kernel for it.
     let outcome = lab.run(&asking("kexec+half")).sh("exit 4").go();
     outcome.code(4);
