@@ -253,7 +253,6 @@ impl Desk {
         let is_late = self.is_late();
         let under_way = UnderWay::new(&self.under_way);
         let act = Box::pin(async move {
-            let _under_way = under_way;
             // Of two devices one goes after the other.
             let mut hotplug = hotplug.lock_owned().await;
             if is_late() {
@@ -262,6 +261,7 @@ impl Desk {
             }
             // It ends with QEMU, or at its limit.
             tokio::spawn(async move {
+                let _under_way = under_way;
                 let done = hotplug.unplug(&device, surprise, &qmp, &lab).await;
                 let event = control(&text, done.as_ref().err().map_or("", String::as_str), done.is_err());
                 // Nobody listening is fine.

@@ -31,7 +31,7 @@ fn values_that_are_wrong_in_themselves() {
         (&["--memory", "1M"][..], "too little"),
         (&["--memory", "lots"], "is not a size"),
         (&["--disk", "colour=red"], "colour"),
-        (&["--disk", "serial=x"], "size=SIZE or file=IMAGE"),
+        (&["--disk", "serial=x"], "size=SIZE, file=IMAGE or directory=DIRECTORY"),
         (&["--login", ":x"], "--login"),
         (&["--mount-at", "/"], "no place for the workspace"),
         (&["--mount-at", "/proc"], "such as /mnt/hostos"),

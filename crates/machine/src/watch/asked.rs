@@ -23,6 +23,9 @@ pub(crate) const MOST_MARKS: usize = 1000;
 /// How long what a command has ordered, without waiting for it, may take after its end.
 const FINISHING: Duration = Duration::from_secs(10);
 
+/// How often it is looked whether what goes on beside the others is done.
+const AGAIN: Duration = Duration::from_millis(20);
+
 /// How many marks the command has set.
 #[derive(Debug, Default)]
 pub(crate) struct Marks {
@@ -119,7 +122,15 @@ impl Watch {
         if self.desk.under_way() == 0 {
             return;
         }
-        let is_done = tokio::time::timeout(FINISHING, self.desk.all_done()).await.is_ok();
+        let desk = &self.desk;
+        let finishing = async {
+            desk.all_done().await;
+            // Such as a device that the guest is asked to let go of, which holds up nothing else.
+            while desk.under_way() > 0 {
+                tokio::time::sleep(AGAIN).await;
+            }
+        };
+        let is_done = tokio::time::timeout(FINISHING, finishing).await.is_ok();
         self.answer_asks(observe);
         if !is_done {
             let message = format!(
