@@ -122,6 +122,7 @@ fn hint(errno: Errno) -> &'static str {
             ": it takes root, and a kernel that is neither locked down (Secure Boot) nor told not to (sysctl kernel.kexec_load_disabled)"
         }
         Errno::NOEXEC => ": it is no kernel that this one can start",
+        Errno::INVAL => ": its words may be too long, or it is no kernel that this one can start",
         Errno::NOMEM => ": the guest has not memory enough for it",
         _ => "",
     }

@@ -129,23 +129,28 @@ impl QemuGuest {
     ) -> Result<(), Lost> {
         let begun = Instant::now();
         let down = if restart.how.keeps_machine() {
-            let down = self.let_go(&restart, observe).await?;
+            self.let_go(&restart, observe).await?;
             self.begin_again(&restart, observe).await?;
-            down
+            // When the one has ended and the other begins is known to nobody.
+            None
         } else {
             self.tell_what_is_lost(&restart, observe);
             self.go_down(&restart, observe).await?;
             let down = begun.elapsed();
             self.come_up(observe).await?;
-            down
+            Some(down)
         };
         past.count += 1;
         past.mark = Some(restart.mark.clone());
-        let told = format!(
-            "it is up again; it took {} to go down, and {} to come up",
-            crate::for_people(down),
-            crate::for_people(begun.elapsed().saturating_sub(down))
-        );
+        let all = begun.elapsed();
+        let took = match down {
+            Some(down) => {
+                let up = crate::for_people(all.saturating_sub(down));
+                format!("{} to go down, and {up} to come up", crate::for_people(down))
+            }
+            None => crate::for_people(all),
+        };
+        let told = format!("it is up again; it took {took}");
         observe(control(&restart.to_string(), &told, false));
         Ok(())
     }

@@ -361,6 +361,12 @@ impl QemuGuest {
                     let message = "what the command has left behind was still writing when the machine went down, so that it is cut off";
                     observe(EventKind::Warning { message: message.to_owned() });
                 }
+                // What it has ordered beside that goes with this machine, if it is not done.
+                machine.watch.answer_asks(observe);
+                if let Some(lost) = machine.watch.lost_orders() {
+                    return Err(lost);
+                }
+                machine.watch.finish_orders(observe).await;
             }
             ended
         };

@@ -126,7 +126,7 @@ fn none_is_said_before_anything_is_started() {
     // A suite says so of each test, and nothing passes.
     lab.image("workspace/disk.qcow2", "qcow2");
     lab.suite(
-        "[guests.u]\nimage = \"disk.qcow2\"\nfirmware = \"uefi\"\nmachine = \"microvm\"\n[[suites]]\nname = \"s\"\ntests = [\"t/*\"]\nguests = [\"u\"]\n",
+        "[guests.u]\nimage = \"disk.qcow2\"\nfirmware = \"uefi\"\nmachine = \"xenfv\"\n[[suites]]\nname = \"s\"\ntests = [\"t/*\"]\nguests = [\"u\"]\n",
         &[("a", "exit 0")],
     );
     lab.described(lab.test([""; 0])).go().code(125);

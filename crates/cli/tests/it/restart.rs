@@ -78,6 +78,18 @@ fn a_machine_goes_on_when_another_kernel_or_all_programs_begin() {
 }
 
 #[test]
+fn what_is_ordered_behind_a_restart_is_done_before_it() {
+    for ask in ["reboot", "kexec"] {
+        let lab = Lab::new();
+        let script = asking(&format!("{ask}+half,reset+two,data0+error+read"));
+        let outcome = lab.run_image(&script).args(["--disk", "size=1M,serial=data0,lab"]).sh(TELL).go();
+        told_again(&outcome, "half");
+        let told = controls(&outcome);
+        assert!(told.contains(&"disk data0: error read (fault 1)".to_owned()), "{told:?}");
+    }
+}
+
+#[test]
 fn a_kernel_or_programs_that_do_not_begin_are_no_pass() {
     let lab = Lab::new();
     let with = |ask: &str, more: &str| asking(ask).replace("\nagent ", &format!("\nagent {more} "));

@@ -6,7 +6,6 @@ use std::time::Duration;
 use belljar_guest_spec::machine_order::{Down, Restart};
 use belljar_model::{CrashKind, EventKind, Phase};
 use belljar_proto::message::{Identity, Quiesce, ShutdownHow};
-use tokio::time::Instant;
 
 use super::{Restarts, again, of_second_boot};
 use crate::{
@@ -29,9 +28,8 @@ use crate::{
 const ASKING: Duration = Duration::from_secs(150);
 
 impl QemuGuest {
-    /// Brings what was written to the shares to the host, has the guest let go of them, and has it end; gives how long that took.
-    pub(super) async fn let_go(&mut self, restart: &Restart, observe: Observe<'_>) -> Result<Duration, Lost> {
-        let begun = Instant::now();
+    /// Brings what was written to the shares to the host, has the guest let go of them, and has it end.
+    pub(super) async fn let_go(&mut self, restart: &Restart, observe: Observe<'_>) -> Result<(), Lost> {
         let how = match restart.how {
             Down::Kexec { loaded } => ShutdownHow::Kexec { loaded },
             _ => ShutdownHow::SoftReboot,
@@ -70,7 +68,7 @@ impl QemuGuest {
             Cause::host_file("put the agent where the guest finds it", &e, "the run's directory must be writable")
         })?;
         self.machine.served.begin_again(&host).map_err(no_line)?;
-        Ok(begun.elapsed())
+        Ok(())
     }
 
     /// Waits for what comes in its place, and mounts the shares there.
