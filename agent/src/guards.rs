@@ -184,7 +184,7 @@ impl Guards {
             return;
         }
         let now = monotonic();
-        match units::failed_since(watched.since) {
+        match units::failed_since(watched.since, watched.could_ask) {
             Ok(failed) => {
                 watched.unseen_units = failed.unseen;
                 for (name, result) in failed.units {

@@ -23,7 +23,7 @@ use crate::spawn::Refused;
 use crate::still::StoodStill;
 use crate::{identity, kexec, root, setup, soft_reboot, text};
 
-/// How long a kernel may take to be loaded, and systemd to take an order. The host waits for less.
+/// How long a kernel may take to be loaded, and systemd to take an order. The host waits for longer.
 const LOADING: Duration = Duration::from_secs(120);
 /// How often the kernel's record is looked at again before an answer.
 const KERNEL_TURNS: usize = 16;

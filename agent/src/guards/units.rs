@@ -36,16 +36,17 @@ pub(super) fn can_be_asked() -> bool {
     std::fs::exists(SOCKET).unwrap_or(false)
 }
 
-/// Units that are failed and came to be so after this time (microseconds of `CLOCK_MONOTONIC`).
+/// Units that are failed and came to be so after this time (microseconds of `CLOCK_MONOTONIC`). One who could be asked before and is not there
+/// (`awaited`) is waited for.
 ///
 /// # Errors
 /// Why systemd does not say.
-pub(super) fn failed_since(since: u64) -> Result<Failed, String> {
+pub(super) fn failed_since(since: u64, awaited: bool) -> Result<Failed, String> {
     let until = Instant::now() + LIMIT;
     let asked = loop {
         match Bus::connect().and_then(|mut bus| bus.failed_since(since)) {
             // It executes itself anew, say: for a moment nobody is there.
-            Err(error) if error.kind() != io::ErrorKind::WouldBlock && Instant::now() < until => {
+            Err(error) if awaited && error.kind() != io::ErrorKind::WouldBlock && Instant::now() < until => {
                 std::thread::sleep(AGAIN);
             }
             asked => break asked,

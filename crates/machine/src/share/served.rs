@@ -78,9 +78,9 @@ impl ServedAgain {
         beside: &Beside,
         tell: mpsc::UnboundedSender<String>,
     ) -> io::Result<Self> {
-        let kept = served.iter().map(Served::try_clone).collect::<io::Result<_>>()?;
-        let servers = Servers::start(served, host, beside, tell.clone())?;
-        Ok(Self { served: kept, beside: beside.clone(), tell, servers })
+        let mut all = Self { served, beside: beside.clone(), tell, servers: Servers { tasks: Vec::new() } };
+        all.begin_again(host)?;
+        Ok(all)
     }
 
     /// Ends the servers.
