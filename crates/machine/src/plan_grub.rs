@@ -194,10 +194,9 @@ pub fn installed(path: Option<&OsStr>) -> (Vec<PathBuf>, Vec<String>) {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
     use belljar_disk_reader::{Disk, Limits, Table, inspect};
     use belljar_image::disk::{self, Format, Use};
+    use write_program::write_program;
 
     use super::*;
 
@@ -210,8 +209,7 @@ mod tests {
         for dir in [program.parent().unwrap(), &modules] {
             fs_err::create_dir_all(dir).unwrap();
         }
-        fs_err::write(&program, "#!/bin/sh\necho \"core $*\"\n").unwrap();
-        fs_err::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        write_program(&program, "#!/bin/sh\necho \"core $*\"\n");
         let names =
             "part_msdos fat normal serial terminal echo test regexp true sleep configfile loadenv linux boot ext2 zfs";
         for name in names.split(' ') {

@@ -462,6 +462,8 @@ impl Drop for Session {
 mod tests {
     use std::process::{Command, Stdio};
 
+    use write_program::write_program;
+
     use super::*;
 
     #[test]
@@ -532,10 +534,8 @@ mod tests {
     fn another_user_becomes_root_by_what_there_is() {
         let dir = tempfile::tempdir().unwrap();
         let program = |name: &str, text: &str| {
-            use std::os::unix::fs::PermissionsExt as _;
             let path = dir.path().join(name);
-            std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+            write_program(&path, format!("#!/bin/sh\n{text}\n"));
         };
         let run = |id: &str, sudo: Option<&str>, input: &str| {
             program("id", &format!("echo {id}"));

@@ -3,10 +3,11 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt as _,
     path::PathBuf,
     time::{Duration, Instant},
 };
+
+use write_program::write_program;
 
 use crate::harness::{Lab, Outcome};
 
@@ -31,9 +32,8 @@ impl<'a> Engine<'a> {
     pub(crate) fn new(lab: &'a Lab, kind: &'static str) -> Self {
         let engine = Self { lab, kind };
         fs::create_dir_all(engine.path("")).expect("directory");
-        fs::write(engine.program(), ENGINE).expect("program");
+        write_program(engine.program(), ENGINE);
         fs::write(engine.path("systemd.sh"), SYSTEMD).expect("program");
-        fs::set_permissions(engine.program(), fs::Permissions::from_mode(0o755)).expect("mode");
         engine.file("kind", kind).file("images", "img\n")
     }
 
@@ -620,8 +620,7 @@ fn a_missing_image_is_foreseen_and_kept_images_are_told_and_removed() {
     let config = "[guests.there]\ncontainer = 'img'\n[guests.missing]\ncontainer = 'none'\n\
                   [[suites]]\nname = 's'\ntests = 't'\nguests = ['there', 'missing']\n";
     fs::write(workspace.join("belljar.toml"), config).expect("file");
-    fs::write(workspace.join("t"), "#!/bin/sh\n").expect("file");
-    fs::set_permissions(workspace.join("t"), fs::Permissions::from_mode(0o755)).expect("mode");
+    write_program(workspace.join("t"), "#!/bin/sh\n");
     let program = engine.program().into_os_string();
     let listed = lab.belljar(["list".into(), "--engine".into(), program.clone()]).go();
     listed.code(0).tells("cannot run: podman has no image none").tells("(1 cannot run here)");
@@ -632,8 +631,7 @@ fn a_missing_image_is_foreseen_and_kept_images_are_told_and_removed() {
     assert_eq!(listed(), 0, "nobody is asked where nothing was kept");
     let config = "[guests.there]\ncontainer = 'img'\n[[suites]]\nname = 's'\ntests = 't'\nguests = ['there']\nsetup = 'setup'\nsetup-once = true\n";
     fs::write(workspace.join("belljar.toml"), config).expect("file");
-    fs::write(workspace.join("setup"), "#!/bin/sh\n").expect("file");
-    fs::set_permissions(workspace.join("setup"), fs::Permissions::from_mode(0o755)).expect("mode");
+    write_program(workspace.join("setup"), "#!/bin/sh\n");
     lab.belljar(["test".into(), "--engine".into(), program.clone()]).go().code(0);
     let engine = engine.file("kept", "0123456789ab localhost/belljar-setup:k 12 MB\n");
     template(&["list"]).code(0).tells("12 MB").tells("localhost/belljar-setup:k");

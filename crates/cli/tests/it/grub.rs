@@ -3,8 +3,10 @@
 use std::{
     ffi::OsString,
     fs,
-    os::unix::{ffi::OsStrExt as _, fs::PermissionsExt as _, fs::symlink},
+    os::unix::{ffi::OsStrExt as _, fs::symlink},
 };
+
+use write_program::write_program;
 
 use crate::harness::{Belljar, Lab, Outcome};
 
@@ -42,8 +44,7 @@ fn grub(lab: &Lab) -> OsString {
     if !program.exists() {
         fs::create_dir_all(program.parent().unwrap()).unwrap();
         fs::create_dir_all(&modules).unwrap();
-        fs::write(&program, "#!/bin/sh\necho \"core $*\"\n").unwrap();
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        write_program(&program, "#!/bin/sh\necho \"core $*\"\n");
         for module in MODULES {
             fs::write(
                 modules.join(format!("{module}.mod")),

@@ -1,6 +1,8 @@
 //! Container images as the roots of machines.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf, process::Command, time::Duration};
+use std::{fs, path::PathBuf, process::Command, time::Duration};
+
+use write_program::write_program;
 
 use crate::{
     container::Engine,
@@ -13,8 +15,7 @@ fn archive(lab: &Lab, programs: &[&str]) -> PathBuf {
     for program in programs {
         let path = dir.join(program);
         fs::create_dir_all(path.parent().expect("directory")).expect("directory");
-        fs::write(&path, "").expect("program");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("mode");
+        write_program(&path, "");
     }
     let made = Command::new("tar").arg("-C").arg(&dir).arg("-cf").arg(&tar).arg(".").status();
     assert!(made.expect("tar is installed").success());
@@ -190,8 +191,7 @@ fn an_image_that_is_not_there_is_foreseen() {
     let config = guest("there", &there) + &guest("gone", "./no.tar");
     let suite = "[[suites]]\nname = 's'\ntests = 't'\nguests = ['there', 'gone']\n";
     let test = lab.path("workspace/t");
-    fs::write(&test, "#!/bin/sh\n").expect("test");
-    fs::set_permissions(&test, fs::Permissions::from_mode(0o755)).expect("mode");
+    write_program(&test, "#!/bin/sh\n");
     fs::write(lab.path("workspace/belljar.toml"), config + suite).expect("suite");
     let outcome = lab.belljar(["list"]).script(WELL).go();
     outcome.code(0).tells("no.tar").tells("there is no image").tells("(1 cannot run here)");

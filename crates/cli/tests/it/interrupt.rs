@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use rustix::process::Signal;
+use write_program::write_program;
 
 use crate::harness::{Lab, WELL};
 
@@ -22,7 +23,7 @@ fn once_ends_cleanly() {
 
 #[test]
 fn a_copy_of_an_image_in_the_making_is_given_up() {
-    use std::{fs, os::unix::fs::PermissionsExt};
+    use std::fs;
 
     let lab = Lab::new();
     let image = lab.image("data.qcow2", "qcow2");
@@ -33,8 +34,7 @@ fn a_copy_of_an_image_in_the_making_is_given_up() {
         "#!/bin/sh\nPATH=/usr/local/bin:/usr/bin:/bin\ncase $1 in convert) echo part >&0; touch {}; exec sleep 600 ;; esac\nexec qemu-img \"$@\"\n",
         begun.display()
     );
-    fs::write(&program, script).expect("script");
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("mode");
+    write_program(&program, script);
     let path = format!("{}:{}", lab.path("bin").display(), std::env::var("PATH").unwrap_or_default());
     let start = || {
         let disk = format!("file={},lab", image.display());

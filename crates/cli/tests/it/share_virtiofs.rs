@@ -1,6 +1,8 @@
 //! Shares over virtiofs: a server is there before QEMU and gone with it, or it is said why there is none.
 
-use std::{fs, os::unix::fs::PermissionsExt as _};
+use std::fs;
+
+use write_program::write_program;
 
 use crate::harness::{Lab, WELL, fake_qemu};
 
@@ -17,8 +19,7 @@ fn server(lab: &Lab, help: &str, how: &str) -> String {
     let text = format!(
         "#!/bin/sh\n[ \"$1\" != --help ] || {{ echo '{help}'; exit; }}\nexec {fake} virtiofsd {how} {lab} \"$@\"\n"
     );
-    fs::write(dir.join("virtiofsd"), text).expect("program");
-    fs::set_permissions(dir.join("virtiofsd"), fs::Permissions::from_mode(0o755)).expect("mode");
+    write_program(dir.join("virtiofsd"), text);
     format!("{}:{}", dir.display(), std::env::var("PATH").unwrap_or_default())
 }
 

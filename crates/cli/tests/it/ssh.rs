@@ -2,6 +2,8 @@
 
 use std::{fs, os::unix::fs::PermissionsExt as _};
 
+use write_program::write_program;
+
 use crate::harness::{Lab, Outcome};
 
 /// A key without a passphrase, as far as that is looked at.
@@ -19,8 +21,7 @@ fn client(lab: &Lab, text: &str) -> String {
          while [ \"$1\" != -p ]; do shift; done; port=$2\n{text}\n",
         dir.display()
     );
-    fs::write(dir.join("ssh"), text).expect("program");
-    fs::set_permissions(dir.join("ssh"), fs::Permissions::from_mode(0o755)).expect("mode");
+    write_program(dir.join("ssh"), text);
     fs::write(lab.path("key"), KEY).expect("key");
     fs::set_permissions(lab.path("key"), fs::Permissions::from_mode(0o600)).expect("mode");
     format!("{}:{}", dir.display(), std::env::var("PATH").unwrap_or_default())

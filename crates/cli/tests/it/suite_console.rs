@@ -1,7 +1,9 @@
 //! Verdicts of guests without an agent: whatever a test or a shell puts on the serial line, or beside the files by which a
 //! command is followed, only the record with this command's nonce is a verdict.
 
-use std::{fs, os::unix::fs::PermissionsExt as _};
+use std::fs;
+
+use write_program::write_program;
 
 use crate::harness::{Belljar, Lab};
 
@@ -89,8 +91,7 @@ fn a_shell_that_talks_like_belljar_is_not_believed() {
     let lab = Lab::new();
     let shell = |name: &str, text: &str| {
         let path = lab.path(name);
-        fs::write(&path, text).expect("shell");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("mode");
+        write_program(&path, text);
         path.display().to_string()
     };
     suite(&lab, &[("bad", "exit 1"), ("good", "exit 0")]);

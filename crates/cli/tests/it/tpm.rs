@@ -1,6 +1,8 @@
 //! A guest's TPM: its emulator is there before QEMU and gone with it, or it is said why there is none.
 
-use std::{fs, os::unix::fs::PermissionsExt as _};
+use std::fs;
+
+use write_program::write_program;
 
 use crate::harness::{Lab, WELL};
 
@@ -8,8 +10,7 @@ use crate::harness::{Lab, WELL};
 fn emulator(lab: &Lab, text: &str) -> String {
     let dir = lab.path("programs");
     fs::create_dir_all(&dir).expect("directory");
-    fs::write(dir.join("swtpm"), format!("#!/bin/sh\n{text}\n")).expect("program");
-    fs::set_permissions(dir.join("swtpm"), fs::Permissions::from_mode(0o755)).expect("mode");
+    write_program(dir.join("swtpm"), format!("#!/bin/sh\n{text}\n"));
     format!("{}:{}", dir.display(), std::env::var("PATH").unwrap_or_default())
 }
 
@@ -94,8 +95,7 @@ fn what_a_guest_lacks_is_foreseen() {
         "[[suites]]\nname = \"s\"\ntests = [\"t\"]\nguests = [\"one\", \"two\"]\n".to_owned(),
     ];
     fs::write(lab.path("workspace/belljar.toml"), text.concat()).expect("suite");
-    fs::write(lab.path("workspace/t"), "#!/bin/sh\n").expect("test");
-    fs::set_permissions(lab.path("workspace/t"), fs::Permissions::from_mode(0o755)).expect("mode");
+    write_program(lab.path("workspace/t"), "#!/bin/sh\n");
     let list = |path: &str| {
         let outcome = lab.belljar(["list"]).script(WELL).env("PATH", path).go();
         outcome.code(0).text()

@@ -2,6 +2,8 @@
 
 use std::{fs, os::unix::fs::PermissionsExt};
 
+use write_program::write_program;
+
 use crate::harness::{Lab, SUITE, fake_qemu};
 
 /// A machine whose agent works.
@@ -12,8 +14,7 @@ fn qemu_gets_no_password() {
     let lab = Lab::new();
     let (wrapper, seen) = (lab.path("qemu-system-x86_64"), lab.path("seen"));
     let text = format!("#!/bin/sh\nenv >>{}\nexec {} \"$@\"\n", seen.display(), fake_qemu().display());
-    fs::write(&wrapper, text).unwrap();
-    fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755)).unwrap();
+    write_program(&wrapper, text);
     let outcome = lab
         .run(WORKS)
         .args(["--qemu".as_ref(), wrapper.as_os_str()])

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use belljar_disk_reader::{Disk, Limits, ReadError, inspect};
 use belljar_image::disk::{self, Format, Use};
+use write_program::write_program;
 
 use crate::{image, initrd, qemu_img};
 
@@ -168,15 +169,13 @@ fn a_server_that_dies_or_is_not_there_is_an_error() {
 
 #[test]
 fn a_server_that_says_nothing_or_rubbish_is_an_error() {
-    use std::os::unix::fs::PermissionsExt;
     let dir = tempfile::tempdir().unwrap();
     raw(dir.path());
     img(dir.path(), &["convert", "-O", "qcow2", "disk.raw", "disk.qcow2"]);
     let found = disk::inspect(&qemu_img(), &dir.path().join("disk.qcow2"), None, Use::Boot).unwrap();
     let fake = |script: &str, time| {
         let program = dir.path().join("qemu-nbd");
-        fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        write_program(&program, format!("#!/bin/sh\n{script}\n"));
         Disk::open(&found, &dir.path().join("qemu-img"), Limits { time, ..Limits::default() }).unwrap_err().to_string()
     };
     let text = fake("echo 'qemu-nbd: no such luck' >&2; exit 1", Duration::from_secs(20));

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io::{PipeReader, Read};
-use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -12,6 +11,7 @@ use belljar_machine::qemu::process::{Qemu, SpawnError, SpawnRequest};
 use belljar_machine::qemu::qmp::{QmpError, QueryStatus};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use write_program::write_program;
 
 use super::shim;
 
@@ -36,8 +36,7 @@ impl Fake {
     fn new(script: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let program = dir.path().join("fake-qemu");
-        fs::write(&program, format!("#!/usr/bin/env perl\n{script}")).unwrap();
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        write_program(&program, format!("#!/usr/bin/env perl\n{script}"));
         Self { dir, program }
     }
 

@@ -5,7 +5,6 @@ use std::{
     cell::RefCell,
     collections::BTreeMap,
     fmt::Write as _,
-    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     rc::Rc,
     time::Duration,
@@ -29,6 +28,7 @@ use belljar_suite::{
 };
 use tempfile::TempDir;
 use tokio::{sync::mpsc, task::LocalSet};
+use write_program::write_program;
 
 use super::{Cases, Ended, Request, RunControl, RunLimits, StandStill, run};
 use crate::{
@@ -63,8 +63,7 @@ impl World {
         for (name, steps) in files {
             let path = dir.path().join(name);
             fs_err::create_dir_all(path.parent().unwrap()).unwrap();
-            fs_err::write(&path, format!("#!/bin/pretend\n{steps}\n")).unwrap();
-            fs_err::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+            write_program(&path, format!("#!/bin/pretend\n{steps}\n"));
         }
         let limits = RunLimits {
             jobs: Some(1),

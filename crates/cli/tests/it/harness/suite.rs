@@ -4,11 +4,11 @@ use std::{
     collections::BTreeMap,
     ffi::{OsStr, OsString},
     fs,
-    os::unix::fs::PermissionsExt as _,
     path::Path,
 };
 
 use serde_json::Value;
+use write_program::write_program;
 
 use super::{Belljar, Lab, Outcome};
 
@@ -47,8 +47,7 @@ impl Lab {
         let name = if name.contains('/') { name.to_owned() } else { format!("t/{name}") };
         let path = self.path("workspace").join(name);
         fs::create_dir_all(path.parent().unwrap_or(Path::new("/"))).expect("directory");
-        fs::write(&path, format!("#!/bin/sh\n{text}\n")).expect("test");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("mode");
+        write_program(&path, format!("#!/bin/sh\n{text}\n"));
     }
 
     /// `belljar test` on those machines, on a host with room for all of them unless told otherwise.

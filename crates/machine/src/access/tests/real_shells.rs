@@ -3,6 +3,8 @@
 use super::*;
 use std::path::Path;
 
+use write_program::write_program;
+
 struct Guest {
     console: Console,
     _program: pty::PtyGuest,
@@ -138,8 +140,7 @@ fn path_with_sh(shell: &str, hide: &[&str]) -> tempfile::TempDir {
     std::os::unix::fs::symlink(which(shell), dir.path().join("sh")).expect("link");
     for name in hide {
         let path = dir.path().join(name);
-        fs_err::write(&path, "#!/bin/dash\necho \"$0: not found\" >&2\nexit 127\n").expect("script");
-        fs_err::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("mode");
+        write_program(&path, "#!/bin/dash\necho \"$0: not found\" >&2\nexit 127\n");
     }
     dir
 }
