@@ -16,6 +16,7 @@ use rustix::process::{WaitOptions, getpid};
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
+use crate::disk_use::DiskUses;
 use crate::systemd::System;
 use crate::{mount_table, sys, text, watchdogs};
 
@@ -43,6 +44,7 @@ pub(crate) struct Baseline {
     mounts: Vec<mount_table::Mounted>,
     /// Watchdogs that run.
     watchdogs: Vec<String>,
+    disks: DiskUses,
     /// What is systemd's, where it is the first process.
     system: Option<System>,
 }
@@ -231,6 +233,7 @@ impl Baseline {
             shares: shares.map(str::to_owned).collect(),
             mounts: mount_table::read(),
             watchdogs: if own_only { Vec::new() } else { watchdogs::running() },
+            disks: if own_only { DiskUses::default() } else { DiskUses::now() },
         }
     }
 
@@ -274,6 +277,9 @@ impl Baseline {
                     found.left = self.stopped_since(&all);
                     // Now, for one that was stopped in order when its program ended does not run.
                     found.left.extend(watchdogs::started(&self.watchdogs));
+                    if found.left.is_empty() {
+                        found.disks = self.disks.since();
+                    }
                 }
                 break;
             }

@@ -56,6 +56,11 @@ impl Mounted {
         &self.kind
     }
 
+    /// The number of its file system, such as `8:1`.
+    pub(crate) fn device(&self) -> &str {
+        &self.device
+    }
+
     fn is_below(&self, directory: &str) -> bool {
         is_below(&self.at, directory)
     }
@@ -96,7 +101,7 @@ fn own_list() -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-fn parse(list: &[u8]) -> Vec<Mounted> {
+pub(crate) fn parse(list: &[u8]) -> Vec<Mounted> {
     let mounted = |m: mountinfo::Mount| Mounted {
         at: text::lossy(&m.at),
         device: m.device,

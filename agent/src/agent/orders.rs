@@ -180,7 +180,7 @@ impl Agent {
             }
         }
         self.tell_of_kernel();
-        self.link.queue(&ToHost::Renewing(found));
+        self.link.queue(&ToHost::Renewing(Box::new(found)));
     }
 
     fn successor(&mut self) -> Result<renew::Prepared, Errno> {

@@ -22,7 +22,7 @@ use belljar_lab::{
     control::{Answer, Class, MAX_LINE, Order},
 };
 use belljar_model::EventKind;
-use belljar_proto::message::{MAX_SAID, Outcome};
+use belljar_proto::message::{DiskInUse, MAX_SAID, Outcome};
 use rustix::{
     cmsg_space,
     net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg},
@@ -392,6 +392,19 @@ impl Lab {
         served.orders.give(order).await.map_err(|error| format!("{}: {error}", what(name)))
     }
 
+    /// Which of these disks of the guest are lab disks, and how they are used, for a person; nothing where none is. One whose serial number the guest's kernel
+    /// does not say may be one.
+    pub(crate) fn in_use(&self, found: &[DiskInUse]) -> Option<String> {
+        let is_ours =
+            |disk: &&DiskInUse| !self.is_empty() && (disk.serial.is_empty() || self.names.contains(&disk.serial));
+        let told = |disk: &DiskInUse| {
+            let name = if disk.serial.is_empty() { "one that does not say its name" } else { &disk.serial };
+            format!("{name} ({}: {})", disk.device, disk.uses.join(", "))
+        };
+        let all: Vec<String> = found.iter().filter(is_ours).map(told).collect();
+        (!all.is_empty()).then(|| all.join(", "))
+    }
+
     /// Whether there is one.
     pub(crate) fn is_empty(&self) -> bool {
         self.names.is_empty()
@@ -463,6 +476,21 @@ impl Lab {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_disks_in_use_those_count_that_are_ours() {
+        let lab = Lab { names: ["data0".to_owned()].into(), ..Lab::default() };
+        let disk = |device: &str, serial: &str| DiskInUse {
+            device: device.into(),
+            serial: serial.into(),
+            uses: vec!["mounted at /srv".into(), "swap".into()],
+        };
+        let found = [disk("vda", "data0"), disk("vdb", "other"), disk("vdc", "")];
+        let told = "data0 (vda: mounted at /srv, swap), one that does not say its name (vdc: mounted at /srv, swap)";
+        assert_eq!(lab.in_use(&found).as_deref(), Some(told));
+        assert_eq!(lab.in_use(&found[1..2]), None);
+        assert_eq!(Lab::default().in_use(&found), None, "a guest without lab disks");
+    }
 
     #[test]
     fn disks_that_hang_by_order_are_known() {

@@ -491,7 +491,8 @@ impl QemuGuest {
             return Ok(Some(why));
         }
         let found = self.ask(Phase::Session, limit, async |session| session.renew().await, observe).await?;
-        Ok(session::of_leftovers(&found, observe))
+        let left = session::of_leftovers(&found, observe);
+        Ok(left.or_else(|| self.machine.watch.disks_in_use(&found.disks)))
     }
 
     /// What the guest died of, or saw of its shares, without anybody having noticed.

@@ -15,7 +15,7 @@ pub const PROGRAM_PORT_NAME: &str = "belljar.program";
 
 /// Version of everything in this crate. Host and agent come from one build, so it only guards
 /// against a stale agent, such as one resumed from an old template.
-pub const VERSION: u16 = 22;
+pub const VERSION: u16 = 23;
 
 /// The exit code of an agent that is to have systemd in a container, and says on standard error why there can be none.
 pub const CANNOT_BE_HAD: i32 = 77;
@@ -516,7 +516,7 @@ pub enum ToHost {
     /// Answer to [`ToAgent::Sync`].
     Synced(SyncReport),
     /// Answer to [`ToAgent::Renew`], the last word of the session if the guest is clean.
-    Renewing(Leftovers),
+    Renewing(Box<Leftovers>),
     /// Somebody in the guest asks the host for something, at any time. What was asked before a command ended is told before its
     /// [`ToHost::Exited`]. Answered by [`ToAgent::Answer`].
     Ask {
@@ -620,6 +620,19 @@ pub struct Leftovers {
     pub gone_count: u32,
     /// Processes that could not be killed, or mounts that are not as they were: the guest is of no more use.
     pub left: Vec<String>,
+    /// Disks that have come to be in use; at most [`MAX_NAMED`]. Whether that matters is for the host to say, who knows which disks these are.
+    pub disks: Vec<DiskInUse>,
+}
+
+/// A disk of the guest that something uses.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskInUse {
+    /// The kernel's name, such as `vda`.
+    pub device: String,
+    /// Its serial number; empty where the kernel does not say.
+    pub serial: String,
+    /// How it is used, for a person, such as `mounted at /srv`.
+    pub uses: Vec<String>,
 }
 
 /// Most processes or mounts that are named.

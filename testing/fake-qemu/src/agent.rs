@@ -11,9 +11,9 @@ use std::{collections::HashMap, path::PathBuf, sync::Arc, thread, time::Duration
 use belljar_proto::{
     frame::{Assembler, Decoder, Kind, MAX_MESSAGE},
     message::{
-        Announce, BootSign, DiskContent, ExecId, KernelNews, Leftovers, MACHINE_WORDS, Mount, MountFault, Nonce,
-        Outcome, OutputEnd, Question, SetupReport, ShutdownHow, Source, Status, SyncFault, SyncReport, ToAgent, ToHost,
-        VERSION,
+        Announce, BootSign, DiskContent, DiskInUse, ExecId, KernelNews, Leftovers, MACHINE_WORDS, Mount, MountFault,
+        Nonce, Outcome, OutputEnd, Question, SetupReport, ShutdownHow, Source, Status, SyncFault, SyncReport, ToAgent,
+        ToHost, VERSION,
     },
 };
 
@@ -166,7 +166,7 @@ impl Manners {
             )?,
             has_fuse: step.text("fuse").is_some(),
             quiesce: one_of(step, "quiesce", &["ok", "left", "never", "die"])?,
-            renew: one_of(step, "renew", &["ok", "left", "never", "die", "stray"])?,
+            renew: one_of(step, "renew", &["ok", "left", "disk", "never", "die", "stray"])?,
             marks: step.count("marks")?.and_then(|n| u32::try_from(n).ok()).unwrap_or(0),
             asks: step.text("asks").iter().flat_map(|asks| asks.split(',')).map(|ask| ask.replace('+', " ")).collect(),
             shutdown: one_of(step, "shutdown", &["ok", "panic", "slow", "refused", "gone"])?,
@@ -529,12 +529,17 @@ impl Agent {
             "never" => return,
             "die" if fresh => return self.shared.machine.end(End::Signal(11)),
             "left" if fresh => found.left.push("the process stuck (412), which does not end".into()),
+            "disk" if fresh => found.disks.push(DiskInUse {
+                device: "vda".into(),
+                serial: "data0".into(),
+                uses: vec!["mounted at /srv".into()],
+            }),
             _ => {}
         }
         for (_, running) in self.running.drain().filter(|_| fresh) {
             running.signal(9);
         }
-        self.say(&ToHost::Renewing(found.clone()));
+        self.say(&ToHost::Renewing(Box::new(found.clone())));
         if fresh && found.left.is_empty() {
             self.begin_again();
         }

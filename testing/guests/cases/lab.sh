@@ -203,6 +203,51 @@ TOML
     want_line 'cable plugged out; it was plugged in'
 }
 
+# A disk that one test leaves mounted, swapped to, or in a mapped device is not the next test's, nor are its errors; what a set-up mounted stays.
+test_left_in_use() {
+    mkdir -p ws/t
+    cat >ws/belljar.toml <<'TOML'
+[[suites]]
+name = "s"
+tests = "t/*.sh"
+setup = "setup.sh"
+isolation = "suite"
+disks = [
+    { size = "64MiB", serial = "data0", lab = true },
+    { size = "64MiB", serial = "data1", lab = true, bus = "scsi" },
+    { size = "64MiB", serial = "kept", lab = true },
+    { size = "64MiB", serial = "plain" },
+]
+TOML
+    cat >ws/setup.sh <<'SH'
+#!/bin/sh
+set -e
+mkfs.ext4 -q /dev/vdb && mkdir -p /mnt/kept && mount /dev/vdb /mnt/kept
+SH
+    # Its errors come for as long as it is mounted.
+    cat >ws/t/1-mounted.sh <<'SH'
+#!/bin/sh
+set -e
+mkfs.ext4 -q /dev/vda && mkdir -p /mnt/x && mount -o errors=continue /dev/vda /mnt/x
+echo x >/mnt/x/f && sync /mnt/x/f
+belljar-ctl disk data0 error write
+echo y >/mnt/x/g; sync /mnt/x/g || echo failed
+SH
+    printf '#!/bin/sh\nset -e\n[ -e /mnt/kept/lost+found ] && ! grep /dev/vda /proc/mounts\nmkfs.ext4 -q -F /dev/vda\nmkswap /dev/sda && swapon /dev/sda\n' >ws/t/2-swap.sh
+    printf '#!/bin/sh\nset -e\nmodprobe dm_mod 2>/dev/null || :\ndmsetup create held --table "0 1024 linear $(cat /sys/block/vda/dev) 0"\n' >ws/t/3-mapped.sh
+    printf '#!/bin/sh\nset -e\nunshare -m sh -c "mkfs.ext4 -q -F /dev/vda && mount /dev/vda /srv && touch /srv/x"\n' >ws/t/4-elsewhere.sh
+    printf '#!/bin/sh\nset -e\nmkfs.ext4 -q /dev/vdc && mkdir -p /mnt/y && mount /dev/vdc /mnt/y\nmkdir -p /mnt/z && mount --bind /mnt/kept /mnt/z\n' >ws/t/5-plain.sh
+    printf '#!/bin/sh\n[ -e /mnt/kept/lost+found ] && [ -e /mnt/y/lost+found ]\n' >ws/t/6-last.sh
+    chmod +x ws/setup.sh ws/t/*
+    bjt -v -j1
+    want_code 0
+    want_line '6 passed'
+    want_line 'has left lab disks in use: data0 \(vda: mounted at /mnt/x\)'
+    want_line 'has left lab disks in use: data1 \(sda: swap\)'
+    want_line 'has left lab disks in use: data0 \(vda: part of dm-0 \(held\)\)'
+    [ "$(grep -c 'a new guest is taken' out)" = 3 ] || fail 'not three guests were given up'
+}
+
 # As a test of a file system would do it, on an image that nobody prepared: what was synced survives, what a disk loses is noticed.
 # fixtures: debian-bookworm
 test_in_an_image() {

@@ -141,6 +141,28 @@ fn a_guest_in_which_something_is_left_is_not_used_again() {
 }
 
 #[test]
+fn a_lab_disk_that_is_left_in_use_takes_the_guest_with_it() {
+    for (disk, guests) in [("serial = \"data0\", lab = true", 2), ("serial = \"data0\"", 1)] {
+        let lab = Lab::new();
+        let guest = lab.machine("m", "[serial]\ndrain\n[agent]\nagent renew=disk\n");
+        let config = format!(
+            "{}\nisolation = \"suite\"\ndisks = [{{ size = \"1MiB\", {disk} }}]\n",
+            SUITE.replace("\"g\"", "\"m\"")
+        );
+        lab.suite(&format!("{guest}\n{config}"), &[("1-before", "exit 0"), ("2-after", "exit 0")]);
+        let outcome = lab.test([""; 0]).go();
+        outcome.code(0);
+        assert_eq!(outcome.told("guest-started", "").len(), guests, "{disk}");
+        let told = outcome.told("warning", "");
+        let said = |w: &serde_json::Value| {
+            let text = w["message"].as_str().unwrap_or_default();
+            text.contains("has left lab disks in use: data0 (vda: mounted at /srv)")
+        };
+        assert_eq!(told.iter().any(said), guests == 2, "{disk}: {told:?}");
+    }
+}
+
+#[test]
 fn what_one_test_left_is_not_told_of_the_next() {
     let lab = Lab::new();
     let guest = lab.machine("m", "[serial]\ndrain\n[agent]\nagent renew=left sync=covered\n");

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use belljar_guest_spec::{Guards, machine_order::MachineOrder};
 use belljar_model::EventKind;
-use belljar_proto::message::{MAX_QUESTION, Outcome, Question};
+use belljar_proto::message::{DiskInUse, MAX_QUESTION, Outcome, Question};
 
 use super::{Expectation, Watch, power::Power};
 use crate::{
@@ -115,6 +115,13 @@ impl Watch {
             }
         }
         Ok(None)
+    }
+
+    /// Why the guest is of no more use, if of these disks that an earlier test has left in use one is a lab disk: the next test's faults would be those of
+    /// whatever uses it.
+    pub(crate) fn disks_in_use(&self, found: &[DiskInUse]) -> Option<String> {
+        let used = self.desk.lab().in_use(found)?;
+        Some(format!("an earlier test has left lab disks in use: {used}"))
     }
 
     /// The command has ended: what it has ordered is done, for a while at most, and what is not is told, and is not done any more.

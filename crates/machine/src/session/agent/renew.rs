@@ -2,7 +2,7 @@
 //! only then the new session gets its tag.
 
 use belljar_proto::frame::Encoder;
-use belljar_proto::message::{Leftovers, MAX_NAMED, ToAgent, ToHost, VERSION};
+use belljar_proto::message::{DiskInUse, Leftovers, MAX_NAMED, ToAgent, ToHost, VERSION};
 
 use super::AgentSession;
 use super::connect::session_tag;
@@ -46,16 +46,22 @@ impl AgentSession {
         self.send(&ToAgent::Renew { fresh }).await?;
         let found = self
             .wait("the end of what an earlier test left", |message| match message {
-                ToHost::Renewing(found) => Ok(found),
+                ToHost::Renewing(found) => Ok(*found),
                 other => Err(other),
             })
             .await?;
-        let words = |all: Vec<String>| all.iter().take(MAX_NAMED).map(|text| clean(text)).collect();
+        let words = |all: Vec<String>| -> Vec<String> { all.iter().take(MAX_NAMED).map(|text| clean(text)).collect() };
+        let cleaned = |DiskInUse { device, serial, uses }: DiskInUse| DiskInUse {
+            device: clean(&device),
+            serial: clean(&serial),
+            uses: words(uses),
+        };
         Ok(Leftovers {
             killed: words(found.killed),
             stopped: words(found.stopped),
             gone: words(found.gone),
             left: words(found.left),
+            disks: found.disks.into_iter().take(MAX_NAMED).map(cleaned).collect(),
             ..found
         })
     }

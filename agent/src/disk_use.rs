@@ -1,0 +1,319 @@
+//! Disks of the guest that are in use: mounted, swapped to, or part of another block device (device mapper, RAID, LVM, bcache).
+//!
+//! What the kernel says of a use gives it a name. Whether there is one is found out by asking for the disk alone (`O_EXCL`, open(2)), which the kernel refuses
+//! while somebody has it: so a use is found in whatever mount namespace it is, and of whatever kind.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use belljar_proto::message::{DiskInUse, MAX_NAMED};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use crate::mount_table::{self, Mounted};
+use crate::{sys, text};
+
+/// Where the system itself is, or may come to be mounted at any time.
+const OF_THE_SYSTEM: &[&str] = &["/", "/boot", "/boot/efi", "/efi"];
+/// How long a disk may take to be let go of by somebody who has ended.
+const LETTING_GO: Duration = Duration::from_secs(3);
+/// How often is looked meanwhile.
+const LOOK: Duration = Duration::from_millis(50);
+/// Most block devices above one another.
+const MAX_DEPTH: usize = 16;
+
+/// Disks that are in use, by the kernel's name.
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct DiskUses(BTreeMap<String, DiskUse>);
+
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct DiskUse {
+    serial: String,
+    /// What each use is by, such as the number of a file system; and how it is told.
+    uses: BTreeMap<String, String>,
+    /// Somebody has it for himself.
+    claimed: bool,
+}
+
+impl DiskUses {
+    /// Those that are in use now.
+    pub(crate) fn now() -> Self {
+        let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
+        Kernel { sys: Path::new("/sys"), mounts: &mount_table::read(), swaps: &swap_devices(&swaps), is_claimed }.uses()
+    }
+
+    /// What has come to be in use since then. What nobody can name is given a moment to end.
+    pub(crate) fn since(&self) -> Vec<DiskInUse> {
+        let until = Instant::now() + LETTING_GO;
+        loop {
+            let new = self.new_of(&Self::now());
+            let is_settled = new.iter().all(|disk| !disk.uses.is_empty());
+            if is_settled || Instant::now() >= until {
+                return new.into_iter().map(named).take(MAX_NAMED).collect();
+            }
+            sys::poll(&mut [], Some(LOOK));
+        }
+    }
+
+    fn new_of(&self, now: &Self) -> Vec<DiskInUse> {
+        let none = DiskUse::default();
+        let new = |(device, now): (&String, &DiskUse)| {
+            let was = self.0.get(device).unwrap_or(&none);
+            let uses = now.uses.iter().filter(|(by, _)| !was.uses.contains_key(*by));
+            let uses: Vec<String> = uses.map(|(_, shown)| shown.clone()).take(MAX_NAMED).collect();
+            // Where a use of it has a name, that one claims it.
+            let is_claimed = now.claimed && !was.claimed && now.uses.is_empty();
+            let (device, serial) = (device.clone(), now.serial.clone());
+            (is_claimed || !uses.is_empty()).then_some(DiskInUse { device, serial, uses })
+        };
+        now.0.iter().filter_map(new).collect()
+    }
+}
+
+fn named(mut disk: DiskInUse) -> DiskInUse {
+    if disk.uses.is_empty() {
+        disk.uses.push("in use, the kernel does not say by whom".to_owned());
+    }
+    disk
+}
+
+/// Whether somebody has the block device of this name for himself.
+fn is_claimed(name: &str, number: &str) -> bool {
+    let node = Path::new("/dev").join(name);
+    let is_it = |meta: &fs::Metadata| meta.file_type().is_block_device() && of_number(meta.rdev()) == number;
+    if !fs::symlink_metadata(&node).is_ok_and(|meta| is_it(&meta)) {
+        return false;
+    }
+    let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    rustix::fs::open(&node, flags, Mode::empty()).is_err_and(|errno| errno == Errno::BUSY)
+}
+
+/// A device's number as the kernel writes it, `8:1`.
+fn of_number(device: u64) -> String {
+    format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device))
+}
+
+/// The numbers of the block devices that are swapped to, by `/proc/swaps` (proc_swaps(5)).
+fn swap_devices(list: &str) -> BTreeSet<String> {
+    let paths = list.lines().skip(1).filter_map(|line| line.split_ascii_whitespace().next());
+    let block = paths.filter_map(|path| fs::metadata(path).ok()).filter(|meta| meta.file_type().is_block_device());
+    block.map(|meta| of_number(meta.rdev())).collect()
+}
+
+/// What the kernel says.
+struct Kernel<'a, Claimed> {
+    /// Where its `/sys` is.
+    sys: &'a Path,
+    mounts: &'a [Mounted],
+    /// Numbers of the devices that are swapped to.
+    swaps: &'a BTreeSet<String>,
+    /// Whether the device of this name and number is somebody's.
+    is_claimed: Claimed,
+}
+
+impl<Claimed: Fn(&str, &str) -> bool> Kernel<'_, Claimed> {
+    fn uses(&self) -> DiskUses {
+        let block = self.sys.join("block");
+        let disks = entries(&block).into_iter().filter_map(|name| {
+            let dir = block.join(&name);
+            // One that has no device of its own is made of others.
+            dir.join("device").exists().then(|| {
+                let mut uses = BTreeMap::new();
+                self.add_uses(&name, &dir, None, 0, &mut uses);
+                let claimed = (self.is_claimed)(&name, &number(&dir));
+                let of_system = self.is_of_system(&dir);
+                let serial = serial(&dir);
+                (name, DiskUse { serial, uses, claimed: claimed && !of_system })
+            })
+        });
+        DiskUses(disks.filter(|(_, disk)| disk.claimed || !disk.uses.is_empty()).collect())
+    }
+
+    /// Whether the system is on it, which has it for itself.
+    fn is_of_system(&self, dir: &Path) -> bool {
+        let numbers: Vec<String> = self.parts(dir).into_iter().map(|(_, dir)| number(&dir)).collect();
+        self.mounts.iter().any(|mount| is_system(mount) && numbers.iter().any(|number| number == mount.device()))
+    }
+
+    /// The device and its partitions: name and directory.
+    fn parts(&self, dir: &Path) -> Vec<(String, PathBuf)> {
+        let name = dir.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let parts = entries(dir).into_iter().map(|name| (name.clone(), dir.join(name)));
+        let parts = parts.filter(|(_, dir)| dir.join("partition").exists());
+        std::iter::once((name, dir.to_owned())).chain(parts).collect()
+    }
+
+    /// Adds how a block device, its partitions and all that is made of them are used. `by`: how the device is told, unless it is the disk itself.
+    fn add_uses(&self, name: &str, dir: &Path, by: Option<&str>, depth: usize, uses: &mut BTreeMap<String, String>) {
+        if depth > MAX_DEPTH {
+            return;
+        }
+        let through = by.map(|by| format!(" through {by}")).unwrap_or_default();
+        let mut parts = self.parts(dir);
+        if let Some(first) = parts.first_mut() {
+            name.clone_into(&mut first.0);
+        }
+        for (name, dir) in parts {
+            let number = number(&dir);
+            let of_it: Vec<&Mounted> = self.mounts.iter().filter(|mount| mount.device() == number).collect();
+            if let Some(mount) = of_it.first().filter(|_| !of_it.iter().any(|mount| is_system(mount))) {
+                uses.insert(format!("mount {number}"), format!("mounted at {}{through}", mount.at));
+            }
+            if self.swaps.contains(&number) {
+                uses.insert(format!("swap {number}"), format!("swap{through}"));
+            }
+            for file_system in entries(&self.sys.join("fs/btrfs")) {
+                // The numbers of its mounts are its own.
+                if self.sys.join("fs/btrfs").join(&file_system).join("devices").join(&name).exists() {
+                    uses.insert(format!("btrfs {file_system}"), format!("a mounted btrfs{through}"));
+                }
+            }
+            for holder in entries(&dir.join("holders")) {
+                let above = self.sys.join("block").join(&holder);
+                let shown = match read(&above.join("dm/name")) {
+                    Some(name) => format!("{holder} ({name})"),
+                    None => holder.clone(),
+                };
+                let is_new = uses.insert(format!("holder {holder}"), format!("part of {shown}{through}")).is_none();
+                if is_new {
+                    self.add_uses(&holder, &above, Some(&shown), depth + 1, uses);
+                }
+            }
+        }
+    }
+}
+
+fn is_system(mount: &Mounted) -> bool {
+    OF_THE_SYSTEM.contains(&&*mount.at)
+}
+
+fn entries(dir: &Path) -> Vec<String> {
+    let all = fs::read_dir(dir).into_iter().flatten().flatten();
+    all.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+fn read(path: &Path) -> Option<String> {
+    fs::read(path).ok().map(|bytes| text::lossy(&bytes).trim().to_owned()).filter(|text| !text.is_empty())
+}
+
+fn number(dir: &Path) -> String {
+    read(&dir.join("dev")).unwrap_or_default()
+}
+
+/// The disk's serial number; nothing where the kernel does not say.
+fn serial(dir: &Path) -> String {
+    let plain = || read(&dir.join("serial")).or_else(|| read(&dir.join("device/serial")));
+    // A page of the disk's own words: four bytes, and the number (SPC, "Unit Serial Number VPD page").
+    let page = || {
+        let page = fs::read(dir.join("device/vpd_pg80")).ok()?;
+        Some(text::lossy(page.get(4..)?).trim_matches(|c: char| c.is_whitespace() || c == '\0').to_owned())
+    };
+    plain().or_else(page).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(at: &Path, text: &str) {
+        fs::create_dir_all(at.parent().unwrap()).unwrap();
+        fs::write(at, text).unwrap();
+    }
+
+    /// A `/sys` with a disk of the system, a disk with a partition, a SCSI disk, and a mapped device.
+    fn sys() -> tempfile::TempDir {
+        let sys = tempfile::tempdir().unwrap();
+        for (name, number, is_disk) in
+            [("vda", "254:0", true), ("vdb", "254:16", true), ("sda", "8:0", true), ("dm-0", "253:0", false)]
+        {
+            write(&sys.path().join("block").join(name).join("dev"), &format!("{number}\n"));
+            if is_disk {
+                fs::create_dir(sys.path().join("block").join(name).join("device")).unwrap();
+            }
+        }
+        write(&sys.path().join("block/vdb/serial"), "data0");
+        write(&sys.path().join("block/vdb/vdb1/partition"), "1\n");
+        write(&sys.path().join("block/vdb/vdb1/dev"), "254:17\n");
+        write(&sys.path().join("block/sda/device/vpd_pg80"), "\0\u{7f}\0\u{5}data1");
+        write(&sys.path().join("block/vda/vda1/partition"), "1\n");
+        write(&sys.path().join("block/vda/vda1/dev"), "254:1\n");
+        sys
+    }
+
+    const ROOT: &str = "22 1 254:1 / / rw - ext4 /dev/vda1 rw\n";
+
+    fn uses(sys: &Path, mounts: &str, swaps: &[&str], claimed: &[&str]) -> DiskUses {
+        let mounts = mount_table::parse(format!("{ROOT}{mounts}").as_bytes());
+        let swaps = swaps.iter().map(|&number| number.to_owned()).collect();
+        let is_claimed = |name: &str, _: &str| claimed.contains(&name);
+        Kernel { sys, mounts: &mounts, swaps: &swaps, is_claimed }.uses()
+    }
+
+    fn told(was: &DiskUses, now: &DiskUses) -> Vec<String> {
+        let all = was.new_of(now).into_iter().map(named);
+        all.map(|disk| format!("{} {}: {}", disk.device, disk.serial, disk.uses.join(", "))).collect()
+    }
+
+    #[test]
+    fn what_came_to_be_in_use_is_named() {
+        let sys = sys();
+        let nothing = uses(sys.path(), "", &[], &["vda"]);
+        assert_eq!(nothing, DiskUses::default(), "the system's own disk is no use");
+        let mounted =
+            uses(sys.path(), "40 22 254:17 / /srv rw - ext4 /dev/vdb1 rw\n", &["8:0"], &["vda", "vdb", "sda"]);
+        assert_eq!(told(&nothing, &mounted), ["sda data1: swap", "vdb data0: mounted at /srv"]);
+        assert_eq!(told(&mounted, &mounted), [""; 0], "a set-up's");
+        let elsewhere = "40 22 254:17 / /srv rw - ext4 x rw\n41 22 254:17 /a /mnt rw - ext4 x rw\n";
+        assert_eq!(
+            told(&mounted, &uses(sys.path(), elsewhere, &["8:0"], &["vdb", "sda"])),
+            [""; 0],
+            "the same file system"
+        );
+        assert_eq!(told(&mounted, &nothing), [""; 0]);
+    }
+
+    #[test]
+    fn what_is_made_of_a_disk_uses_it() {
+        let sys = sys();
+        let nothing = uses(sys.path(), "", &[], &[]);
+        fs::create_dir_all(sys.path().join("block/sda/holders/dm-0")).unwrap();
+        fs::create_dir_all(sys.path().join("block/vdb/vdb1/holders/dm-0")).unwrap();
+        write(&sys.path().join("block/dm-0/dm/name"), "vg-data\n");
+        let held = uses(sys.path(), "", &[], &[]);
+        let both = ["sda data1: part of dm-0 (vg-data)", "vdb data0: part of dm-0 (vg-data)"];
+        assert_eq!(told(&nothing, &held), both);
+        let mounted = uses(sys.path(), "40 22 253:0 / /srv rw - xfs /dev/dm-0 rw\n", &[], &[]);
+        let through = "mounted at /srv through dm-0 (vg-data)";
+        assert_eq!(told(&held, &mounted), [format!("sda data1: {through}"), format!("vdb data0: {through}")]);
+        // A ring has an end.
+        fs::create_dir_all(sys.path().join("block/dm-0/holders/dm-0")).unwrap();
+        assert_eq!(told(&nothing, &uses(sys.path(), "", &[], &[])).len(), 2);
+    }
+
+    #[test]
+    fn a_use_without_a_name_is_one() {
+        let sys = sys();
+        let nothing = uses(sys.path(), "", &[], &["vda"]);
+        let claimed = uses(sys.path(), "", &[], &["vda", "vdb"]);
+        assert_eq!(told(&nothing, &claimed), ["vdb data0: in use, the kernel does not say by whom"]);
+        assert_eq!(told(&claimed, &claimed), [""; 0]);
+        fs::create_dir_all(sys.path().join("fs/btrfs/7f/devices/vdb")).unwrap();
+        let btrfs = uses(sys.path(), "", &[], &["vda", "vdb"]);
+        assert_eq!(told(&nothing, &btrfs), ["vdb data0: a mounted btrfs"]);
+        // Something of the system's is mounted when it is first looked at.
+        let boot = uses(sys.path(), "40 22 254:16 / /boot rw - vfat /dev/vdb rw\n", &[], &["vda", "vdb"]);
+        assert_eq!(told(&btrfs, &boot), [""; 0]);
+    }
+
+    #[test]
+    fn swap_is_read_as_the_kernel_writes_it() {
+        assert!(swap_devices("Filename Type Size Used Priority\n/proc/self/stat file 1 0 -2\nx\n\n").is_empty());
+        assert!(swap_devices("").is_empty());
+        // This machine's own is read without harm.
+        drop(DiskUses::now());
+    }
+}
