@@ -153,6 +153,8 @@ pub struct Fault {
     pub operations: Operations,
     /// Only those that touch these bytes. A flush touches all of them.
     pub range: Option<Range>,
+    /// Only those that come by this path of a disk that has several, counted from 0.
+    pub path: Option<u32>,
     /// So many that it would befall go by first.
     pub after: u64,
     /// How many it befalls then; all of them where nothing is said.
@@ -221,11 +223,12 @@ impl FromStr for Fault {
             return Err(format!("{word} befalls {possible}, not {operations}"));
         }
         let effect = given.effect(word)?;
-        let Given { range, after, times, chance, seed, .. } = given;
+        let Given { range, path, after, times, chance, seed, .. } = given;
         let fault = Self {
             effect,
             operations,
             range,
+            path,
             after: after.unwrap_or(0),
             times,
             chance: chance.unwrap_or(CERTAIN),
@@ -278,6 +281,7 @@ fn of_words(text: &str) -> Result<Operations, String> {
 #[derive(Default)]
 struct Given {
     range: Option<Range>,
+    path: Option<u32>,
     after: Option<u64>,
     times: Option<u64>,
     chance: Option<u32>,
@@ -294,6 +298,11 @@ impl Given {
         let wrong = |what: String| format!("{key}={value} is {what}");
         let twice = match key {
             "at" => self.range.replace(range(value).map_err(wrong)?).is_some(),
+            "path" => {
+                let path =
+                    value.parse().map_err(|_| wrong("no number of a path; they are counted from 0".to_owned()))?;
+                self.path.replace(path).is_some()
+            }
             "after" => self.after.replace(number()?).is_some(),
             "times" => {
                 let times = number()?;
@@ -315,7 +324,7 @@ impl Given {
             "keep" => self.keep.replace(bytes(value).map_err(wrong)?).is_some(),
             _ => {
                 return Err(format!(
-                    "{key}= is not known; there are at=, after=, times=, chance=, seed=, errno=, by= and keep="
+                    "{key}= is not known; there are at=, path=, after=, times=, chance=, seed=, errno=, by= and keep="
                 ));
             }
         };
@@ -433,6 +442,9 @@ impl fmt::Display for Fault {
         if let Some(range) = self.range {
             write!(f, " at={range}")?;
         }
+        if let Some(path) = self.path {
+            write!(f, " path={path}")?;
+        }
         if self.after > 0 {
             write!(f, " after={}", self.after)?;
         }
@@ -518,6 +530,7 @@ mod tests {
             read("error write,flush read errno=ENOSPC at=1MiB+4KiB after=3 times=1 chance=25% seed=7").to_string(),
             "error read,write,flush errno=ENOSPC at=2048s+8s after=3 times=1 chance=0.25 seed=7"
         );
+        assert_eq!(read("hang path=1 write").to_string(), "hang write path=1");
         assert_eq!(read("delay by=1500ms").effect, Effect::Delay(Duration::from_millis(1500)));
         assert_eq!(read("lose flush").to_string(), "lose flush");
         assert_eq!(read("tear").effect, Effect::Tear(512));
@@ -552,6 +565,7 @@ mod tests {
             ("error chance=NaN", "no probability"),
             ("error seed=1", "goes with chance="),
             ("error after=1 after=2", "twice"),
+            ("error path=-1", "counted from 0"),
             ("error often=1", "not known"),
         ] {
             let error = refused(text);
@@ -571,7 +585,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn anything_is_read_or_refused(text in "(error|hang|delay|lose|tear|misplace|flip)?( ?(read|write|all|,|at=|by=|keep=|[0-9s+%.]{1,12}))*") {
+        fn anything_is_read_or_refused(text in "(error|hang|delay|lose|tear|misplace|flip)?( ?(read|write|all|,|at=|path=|by=|keep=|[0-9s+%.]{1,12}))*") {
             if let Ok(fault) = text.parse::<Fault>() {
                 let again: Fault = fault.to_string().parse().unwrap();
                 prop_assert_eq!(again.to_string(), fault.to_string());

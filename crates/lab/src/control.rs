@@ -58,8 +58,8 @@ pub enum Order {
     Keep,
     /// It is as it was at [`Keep`](Self::Keep), but for its bytes, its counts and its log: faults, damage, rate, capacity and power.
     Renew,
-    /// QEMU is another one from now on: its line comes with this order (`SCM_RIGHTS`, unix(7)).
-    Connect,
+    /// QEMU is another one from now on: its line for the path of this number comes with this order (`SCM_RIGHTS`, unix(7)).
+    Connect(u32),
 }
 
 /// What an order does.

@@ -45,10 +45,11 @@ impl Armed {
     }
 
     /// Whether it befalls this request.
-    fn befalls(&mut self, operation: Operation, offset: u64, length: u64) -> bool {
-        let Fault { operations, range, after, times, chance, .. } = self.fault;
+    fn befalls(&mut self, operation: Operation, request: &Request<'_>) -> bool {
+        let Fault { operations, range, path, after, times, chance, .. } = self.fault;
+        let (offset, length) = (request.offset, u64::from(request.length));
         let there = operation == Operation::Flush || range.is_none_or(|range| range.touches(offset, length));
-        if !operations.has(operation) || !there {
+        if !operations.has(operation) || !there || path.is_some_and(|path| path != request.path) {
             return false;
         }
         self.seen += 1;
@@ -126,6 +127,8 @@ enum Power {
 pub struct LabDisk {
     store: Store,
     read_only: bool,
+    /// By how many paths requests come.
+    paths: u32,
     /// Made of its name: what decides where no seed is given, so that two disks do not fail alike.
     seed: u64,
     begun: Instant,
@@ -153,6 +156,7 @@ impl LabDisk {
         Self {
             store,
             read_only,
+            paths: 1,
             seed: seed_of(name),
             begun: Instant::now(),
             now: Told::default(),
@@ -167,6 +171,17 @@ impl LabDisk {
             power: Power::On,
             broken: None,
         }
+    }
+
+    /// The same, to which so many paths lead.
+    #[must_use]
+    pub fn with_paths(self, paths: u32) -> Self {
+        Self { paths, ..self }
+    }
+
+    /// How many paths lead to it.
+    pub fn paths(&self) -> u32 {
+        self.paths
     }
 
     /// What a client is told of it.
@@ -199,9 +214,8 @@ impl LabDisk {
         let mut fate = Fate { came: now, turn: None, held: None, effect: None, fault: None, bit: 0 };
         let Some(operation) = request.operation else { return fate };
         fate.turn = self.take_turn(request, now);
-        let (offset, length) = (request.offset, u64::from(request.length));
         let Some(armed) =
-            self.now.faults.iter_mut().find_map(|armed| armed.befalls(operation, offset, length).then_some(armed))
+            self.now.faults.iter_mut().find_map(|armed| armed.befalls(operation, request).then_some(armed))
         else {
             return fate;
         };
@@ -414,6 +428,10 @@ impl LabDisk {
                 if fault.range.is_some_and(|range| range.start >= self.store.size()) {
                     return Err(format!("at= is behind the disk's end, which is at {}", self.store.size()));
                 }
+                if let Some(path) = fault.path.filter(|path| *path >= self.paths) {
+                    let there = if self.paths == 1 { "1 path".to_owned() } else { format!("{} paths", self.paths) };
+                    return Err(format!("path={path}: the disk has {there}, counted from 0"));
+                }
                 self.last_fault += 1;
                 let number = self.last_fault;
                 let seed = fault.seed.unwrap_or_else(|| mixed(self.seed, number.into(), 0) >> 32);
@@ -503,7 +521,7 @@ impl LabDisk {
             }
             Order::Renew => Ok(Answer::Renewed(self.renew())),
             // The server's loop does that.
-            Order::Connect => Err("there is no line with it".to_owned()),
+            Order::Connect(_) => Err("there is no line with it".to_owned()),
         }
     }
 

@@ -66,6 +66,8 @@ pub struct Request<'a> {
     pub fua: bool,
     /// What is to be written.
     pub payload: &'a [u8],
+    /// By which of the disk's paths it has come, counted from 0. The server's loop knows that.
+    pub path: u32,
 }
 
 /// The next thing that a client said.
@@ -202,7 +204,7 @@ fn request(bytes: &[u8]) -> Result<Option<(usize, Said<'_>)>, Malformed> {
     let taken = REQUEST_LENGTH + payload as usize;
     let Some(payload) = bytes.get(REQUEST_LENGTH..taken) else { return Ok(None) };
     let fua = flags & FLAG_FUA != 0;
-    Ok(Some((taken, Said::Request(Request { cookie, operation, offset, length, fua, payload }))))
+    Ok(Some((taken, Said::Request(Request { cookie, operation, offset, length, fua, payload, path: 0 }))))
 }
 
 /// Bytes that are missing until what `bytes` begins with is there as a whole, as far as can be told.

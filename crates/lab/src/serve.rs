@@ -55,18 +55,21 @@ struct Waiting {
     length: u32,
     fua: bool,
     payload: Vec<u8>,
+    path: u32,
     fate: Fate,
 }
 
 impl Waiting {
     fn of(request: &Request<'_>, fate: Fate) -> Self {
-        let Request { cookie, operation, offset, length, fua, payload } = *request;
-        Self { cookie, operation, offset, length, fua, payload: payload.to_vec(), fate }
+        let Request { cookie, operation, offset, length, fua, payload, path } = *request;
+        Self { cookie, operation, offset, length, fua, payload: payload.to_vec(), path, fate }
     }
 
-    fn request(&self) -> Request<'_> {
-        let Self { cookie, operation, offset, length, fua, payload, .. } = self;
-        Request { cookie: *cookie, operation: *operation, offset: *offset, length: *length, fua: *fua, payload }
+    /// What was asked, and what becomes of it.
+    fn parts(&mut self) -> (Request<'_>, &mut Fate) {
+        let Self { cookie, operation, offset, length, fua, payload, path, fate } = self;
+        let (cookie, operation, offset, length, fua, path) = (*cookie, *operation, *offset, *length, *fua, *path);
+        (Request { cookie, operation, offset, length, fua, payload, path }, fate)
     }
 }
 
@@ -133,8 +136,9 @@ impl Outgoing {
     }
 }
 
-/// QEMU's end of the disk.
+/// QEMU's end of one of the disk's paths.
 struct Client {
+    path: u32,
     stream: UnixStream,
     conversation: Conversation,
     incoming: Incoming,
@@ -142,11 +146,11 @@ struct Client {
 }
 
 impl Client {
-    fn begin(stream: UnixStream, disk: &LabDisk) -> io::Result<Self> {
+    fn begin(path: u32, stream: UnixStream, disk: &LabDisk) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
         let mut outgoing = Outgoing::default();
         let conversation = Conversation::begin(disk.export(), &mut outgoing.buffer);
-        Ok(Self { stream, conversation, incoming: Incoming::default(), outgoing })
+        Ok(Self { path, stream, conversation, incoming: Incoming::default(), outgoing })
     }
 }
 
@@ -179,18 +183,19 @@ impl Read for &mut Control {
 struct Obeyed {
     /// Belljar is still there.
     stays: bool,
-    /// The line to a QEMU that takes the place of the one before.
-    line: Option<UnixStream>,
+    /// The lines to a QEMU that takes the place of the one before, with their paths.
+    lines: Vec<(u32, UnixStream)>,
 }
 
-/// Serves a disk until Belljar closes `control`.
+/// Serves a disk until Belljar closes `control`. `qemu` are the lines to QEMU, one for each path of the disk.
 ///
 /// # Errors
 /// When QEMU or Belljar say what they never say, or a socket does not work.
-pub fn serve(mut disk: LabDisk, qemu: UnixStream, control: UnixStream) -> Result<(), ServeError> {
+pub fn serve(mut disk: LabDisk, qemu: Vec<UnixStream>, control: UnixStream) -> Result<(), ServeError> {
     control.set_nonblocking(true)?;
     let mut control = Control { stream: control, lines: VecDeque::new() };
-    let mut client = Some(Client::begin(qemu, &disk)?);
+    let begun = (0..).zip(qemu).map(|(path, stream)| Client::begin(path, stream, &disk));
+    let mut clients = begun.collect::<io::Result<Vec<_>>>()?;
     let mut orders = Incoming::default();
     let mut answers = Outgoing::default();
     let mut waiting: Vec<Waiting> = Vec::new();
@@ -198,24 +203,26 @@ pub fn serve(mut disk: LabDisk, qemu: UnixStream, control: UnixStream) -> Result
         if let Some(error) = disk.take_broken() {
             return Err(ServeError::Host(error));
         }
-        let (of_qemu, of_belljar) = wait(client.as_ref(), &control.stream, &answers, &waiting, &disk)?;
+        let (of_qemu, of_belljar) = wait(&clients, &control.stream, &answers, &waiting, &disk)?;
         let over = PollFlags::HUP | PollFlags::ERR;
         if of_belljar.intersects(PollFlags::IN | over) {
             let obeyed = take_orders(&mut control, &mut orders, &mut answers, &mut disk)?;
             let now = Instant::now();
-            for Waiting { cookie, operation, offset, length, fua, payload, fate } in &mut waiting {
-                let (cookie, operation, offset) = (*cookie, *operation, *offset);
-                let request = Request { cookie, operation, offset, length: *length, fua: *fua, payload };
+            for one in &mut waiting {
+                let (request, fate) = one.parts();
                 disk.decide_again(&request, fate, now);
             }
             disk.all_decided();
             if !obeyed.stays {
                 return Ok(());
             }
-            if let Some(line) = obeyed.line {
-                // What the one before had asked for is nobody's.
-                client = Some(Client::begin(line, &disk)?);
-                waiting.clear();
+            if !obeyed.lines.is_empty() {
+                for (path, line) in obeyed.lines {
+                    // What the one before had asked for is nobody's.
+                    clients.retain(|client| client.path != path);
+                    waiting.retain(|one| one.path != path);
+                    clients.push(Client::begin(path, line, &disk)?);
+                }
                 continue;
             }
         }
@@ -223,21 +230,24 @@ pub fn serve(mut disk: LabDisk, qemu: UnixStream, control: UnixStream) -> Result
             Err(error) if is_gone(&error) => return Ok(()),
             sent => sent?,
         }
-        let Some(open) = &mut client else { continue };
-        finish(&mut disk, &mut waiting, &mut open.outgoing.buffer);
-        let mut stays = true;
-        if of_qemu.intersects(PollFlags::IN | over) {
-            stays = open.take(&mut disk, &mut waiting)?;
+        finish(&mut disk, &mut waiting, &mut clients);
+        let mut gone = Vec::new();
+        for (client, of_it) in clients.iter_mut().zip(of_qemu) {
+            let mut stays = true;
+            if of_it.intersects(PollFlags::IN | over) {
+                stays = client.take(&mut disk, &mut waiting)?;
+            }
+            match client.outgoing.send(&client.stream) {
+                Err(error) if is_gone(&error) => stays = false,
+                sent => sent?,
+            }
+            if !stays {
+                gone.push(client.path);
+            }
         }
-        match open.outgoing.send(&open.stream) {
-            Err(error) if is_gone(&error) => stays = false,
-            sent => sent?,
-        }
-        if !stays {
-            // The disk stays: whoever asks for it may want to know what was asked of it, and another QEMU may come.
-            client = None;
-            waiting.clear();
-        }
+        // The disk stays: whoever asks for it may want to know what was asked of it, and another QEMU may come.
+        clients.retain(|client| !gone.contains(&client.path));
+        waiting.retain(|one| !gone.contains(&one.path));
     }
 }
 
@@ -245,18 +255,18 @@ fn is_gone(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
 }
 
-/// Waits until there is something to do: what there is of QEMU, and of Belljar.
+/// Waits until there is something to do: what there is of each client, and of Belljar.
 fn wait(
-    client: Option<&Client>,
+    clients: &[Client],
     control: &UnixStream,
     answers: &Outgoing,
     waiting: &[Waiting],
     disk: &LabDisk,
-) -> io::Result<(PollFlags, PollFlags)> {
+) -> io::Result<(Vec<PollFlags>, PollFlags)> {
     let mut of_control = PollFlags::IN;
     of_control.set(PollFlags::OUT, answers.unsent() > 0);
     let mut sockets = vec![PollFd::new(control, of_control)];
-    if let Some(client) = client {
+    for client in clients {
         let mut of_qemu = PollFlags::empty();
         of_qemu.set(PollFlags::IN, waiting.len() < MAX_WAITING && client.outgoing.unsent() < MAX_UNSENT);
         of_qemu.set(PollFlags::OUT, client.outgoing.unsent() > 0);
@@ -274,15 +284,16 @@ fn wait(
         left.map(|left| Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() });
     match poll(&mut sockets, timeout.as_ref()) {
         Ok(_) => {}
-        Err(rustix::io::Errno::INTR) => return Ok((PollFlags::empty(), PollFlags::empty())),
+        Err(rustix::io::Errno::INTR) => return Ok((vec![PollFlags::empty(); clients.len()], PollFlags::empty())),
         Err(errno) => return Err(errno.into()),
     }
-    let of_qemu = sockets.get(1).map_or(PollFlags::empty(), PollFd::revents);
-    Ok((of_qemu, sockets[0].revents()))
+    let mut seen = sockets.iter().map(PollFd::revents);
+    let of_belljar = seen.next().unwrap_or(PollFlags::empty());
+    Ok((seen.collect(), of_belljar))
 }
 
 /// Does what need not wait any longer.
-fn finish(disk: &mut LabDisk, waiting: &mut Vec<Waiting>, out: &mut Vec<u8>) {
+fn finish(disk: &mut LabDisk, waiting: &mut Vec<Waiting>, clients: &mut [Client]) {
     let now = Instant::now();
     let due = |one: &Waiting, disk: &LabDisk| match one.fate.when() {
         // Nothing is done any more, and all are told so.
@@ -295,8 +306,11 @@ fn finish(disk: &mut LabDisk, waiting: &mut Vec<Waiting>, out: &mut Vec<u8>) {
     let mut at = 0;
     while at < waiting.len() {
         if due(&waiting[at], disk) {
-            let one = waiting.remove(at);
-            disk.execute(&one.request(), one.fate, out);
+            let mut one = waiting.remove(at);
+            let (request, fate) = one.parts();
+            if let Some(client) = clients.iter_mut().find(|client| client.path == request.path) {
+                disk.execute(&request, *fate, &mut client.outgoing.buffer);
+            }
         } else {
             at += 1;
         }
@@ -319,6 +333,7 @@ impl Client {
                 Said::Nothing => {}
                 Said::Goodbye => return Ok(false),
                 Said::Request(request) => {
+                    let request = Request { path: self.path, ..request };
                     let fate = disk.decide(&request, now);
                     if disk.is_off() || (fate.when() == When::Now && !disk.holds(request.operation)) {
                         disk.execute(&request, fate, out);
@@ -339,7 +354,7 @@ fn take_orders(
     answers: &mut Outgoing,
     disk: &mut LabDisk,
 ) -> Result<Obeyed, ServeError> {
-    let mut obeyed = Obeyed { stays: orders.read(&mut *control, 0)?, line: None };
+    let mut obeyed = Obeyed { stays: orders.read(&mut *control, 0)?, lines: Vec::new() };
     if !obeyed.stays {
         return Ok(obeyed);
     }
@@ -347,8 +362,8 @@ fn take_orders(
         let order: Order =
             serde_json::from_slice(&orders.bytes()[..end]).map_err(|error| ServeError::Order(error.to_string()))?;
         let answer = match (order, control.lines.front()) {
-            (Order::Connect, Some(_)) => {
-                obeyed.line = control.lines.pop_front().map(UnixStream::from);
+            (Order::Connect(path), Some(_)) if path < disk.paths() => {
+                obeyed.lines.extend(control.lines.pop_front().map(|line| (path, UnixStream::from(line))));
                 Answer::Done
             }
             (order, _) => disk.obey(order),
@@ -396,7 +411,7 @@ mod tests {
         fn of(disk: LabDisk) -> Self {
             let (qemu, theirs) = UnixStream::pair().unwrap();
             let (control, orders) = UnixStream::pair().unwrap();
-            let server = std::thread::spawn(move || serve(disk, theirs, orders));
+            let server = std::thread::spawn(move || serve(disk, vec![theirs], orders));
             for stream in [&qemu, &control] {
                 stream.set_read_timeout(Some(LIMIT)).unwrap();
             }
@@ -564,14 +579,14 @@ mod tests {
         served.order(&Order::Arm("hang flush".into()));
         served.qemu.write_all(&asked(3, 0, 2, 0, 0, b"")).unwrap();
         served.qemu.write_all(&asked(1, 0, 3, 0, 512, &[6; 512])[..100]).unwrap();
-        assert!(matches!(served.order(&Order::Connect), Answer::Refused(_)), "without a line");
+        assert!(matches!(served.order(&Order::Connect(0)), Answer::Refused(_)), "without a line");
         let (qemu, theirs) = UnixStream::pair().unwrap();
         qemu.set_read_timeout(Some(LIMIT)).unwrap();
         let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
         let mut message = SendAncillaryBuffer::new(&mut space);
         let lines = [theirs.as_fd()];
         message.push(SendAncillaryMessage::ScmRights(&lines));
-        let line = serde_json::to_string(&Order::Connect).unwrap() + "\n";
+        let line = serde_json::to_string(&Order::Connect(0)).unwrap() + "\n";
         sendmsg(served.control.get_ref(), &[IoSlice::new(line.as_bytes())], &mut message, SendFlags::empty()).unwrap();
         let mut answer = String::new();
         served.control.read_line(&mut answer).unwrap();
@@ -582,6 +597,41 @@ mod tests {
         served.read(18 + 20 + 32 + 34 + 20);
         served.qemu.write_all(&asked(0, 0, 4, 0, 512, b"")).unwrap();
         assert_eq!((served.answer(), served.read(512)), ((4, 0), vec![5; 512]));
+        served.ends().unwrap();
+    }
+
+    #[test]
+    fn a_fault_of_one_path_befalls_no_other() {
+        let disk = LabDisk::new(Store::new(SIZE, Base::Zeros, tempfile::tempfile().unwrap()), false, "data0");
+        let (first, second, (control, orders)) =
+            (UnixStream::pair().unwrap(), UnixStream::pair().unwrap(), UnixStream::pair().unwrap());
+        let lines = vec![first.1, second.1];
+        let server = std::thread::spawn(move || serve(disk.with_paths(2), lines, orders));
+        let control = BufReader::new(control);
+        let mut served = Served { qemu: first.0, control, server };
+        let mut other = second.0;
+        for path in [&mut served.qemu, &mut other] {
+            path.set_read_timeout(Some(LIMIT)).unwrap();
+            path.write_all(&hello()).unwrap();
+            path.read_exact(&mut [0; 18 + 20 + 32 + 34 + 20]).unwrap();
+        }
+        assert!(matches!(served.order(&Order::Arm("error path=2".into())), Answer::Refused(_)));
+        served.order(&Order::Arm("error write path=0".into()));
+        let Answer::Armed { number: hang, .. } = served.order(&Order::Arm("hang flush path=1".into())) else {
+            panic!()
+        };
+        let write = |cookie| asked(1, 0, cookie, 0, 512, &[5; 512]);
+        served.qemu.write_all(&[write(1), asked(3, 0, 2, 0, 0, b"")].concat()).unwrap();
+        assert_eq!((served.answer(), served.answer()), ((1, 5), (2, 0)));
+        other.write_all(&[write(3), asked(3, 0, 4, 0, 0, b"")].concat()).unwrap();
+        std::mem::swap(&mut served.qemu, &mut other);
+        assert_eq!(served.answer(), (3, 0));
+        served.order(&Order::Heal(Some(hang)));
+        assert_eq!(served.answer(), (4, 0));
+        // One that is gone takes nothing of the other's with it.
+        drop(other);
+        served.qemu.write_all(&asked(0, 0, 5, 0, 512, b"")).unwrap();
+        assert_eq!((served.answer(), served.read(512)), ((5, 0), vec![5; 512]));
         served.ends().unwrap();
     }
 

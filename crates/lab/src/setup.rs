@@ -2,6 +2,7 @@
 
 use std::{fs::File, io, sync::Arc};
 
+use belljar_guest_spec::MAX_PATHS;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -24,6 +25,8 @@ pub struct Setup {
     pub read_only: bool,
     /// What a power cut does not tear, in bytes: the physical sector.
     pub sector: u64,
+    /// By how many paths QEMU has it, each with a line of its own; at least 1.
+    pub paths: u32,
     /// Whether the data file is that of a frozen disk, which goes on; else it is empty.
     pub goes_on: bool,
     /// What is below, each over the next.
@@ -52,6 +55,9 @@ impl Setup {
     /// When the files are not what was said, or cannot be read.
     pub fn open(&self, files: Vec<File>) -> io::Result<LabDisk> {
         let wrong = |what: &str| io::Error::new(io::ErrorKind::InvalidInput, what.to_owned());
+        if self.paths == 0 || self.paths > MAX_PATHS {
+            return Err(wrong("it has no path, or too many"));
+        }
         if files.len() != self.files() || self.below.len() > MAX_BELOW {
             return Err(wrong("there are not as many files as were said"));
         }
@@ -80,7 +86,7 @@ impl Setup {
             Store::new(self.size, base, data)
         };
         store.set_sector(self.sector);
-        Ok(LabDisk::new(store, self.read_only, &self.name))
+        Ok(LabDisk::new(store, self.read_only, &self.name).with_paths(self.paths))
     }
 }
 
@@ -90,7 +96,15 @@ mod tests {
     use crate::control::{Answer, Order};
 
     fn setup(goes_on: bool, below: &[Below]) -> Setup {
-        Setup { name: "data0".to_owned(), size: 1 << 20, read_only: false, sector: 512, goes_on, below: below.to_vec() }
+        Setup {
+            name: "data0".to_owned(),
+            size: 1 << 20,
+            read_only: false,
+            sector: 512,
+            paths: 1,
+            goes_on,
+            below: below.to_vec(),
+        }
     }
 
     fn file() -> File {
@@ -111,6 +125,9 @@ mod tests {
         setup(true, &[]).open(vec![file()]).unwrap_err();
         setup(false, &[Below::Frozen]).open(vec![file(), raw]).unwrap_err();
         setup(false, &[]).open(vec![]).unwrap_err();
+        for paths in [0, MAX_PATHS + 1] {
+            Setup { paths, ..setup(false, &[]) }.open(vec![file()]).unwrap_err();
+        }
         let other = Setup { size: 1 << 19, ..setup(false, &[Below::Frozen]) };
         other.open(vec![file(), first]).unwrap_err();
     }

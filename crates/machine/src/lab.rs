@@ -55,19 +55,19 @@ pub(crate) struct LabDisk {
     pub(crate) setup: Setup,
     /// As the setup wants them.
     pub(crate) files: Vec<File>,
-    /// The server's end of the line to QEMU.
-    pub(crate) line: StdStream,
+    /// The server's ends of the lines to QEMU, one for each path.
+    pub(crate) lines: Vec<StdStream>,
     /// What takes the guest's writes, to be looked at while it runs.
     pub(crate) written: File,
 }
 
-/// The line from another machine to a disk that is served already.
+/// The lines from another machine to a disk that is served already.
 #[derive(Debug)]
 pub(crate) struct LabLine {
     /// The disk's serial number.
     pub(crate) name: String,
-    /// The server's end of the line to QEMU.
-    pub(crate) line: StdStream,
+    /// The server's ends of the lines to QEMU, one for each path.
+    pub(crate) lines: Vec<StdStream>,
     /// What takes the guest's writes.
     pub(crate) written: File,
 }
@@ -141,9 +141,10 @@ fn what(name: &str) -> String {
 
 impl Served {
     fn start(disk: LabDisk, host: &HostContext) -> io::Result<Self> {
-        let LabDisk { name, setup, files, line, written: _ } = disk;
+        let LabDisk { name, setup, files, lines, written: _ } = disk;
         let (ours, control) = StdStream::pair()?;
-        let descriptors = [line.into(), control.into()].into_iter().chain(files.into_iter().map(Into::into)).collect();
+        let sockets = lines.into_iter().chain([control]).map(Into::into);
+        let descriptors = sockets.chain(files.into_iter().map(Into::into)).collect();
         let command = host.shim.command_to_serve_disk(&setup, descriptors)?;
         let process = Companion::start(command, host)?;
         ours.set_nonblocking(true)?;
@@ -251,13 +252,16 @@ impl Lab {
     /// When a server does not; with which one.
     pub(crate) async fn connect(&self, lines: Vec<LabLine>) -> io::Result<()> {
         let mut disks = self.disks.lock().await;
-        for LabLine { name, line, .. } in lines {
+        for LabLine { name, lines, .. } in lines {
             let told = |why: String| io::Error::other(format!("{name}: {why}"));
             let served = disks.iter_mut().find(|served| served.name == name);
             let served = served.ok_or_else(|| told("it is not served".to_owned()))?;
-            match served.orders.give_with(&Order::Connect, Some(line)).await.map_err(|e| told(e.to_string()))? {
-                Answer::Done => {}
-                other => return Err(told(format!("it says {other:?}"))),
+            for (path, line) in (0..).zip(lines) {
+                let order = Order::Connect(path);
+                match served.orders.give_with(&order, Some(line)).await.map_err(|e| told(e.to_string()))? {
+                    Answer::Done => {}
+                    other => return Err(told(format!("it says {other:?}"))),
+                }
             }
             // One that has power says so.
             served.orders.give(&Order::On).await.map_err(|e| told(e.to_string()))?;

@@ -137,6 +137,24 @@ put by-the-first; echo "first $(got $1)"
 dmsetup status both | grep -q " $b F " && dmsetup status both | grep -q " $a A " && echo 'the second has failed'
 echo running >$2/device/state
 echo "writes $(belljar-ctl disk mp0 counts | sed -n 's/^writes //p')"
+# One path alone fails, hangs, and is slow: which of the two it is in the guest is found out, as its order may be either.
+reads() { dd if=/dev/${1##*/} bs=4096 count=1 iflag=direct of=/dev/null 2>/dev/null; }
+belljar-ctl disk mp0 error path=0 >/dev/null
+if reads $1; then good=$1 bad=$2; else good=$2 bad=$1; fi
+reads $good && ! reads $bad && echo 'one path alone fails'
+dmsetup message both 0 reinstate_path $a; dmsetup message both 0 reinstate_path $b
+for _ in 1 2 3 4; do put by-the-good; done; echo "good $(got $good)"
+dmsetup status both | grep -q " $(cat $bad/dev) F " && dmsetup status both | grep -q " $(cat $good/dev) A " && echo 'multipath goes by the other'
+belljar-ctl disk mp0 heal; dmsetup message both 0 reinstate_path $(cat $bad/dev)
+reads $bad && echo 'it is back'
+belljar-ctl disk mp0 error path=1 times=20 >/dev/null; reads $bad && ! reads $good && echo 'and so the other'
+belljar-ctl disk mp0 heal
+belljar-ctl disk mp0 hang read path=0 >/dev/null
+reads $bad & hanging=$!
+timeout 20 dd if=/dev/${good##*/} bs=4096 count=1 iflag=direct of=/dev/null 2>/dev/null && [ -d /proc/$hanging ] && echo 'the other path does not hang'
+belljar-ctl disk mp0 heal; wait $hanging && echo 'what hung is read'
+belljar-ctl disk mp0 error path=2 || true
+belljar-ctl unplug disk mp0 path=0 && reads $good && ! reads $bad && belljar-ctl plug disk mp0 path=0
 # The disk itself fails on both.
 dmsetup remove both
 belljar-ctl disk mp0 error >/dev/null
@@ -155,7 +173,12 @@ SH
     want_line '^first by-the-first$'
     want_line '^the second has failed$'
     want_line '^writes 3$'
-    want_no_line 'is read$'
+    local said
+    for said in 'one path alone fails' 'good by-the-good' 'multipath goes by the other' 'it is back' 'and so the other' 'the other path does not hang' 'what hung is read'; do
+        want_line "^$said$"
+    done
+    want_err 'path=2: the disk has 2 paths, counted from 0'
+    want_no_line '^sd[a-z]* is read$'
     want_err 'a disk on several paths cannot be plugged into a machine that runs'
     bj --disk size=64M,bus=scsi,serial=x,paths=9 -- true
     want_code 125

@@ -8,7 +8,7 @@ fn disk() -> LabDisk {
 }
 
 fn asked(operation: Operation, offset: u64, length: u32, payload: &[u8]) -> Request<'_> {
-    Request { cookie: 1, operation: Some(operation), offset, length, fua: false, payload }
+    Request { cookie: 1, operation: Some(operation), offset, length, fua: false, payload, path: 0 }
 }
 
 /// Does a request at once; gives what was read, or the number of the error.

@@ -95,11 +95,19 @@ pub(super) fn serve(
     let name = lab.name.as_str();
     let in_dir = |dir: &Path, source| DiskError::Layer { dir: dir.to_owned(), source };
     let in_run = |source| in_dir(Path::new("the run's directory"), source);
+    let paths = traits.map_or(1, DiskTraits::paths);
     let (of_qemu, line) = UnixStream::pair().map_err(in_run)?;
+    let (mut further, mut lines) = (Vec::new(), vec![line]);
+    for _ in 1..paths {
+        let (theirs, line) = UnixStream::pair().map_err(in_run)?;
+        further.push(theirs);
+        lines.push(line);
+    }
     let read_only = traits.is_some_and(|traits| traits.read_only);
     let hand_over = |launch: &mut Launch| {
-        let socket = launch.descriptors.add(Purpose::Lab, of_qemu);
-        Node::served(DiskSource::Fd(socket), read_only)
+        let mut hand_over = |socket| DiskSource::Fd(launch.descriptors.add(Purpose::Lab, socket));
+        let first = hand_over(of_qemu);
+        Node::served(first, further.into_iter().map(hand_over).collect(), read_only)
     };
     let mut below = Vec::new();
     let mut files = Vec::new();
@@ -108,7 +116,7 @@ pub(super) fn serve(
         Bytes::Again(Kept::Lab(written), _) => {
             // Its server is there, and gets another line.
             launch.kept.push(Kept::Lab(written.try_clone().map_err(in_run)?));
-            launch.lab_lines.push(LabLine { name: name.to_owned(), line, written });
+            launch.lab_lines.push(LabLine { name: name.to_owned(), lines, written });
             return Ok(hand_over(launch));
         }
         Bytes::Again(_, dir) | Bytes::InDir(dir) => files.push(unnamed(dir)?),
@@ -132,7 +140,7 @@ pub(super) fn serve(
     let size = content.size().next_multiple_of(SECTOR);
     // What a power cut does not tear is a physical sector.
     let sector = traits.and_then(DiskTraits::sectors).map_or(SECTOR, |(_, physical)| physical.bytes());
-    let setup = Setup { name: name.to_owned(), size, read_only, sector, goes_on, below };
-    launch.lab.push(LabDisk { name: name.to_owned(), setup, files, line, written });
+    let setup = Setup { name: name.to_owned(), size, read_only, sector, paths, goes_on, below };
+    launch.lab.push(LabDisk { name: name.to_owned(), setup, files, lines, written });
     Ok(hand_over(launch))
 }

@@ -87,6 +87,9 @@ pub(super) fn push_disks(config: &MachineConfig, out: &mut Vec<OsString>) -> Res
     for (at, disk) in disks.iter().enumerate() {
         check(disk)?;
         push(out, "-blockdev", disk.node.options(&node(at)));
+        for (path, further) in (1..).zip(disk.node.by_further_paths()) {
+            push(out, "-blockdev", further.options(&path_node(&node(at), path)));
+        }
         if disk.attached {
             for path in 0..disk.traits.paths() {
                 for device in devices(config, at, disk, path) {
@@ -106,6 +109,11 @@ fn paths_on(config: &MachineConfig, bus: DiskBus) -> u32 {
 
 fn node(at: usize) -> String {
     format!("disk{at}")
+}
+
+/// What a further path of a disk leads to, where that is told apart.
+fn path_node(node: &str, path: u32) -> String {
+    format!("{node}-path{path}")
 }
 
 /// Where a disk that is to be on this bus is in this machine.
@@ -182,9 +190,11 @@ fn device(config: &MachineConfig, at: usize, disk: &Disk, path: u32) -> Device {
     let node = node(at);
     // An NVMe disk has to have a serial number.
     let unnamed = (disk.bus == DiskBus::Nvme).then(|| node.clone());
+    let is_told_apart = path > 0 && !disk.node.further_paths.is_empty();
+    let drive = if is_told_apart { path_node(&node, path) } else { node.clone() };
     let device = device
         .text("id", device_name(&node, path))
-        .text("drive", node)
+        .text("drive", drive)
         .some_text("serial", disk.serial.clone().or(unnamed));
     let device = with_traits(device, &disk.traits, bus);
     // Two devices write to the same bytes, which is what the guest is to know of.
@@ -264,7 +274,11 @@ impl MachineConfig {
     #[must_use]
     pub fn served_disks(&self) -> Vec<String> {
         let disks = self.all_disks().enumerate().filter(|(_, disk)| disk.node.is_served());
-        disks.map(|(at, _)| node(at)).collect()
+        let nodes = disks.flat_map(|(at, disk)| {
+            let further = (1..).zip(&disk.node.further_paths).map(move |(path, _)| path_node(&node(at), path));
+            std::iter::once(node(at)).chain(further)
+        });
+        nodes.collect()
     }
 
     /// What is to be plugged in for the disks that are not attached, in this order. `None`: one of them has no slot of its own.

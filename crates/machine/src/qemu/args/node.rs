@@ -26,6 +26,8 @@ pub struct Node {
     pub drops_zeros: bool,
     /// Whether it ends with the machine: then the guest's flushes need not reach the host's disk.
     pub throw_away: bool,
+    /// Where they are for each further path to them, if a server has them.
+    pub further_paths: Vec<DiskSource>,
 }
 
 impl Node {
@@ -52,6 +54,7 @@ impl Node {
             write_protected: false,
             drops_zeros: false,
             throw_away: true,
+            further_paths: Vec::new(),
         }
     }
 
@@ -61,10 +64,16 @@ impl Node {
         Self { read_only: true, throw_away: false, ..Self::new(source, format) }
     }
 
-    /// What a server of Belljar's has, at the other end of `source`. Whoever cares for what is durable there has to hear of each flush.
+    /// What a server of Belljar's has, at the other end of `source`, and of one more for each further path. Whoever cares for what is durable there has to
+    /// hear of each flush.
     #[must_use]
-    pub fn served(source: DiskSource, read_only: bool) -> Self {
-        Self { read_only, throw_away: false, ..Self::new(source, SERVED) }
+    pub fn served(source: DiskSource, further_paths: Vec<DiskSource>, read_only: bool) -> Self {
+        Self { read_only, throw_away: false, further_paths, ..Self::new(source, SERVED) }
+    }
+
+    /// The same by each of its further paths.
+    pub(super) fn by_further_paths(&self) -> impl Iterator<Item = Self> {
+        self.further_paths.iter().map(|source| Self::served(source.clone(), Vec::new(), self.refuses_writes()))
     }
 
     /// The same as an overlay.

@@ -155,6 +155,24 @@ fn every_bus_on_both_machines() {
 }
 
 #[test]
+fn each_path_of_a_served_disk_has_a_node_of_its_own() {
+    let source = |path: &str| DiskSource::Path(path.into());
+    let traits = DiskTraits { paths: Some(3), ..DiskTraits::default() };
+    let disk = |node: Node| Disk { bus: DiskBus::Scsi, traits: traits.clone(), ..Disk::new(node) };
+    let served = Node::served(source("/a"), vec![source("/b"), source("/c")], false);
+    let config = MachineConfig { disks: vec![disk(served), disk(raw("/d"))], ..MachineConfig::default() };
+    let text = lines(&config);
+    for (node, file) in [("disk0", "/a"), ("disk0-path1", "/b"), ("disk0-path2", "/c")] {
+        let line = format!("driver=nbd,node-name={node},read-only=off,discard=unmap,server.type=fd,server.str={file}");
+        assert!(text.contains(&line), "{line}: {text}");
+        assert!(text.contains(&format!(",drive={node},")), "{node}: {text}");
+    }
+    // Of QEMU's own disk all paths lead to one.
+    assert_eq!(text.matches(",drive=disk1,").count(), 3, "{text}");
+    assert_eq!(config.served_disks(), ["disk0", "disk0-path1", "disk0-path2"]);
+}
+
+#[test]
 fn kinds_of_disks() {
     let all = DiskTraits {
         sector_size: Some(SectorSize::S4096),

@@ -2,10 +2,11 @@
 //! can do little else.
 //!
 //! It gives up what the server of a share gives up ([`super::serving`]), and has fewer system calls: it opens nothing, and knows no file but those that it was started
-//! with, which come through standard input: the line to QEMU, that to Belljar, the data, and what is below.
+//! with, which come through standard input: the lines to QEMU, that to Belljar, the data, and what is below.
 
 use std::{ffi::OsString, fs::File, io, os::fd::AsFd, os::unix::net::UnixStream};
 
+use belljar_guest_spec::MAX_PATHS;
 use belljar_lab::Setup;
 use libc::{EPERM, c_long};
 use seccompiler::{BpfProgram, Error, SeccompAction, SeccompFilter};
@@ -26,15 +27,15 @@ pub(super) fn run(parent: &OsString, words: &[OsString]) -> Result<(), ShimError
     let setup = setup.ok_or(ShimError::Usage("no setup after --lab-disk"))?;
     stand_apart()?;
     let stdin = io::stdin();
-    let received = descriptors::receive(stdin.as_fd(), 2 + setup.files());
+    let paths = usize::try_from(setup.paths.min(MAX_PATHS)).unwrap_or_default();
+    let received = descriptors::receive(stdin.as_fd(), paths + 1 + setup.files());
     let mut received = received.map_err(|source| ShimError::Prepare { what: "take over its descriptors", source })?;
-    let files = received.split_off(2).into_iter().map(File::from).collect();
-    let (Some(control), Some(qemu)) = (received.pop(), received.pop()) else {
-        return Err(ShimError::Usage("no lines for a lab disk"));
-    };
+    let files = received.split_off(paths + 1).into_iter().map(File::from).collect();
+    let Some(control) = received.pop() else { return Err(ShimError::Usage("no lines for a lab disk")) };
+    let qemu = received.into_iter().map(UnixStream::from).collect();
     let disk = setup.open(files).map_err(|source| ShimError::Prepare { what: "open the lab disk", source })?;
     confine(parent, &program()?)?;
-    belljar_lab::serve(disk, UnixStream::from(qemu), UnixStream::from(control)).map_err(ShimError::ServeDisk)
+    belljar_lab::serve(disk, qemu, UnixStream::from(control)).map_err(ShimError::ServeDisk)
 }
 
 /// The filter: what is not listed ends with `EPERM`.
