@@ -67,7 +67,7 @@ check: lint-shell
 
 lint-shell:
 	@if command -v shellcheck >/dev/null; then echo '==> shell scripts'; \
-	    shellcheck -x testing/fixture testing/setup testing/install testing/bare/run testing/fake-engine/engine.sh testing/demo/run testing/demo/test.sh testing/html/run testing/recipes/*.sh testing/guests/run testing/guests/lib.sh testing/guests/cases/*.sh .ci/run \
+	    shellcheck -x testing/fixture testing/setup testing/install testing/bare/run testing/fake-engine/engine.sh crates/machine/src/session/console/ctl.sh testing/demo/run testing/demo/test.sh testing/html/run testing/recipes/*.sh testing/guests/run testing/guests/lib.sh testing/guests/cases/*.sh .ci/run \
 	        examples/os-features/run examples/os-features/tests/*.sh examples/os-features/tests/*/*.sh \
 	        examples/laboratory/run examples/laboratory/tests/*.sh examples/laboratory/tests/*/*.sh; \
 	else mkdir -p target; echo 'skipped - shell scripts: there is no shellcheck' | tee -a $(SKIPPED); fi

@@ -12,7 +12,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use belljar_proto::message::{MACHINE_WORDS, MAX_QUESTION, Outcome, Question, ToHost};
+use belljar_proto::message::{MAX_QUESTION, Outcome, Question, ToHost};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
@@ -221,16 +221,7 @@ impl Asks {
 
 /// What a line asks for; or why it asks for nothing.
 fn question(line: &[u8]) -> Result<Question, String> {
-    let line = text::lossy(line);
-    let line = line.trim();
-    let (word, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
-    let rest = rest.trim_start();
-    match word {
-        "mark" if !rest.is_empty() => Ok(Question::Mark(rest.to_owned())),
-        "disk" if !rest.is_empty() => Ok(Question::Disk(rest.to_owned())),
-        _ if MACHINE_WORDS.contains(&word) => Ok(Question::Machine(line.to_owned())),
-        _ => Err("it takes lines such as \"mark TEXT\", \"disk NAME ORDER\" and \"reboot MARK\"".to_owned()),
-    }
+    Question::parse(&text::lossy(line))
 }
 
 /// Makes a directory of root's, which all may look into whatever the file mode creation mask is; one that is there already has to be root's, and nobody

@@ -5,6 +5,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
 
+use belljar_proto::ask::{MAX_ANSWER_NAME, is_answer_name};
 use belljar_proto::message::Outcome;
 use rustix::fs::Mode;
 
@@ -12,8 +13,6 @@ use rustix::fs::Mode;
 const MAX_ANSWERS: usize = 256;
 /// Most that are awaited.
 const MAX_WAITING: usize = 4096;
-/// Longest name of an answer, in bytes.
-const MAX_NAME: usize = 64;
 
 /// Who waits for an answer, and which answers there are.
 #[derive(Debug, Default)]
@@ -47,15 +46,11 @@ pub(super) fn name_and_line(line: &[u8]) -> (Result<Option<String>, String>, &[u
     let Some(rest) = line.strip_prefix(b">") else { return (Ok(None), line) };
     let end = rest.iter().position(u8::is_ascii_whitespace).unwrap_or(rest.len());
     let (name, line) = rest.split_at(end);
-    let fits = !name.is_empty()
-        && name.len() <= MAX_NAME
-        && name[0] != b'.'
-        && name.iter().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(byte));
-    let name = std::str::from_utf8(name).ok().filter(|_| fits);
+    let name = std::str::from_utf8(name).ok().filter(|name| is_answer_name(name.as_bytes()));
     let name = name.map(|name| Some(name.to_owned()));
     (
         name.ok_or_else(|| {
-            format!("the name of an answer has 1 to {MAX_NAME} letters, digits and \".\", \"_\", \"-\"")
+            format!("the name of an answer has 1 to {MAX_ANSWER_NAME} letters, digits and \".\", \"_\", \"-\"")
         }),
         line,
     )
@@ -78,19 +73,12 @@ impl Answers {
     /// Writes an answer. Where that cannot be done, nobody gets one, and who waits for it has a limit.
     pub(super) fn put(&mut self, pipe: Option<&Path>, name: &str, answer: &Outcome) {
         let Some(directory) = pipe.map(directory) else { return };
-        let (word, said) = match answer {
-            Outcome::Done(said) => ("ok", said.as_str()),
-            Outcome::Refused(why) => ("error", why.as_str()),
-            Outcome::Full => ("error", "no more of it is taken in this session"),
-            Outcome::GoesDown => ("ok", "the machine goes down"),
-        };
-        let end = if said.is_empty() || said.ends_with('\n') { "" } else { "\n" };
         if super::make_directory(&directory).is_err() {
             return;
         }
         let (path, new) = (directory.join(name), directory.join(".new"));
         let _ = std::fs::remove_file(&new);
-        let written = std::fs::write(&new, format!("{word}\n{said}{end}"));
+        let written = std::fs::write(&new, answer.to_answer());
         // For any user, whatever the file mode creation mask is.
         let _ = rustix::fs::chmod(&new, Mode::from_raw_mode(0o644));
         if written.and_then(|()| std::fs::rename(&new, &path)).is_err() {

@@ -526,6 +526,8 @@ pub(crate) async fn finish(
                 };
                 let session = ConsoleSession::new(*shell, exchange, limits.factor());
                 let session = session.with_layer(share.layer().map(str::to_owned));
+                let written = share.workspace.as_ref().filter(|workspace| workspace.mode == WorkspaceMode::Rw);
+                let session = session.with_share(written.map(|workspace| workspace.mount_at.clone()));
                 Ok((Box::new(session) as Box<dyn Session>, carried))
             }
         })

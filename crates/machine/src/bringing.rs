@@ -65,13 +65,25 @@ impl Machine {
         observe: Observe<'_>,
     ) -> Result<Option<Result<Exit, Lost>>, Lost> {
         self.watch.power.begin_preparing();
-        let Some(reports) = self.watch.reports().cloned() else {
+        let (agent, shell) = (self.watch.reports().cloned(), self.watch.shell_asks().cloned());
+        if agent.is_none() && shell.is_none() {
             self.watch.withdraw("there is nobody in this guest who could be asked for what it wrote", observe);
             return Ok(None);
+        }
+        let syncing = async {
+            match (agent, shell) {
+                (Some(agent), _) => agent.sync().await,
+                (None, Some(shell)) => match shell.sync().await {
+                    Ok(fault) => SyncReport { fault, returned: None },
+                    // The session has ended, which is seen as what it is.
+                    Err(_) => std::future::pending().await,
+                },
+                (None, None) => std::future::pending().await,
+            }
         };
         let mut ended = None;
         let report = {
-            let mut synced = std::pin::pin!(tokio::time::timeout(limit, reports.sync()));
+            let mut synced = std::pin::pin!(tokio::time::timeout(limit, syncing));
             let mut another = false;
             loop {
                 tokio::select! {

@@ -27,7 +27,7 @@ use crate::{
         args::{CARD, MachineConfig},
         qmp::{EventStream, InjectNmi, Qmp, QmpError, SetLink, SystemWakeup},
     },
-    session::agent::Reports,
+    session::{agent::Reports, console::AskSource},
     watch::control,
 };
 
@@ -42,7 +42,7 @@ pub(crate) enum Asker {
         /// The question's number.
         number: u32,
         /// Where the answer goes.
-        reports: Arc<Reports>,
+        source: AskSource,
     },
     /// Somebody outside.
     Outside {
@@ -59,7 +59,7 @@ impl Asker {
     /// The guest's agent, where there is one.
     fn agent(&self) -> Option<Arc<Reports>> {
         match self {
-            Self::Guest { reports, .. } => Some(reports.clone()),
+            Self::Guest { source, .. } => source.agent(),
             Self::Outside { reports, .. } => reports.clone(),
         }
     }
@@ -67,7 +67,7 @@ impl Asker {
     /// Says what came of it.
     pub(crate) fn answer(self, outcome: Outcome) {
         let answer = match self {
-            Self::Guest { number, reports } => return reports.answer(number, outcome),
+            Self::Guest { number, source } => return source.answer(number, outcome),
             Self::Outside { answer, .. } => answer,
         };
         let said = match outcome {

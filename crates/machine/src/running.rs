@@ -10,11 +10,9 @@ use std::{
     time::Duration,
 };
 
+use belljar_guest_spec::machine_order::Down;
 use belljar_model::{CrashKind, EventKind, Exit, Phase};
-use belljar_proto::{
-    files::FileQuery,
-    message::{Identity, Outcome},
-};
+use belljar_proto::{files::FileQuery, message::Identity};
 
 use crate::{
     Cause, Lost,
@@ -290,12 +288,18 @@ impl QemuGuest {
         observe: Observe<'_>,
     ) -> Result<Exit, Lost> {
         let mut command = command.clone();
-        let refusal = match (self.session.reports(), &self.restarts) {
-            (Some(_), Some(_)) => {
+        let has_agent = self.session.reports().is_some();
+        let refusal = match &self.restarts {
+            Some(_) if !has_agent && command.terminal.is_some() => Some(
+                "a guest without an agent has but one terminal, which the command has, so that its machine cannot be restarted for it; run the command \
+                 without a terminal"
+                    .to_owned(),
+            ),
+            Some(_) => {
                 command.env.splice(0..0, past.environment());
                 past.refusal()
             }
-            _ => Some(
+            None => Some(
                 "this machine cannot be restarted now, for what is set up in it is to be kept for its copies"
                     .to_owned(),
             ),
@@ -303,6 +307,10 @@ impl QemuGuest {
         let syncing = (self.by_disk, self.syncing());
         let Self { machine, session, restarts, .. } = &mut *self;
         machine.watch.begin_command(refusal, command.guards.as_ref());
+        machine.watch.hear_shell(session.shell_asks());
+        if !has_agent {
+            machine.watch.power.without_agent();
+        }
         if restarts.as_ref().is_some_and(Restarts::nobody_at_button) {
             machine.watch.power.without_button();
         }
@@ -345,6 +353,10 @@ impl QemuGuest {
             // They came before the command's end, which may have been looked at first.
             machine.watch.answer_asks(observe);
             if let Some(lost) = machine.watch.lost_orders() {
+                drop(running);
+                for message in session.take_notes() {
+                    observe(EventKind::Warning { message });
+                }
                 return Err(lost);
             }
             if ended.is_ok() && machine.watch.power.wanted().is_none() {
@@ -352,12 +364,10 @@ impl QemuGuest {
             }
             if let Some(wanted) = machine.watch.power.wanted().cloned() {
                 restart::begin(&machine.lab, &wanted.restart, observe).await?;
-                let reports = machine.watch.reports().cloned();
-                if let Some(reports) = &reports {
-                    reports.answer(wanted.number, Outcome::GoesDown);
-                }
+                machine.watch.tell_of_end(wanted.number, matches!(wanted.restart.how, Down::PowerCut(_)));
+                let (reports, shell) = (machine.watch.reports().cloned(), machine.watch.shell_asks().cloned());
                 // What it has said up to now is brought here. One that does not end goes with the machine.
-                if !is_over && !last_words(&mut running, reports.as_deref(), passing).await {
+                if !is_over && !last_words(&mut running, (reports.as_deref(), shell.as_deref()), passing).await {
                     let message = "what the command has left behind was still writing when the machine went down, so that it is cut off";
                     observe(EventKind::Warning { message: message.to_owned() });
                 }

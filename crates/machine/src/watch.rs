@@ -36,7 +36,7 @@ use crate::{
     },
     replaced::{self, ReplacedFiles},
     running::AFTERMATH,
-    session::agent::Reports,
+    session::{agent::Reports, console::ShellAsks},
     share::served::Ends,
 };
 pub(crate) use asked::{Marks, control};
@@ -69,6 +69,8 @@ pub(crate) struct Watch {
     expected: Expected,
     /// What the agent tells, where there is one.
     reports: Option<Arc<Reports>>,
+    /// What programs in a guest without the agent ask for, while a command runs.
+    shell_asks: Option<Arc<ShellAsks>>,
     marks: Marks,
     /// Whether it is to go down and come up again.
     pub(crate) power: Power,
@@ -121,6 +123,7 @@ impl Watch {
             entered_at: None,
             expected: Expected::default(),
             reports: None,
+            shell_asks: None,
             marks: Marks::default(),
             power: Power::default(),
             desk: Desk::new(lab, qemu.qmp().clone(), config, dir),
@@ -223,6 +226,16 @@ impl Watch {
         self.heartbeat.reset();
     }
 
+    /// By what programs in a guest without the agent ask for something.
+    pub(crate) fn hear_shell(&mut self, asks: Option<Arc<ShellAsks>>) {
+        self.shell_asks = asks;
+    }
+
+    /// What programs in a guest without the agent ask for.
+    pub(crate) fn shell_asks(&self) -> Option<&Arc<ShellAsks>> {
+        self.shell_asks.as_ref()
+    }
+
     /// What the agent tells, where there is one.
     pub(crate) fn reports(&self) -> Option<&Arc<Reports>> {
         self.reports.as_ref()
@@ -238,6 +251,7 @@ impl Watch {
         let mut qmp_open = true;
         loop {
             let changes = self.reports.as_ref().map(|reports| reports.changes());
+            let shell_changes = self.shell_asks.as_ref().map(|asks| asks.changes());
             self.answer_asks(observe);
             if let Some(lost) = self.lost_orders().or_else(|| self.take_news(phase, observe)) {
                 return lost;
@@ -278,6 +292,7 @@ impl Watch {
                     return self.of_server(why, phase).await;
                 }
                 () = changed(changes) => {}
+                () = changed(shell_changes) => {}
                 done = self.desk.next() => observe(done),
                 order = self.inbox.next() => self.take_order(order),
                 () = tokio::time::sleep_until(due) => {

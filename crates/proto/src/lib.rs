@@ -2,6 +2,7 @@
 //!
 //! The guest is not trusted: every decoder here is bounded in memory and never panics, whatever bytes it is given.
 
+pub mod ask;
 pub mod files;
 pub mod frame;
 pub mod initramfs;

@@ -63,3 +63,80 @@ test_what_the_guest_lacks_is_said() {
     want_out out
     want_err 'session: sh on the console .*nor can it be typed over the console: it does not run in '
 }
+
+# A stock Debian in which nothing of Belljar's can run: neither from the share with the agent, nor from anywhere that it could be typed to.
+agentless() { # FILE
+    local root="$1?offset=$((40960 * 512))"
+    qemu-img convert -O raw "$(fixture debian-bookworm)" "$1"
+    cat >mount.sh <<'WRAPPER'
+#!/bin/sh
+# What is shared read-only, as the share with the agent is, can be run by nobody.
+case " $* " in *trans=virtio*,ro\ *) exec /bin/mount -o noexec "$@" ;; esac
+exec /bin/mount "$@"
+WRAPPER
+    debugfs -R 'cat /root/.profile' "$root" >profile 2>/dev/null
+    cat >>profile <<'PROFILE'
+if [ ! -e /run/prepared ]; then
+    : >/run/prepared
+    for d in /run /dev/shm; do mount -o remount,noexec $d; done
+    for d in /tmp /var/tmp; do mount -t tmpfs -o noexec tmpfs $d; done
+fi
+PATH=/root/bin:$PATH
+PROFILE
+    printf '%s\n' 'mkdir /root/bin' "write $dir/mount.sh /root/bin/mount" 'set_inode_field /root/bin/mount mode 0100755' 'rm /root/.profile' \
+        "write $dir/profile /root/.profile" 'set_inode_field /root/.profile mode 0100644' | debugfs -w -f - "$root" >/dev/null 2>&1
+    debugfs -R 'cat /root/.profile' "$root" 2>/dev/null | grep -q /root/bin || fail 'the image is not as it is to be'
+}
+
+# What belljar-ctl does where a shell on the console does all: a disk that fails, what was asked of it, marks, devices, and a reboot in the middle.
+# fixtures: debian-bookworm
+test_orders_without_the_agent() {
+    agentless "$dir/disk.raw"
+    export BELLJAR_CACHE_DIR=$dir/cache
+    cat >ws/test.sh <<'TEST'
+#!/bin/sh
+disk=/dev/disk/by-id/virtio-data0
+case ${BELLJAR_REBOOT_MARK-} in
+"")
+    set -e
+    belljar-ctl mark begun
+    dd if=/dev/zero of=$disk bs=4k count=4 oflag=direct conv=fsync 2>/dev/null
+    belljar-ctl disk data0 mark before
+    dd if=/dev/zero of=$disk bs=4k count=4 oflag=direct conv=fsync 2>/dev/null
+    belljar-ctl disk data0 counts before | grep -E '^(written-bytes|flushes) '
+    fault=$(belljar-ctl disk data0 error write)
+    echo "$fault"
+    if dd if=/dev/zero of=$disk bs=4k count=1 oflag=direct 2>dd.err; then echo 'the error was swallowed'; exit 1; fi
+    grep -o 'Input/output error' dd.err
+    belljar-ctl disk data0 heal
+    dd if=/dev/zero of=$disk bs=4k count=1 oflag=direct 2>/dev/null
+    su nobody -s /bin/sh -c 'belljar-ctl mark "by nobody"'
+    belljar-ctl link down
+    until [ "$(cat /sys/class/net/e*/carrier)" = 0 ]; do sleep 0.2; done
+    belljar-ctl link up
+    if belljar-ctl disk data1 error; then exit 2; fi
+    echo written >"$BELLJAR_OUT/first"
+    cat /proc/sys/kernel/random/boot_id >/var/tmp-boot
+    belljar-ctl reboot again
+    echo 'it lived on' ;;
+again)
+    echo "$BELLJAR_REBOOT_COUNT $(cat "$BELLJAR_OUT/first")"
+    [ "$(cat /var/tmp-boot)" != "$(cat /proc/sys/kernel/random/boot_id)" ] || exit 4
+    echo changed | dd of=$disk bs=4k conv=sync,notrunc 2>/dev/null
+    belljar-ctl power-cut cut strict
+    echo 'it lived on' ;;
+cut)
+    head -c 7 $disk | od -An -c | tr -d ' '
+    exit 3 ;;
+esac
+TEST
+    bj -v --image "$dir/disk.raw" --access console --login root:belljar --disk size=64M,serial=data0,lab --timeout 20m -- sh ./test.sh
+    want_err 'session: sh on the console'
+    want_code 3
+    want_out 'written-bytes 16384' 'flushes 1' 'fault 1' 'Input/output error' 'healed 1' '1 written' '\0\0\0\0\0\0\0'
+    want_line 'mark: begun$' err
+    want_line 'mark: by nobody$' err
+    want_err 'machine: reboot again \(it is up again; '
+    want_err 'machine: power-cut cut strict \(it is up again; '
+    want_no_line '\.belljar' <(ls -A state/runs/*/out)
+}

@@ -7,6 +7,7 @@ mod harness;
 mod agent;
 mod boot;
 mod console;
+mod console_ctl;
 mod container;
 mod container_ahead;
 mod crash;

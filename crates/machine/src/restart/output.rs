@@ -13,7 +13,10 @@ use tokio::time::Instant;
 
 use crate::{
     Cause, Lost,
-    session::agent::{OutputEnd, OutputSink, Reports, SinkFuture},
+    session::{
+        agent::{OutputEnd, OutputSink, Reports, SinkFuture},
+        console::ShellAsks,
+    },
 };
 
 /// How long what was running may be silent when the machine goes down, until it is taken to have said all.
@@ -126,11 +129,11 @@ impl OutputSink for Lines<'_> {
 /// end is silent in the end.
 pub(crate) async fn last_words(
     mut running: impl Future + Unpin,
-    reports: Option<&Reports>,
+    (reports, shell): (Option<&Reports>, Option<&ShellAsks>),
     passing: &AtomicBool,
 ) -> bool {
     let (mut quiet, mut talks) = (Duration::ZERO, Duration::ZERO);
-    let heard = || reports.map_or(0, Reports::heard);
+    let heard = || reports.map_or_else(|| shell.map_or(0, ShellAsks::beats), Reports::heard);
     let mut before = heard();
     loop {
         let begun = Instant::now();
@@ -201,10 +204,10 @@ mod tests {
             passing.store(false, Ordering::Relaxed);
             tokio::time::sleep(Duration::from_secs(1)).await;
         };
-        assert!(last_words(std::pin::pin!(taking), None, &passing).await);
+        assert!(last_words(std::pin::pin!(taking), (None, None), &passing).await);
         assert_eq!(begun.elapsed(), Duration::from_secs(101));
         let begun = Instant::now();
-        assert!(last_words(std::pin::pin!(std::future::pending::<()>()), None, &passing).await);
+        assert!(last_words(std::pin::pin!(std::future::pending::<()>()), (None, None), &passing).await);
         assert!((3..4).contains(&begun.elapsed().as_secs()));
     }
 }

@@ -33,6 +33,8 @@ pub use connect::{BoxedPort, Port, PortKind};
 pub use error::SessionError;
 pub(crate) use guest::of_session;
 pub use io::{ExecControl, ExecIo, OutputSink, SinkFuture};
+#[cfg(test)]
+pub(crate) use reports::LostAsks;
 pub(crate) use reports::{Asks, Reports};
 
 use link::Link;

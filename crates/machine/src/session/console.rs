@@ -12,6 +12,9 @@
 //! A command that SIGINT or SIGPIPE killed is reported with the exit code 130 or 141: shells do not tell these from codes. Standard
 //! input is read to its end before the command starts; without an exchange it is typed in, and may have 256 KiB.
 
+mod asks;
+mod ctl;
+mod ctl_by_console;
 mod exchange;
 mod fetch;
 mod guest;
@@ -21,9 +24,11 @@ mod terminal;
 mod tests;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use belljar_model::{CrashKind, Exit, Phase};
+use belljar_proto::message::SyncFault;
 
 use crate::access::{Shell, ShellReply};
 use crate::command::GuestCommand;
@@ -32,6 +37,8 @@ use crate::enter::of_shell;
 use crate::guest::Io;
 use crate::session::agent::{ExecControl, LATE_QUIET, OutputEnd, OutputSink};
 use crate::{Cause, Lost};
+pub(crate) use asks::{AskSource, ShellAsks};
+use ctl::{OrderFiles, Places};
 
 /// A directory that both sides see.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +55,8 @@ pub struct ConsoleSession {
     shell: Shell,
     exchange: Option<Exchange>,
     layer: Option<String>,
+    /// Shares beside the exchange that commands write to.
+    shares: Vec<String>,
     factor: f64,
     running: Option<Running>,
     tools: Option<fetch::Tools>,
@@ -56,13 +65,21 @@ pub struct ConsoleSession {
     notes: Vec<String>,
     /// How long what a command left running may be silent before its output is given up.
     late_quiet: Duration,
+    /// What programs in the guest ask for.
+    asks: Arc<ShellAsks>,
+    /// Where the command that runs asks, if it can.
+    places: Option<Places>,
+    /// Where `belljar-ctl` is in a guest without an exchange, once that is known; none where it cannot be run.
+    programs: Option<Option<String>>,
 }
 
 /// A command that has not been seen to end.
 #[derive(Debug)]
 struct Running {
     guest_dir: String,
-    /// The same on the host, removed when this is dropped.
+    /// Where its orders are in the guest, if that is not the host's.
+    orders_dir: Option<String>,
+    /// [`guest_dir`](Self::guest_dir) on the host, removed when this is dropped.
     host_dir: Option<PathBuf>,
     /// Whether there may be something to kill.
     started: bool,
@@ -140,18 +157,28 @@ impl ConsoleSession {
             shell,
             exchange,
             layer: None,
+            shares: Vec::new(),
             factor,
             running: None,
             tools: None,
             prepared: false,
             notes: Vec::new(),
             late_quiet: LATE_QUIET,
+            asks: Arc::default(),
+            places: None,
+            programs: None,
         }
     }
 
     /// The same in a guest that has a copy-on-write directory there, which is to be its commands' user's own.
     pub(crate) fn with_layer(self, layer: Option<String>) -> Self {
         Self { layer, ..self }
+    }
+
+    /// The same in a guest that has a share there that its commands write to.
+    pub(crate) fn with_share(mut self, at: Option<String>) -> Self {
+        self.shares.extend(at);
+        self
     }
 
     /// Whom a command runs as, and what is to be given to that user.
@@ -188,13 +215,50 @@ impl ConsoleSession {
             self.line_run("[ -e /proc/self/stat ]||{ mkdir -p /proc;mount -t proc proc /proc; }").await?;
             self.prepared = true;
         }
-        if let Some(terminal) = &command.terminal {
-            return self.exec_on_terminal(&command, terminal, io).await;
+        self.asks.begin();
+        self.places = None;
+        let Some(exchange) = self.exchange.clone() else {
+            return match &command.terminal {
+                Some(terminal) => self.exec_on_terminal(&command, terminal, io).await,
+                None => self.exec_by_console(&command, io).await,
+            };
+        };
+        let attempt = format!("make files for the command's orders in {}", exchange.host.display());
+        let files = OrderFiles::make(&exchange.host)?;
+        let mut files = files.map_err(|e| Cause::host_file(&attempt, &e, "is the disk full?"))?;
+        self.places = Some(files.places(&exchange.guest));
+        let asks = self.asks.clone();
+        let ended = {
+            let running = async {
+                match &command.terminal {
+                    Some(terminal) => self.exec_on_terminal(&command, terminal, io).await,
+                    None => self.exec_with_exchange(&exchange, &command, io).await,
+                }
+            };
+            tokio::select! {
+                biased;
+                ended = running => ended,
+                never = files.serve(&asks) => match never {},
+            }
+        };
+        for text in files.finish(&asks) {
+            self.note(&text);
         }
-        match self.exchange.clone() {
-            Some(exchange) => self.exec_with_exchange(&exchange, &command, io).await,
-            None => self.exec_by_console(&command, io).await,
+        ended
+    }
+
+    /// Does what somebody else wants while a command runs: that it ends, or that what it has written is brought to the host.
+    async fn attend(&mut self, signals: &mut Signals) -> Result<(), Lost> {
+        self.asks.beat();
+        if self.asks.take_kill() {
+            signals.0.push(9);
         }
+        if let Some(tell) = self.asks.take_sync() {
+            let fault = self.sync().await?;
+            // Nobody waiting is fine.
+            drop(tell.send(fault.map(SyncFault::Failed)));
+        }
+        Ok(())
     }
 
     /// Kills the command that [`ConsoleSession::exec`] left running, with all that it started, where the guest can tell.
@@ -210,7 +274,9 @@ impl ConsoleSession {
             self.line_run(script::kill(&running.guest_dir)).await?;
         }
         if running.host_dir.is_none() {
-            self.line_run(format!("rm -rf {}", script::word(&running.guest_dir))).await?;
+            let dirs = [Some(&running.guest_dir), running.orders_dir.as_ref()];
+            let dirs: String = dirs.into_iter().flatten().map(|dir| format!(" {}", script::word(dir))).collect();
+            self.line_run(format!("rm -rf{dirs}")).await?;
         }
         Ok(())
     }
@@ -224,14 +290,35 @@ impl ConsoleSession {
         self.line_run(":").await.map(drop)
     }
 
-    /// Has everything that was written brought to the disks and shares. Gives what could not be, if anything.
+    /// Has everything that was written to the shares brought to the host. Gives what could not be, if anything.
     ///
     /// # Errors
     ///
     /// When the shell does not answer.
     pub async fn sync(&mut self) -> Result<Option<String>, Lost> {
-        let reply = self.line_run("sync || busybox sync").await?;
-        Ok((reply.code != 0).then(|| format!("sync failed in the guest with code {}: {}", reply.code, reply.text())))
+        let Some(exchange) = &self.exchange else {
+            // There is nothing of the host's in it.
+            self.check().await?;
+            return Ok(None);
+        };
+        // Of the shares alone, where that can be asked for: what is written to a lab disk may have to wait for it, and then so would we.
+        let shares = self.shares.iter().chain([&exchange.guest]);
+        let shares: String = shares.map(|at| format!(" {}", script::word(at))).collect();
+        let all = if self.asks.are_disks_held() { "(exit 1)" } else { "sync||busybox sync" };
+        let line = format!(
+            "if sync -f /proc 2>/dev/null;then sync -f{shares};elif busybox sync -f /proc 2>/dev/null;then busybox sync -f{shares};else {all};fi"
+        );
+        let reply = self.line_run(line).await?;
+        if reply.code == 0 {
+            return Ok(None);
+        }
+        let said = format!("sync failed in the guest with code {}: {}", reply.code, reply.text());
+        let lacks = if self.asks.are_disks_held() {
+            "; a power cut needs a sync that knows -f (coreutils 8.24 and later, busybox)"
+        } else {
+            ""
+        };
+        Ok(Some(said + lacks))
     }
 
     /// Starts the guest's end and comes back at once; that it ended is seen outside.
@@ -244,6 +331,19 @@ impl ConsoleSession {
         // some of these never come back.
         let line = "( if [ -d /run/systemd/system ];then systemctl --no-block poweroff;elif [ $$ = 1 ];then sync;poweroff -f||\
                     busybox poweroff -f||echo o >/proc/sysrq-trigger;else poweroff||/sbin/poweroff||busybox poweroff -f;fi ) \
+                    >/dev/null 2>&1 &";
+        self.line_run(line).await.map(|_| ())
+    }
+
+    /// Starts the guest's restart and comes back at once; that it went down is seen outside.
+    ///
+    /// # Errors
+    ///
+    /// When the shell does not answer.
+    pub async fn reboot(&mut self) -> Result<(), Lost> {
+        // As `power_off`.
+        let line = "( if [ -d /run/systemd/system ];then systemctl --no-block reboot;elif [ $$ = 1 ];then sync;reboot -f||\
+                    busybox reboot -f||echo b >/proc/sysrq-trigger;else reboot||/sbin/reboot||busybox reboot -f;fi ) \
                     >/dev/null 2>&1 &";
         self.line_run(line).await.map(|_| ())
     }

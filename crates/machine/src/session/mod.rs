@@ -17,6 +17,7 @@ use crate::{
     command::GuestCommand,
     guest::{Answer, Io, Observe},
     session::agent::{AgentSession, OutputSink, Reports},
+    session::console::ShellAsks,
     share,
     template::Frozen,
 };
@@ -28,6 +29,11 @@ pub(crate) trait Session: fmt::Debug {
 
     /// What comes beside the answers; none where nobody in the guest tells anything unasked.
     fn reports(&self) -> Option<Arc<Reports>>;
+
+    /// What programs in a guest without the agent ask for.
+    fn shell_asks(&self) -> Option<Arc<ShellAsks>> {
+        None
+    }
 
     /// Whether a command without a terminal gets its standard input only when that has come to its end.
     fn wants_whole_stdin(&self) -> bool;

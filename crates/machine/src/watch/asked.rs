@@ -1,6 +1,6 @@
 //! What programs in the guest ask for while a command runs.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use belljar_guest_spec::{Guards, machine_order::MachineOrder};
 use belljar_model::EventKind;
@@ -14,7 +14,7 @@ use crate::{
     guest::Observe,
     lost::{Cause, Lost},
     orders::HostOrder,
-    session::agent::{Asks, Reports},
+    session::{agent::Asks, console::AskSource},
 };
 
 /// Most marks of one command that are recorded.
@@ -49,12 +49,29 @@ impl Watch {
 
     /// Does what was asked for up to now, and answers.
     pub(crate) fn answer_asks(&mut self, observe: Observe<'_>) {
-        if let Some(reports) = self.reports.clone() {
+        if let Some(source) = self.ask_source() {
             let machine = Asked { desk: &mut self.desk, power: &mut self.power };
-            self.marks.answer(&reports, Some(machine), observe);
+            self.marks.answer(&source, Some(machine), observe);
         }
         while let Some(done) = self.desk.news() {
             observe(done);
+        }
+    }
+
+    /// What programs in the guest ask by.
+    fn ask_source(&self) -> Option<AskSource> {
+        let by_agent = self.reports.clone().map(AskSource::Agent);
+        by_agent.or_else(|| self.shell_asks.clone().map(AskSource::Shell))
+    }
+
+    /// Who asked for the machine to go down, by a question of this number, is told that it does, and what runs is ended. `disks_held`: lab disks answer no
+    /// more.
+    pub(crate) fn tell_of_end(&self, number: u32, disks_held: bool) {
+        if let Some(source) = self.ask_source() {
+            source.answer(number, Outcome::GoesDown);
+        }
+        if let Some(asks) = self.shell_asks.as_ref().filter(|_| self.reports.is_none()) {
+            asks.go_down(disks_held);
         }
     }
 
@@ -224,8 +241,8 @@ pub(crate) fn control(order: &str, outcome: &str, refused: bool) -> EventKind {
 
 impl Marks {
     /// Does what programs in the guest have asked for up to now, and answers; without a machine there is nothing else that it could be done to.
-    pub(crate) fn answer(&mut self, reports: &Arc<Reports>, mut machine: Option<Asked<'_>>, observe: Observe<'_>) {
-        let Asks { asks, lost } = reports.take_asks();
+    pub(crate) fn answer(&mut self, source: &AskSource, mut machine: Option<Asked<'_>>, observe: Observe<'_>) {
+        let Asks { asks, lost } = source.take_asks();
         let mut cut = lost.marks > 0;
         self.lost += lost.orders;
         for (number, question) in asks {
@@ -240,11 +257,11 @@ impl Marks {
                     Outcome::Full
                 }
                 (Question::Disk(text), Some(machine)) => {
-                    machine.desk.take(Asker::Guest { number, reports: reports.clone() }, text);
+                    machine.desk.take(Asker::Guest { number, source: source.clone() }, text);
                     continue;
                 }
                 (Question::Machine(text), Some(machine)) => {
-                    machine.machine(Asker::Guest { number, reports: reports.clone() }, &text);
+                    machine.machine(Asker::Guest { number, source: source.clone() }, &text);
                     continue;
                 }
                 (Question::Machine(_), None) => {
@@ -254,7 +271,7 @@ impl Marks {
                     Outcome::Refused("a container has no disks of its own; take a machine".to_owned())
                 }
             };
-            reports.answer(number, outcome);
+            source.answer(number, outcome);
         }
         if lost.orders > 0 {
             let message = format!("{} orders came faster than they were done, and are lost", self.lost);

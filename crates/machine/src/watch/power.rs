@@ -22,6 +22,8 @@ pub(crate) struct Power {
     no_button: bool,
     /// What would start another kernel in it lacks an initramfs.
     no_kexec: bool,
+    /// There is no agent in it.
+    no_agent: bool,
 }
 
 /// A restart that is asked for.
@@ -42,6 +44,7 @@ impl Default for Power {
             prepared: None,
             no_button: false,
             no_kexec: false,
+            no_agent: false,
         }
     }
 }
@@ -60,6 +63,11 @@ impl Power {
     /// The guest's initramfs is not in it, while this command runs: no other kernel can be started with it.
     pub(crate) fn without_kexec(&mut self) {
         self.no_kexec = true;
+    }
+
+    /// There is no agent in the guest, while this command runs.
+    pub(crate) fn without_agent(&mut self) {
+        self.no_agent = true;
     }
 
     /// No command runs any more.
@@ -82,6 +90,9 @@ impl Power {
             return Err("nobody in this guest listens for the power button, for its first process is Belljar's agent and no service of the system \
                         runs; take reboot"
                 .to_owned());
+        }
+        if self.no_agent && restart.how.keeps_machine() {
+            return Err(format!("there is no agent in this guest, which {restart} needs; take reboot"));
         }
         if self.no_kexec && matches!(restart.how, Down::Kexec { .. }) {
             return Err("this guest has its root and its kernel from the host, and not the initramfs that another kernel would need; take a guest with \
@@ -197,6 +208,11 @@ mod tests {
         assert!(power.want(4, by_button.clone()).unwrap_err().contains("take reboot"));
         power.begin(None);
         power.want(4, by_button).unwrap();
+        power.begin(None);
+        power.without_agent();
+        let kexec = Restart { how: Down::Kexec { loaded: false }, mark: String::new() };
+        assert!(power.want(4, kexec).unwrap_err().contains("no agent"));
+        power.want(4, restart()).unwrap();
         power.end();
         assert!(power.want(5, restart()).is_err());
     }

@@ -25,6 +25,7 @@ use crate::{
     session::{
         self, Session,
         agent::{AgentSession, OutputSink, Reports, SessionError},
+        console::AskSource,
     },
     watch::{
         self, Marks,
@@ -131,6 +132,7 @@ impl ContainerGuest {
     ) -> Result<T, Lost> {
         let Self { parts, reports, marks, .. } = self;
         let mut changes = reports.changes();
+        let source = AskSource::Agent(reports.clone());
         let agent = parts.agent;
         let answered = {
             let asking = asking(&mut parts.session);
@@ -144,7 +146,7 @@ impl ContainerGuest {
                 tokio::select! {
                     biased;
                     answered = &mut limited => break answered.map_err(|lost| (lost, false)),
-                    Ok(()) = changes.changed() => marks.answer(reports, None, observe),
+                    Ok(()) = changes.changed() => marks.answer(&source, None, observe),
                     () = &mut stopped => {
                         break Err((Lost::crash(CrashKind::Silent, STOPPED, phase), true));
                     }
@@ -152,7 +154,7 @@ impl ContainerGuest {
             }
         };
         // They came before the answer, which may have been looked at first.
-        marks.answer(reports, None, observe);
+        marks.answer(&source, None, observe);
         if let Some(lost) = marks.lost_orders() {
             return Err(lost);
         }

@@ -366,6 +366,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::session::console::AskSource;
 
     fn frame(message: &ToHost) -> Frame {
         let payload = belljar_proto::frame::to_bytes(message).unwrap();
@@ -385,7 +386,7 @@ mod tests {
                 assert!(reports.take(frame(&ToHost::Ask { number: 1, question: question.clone() })).is_none());
             }
             let (mut marks, mut told) = (crate::watch::Marks::default(), Vec::new());
-            marks.answer(&reports, None, &mut |event| told.push(format!("{event:?}")));
+            marks.answer(&AskSource::Agent(reports.clone()), None, &mut |event| told.push(format!("{event:?}")));
             (marks.lost_orders().map(|lost| (lost.verdict(), lost.cause.to_string())), told)
         };
         let order = Question::Disk("data0 error".into());

@@ -144,12 +144,17 @@ impl ConsoleSession {
         let attempt = format!("make files for the command in {}", exchange.host.display());
         let making = |e: io::Error| Cause::host_file(&attempt, &e, "is the disk full?");
         // From here on it is removed with whatever is running.
-        let running =
-            Running { guest_dir: guest_dir.clone(), host_dir: Some(exchange.host.join(&name)), started: false };
+        let running = Running {
+            guest_dir: guest_dir.clone(),
+            orders_dir: None,
+            host_dir: Some(exchange.host.join(&name)),
+            started: false,
+        };
         let keeper = script::keeper(&guest_dir, command, self.layer.as_deref(), self.late_quiet);
+        let text = script::command(command, self.places.as_ref());
         let running = self.running.insert(running);
         let mut place = Place::make(&exchange.host, &name).map_err(making)?;
-        place.put("cmd", script::command(command).as_ref()).map_err(making)?;
+        place.put("cmd", &text).map_err(making)?;
         place.put("keep", keeper.as_ref()).map_err(making)?;
         spool(io.stdin.take(), &place.dir).await?;
 
@@ -199,8 +204,10 @@ impl ConsoleSession {
             tokio::select! {
                 biased;
                 () = signals.hear(&mut io.control) => {}
+                () = self.asks.attention() => {}
                 () = watch.woken() => {}
             }
+            self.attend(&mut signals).await?;
             self.send_signals(guest_dir, &mut signals).await?;
             if dead_before || last_beat.elapsed() >= heartbeat {
                 // Dead twice, with a look at the file in between: its end was not just seen late.

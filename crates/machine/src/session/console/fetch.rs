@@ -8,6 +8,7 @@ use std::time::Duration;
 use belljar_model::{Exit, Phase};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
+use super::ctl_by_console::{self, GuestFiles};
 use super::{ConsoleSession, End, Running, Signals, keeper_gone, pass_on, random_name, script, tell_end};
 use crate::command::GuestCommand;
 use crate::enter::of_shell;
@@ -62,7 +63,7 @@ impl Tools {
         }
     }
 
-    fn decode(self, text: &[u8]) -> Option<Vec<u8>> {
+    pub(super) fn decode(self, text: &[u8]) -> Option<Vec<u8>> {
         match self {
             Tools::Base64(_) => base64(text),
             Tools::Hex(_) => hex(text),
@@ -84,8 +85,12 @@ impl ConsoleSession {
             self.note("the guest has nothing to encode output with: it comes as text, and other bytes may be lost");
         }
         let nonce = random_name()?;
+        let mut orders = self.make_guest_files().await?.map(|(files, places)| {
+            self.places = Some(places);
+            files
+        });
         let dir = self.make_dir().await?;
-        self.write_file(&dir, "cmd", &script::command(command)).await?;
+        self.write_file(&dir, "cmd", &script::command(command, self.places.as_ref())).await?;
         let keeper = script::keeper(&dir, command, self.layer.as_deref(), self.late_quiet);
         self.write_file(&dir, "keep", &keeper).await?;
         let dir_word = script::word(&dir);
@@ -94,7 +99,9 @@ impl ConsoleSession {
             self.send_stdin(stdin, &format!("{dir_word}/0")).await?;
         }
 
-        self.running = Some(Running { guest_dir: dir.clone(), host_dir: None, started: true });
+        let orders_dir = orders.as_ref().map(|files| files.dir.clone());
+        self.running =
+            Some(Running { guest_dir: dir.clone(), orders_dir: orders_dir.clone(), host_dir: None, started: true });
         let started = self.line_run(script::start(&dir, &nonce)).await?;
         if started.code != 0 {
             self.running = None;
@@ -102,9 +109,13 @@ impl ConsoleSession {
                 Cause::Shell(format!("the guest's shell could not start the command: {}", started.text())).into()
             );
         }
-        let end = self.fetch_all(&dir, &nonce, tools, io).await?;
+        let end = self.fetch_all((&dir, orders.as_mut()), &nonce, tools, io).await?;
+        if let Some(orders) = &mut orders {
+            self.take_last_orders(orders, tools).await?;
+        }
         self.running = None;
-        self.line_run(format!("rm -rf {dir_word}")).await?;
+        let orders_dir = orders_dir.map_or_else(String::new, |dir| format!(" {}", script::word(&dir)));
+        self.line_run(format!("rm -rf {dir_word}{orders_dir}")).await?;
         tell_end(io.sink, end);
         end.outcome(command)
     }
@@ -132,7 +143,14 @@ impl ConsoleSession {
         }
     }
 
-    async fn fetch_all(&mut self, dir: &str, nonce: &str, tools: Tools, io: &mut Io<'_>) -> Result<End, Lost> {
+    async fn fetch_all(
+        &mut self,
+        (dir, mut orders): (&str, Option<&mut GuestFiles>),
+        nonce: &str,
+        tools: Tools,
+        io: &mut Io<'_>,
+    ) -> Result<End, Lost> {
+        let orders_look = orders.as_ref().map_or_else(String::new, |files| files.look());
         let dir_word = script::word(dir);
         let mut have = [0u64; 2];
         let mut pause = LOOK_FIRST;
@@ -140,10 +158,12 @@ impl ConsoleSession {
         let mut dead_before = false;
         let mut over = false;
         let mut signals = Signals::default();
+        let asks = self.asks.clone();
+        let mut changes = asks.changes();
         loop {
             // The code first: what is there after it is all there will be.
             let look = format!(
-                "cat {dir_word}/code 2>/dev/null;echo;wc -c <{dir_word}/1;wc -c <{dir_word}/2;[ ! -e {dir_word}/over ]||echo over"
+                "cat {dir_word}/code 2>/dev/null;echo;wc -c <{dir_word}/1;wc -c <{dir_word}/2;[ ! -e {dir_word}/over ]||echo over{orders_look}"
             );
             let seen = self.line_run(look).await?.output;
             let (end, sizes) = read_look(&seen, nonce);
@@ -152,6 +172,13 @@ impl ConsoleSession {
                 io.sink.lingers();
             }
             let mut grown = false;
+            if let Some(files) = &mut orders
+                && end.is_none()
+            {
+                let names = ctl_by_console::names(&seen);
+                grown = !names.is_empty();
+                self.exchange_orders(files, names, tools).await?;
+            }
             for (index, file) in [(0, 1u8), (1, 2u8)] {
                 while sizes.is_none_or(|s| s[index] > have[index]) {
                     let (bytes, taken) = self.fetch(dir, file, have[index], sizes.map(|s| s[index]), tools).await?;
@@ -176,8 +203,12 @@ impl ConsoleSession {
             tokio::select! {
                 biased;
                 () = signals.hear(&mut io.control) => {}
+                () = self.asks.attention() => {}
+                Ok(()) = changes.changed(), if orders.is_some() => {}
                 () = tokio::time::sleep(pause) => {}
             }
+            changes.mark_unchanged();
+            self.attend(&mut signals).await?;
             self.send_signals(dir, &mut signals).await?;
             if dead_before || last_beat.elapsed() >= self.heartbeat() {
                 let alive = self.is_alive(dir).await?;

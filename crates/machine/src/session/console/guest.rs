@@ -8,9 +8,8 @@ use belljar_proto::{
     message::{Leftovers, SyncFault, SyncReport},
 };
 
-use super::ConsoleSession;
+use super::{ConsoleSession, ShellAsks};
 use crate::{
-    Cause,
     boot::Entered,
     command::GuestCommand,
     guest::Io,
@@ -28,6 +27,10 @@ impl Session for ConsoleSession {
 
     fn reports(&self) -> Option<Arc<Reports>> {
         None
+    }
+
+    fn shell_asks(&self) -> Option<Arc<ShellAsks>> {
+        Some(self.asks.clone())
     }
 
     fn wants_whole_stdin(&self) -> bool {
@@ -68,7 +71,11 @@ impl Session for ConsoleSession {
     }
 
     fn sync(&mut self) -> Answer<'_, SyncReport> {
-        Box::pin(async { Ok(SyncReport { fault: self.sync().await?.map(SyncFault::Failed), returned: None }) })
+        Box::pin(async {
+            // One that did not come to its end before the machine is to go down. A line for it may be under way.
+            self.kill_running().await?;
+            Ok(SyncReport { fault: self.sync().await?.map(SyncFault::Failed), returned: None })
+        })
     }
 
     /// A shell's shares are the host's own.
@@ -81,8 +88,7 @@ impl Session for ConsoleSession {
     }
 
     fn reboot(&mut self) -> Answer<'_, ()> {
-        // Nobody can ask for one without an agent.
-        Box::pin(async { Err(Cause::Defect("a guest without an agent was asked to reboot".to_owned()).into()) })
+        Box::pin(self.reboot())
     }
 
     fn into_entered(self: Box<Self>, _: &Frozen) -> Entered {

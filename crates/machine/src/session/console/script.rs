@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use belljar_model::Exit;
 
+use super::ctl::Places;
 use super::{End, Missing};
 use crate::access::quote;
 use crate::command::GuestCommand;
@@ -28,8 +29,8 @@ use crate::session::agent::{LATE_MOST, OutputEnd};
 /// Longest `code` file that is read.
 pub(super) const CODE_MAX: usize = 256;
 
-/// `cmd`: what the command's own shell runs.
-pub(super) fn command(command: &GuestCommand) -> Vec<u8> {
+/// `cmd`: what the command's own shell runs. `ctl` is where it finds what it may ask for something with.
+pub(super) fn command(command: &GuestCommand, ctl: Option<&Places>) -> Vec<u8> {
     let mut out = Vec::new();
     let cwd = command.cwd.as_deref().unwrap_or(b"/");
     out.extend_from_slice(b"cd ");
@@ -47,6 +48,14 @@ pub(super) fn command(command: &GuestCommand) -> Vec<u8> {
             out.push(b'\n');
         } else if variable.contains(&b'=') {
             others.push(variable);
+        }
+    }
+    if let Some(Places { orders, programs }) = ctl {
+        out.extend_from_slice(format!("export BELLJAR_CTL_DIR={}\n", word(orders)).as_bytes());
+        if let Some(programs) = programs {
+            // What shells without a PATH go by.
+            let path = "${PATH-/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin}";
+            out.extend_from_slice(format!("PATH=\"{path}\":{}\nexport PATH\n", word(programs)).as_bytes());
         }
     }
     out.extend_from_slice(b"exec");
@@ -322,7 +331,7 @@ mod tests {
                 user: None,
                 terminal: None,
                 guards: None,
-            });
+            }, None);
             let output = std::process::Command::new("sh").arg("-c").arg(std::ffi::OsStr::new(
                 std::str::from_utf8(&script).expect("utf-8"))).output().expect("sh");
             let expected: String = argv.iter().map(|a| format!("{a}|")).collect();

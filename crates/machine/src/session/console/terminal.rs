@@ -27,7 +27,7 @@ impl ConsoleSession {
         io: &mut Io<'_>,
     ) -> Result<Exit, Lost> {
         let dir = self.make_dir().await?;
-        self.write_file(&dir, "cmd", &script::command(command)).await?;
+        self.write_file(&dir, "cmd", &script::command(command, self.places.as_ref())).await?;
         let (rows, columns) = (terminal.size.rows, terminal.size.cols);
         let fore = script::foreground(&dir, self.user_of(command), &terminal.term, rows, columns);
         self.write_file(&dir, "fore", &fore).await?;
@@ -36,7 +36,7 @@ impl ConsoleSession {
         let mut typist = self.shell.console_mut().share();
         let mut tap = typist.tap();
         // Nothing to kill by name: Ctrl-C from the shell's terminal has to do.
-        self.running = Some(Running { guest_dir: dir.clone(), host_dir: None, started: false });
+        self.running = Some(Running { guest_dir: dir.clone(), orders_dir: None, host_dir: None, started: false });
         let line = format!("sh {}/fore", script::word(&dir));
         let mut cut = self.shell.start_foreground(&line).await.map_err(lost)?;
         let mut patience = Patience::new(FOR_EVER);

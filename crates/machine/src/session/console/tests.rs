@@ -6,7 +6,7 @@ use crate::access::tests::{pty, quick};
 use crate::command::Terminal;
 use crate::console::Console;
 use crate::session::agent::SinkFuture;
-use belljar_proto::message::WindowSize;
+use belljar_proto::message::{Outcome, Question, WindowSize};
 use tokio::sync::mpsc;
 
 /// Keeps what comes.
@@ -32,6 +32,15 @@ struct Guest {
     dir: tempfile::TempDir,
     _console: Console,
     _program: pty::PtyGuest,
+}
+
+/// The program is typed once for all commands, into a directory that goes with the guest: here it is the host's.
+impl Drop for Guest {
+    fn drop(&mut self) {
+        if let Some(Some(programs)) = &self.session.programs {
+            let _ = std::fs::remove_dir_all(programs);
+        }
+    }
 }
 
 async fn guest(argv: &[&str], exchange: bool) -> Guest {
@@ -325,7 +334,7 @@ async fn a_command_runs_as_another_user() {
         std::fs::write(layer.path().join("old/.file"), "x").expect("file");
         std::os::unix::fs::symlink("/", layer.path().join("root")).expect("link");
         let mut g = guest(SHELLS[1], true).await;
-        g.session = g.session.with_layer(Some(layer.path().to_string_lossy().into_owned()));
+        g.session.layer = Some(layer.path().to_string_lossy().into_owned());
         let script = "cat /dev/stdin >/dev/stdout; echo error >/dev/stderr; cd \"$1\" && echo y >>old/.file && mkdir old/deep/new new";
         let mut c = command(&["sh", "-c", script, "sh", &layer.path().to_string_lossy()]);
         c.user = Some(user.to_owned());
@@ -333,5 +342,137 @@ async fn a_command_runs_as_another_user() {
         let said = (String::from_utf8_lossy(&kept.out), String::from_utf8_lossy(&kept.err));
         assert_eq!((code(result), said), (Exit::Code(0), ("in".into(), "error\n".into())));
         assert!(layer.path().join("old/deep/new").is_dir());
+    }
+}
+
+/// Runs a command, and answers what it asks for with what `answer` makes of it.
+async fn run_asking(
+    guest: &mut Guest,
+    command: GuestCommand,
+    mut answer: impl FnMut(&Question) -> Option<Outcome>,
+) -> (Exit, Kept, Vec<Question>) {
+    let asks = guest.session.asks.clone();
+    let mut asked = Vec::new();
+    let (result, kept) = {
+        let mut running = std::pin::pin!(run(guest, command, b""));
+        let mut changes = asks.changes();
+        loop {
+            for (number, question) in asks.take_asks().asks {
+                if let Some(outcome) = answer(&question) {
+                    asks.answer(number, outcome);
+                }
+                asked.push(question);
+            }
+            tokio::select! {
+                ended = &mut running => break ended,
+                Ok(()) = changes.changed() => {}
+                () = tokio::time::sleep(Duration::from_secs(120)) => panic!("nothing happens after {asked:?}"),
+            }
+        }
+    };
+    asked.extend(asks.take_asks().asks.into_iter().map(|(_, question)| question));
+    (code(result), kept, asked)
+}
+
+/// What a disk has to say: more than a terminal's line, with what a shell would make something of.
+fn counts() -> String {
+    (0..60).map(|n| format!("reads-{n} $(id) `id` \\n 'x' \"y\" %s\n")).collect()
+}
+
+#[tokio::test]
+async fn a_command_asks_and_is_answered() {
+    for argv in SHELLS {
+        for exchange in [true, false] {
+            let mut g = guest(argv, exchange).await;
+            let script = "command -v belljar-ctl >&2; belljar-ctl mark here 'and  there' || exit 1; belljar-ctl disk d0 counts || exit 2; \
+                          belljar-ctl disk d1 error; echo \"code $?\"; belljar-ctl explode 2>/dev/null; echo \"code $?\"; \
+                          echo 'nmi' >\"$BELLJAR_CTL_DIR/mine\"; until [ -e \"${BELLJAR_CTL_DIR%/*}/answers/mine\" ]; do sleep 0.1; done; \
+                          cat \"${BELLJAR_CTL_DIR%/*}/answers/mine\"; ls -A \"$BELLJAR_CTL_DIR\"; echo 'mark late' >\"$BELLJAR_CTL_DIR/late\"";
+            let (exit, kept, asked) = run_asking(&mut g, command(&["sh", "-c", script]), |question| {
+                Some(match question {
+                    Question::Disk(text) if text == "d0 counts" => Outcome::Done(counts()),
+                    Question::Disk(_) => Outcome::Refused("there is no such disk".to_owned()),
+                    _ => Outcome::Done(String::new()),
+                })
+            })
+            .await;
+            let said = String::from_utf8_lossy(&kept.out);
+            let errors = String::from_utf8_lossy(&kept.err);
+            assert_eq!(exit, Exit::Code(0), "{argv:?} {exchange}: {said} {errors}");
+            assert_eq!(said, format!("{}code 1\ncode 2\nok\n", counts()), "{argv:?} {exchange}");
+            assert!(errors.contains("/belljar-ctl\n") && errors.ends_with("there is no such disk\n"), "{errors}");
+            let wanted = [
+                Question::Mark("here and  there".into()),
+                Question::Disk("d0 counts".into()),
+                Question::Disk("d1 error".into()),
+                Question::Machine("nmi".into()),
+                Question::Mark("late".into()),
+            ];
+            assert_eq!(asked, wanted, "{argv:?} {exchange}");
+            assert_eq!(g.session.take_notes(), [""; 0], "{argv:?} {exchange}");
+            assert_eq!(fs_err::read_dir(g.dir.path()).expect("list").count(), 0, "nothing is left behind");
+        }
+    }
+}
+
+#[tokio::test]
+async fn programs_that_ask_at_the_same_time_have_answers_of_their_own() {
+    let mut g = guest(SHELLS[1], true).await;
+    let script = "for n in 1 2 3 4 5 6 7 8; do (for m in 1 2 3; do [ \"$(belljar-ctl disk d$n counts)\" = \"d$n counts\" ] || echo wrong; done) & done; wait";
+    let answer = |question: &Question| match question {
+        Question::Disk(text) => Some(Outcome::Done(text.clone())),
+        _ => None,
+    };
+    let (exit, kept, asked) = run_asking(&mut g, command(&["sh", "-c", script]), answer).await;
+    assert_eq!((exit, String::from_utf8_lossy(&kept.out).as_ref(), asked.len()), (Exit::Code(0), "", 24));
+}
+
+#[tokio::test]
+async fn what_is_no_order_costs_no_result_and_is_told() {
+    for exchange in [true, false] {
+        let mut g = guest(SHELLS[0], exchange).await;
+        let secret = tempfile::NamedTempFile::new().expect("file");
+        fs_err::write(secret.path(), "mark secret\n").expect("write");
+        let script = format!(
+            "cd \"$BELLJAR_CTL_DIR\"; ln -s '{}' link; mkfifo pipe; mkdir dir; printf 'mark unended' >unended; printf 'mark a\\nmark b\\n' >two; sleep 1; \
+             belljar-ctl mark well",
+            secret.path().display()
+        );
+        let answer = |_: &Question| Some(Outcome::Done(String::new()));
+        let (exit, kept, asked) = run_asking(&mut g, command(&["sh", "-c", &script]), answer).await;
+        assert_eq!(exit, Exit::Code(0), "{exchange} {}", String::from_utf8_lossy(&kept.err));
+        assert_eq!(asked, [Question::Mark("well".into())], "{exchange}");
+        let notes = g.session.take_notes();
+        for name in ["link", "pipe", "dir", "unended", "two"] {
+            assert!(notes.iter().any(|note| note.contains(&format!("\"{name}\""))), "{exchange} {name}: {notes:#?}");
+        }
+        assert_eq!(g.session.asks.take_asks().lost, crate::session::agent::LostAsks::default());
+    }
+}
+
+#[tokio::test]
+async fn a_machine_that_goes_down_ends_what_runs_with_all_that_it_said() {
+    for exchange in [true, false] {
+        let mut g = guest(SHELLS[1], exchange).await;
+        let asks = g.session.asks.clone();
+        let script = "echo before; belljar-ctl reboot here; echo after; sleep 1000";
+        let (exit, kept, asked) = run_asking(&mut g, command(&["sh", "-c", script]), |question| {
+            assert!(matches!(question, Question::Machine(_)));
+            asks.go_down(false);
+            None
+        })
+        .await;
+        assert_eq!(exit, Exit::Signal { number: 9, core: false }, "{exchange}");
+        assert_eq!(String::from_utf8_lossy(&kept.out), "before\n");
+        assert_eq!(asked, [Question::Machine("reboot here".into())]);
+        // What was written is brought to the host while a command runs, too.
+        let asks = g.session.asks.clone();
+        let mut told = None;
+        let (exit, ..) = run_asking(&mut g, command(&["sh", "-c", "belljar-ctl mark now; sleep 3"]), |_| {
+            told = Some(asks.sync());
+            Some(Outcome::Done(String::new()))
+        })
+        .await;
+        assert_eq!((exit, told.expect("asked").await.expect("told")), (Exit::Code(0), None), "{exchange}");
     }
 }
