@@ -13,6 +13,9 @@ pub const MAX_LINE: usize = 2 << 20;
 /// Most requests that [`Order::Log`] tells of.
 pub const MAX_TOLD: usize = 2000;
 
+/// Most states of a disk that are remembered at a time.
+pub const MAX_SNAPSHOTS: usize = 8;
+
 /// Longest text of a mark, in bytes.
 pub const MAX_MARK: usize = 256;
 
@@ -58,6 +61,13 @@ pub enum Order {
     Keep,
     /// It is as it was at [`Keep`](Self::Keep), but for its bytes, its counts and its log: faults, damage, rate, capacity and power.
     Renew,
+    /// What is on it now, flushed and not, is remembered under this number, in place of what was remembered under it before. At most
+    /// [`MAX_SNAPSHOTS`] are.
+    Snapshot(u32),
+    /// What is on it is what was remembered under this number. Its faults, counts and log are as they are.
+    GoBack(u32),
+    /// Nothing is remembered any more.
+    Forget,
     /// QEMU is another one from now on: its line for the path of this number comes with this order (`SCM_RIGHTS`, unix(7)).
     Connect(u32),
 }
@@ -454,6 +464,9 @@ mod tests {
             Order::Capacity(Some(5)),
             Order::Cut(Some(7)),
             Order::Freeze,
+            Order::Snapshot(1),
+            Order::GoBack(1),
+            Order::Forget,
             Order::Rot { at: "0".to_owned(), seed: Some(1) },
             Order::Renew,
             Order::Hold,

@@ -490,6 +490,18 @@ impl LabDisk {
                 self.store.freeze().map_err(host)?;
                 Ok(Answer::Done)
             }
+            Order::Snapshot(number) => {
+                self.store.snapshot(number)?;
+                Ok(Answer::Done)
+            }
+            Order::GoBack(number) => {
+                self.store.go_back(number)?;
+                Ok(Answer::Done)
+            }
+            Order::Forget => {
+                self.store.forget_snapshots();
+                Ok(Answer::Done)
+            }
             Order::Cut(_) if self.power == Power::Off => Err("the disk has no power already".to_owned()),
             Order::Cut(seed) => {
                 self.power = Power::Off;

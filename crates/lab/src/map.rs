@@ -125,6 +125,19 @@ impl Room {
         Self { end, free: BTreeMap::new() }
     }
 
+    /// What is left of the blocks before `end` by these runs.
+    pub(crate) fn with(mut used: Vec<(u32, u32)>, end: u32) -> Self {
+        let mut room = Self::used_to(end);
+        used.sort_unstable();
+        let mut free = 0;
+        for (block, count) in used {
+            room.give((free, block.saturating_sub(free)));
+            free = free.max(block.saturating_add(count));
+        }
+        room.give((free, end.saturating_sub(free)));
+        room
+    }
+
     /// The first block behind all that were ever used.
     pub(crate) fn end(&self) -> u32 {
         self.end

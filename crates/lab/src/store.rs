@@ -7,8 +7,11 @@
 //!
 //! The data file is the host's and ends with the guest, so nothing here waits for the host's own disk.
 
+mod snapshots;
+
 use std::{fs::File, io, os::unix::fs::FileExt, sync::Arc};
 
+use self::snapshots::Snapshots;
 use crate::{
     extents::{Extents, Run},
     map::{Map, Place, Room},
@@ -104,6 +107,8 @@ pub struct Store {
     sector: u64,
     /// How often something of it has rotted, also before it was frozen.
     rots: u64,
+    /// What it was when it was asked to remember that.
+    snapshots: Snapshots,
 }
 
 impl Frozen {
@@ -244,15 +249,7 @@ impl Store {
     /// A disk that goes on from where it was frozen, in the same file, which is its own.
     pub fn go_on(frozen: Frozen) -> Self {
         let Frozen { data, map, end, size, base, rots } = frozen;
-        let mut room = Room::used_to(end);
-        let mut used: Vec<_> = map.all().filter_map(|run| blocks(run).ok().flatten()).collect();
-        used.sort_unstable();
-        let mut free = 0;
-        for (block, count) in used {
-            room.give((free, block.saturating_sub(free)));
-            free = free.max(block.saturating_add(count));
-        }
-        room.give((free, end.saturating_sub(free)));
+        let room = Room::with(map.all().filter_map(|run| blocks(run).ok().flatten()).collect(), end);
         Self { rots, ..Self::with(size, base, data, map, room) }
     }
 
@@ -273,6 +270,7 @@ impl Store {
             stale_blocks: 0,
             capacity: None,
             sector: 512,
+            snapshots: Snapshots::default(),
         }
     }
 
@@ -342,13 +340,12 @@ impl Store {
         let mut granule = first;
         while granule < end {
             let count = u32::try_from(end - granule).map_err(io::Error::other)?;
-            let (start, count) =
-                self.room.take(count, self.most_blocks()).ok_or_else(|| io::Error::from(io::ErrorKind::StorageFull))?;
+            let (start, count) = self.take(count).ok_or_else(|| io::Error::from(io::ErrorKind::StorageFull))?;
             let next = granule + u64::from(count);
             let (from, to) = (offset.max(granule * GRANULE), (offset + length).min(next * GRANULE));
             let part = &bytes[index(from - offset)?..index(to - offset)?];
             if let Err(error) = self.fill(start, granule, next, from, part) {
-                self.room.give((start, count));
+                self.give((start, count));
                 return Err(error.into());
             }
             self.put((granule, next, Place::Block(start)))?;
@@ -360,7 +357,8 @@ impl Store {
 
     /// How many blocks there are before those that are free are used in pieces.
     fn most_blocks(&self) -> u32 {
-        u32::try_from(self.size.div_ceil(GRANULE).saturating_mul(2).saturating_add(MAX_STALE)).unwrap_or(u32::MAX)
+        let disks = 2 + self.snapshots.count() as u64;
+        u32::try_from(self.size.div_ceil(GRANULE).saturating_mul(disks).saturating_add(MAX_STALE)).unwrap_or(u32::MAX)
     }
 
     /// Fills the blocks of the granules from `first` to `end` with `bytes`, and what is around them.
@@ -458,7 +456,7 @@ impl Store {
     /// None that a disk has met: where it would have more blocks than there are.
     pub fn flush(&mut self) -> Result<(), StoreError> {
         for run in std::mem::take(&mut self.durable).iter() {
-            blocks(run)?.into_iter().for_each(|blocks| self.room.give(blocks));
+            blocks(run)?.into_iter().for_each(|blocks| self.give(blocks));
         }
         let stale = self.take_stale();
         self.give_back(stale);
@@ -474,11 +472,12 @@ impl Store {
     }
 
     fn give_back(&mut self, blocks: Vec<(u32, u32)>) {
-        blocks.into_iter().for_each(|blocks| self.room.give(blocks));
+        blocks.into_iter().for_each(|blocks| self.give(blocks));
     }
 
     /// Forgets in which steps the granules that are not flushed came to be what they are.
     fn forget(&mut self) -> Result<(), StoreError> {
+        self.snapshots.set_between(true);
         // What is durable among it has to be durable without the steps.
         let pending = std::mem::take(&mut self.pending);
         let durable = std::mem::take(&mut self.durable);
@@ -503,6 +502,7 @@ impl Store {
         // So that it is not done for each change from now on.
         self.most_pending = MAX_PENDING.max(2 * self.pending.len());
         self.give_back(freed);
+        self.snapshots.set_between(false);
         Ok(())
     }
 
@@ -529,6 +529,7 @@ impl Store {
     /// # Errors
     /// When the host cannot read or write. The disk is not to be used any more then.
     pub fn cut(&mut self, survival: Survival) -> Result<Lost, StoreError> {
+        self.snapshots.set_between(true);
         let pending = std::mem::take(&mut self.pending);
         self.unsure = 0;
         let mut freed = self.take_stale();
@@ -552,6 +553,7 @@ impl Store {
             }
         }
         self.give_back(freed);
+        self.snapshots.set_between(false);
         Ok(lost)
     }
 

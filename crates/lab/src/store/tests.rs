@@ -8,6 +8,12 @@ fn file() -> File {
     tempfile::tempfile().unwrap()
 }
 
+fn whole_of(store: &Store, size: u64) -> Vec<u8> {
+    let mut bytes = vec![0; size as usize];
+    store.read(0, &mut bytes).unwrap();
+    bytes
+}
+
 fn whole(store: &Store) -> Vec<u8> {
     Spread(0).whole(store)
 }
@@ -59,6 +65,7 @@ impl Spread {
 }
 
 /// What is in each sector, and what a power cut may leave of it: the first is durable.
+#[derive(Clone)]
 struct Model(Vec<Vec<Vec<u8>>>);
 
 impl Model {
@@ -98,6 +105,9 @@ enum Step {
     Flush,
     Forget,
     Refreeze,
+    Snapshot(u32),
+    GoBack(u32),
+    ForgetSnapshots,
     Cut(Option<u64>),
 }
 
@@ -110,6 +120,9 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Flush),
         1 => Just(Step::Forget),
         1 => Just(Step::Refreeze),
+        1 => (0..3u32).prop_map(Step::Snapshot),
+        1 => (0..3u32).prop_map(Step::GoBack),
+        1 => Just(Step::ForgetSnapshots),
         2 => prop::option::of(any::<u64>()).prop_map(Step::Cut),
     ]
 }
@@ -137,6 +150,7 @@ proptest! {
         let mut data = file();
         let mut store = Store::new(spread.size(), base.clone(), data.try_clone().unwrap());
         let mut model = Model::of(&spread.whole(&store));
+        let mut remembered = std::collections::BTreeMap::new();
         // What a step adds to the memory that is wanted, at most.
         let mut entries = 8;
         for step in steps {
@@ -158,6 +172,22 @@ proptest! {
                     let frozen = Frozen::open(data, base.clone()).unwrap();
                     data = frozen.data.try_clone().unwrap();
                     store = Store::go_on(frozen);
+                    remembered.clear();
+                }
+                Step::Snapshot(number) => {
+                    store.snapshot(number).unwrap();
+                    remembered.insert(number, model.clone());
+                }
+                Step::GoBack(number) => match remembered.get(&number) {
+                    Some(then) => {
+                        store.go_back(number).unwrap();
+                        model = then.clone();
+                    }
+                    None => prop_assert!(store.go_back(number).is_err()),
+                },
+                Step::ForgetSnapshots => {
+                    store.forget_snapshots();
+                    remembered.clear();
                 }
                 Step::Cut(seed) => {
                     let lost = store.cut(seed.map_or(Survival::Strict, Survival::Seed)).unwrap();
@@ -316,4 +346,41 @@ fn a_frozen_disk_that_was_changed_is_none() {
     let data = freeze();
     data.set_len(length - 1).unwrap();
     assert!(Frozen::open(data, Base::Zeros).is_err());
+}
+
+#[test]
+fn a_disk_with_snapshots_grows_no_more_than_what_it_has_to_remember() {
+    const DISK: u64 = 8 << 20;
+    let data = file();
+    let mut store = Store::new(DISK, Base::Zeros, data.try_clone().unwrap());
+    let fill = |store: &mut Store, byte: u8| {
+        for at in 0..8 {
+            store.write(at << 20, &vec![byte; 1 << 20], false).unwrap();
+        }
+        store.flush().unwrap();
+    };
+    fill(&mut store, 1);
+    store.snapshot(7).unwrap();
+    for byte in 2..60 {
+        fill(&mut store, byte);
+    }
+    let most = MAX_STALE * GRANULE + 4 * DISK;
+    let length = data.metadata().unwrap().len();
+    assert!(length <= most, "{length}");
+    for _ in 0..30 {
+        store.go_back(7).unwrap();
+        assert!(whole_of(&store, DISK).iter().all(|byte| *byte == 1));
+        fill(&mut store, 9);
+        store.cut(Survival::Strict).unwrap();
+        assert!(whole_of(&store, DISK).iter().all(|byte| *byte == 9), "what was flushed since");
+    }
+    assert!(data.metadata().unwrap().len() <= most);
+    for number in 0..7 {
+        store.snapshot(number).unwrap();
+    }
+    assert!(store.snapshot(8).unwrap_err().contains("8 snapshots already"));
+    store.forget_snapshots();
+    assert!(store.go_back(7).is_err());
+    fill(&mut store, 3);
+    assert!(data.metadata().unwrap().len() <= most);
 }
