@@ -40,6 +40,7 @@ const END: Duration = Duration::from_secs(3600);
 const USAGE: &str = "usage: belljar-ctl mark TEXT | disk NAME ORDER | reboot [MARK] | reset [MARK] | power-cut [MARK] [strict|seed=N]
                  | power-button [MARK] | reboot-prepare [MARK] | soft-reboot [MARK]
                  | kexec [MARK] [loaded | kernel=FILE initrd=FILE append=WORDS] | nmi | link up|down | plug DEVICE | unplug DEVICE [surprise]
+                 | snapshot NAME MARK | return NAME MARK
                  | wakeup TIME | clock +TIME|-TIME
                  | balloon SIZE|full | screenshot NAME
 It asks Belljar for something and prints what came of it. The exit code is 0 if it was done, 1 if it was refused, 2 if it makes no sense, and

@@ -5,8 +5,8 @@ use std::{fmt, time::Duration};
 
 use crate::{MAX_PATHS, fault, values};
 
-/// Longest name of a picture, in bytes.
-const MAX_PICTURE: usize = 64;
+/// Longest name of a picture, or a snapshot, in bytes.
+const MAX_NAME: usize = 64;
 /// Longest mark, in bytes.
 const MAX_MARK: usize = 128;
 /// The longest time after which a guest is woken: its sleep has a limit.
@@ -86,8 +86,8 @@ pub struct Restart {
     pub mark: String,
 }
 
-/// How a machine goes down.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How a machine goes down, or what is done in place of that.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Down {
     /// Through the guest's own service manager.
     Reboot,
@@ -106,10 +106,14 @@ pub enum Down {
     },
     /// The system's programs all end and begin again, and its kernel goes on (systemd-soft-reboot.service(8)).
     SoftReboot,
+    /// It goes on, and what it is now is kept under this name: its memory, its devices and its disks.
+    Snapshot(String),
+    /// It is what it was when the snapshot of this name was taken.
+    Return(String),
 }
 
 impl Down {
-    fn word(self) -> &'static str {
+    fn word(&self) -> &'static str {
         match self {
             Self::Reboot => "reboot",
             Self::Reset => "reset",
@@ -118,13 +122,15 @@ impl Down {
             Self::Itself => "reboot-prepare",
             Self::Kexec { .. } => "kexec",
             Self::SoftReboot => "soft-reboot",
+            Self::Snapshot(_) => "snapshot",
+            Self::Return(_) => "return",
         }
     }
 
     /// Whether the machine itself goes on, so that what it is made of stays as it is.
     #[must_use]
-    pub fn keeps_machine(self) -> bool {
-        matches!(self, Self::Kexec { .. } | Self::SoftReboot)
+    pub fn keeps_machine(&self) -> bool {
+        matches!(self, Self::Kexec { .. } | Self::SoftReboot | Self::Snapshot(_))
     }
 }
 
@@ -132,6 +138,9 @@ impl fmt::Display for Restart {
     /// As it is asked for.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.how.word())?;
+        if let Down::Snapshot(name) | Down::Return(name) = &self.how {
+            write!(f, " {name}")?;
+        }
         if !self.mark.is_empty() {
             write!(f, " {}", self.mark)?;
         }
@@ -160,6 +169,7 @@ impl MachineOrder {
             "reboot-prepare" => Down::Itself,
             "soft-reboot" => Down::SoftReboot,
             "kexec" => return kexec(&rest),
+            "snapshot" | "return" => return snapshot(word, &rest),
             "power-cut" => return power_cut(&rest),
             "nmi" if rest.is_empty() => return Ok(Self::Nmi),
             "link" => {
@@ -176,7 +186,7 @@ impl MachineOrder {
             "screenshot" => return screenshot(&rest),
             _ => {
                 return Err(format!(
-                    "{word:?} is nothing that a machine is told; there are reboot, reboot-prepare, soft-reboot, kexec, reset, power-button, power-cut, nmi, link, plug, unplug, wakeup, clock, balloon and screenshot"
+                    "{word:?} is nothing that a machine is told; there are reboot, reboot-prepare, soft-reboot, kexec, reset, power-button, power-cut, snapshot, return, nmi, link, plug, unplug, wakeup, clock, balloon and screenshot"
                 ));
             }
         };
@@ -185,8 +195,11 @@ impl MachineOrder {
             [mark] => [mark],
             _ => return Err(format!("{word} takes one word, the mark with which the test is started again")),
         };
-        let restart = Restart { how, mark: checked(mark)? };
-        Ok(if how == Down::Itself { Self::Prepare(restart) } else { Self::Restart(restart) })
+        let mark = checked(mark)?;
+        Ok(match how {
+            Down::Itself => Self::Prepare(Restart { how, mark }),
+            how => Self::Restart(Restart { how, mark }),
+        })
     }
 }
 
@@ -216,6 +229,22 @@ fn kexec(words: &[&str]) -> Result<MachineOrder, String> {
         }
     };
     Ok(MachineOrder::Restart(Restart { how: Down::Kexec { loaded }, mark: checked(mark)? }))
+}
+
+fn snapshot(word: &str, words: &[&str]) -> Result<MachineOrder, String> {
+    let wrong = || {
+        if word == "snapshot" {
+            "snapshot takes a name, and the mark with which the test is started again, such as snapshot ready begin"
+                .to_owned()
+        } else {
+            "return takes the name of a snapshot, and the mark with which the test is started again there, such as return ready second".to_owned()
+        }
+    };
+    // Who goes back without another mark would do the same again and again.
+    let [name, mark] = words else { return Err(wrong()) };
+    let name = checked_name(word, name)?;
+    let how = if word == "snapshot" { Down::Snapshot(name) } else { Down::Return(name) };
+    Ok(MachineOrder::Restart(Restart { how, mark: checked(mark)? }))
 }
 
 fn hotplug(word: &str, rest: &[&str]) -> Result<MachineOrder, String> {
@@ -294,17 +323,19 @@ fn balloon(words: &[&str]) -> Result<MachineOrder, String> {
 }
 
 fn screenshot(words: &[&str]) -> Result<MachineOrder, String> {
-    let is_good = |name: &str| {
-        let begins = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
-        let known = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-        begins && name.len() <= MAX_PICTURE && name.bytes().all(known)
-    };
-    match words {
-        [name] if is_good(name) => Ok(MachineOrder::Screenshot((*name).to_owned())),
-        _ => Err(format!(
-            "screenshot wants a name of letters, digits, '.', '_' and '-', which begins with a letter or a digit, of {MAX_PICTURE} at most"
-        )),
+    checked_name("screenshot", words.join(" ").as_str()).map(MachineOrder::Screenshot)
+}
+
+/// A name of something that is kept.
+fn checked_name(word: &str, name: &str) -> Result<String, String> {
+    let begins = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+    let known = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    if begins && name.len() <= MAX_NAME && name.bytes().all(known) {
+        return Ok(name.to_owned());
     }
+    Err(format!(
+        "{word} wants a name of letters, digits, '.', '_' and '-', which begins with a letter or a digit, of {MAX_NAME} at most"
+    ))
 }
 
 /// A mark as it may stand in a command's environment.
@@ -333,6 +364,8 @@ mod tests {
             ("soft-reboot a", restart(Down::SoftReboot, "a"), "soft-reboot a"),
             ("kexec", restart(Down::Kexec { loaded: false }, ""), "kexec"),
             ("kexec a loaded", restart(Down::Kexec { loaded: true }, "a"), "kexec a loaded"),
+            ("snapshot s.1 a", restart(Down::Snapshot("s.1".to_owned()), "a"), "snapshot s.1 a"),
+            ("return s.1  b", restart(Down::Return("s.1".to_owned()), "b"), "return s.1 b"),
         ] {
             let read = MachineOrder::parse(text).unwrap();
             assert_eq!(read, order, "{text}");
@@ -404,6 +437,11 @@ mod tests {
             ("screenshot .x", "wants a name"),
             ("screenshot a b", "wants a name"),
             ("link", "up or down"),
+            ("snapshot", "snapshot takes a name"),
+            ("snapshot a", "and the mark"),
+            ("snapshot ../a b", "snapshot wants a name"),
+            ("return a", "and the mark"),
+            ("return a b c", "return takes"),
             ("reboot a b", "takes one word"),
             ("kexec a b", "takes a mark"),
             ("kexec kernel=/x a", "belljar-ctl in the guest"),

@@ -31,7 +31,7 @@ use crate::{
     plan::Plan,
     plan_grub::BootedEntry,
     qemu::{
-        args::MachineConfig,
+        args::{MachineConfig, Ram},
         process::{Qemu, SpawnError, SpawnRequest},
     },
     replaced::ReplacedFiles,
@@ -84,10 +84,20 @@ pub(crate) struct Machine {
     pub(crate) tpm: Option<Emulator>,
     /// The ports to its agent, to be used again by whoever talks to another one: that which is used, once one is.
     lines: Vec<(PortKind, OwnedFd)>,
+    pub(crate) frame: Frame,
     /// They go with it.
     pub(crate) served: ServedAgain,
     _virtiofsds: (Vec<virtiofsd::Running>, Vec<Noted>),
     _program: Option<Feeding>,
+}
+
+/// In what one machine must not differ from another that goes on with its state, beside what the plan says.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Frame {
+    /// Where its memory is.
+    pub(crate) ram: Ram,
+    /// Whether it has a generation of its own.
+    pub(crate) vmgenid: bool,
 }
 
 /// Why a machine did not even start.
@@ -225,6 +235,7 @@ impl Machine {
                 exchange,
                 left_out,
                 lines,
+                frame: Frame { ram: config.ram, vmgenid: config.vmgenid },
                 served,
                 tpm,
                 lab,
@@ -293,6 +304,11 @@ impl Machine {
             Ok((*kind, Box::new(port) as BoxedPort))
         };
         self.lines.iter().map(open).collect()
+    }
+
+    /// On which port the agent is, once a session has been got.
+    pub(crate) fn agents_port(&self) -> Option<PortKind> {
+        self.lines.first().map(|(kind, _)| *kind)
     }
 
     /// A session has been got, and what carries the shares is mounted.

@@ -118,6 +118,7 @@ impl Machine {
                 if let Some(lost) = self.watch.take_news(Phase::Command, observe) {
                     return Err(lost);
                 }
+                self.served.may_end();
                 self.watch.prepare(observe);
             }
         }

@@ -342,6 +342,17 @@ impl Desk {
         self.unplugged.load(Ordering::Relaxed)
     }
 
+    /// Why what the machine is now would not come back with another that goes on from its state, if so.
+    pub(crate) async fn not_kept(&self) -> Option<String> {
+        if self.is_cable_out() {
+            return Some("the network card's cable is plugged out; plug it in before that: link up".to_owned());
+        }
+        let what = self.hotplug.lock().await.changed()?;
+        Some(format!(
+            "{what} plugged in or out, and the machine would come back as it was at first; put them back before that"
+        ))
+    }
+
     /// What of the machine is otherwise than it was at first and stays so, for a person.
     pub(crate) async fn changed(&self) -> Option<String> {
         let plugged = self.hotplug.lock().await.changed().map(|what| format!("{what} plugged in or out"));

@@ -328,6 +328,30 @@ impl Lab {
             || now.healed.is_some_and(|healed| healed.elapsed() < TOLD_LATE)
     }
 
+    /// What is on them now is remembered under this number.
+    ///
+    /// # Errors
+    /// When a server does not; with which one.
+    pub(crate) async fn snapshot(&self, number: u32) -> Result<(), String> {
+        self.tell_all(&Order::Snapshot(number)).await
+    }
+
+    /// What is on them is what was remembered under this number.
+    ///
+    /// # Errors
+    /// When a server does not; with which one.
+    pub(crate) async fn go_back(&self, number: u32) -> Result<(), String> {
+        self.tell_all(&Order::GoBack(number)).await
+    }
+
+    /// Nothing is remembered any more.
+    ///
+    /// # Errors
+    /// When a server does not; with which one.
+    pub(crate) async fn forget(&self) -> Result<(), String> {
+        self.tell_all(&Order::Forget).await
+    }
+
     /// What the disks are told up to now is part of the guest, and comes back by [`renew`](Self::renew).
     ///
     /// # Errors

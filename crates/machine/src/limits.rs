@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use crate::{console::Patience, qemu::args::Accel};
 
+/// Bytes of a guest's memory that are written to a slow disk of the host's in a second.
+const MEMORY: u64 = 16 << 20;
+
 /// Bytes that a guest with KVM unpacks in a second, on a slow host.
 const UNPACKED: u64 = 20 << 20;
 /// A guest without KVM is about this much slower.
@@ -48,6 +51,11 @@ impl Limits {
     /// Writing or reading the state of a frozen guest's devices: some megabytes.
     pub(crate) fn state(&self) -> Duration {
         Duration::from_secs(60).min(self.whole_boot())
+    }
+
+    /// Writing or reading the same with so many bytes of memory.
+    pub(crate) fn whole_state(&self, memory: u64) -> Duration {
+        self.state() + Duration::from_secs(memory / MEMORY)
     }
 
     /// A guest's taking note of a device that was plugged in or out.

@@ -7,7 +7,8 @@ use std::{
 };
 
 use crate::{
-    launch::{CopyError, Launch},
+    boot::Frame,
+    launch::{CopyError, Launch, Predecessor},
     plan::{AgentPlace, Plan, PlanError},
     plan_shares::make_placeholder,
     qemu::{
@@ -16,8 +17,8 @@ use crate::{
         platform::Platform,
     },
     share,
-    template::{KeyMaker, Making, Template, TemplateKey, Unkeyable},
-    volume::{Volume, VolumeError},
+    template::{KeyMaker, Making, Template, TemplateKey, Unkeyable, memory},
+    volume::{Kept, Volume, VolumeError},
 };
 
 /// The hardware address that QEMU gives to the first network card.
@@ -220,6 +221,45 @@ impl Plan {
         launch.config.nic.mode = NicMode::Isolated;
         self.volumes.go_on_to_plug(volumes, making, &mut launch)?;
         self.go_on(launch, base, Ram::Shared, ram)
+    }
+
+    /// Makes what a machine needs that goes on from the state of another of this guest's, with copies of its disks.
+    pub(crate) fn launch_back(
+        &self,
+        kept: Vec<Kept>,
+        predecessor: Predecessor,
+        frame: Frame,
+        state: File,
+    ) -> Result<Launch, CopyError> {
+        let config = MachineConfig { vmgenid: frame.vmgenid, ..self.config_to_go_on()? };
+        let mut launch = Launch { predecessor: Some(predecessor), ..Launch::of(config) };
+        self.volumes.again(kept, &self.dir, &mut launch)?;
+        launch.config.ram = match frame.ram {
+            // It has to have the same name for QEMU, and is filled from the state.
+            Ram::Shared(_) | Ram::Private(_) => {
+                Ram::Private(launch.descriptors.add(Purpose::Memory, memory(self.ram_size())?))
+            }
+            ram @ (Ram::Anonymous | Ram::Lent) => ram,
+        };
+        launch.config.incoming = Some(launch.descriptors.add(Purpose::State, state));
+        self.conceal(&mut launch)?;
+        Ok(launch)
+    }
+
+    /// Why there can be no snapshot of this guest's machine, if so.
+    pub(crate) fn not_kept(&self) -> Option<String> {
+        let why = if self.config.tpm.is_some() {
+            "the state of the guest's TPM is in another process, and would not go back"
+        } else if self.config.shares.iter().any(|share| share.tag == share::ROOT_TAG) {
+            "its root is the host's own, which it uses all the time; take a guest with its system on an image"
+        } else if self.volumes.are_on_nvme() {
+            "QEMU cannot write down the state of an NVMe disk; take another bus"
+        } else if let Some(why) = self.config.platform.uncopied {
+            why
+        } else {
+            self.kinds.iter().chain(&self.before_agent).find_map(|kind| kind.frozen.err())?
+        };
+        Some(why.to_owned())
     }
 
     /// The copy of a template with this memory.

@@ -6,6 +6,7 @@
 
 mod input;
 mod output;
+mod snapshot;
 mod staying;
 
 use std::time::Duration;
@@ -32,6 +33,7 @@ use crate::{
 
 pub(crate) use input::Input;
 pub(crate) use output::{Lines, last_words};
+pub(crate) use snapshot::{MOST_SNAPSHOTS, Snapshots};
 
 /// How long QEMU may take to close its files when its guest has gone down.
 const CLOSING: Duration = Duration::from_secs(60);
@@ -63,6 +65,11 @@ impl Restarts {
         &self.plan
     }
 
+    /// Why there is no snapshot of the machine, if so.
+    pub(crate) fn not_kept(&self) -> Option<String> {
+        self.plan.not_kept()
+    }
+
     /// Whether nobody in the guest listens for the power button: its first process is the agent, and what listens elsewhere is started by an init.
     pub(crate) fn nobody_at_button(&self) -> bool {
         self.plan.agent_is_first()
@@ -74,6 +81,7 @@ impl Restarts {
 pub(crate) struct Past {
     count: u32,
     mark: Option<String>,
+    pub(crate) snapshots: Snapshots,
 }
 
 impl Past {
@@ -128,17 +136,30 @@ impl QemuGuest {
         observe: Observe<'_>,
     ) -> Result<(), Lost> {
         let begun = Instant::now();
-        let down = if restart.how.keeps_machine() {
-            self.let_go(&restart, observe).await?;
-            self.begin_again(&restart, observe).await?;
-            // When the one has ended and the other begins is known to nobody.
-            None
-        } else {
-            self.tell_what_is_lost(&restart, observe);
-            self.go_down(&restart, observe).await?;
-            let down = begun.elapsed();
-            self.come_up(observe).await?;
-            Some(down)
+        let snapshots = &mut past.snapshots;
+        let (down, is) = match &restart.how {
+            Down::Snapshot(name) => {
+                self.take_snapshot(&restart, name, snapshots, observe).await?;
+                (None, "it is kept, and goes on")
+            }
+            Down::Return(name) => {
+                self.tell_what_is_lost(&restart, observe);
+                self.return_to(name, snapshots, observe).await?;
+                (None, "it is what it was")
+            }
+            how if how.keeps_machine() => {
+                self.let_go(&restart, observe).await?;
+                self.begin_again(&restart, observe).await?;
+                // When the one has ended and the other begins is known to nobody.
+                (None, "it is up again")
+            }
+            _ => {
+                self.tell_what_is_lost(&restart, observe);
+                self.go_down(&restart, observe).await?;
+                let down = begun.elapsed();
+                self.come_up(observe).await?;
+                (Some(down), "it is up again")
+            }
         };
         past.count += 1;
         past.mark = Some(restart.mark.clone());
@@ -150,7 +171,7 @@ impl QemuGuest {
             }
             None => crate::for_people(all),
         };
-        let told = format!("it is up again; it took {took}");
+        let told = format!("{is}; it took {took}");
         observe(control(&restart.to_string(), &told, false));
         Ok(())
     }
@@ -162,7 +183,7 @@ impl QemuGuest {
             observe(EventKind::Warning { message: message.to_owned() });
         }
         let in_memory = self.restarts.as_ref().is_some_and(|restarts| restarts.plan.root_is_in_memory());
-        if in_memory && self.set_up {
+        if in_memory && self.set_up && !matches!(restart.how, Down::Return(_)) {
             let message = "the guest's root is in memory: what its set-up, or an earlier command, changed there is gone with the restart, and is not done again";
             observe(EventKind::Warning { message: message.to_owned() });
         }
@@ -174,8 +195,8 @@ impl QemuGuest {
     }
 
     async fn go_down(&mut self, restart: &Restart, observe: Observe<'_>) -> Result<(), Lost> {
-        let how = restart.how;
-        if how != Down::Itself {
+        let how = &restart.how;
+        if *how != Down::Itself {
             // As at the end of a guest: nobody can be asked later.
             self.settle(observe).await.map_err(|lost| {
                 let stands_still = matches!(lost.cause, Cause::Timeout { .. }) || lost.cause.crash_kind() == Some(CrashKind::Silent);
@@ -192,11 +213,11 @@ impl QemuGuest {
             Down::PowerCut(seed) => {
                 self.stop_processors().await?;
                 // QEMU wants what it has been asked for to be done, and flushed, before it stands still or ends: by now nothing is.
-                let lost = self.machine.lab.cut(seed).await.map_err(Cause::ShareServer)?;
+                let lost = self.machine.lab.cut(*seed).await.map_err(Cause::ShareServer)?;
                 observe(control(&restart.to_string(), &lost, false));
             }
             Down::Reboot | Down::PowerButton => self.shut_down(how, observe).await?,
-            Down::Itself | Down::Kexec { .. } | Down::SoftReboot => {}
+            Down::Itself | Down::Kexec { .. } | Down::SoftReboot | Down::Snapshot(_) | Down::Return(_) => {}
         }
         // What is still under way goes with a machine that is down, as with a real one. QEMU would wait for it.
         self.machine.lab.let_go().await.map_err(Cause::ShareServer)?;
@@ -206,7 +227,7 @@ impl QemuGuest {
         }
         // It closes its files, whose last pieces are in its memory.
         let end = tokio::time::timeout(CLOSING, self.machine.qemu.wait()).await.ok();
-        if end.is_none() && how == Down::Itself {
+        if end.is_none() && *how == Down::Itself {
             let what = "the guest was to go down by itself, and its machine goes on: a kernel that is started without a reset (kexec) cannot be followed";
             return Err(Lost::crash(CrashKind::Reboot, what, Phase::Command).with_tail(self.machine.console.tail(TAIL)));
         }
@@ -247,14 +268,15 @@ impl QemuGuest {
     }
 
     /// Has the guest shut itself down.
-    async fn shut_down(&mut self, how: Down, observe: Observe<'_>) -> Result<(), Lost> {
+    async fn shut_down(&mut self, how: &Down, observe: Observe<'_>) -> Result<(), Lost> {
         let limit = self.machine.limits.power_off();
         let gone = {
             let Self { machine, session, .. } = &mut *self;
+            machine.served.may_end();
             let qmp = machine.qemu.qmp().clone();
             let asked = async {
                 // What came of it is seen by the watch.
-                if how == Down::Reboot {
+                if *how == Down::Reboot {
                     drop(session.reboot().await);
                 } else {
                     drop(qmp.execute(SystemPowerdown {}).await);
@@ -401,7 +423,7 @@ mod tests {
         let told =
             |past: &Past| past.environment().iter().map(|e| String::from_utf8(e.clone()).unwrap()).collect::<Vec<_>>();
         assert_eq!(told(&Past::default()), ["BELLJAR_REBOOT_COUNT=0", "TMT_REBOOT_COUNT=0"]);
-        let past = Past { count: 2, mark: Some("here".to_owned()) };
+        let past = Past { count: 2, mark: Some("here".to_owned()), ..Past::default() };
         assert_eq!(
             told(&past),
             [
@@ -412,6 +434,6 @@ mod tests {
             ]
         );
         assert_eq!(past.refusal(), None);
-        assert!(Past { count: MOST_RESTARTS, mark: None }.refusal().unwrap().contains("50 times"));
+        assert!(Past { count: MOST_RESTARTS, ..Past::default() }.refusal().unwrap().contains("50 times"));
     }
 }

@@ -225,7 +225,12 @@ impl QemuGuest {
             let restart = match (ended, wanted, prepared) {
                 // Whoever asks for a restart wants the command to be started again, even if it has ended meanwhile.
                 (Ok(_) | Err(Lost { cause: Cause::Restart, .. }), Some(wanted), _) => wanted.restart,
-                (Ok(exit), None, _) => return self.ended(exit, observe).await,
+                (Ok(exit), None, _) => {
+                    if past.snapshots.is_used() {
+                        self.machine.lab.forget().await.map_err(Cause::ShareServer)?;
+                    }
+                    return self.ended(exit, observe).await;
+                }
                 (Err(lost), _, prepared) => {
                     let lost = self.explain(lost, Phase::Command).await;
                     match (lost.cause.crash_kind(), prepared) {
@@ -317,6 +322,8 @@ impl QemuGuest {
         if restarts.as_ref().is_some_and(Restarts::is_without_initramfs) {
             machine.watch.power.without_kexec();
         }
+        let obstacle = restarts.as_ref().and_then(Restarts::not_kept);
+        machine.watch.power.with_snapshots(past.snapshots.names(), obstacle);
         let ended = {
             let mut running = session.exec(command, io);
             let mut soon = std::pin::pin!(tokio::time::sleep(STDIN_SOON));
@@ -540,6 +547,7 @@ impl QemuGuest {
     async fn power_off(&mut self, observe: Observe<'_>) -> Result<(), Lost> {
         let limit = self.machine.limits.power_off();
         let Self { machine, session, .. } = self;
+        machine.served.may_end();
         let ended = {
             let mut ended = std::pin::pin!(tokio::time::timeout(limit, machine.watch.powered_off(&mut *observe)));
             tokio::select! {

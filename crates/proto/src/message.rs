@@ -560,6 +560,8 @@ pub const MACHINE_WORDS: &[&str] = &[
     "reset",
     "power-button",
     "power-cut",
+    "snapshot",
+    "return",
     "nmi",
     "link",
     "plug",

@@ -78,6 +78,14 @@ struct Inner {
     port: Option<String>,
     /// The moment of the last stop.
     moment: String,
+    /// What was in memory then.
+    memory: Value,
+}
+
+impl Inner {
+    fn ignores_shared(&self) -> bool {
+        self.capabilities.iter().any(|c| c == "x-ignore-shared")
+    }
 }
 
 /// What is known of it.
@@ -127,6 +135,15 @@ impl Migration {
             }
         }
         Ok(())
+    }
+
+    /// `migrate-set-parameters`.
+    pub(crate) fn set_parameters(&self, arguments: &Value) -> Result<(), String> {
+        let known = arguments.as_object().is_some_and(|all| all.keys().all(|name| name == "max-bandwidth"));
+        if known && arguments["max-bandwidth"].as_u64().is_some_and(|bytes| bytes > 0) {
+            return Ok(());
+        }
+        Err(format!("Parameter '{arguments}' is unexpected"))
     }
 
     /// `query-migrate`.
@@ -195,21 +212,23 @@ pub(crate) fn script_in_memory(args: &Args) -> Option<String> {
     read_memory(&args.ram()?).ok()?["script"].as_str().map(str::to_owned)
 }
 
-/// Puts the guest that was stopped into its memory, if that is a file that others may read.
+/// Puts the guest that was stopped into its memory, also where that is a file that others may read.
 pub(crate) fn to_memory(machine: &Machine, guest: &Guest) -> io::Result<()> {
-    let Some(ram) = machine.args.ram().filter(|r| r.shared) else { return Ok(()) };
     let mut moment = [0; 16];
     File::open("/dev/urandom")?.read_exact(&mut moment)?;
     let moment = format!("{:032x}", u128::from_le_bytes(moment));
     let files: Vec<Value> = guest.own().iter().map(|dir| files_below(dir)).collect::<io::Result<_>>()?;
-    let text = json!({ "moment": moment, "script": machine.options.name, "marks": machine.marks(), "files": files })
-        .to_string();
+    let memory = json!({ "moment": moment, "script": machine.options.name, "marks": machine.marks(), "files": files });
+    let text = memory.to_string();
+    {
+        let mut inner = machine.migration.inner();
+        (inner.moment, inner.memory) = (moment, memory);
+    }
+    let Some(ram) = machine.args.ram().filter(|r| r.shared) else { return Ok(()) };
     let length = u32::try_from(text.len()).ok().filter(|l| *l as usize <= MAX_RAM);
     let length = length.ok_or_else(|| io::Error::other("it is too large"))?;
     let bytes = [RAM_MAGIC.as_slice(), &length.to_le_bytes(), text.as_bytes()].concat();
-    File::options().write(true).open(&ram.path)?.write_all_at(&bytes, 0)?;
-    machine.migration.inner().moment = moment;
-    Ok(())
+    File::options().write(true).open(&ram.path)?.write_all_at(&bytes, 0)
 }
 
 /// Name, mode and content of each file, and those of each directory.
@@ -338,11 +357,15 @@ pub(crate) fn save(machine: &Arc<Machine>) {
 
 fn write(machine: &Machine) -> Result<(), String> {
     let mut inner = machine.migration.inner();
-    if !inner.capabilities.iter().any(|c| c == "x-ignore-shared") || inner.moment.is_empty() {
-        return Err("the guest's memory would be in the state".into());
+    if inner.moment.is_empty() {
+        return Err("the guest was not stopped".into());
     }
     let devices = machine.hardware.to_state()?;
-    let text = json!({ "moment": inner.moment, "port": inner.port, "devices": devices }).to_string();
+    let mut state = json!({ "moment": inner.moment, "port": inner.port, "devices": devices });
+    if !(inner.ignores_shared() && machine.args.ram().is_some_and(|ram| ram.shared)) {
+        state["memory"] = inner.memory.clone();
+    }
+    let text = state.to_string();
     let bytes = [STATE_MAGIC.as_slice(), text.as_bytes()].concat();
     let file = inner.file.as_mut().ok_or("there is nowhere to write to")?;
     file.write_all(&bytes).map_err(|e| format!("Unable to write to the state: {e}"))
@@ -378,14 +401,17 @@ pub(crate) fn load(machine: &Arc<Machine>, guest: &Arc<Guest>) {
 
 fn read(machine: &Machine, guest: &Guest) -> io::Result<()> {
     let mut inner = machine.migration.inner();
-    if !inner.capabilities.iter().any(|c| c == "x-ignore-shared") {
-        return Err(io::Error::other("the memory is not in the state"));
-    }
     let mut bytes = Vec::new();
     inner.file.as_mut().ok_or_else(|| io::Error::other("no state"))?.read_to_end(&mut bytes)?;
     let text = bytes.strip_prefix(STATE_MAGIC).ok_or_else(|| io::Error::other("Not a migration stream"))?;
     let state: Value = serde_json::from_slice(text)?;
-    let memory = read_memory(&machine.args.ram().ok_or_else(|| io::Error::other("no memory"))?)?;
+    // Who writes it and who reads it agree on where it is.
+    let memory = match (&state["memory"], inner.ignores_shared()) {
+        (Value::Null, true) => read_memory(&machine.args.ram().ok_or_else(|| io::Error::other("no memory"))?)?,
+        (memory @ Value::Object(_), false) => memory.clone(),
+        (Value::Null, false) => return Err(io::Error::other("the memory is not in the state")),
+        _ => return Err(io::Error::other("the memory is in the state")),
+    };
     if state["moment"] != memory["moment"] || !state["moment"].is_string() {
         return Err(io::Error::other("the state is of another memory"));
     }

@@ -177,7 +177,7 @@ fn error(class: &str, desc: &str, id: Option<&Value>) -> Value {
 }
 
 /// Names that `query-commands` lists and [`answer`] knows.
-const COMMANDS: [&str; 39] = [
+const COMMANDS: [&str; 40] = [
     "query-memory-devices",
     "set_link",
     "balloon",
@@ -194,6 +194,7 @@ const COMMANDS: [&str; 39] = [
     "migrate",
     "migrate-incoming",
     "migrate-set-capabilities",
+    "migrate-set-parameters",
     "query-migrate",
     "qmp_capabilities",
     "query-status",
@@ -259,6 +260,7 @@ fn answer(machine: &Arc<Machine>, guest: &Arc<Guest>, version: &Value, command: 
         "remove-fd" => machine.screen.drop_set(arguments).err(),
         "screendump" => machine.screen.dump(&machine.args, machine.options.screendump, arguments).err(),
         "migrate-set-capabilities" => machine.migration.set_capabilities(arguments).err(),
+        "migrate-set-parameters" => machine.migration.set_parameters(arguments).err(),
         "migrate" => migrate::ask(machine, arguments).err(),
         "migrate-incoming" => migrate::ask_incoming(machine, arguments).err(),
         "cont" => migrate::may_go_on(machine).err(),
@@ -272,6 +274,7 @@ fn answer(machine: &Arc<Machine>, guest: &Arc<Guest>, version: &Value, command: 
         "getfd"
         | "dump-guest-memory"
         | "migrate-set-capabilities"
+        | "migrate-set-parameters"
         | "migrate"
         | "migrate-incoming"
         | "device_add"

@@ -77,6 +77,55 @@ fn a_machine_goes_on_when_another_kernel_or_all_programs_begin() {
     assert!(lab.seen().contains("take a guest with its system on an image"), "{}", lab.seen());
 }
 
+/// A command that has its machine kept, and brought back.
+const GO_BACK: &str = r#"echo "$BELLJAR_REBOOT_COUNT ${BELLJAR_REBOOT_MARK-none}"
+case ${BELLJAR_REBOOT_MARK-} in
+"") machine agent 'ask "snapshot s half"' ;;
+half) machine agent 'ask "return s back"' ;;
+back) exit 3 ;;
+esac
+sleep 60"#;
+
+#[test]
+fn a_machine_is_kept_as_it_is_and_goes_back_there() {
+    for more in [&["--no-template"][..], &[], &["--disk", "size=1M,serial=data0,lab"]] {
+        let lab = Lab::new();
+        let outcome = lab.run_image(WELL).args(more).sh(GO_BACK).go();
+        outcome.code(3);
+        assert_eq!(String::from_utf8_lossy(&outcome.stdout), "0 none\n1 half\n2 back\n", "{more:?}");
+        let seen = lab.seen();
+        let from = seen.find("GoesDown").unwrap_or_else(|| panic!("{seen}"));
+        let at = |what: &str| seen[from..].find(what).unwrap_or_else(|| panic!("{what}: {seen}"));
+        assert!(at("Sync") < at("Quiesce") && at("Quiesce") < at("\"stop\""), "{seen}");
+        assert!(at("\"stop\"") < at("\"migrate\"") && at("\"migrate\"") < at("\"cont\""), "{seen}");
+        assert!(at("\"cont\"") < at("Setup(") && at("Setup(") < at("\"migrate-incoming\""), "{seen}");
+        let told = controls(&outcome);
+        assert_eq!(told[0], "machine: snapshot s half ()");
+        assert!(told[1].starts_with("machine: snapshot s half (it is kept, and goes on; it took "), "{told:?}");
+        assert!(told[3].starts_with("machine: return s back (it is what it was; it took "), "{told:?}");
+    }
+}
+
+#[test]
+fn a_machine_that_is_not_kept_or_does_not_come_back_is_no_pass() {
+    let lab = Lab::new();
+    for (step, code, says) in [
+        ("migrate refuse", 125, "snapshot s half: QEMU refused `migrate`: State blocked by non-migratable device"),
+        ("migrate fail", 125, "snapshot s half: said by the script"),
+        ("migrate die", 121, "QEMU"),
+        ("incoming fail", 125, "it does not go on from there"),
+        ("incoming die", 125, "it does not go on from there"),
+    ] {
+        let script = format!("[options]\n{step}\n{WELL}");
+        let outcome = lab.run_image(&script).args(["--no-template"]).sh(GO_BACK).go();
+        outcome.code(code).complains(says);
+    }
+    // Belljar's own init has its root from the host.
+    let outcome = lab.run(WELL).sh("machine agent 'ask \"snapshot s half\"'; exit 4").go();
+    outcome.code(4);
+    assert!(lab.seen().contains("its root is the host's own"), "{}", lab.seen());
+}
+
 #[test]
 fn what_is_ordered_behind_a_restart_is_done_before_it() {
     for ask in ["reboot", "kexec"] {

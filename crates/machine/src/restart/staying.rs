@@ -13,7 +13,7 @@ use crate::{
     access::rungs,
     boot::{Entered, Machine, and_of_agent, finish_setup},
     get_in::{await_boot, get_in},
-    guest::Observe,
+    guest::{Observe, Views},
     plan::Plan,
     running::{QemuGuest, TAIL},
     session::{
@@ -127,7 +127,24 @@ impl QemuGuest {
         set_up(machine, session, plan, identity, limits.setup(&patience), observe).await
     }
 
-    fn plan_of_restarts(&self) -> Result<&Plan, Lost> {
+    /// Mounts the shares again in the same machine, whose guest has let go of them.
+    pub(super) async fn mount_again(&mut self, plan: &Plan, observe: Observe<'_>) -> Result<(), Lost> {
+        self.machine.served.end().await;
+        self.machine.fill_again().await?;
+        self.machine.served.begin_again(&plan.host).map_err(no_line)?;
+        let Self { machine, session, .. } = &mut *self;
+        let limit = machine.limits.setup_of_copy();
+        match set_up(machine, session, plan, None, limit, observe).await {
+            Ok(()) => Ok(()),
+            Err(lost) => Err(self.explain(lost, Phase::Session).await),
+        }
+    }
+
+    pub(super) fn view_of_restarts(&self) -> Option<Views> {
+        self.restarts.as_ref().and_then(|restarts| restarts.view.clone())
+    }
+
+    pub(super) fn plan_of_restarts(&self) -> Result<&Plan, Lost> {
         let nobody = || Cause::Defect("a machine is to begin again that nobody knows the plan of".to_owned());
         Ok(self.restarts.as_ref().map(Restarts::plan).ok_or_else(nobody)?)
     }
@@ -159,12 +176,12 @@ fn of_same_card(identity: &Identity, plan: &Plan) -> Result<Identity, Lost> {
     Ok(Identity { old_mac: identity.old_mac, ..again(identity, plan.root_is_in_memory())? })
 }
 
-fn agent_of(session: &mut Box<dyn Session>) -> Result<&mut AgentSession, Lost> {
+pub(super) fn agent_of(session: &mut Box<dyn Session>) -> Result<&mut AgentSession, Lost> {
     let nobody = || Cause::Defect("a guest without an agent is to begin again".to_owned());
     Ok(session.agent().ok_or_else(nobody)?)
 }
 
-fn late(what: &str, limit: Duration) -> Lost {
+pub(super) fn late(what: &str, limit: Duration) -> Lost {
     Lost::timeout(Phase::Command, format!("the guest did not {what} within {}", crate::for_people(limit)))
 }
 

@@ -6,7 +6,10 @@ use std::{
     io,
     os::{fd::OwnedFd, unix::net::UnixStream as StdStream},
     process::{Child, Stdio},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use belljar_share_fuse::Use;
@@ -68,6 +71,7 @@ pub(crate) struct ServedAgain {
     beside: Beside,
     tell: mpsc::UnboundedSender<String>,
     servers: Servers,
+    may_end: Arc<AtomicBool>,
 }
 
 impl ServedAgain {
@@ -78,7 +82,8 @@ impl ServedAgain {
         beside: &Beside,
         tell: mpsc::UnboundedSender<String>,
     ) -> io::Result<Self> {
-        let mut all = Self { served, beside: beside.clone(), tell, servers: Servers { tasks: Vec::new() } };
+        let (servers, may_end) = (Servers { tasks: Vec::new() }, Arc::default());
+        let mut all = Self { served, beside: beside.clone(), tell, servers, may_end };
         all.begin_again(host)?;
         Ok(all)
     }
@@ -92,13 +97,19 @@ impl ServedAgain {
         }
     }
 
+    /// The guest goes down, and unmounts its shares on the way: a server that ends then without a word does what is asked of it.
+    pub(crate) fn may_end(&self) {
+        self.may_end.store(true, Ordering::Relaxed);
+    }
+
     /// Has others started when they are needed, at the same ports.
     ///
     /// # Errors
     /// When a socket cannot be waited for.
     pub(crate) fn begin_again(&mut self, host: &HostContext) -> io::Result<()> {
         let served = self.served.iter().map(Served::try_clone).collect::<io::Result<_>>()?;
-        self.servers = Servers::start(served, host, &self.beside, self.tell.clone())?;
+        self.may_end = Arc::default();
+        self.servers = Servers::start(served, host, &self.beside, self.tell.clone(), &self.may_end)?;
         Ok(())
     }
 }
@@ -119,6 +130,7 @@ impl Servers {
         host: &HostContext,
         beside: &Beside,
         tell: mpsc::UnboundedSender<String>,
+        may_end: &Arc<AtomicBool>,
     ) -> io::Result<Self> {
         let host = Arc::new((host.shim.clone(), host.qemu_env.clone()));
         let mut tasks = Vec::new();
@@ -126,6 +138,7 @@ impl Servers {
             one.port.set_nonblocking(true)?;
             let port = UnixStream::from_std(one.port.try_clone()?)?;
             let (host, beside, tell) = (Arc::clone(&host), beside.clone(), tell.clone());
+            let may_end = Arc::clone(may_end);
             tasks.push(tokio::spawn(async move {
                 if port.ready(Interest::READABLE).await.is_err() {
                     return;
@@ -133,6 +146,7 @@ impl Servers {
                 drop(port);
                 let what = share::server_of(&one.tag);
                 let why = match run(one, &host, &beside).await {
+                    Ok(said) if said.is_empty() && may_end.load(Ordering::Relaxed) => return,
                     Ok(said) => said,
                     Err(error) => format!("it could not be started: {error}"),
                 };

@@ -21,13 +21,17 @@ use crate::{
     qemu::{
         process::Qemu,
         qmp::{
-            Cont, EventStream, Migrate, MigrateSetCapabilities, MigrationCapability, Qmp, QmpError, QueryMigrate, Stop,
+            Cont, EventStream, Migrate, MigrateSetCapabilities, MigrateSetParameters, MigrationCapability, Qmp,
+            QmpError, QueryMigrate, Stop,
         },
     },
     session::agent::{PortKind, of_session},
     share,
     watch::Expectation,
 };
+
+/// Bytes in a second at which memory is written: more than there will be.
+const MOST_BANDWIDTH: u64 = 1 << 40;
 
 /// For so long a guest must have nothing to do to count as having come to rest.
 const REST: Duration = Duration::from_millis(60);
@@ -36,6 +40,30 @@ const REST: Duration = Duration::from_millis(60);
 pub(super) fn capabilities() -> MigrateSetCapabilities {
     let on = |capability| MigrationCapability { capability, state: true };
     MigrateSetCapabilities { capabilities: vec![on("x-ignore-shared"), on("events")] }
+}
+
+/// Memory is in the state, wherever it is.
+pub(super) fn whole_capabilities() -> MigrateSetCapabilities {
+    let set = |capability, state| MigrationCapability { capability, state };
+    MigrateSetCapabilities { capabilities: vec![set("x-ignore-shared", false), set("events", true)] }
+}
+
+/// Stops the guest, and writes its memory and its devices' state. It does not go on.
+pub(crate) async fn save_whole(qmp: &Qmp, limit: Duration, state: File) -> Result<(), String> {
+    let refused = |error: QmpError| error.told();
+    let mut events = qmp.events();
+    let saving = async {
+        qmp.execute(Stop {}).await.map_err(refused)?;
+        qmp.execute(whole_capabilities()).await.map_err(refused)?;
+        // As fast as it goes: nothing else is done meanwhile.
+        qmp.execute(MigrateSetParameters { max_bandwidth: MOST_BANDWIDTH }).await.map_err(refused)?;
+        qmp.hand_over("state", state.into()).await.map_err(refused)?;
+        qmp.execute(Migrate { uri: "fd:state".into() }).await.map_err(refused)?;
+        saved(qmp, &mut events).await
+    };
+    tokio::time::timeout(limit, saving).await.unwrap_or_else(|_| {
+        Err(format!("QEMU did not write its memory and the state of its devices within {}", crate::for_people(limit)))
+    })
 }
 
 /// Why there is no template.

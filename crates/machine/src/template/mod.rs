@@ -26,11 +26,14 @@ pub use key::TemplateKey;
 pub use store::{BeingMade, Kept, TemplateStore};
 
 pub(crate) use blame::Blame;
-pub(crate) use freeze::{Freezing, Rest, Unfrozen, freeze};
+pub(crate) use freeze::{Freezing, Rest, Unfrozen, freeze, save_whole};
 pub(crate) use key::{KeyMaker, Unkeyable};
 pub(crate) use manifest::Frozen;
+pub(crate) use sparse::copy_unchecked as copy_sparse;
 pub(crate) use store::{Claim, Making};
-pub(crate) use thaw::{CopyToKeep, FailedCopy, Unthawed, thaw, thaw_to_plug, thaw_to_set_up};
+pub(crate) use thaw::{
+    CopyToKeep, FailedCopy, Unthawed, go_back, thaw, thaw_to_plug, thaw_to_set_up, unchanged as unchanged_identity,
+};
 
 /// A template, its parts open and as they were made. What happens to its directory from now on does not matter.
 #[derive(Debug)]
@@ -116,7 +119,7 @@ impl Template {
 }
 
 /// Another descriptor with a position of its own, of a file that may have no name any more.
-fn reopen(file: &File) -> io::Result<File> {
+pub(crate) fn reopen(file: &File) -> io::Result<File> {
     File::open(name_of(file))
 }
 

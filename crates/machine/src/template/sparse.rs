@@ -56,7 +56,7 @@ pub(super) fn copy(from: &File, to: &File, size: u64) -> io::Result<Copied> {
 }
 
 /// The same without a checksum, for a copy that is not kept: by several threads, each of which has a part.
-pub(super) fn copy_unchecked(from: &File, to: &File, size: u64) -> io::Result<()> {
+pub(crate) fn copy_unchecked(from: &File, to: &File, size: u64) -> io::Result<()> {
     to.set_len(size)?;
     let threads = std::thread::available_parallelism().map_or(1, |count| count.get().min(MOST_THREADS)) as u64;
     let part = size.div_ceil(threads).next_multiple_of(CHUNK as u64);

@@ -9,7 +9,7 @@ use super::{
     Making, Template,
     blame::{Blame, of_loss, of_start},
     blocking,
-    freeze::capabilities,
+    freeze::{capabilities, whole_capabilities},
     manifest::Frozen,
 };
 use crate::{
@@ -81,7 +81,7 @@ pub(crate) async fn thaw(
     };
     let identity = random_bytes().map(|random| identity(&random))?;
     let changes = Changes::of(&launch.config, CardChange::None);
-    let resuming = Resuming { plan, session: template.session(), launch, changes, again };
+    let resuming = Resuming { plan, session: template.session(), launch, changes, again, is_whole: false };
     let (machine, entered) = match resume(resuming, view, observe).await {
         Ok(resumed) => resumed,
         Err(unthawed) => return Err(unthawed.of(template)),
@@ -113,7 +113,8 @@ pub(crate) async fn thaw_to_set_up(
     let launch =
         plan.launch_on_top(&template, ram, volumes).map_err(|e| Unthawed::failed(Blame::Host, e.to_string()))?;
     let identity = random_bytes().map(|random| Identity { seed: identity(&random).seed, ..unchanged() })?;
-    let resuming = Resuming { plan, session: template.session(), launch, changes: Changes::default(), again };
+    let changes = Changes::default();
+    let resuming = Resuming { plan, session: template.session(), launch, changes, again, is_whole: false };
     let (machine, entered) = resume(resuming, view, observe).await?;
     finish(machine, entered, plan, identity, template, observe).await
 }
@@ -128,10 +129,26 @@ pub(crate) async fn thaw_to_plug(
     let launch = plan.launch_to_plug(&base, making, ram, volumes);
     let launch = launch.map_err(|e| Unthawed::failed(Blame::Host, e.to_string()))?;
     let changes = Changes::of(&launch.config, plan.card_change());
-    let resuming = Resuming { plan, session: base.session(), launch, changes, again };
+    let resuming = Resuming { plan, session: base.session(), launch, changes, again, is_whole: false };
     let (mut machine, entered) = resume(resuming, view, observe).await?;
     machine.watch.entered(entered.reports());
     Ok((machine, entered))
+}
+
+/// Makes a machine that goes on from the state of another of the guest's, in which its memory is.
+pub(crate) async fn go_back(
+    plan: &Plan,
+    session: &Frozen,
+    launch: Launch,
+    view: Option<&Views>,
+    observe: Observe<'_>,
+) -> Result<(Machine, Entered), Lost> {
+    let resuming = Resuming { plan, session, launch, changes: Changes::default(), again: true, is_whole: true };
+    resume(resuming, view, observe).await.map_err(|unthawed| match unthawed {
+        Unthawed::Copy(failed) => Cause::NotRestarted(format!("it does not go on from there: {}", failed.why)).into(),
+        Unthawed::Unplugged(unplugged) => Cause::Defect(unplugged.why).into(),
+        Unthawed::Lost(lost) => lost,
+    })
 }
 
 /// Gives a copy its identity and mounts its shares.
@@ -158,6 +175,8 @@ struct Resuming<'a> {
     /// What is to be plugged into it.
     changes: Changes,
     again: bool,
+    /// Its memory is in the state.
+    is_whole: bool,
 }
 
 async fn resume(
@@ -165,7 +184,7 @@ async fn resume(
     view: Option<&Views>,
     observe: Observe<'_>,
 ) -> Result<(Machine, Entered), Unthawed> {
-    let Resuming { plan, session, launch, changes, again } = resuming;
+    let Resuming { plan, session, launch, changes, again, is_whole } = resuming;
     let Some(state) = launch.config.incoming else {
         return Err(Unthawed::Lost(Cause::Defect("the machine does not wait for a template's state".into()).into()));
     };
@@ -184,18 +203,21 @@ async fn resume(
                 QmpError::Closed { .. } => Lost::crash(CrashKind::Silent, e.to_string(), Phase::Boot),
                 e => Cause::QemuRefused(e.to_string()).into(),
             };
-            qemu.qmp().execute(capabilities()).await.map_err(refused)?;
+            let capabilities = if is_whole { whole_capabilities() } else { capabilities() };
+            qemu.qmp().execute(capabilities).await.map_err(refused)?;
             let greeting = greet(session, ports, console, &limits);
             qemu.qmp().execute(MigrateIncoming { uri: state.uri() }).await.map_err(refused)?;
-            match tokio::time::timeout(limits.state(), loaded(&mut events)).await {
+            let limit = if is_whole { limits.whole_state(plan.ram_size()) } else { limits.state() };
+            let what = if is_whole { "snapshot" } else { "template" };
+            match tokio::time::timeout(limit, loaded(&mut events)).await {
                 Ok(true) => {}
                 // It ends then, and says why.
                 Ok(false) => {
-                    return Err(Lost::crash(CrashKind::Silent, "QEMU could not load the template", Phase::Boot));
+                    return Err(Lost::crash(CrashKind::Silent, format!("QEMU could not load the {what}"), Phase::Boot));
                 }
                 Err(_) => {
-                    let limit = crate::for_people(limits.state());
-                    return Err(Lost::timeout(Phase::Boot, format!("QEMU did not load the template within {limit}")));
+                    let limit = crate::for_people(limit);
+                    return Err(Lost::timeout(Phase::Boot, format!("QEMU did not load the {what} within {limit}")));
                 }
             }
             // It was stopped when it was frozen.
@@ -296,7 +318,7 @@ fn random_bytes() -> Result<Random, Unthawed> {
 }
 
 /// What changes nothing.
-fn unchanged() -> Identity {
+pub(crate) fn unchanged() -> Identity {
     Identity { seed: [0; 32], machine_id: [0; 16], host_suffix: String::new(), mac: QEMU_MAC, old_mac: QEMU_MAC }
 }
 

@@ -17,6 +17,7 @@ use std::{
     ffi::OsString,
     fs::File,
     io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
@@ -40,7 +41,7 @@ use crate::{
         descriptors::Purpose,
         firmware::FlashImage,
     },
-    template::{KeyMaker, Making, Unkeyable},
+    template::{KeyMaker, Making, Unkeyable, copy_sparse},
 };
 
 /// The name, and the serial number, of a boot disk that Belljar serves.
@@ -158,6 +159,42 @@ pub(crate) enum Kept {
     Lab(File),
     /// Nothing: its bytes are made anew.
     Anew,
+}
+
+impl Kept {
+    /// The same files.
+    pub(crate) fn try_clone(&self) -> io::Result<Self> {
+        Ok(match self {
+            Self::File(file) => Self::File(file.try_clone()?),
+            Self::Layer { layer, below } => Self::Layer { layer: layer.try_clone()?, below: below.try_clone()? },
+            Self::Lab(file) => Self::Lab(file.try_clone()?),
+            Self::Anew => Self::Anew,
+        })
+    }
+
+    /// What is written to as it is now, in another file without a name in `dir`. Whoever serves a lab disk has that.
+    pub(crate) fn copy(&self, dir: &Path) -> io::Result<Self> {
+        let copied = |file: &File| -> io::Result<File> {
+            let copy = unnamed(dir).map_err(io::Error::other)?;
+            copy_sparse(file, &copy, file.metadata()?.len())?;
+            Ok(copy)
+        };
+        Ok(match self {
+            Self::File(file) => Self::File(copied(file)?),
+            Self::Layer { layer, below } => Self::Layer { layer: copied(layer)?, below: below.try_clone()? },
+            Self::Lab(_) | Self::Anew => self.try_clone()?,
+        })
+    }
+
+    /// About how many bytes a copy takes.
+    pub(crate) fn allocated(&self) -> u64 {
+        match self {
+            Self::File(file) | Self::Layer { layer: file, .. } => {
+                file.metadata().map_or(0, |metadata| metadata.blocks().saturating_mul(512))
+            }
+            Self::Lab(_) | Self::Anew => 0,
+        }
+    }
 }
 
 impl Volume {
@@ -422,6 +459,11 @@ impl Volumes {
     /// Whether what was not flushed to the boot disk is lost with the power.
     pub(crate) fn boot_loses_power(&self) -> bool {
         self.all.iter().any(|volume| volume.lab.as_ref().is_some_and(|lab| lab.name == BOOT_LAB))
+    }
+
+    /// Whether one is on NVMe.
+    pub(crate) fn are_on_nvme(&self) -> bool {
+        self.all.iter().any(|volume| matches!(&volume.front, Front::Disk(disk) if disk.bus == DiskBus::Nvme))
     }
 
     /// Whether one is made of a file in this directory.

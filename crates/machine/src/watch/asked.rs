@@ -178,6 +178,11 @@ impl Watch {
         self.desk.is_cable_out()
     }
 
+    /// Why what the machine is now would not come back with another that goes on from its state, if so.
+    pub(crate) async fn not_kept(&self) -> Option<String> {
+        self.desk.not_kept().await
+    }
+
     /// From now on the guest may go down by itself, as it was announced.
     pub(crate) fn prepare(&mut self, observe: Observe<'_>) {
         let Some((asker, restart)) = self.power.prepare() else { return };

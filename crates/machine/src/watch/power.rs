@@ -2,7 +2,7 @@
 
 use belljar_guest_spec::machine_order::{Down, Restart};
 
-use crate::desk::Asker;
+use crate::{desk::Asker, restart::MOST_SNAPSHOTS};
 
 /// Most restarts in one command.
 pub(crate) const MOST_RESTARTS: u32 = 50;
@@ -24,6 +24,10 @@ pub(crate) struct Power {
     no_kexec: bool,
     /// There is no agent in it.
     no_agent: bool,
+    /// Why there is no snapshot of the machine.
+    no_snapshot: Option<String>,
+    /// The names of the snapshots that there are.
+    snapshots: Vec<String>,
 }
 
 /// A restart that is asked for.
@@ -45,6 +49,8 @@ impl Default for Power {
             no_button: false,
             no_kexec: false,
             no_agent: false,
+            no_snapshot: None,
+            snapshots: Vec::new(),
         }
     }
 }
@@ -68,6 +74,11 @@ impl Power {
     /// There is no agent in the guest, while this command runs.
     pub(crate) fn without_agent(&mut self) {
         self.no_agent = true;
+    }
+
+    /// There are these snapshots, and no further ones for this reason, while this command runs.
+    pub(crate) fn with_snapshots(&mut self, names: Vec<String>, obstacle: Option<String>) {
+        (self.snapshots, self.no_snapshot) = (names, obstacle);
     }
 
     /// No command runs any more.
@@ -98,6 +109,27 @@ impl Power {
             return Err("this guest has its root and its kernel from the host, and not the initramfs that another kernel would need; take a guest with \
                         its system on an image"
                 .to_owned());
+        }
+        match &restart.how {
+            Down::Snapshot(name) => {
+                if let Some(why) = &self.no_snapshot {
+                    return Err(format!("there is no snapshot of this guest's machine: {why}"));
+                }
+                if self.snapshots.len() >= MOST_SNAPSHOTS && !self.snapshots.contains(name) {
+                    return Err(format!(
+                        "there are {MOST_SNAPSHOTS} snapshots already; take a name again that there is"
+                    ));
+                }
+            }
+            Down::Return(name) if !self.snapshots.contains(name) => {
+                let there = if self.snapshots.is_empty() {
+                    "this command has taken none".to_owned()
+                } else {
+                    format!("there are {}", self.snapshots.join(", "))
+                };
+                return Err(format!("there is no snapshot {name}; {there}"));
+            }
+            _ => {}
         }
         self.wanted = Some(Wanted { number, restart });
         Ok(())
@@ -206,6 +238,18 @@ mod tests {
         power.without_button();
         let by_button = Restart { how: Down::PowerButton, mark: String::new() };
         assert!(power.want(4, by_button.clone()).unwrap_err().contains("take reboot"));
+        power.begin(None);
+        let snapshot = |name: &str| Restart { how: Down::Snapshot(name.to_owned()), mark: String::new() };
+        let back = |name: &str| Restart { how: Down::Return(name.to_owned()), mark: String::new() };
+        assert!(power.want(4, back("a")).unwrap_err().ends_with("taken none"));
+        power.with_snapshots((0..8).map(|n| n.to_string()).collect(), None);
+        assert!(power.want(4, back("a")).unwrap_err().contains("there are 0, 1, 2"));
+        assert!(power.want(4, snapshot("a")).unwrap_err().contains("8 snapshots already"));
+        power.want(4, snapshot("7")).unwrap();
+        power.begin(None);
+        power.with_snapshots(vec!["a".to_owned()], Some("it has none".to_owned()));
+        assert!(power.want(4, snapshot("a")).unwrap_err().ends_with("it has none"));
+        power.want(4, back("a")).unwrap();
         power.begin(None);
         power.want(4, by_button).unwrap();
         power.begin(None);

@@ -252,6 +252,21 @@ impl QmpCommand for MigrateSetCapabilities {
     }
 }
 
+/// Sets how freezing is done.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct MigrateSetParameters {
+    /// Bytes in a second at which memory is written at most.
+    pub max_bandwidth: u64,
+}
+
+impl QmpCommand for MigrateSetParameters {
+    type Reply = NoReply;
+    fn name(&self) -> &'static str {
+        "migrate-set-parameters"
+    }
+}
+
 /// Writes the guest's memory, page by page and packed, and stops the machine meanwhile; comes back when all is written.
 #[derive(Clone, Debug, Serialize)]
 pub struct DumpGuestMemory {

@@ -26,9 +26,9 @@ pub use self::client::{DEFAULT_TIMEOUT, Qmp};
 pub use self::command::{
     AddFd, AddedFd, Balloon, BalloonInfo, Capabilities, ChardevInfo, Cont, CpuInfo, DeviceAdd, DeviceDel,
     DumpGuestMemory, GetFd, HumanMonitorCommand, InjectNmi, KvmInfo, Migrate, MigrateIncoming, MigrateSetCapabilities,
-    MigrationCapability, MigrationInfo, NetdevAdd, NetdevDel, NoReply, Package, QmpCommand, QueryBalloon, QueryChardev,
-    QueryCpusFast, QueryKvm, QueryMigrate, QueryStatus, QueryVersion, Quit, Raw, RemoveFd, RunState, ScreenDump,
-    SetLink, Stop, SystemPowerdown, SystemReset, SystemWakeup, Version, VersionTriple,
+    MigrateSetParameters, MigrationCapability, MigrationInfo, NetdevAdd, NetdevDel, NoReply, Package, QmpCommand,
+    QueryBalloon, QueryChardev, QueryCpusFast, QueryKvm, QueryMigrate, QueryStatus, QueryVersion, Quit, Raw, RemoveFd,
+    RunState, ScreenDump, SetLink, Stop, SystemPowerdown, SystemReset, SystemWakeup, Version, VersionTriple,
 };
 pub use self::decoder::{DecodeError, Decoder, Greeting, MAX_MESSAGE, Message};
 pub use self::event::{EventStream, QmpEvent, QmpTimestamp};
