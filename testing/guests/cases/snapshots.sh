@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # A machine that is kept as it is in the middle of a test, and goes back there.
 
 # fixtures: debian-bookworm
