@@ -73,3 +73,26 @@ test_console_session_panic() {
     want_code 121
     want_err panic
 }
+
+# Orders, and a reboot, where nothing is shared: all of it goes over the console.
+# fixtures: installer-i386
+test_orders_over_the_console() {
+    # shellcheck disable=SC2016
+    initrd installer-i386 -v --append rdinit=/bin/sh --workspace none -- sh -c '
+        echo "$BELLJAR_REBOOT_COUNT ${BELLJAR_REBOOT_MARK-none}"
+        if [ "$BELLJAR_REBOOT_COUNT" = 0 ]; then
+            belljar-ctl mark begun && belljar-ctl link down || exit 1
+            if belljar-ctl disk d0 error; then exit 2; fi
+            belljar-ctl reboot again
+            echo "it lived on"
+        fi
+        echo "mark late" >"$BELLJAR_CTL_DIR/late"
+        exit 7'
+    want_code 7
+    want_out '0 none' '1 again'
+    want_line '^this guest has no lab disks' err
+    want_line 'mark: begun$' err
+    want_line 'mark: late$' err
+    want_err 'machine: link down$'
+    want_err 'machine: reboot again \(it is up again; '
+}
