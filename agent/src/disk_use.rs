@@ -26,6 +26,9 @@ const LOOK: Duration = Duration::from_millis(50);
 /// Most block devices above one another.
 const MAX_DEPTH: usize = 16;
 
+/// How many directories above a disk on USB its adapter is: target, host, interface, device.
+const USB_DEPTH: usize = 4;
+
 /// Disks that are in use, by the kernel's name.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct DiskUses(BTreeMap<String, DiskUse>);
@@ -212,7 +215,12 @@ fn serial(dir: &Path) -> String {
         let page = fs::read(dir.join("device/vpd_pg80")).ok()?;
         Some(text::lossy(page.get(4..)?).trim_matches(|c: char| c.is_whitespace() || c == '\0').to_owned())
     };
-    plain().or_else(page).unwrap_or_default()
+    // The kernel asks no disk on USB for that page; what it is behind has the number.
+    let usb = || {
+        let device = fs::canonicalize(dir.join("device")).ok()?;
+        device.ancestors().skip(1).take(USB_DEPTH).find_map(|above| read(&above.join("serial")))
+    };
+    plain().or_else(page).or_else(usb).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -307,6 +315,21 @@ mod tests {
         // Something of the system's is mounted when it is first looked at.
         let boot = uses(sys.path(), "40 22 254:16 / /boot rw - vfat /dev/vdb rw\n", &[], &["vda", "vdb"]);
         assert_eq!(told(&btrfs, &boot), [""; 0]);
+    }
+
+    #[test]
+    fn a_disk_on_usb_has_its_adapters_number() {
+        let sys = tempfile::tempdir().unwrap();
+        let (adapter, block) = (sys.path().join("usb1/1-1"), sys.path().join("block/sdb"));
+        let device = adapter.join("1-1:1.0/host3/target3:0:0/3:0:0:0");
+        fs::create_dir_all(&device).unwrap();
+        fs::create_dir_all(&block).unwrap();
+        std::os::unix::fs::symlink(&device, block.join("device")).unwrap();
+        assert_eq!(serial(&block), "");
+        write(&adapter.join("serial"), "stick\n");
+        assert_eq!(serial(&block), "stick");
+        write(&device.join("vpd_pg80"), "\0\u{7f}\0\u{4}disk\0");
+        assert_eq!(serial(&block), "disk");
     }
 
     #[test]

@@ -57,6 +57,8 @@ pub enum Order {
     Hold,
     /// QEMU is about to end: all that hangs or comes fails until the disk is [on](Order::On) again, and nothing is lost of what was done before.
     LetGo,
+    /// The same for a disk that has power, whose medium is about to be taken out; one that has none refuses it.
+    TakeOut,
     /// What it is told up to now is part of it, and comes back by [`Renew`](Self::Renew).
     Keep,
     /// It is as it was at [`Keep`](Self::Keep), but for its bytes, its counts and its log: faults, damage, rate, capacity and power.
@@ -82,7 +84,7 @@ pub enum Class {
 }
 
 impl Order {
-    /// Reads an order as a user writes it: a fault, or `heal`, `damage`, `rot`, `limit`, `capacity`, `cut`, `on`, `counts`, `log` or `mark` with
+    /// Reads an order as a user writes it (`eject` and `insert` are the machine's): a fault, or `heal`, `damage`, `rot`, `limit`, `capacity`, `cut`, `on`, `counts`, `log` or `mark` with
     /// what goes with it.
     ///
     /// # Errors
@@ -129,7 +131,7 @@ impl Order {
                     error
                 } else {
                     format!(
-                        "{word:?} is nothing that a disk is told; there are the faults {}, and heal, damage, rot, limit, capacity, cut, on, counts, log and mark",
+                        "{word:?} is nothing that a disk is told; there are the faults {}, and heal, damage, rot, limit, capacity, cut, on, eject, insert, counts, log and mark",
                         fault::effects()
                     )
                 }
@@ -471,6 +473,7 @@ mod tests {
             Order::Renew,
             Order::Hold,
             Order::LetGo,
+            Order::TakeOut,
         ];
         for order in orders {
             let line = serde_json::to_string(&order).unwrap();

@@ -523,7 +523,8 @@ impl LabDisk {
                 self.power = Power::Held;
                 Ok(Answer::Done)
             }
-            Order::LetGo => {
+            Order::TakeOut if self.power != Power::On => Err("the disk has no power".to_owned()),
+            Order::LetGo | Order::TakeOut => {
                 self.power = Power::LetGo;
                 Ok(Answer::Done)
             }

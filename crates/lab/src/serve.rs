@@ -561,6 +561,11 @@ mod tests {
         assert_eq!(served.answer(), (2, 5));
         served.qemu.write_all(&asked(3, 0, 3, 0, 0, b"")).unwrap();
         assert_eq!(served.answer(), (3, 5), "not even QEMU's own flush hangs");
+        assert!(matches!(served.order(&Order::TakeOut), Answer::Refused(_)));
+        assert_eq!(served.order(&Order::On), Answer::Done);
+        assert_eq!(served.order(&Order::TakeOut), Answer::Done);
+        served.qemu.write_all(&asked(0, 0, 5, 0, 512, b"")).unwrap();
+        assert_eq!(served.answer(), (5, 5));
         assert_eq!(served.order(&Order::On), Answer::Done);
         served.qemu.write_all(&asked(0, 0, 4, 0, 512, b"")).unwrap();
         assert_eq!((served.answer(), served.read(512)), ((4, 0), vec![5; 512]));

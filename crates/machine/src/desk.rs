@@ -20,7 +20,8 @@ use tokio::{
 
 use crate::{
     balloon::{Balloon, GivenBack},
-    hotplug::Hotplug,
+    console::sanitize::sanitize_line,
+    hotplug::{Hotplug, medium::MediumOrder},
     lab::Lab,
     pictures::Pictures,
     qemu::{
@@ -144,6 +145,11 @@ impl Desk {
 
     /// Does what was asked of a disk, and answers.
     pub(crate) fn take(&mut self, asker: Asker, text: String) {
+        match MediumOrder::parse(&text) {
+            Some(Ok((name, order))) => return self.move_medium(asker, name, order, &text),
+            Some(Err(why)) => return asker.answer(Outcome::Refused(why)),
+            None => {}
+        }
         let lab = self.lab.clone();
         self.act(asker, async move { lab.ask(&text).await });
     }
@@ -202,6 +208,23 @@ impl Desk {
             let said = if let Outcome::Refused(said) | Outcome::Done(said) = &outcome { said } else { "" };
             let event = control(&text, said, refused);
             (outcome, Some(event))
+        });
+    }
+
+    /// Takes the medium out of a disk, or puts it in, and answers.
+    fn move_medium(&mut self, asker: Asker, name: String, order: MediumOrder, text: &str) {
+        let (hotplug, qmp, lab) = (self.hotplug.clone(), self.qmp.clone(), self.lab.clone());
+        let order_text = text.trim().strip_prefix(&*name).unwrap_or(text).trim();
+        let order_text = order_text.split_whitespace().collect::<Vec<_>>().join(" ");
+        self.act(asker, async move {
+            let done = hotplug.lock().await.move_medium(&name, order, &qmp, &lab).await;
+            let event = EventKind::Control {
+                device: format!("disk {}", sanitize_line(name.as_bytes())),
+                order: order_text,
+                outcome: done.as_ref().err().cloned().unwrap_or_default(),
+                refused: done.is_err(),
+            };
+            (done.map_or_else(Outcome::Refused, |()| Outcome::Done(String::new())), Some(event))
         });
     }
 

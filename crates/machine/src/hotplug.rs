@@ -3,6 +3,8 @@
 //! A device on PCI, a processor and a memory module go when the guest has let go of them, for which QEMU asks it (`docs/system/`, "Hotplug"); disks on
 //! SCSI and USB go at once, as when they are pulled.
 
+pub(crate) mod medium;
+
 use std::{fmt, time::Duration};
 
 use belljar_guest_spec::machine_order::Device;
@@ -51,11 +53,18 @@ struct Slot {
     is_in: Vec<bool>,
     /// It was taken by surprise, for which its server has cut its power.
     is_cut: bool,
+    /// Its medium is out.
+    is_ejected: bool,
 }
 
 impl Hotplug {
     pub(crate) fn of(config: &MachineConfig) -> Self {
-        let slot = |device: Removable| Slot { is_in: vec![device.is_in; device.parts.len()], is_cut: false, device };
+        let slot = |device: Removable| Slot {
+            is_in: vec![device.is_in; device.parts.len()],
+            is_cut: false,
+            is_ejected: false,
+            device,
+        };
         Self {
             all: config.removable().into_iter().map(slot).collect(),
             lends_memory: config.ram == Ram::Lent,
@@ -69,6 +78,8 @@ impl Hotplug {
     pub(crate) fn changed(&self) -> Option<String> {
         let slots = self.all.iter().filter(|slot| slot.is_in.iter().any(|is_in| *is_in != slot.device.is_in));
         let mut all: Vec<String> = slots.map(|slot| slot.device.told()).collect();
+        let ejected = self.all.iter().filter(|slot| slot.is_ejected);
+        all.extend(ejected.map(|slot| format!("the medium of {}", slot.device.told())));
         if !self.cpus.is_empty() {
             all.push("processors".to_owned());
         }
@@ -163,6 +174,8 @@ impl Hotplug {
                     }
                     slot.is_in[part] = true;
                 }
+                // It comes with its medium.
+                slot.is_ejected = false;
                 slot.let_speak(is_cable_out, qmp, lab).await?;
                 Ok(String::new())
             }
@@ -297,6 +310,11 @@ impl Slot {
 }
 
 impl Removable {
+    /// Whether its medium can be taken out.
+    fn has_medium(&self) -> bool {
+        self.parts.iter().any(|part| part.medium.is_some())
+    }
+
     /// What it is called where somebody is told of it.
     fn told(&self) -> String {
         self.name.as_ref().map_or_else(|| "the network card".to_owned(), |name| format!("the disk {name}"))
@@ -414,7 +432,7 @@ mod tests {
     use crate::qemu::args::RemovablePart;
 
     fn hotplug() -> Hotplug {
-        let part = |id: &str| RemovablePart { id: id.to_owned(), devices: Vec::new(), switch: None };
+        let part = |id: &str| RemovablePart { id: id.to_owned(), devices: Vec::new(), switch: None, medium: None };
         let slot = |name: Option<&str>, parts: usize, is_in| Slot {
             device: Removable {
                 name: name.map(str::to_owned),
@@ -425,6 +443,7 @@ mod tests {
             },
             is_in: vec![is_in; parts],
             is_cut: false,
+            is_ejected: false,
         };
         Hotplug {
             all: vec![slot(Some("a"), 2, true), slot(Some("b"), 1, false), slot(None, 1, true)],
@@ -480,6 +499,9 @@ mod tests {
         all.is_unsure = true;
         assert!(all.changed().unwrap().ends_with("what it may still let go of"));
         all.is_unsure = false;
+        all.all[2].is_ejected = true;
+        assert!(all.changed().unwrap().ends_with("the medium of the network card"));
+        all.all[2].is_ejected = false;
         all.all[0].is_in[1] = true;
         all.all[1].is_in[0] = false;
         assert_eq!(all.changed(), None);

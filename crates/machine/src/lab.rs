@@ -413,6 +413,19 @@ impl Lab {
         self.tell(name, &Order::On).await.map(drop)
     }
 
+    /// Has what hangs on one disk, and all that comes, fail until it is given [power](Self::give_power) again: its medium is taken out. Gives whether that is so;
+    /// not where it has no power.
+    ///
+    /// # Errors
+    /// When its server does not.
+    pub(crate) async fn let_go_of(&self, name: &str) -> Result<bool, String> {
+        match self.tell(name, &Order::TakeOut).await? {
+            Answer::Done => Ok(true),
+            Answer::Refused(_) => Ok(false),
+            other => Err(format!("{}: it says {other:?}", what(name))),
+        }
+    }
+
     async fn tell(&self, name: &str, order: &Order) -> Result<Answer, String> {
         let mut disks = self.disks.lock().await;
         let served = disks.iter_mut().find(|served| served.name == name);

@@ -177,7 +177,11 @@ fn error(class: &str, desc: &str, id: Option<&Value>) -> Value {
 }
 
 /// Names that `query-commands` lists and [`answer`] knows.
-const COMMANDS: [&str; 40] = [
+const COMMANDS: [&str; 44] = [
+    "blockdev-open-tray",
+    "blockdev-remove-medium",
+    "blockdev-insert-medium",
+    "blockdev-close-tray",
     "query-memory-devices",
     "set_link",
     "balloon",
@@ -296,6 +300,7 @@ fn answer(machine: &Arc<Machine>, guest: &Arc<Guest>, version: &Value, command: 
         "query-version" => version.clone(),
         "query-commands" => COMMANDS.iter().map(|n| json!({ "name": n })).collect(),
         "query-name" | "set_link" | "system_wakeup" | "inject-nmi" | "set-action" => json!({}),
+        "blockdev-open-tray" | "blockdev-remove-medium" | "blockdev-insert-medium" | "blockdev-close-tray" => json!({}),
         "query-kvm" => json!({ "enabled": machine.args.accel() == "kvm", "present": true }),
         "query-uuid" => json!({ "UUID": "00000000-0000-0000-0000-000000000000" }),
         "query-chardev" => {

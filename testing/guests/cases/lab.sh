@@ -185,6 +185,57 @@ SH
     want_err 'there are 1 to 8'
 }
 
+# The medium of a removable disk comes out and goes in again: on SCSI and USB, of a lab disk and of QEMU's own; what the guest holds, by force alone.
+test_media() {
+    cat >ws/media.sh <<'SH'
+for module in sd_mod usb-storage xhci-pci; do modprobe $module 2>/dev/null; done
+at=0; while [ "$(ls -d /sys/block/sd? 2>/dev/null | wc -l)" -lt 3 ] && [ $at -lt 100 ]; do at=$((at + 1)); sleep 0.2; done
+of() { for disk in /sys/block/sd?; do if cat $disk/device/vpd_pg80 "$(readlink -f $disk/device)"/../../../../serial 2>/dev/null | tr '\0' ' ' | grep -q "$1"; then echo "/dev/${disk##*/}"; fi; done; }
+for name in s0 s1 u0; do
+    disk=$(of $name); [ -b "$disk" ] || { echo "no $name"; exit 1; }
+    echo "written to $name" | dd of=$disk bs=4096 count=1 conv=sync oflag=direct 2>/dev/null
+    belljar-ctl disk $name eject || echo "$name: not ejected"
+    dd if=$disk bs=4096 count=1 iflag=direct of=/dev/null 2>&1 | sed -n "s/.*: /$name: /p" | head -n 1
+    belljar-ctl disk $name insert
+    dd if=$disk bs=4096 count=1 iflag=direct 2>/dev/null | head -n 1 | tr -d '\0'
+done
+# The kernel holds what is open.
+disk=$(of s0)
+exec 3<$disk
+belljar-ctl disk s0 eject && echo 'not held'
+dd if=$disk bs=4096 count=1 iflag=direct 2>/dev/null | head -n 1 | tr -d '\0' | sed 's/^/held, and still /'
+# What hangs is let go of.
+belljar-ctl disk s0 hang read >/dev/null
+dd if=$disk bs=4096 count=1 iflag=direct of=/dev/null 2>/dev/null & reading=$!
+sleep 1
+belljar-ctl disk s0 eject force && echo 'by force'
+wait $reading || echo 'what hung has failed'
+belljar-ctl disk s0 heal
+exec 3<&-
+belljar-ctl disk s0 insert
+dd if=$disk bs=4096 count=1 iflag=direct 2>/dev/null | head -n 1 | tr -d '\0' | sed 's/^/at last: /'
+belljar-ctl disk v0 eject
+belljar-ctl disk s0 eject
+SH
+    local disk=size=64M,removable
+    bj -v --guard warning=warn --disk $disk,serial=s0,bus=scsi,lab --disk $disk,serial=s1,bus=scsi --disk $disk,serial=u0,bus=usb,lab --disk size=64M,serial=v0,lab -- sh ./media.sh
+    cat out
+    want_code 0
+    local name
+    for name in s0 s1 u0; do
+        want_line "^$name: No medium found$"
+        want_line "^written to $name$"
+    done
+    want_no_line 'not ejected|not held'
+    want_err 'the guest holds the medium of the disk s0: it is mounted, or open'
+    want_line '^held, and still written to s0$'
+    want_line '^by force$'
+    want_line '^what hung has failed$'
+    want_line '^at last: written to s0$'
+    want_err 'the medium of the disk v0 cannot be taken out: it is not `removable`'
+    want_err 'control: disk s0: eject force'
+}
+
 # More orders than are done at once, by the pipe alone: none is lost, and what waits goes by the newest limit. No memory goes by the size of the disk.
 test_many_orders_and_a_large_disk() {
     bj --disk size=64M,serial=data0,lab --disk size=8T,serial=large,lab -- sh -ec '

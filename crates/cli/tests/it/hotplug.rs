@@ -69,6 +69,43 @@ fn an_unplug_that_the_guest_does_not_allow_holds_up_no_disk() {
     assert_eq!(controls(&outcome), ["hang (fault 1)", "heal (healed 1)"]);
 }
 
+#[test]
+fn media_come_out_and_go_in() {
+    let lab = Lab::new();
+    let disks = [
+        "--disk",
+        "size=1M,serial=a,bus=scsi,removable,lab",
+        "--disk",
+        "size=1M,serial=b,bus=scsi,removable",
+        "--disk",
+        "size=1M,serial=c,lab",
+    ];
+    let asks = "a+eject,a+eject,a+insert,a+insert,b+eject+force,unplug+disk+b,b+insert,plug+disk+b,b+insert,\
+                c+eject,d+eject,a+eject+now";
+    let outcome = lab.run(&asking(asks, "")).args(disks).sh("sleep 3").go();
+    outcome.code(0);
+    assert_eq!(
+        controls(&outcome),
+        [
+            "eject ()",
+            "refused eject (the medium of the disk a is out already)",
+            "insert ()",
+            "refused insert (the medium of the disk a is in already)",
+            "eject force ()",
+            "unplug disk b ()",
+            "refused insert (the disk b is not plugged in)",
+            "plug disk b ()",
+            "refused insert (the medium of the disk b is in already)",
+            "refused eject (the medium of the disk c cannot be taken out: it is not `removable`, which disks on scsi and usb can be)",
+            "refused eject (there is no disk \"d\" whose medium could be taken out: it would be one with a serial number and `removable = true`, on scsi or usb)",
+        ]
+    );
+    let seen = lab.seen();
+    for command in ["blockdev-open-tray", "blockdev-remove-medium", "blockdev-insert-medium", "blockdev-close-tray"] {
+        assert!(seen.contains(command), "{command}: {seen}");
+    }
+}
+
 /// Orders that a run has for its machine.
 fn ordered<'a>(lab: &'a Lab, orders: &[&str], script: &str) -> Outcome<'a> {
     let orders = orders.iter().flat_map(|order| ["--order", *order]);

@@ -116,6 +116,12 @@ fn path_node(node: &str, path: u32) -> String {
     format!("{node}-path{path}")
 }
 
+/// The node that a path of a disk leads to.
+fn drive_of(at: usize, disk: &Disk, path: u32) -> String {
+    let is_told_apart = path > 0 && !disk.node.further_paths.is_empty();
+    if is_told_apart { path_node(&node(at), path) } else { node(at) }
+}
+
 /// Where a disk that is to be on this bus is in this machine.
 fn place_on(config: &MachineConfig, bus: DiskBus) -> DiskBus {
     match (bus, config.machine_type().ide) {
@@ -190,8 +196,7 @@ fn device(config: &MachineConfig, at: usize, disk: &Disk, path: u32) -> Device {
     let node = node(at);
     // An NVMe disk has to have a serial number.
     let unnamed = (disk.bus == DiskBus::Nvme).then(|| node.clone());
-    let is_told_apart = path > 0 && !disk.node.further_paths.is_empty();
-    let drive = if is_told_apart { path_node(&node, path) } else { node.clone() };
+    let drive = drive_of(at, disk, path);
     let device = device
         .text("id", device_name(&node, path))
         .text("drive", drive)
@@ -328,7 +333,11 @@ impl MachineConfig {
                 let name = node(at);
                 let id = if disk.bus == DiskBus::Usb { usb_name(&name) } else { device_name(&name, path) };
                 let switch = (disk.bus == DiskBus::Usb).then(|| id.clone());
-                RemovablePart { id, devices: devices(self, at, disk, path), switch }
+                let medium = disk
+                    .traits
+                    .removable
+                    .then(|| Medium { device: device_name(&name, path), node: drive_of(at, disk, path) });
+                RemovablePart { id, devices: devices(self, at, disk, path), switch, medium }
             };
             Some(Removable {
                 name: Some(disk.serial.clone()?),
@@ -340,7 +349,7 @@ impl MachineConfig {
         });
         let card = self.card().map(|card| Removable {
             name: None,
-            parts: vec![RemovablePart { id: CARD.to_owned(), devices: vec![card], switch: None }],
+            parts: vec![RemovablePart { id: CARD.to_owned(), devices: vec![card], switch: None, medium: None }],
             goes_at_once: false,
             is_served: false,
             is_in: true,
@@ -373,6 +382,17 @@ pub struct RemovablePart {
     pub devices: Vec<Device>,
     /// QEMU's name of what has to be switched on when all of them are in: `usb-bot` shows itself only then.
     pub switch: Option<String>,
+    /// What can be taken out of it while it stays in.
+    pub medium: Option<Medium>,
+}
+
+/// The medium of a removable disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Medium {
+    /// QEMU's name of the device that it is in.
+    pub device: String,
+    /// QEMU's name of its bytes.
+    pub node: String,
 }
 
 fn check(disk: &Disk) -> Result<(), ArgsError> {
