@@ -488,6 +488,13 @@ mod tests {
     }
 
     #[test]
+    fn the_program_asks_for_all_that_can_be_asked_for() {
+        let known = PROGRAM.lines().find(|line| line.starts_with("reboot | ")).unwrap().trim_end_matches(") ;;");
+        let known: Vec<&str> = known.split(" | ").collect();
+        assert_eq!(known, belljar_proto::message::MACHINE_WORDS);
+    }
+
+    #[test]
     fn other_users_may_ask_and_may_not_list() {
         let (dir, _files, _asks, orders) = files();
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;

@@ -30,7 +30,7 @@ case ${1-} in
     exit 0
     ;;
 mark | disk) [ $# -gt 1 ] || end 2 "$usage" ;;
-reboot | reboot-prepare | soft-reboot | kexec | reset | power-button | power-cut | nmi | link | plug | unplug | wakeup | clock | balloon | screenshot) ;;
+reboot | reboot-prepare | soft-reboot | kexec | reset | power-button | power-cut | snapshot | return | nmi | link | plug | unplug | wakeup | clock | balloon | screenshot) ;;
 *) end 2 "$usage" ;;
 esac
 IFS=' '
