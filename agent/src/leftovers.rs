@@ -218,6 +218,23 @@ fn program(pid: i32) -> Option<(u64, u64)> {
     Some((file.dev(), file.ino()))
 }
 
+/// Numbers of the ports to the host, as `major:minor`.
+fn ports() -> Vec<String> {
+    let Ok(entries) = fs::read_dir("/sys/class/virtio-ports") else { return Vec::new() };
+    let numbers = entries.flatten().filter_map(|entry| fs::read_to_string(entry.path().join("dev")).ok());
+    numbers.map(|number| number.trim().to_owned()).collect()
+}
+
+/// Whether a process has one of these ports open, which two cannot have at a time.
+fn has_port(pid: i32, ports: &[String]) -> bool {
+    let Ok(open) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
+    // By its number, for the name by which it was opened may be gone.
+    let devices = open.flatten().filter_map(|entry| fs::metadata(entry.path()).ok()).map(|file| file.rdev());
+    devices
+        .filter(|device| *device != 0)
+        .any(|device| ports.contains(&format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device))))
+}
+
 impl Baseline {
     /// What there is now. With `own_only` it is not a guest, whose systemd is somebody else's.
     pub(crate) fn now(mounts: &[Mount], own_only: bool) -> Self {
@@ -235,6 +252,20 @@ impl Baseline {
             watchdogs: if own_only { Vec::new() } else { watchdogs::running() },
             disks: if own_only { DiskUses::default() } else { DiskUses::now() },
         }
+    }
+
+    /// Shares were mounted anew: what is mounted there now belongs to the guest, and who serves it.
+    pub(crate) fn remounted(&mut self, mounts: &[Mount]) {
+        let shares: Vec<String> = mounts.iter().map(|mount| mount.path.clone()).collect();
+        self.places.retain(|place| !shares.contains(&place.at));
+        self.places.extend(shares.iter().filter_map(|path| Mounted::at(path).ok()));
+        mount_table::renew(&mut self.mounts, &shares);
+        self.shares = shares;
+        let (of_agent, ports) = (program(getpid().as_raw_nonzero().get()), ports());
+        let is_relay = |process: &Process| {
+            process.name == RELAY_NAME && program(process.pid) == of_agent && has_port(process.pid, &ports)
+        };
+        self.processes.extend(processes().iter().filter(|process| is_relay(process)).map(Process::key));
     }
 
     /// Ends what does not belong to the guest, and says what else is not as it was. With `own_only` nothing is touched but what descends

@@ -81,6 +81,16 @@ pub(crate) fn read() -> Vec<Mounted> {
     parse(&own.unwrap_or_default())
 }
 
+/// In a list of what is mounted, what is mounted at these places now comes instead of what was.
+pub(crate) fn renew(list: &mut Vec<Mounted>, places: &[String]) {
+    renew_from(list, places, read());
+}
+
+fn renew_from(list: &mut Vec<Mounted>, places: &[String], now: Vec<Mounted>) {
+    list.retain(|mounted| !places.contains(&mounted.at));
+    list.extend(now.into_iter().filter(|mounted| places.contains(&mounted.at)));
+}
+
 /// Whether the root is the kernel's initial one; no where the kernel does not say.
 pub(crate) fn is_initial_root() -> bool {
     is_initial_root_of(&read())
@@ -196,6 +206,17 @@ mod tests {
             assert_eq!(told.len(), usize::from(is_one), "{at}: {told:?}");
         }
         assert!(changed("50 36 0:50 / /proc/sys/fs/binfmt_misc rw - binfmt_misc x rw").is_empty());
+    }
+
+    #[test]
+    fn only_what_was_mounted_again_is_known_anew() {
+        let now = with("50 36 0:50 / /usr rw - tmpfs x rw")
+            .into_iter()
+            .map(|m| if m.at == "/mnt/hostos" { Mounted { device: "0:90".into(), ..m } } else { m });
+        let (now, places): (Vec<_>, _) = (now.collect(), ["/mnt/hostos".to_owned(), "/run/belljar/out".to_owned()]);
+        let mut known = parse(BEFORE.as_bytes());
+        renew_from(&mut known, &places, now.clone());
+        assert_eq!(changes_of(&places, &known, &now), ["/usr (something is mounted there)"]);
     }
 
     #[test]

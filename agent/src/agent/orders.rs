@@ -298,6 +298,9 @@ impl Agent {
             .map(|(_, mount)| Mount { sources: mount.sources.into_iter().skip(carrying).take(1).collect(), ..mount })
             .collect();
         self.shares = Shares::of(&self.mounts);
+        if let Some(baseline) = &mut self.baseline {
+            baseline.remounted(&self.mounts);
+        }
         self.open_asks();
         self.link.queue(&ToHost::SetupDone(report));
     }

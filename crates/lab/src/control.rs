@@ -72,6 +72,9 @@ pub enum Order {
     Forget,
     /// QEMU is another one from now on: its line for the path of this number comes with this order (`SCM_RIGHTS`, unix(7)).
     Connect(u32),
+    /// Its guest runs: from now on faults and rates hold again, which for another QEMU's own requests they do not, for it does not come up without
+    /// answers.
+    Begin,
 }
 
 /// What an order does.
@@ -468,6 +471,7 @@ mod tests {
             Order::Freeze,
             Order::Snapshot(1),
             Order::GoBack(1),
+            Order::Begin,
             Order::Forget,
             Order::Rot { at: "0".to_owned(), seed: Some(1) },
             Order::Renew,

@@ -146,6 +146,8 @@ pub struct LabDisk {
     /// Requests that stood in the log before those that do.
     forgotten: u64,
     power: Power,
+    /// Another QEMU was connected, whose guest does not run yet.
+    is_connecting: bool,
     /// What the host could not do.
     broken: Option<io::Error>,
 }
@@ -169,6 +171,7 @@ impl LabDisk {
             log: VecDeque::new(),
             forgotten: 0,
             power: Power::On,
+            is_connecting: false,
             broken: None,
         }
     }
@@ -182,6 +185,11 @@ impl LabDisk {
     /// How many paths lead to it.
     pub fn paths(&self) -> u32 {
         self.paths
+    }
+
+    /// Another QEMU is connected; that its guest runs [is told](Order::Begin).
+    pub fn connected(&mut self) {
+        self.is_connecting = true;
     }
 
     /// What a client is told of it.
@@ -212,7 +220,7 @@ impl LabDisk {
     /// Decides what becomes of a request.
     pub fn decide(&mut self, request: &Request<'_>, now: Instant) -> Fate {
         let mut fate = Fate { came: now, turn: None, held: None, effect: None, fault: None, bit: 0 };
-        let Some(operation) = request.operation else { return fate };
+        let Some(operation) = request.operation.filter(|_| !self.is_connecting) else { return fate };
         fate.turn = self.take_turn(request, now);
         let Some(armed) =
             self.now.faults.iter_mut().find_map(|armed| armed.befalls(operation, request).then_some(armed))
@@ -534,6 +542,10 @@ impl LabDisk {
             }
             Order::Renew => Ok(Answer::Renewed(self.renew())),
             // The server's loop does that.
+            Order::Begin => {
+                self.is_connecting = false;
+                Ok(Answer::Done)
+            }
             Order::Connect(_) => Err("there is no line with it".to_owned()),
         }
     }

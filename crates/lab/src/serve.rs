@@ -363,6 +363,7 @@ fn take_orders(
             serde_json::from_slice(&orders.bytes()[..end]).map_err(|error| ServeError::Order(error.to_string()))?;
         let answer = match (order, control.lines.front()) {
             (Order::Connect(path), Some(_)) if path < disk.paths() => {
+                disk.connected();
                 obeyed.lines.extend(control.lines.pop_front().map(|line| (path, UnixStream::from(line))));
                 Answer::Done
             }
@@ -602,6 +603,15 @@ mod tests {
         served.read(18 + 20 + 32 + 34 + 20);
         served.qemu.write_all(&asked(0, 0, 4, 0, 512, b"")).unwrap();
         assert_eq!((served.answer(), served.read(512)), ((4, 0), vec![5; 512]));
+        // It comes up, whatever befalls its guest then.
+        served.qemu.write_all(&asked(3, 0, 5, 0, 0, b"")).unwrap();
+        assert_eq!(served.answer(), (5, 0));
+        assert_eq!(served.order(&Order::Begin), Answer::Done);
+        served.qemu.write_all(&asked(3, 0, 6, 0, 0, b"")).unwrap();
+        served.qemu.write_all(&asked(0, 0, 7, 0, 512, b"")).unwrap();
+        assert_eq!((served.answer(), served.read(512)), ((7, 0), vec![5; 512]), "the flush hangs");
+        assert_eq!(served.order(&Order::Heal(None)), Answer::Healed(1));
+        assert_eq!(served.answer(), (6, 0));
         served.ends().unwrap();
     }
 

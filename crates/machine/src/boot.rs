@@ -185,6 +185,7 @@ impl Machine {
                 virtiofsds.push(started.map_err(|e| StartError::Files(Cause::host_file(&what, &e, advice)))?);
             }
         }
+        let is_another = predecessor.is_some();
         let started = match predecessor {
             Some(Predecessor { lab, .. }) => lab.connect(lab_lines).await.map(|()| lab),
             None => Lab::start(lab, host).await,
@@ -194,6 +195,9 @@ impl Machine {
             StartError::Files(Cause::host_file("start the server of a lab disk", &e, advice))
         })?;
         let mut qemu = Qemu::spawn(request).await.map_err(StartError::Spawn)?;
+        if is_another {
+            lab.begin().await.map_err(|why| StartError::Files(Cause::ShareServer(why)))?;
+        }
         let channels = qemu.take_channels();
         let console = Console::new(channels.console, log);
         if let Some(view) = view {

@@ -151,6 +151,12 @@ pub trait Guest: fmt::Debug {
         None
     }
 
+    /// Keeps what is asked for of the memory of a guest whose kernel has failed, and says in the loss where it is, or why it is not kept. Has a limit of
+    /// its own, for that may take longer than a command.
+    fn keep_memory(&mut self, lost: Lost) -> Pending<'_, Lost> {
+        Box::pin(std::future::ready(lost))
+    }
+
     /// What it said last, on a console say, where a person needs it to see what the guest was at: lines without control characters.
     fn last_lines(&self, most: usize) -> Vec<String>;
 }

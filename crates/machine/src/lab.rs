@@ -269,6 +269,14 @@ impl Lab {
         Ok(())
     }
 
+    /// The guest of the QEMU that was connected runs: faults hold again.
+    ///
+    /// # Errors
+    /// When a server does not take note; with which one.
+    pub(crate) async fn begin(&self) -> Result<(), String> {
+        self.tell_all(&Order::Begin).await
+    }
+
     /// From now on none does or answers anything, until its power is [cut](Self::cut).
     ///
     /// # Errors

@@ -339,8 +339,12 @@ impl QemuGuest {
         let launch = plan.launch_again(std::mem::take(kept), predecessor, self.template.is_some(), mac);
         let launch = launch.map_err(|e| of_second_boot(Cause::Description(e.to_string()).into()))?;
         observe(EventKind::Phase { phase: Phase::Boot });
+        let hangs = self.machine.lab.hangs();
         let booted = Booted::boot(&plan, launch, view.as_ref(), observe).await;
-        let booted = booted.map_err(|unbooted| of_second_boot(unbooted.lost()))?;
+        let booted = booted.map_err(|unbooted| {
+            let lost = of_second_boot(unbooted.lost());
+            hangs.iter().cloned().fold(lost, Lost::and_advice)
+        })?;
         let identity = self
             .identity
             .as_ref()

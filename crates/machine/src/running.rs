@@ -232,7 +232,8 @@ impl QemuGuest {
                     return self.ended(exit, observe).await;
                 }
                 (Err(lost), _, prepared) => {
-                    let lost = self.explain(lost, Phase::Command).await;
+                    // Its memory is kept by whoever knows of a command's limits.
+                    let lost = self.explain_without_memory(lost, Phase::Command).await;
                     match (lost.cause.crash_kind(), prepared) {
                         (Some(CrashKind::Reboot | CrashKind::PowerOff), Some(prepared)) => prepared,
                         (Some(CrashKind::Watchdog), Some(prepared)) => {
@@ -570,9 +571,13 @@ impl QemuGuest {
     }
 
     pub(crate) async fn explain(&mut self, lost: Lost, phase: Phase) -> Lost {
+        let lost = self.explain_without_memory(lost, phase).await;
+        self.machine.with_memory(lost).await
+    }
+
+    async fn explain_without_memory(&mut self, lost: Lost, phase: Phase) -> Lost {
         let lost = self.machine.watch.explain(lost, phase).await;
         self.machine.watch.last_words(&lost).await;
-        let lost = self.machine.with_memory(lost).await;
         if lost.tail.is_empty() && lost.cause.crash_kind().is_some() {
             let tail = self.machine.console.tail(TAIL);
             return lost.with_tail(tail);
@@ -637,6 +642,10 @@ impl Guest for QemuGuest {
 
     fn suspended(&self) -> Option<Duration> {
         self.machine.watch.suspended()
+    }
+
+    fn keep_memory(&mut self, lost: Lost) -> Pending<'_, Lost> {
+        Box::pin(self.machine.with_memory(lost))
     }
 
     fn last_lines(&self, most: usize) -> Vec<String> {

@@ -23,6 +23,9 @@ use crate::cancel::Cancel;
 /// Lines of what the guest said last that are shown where a command was given up.
 const TAIL: usize = 15;
 
+/// What is said where somebody interrupts the keeping of what a guest's kernel has left.
+const MEMORY_IS_LOST: &str = "the guest's memory is not kept: that was interrupted";
+
 /// How long the agent may listen to what an ended command left behind, and say so.
 const LINGER: Duration = LATE_MOST.saturating_add(Duration::from_secs(60));
 
@@ -206,6 +209,15 @@ pub(crate) async fn exec(
         lost.tail = guest.last_lines(TAIL);
         // The command may have ended long ago.
         lost = guest.silenced().unwrap_or(lost);
+    }
+    if lost.cause.crash_kind().is_some() {
+        // What it has come to is known, however long this takes.
+        let interrupted = lost.clone().and_advice(MEMORY_IS_LOST.to_owned());
+        lost = tokio::select! {
+            biased;
+            kept = guest.keep_memory(lost) => kept,
+            _ = cancel.wanted() => interrupted,
+        };
     }
     if lost.cause.crash_kind().is_none() && !lost.cause.is_programs_own() {
         tokio::select! {

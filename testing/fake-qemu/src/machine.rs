@@ -53,6 +53,8 @@ pub(crate) struct Options {
     pub(crate) device_del: Manners,
     /// What becomes of a picture of the screen; `fail`: it is none.
     pub(crate) screendump: Manners,
+    /// Seconds that a copy of the guest's memory takes.
+    pub(crate) dump: u64,
     /// Whether there is an SSH server in the guest.
     pub(crate) sshd: bool,
     /// The name by which the script was found, if it was one of several.
@@ -72,6 +74,7 @@ impl Default for Options {
             device_add: Manners::Obey,
             device_del: Manners::Obey,
             screendump: Manners::Obey,
+            dump: 0,
             sshd: true,
             name: None,
         }

@@ -257,7 +257,10 @@ fn answer(machine: &Arc<Machine>, guest: &Arc<Guest>, version: &Value, command: 
         "netdev_add" => machine.hardware.add_network(arguments).err(),
         "netdev_del" => machine.hardware.remove_network(arguments).err(),
         "getfd" => machine.migration.take(arguments, fds).err(),
-        "dump-guest-memory" => machine.migration.dump(arguments).err(),
+        "dump-guest-memory" => {
+            std::thread::sleep(std::time::Duration::from_secs(machine.options.dump));
+            machine.migration.dump(arguments).err()
+        }
         "balloon" => machine.balloon(arguments["value"].as_u64()).err(),
         "query-balloon" => machine.balloon(None).err(),
         "add-fd" => machine.screen.take(fds).map(|number| set = number).err(),

@@ -42,6 +42,7 @@ pub(crate) fn options(script: &Script) -> Result<Options, ScriptError> {
             "migrate" => options.migrate = Manners::of(step)?,
             "incoming" => options.incoming = Manners::of(step)?,
             "screendump" => options.screendump = Manners::of(step)?,
+            "dump" => options.dump = step.need_text(0)?.parse().map_err(|_| step.fail("seconds"))?,
             "device-add" => options.device_add = Manners::of(step)?,
             "device-del" => options.device_del = Manners::of(step)?,
             other => return Err(step.fail(format!("no option is called {other}"))),

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use rustix::process::Signal;
+
 use crate::harness::{Lab, snapshot, until};
 
 /// A guest that works until its command says `mark oops`, and what comes then.
@@ -60,6 +62,24 @@ fn memory_is_kept_where_that_is_asked_for() {
     outcome.code(121).complains("memory.kdump (1 MiB)");
     let outcome = lab.run(&dying("panicked")).sh(COMMAND).go();
     assert!(!outcome.stderr.contains("memory"), "{}", outcome.stderr);
+}
+
+#[test]
+fn a_panic_is_told_however_long_its_memory_takes() {
+    let lab = Lab::new();
+    let script = format!("[options]\ndump 4\n{}", dying("panicked"));
+    // The command has less time than that.
+    let outcome = lab.run(&script).args(["--panic-dump", "1M", "--timeout", "2s"]).sh(COMMAND).go();
+    outcome.code(121).complains("memory.kdump (1 MiB)");
+    let script = script.replace("dump 4", "dump 60");
+    let lab = Lab::new();
+    let mut run = lab.run(&script).args(["--panic-dump", "1M"]).sh(COMMAND).spawn();
+    run.await_note("qmp", "dump-guest-memory");
+    run.signal(Signal::INT);
+    let outcome = run.end();
+    outcome.code(121).complains("panicked").complains("the guest's memory is not kept: that was interrupted");
+    assert!(outcome.elapsed < Duration::from_secs(30), "{:?}", outcome.elapsed);
+    assert!(outcome.kept("memory.kdump").is_empty());
 }
 
 #[test]
@@ -196,7 +216,7 @@ fn qemu_says_more_than_anybody_wants_to_know() {
         // Who has heard enough may stop to listen: the flood need not come to its end.
         assert!(run.still_there_after(Duration::from_secs(1)), "{flood} ended the run");
         let peak = run.kibibytes("VmHWM");
-        run.signal(rustix::process::Signal::INT);
+        run.signal(Signal::INT);
         let outcome = run.end();
         outcome.code(130);
         assert!(peak < 64 * 1024, "{flood}: {peak} KiB");
