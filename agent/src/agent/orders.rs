@@ -21,7 +21,7 @@ use crate::share::disk::Unpacked;
 use crate::soft_reboot::SoftReboot;
 use crate::spawn::Refused;
 use crate::still::StoodStill;
-use crate::{identity, kexec, root, setup, soft_reboot, text};
+use crate::{identity, kexec, root, setup, soft_reboot, sys, text};
 
 /// How long a kernel may take to be loaded, and systemd to take an order. The host waits for longer.
 const LOADING: Duration = Duration::from_secs(120);
@@ -64,6 +64,14 @@ impl Agent {
             ToAgent::StepClock(step) => {
                 let done = if self.link.kind().has_own_kernel() {
                     setup::step_clock(step)
+                } else {
+                    Err("the clock is not this guest's own".to_owned())
+                };
+                self.link.queue(&ToHost::ClockStepped(done.err()));
+            }
+            ToAgent::RateClock(rate) => {
+                let done = if self.link.kind().has_own_kernel() {
+                    sys::set_clock_rate(rate).map_err(|errno| format!("the clock's rate: {}", text::errno(errno)))
                 } else {
                     Err("the clock is not this guest's own".to_owned())
                 };

@@ -41,7 +41,7 @@ const USAGE: &str = "usage: belljar-ctl mark TEXT | disk NAME ORDER | reboot [MA
                  | power-button [MARK] | reboot-prepare [MARK] | soft-reboot [MARK]
                  | kexec [MARK] [loaded | kernel=FILE initrd=FILE append=WORDS] | nmi | link up|down | plug DEVICE | unplug DEVICE [surprise]
                  | snapshot NAME MARK | return NAME MARK
-                 | wakeup TIME | clock +TIME|-TIME
+                 | wakeup TIME | clock +TIME|-TIME|rate=N
                  | balloon SIZE|full | screenshot NAME
 It asks Belljar for something and prints what came of it. The exit code is 0 if it was done, 1 if it was refused, 2 if it makes no sense, and
 3 if there was no answer, or it could not be written. The orders are in the manual, under \"Breaking things\".";

@@ -40,6 +40,8 @@ pub enum MachineOrder {
     Wakeup(Duration),
     /// The guest's clock jumps by so many nanoseconds.
     Clock(i64),
+    /// The guest's clock goes faster than it should by so many millionths, or slower; 0 is as it should.
+    ClockRate(i32),
     /// Memory is taken from the guest, which keeps so many bytes, or given back: as many as it has from the boot on.
     Balloon(Option<u64>),
     /// A picture of its screen is kept under this name.
@@ -296,8 +298,14 @@ fn wakeup(words: &[&str]) -> Result<MachineOrder, String> {
 }
 
 fn clock(words: &[&str]) -> Result<MachineOrder, String> {
-    let wrong = || "clock wants how far it jumps, such as clock +1h, or clock -90s".to_owned();
+    let wrong = || {
+        "clock wants how far it jumps, such as clock +1h, or clock -90s, or how fast it goes: clock rate=1.05"
+            .to_owned()
+    };
     let [step] = words else { return Err(wrong()) };
+    if let Some(rate) = step.strip_prefix("rate=") {
+        return clock_rate(rate);
+    }
     let (forward, step) = match (step.strip_prefix('+'), step.strip_prefix('-')) {
         (Some(step), _) => (true, step),
         (_, Some(step)) => (false, step),
@@ -309,6 +317,17 @@ fn clock(words: &[&str]) -> Result<MachineOrder, String> {
     }
     let nanoseconds = i64::try_from(step.as_nanos()).map_err(|_| wrong())?;
     Ok(MachineOrder::Clock(if forward { nanoseconds } else { -nanoseconds }))
+}
+
+fn clock_rate(rate: &str) -> Result<MachineOrder, String> {
+    let is_number = !rate.is_empty() && rate.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let number = if is_number { rate.parse::<f64>().ok() } else { None };
+    let Some(number) = number.filter(|number| (0.9..=1.1).contains(number)) else {
+        return Err(format!("{rate:?} is no rate of a clock; Linux takes 0.9 to 1.1, where 1 is as it should go"));
+    };
+    #[expect(clippy::cast_possible_truncation, reason = "at most 100000")]
+    let millionths = ((number - 1.0) * 1e6).round() as i32;
+    Ok(MachineOrder::ClockRate(millionths))
 }
 
 fn balloon(words: &[&str]) -> Result<MachineOrder, String> {
@@ -399,6 +418,9 @@ mod tests {
             ("wakeup 5s", MachineOrder::Wakeup(Duration::from_secs(5))),
             ("clock +1h", MachineOrder::Clock(3_600_000_000_000)),
             ("clock -90s", MachineOrder::Clock(-90_000_000_000)),
+            ("clock rate=1.05", MachineOrder::ClockRate(50_000)),
+            ("clock rate=0.9", MachineOrder::ClockRate(-100_000)),
+            ("clock rate=1", MachineOrder::ClockRate(0)),
         ] {
             assert_eq!(MachineOrder::parse(text), Ok(order), "{text}");
         }
@@ -418,6 +440,9 @@ mod tests {
             ("clock 1h", "clock +1h"),
             ("clock +200years", "hundred years"),
             ("clock +x", "no duration"),
+            ("clock rate=2", "0.9 to 1.1"),
+            ("clock rate=nan", "0.9 to 1.1"),
+            ("clock rate=", "0.9 to 1.1"),
         ] {
             let error = MachineOrder::parse(text).unwrap_err();
             assert!(error.contains(says), "{text}: {error}");

@@ -12,7 +12,7 @@ use std::{
 
 use belljar_guest_spec::machine_order::{Device, MachineOrder};
 use belljar_model::EventKind;
-use belljar_proto::message::Outcome;
+use belljar_proto::message::{Outcome, ToAgent};
 use tokio::{
     sync::{Mutex, mpsc, oneshot},
     task::JoinSet,
@@ -97,8 +97,8 @@ pub(crate) struct Desk {
     recorded: usize,
     /// The network card's cable is plugged out by order.
     unplugged: Arc<AtomicBool>,
-    /// The guest's clock was told to jump.
-    clock_jumped: bool,
+    /// The guest's clock was told to jump, or to go otherwise.
+    clock_changed: bool,
     /// How many commands have come to their end in this guest: what an earlier one has ordered and was not done yet is not done any more.
     ended: Arc<AtomicU64>,
     /// How many orders wait to be done, or are being done.
@@ -135,7 +135,7 @@ impl Desk {
             told,
             recorded: 0,
             unplugged: Arc::default(),
-            clock_jumped: false,
+            clock_changed: false,
             ended: Arc::default(),
             under_way: Arc::default(),
             balloon: Arc::new(Mutex::new(Balloon::new(config.ram_size()))),
@@ -169,7 +169,7 @@ impl Desk {
         let pictures = self.pictures.clone();
         match order {
             MachineOrder::Wakeup(after) => self.await_sleep(after, &text),
-            MachineOrder::Clock(_) => self.clock_jumped = true,
+            MachineOrder::Clock(_) | MachineOrder::ClockRate(_) => self.clock_changed = true,
             _ => {}
         }
         let agent = asker.agent();
@@ -192,7 +192,10 @@ impl Desk {
                 }
                 MachineOrder::Wakeup(_) => Ok(Outcome::Done(String::new())),
                 MachineOrder::Clock(nanoseconds) => {
-                    step_clock(agent, nanoseconds).await.map(|()| Outcome::Done(String::new()))
+                    change_clock(agent, ToAgent::StepClock(nanoseconds)).await.map(|()| Outcome::Done(String::new()))
+                }
+                MachineOrder::ClockRate(rate) => {
+                    change_clock(agent, ToAgent::RateClock(rate)).await.map(|()| Outcome::Done(String::new()))
                 }
                 MachineOrder::Screenshot(name) => pictures.lock().await.take(&qmp, &name).await.map(Outcome::Done),
                 MachineOrder::Nmi => {
@@ -379,7 +382,7 @@ impl Desk {
     /// What of the machine is otherwise than it was at first and stays so, for a person.
     pub(crate) async fn changed(&self) -> Option<String> {
         let plugged = self.hotplug.lock().await.changed().map(|what| format!("{what} plugged in or out"));
-        let clock = self.clock_jumped.then(|| "its clock".to_owned());
+        let clock = self.clock_changed.then(|| "its clock".to_owned());
         let all: Vec<String> = plugged.into_iter().chain(clock).collect();
         (!all.is_empty()).then(|| all.join(", "))
     }
@@ -460,16 +463,16 @@ impl Drop for UnderWay {
     }
 }
 
-/// Has the agent make the guest's clock jump.
+/// Has the agent do something to the guest's clock.
 ///
 /// # Errors
 /// Why it has not, for a person.
-async fn step_clock(agent: Option<Arc<Reports>>, nanoseconds: i64) -> Result<(), String> {
+async fn change_clock(agent: Option<Arc<Reports>>, change: ToAgent) -> Result<(), String> {
     let Some(agent) = agent else { return Err("there is no agent in this guest that could set its clock".to_owned()) };
-    match tokio::time::timeout(STEPPING, agent.step_clock(nanoseconds)).await {
+    match tokio::time::timeout(STEPPING, agent.change_clock(&change)).await {
         Ok(Ok(None)) => Ok(()),
         Ok(Ok(Some(why))) => Err(why),
-        Ok(Err(_)) | Err(_) => Err("the agent did not say that the clock has jumped".to_owned()),
+        Ok(Err(_)) | Err(_) => Err("the agent did not say what came of it".to_owned()),
     }
 }
 

@@ -15,7 +15,7 @@ pub const PROGRAM_PORT_NAME: &str = "belljar.program";
 
 /// Version of everything in this crate. Host and agent come from one build, so it only guards
 /// against a stale agent, such as one resumed from an old template.
-pub const VERSION: u16 = 23;
+pub const VERSION: u16 = 24;
 
 /// The exit code of an agent that is to have systemd in a container, and says on standard error why there can be none.
 pub const CANNOT_BE_HAD: i32 = 77;
@@ -80,6 +80,8 @@ pub enum ToAgent {
     },
     /// Has the guest's clock jump by so many nanoseconds. Answered by [`ToHost::ClockStepped`].
     StepClock(i64),
+    /// Has the guest's clock go faster by so many millionths, or slower. Answered by [`ToHost::ClockStepped`].
+    RateClock(i32),
     /// Sets the guest's clock to these nanoseconds since the Unix epoch, if it is off by much. Not answered.
     Clock(u64),
     /// Stops all that runs in a container but the agent, or lets it go on. A machine is stopped from outside. Not answered.
@@ -532,7 +534,7 @@ pub enum ToHost {
     Ending,
     /// It is not, for this reason.
     NotEnding(String),
-    /// Answer to [`ToAgent::StepClock`]: why the clock has not jumped, if it has not.
+    /// Answer to [`ToAgent::StepClock`] and [`ToAgent::RateClock`]: why that was not done to the clock, if it was not.
     ClockStepped(Option<String>),
     /// Something worth a line in the event log.
     Log(String),

@@ -468,6 +468,7 @@ impl Agent {
                 let century = 100 * 365 * 86_400 * 1_000_000_000;
                 self.say(&ToHost::ClockStepped((step < -century / 2).then(|| "EINVAL".to_owned())));
             }
+            ToAgent::RateClock(_) => self.say(&ToHost::ClockStepped(None)),
             ToAgent::Ping(number) => {
                 if self.manners.pong {
                     self.say(&ToHost::Pong(number));

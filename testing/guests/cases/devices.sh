@@ -194,3 +194,19 @@ END
     want_code 0
     want_line '^Thread\(s\) per core: +2'
 }
+
+# The clock goes faster and slower than the hardware's, which goes on as ever.
+test_clock_rate() {
+    cat >ws/t.sh <<'TEST'
+raw() { python3 -c 'import time; print(time.clock_gettime(time.CLOCK_MONOTONIC_RAW), time.monotonic())'; }
+for rate in 1.1 0.9 1; do
+    belljar-ctl clock rate=$rate || exit 1
+    before=$(raw); sleep 2; after=$(raw)
+    echo $rate $before $after | awk '{ off = ($5 - $3) / ($4 - $2) / $1 - 1; print $1, (off * off < 0.00001 ? "as ordered" : "by " ($5 - $3) / ($4 - $2)) }'
+done
+belljar-ctl clock rate=3 2>/dev/null || echo refused
+TEST
+    bj -- sh ./t.sh
+    want_code 0
+    want_out '1.1 as ordered' '0.9 as ordered' '1 as ordered' refused
+}

@@ -132,3 +132,38 @@ TEST
     bj --image "$(fixture debian-bookworm)" -- sh ./t.sh held
     want_code 125
 }
+
+# What serves the shares that were mounted again belongs to the guest; the next test has what the one before left of it.
+# fixtures: debian-bookworm
+test_in_a_shared_guest() {
+    mkdir ws/t
+    cat >ws/belljar.toml <<TOML
+[guests.h]
+image = "$(fixture debian-bookworm)"
+[[suites]]
+name = "s"
+tests = "t/*.sh"
+guests = ["h"]
+isolation = "suite"
+TOML
+    cat >ws/t/a.sh <<'TEST'
+#!/bin/sh
+case ${BELLJAR_REBOOT_MARK-} in
+"") belljar-ctl snapshot s two ;;
+two) echo b >/root/f; sync; belljar-ctl return s three ;;
+three) [ ! -e /root/f ]; exit ;;
+esac
+exit 9
+TEST
+    cat >ws/t/b.sh <<'TEST'
+#!/bin/sh
+[ "$BELLJAR_REBOOT_COUNT" = 0 ] || exit 9
+if belljar-ctl return s x; then exit 8; fi
+[ ! -e /root/f ]
+TEST
+    chmod +x ws/t/*.sh
+    bjt -v
+    want_code 0
+    want_line '2 passed'
+    want_no_line 'new guest|which was killed'
+}

@@ -174,11 +174,11 @@ impl Reports {
         Some(ticket)
     }
 
-    /// Has the guest's clock jump by so many nanoseconds; tells when it has, or why not.
-    pub(crate) fn step_clock(self: &Arc<Self>, nanoseconds: i64) -> oneshot::Receiver<Option<String>> {
+    /// Has something done to the guest's clock; tells when it is, or why not.
+    pub(crate) fn change_clock(self: &Arc<Self>, change: &ToAgent) -> oneshot::Receiver<Option<String>> {
         let (tell, told) = oneshot::channel();
         self.state().stepped = Some(tell);
-        self.post(&ToAgent::StepClock(nanoseconds));
+        self.post(change);
         told
     }
 
