@@ -3,7 +3,7 @@
 
 use std::ffi::CString;
 use std::fs::{self, File};
-use std::io::{self, BufWriter};
+use std::io::{self, BufWriter, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -171,10 +171,26 @@ fn with_agent(initrd: &Path, init: &str) -> io::Result<OwnedFd> {
         InitramfsSpec { agent: &agent, root: InitRoot::OfGuest { init: init.to_owned() }, modules: &[], alone: false };
     let mut all = File::from(rustix::fs::memfd_create("belljar-initramfs", MemfdFlags::CLOEXEC)?);
     build(&spec, BufWriter::new(&all))?;
-    io::copy(&mut File::open(initrd)?, &mut all)?;
+    copy_within(File::open(initrd)?, &mut all, most_bytes())?;
     // The kernel takes no file that somebody has open to write to.
     let path = format!("/proc/self/fd/{}", all.as_raw_fd());
     Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// How large an initramfs may be: it is in memory twice, and once more unpacked.
+fn most_bytes() -> u64 {
+    let system = rustix::system::sysinfo();
+    #[expect(clippy::useless_conversion, reason = "it is no u64 on each processor")]
+    let memory = u64::from(system.totalram).saturating_mul(u64::from(system.mem_unit));
+    memory / 3
+}
+
+/// Copies a file that may be so long; nothing of one that is longer, or that turns out to be.
+fn copy_within(from: impl Read, to: &mut impl Write, most: u64) -> io::Result<()> {
+    if io::copy(&mut from.take(most + 1), to)? > most {
+        return Err(io::Error::other(format!("it is larger than {} MiB, a third of the guest's memory", most >> 20)));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -183,6 +199,18 @@ mod tests {
 
     fn asked(words: &[&str]) -> Result<Asked, String> {
         Asked::read(&words.iter().map(|word| word.as_bytes()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn an_initramfs_has_a_limit() {
+        let copied = |bytes: &[u8]| {
+            let mut copy = Vec::new();
+            copy_within(bytes, &mut copy, 3).map(|()| copy)
+        };
+        assert_eq!(copied(b"abc").unwrap(), b"abc");
+        assert!(copied(b"abcd").unwrap_err().to_string().contains("a third of the guest's memory"));
+        assert!(copy_within(io::repeat(7), &mut io::sink(), 1 << 20).is_err());
+        assert!(most_bytes() > 1 << 20);
     }
 
     #[test]

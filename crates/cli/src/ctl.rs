@@ -19,7 +19,12 @@ pub(crate) fn ctl(args: &CtlArgs) -> Result<u8, String> {
     let order = args.order.join(" ");
     let said = door::ask(&dir, &unit, &order).map_err(|error| nobody(&dir, &error))?;
     match said {
-        Ok(said) => write_out(said.as_bytes()),
+        Ok(mut said) => {
+            if !said.is_empty() && !said.ends_with('\n') {
+                said.push('\n');
+            }
+            write_out(said.as_bytes())
+        }
         Err(why) => {
             complain(why.trim_end());
             Ok(1)
