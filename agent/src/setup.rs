@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use belljar_proto::frame::{from_bytes, to_bytes};
 use belljar_proto::message::{
@@ -16,12 +16,15 @@ use rustix::time::{ClockId, Timespec};
 use crate::job::{Job, Kind};
 use crate::leftovers;
 use crate::share::disk::Unpacked;
-use crate::{modules, mounts, network, plain, share, text};
+use crate::{modules, mounts, network, plain, share, sys, text};
 
 /// How long writing back may take before the host is told that it did not happen.
 const SYNC_LIMIT: Duration = Duration::from_secs(60);
 /// The same where all that was written has to be copied. The host waits for less.
 const COPY_LIMIT: Duration = Duration::from_secs(1200);
+/// How long who holds a share may take to end after it was killed, and how often that is looked at.
+const HOLDERS_DIE: Duration = Duration::from_secs(5);
+const HOLDERS_LOOK: Duration = Duration::from_millis(20);
 /// Most mounts that are told of.
 const MAX_LEFT: usize = 20;
 /// A clock that is off by less is left alone: setting it is a jump for everything that runs.
@@ -79,6 +82,9 @@ pub(crate) fn start_quiesce(
 ) -> Result<Job, Errno> {
     Job::start(Kind::Quiesce, Some(SYNC_LIMIT), || {
         let mut left = Vec::new();
+        if wanted.end_holders {
+            end_holders(&old.iter().flat_map(share::places).collect::<Vec<_>>());
+        }
         let shares = old.iter().rev().flat_map(share::places).map(|path| (path, true));
         for (path, is_share) in wanted.unmount.iter().map(|path| (path.clone(), false)).chain(shares) {
             let path = path.as_str();
@@ -95,7 +101,9 @@ pub(crate) fn start_quiesce(
         }
         network::settle(addressed);
         // What the guest still has to write, each of its copies would.
-        rustix::fs::sync();
+        if wanted.sync {
+            rustix::fs::sync();
+        }
         left.extend(share::mounted());
         if left.is_empty() {
             left = share::not_let_go(old.iter().flat_map(|mount| &mount.sources));
@@ -105,23 +113,44 @@ pub(crate) fn start_quiesce(
     })
 }
 
+/// The processes that have their directory or an open file there.
+fn holders(path: &Path) -> impl Iterator<Item = i32> {
+    let is_there = move |link: &Path| fs::read_link(link).is_ok_and(|target| target.starts_with(path));
+    let all = fs::read_dir("/proc").into_iter().flatten().flatten();
+    all.filter_map(|process| process.file_name().to_str()?.parse().ok()).filter(move |pid: &i32| {
+        let dir = Path::new("/proc").join(pid.to_string());
+        let files = || fs::read_dir(dir.join("fd")).into_iter().flatten().flatten().any(|file| is_there(&file.path()));
+        ["cwd", "root", "exe"].iter().any(|name| is_there(&dir.join(name))) || files()
+    })
+}
+
 /// A process that has its directory or an open file there.
 fn holder(path: &str) -> Option<String> {
-    let is_there = |link: &Path| fs::read_link(link).is_ok_and(|target| target.starts_with(path));
-    for process in fs::read_dir("/proc").ok()?.flatten() {
-        let dir = process.path();
-        let Some(pid) =
-            process.file_name().to_str().filter(|name| name.bytes().all(|b| b.is_ascii_digit())).map(str::to_owned)
-        else {
-            continue;
-        };
-        let files = || fs::read_dir(dir.join("fd")).into_iter().flatten().flatten().any(|file| is_there(&file.path()));
-        if ["cwd", "root", "exe"].iter().any(|name| is_there(&dir.join(name))) || files() {
-            let name = fs::read(dir.join("comm")).unwrap_or_default();
-            return Some(format!("{} (process {pid})", text::lossy(name.trim_ascii())));
+    let pid = holders(Path::new(path)).next()?;
+    let name = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+    Some(format!("{} (process {pid})", text::lossy(name.trim_ascii())))
+}
+
+/// Ends what commands have left behind in these places: what is in the agent's own control group, as they were.
+fn end_holders(places: &[String]) {
+    let group = |pid: i32| fs::read(format!("/proc/{pid}/cgroup"));
+    let (own, agent) = (std::process::id().cast_signed(), std::os::unix::process::parent_id().cast_signed());
+    let Ok(ours) = group(agent) else { return };
+    let until = Instant::now() + HOLDERS_DIE;
+    loop {
+        let left: Vec<i32> = places
+            .iter()
+            .flat_map(|place| holders(Path::new(place)))
+            .filter(|pid| ![own, agent].contains(pid) && group(*pid).is_ok_and(|theirs| theirs == ours))
+            .collect();
+        if left.is_empty() || Instant::now() >= until {
+            return;
         }
+        for pid in left {
+            let _ = sys::kill(pid, libc::SIGKILL);
+        }
+        sys::poll(&mut [], Some(HOLDERS_LOOK));
     }
-    None
 }
 
 /// Where something of the host's is still mounted.

@@ -72,6 +72,9 @@ pub enum Order {
     Forget,
     /// QEMU is another one from now on: its line for the path of this number comes with this order (`SCM_RIGHTS`, unix(7)).
     Connect(u32),
+    /// Its processors are about to stand still: flushes are QEMU's own from now on, which does them before it writes down what its machine is. They are
+    /// answered, and do nothing, until it [goes on](Order::Begin).
+    Still,
     /// Its guest runs: from now on faults and rates hold again, which for another QEMU's own requests they do not, for it does not come up without
     /// answers.
     Begin,
@@ -471,6 +474,7 @@ mod tests {
             Order::Freeze,
             Order::Snapshot(1),
             Order::GoBack(1),
+            Order::Still,
             Order::Begin,
             Order::Forget,
             Order::Rot { at: "0".to_owned(), seed: Some(1) },

@@ -148,6 +148,8 @@ pub struct LabDisk {
     power: Power,
     /// Another QEMU was connected, whose guest does not run yet.
     is_connecting: bool,
+    /// QEMU's own flushes do nothing.
+    is_still: bool,
     /// What the host could not do.
     broken: Option<io::Error>,
 }
@@ -172,6 +174,7 @@ impl LabDisk {
             forgotten: 0,
             power: Power::On,
             is_connecting: false,
+            is_still: false,
             broken: None,
         }
     }
@@ -217,10 +220,16 @@ impl LabDisk {
         self.now.faults.iter().any(|armed| armed.number == fault)
     }
 
+    /// Whether it is a flush of QEMU's own, of which the guest knows nothing.
+    fn is_own_flush(&self, request: &Request<'_>) -> bool {
+        self.is_still && request.operation == Some(Operation::Flush)
+    }
+
     /// Decides what becomes of a request.
     pub fn decide(&mut self, request: &Request<'_>, now: Instant) -> Fate {
         let mut fate = Fate { came: now, turn: None, held: None, effect: None, fault: None, bit: 0 };
-        let Some(operation) = request.operation.filter(|_| !self.is_connecting) else { return fate };
+        let is_others = self.is_connecting || self.is_own_flush(request);
+        let Some(operation) = request.operation.filter(|_| !is_others) else { return fate };
         fate.turn = self.take_turn(request, now);
         let Some(armed) =
             self.now.faults.iter_mut().find_map(|armed| armed.befalls(operation, request).then_some(armed))
@@ -282,6 +291,9 @@ impl LabDisk {
     pub fn execute(&mut self, request: &Request<'_>, fate: Fate, out: &mut Vec<u8>) {
         let begin = out.len();
         nbd::reply(request.cookie, None, out);
+        if self.is_own_flush(request) && !self.is_off() {
+            return;
+        }
         let failed = match self.act(request, fate, out) {
             Ok(()) => false,
             Err(Failed::Answer(error)) => {
@@ -498,6 +510,13 @@ impl LabDisk {
                 self.store.freeze().map_err(host)?;
                 Ok(Answer::Done)
             }
+            // QEMU could not have it flushed, and would wait.
+            Order::Snapshot(_) if self.power != Power::On => {
+                Err("the disk has no power; give it power before: on".to_owned())
+            }
+            Order::Snapshot(_) if self.now.faults.iter().any(|armed| armed.fault.effect == Effect::Hang) => {
+                Err("requests to the disk hang by order; heal that before".to_owned())
+            }
             Order::Snapshot(number) => {
                 self.store.snapshot(number)?;
                 Ok(Answer::Done)
@@ -542,8 +561,12 @@ impl LabDisk {
             }
             Order::Renew => Ok(Answer::Renewed(self.renew())),
             // The server's loop does that.
+            Order::Still => {
+                self.is_still = true;
+                Ok(Answer::Done)
+            }
             Order::Begin => {
-                self.is_connecting = false;
+                (self.is_connecting, self.is_still) = (false, false);
                 Ok(Answer::Done)
             }
             Order::Connect(_) => Err("there is no line with it".to_owned()),

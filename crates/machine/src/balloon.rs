@@ -85,12 +85,17 @@ impl Balloon {
         self.orders = self.orders.map(|(_, taken)| (taken, taken));
     }
 
+    /// Whether memory was taken from the guest, and not given back.
+    pub(crate) fn is_taken(&self) -> bool {
+        self.orders.is_some_and(|(first, taken)| first != taken)
+    }
+
     /// Has the guest be as it was before somebody asked, and waits until it is.
     ///
     /// # Errors
     /// When that cannot be asked for, for a person.
     pub(crate) async fn give_back(&mut self, qmp: &Qmp) -> Result<GivenBack, String> {
-        let Some((first, _)) = self.orders.filter(|(first, taken)| first != taken) else {
+        let Some((first, _)) = self.orders.filter(|_| self.is_taken()) else {
             return Ok(GivenBack::Nothing);
         };
         let target = self.whole(qmp).await?.saturating_sub(first);

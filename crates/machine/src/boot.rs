@@ -511,7 +511,9 @@ pub(crate) async fn finish(
     let ready = machine
         .attend(Phase::Session, observe, async |_, _, tell| match entered {
             Entered::Agent { mut session, .. } => {
-                let carried = finish_setup(&mut session, (plan, identity, content), &limits, limit, tell).await?;
+                let clock = SetClock::Yes;
+                let carried =
+                    finish_setup(&mut session, (plan, identity, content), clock, &limits, limit, tell).await?;
                 Ok((session as Box<dyn Session>, carried))
             }
             Entered::Shell(mut shell) => {
@@ -609,10 +611,20 @@ pub(crate) fn now_ns() -> u64 {
         .unwrap_or(0)
 }
 
-/// Mounts the shares and sets the clock.
+/// Whether a guest's clock is set to the host's when its shares are mounted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SetClock {
+    /// It booted, or is a copy.
+    Yes,
+    /// It knows what time it is, or is to believe.
+    No,
+}
+
+/// Mounts the shares, and sets the clock.
 pub(crate) async fn finish_setup(
     session: &mut AgentSession,
     (plan, identity, disk): (&Plan, Option<Identity>, Option<DiskContent>),
+    clock: SetClock,
     limits: &Limits,
     limit: Duration,
     tell: Tell<'_>,
@@ -621,7 +633,8 @@ pub(crate) async fn finish_setup(
     let (spec, mounts) = (&plan.share, plan.mounts());
     let directories = if mounts.is_empty() { vec![share::OUT_PATH.to_owned()] } else { Vec::new() };
     let (system, working_dir) = (plan.system.clone(), plan.processes.cwd.clone());
-    let setup = Setup { mounts: mounts.clone(), directories, working_dir, disk, clock_ns: now_ns(), system, identity };
+    let clock_ns = if clock == SetClock::Yes { now_ns() } else { 0 };
+    let setup = Setup { mounts: mounts.clone(), directories, working_dir, disk, clock_ns, system, identity };
     let report = match tokio::time::timeout(limit, session.setup(setup)).await {
         Ok(answered) => answered.map_err(|e| of_session(e, Phase::Session))?,
         Err(_) => {

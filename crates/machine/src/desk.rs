@@ -373,10 +373,18 @@ impl Desk {
         if self.is_cable_out() {
             return Some("the network card's cable is plugged out; plug it in before that: link up".to_owned());
         }
+        if self.balloon.lock().await.is_taken() {
+            return Some("memory was taken from the guest; give it back before that: balloon full".to_owned());
+        }
         let what = self.hotplug.lock().await.changed()?;
         Some(format!(
             "{what} plugged in or out, and the machine would come back as it was at first; put them back before that"
         ))
+    }
+
+    /// What was done to the clock of the machine that this one takes the place of is done to this one's.
+    pub(crate) fn inherit_clock(&mut self, before: &Self) {
+        self.clock_changed |= before.clock_changed;
     }
 
     /// What of the machine is otherwise than it was at first and stays so, for a person.

@@ -269,7 +269,15 @@ impl Lab {
         Ok(())
     }
 
-    /// The guest of the QEMU that was connected runs: faults hold again.
+    /// QEMU's own flushes do nothing until it is said that its guest [runs](Self::begin).
+    ///
+    /// # Errors
+    /// When a server does not take note; with which one.
+    pub(crate) async fn still(&self) -> Result<(), String> {
+        self.tell_all(&Order::Still).await
+    }
+
+    /// The guest runs: faults and flushes are as ever.
     ///
     /// # Errors
     /// When a server does not take note; with which one.

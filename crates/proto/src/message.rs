@@ -194,6 +194,10 @@ pub struct Quiesce {
     pub shares: Vec<Source>,
     /// Copies will want an overlay file system.
     pub overlay: bool,
+    /// Whether all that is not on a disk yet is written there.
+    pub sync: bool,
+    /// Whether what a command has left behind is ended, where it holds a share. What holds one elsewhere, such as a service, is not.
+    pub end_holders: bool,
 }
 
 /// What is waited for of a device on the PCI bus.

@@ -167,3 +167,30 @@ TEST
     want_line '2 passed'
     want_no_line 'new guest|which was killed'
 }
+
+# What was not flushed before a snapshot is not flushed by it, and a fault of flushes is none of QEMU's own.
+# fixtures: debian-bookworm
+test_flushes_nothing() {
+    cat >ws/t.sh <<'TEST'
+disk=/dev/disk/by-id/virtio-data0
+case ${BELLJAR_REBOOT_MARK-} in
+"")
+    udevadm settle; mkfs.ext4 -q $disk; mount $disk /media; sync; echo unsynced >/media/f
+    belljar-ctl disk data0 mark m; belljar-ctl disk data0 error flush times=1 >/dev/null
+    setsid sleep 1000 >/dev/null 2>&1 &
+    belljar-ctl snapshot s one ;;
+one)
+    belljar-ctl disk data0 counts m | grep flushes; belljar-ctl disk data0 heal
+    cat /media/f; belljar-ctl disk data0 cut strict >/dev/null; umount /media; belljar-ctl disk data0 on
+    mount $disk /media; ls /media; belljar-ctl return s two ;;
+two) cat /media/f; exit 3 ;;
+esac
+exit 9
+TEST
+    bj --image "$(fixture debian-bookworm)" --guard io-error=warn --disk size=64M,serial=data0,lab -- sh ./t.sh
+    want_code 3
+    want_out 'flushes 0' 'healed 1' unsynced lost+found unsynced
+    bj --image "$(fixture debian-bookworm)" --disk size=64M,serial=data0,lab -- sh -c 'belljar-ctl disk data0 hang write; belljar-ctl snapshot a b'
+    want_code 125
+    want_err 'requests to the disk hang by order; heal that before'
+}

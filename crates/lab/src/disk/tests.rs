@@ -315,3 +315,45 @@ fn what_the_disk_cannot_do_is_an_error() {
     write(&mut disk, 0, &[1; 4096]).unwrap();
     assert_eq!(write(&mut disk, 4096, &[1; 512]), Err(28));
 }
+
+#[test]
+fn what_qemu_would_wait_for_is_no_snapshot() {
+    let data = tempfile::tempfile().unwrap();
+    let mut disk = LabDisk::new(Store::new(SIZE, Base::Zeros, data), false, "data0");
+    let refused = |disk: &mut LabDisk| match disk.obey(Order::Snapshot(1)) {
+        Answer::Refused(why) => why,
+        other => panic!("{other:?}"),
+    };
+    disk.obey(Order::Cut(None));
+    assert!(refused(&mut disk).contains("no power"));
+    disk.obey(Order::On);
+    disk.obey(Order::Arm("hang write".into()));
+    assert!(refused(&mut disk).contains("heal that before"));
+    disk.obey(Order::Heal(None));
+    disk.obey(Order::Arm("error write".into()));
+    // The same again and again is one.
+    for _ in 0..20 {
+        assert_eq!(disk.obey(Order::Snapshot(1)), Answer::Done);
+    }
+    assert_eq!(disk.obey(Order::GoBack(1)), Answer::Done);
+    assert_eq!(disk.obey(Order::Forget), Answer::Done);
+    assert!(matches!(disk.obey(Order::GoBack(1)), Answer::Refused(_)));
+}
+
+#[test]
+fn a_flush_of_qemus_own_is_none_of_the_guests() {
+    let data = tempfile::tempfile().unwrap();
+    let mut disk = LabDisk::new(Store::new(SIZE, Base::Zeros, data), false, "data0");
+    write(&mut disk, 0, &[1; 512]).unwrap();
+    disk.obey(Order::Arm("error flush times=1".into()));
+    disk.obey(Order::Still);
+    flush(&mut disk).unwrap();
+    let Answer::Counts(counts) = disk.obey(Order::Counts(None)) else { panic!() };
+    assert_eq!((counts.flushes, counts.faults), (0, 0));
+    disk.obey(Order::Snapshot(1));
+    disk.obey(Order::Begin);
+    flush(&mut disk).unwrap_err();
+    flush(&mut disk).unwrap();
+    disk.obey(Order::GoBack(1));
+    assert_eq!(disk.obey(Order::Cut(None)), Answer::Cut { pending: 1, lost: 1 });
+}

@@ -72,9 +72,22 @@ impl QemuGuest {
         self.settle(observe).await?;
         let plan = self.plan_of_restarts()?.clone();
         let bytes = self.machine.kept.iter().map(Kept::allocated).sum::<u64>().saturating_add(plan.ram_size());
+        // One that is not whole is none.
+        let number = match snapshots.all.remove(name) {
+            Some(before) => before.number,
+            None => {
+                snapshots.taken += 1;
+                snapshots.taken
+            }
+        };
         let obstacle = match self.machine.watch.not_kept().await {
             Some(why) => Some(why),
             None => has_room(&plan.dir, bytes).err(),
+        };
+        // The disks say whether they can, and are asked once more when nobody writes.
+        let obstacle = match obstacle {
+            Some(why) => Some(why),
+            None => self.machine.lab.snapshot(number).await.err(),
         };
         let obstacle = match obstacle {
             Some(why) => Some(why),
@@ -87,10 +100,7 @@ impl QemuGuest {
         if let Some(why) = obstacle {
             return Err(refuse(why, observe));
         }
-        // One that is not whole is none.
-        snapshots.all.remove(name);
-        snapshots.taken += 1;
-        match self.keep_now(snapshots.taken, &plan, observe).await? {
+        match self.keep_now(number, &plan, observe).await? {
             Ok(snapshot) => drop(snapshots.all.insert(name.to_owned(), snapshot)),
             Err(why) => return Err(refuse(why, observe)),
         }
@@ -103,7 +113,10 @@ impl QemuGuest {
     /// Has the guest let go of what is the host's; gives what it cannot let go of.
     async fn bring_to_rest(&mut self, plan: &Plan, observe: Observe<'_>) -> Result<Option<String>, Lost> {
         let shares = plan.sources();
-        let quiesce = Quiesce { unmount: vec![share::CONTROL_PATH.into()], overlay: !shares.is_empty(), shares };
+        let overlay = !shares.is_empty();
+        // What is not flushed stays so.
+        let quiesce =
+            Quiesce { unmount: vec![share::CONTROL_PATH.into()], overlay, shares, sync: false, end_holders: true };
         let limit = self.machine.limits.sync();
         self.machine.watch.ports.let_go();
         let Self { machine, session, .. } = &mut *self;
@@ -145,6 +158,7 @@ impl QemuGuest {
         let written = state.try_clone().map_err(|error| host("keep the machine's memory", &error))?;
         let qmp = self.machine.qemu.qmp().clone();
         let limit = self.machine.limits.whole_state(plan.ram_size());
+        self.machine.lab.still().await.map_err(Cause::ShareServer)?;
         self.machine.watch.expected().announce(Expectation::Stop);
         let saved = self
             .machine
@@ -156,6 +170,10 @@ impl QemuGuest {
         };
         let kept = match saved {
             Ok(()) => self.keep_disks(number, &dir).await?,
+            Err(why) if self.machine.lab.has_orders() => Err(format!(
+                "{why}{}; what was ordered of a lab disk befalls QEMU's own flush, too",
+                self.machine.watch.blame()
+            )),
             Err(why) => Err(format!("{why}{}", self.machine.watch.blame())),
         };
         match qmp.execute(Cont {}).await {
@@ -170,6 +188,7 @@ impl QemuGuest {
                 return Err(Cause::QemuRefused(why).into());
             }
         }
+        self.machine.lab.begin().await.map_err(Cause::ShareServer)?;
         let frame = self.machine.frame;
         Ok(kept.map(|disks| Snapshot { number, state, disks, frame, session }))
     }
@@ -212,6 +231,8 @@ impl QemuGuest {
         let (mut machine, entered) = go_back(&plan, &snapshot.session, launch, view.as_ref(), observe).await?;
         machine.watch.entered(entered.reports());
         let limit = machine.limits.setup_of_copy();
+        // Its clock is set, and goes as it went then, which may be as it should not.
+        machine.watch.inherit_clock(&self.machine.watch);
         let guest = boot::finish(machine, entered, &plan, Some(self.identity_again()?), limit, observe).await?;
         self.take_over(guest);
         observe(EventKind::Phase { phase: Phase::Command });

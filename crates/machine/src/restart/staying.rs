@@ -11,7 +11,7 @@ use super::{Restarts, again, of_second_boot};
 use crate::{
     Cause, Lost,
     access::rungs,
-    boot::{Entered, Machine, and_of_agent, finish_setup},
+    boot::{Entered, Machine, SetClock, and_of_agent, finish_setup},
     get_in::{await_boot, get_in},
     guest::{Observe, Views},
     plan::Plan,
@@ -38,7 +38,13 @@ impl QemuGuest {
         let plan = self.plan_of_restarts()?;
         let (shares, host) = (plan.sources(), plan.host.clone());
         let limits = self.machine.limits;
-        let quiesce = Quiesce { unmount: vec![share::CONTROL_PATH.into()], overlay: !shares.is_empty(), shares };
+        let quiesce = Quiesce {
+            unmount: vec![share::CONTROL_PATH.into()],
+            overlay: !shares.is_empty(),
+            shares,
+            sync: true,
+            end_holders: false,
+        };
         self.machine.watch.ports.let_go();
         let Self { machine, session, .. } = &mut *self;
         let agent = agent_of(session)?;
@@ -99,8 +105,8 @@ impl QemuGuest {
                 await_boot(agent, (console, &mut patience), &limits, tell).await
             })
             .await?;
-        // It is the same kernel, which knows who it is.
-        set_up(machine, session, plan, None, limits.setup(&patience), observe).await
+        // It is the same kernel, which knows who it is, and what time.
+        set_up(machine, session, plan, (None, SetClock::No), limits.setup(&patience), observe).await
     }
 
     /// Another kernel comes, and another agent with it.
@@ -124,7 +130,7 @@ impl QemuGuest {
             return Err(Lost::crash(CrashKind::BootFailed, seen, Phase::Boot));
         };
         *session = new;
-        set_up(machine, session, plan, identity, limits.setup(&patience), observe).await
+        set_up(machine, session, plan, (identity, SetClock::Yes), limits.setup(&patience), observe).await
     }
 
     /// Mounts the shares again in the same machine, whose guest has let go of them.
@@ -134,7 +140,7 @@ impl QemuGuest {
         self.machine.served.begin_again(&plan.host).map_err(no_line)?;
         let Self { machine, session, .. } = &mut *self;
         let limit = machine.limits.setup_of_copy();
-        match set_up(machine, session, plan, None, limit, observe).await {
+        match set_up(machine, session, plan, (None, SetClock::No), limit, observe).await {
             Ok(()) => Ok(()),
             Err(lost) => Err(self.explain(lost, Phase::Session).await),
         }
@@ -155,7 +161,7 @@ async fn set_up(
     machine: &mut Machine,
     session: &mut Box<dyn Session>,
     plan: &Plan,
-    identity: Option<Identity>,
+    (identity, clock): (Option<Identity>, SetClock),
     limit: Duration,
     observe: Observe<'_>,
 ) -> Result<(), Lost> {
@@ -164,7 +170,7 @@ async fn set_up(
     let agent = agent_of(session)?;
     let carried = machine
         .attend(Phase::Session, observe, async |_, _, tell| {
-            finish_setup(agent, (plan, identity, content), &limits, limit + unpacking, tell).await
+            finish_setup(agent, (plan, identity, content), clock, &limits, limit + unpacking, tell).await
         })
         .await?;
     machine.shared(plan, &**session, carried, observe);

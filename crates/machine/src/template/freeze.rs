@@ -53,7 +53,8 @@ pub(crate) async fn save_whole(qmp: &Qmp, limit: Duration, state: File) -> Resul
     let refused = |error: QmpError| error.told();
     let mut events = qmp.events();
     let saving = async {
-        qmp.execute(Stop {}).await.map_err(refused)?;
+        // It waits for what its disks are at.
+        qmp.execute_within(Stop {}, limit).await.map_err(refused)?;
         qmp.execute(whole_capabilities()).await.map_err(refused)?;
         // As fast as it goes: nothing else is done meanwhile.
         qmp.execute(MigrateSetParameters { max_bandwidth: MOST_BANDWIDTH }).await.map_err(refused)?;
@@ -178,7 +179,13 @@ async fn quiesce(
 ) -> Result<(), Unfrozen> {
     // Whatever this guest's own workspace is like: that of a copy may be another.
     let (mounts, shares) = (plan.mounts(), plan.sources());
-    let wanted = Quiesce { unmount: vec![share::CONTROL_PATH.into()], overlay: !shares.is_empty(), shares };
+    let wanted = Quiesce {
+        unmount: vec![share::CONTROL_PATH.into()],
+        overlay: !shares.is_empty(),
+        shares,
+        sync: true,
+        end_holders: false,
+    };
     let limits = machine.limits;
     let limit = limits.sync();
     machine.watch.ports.let_go();

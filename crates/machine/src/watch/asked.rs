@@ -178,6 +178,11 @@ impl Watch {
         self.desk.is_cable_out()
     }
 
+    /// What was done to the clock of the machine that this one takes the place of is done to this one's.
+    pub(crate) fn inherit_clock(&mut self, before: &Self) {
+        self.desk.inherit_clock(&before.desk);
+    }
+
     /// Why what the machine is now would not come back with another that goes on from its state, if so.
     pub(crate) async fn not_kept(&self) -> Option<String> {
         self.desk.not_kept().await
