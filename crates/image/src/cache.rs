@@ -17,6 +17,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::bounded;
+use crate::sparse;
 use crate::stamp::{self, Stamp};
 
 /// How long a file that nobody uses stays.
@@ -82,8 +83,11 @@ pub struct Unpublished {
 /// What a file in the cache has to be.
 #[derive(Debug, Serialize, Deserialize)]
 struct Seal {
-    /// BLAKE3 of its content, hexadecimal.
+    /// Checksum of its content, hexadecimal.
     hash: String,
+    /// Whether that is one for which holes are not read ([`sparse`]); of older seals it is BLAKE3 of all bytes.
+    #[serde(default)]
+    sparse: bool,
     stamp: Stamp,
     /// When the stamp was taken, in nanoseconds since the epoch.
     stamped: u64,
@@ -92,13 +96,21 @@ struct Seal {
 }
 
 impl Seal {
-    /// Reads the whole file. What was read is what was there before the reading began, or the stamp will differ.
+    /// Reads the whole file but its holes. What was read is what was there before the reading began, or the stamp will differ.
     fn of(file: &File) -> io::Result<Self> {
         let stamp = Stamp::of(&file.metadata()?);
+        let hash = sparse::check(file, stamp.size)?.hash.to_hex().as_str().to_owned();
+        Ok(Self { hash, sparse: true, stamp, stamped: stamp::now(), boot_id: stamp::boot_id() })
+    }
+
+    /// Whether this file has the content that was sealed, which is read for that.
+    fn is_of(&self, file: &File, read: &Self) -> io::Result<bool> {
+        if self.sparse {
+            return Ok(read.hash == self.hash);
+        }
         let mut from = file;
         from.rewind()?;
-        let hash = blake3::Hasher::new().update_reader(from)?.finalize().to_hex().as_str().to_owned();
-        Ok(Self { hash, stamp, stamped: stamp::now(), boot_id: stamp::boot_id() })
+        Ok(blake3::Hasher::new().update_reader(from)?.finalize().to_hex().as_str() == self.hash)
     }
 
     /// `None` if there is none, as beside the files of an older Belljar.
@@ -283,13 +295,13 @@ impl Cache {
         if same_boot && sealed.stamp.holds(sealed.stamped, &metadata) {
             return Found::Whole;
         }
-        match Seal::of(&file) {
-            Ok(read) if read.hash == sealed.hash => {
+        match Seal::of(&file).and_then(|read| Ok((sealed.is_of(&file, &read)?, read))) {
+            Ok((true, read)) => {
                 // Where it cannot be written, the next one reads everything again.
                 let _ = self.put(&seal_path, &read.to_bytes());
                 Found::Whole
             }
-            Ok(_) => Found::Flawed("its checksum is wrong".to_owned()),
+            Ok((false, _)) => Found::Flawed("its checksum is wrong".to_owned()),
             Err(error) => unreadable(error),
         }
     }
@@ -553,17 +565,47 @@ mod tests {
         put(&cache, "x").unwrap();
         let path = dir.path().join("a/b/belljar-x.seal");
         let file = File::open(dir.path().join("a/b/belljar-x")).unwrap();
-        let sealed = |change: fn(&mut Seal)| {
+        let sealed = |change: &dyn Fn(&mut Seal)| {
             // As if the stamp had been taken later.
             let mut seal = Seal { stamped: stamp::now() + 1_000_000_000, ..Seal::of(&file).unwrap() };
             change(&mut seal);
             cache.put(&path, &seal.to_bytes()).unwrap();
             matches!(cache.look("belljar-x"), Found::Whole)
         };
-        assert!(sealed(|seal| seal.hash = "not read".into()));
-        assert!(!sealed(|seal| (seal.hash, seal.boot_id) = ("read".into(), String::new())), "nobody knows which boot");
-        assert!(!sealed(|seal| (seal.hash, seal.boot_id) = ("read".into(), "another".into())), "after a reboot");
-        assert!(!sealed(|seal| (seal.hash, seal.stamped) = ("read".into(), 0)), "a stamp as old as the change");
+        assert!(sealed(&|seal: &mut Seal| seal.hash = "not read".into()));
+        assert!(
+            !sealed(&|seal: &mut Seal| (seal.hash, seal.boot_id) = ("read".into(), String::new())),
+            "nobody knows which boot"
+        );
+        assert!(
+            !sealed(&|seal: &mut Seal| (seal.hash, seal.boot_id) = ("read".into(), "another".into())),
+            "after a reboot"
+        );
+        assert!(
+            !sealed(&|seal: &mut Seal| (seal.hash, seal.stamped) = ("read".into(), 0)),
+            "a stamp as old as the change"
+        );
+        let older = |seal: &mut Seal, content: &[u8]| {
+            let hash = blake3::hash(content).to_hex().as_str().to_owned();
+            (seal.hash, seal.sparse, seal.boot_id) = (hash, false, "another".into());
+        };
+        assert!(sealed(&|seal: &mut Seal| older(seal, b"x")), "the seal of an older Belljar");
+        assert!(!sealed(&|seal: &mut Seal| older(seal, b"y")));
+    }
+
+    #[test]
+    fn holes_are_not_read() {
+        let (_dir, cache) = cache();
+        let begun = cache.begin("x").unwrap();
+        // Hours, if they were.
+        begun.file.set_len(8 << 40).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&begun.file, b"x", 5 << 40).unwrap();
+        let path = cache.publish(begun).unwrap().path;
+        let file = File::options().write(true).open(&path).unwrap();
+        file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        assert!(cache.find("x").is_some(), "read anew");
+        std::os::unix::fs::FileExt::write_all_at(&file, b"y", 6 << 40).unwrap();
+        assert!(cache.find("x").is_none());
     }
 
     #[test]

@@ -25,6 +25,7 @@ pub mod modules;
 pub mod processor;
 pub mod rootdir;
 pub mod seed;
+pub mod sparse;
 pub mod stamp;
 pub mod vmlinux;
 

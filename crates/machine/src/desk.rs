@@ -29,6 +29,7 @@ use crate::{
         qmp::{EventStream, InjectNmi, Qmp, QmpError, SetLink, SystemWakeup},
     },
     session::{agent::Reports, console::AskSource},
+    volume::BOOT_LAB,
     watch::control,
 };
 
@@ -391,7 +392,12 @@ impl Desk {
     pub(crate) async fn changed(&self) -> Option<String> {
         let plugged = self.hotplug.lock().await.changed().map(|what| format!("{what} plugged in or out"));
         let clock = self.clock_changed.then(|| "its clock".to_owned());
-        let all: Vec<String> = plugged.into_iter().chain(clock).collect();
+        let boot = self.lab.is_boot_harmed().then(|| {
+            format!(
+                "its boot disk (disk {BOOT_LAB}) was made to fail, which what is mounted of it may not have survived"
+            )
+        });
+        let all: Vec<String> = plugged.into_iter().chain(clock).chain(boot).collect();
         (!all.is_empty()).then(|| all.join(", "))
     }
 

@@ -39,6 +39,7 @@ use crate::{
     companion::{Companion, of_line},
     console::sanitize::sanitize_line,
     host::HostContext,
+    volume::BOOT_LAB,
 };
 
 /// How long a server may take for an order. One that cuts the power of a large disk may have much to write.
@@ -92,6 +93,8 @@ pub(crate) struct Lab {
     told: Told,
     /// One of them was told to behave otherwise than a good disk does.
     has_orders: Arc<AtomicBool>,
+    /// The boot disk was, since what it was told was [kept](Lab::keep).
+    boot_harmed: Arc<AtomicBool>,
     hanging: Hanging,
 }
 
@@ -236,7 +239,7 @@ impl Lab {
         }
         let names = all.iter().map(|served| served.name.clone()).collect();
         let disks = Arc::new(Mutex::new(all));
-        Ok(Self { disks, names, told: told_now, has_orders: Arc::default(), hanging: Hanging::default() })
+        Ok(Self { disks, names, told: told_now, ..Self::default() })
     }
 
     /// Tells when a server has ended, instead of whoever was told before; gives what has them noted as long as they run.
@@ -373,6 +376,7 @@ impl Lab {
     /// # Errors
     /// When a server does not; with which one.
     pub(crate) async fn keep(&self) -> Result<(), String> {
+        self.boot_harmed.store(false, Ordering::Relaxed);
         self.tell_all(&Order::Keep).await
     }
 
@@ -400,6 +404,20 @@ impl Lab {
     /// What the kernel says of disks from here on may be what was ordered.
     pub(crate) fn note_orders(&self) {
         self.has_orders.store(true, Ordering::Relaxed);
+    }
+
+    /// This disk was told to behave otherwise than a good one does.
+    fn note_harm(&self, name: &str) {
+        self.note_orders();
+        if name == BOOT_LAB {
+            self.boot_harmed.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the disk from which the guest has booted was told to behave otherwise than a good one does, in which case what is mounted of it may be of no
+    /// more use although it behaves well again: a file system that could not write its journal stays read-only.
+    pub(crate) fn is_boot_harmed(&self) -> bool {
+        self.boot_harmed.load(Ordering::Relaxed)
     }
 
     /// Whether a disk was told to behave otherwise than a good one does.
@@ -512,7 +530,7 @@ impl Lab {
                 self.hanging.note(name, &order, &answer);
                 told = answer.told();
                 if order.may_harm(&answer) {
-                    self.note_orders();
+                    self.note_harm(name);
                 }
                 answer.said(MAX_SAID)
             }
@@ -547,6 +565,19 @@ mod tests {
         assert_eq!(lab.in_use(&found).as_deref(), Some(told));
         assert_eq!(lab.in_use(&found[1..2]), None);
         assert_eq!(Lab::default().in_use(&found), None, "a guest without lab disks");
+    }
+
+    #[tokio::test]
+    async fn a_boot_disk_that_was_made_to_fail_is_known() {
+        let lab = Lab { names: ["boot".to_owned(), "data0".to_owned()].into(), ..Lab::default() };
+        lab.note_harm("data0");
+        assert_eq!((lab.has_orders(), lab.is_boot_harmed()), (true, false));
+        lab.note_harm("boot");
+        assert!(lab.is_boot_harmed());
+        lab.renew().await.unwrap();
+        assert_eq!((lab.has_orders(), lab.is_boot_harmed()), (false, true), "what is mounted stays as it is");
+        lab.keep().await.unwrap();
+        assert!(!lab.is_boot_harmed(), "what a set-up has ordered is part of the guest");
     }
 
     #[test]

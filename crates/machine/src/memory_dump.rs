@@ -1,18 +1,19 @@
 //! What is kept of a guest's memory when its kernel has failed, where that is asked for.
 //!
 //! QEMU packs it, page by page (`kdump-zlib`, which crash(8) reads), and writes it to a pipe, so that it makes no file and a limit holds whatever it
-//! does. The file has its name only when it is whole.
+//! does. The file has its name only when it is whole, so that nothing stays of one that is given up, however Belljar ends.
 
 use std::{
     fs::File,
     io::{self, Read, Write},
-    os::fd::OwnedFd,
+    os::fd::{AsRawFd, OwnedFd},
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use rustix::{
-    fs::{Mode, OFlags},
+    fs::{AtFlags, CWD, Mode, OFlags, linkat},
+    io::Errno,
     pipe::{PipeFlags, pipe_with},
 };
 use tempfile::NamedTempFile;
@@ -66,7 +67,7 @@ impl MemoryDump {
         match (dumped, written) {
             (Ok(_), Ok(Ok(Ok((file, bytes))))) => {
                 let path = self.dir.join(MEMORY);
-                file.persist_noclobber(&path).map_err(|error| of_host(error.error))?;
+                file.keep_as(&path).map_err(of_host)?;
                 Ok((path, bytes))
             }
             // That is why QEMU could not write.
@@ -78,10 +79,48 @@ impl MemoryDump {
     }
 }
 
+/// A file on its way to its name.
+#[derive(Debug)]
+enum Unfinished {
+    Unnamed(File),
+    /// Where the file system has no files without a name.
+    Named(NamedTempFile),
+}
+
+impl Unfinished {
+    fn new_in(dir: &Path) -> io::Result<Self> {
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        match rustix::fs::open(dir, flags, Mode::RUSR | Mode::WUSR) {
+            Ok(file) => Ok(Self::Unnamed(file.into())),
+            Err(Errno::OPNOTSUPP | Errno::ISDIR) => Ok(Self::Named(NamedTempFile::new_in(dir)?)),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    fn file(&mut self) -> &mut File {
+        match self {
+            Self::Unnamed(file) => file,
+            Self::Named(file) => file.as_file_mut(),
+        }
+    }
+
+    /// Gives it this name, which no file may have.
+    fn keep_as(self, path: &Path) -> io::Result<()> {
+        match self {
+            // AT_EMPTY_PATH would want CAP_DAC_READ_SEARCH.
+            Self::Unnamed(file) => {
+                let from = format!("/proc/self/fd/{}", file.as_raw_fd());
+                Ok(linkat(CWD, from, CWD, path, AtFlags::SYMLINK_FOLLOW)?)
+            }
+            Self::Named(file) => file.persist_noclobber(path).map(drop).map_err(|error| error.error),
+        }
+    }
+}
+
 /// Writes what comes to a file that is gone when nobody wants it, to the end of it.
-fn write(from: OwnedFd, dir: &Path, most: u64) -> io::Result<(NamedTempFile, u64)> {
+fn write(from: OwnedFd, dir: &Path, most: u64) -> io::Result<(Unfinished, u64)> {
     let mut from = File::from(from);
-    let mut file = NamedTempFile::new_in(dir)?;
+    let mut file = Unfinished::new_in(dir)?;
     let place = rustix::fs::open(dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let mut buffer = vec![0; PIECE];
     let mut bytes = 0;
@@ -101,7 +140,7 @@ fn write(from: OwnedFd, dir: &Path, most: u64) -> io::Result<(NamedTempFile, u64
                 "there is nothing left of the host's file system but what is kept for the host",
             ));
         }
-        file.write_all(&buffer[..read])?;
+        file.file().write_all(&buffer[..read])?;
     }
 }
 
@@ -123,8 +162,17 @@ mod tests {
         };
         let (file, bytes) = of(&[7; 1 << 20], 1 << 20).unwrap();
         assert_eq!(bytes, 1 << 20);
-        assert_eq!(std::fs::read(file.path()).unwrap(), vec![7; 1 << 20]);
-        drop(file);
+        // Whoever is killed now leaves nothing behind.
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        let path = dir.path().join(MEMORY);
+        file.keep_as(&path).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), vec![7; 1 << 20]);
+        let (other, _) = of(&[7; 1], 1).unwrap();
+        other.keep_as(&path).unwrap_err();
+        let named = Unfinished::Named(NamedTempFile::new_in(dir.path()).unwrap());
+        named.keep_as(&dir.path().join("named")).unwrap();
+        std::fs::remove_file(dir.path().join("named")).unwrap();
+        std::fs::remove_file(&path).unwrap();
         let error = of(&[7; 1 << 20], (1 << 20) - 1).unwrap_err().to_string();
         assert!(error.contains("which is its limit"), "{error}");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);

@@ -739,6 +739,14 @@ mod tests {
         let theirs = BootSource::Initramfs { kernel: "k".into(), initrd: "i".into(), modules: None, access };
         assert_eq!(line(&theirs, Accel::Tcg, &["rdinit=/bin/sh".to_owned()]), "console=ttyS0 rdinit=/bin/sh");
         assert!(line(&BootSource::host(), Accel::Tcg, &[]).contains(" panic=-1 "));
+        let mut kept = MachineConfig {
+            kernel: Some(args::Kernel { image: "k".into(), initrd: None, append: String::new() }),
+            pause_on_panic: true,
+            ..MachineConfig::default()
+        };
+        attach(&mut kept, &rungs::choose(&BootSource::host()), &[]);
+        let kept = kept.kernel.unwrap().append;
+        assert!(kept.contains(" panic=0 ") && !kept.contains("panic=-1"), "{kept}: its memory is to be kept");
         assert!(line(&BootSource::host(), Accel::Tcg, &[]).contains("no_timer_check"));
         assert!(!line(&BootSource::host(), Accel::Kvm, &[]).contains("no_timer_check"));
     }

@@ -230,6 +230,34 @@ fn a_lab_disk_that_cannot_be_served_is_told() {
 }
 
 #[test]
+fn a_lab_disk_that_is_too_large_is_refused_at_once() {
+    let lab = Lab::new();
+    let image = lab.path("large.raw");
+    fs::File::create(&image).and_then(|file| file.set_len(9 << 40)).expect("image");
+    let of_image = format!("file={},lab", image.display());
+    let of_directory = format!("directory={},size=9T", lab.path("workspace").display());
+    for disk in ["size=9T,lab", &of_image, &of_directory] {
+        lab.run(WELL).args(["--disk", disk]).sh("true").go().code(125).complains(" 8 TiB at most");
+    }
+}
+
+#[test]
+fn an_image_that_changes_while_a_run_serves_it_is_an_error() {
+    let lab = Lab::new();
+    let image = lab.image("data.raw", "raw");
+    let guest = lab.machine("m", WELL);
+    let config = format!(
+        "{guest}\n[[suites]]\nname = \"s\"\ntests = [\"t/*\"]\nguests = [\"m\"]\ndisks = [{{ file = \"{}\", lab = true }}]\n",
+        image.display()
+    );
+    lab.suite(&config, &[("1-before", &format!("echo x >>{}", image.display())), ("2-after", "exit 0")]);
+    let outcome = lab.test(["-j1"]).go();
+    let verdicts = outcome.verdicts();
+    assert_eq!((&*verdicts["s/1-before@m"], &*verdicts["s/2-after@m"]), ("pass", "error host"), "{}", outcome.text());
+    assert!(outcome.text().contains("it was changed since this run has looked at it first"), "{}", outcome.text());
+}
+
+#[test]
 fn a_lab_disk_has_a_raw_copy_of_an_image_in_another_format() {
     let lab = Lab::new();
     let image = lab.image("data.qcow2", "qcow2");

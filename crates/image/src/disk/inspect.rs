@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
+use super::locks::has_writer;
 use super::qemu_img::{self, Info};
 use super::{DiskError, DiskImage, Format, Layer, iso, qcow2, sniff, vmdk};
 use crate::bounded;
@@ -85,6 +86,10 @@ fn look(qemu_img: &Path, path: &Path, given: Option<Format>, wanted: Use) -> Res
 
     let info = qemu_img::info(qemu_img, path, given)?;
     let format = checked(path, given, &info)?;
+    // Where there are no locks, QEMU has none either.
+    if has_writer(&file).unwrap_or(false) {
+        return Err(DiskError::InUse { path: path.to_owned() });
+    }
     if let (Some(header), Some(size)) = (qcow2, size)
         && let Some(needs) = header.missing(&file, size).map_err(read)?
     {

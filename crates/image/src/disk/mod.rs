@@ -8,6 +8,7 @@ mod error;
 mod format;
 mod inspect;
 mod iso;
+mod locks;
 mod overlay;
 mod qcow2;
 mod qemu_img;
@@ -24,6 +25,7 @@ use crate::bounded;
 pub use error::DiskError;
 pub use format::{Format, UnknownFormat};
 pub use inspect::{Use, inspect};
+pub use locks::has_writer;
 pub use overlay::{Overlay, create_empty, create_overlay, empty_in, overlay_in, unnamed};
 
 /// A disk image that was looked at and may be booted from or attached.

@@ -232,7 +232,13 @@ async fn rest(qemu: &Qemu, limit: Duration) {
 }
 
 /// Stops the guest, and writes its devices' state and its memory.
-async fn save(qmp: &Qmp, limit: Duration, state: File, ram: File, kept: File) -> Result<sparse::Copied, String> {
+async fn save(
+    qmp: &Qmp,
+    limit: Duration,
+    state: File,
+    ram: File,
+    kept: File,
+) -> Result<belljar_image::sparse::Content, String> {
     let refused = |error: QmpError| error.to_string();
     qmp.execute(Stop {}).await.map_err(refused)?;
     let copying = tokio::task::spawn_blocking(move || {

@@ -21,8 +21,6 @@ use belljar_image::stamp::Stamp;
 pub(super) use belljar_image::stamp::{boot_id, now};
 use serde::{Deserialize, Serialize};
 
-use super::sparse;
-
 /// Changes with what a manifest means.
 pub(super) const FORMAT: u32 = 2;
 /// Longest manifest, in bytes.
@@ -147,7 +145,7 @@ impl Part {
         let before = file.metadata()?;
         let hash = match hash {
             Some(hash) => hash,
-            None => sparse::check(file, before.len())?.hash,
+            None => belljar_image::sparse::check(file, before.len())?.hash,
         };
         Ok(Self {
             name: name.to_owned(),
@@ -169,7 +167,7 @@ impl Part {
         if !thorough && self.stamp.holds(self.stamped, &metadata) {
             return Ok(None);
         }
-        let found = sparse::check(file, self.size).map_err(read)?;
+        let found = belljar_image::sparse::check(file, self.size).map_err(read)?;
         if found.hash.to_hex().as_str() != self.hash {
             return Err(changed("its checksum is wrong".into()));
         }

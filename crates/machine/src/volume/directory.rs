@@ -17,8 +17,11 @@ use belljar_guest_spec::{DirectoryContent, DiskContent, DiskSpec};
 use belljar_image::cache;
 use belljar_model::EventKind;
 
-use super::made::{self, Recipe, TARGET};
-use crate::{Cause, Lost, host::HostContext, lost::blocking, qemu::probe::look_up};
+use super::{
+    lab::MOST,
+    made::{self, Recipe, TARGET},
+};
+use crate::{Cause, Lost, bounds, host::HostContext, lost::blocking, qemu::probe::look_up};
 
 /// Part of the names in the cache: change it with what is made.
 const VERSION: &[u8] = b"1";
@@ -192,6 +195,10 @@ async fn make(
     let seen = blocking("look at a directory", look).await?;
     let seen = seen.map_err(|error| lasting(format!("no disk can be made of {shown}: {error}")))?;
     let size = size.unwrap_or_else(|| seen.fitting());
+    if size > MOST {
+        let said = format!("it would have {}, and such a disk has 8 TiB at most", bounds::size(size));
+        return Err(lasting(format!("no disk can be made of {shown}: {said}")));
+    }
     let name = name(&seen, size, label.as_deref());
     let inodes = (size / BYTES_PER_INODE).max(seen.files + seen.files / 4 + 1024);
     let top = std::fs::metadata(path).map_err(|error| lasting(format!("no disk can be made of {shown}: {error}")))?;

@@ -3,7 +3,7 @@
 use std::{fs::File, io, os::unix::net::UnixStream, path::Path};
 
 use belljar_guest_spec::DiskTraits;
-use belljar_image::disk::{DiskError, DiskImage, unnamed};
+use belljar_image::disk::{DiskError, DiskImage, has_writer, unnamed};
 use belljar_lab::{Below, Setup};
 use belljar_model::EventKind;
 
@@ -13,7 +13,7 @@ use super::{
     raw_copy::{self, RawCopy},
 };
 use crate::{
-    Lost,
+    Cause, Lost,
     host::HostContext,
     lab::{LabDisk, LabLine},
     launch::Launch,
@@ -25,13 +25,15 @@ use crate::{
 
 /// The physical sector that QEMU's disks tell of where nothing is said, in bytes.
 const SECTOR: u64 = 512;
+/// A lab disk has so many bytes at most.
+pub(super) const MOST: u64 = 8 << 40;
 
 /// A disk that Belljar serves.
 #[derive(Clone, Debug)]
 pub(super) struct LabFront {
     /// Its name, and its serial number.
     pub(super) name: String,
-    /// The raw copy of its image, where that is no raw one.
+    /// The raw copy of its image, or that itself where it is raw; none of a block device, whose changes cannot be noticed.
     copy: Option<RawCopy>,
 }
 
@@ -45,6 +47,9 @@ impl Volume {
         {
             return Err(VolumeError::OnDevice { path: image.path().to_owned() });
         }
+        if content.size() > MOST {
+            return Err(VolumeError::TooLarge { name, size: content.size() });
+        }
         if let Front::Disk(disk) = &mut front {
             disk.serial = Some(name.clone());
         }
@@ -55,6 +60,11 @@ impl Volume {
     pub(super) async fn find_copy(&mut self, host: &HostContext, dir: &Path) -> Result<Vec<EventKind>, Lost> {
         let (Some(lab), Content::Image(image)) = (&mut self.lab, &self.content) else { return Ok(Vec::new()) };
         if image.is_plain() {
+            if !image.has_device() {
+                let unreadable = |source| DiskError::Read { path: image.path().to_owned(), source };
+                let itself = RawCopy::itself(image).map_err(unreadable);
+                lab.copy = Some(itself.map_err(|error| Lost::from(Cause::Description(error.to_string())).lasting())?);
+            }
             return Ok(Vec::new());
         }
         let (copy, told) = raw_copy::find(&lab.name, image, host, dir).await?;
@@ -67,15 +77,16 @@ impl LabFront {
     /// The file that has the bytes of this image.
     fn file(&self, image: &DiskImage) -> Result<File, DiskError> {
         let failed = |path: &Path, source| DiskError::Read { path: path.to_owned(), source };
-        let Some(copy) = &self.copy else {
-            let path = image.path();
-            return File::open(path).map_err(|source| failed(path, source));
-        };
-        match copy.is_of(image) {
-            Ok(true) => File::open(&copy.path).map_err(|source| failed(&copy.path, source)),
+        let path = self.copy.as_ref().map_or(image.path(), |copy| &copy.path);
+        let file = File::open(path).map_err(|source| failed(path, source))?;
+        // Where there are no locks, QEMU has none either.
+        if has_writer(&file).unwrap_or(false) {
+            return Err(DiskError::InUse { path: path.to_owned() });
+        }
+        match self.copy.as_ref().map_or(Ok(true), |copy| copy.is_of(image)) {
+            Ok(true) => Ok(file),
             Ok(false) => {
-                let changed =
-                    "it was changed since this run began, and a copy of it was made; leave it alone meanwhile";
+                let changed = "it was changed since this run has looked at it first; leave it alone meanwhile";
                 Err(failed(image.path(), io::Error::other(changed)))
             }
             Err(source) => Err(failed(image.path(), source)),

@@ -45,7 +45,7 @@ use crate::{
 };
 
 /// The name, and the serial number, of a boot disk that Belljar serves.
-const BOOT_LAB: &str = "boot";
+pub(crate) const BOOT_LAB: &str = "boot";
 
 /// Why a volume cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +63,14 @@ pub enum VolumeError {
     OnDevice {
         /// The image.
         path: PathBuf,
+    },
+    /// A lab disk that is larger than such a disk can be.
+    #[error("the lab disk {name} would have {}, and one has 8 TiB at most; make it smaller, or no lab disk", crate::bounds::size(*size))]
+    TooLarge {
+        /// The disk.
+        name: String,
+        /// Its bytes.
+        size: u64,
     },
     /// A kind of disk that does not go with the bus.
     #[error("{disk}: {conflict}")]

@@ -17,16 +17,21 @@ use crate::{Cause, Lost, host::HostContext, plan_image};
 /// Part of the names in the cache: change it with how copies are made.
 const VERSION: &[u8] = b"1";
 
-/// The raw copy of an image.
+/// The raw copy of an image, or a raw image itself.
 #[derive(Clone, Debug)]
 pub(super) struct RawCopy {
     pub(super) path: PathBuf,
-    /// What the image's files were when it was made.
+    /// What the image's files were when it was made, or found.
     identity: String,
 }
 
 impl RawCopy {
-    /// Whether the image still is what was copied.
+    /// A raw image, of which no copy is needed.
+    pub(super) fn itself(image: &DiskImage) -> io::Result<Self> {
+        Ok(Self { path: image.path().to_owned(), identity: identity(image)? })
+    }
+
+    /// Whether the image still is what it was.
     pub(super) fn is_of(&self, image: &DiskImage) -> io::Result<bool> {
         Ok(identity(image)? == self.identity)
     }

@@ -13,6 +13,7 @@ case ${BELLJAR_REBOOT_MARK-} in
     belljar-ctl snapshot prepared no-etc ;;
 no-etc)
     whole 'the snapshot'
+    # shellcheck disable=SC2114 # it comes back
     rm -rf /etc
     ! systemctl -q restart ssh 2>/dev/null || fail 'a service starts without its settings'
     belljar-ctl return prepared no-programs ;;

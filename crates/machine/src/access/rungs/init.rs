@@ -29,13 +29,15 @@ pub(super) const INIT: Rung = Rung {
 
 /// The words of the kernel's command line. A quiet boot is a quick one: each character on an emulated serial line costs. A panic is to end
 /// the guest at once; but in somebody else's initramfs `panic=` also turns off the emergency shell (Debian's, Alpine's),
-/// which may be the only shell there is. There the console's alarm ends the guest.
+/// which may be the only shell there is. There the console's alarm ends the guest. Where the guest's memory is to be kept, the kernel stands still, also one that was built
+/// to restart.
 pub(super) fn attach(config: &mut MachineConfig) {
     let machine = config.machine_type();
     let of_machine = machine.words_without_kvm;
     let fits = config.accel == Accel::Tcg && config.machine == machine.name && !of_machine.is_empty();
     let Some(kernel) = &mut config.kernel else { return };
-    kernel.add("panic=-1 quiet loglevel=4 random.trust_cpu=on");
+    kernel.add(if config.pause_on_panic { "panic=0" } else { "panic=-1" });
+    kernel.add("quiet loglevel=4 random.trust_cpu=on");
     if fits {
         kernel.add(of_machine);
     }
