@@ -379,7 +379,7 @@ impl Desk {
         }
         let what = self.hotplug.lock().await.changed()?;
         Some(format!(
-            "{what} plugged in or out, and the machine would come back as it was at first; put them back before that"
+            "what was changed of the machine ({what}) would come back as it was at first; put it back before that"
         ))
     }
 

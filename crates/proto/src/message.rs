@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::files::FileQuery;
 
+pub use crate::ask::{MACHINE_WORDS, MAX_QUESTION, MAX_SAID, Outcome, Question};
+
 /// The name of the virtio port the agent looks for (`/sys/class/virtio-ports/*/name`).
 pub const PORT_NAME: &str = "belljar.agent";
 
@@ -545,57 +547,6 @@ pub enum ToHost {
     /// The agent cannot go on; the guest is lost.
     Fatal(String),
 }
-
-/// What somebody in the guest asks the host for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Question {
-    /// A line in the event log that says how far a test has come.
-    Mark(String),
-    /// What is to happen to one of the guest's disks, in the words of the manual.
-    Disk(String),
-    /// What is to happen to the machine, in the words of the manual; the first is one of [`MACHINE_WORDS`].
-    Machine(String),
-}
-
-/// With what a line begins by which something is to happen to the machine.
-pub const MACHINE_WORDS: &[&str] = &[
-    "reboot",
-    "reboot-prepare",
-    "soft-reboot",
-    "kexec",
-    "reset",
-    "power-button",
-    "power-cut",
-    "snapshot",
-    "return",
-    "nmi",
-    "link",
-    "plug",
-    "unplug",
-    "wakeup",
-    "clock",
-    "balloon",
-    "screenshot",
-];
-
-/// What came of a [`Question`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Outcome {
-    /// It was done; what there is to say, at most [`MAX_SAID`] bytes of it.
-    Done(String),
-    /// It was not, for this reason.
-    Refused(String),
-    /// It was not, and nothing of the kind need be asked again in this session.
-    Full,
-    /// The machine goes down: what runs is ended, and nobody hears any more of it.
-    GoesDown,
-}
-
-/// Most bytes of what is said to a question.
-pub const MAX_SAID: usize = 32 << 10;
-
-/// Most bytes of a line by which somebody in the guest asks for something.
-pub const MAX_QUESTION: usize = 1024;
 
 /// Why what was written to the shares may not have reached the host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

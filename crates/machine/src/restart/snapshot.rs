@@ -184,7 +184,8 @@ impl QemuGuest {
                 return Err(self.explain(Lost::crash(CrashKind::Silent, why, Phase::Command), Phase::Command).await);
             }
             Err(error) => {
-                let why = format!("the machine stood still to be kept as it is, and does not go on: {error}");
+                let first = kept.err().map(|why| format!(" ({why})")).unwrap_or_default();
+                let why = format!("the machine stood still to be kept as it is{first}, and does not go on: {error}");
                 return Err(Cause::QemuRefused(why).into());
             }
         }

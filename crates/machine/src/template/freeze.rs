@@ -22,7 +22,7 @@ use crate::{
         process::Qemu,
         qmp::{
             Cont, EventStream, Migrate, MigrateSetCapabilities, MigrateSetParameters, MigrationCapability, Qmp,
-            QmpError, QueryMigrate, Stop,
+            QmpError, QueryMigrate, QueryStatus, Stop,
         },
     },
     session::agent::{PortKind, of_session},
@@ -32,6 +32,10 @@ use crate::{
 
 /// Bytes in a second at which memory is written: more than there will be.
 const MOST_BANDWIDTH: u64 = 1 << 40;
+
+/// How often, and how many times, it is looked whether QEMU is done with a migration that has ended.
+const SETTLED_LOOK: Duration = Duration::from_millis(20);
+const SETTLED_LOOKS: usize = 250;
 
 /// For so long a guest must have nothing to do to count as having come to rest.
 const REST: Duration = Duration::from_millis(60);
@@ -60,7 +64,9 @@ pub(crate) async fn save_whole(qmp: &Qmp, limit: Duration, state: File) -> Resul
         qmp.execute(MigrateSetParameters { max_bandwidth: MOST_BANDWIDTH }).await.map_err(refused)?;
         qmp.hand_over("state", state.into()).await.map_err(refused)?;
         qmp.execute(Migrate { uri: "fd:state".into() }).await.map_err(refused)?;
-        saved(qmp, &mut events).await
+        let saved = saved(qmp, &mut events).await;
+        settled(qmp).await;
+        saved
     };
     tokio::time::timeout(limit, saving).await.unwrap_or_else(|_| {
         Err(format!("QEMU did not write its memory and the state of its devices within {}", crate::for_people(limit)))
@@ -160,12 +166,19 @@ pub(crate) async fn freeze(
     match published {
         Ok(template) => Ok(template),
         // It has lost no more than time.
-        Err(why) => match qmp.execute(Cont {}).await {
-            Ok(_) => Err(Unfrozen::GoesOn(why)),
-            // What it died of will be known in a moment.
-            Err(QmpError::Closed { .. }) => Err(Unfrozen::Spent(Lost::crash(CrashKind::Silent, why, Phase::Session))),
-            Err(error) => Err(Unfrozen::Spent(Cause::QemuRefused(format!("{why}; nor does it go on: {error}")).into())),
-        },
+        Err(why) => {
+            settled(&qmp).await;
+            match qmp.execute(Cont {}).await {
+                Ok(_) => Err(Unfrozen::GoesOn(why)),
+                // What it died of will be known in a moment.
+                Err(QmpError::Closed { .. }) => {
+                    Err(Unfrozen::Spent(Lost::crash(CrashKind::Silent, why, Phase::Session)))
+                }
+                Err(error) => {
+                    Err(Unfrozen::Spent(Cause::QemuRefused(format!("{why}; nor does it go on: {error}")).into()))
+                }
+            }
+        }
     }
 }
 
@@ -258,6 +271,17 @@ async fn save(
     // Whatever came of the state: the files are closed before anybody goes on.
     let copied = copying.await.map_err(|e| e.to_string())?.map_err(|e| format!("its memory cannot be kept: {e}"))?;
     saved.map(|()| copied)
+}
+
+/// Waits until the machine may go on: QEMU says that a migration has ended a moment before it is done with it (its `migration_completion`).
+async fn settled(qmp: &Qmp) {
+    for _ in 0..SETTLED_LOOKS {
+        match qmp.execute(QueryStatus {}).await {
+            Ok(state) if state.status == "finish-migrate" => tokio::time::sleep(SETTLED_LOOK).await,
+            // What is wrong is found by whoever has it go on.
+            _ => return,
+        }
+    }
 }
 
 /// Waits for the end of the migration.

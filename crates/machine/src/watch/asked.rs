@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use belljar_guest_spec::{Guards, machine_order::MachineOrder};
+use belljar_guest_spec::{
+    Guards,
+    machine_order::{Down, MachineOrder},
+};
 use belljar_model::EventKind;
 use belljar_proto::message::{DiskInUse, MAX_QUESTION, Outcome, Question};
 
@@ -220,11 +223,13 @@ impl Asked<'_> {
         let outcome = match MachineOrder::parse(text) {
             Err(why) => Outcome::Refused(why),
             Ok(MachineOrder::Restart(restart)) => {
+                let keeps = matches!(restart.how, Down::Snapshot(_) | Down::Return(_));
                 let number = if let Asker::Guest { number, .. } = &asker { *number } else { 0 };
                 match (self.power.want(number, restart), &asker) {
                     (Err(why), _) => Outcome::Refused(why),
                     // It is answered when the time has come to end what runs.
                     (Ok(()), Asker::Guest { .. }) => return,
+                    (Ok(()), Asker::Outside { .. }) if keeps => Outcome::Done("the test is started again".to_owned()),
                     (Ok(()), Asker::Outside { .. }) => Outcome::GoesDown,
                 }
             }
