@@ -15,17 +15,17 @@ no-etc)
     whole 'the snapshot'
     # shellcheck disable=SC2114 # it comes back
     rm -rf /etc
-    ! systemctl -q restart ssh 2>/dev/null || fail 'a service starts without its settings'
+    refused getent passwd root
     belljar-ctl return prepared no-programs ;;
 no-programs)
     whole 'the loss of /etc'
     rm /usr/bin/sort
-    systemctl kill -s KILL prepared
+    systemctl stop prepared
     belljar-ctl return prepared no-space ;;
 no-space)
     whole 'the loss of a program'
-    fallocate -l 100G /var/full 2>/dev/null || fallocate -l "$(df --output=avail -B1 / | tail -1)" /var/full
-    ! dd if=/dev/zero of=/var/more bs=1M count=64 2>/dev/null || fail 'there is room on a full disk'
+    fallocate -l $(($(df --output=avail -B1 / | tail -1) - (32 << 20))) /var/full
+    refused dd if=/dev/zero of=/var/more bs=1M status=none
     belljar-ctl return prepared end ;;
 end)
     whole 'a full disk'
