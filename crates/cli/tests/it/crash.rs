@@ -67,11 +67,11 @@ fn memory_is_kept_where_that_is_asked_for() {
 #[test]
 fn a_panic_is_told_however_long_its_memory_takes() {
     let lab = Lab::new();
-    let script = format!("[options]\ndump 4\n{}", dying("panicked"));
+    let script = format!("[options]\ndump 8\n{}", dying("panicked"));
     // The command has less time than that.
-    let outcome = lab.run(&script).args(["--panic-dump", "1M", "--timeout", "2s"]).sh(COMMAND).go();
+    let outcome = lab.run(&script).args(["--panic-dump", "1M", "--timeout", "5s"]).sh(COMMAND).go();
     outcome.code(121).complains("memory.kdump (1 MiB)");
-    let script = script.replace("dump 4", "dump 60");
+    let script = script.replace("dump 8", "dump 60");
     let lab = Lab::new();
     let mut run = lab.run(&script).args(["--panic-dump", "1M"]).sh(COMMAND).spawn();
     run.await_note("qmp", "dump-guest-memory");
