@@ -30,7 +30,7 @@ pub struct Content {
 pub fn check(file: &File, size: u64) -> io::Result<Content> {
     let mut sum = Sum::new(size);
     chunks(file, 0..size, |at, chunk| {
-        runs(chunk).for_each(|(offset, run)| sum.add(at + offset as u64, run));
+        sum.add(at, chunk);
         Ok(())
     })?;
     Ok(sum.finish())
@@ -52,8 +52,12 @@ impl Sum {
         Self { hasher, used: 0 }
     }
 
-    /// Adds bytes that begin at `offset`, as [`runs`] gives them, in the file's order.
-    pub fn add(&mut self, offset: u64, run: &[u8]) {
+    /// Adds a piece that begins at `at`, as [`chunks`] gives them, in the file's order.
+    pub fn add(&mut self, at: u64, chunk: &[u8]) {
+        runs(chunk).for_each(|(offset, run)| self.add_run(at + offset as u64, run));
+    }
+
+    fn add_run(&mut self, offset: u64, run: &[u8]) {
         self.hasher.update(&offset.to_le_bytes());
         self.hasher.update(&(run.len() as u64).to_le_bytes());
         self.hasher.update(run);

@@ -9,15 +9,6 @@ fn guest(lab: &Lab) -> Belljar<'_> {
     lab.run_image(SHELL).env("FAKE_GUEST_AGENT", "broken").args(["--timeout", "60s", "-v"])
 }
 
-/// What happened to the machine and its disks.
-fn controls(outcome: &Outcome) -> Vec<String> {
-    let of = |event: &serde_json::Value, key: &str| event[key].as_str().unwrap_or_default().to_owned();
-    let events = outcome.events().into_iter().filter(|event| event["kind"] == "control");
-    events
-        .map(|event| format!("{}: {} ({})", of(&event, "device"), of(&event, "order"), of(&event, "outcome")))
-        .collect()
-}
-
 fn marks(outcome: &Outcome) -> Vec<String> {
     let events = outcome.events().into_iter().filter(|event| event["kind"] == "mark");
     events.map(|event| event["text"].as_str().unwrap_or_default().to_owned()).collect()
@@ -38,7 +29,7 @@ fn disks_marks_and_devices_are_asked_for_by_files() {
         .complains("sh on the console")
         .complains("there is no agent in this guest");
     assert_eq!(marks(&outcome), ["one", "by hand", "late"]);
-    let told = controls(&outcome);
+    let told = outcome.controls();
     for wanted in
         ["disk data0: error write (fault 1)", "machine: link down ()", "machine: link up ()", "machine: nmi ()"]
     {
@@ -61,7 +52,7 @@ fn a_command_is_started_again_after_a_restart_that_it_asked_for() {
         let outcome = guest(&lab).args(["--disk", "size=1M,serial=data0,lab"]).sh(&text).go();
         outcome.code(3).says("0 none\n1 half\n");
         assert!(lab.seen().contains(ends), "{ask}: {}", lab.seen());
-        let told = controls(&outcome);
+        let told = outcome.controls();
         assert!(told.last().is_some_and(|told| told.contains("it is up again; it took ")), "{told:?}");
     }
 }

@@ -12,15 +12,6 @@ fn asking(asks: &str) -> String {
     WELL.replace("\nagent\n", &format!("\nagent asks={asks}\n"))
 }
 
-/// What happened to the machine.
-fn controls(outcome: &Outcome) -> Vec<String> {
-    let of = |event: &serde_json::Value, key: &str| event[key].as_str().unwrap_or_default().to_owned();
-    let events = outcome.events().into_iter().filter(|event| event["kind"] == "control");
-    events
-        .map(|event| format!("{}: {} ({})", of(&event, "device"), of(&event, "order"), of(&event, "outcome")))
-        .collect()
-}
-
 /// The command was started again with this mark, and ended then. The first try is killed as soon as the machine is to go down, which may be before
 /// it has said anything.
 fn told_again(outcome: &Outcome, mark: &str) {
@@ -42,7 +33,7 @@ fn a_command_is_started_again_when_its_machine_is_up() {
         let outcome = guest.sh(TELL).go();
         told_again(&outcome, "half");
         assert!(lab.seen().contains(ends), "{ask}: {}", lab.seen());
-        let told = controls(&outcome);
+        let told = outcome.controls();
         assert_eq!(told.len(), 2, "{told:?}");
         assert_eq!(told[0], format!("machine: {ask} half ()"));
         assert!(told[1].starts_with(&format!("machine: {ask} half (it is up again; it took ")), "{told:?}");
@@ -65,7 +56,7 @@ fn a_machine_goes_on_when_another_kernel_or_all_programs_begin() {
         assert_eq!(seen.matches("AwaitBoot").count(), 2, "{seen}");
         assert_eq!(seen.matches("Setup(").count(), 2, "{seen}");
         assert!(!seen.contains("\"stop\""), "{seen}");
-        let told = controls(&outcome);
+        let told = outcome.controls();
         let order = ask.replace('+', " ");
         assert_eq!(told[0], format!("machine: {order} ()"));
         assert!(told[1].starts_with(&format!("machine: {order} (it is up again; it took ")), "{told:?}");
@@ -99,7 +90,7 @@ fn a_machine_is_kept_as_it_is_and_goes_back_there() {
         assert!(at("Sync") < at("Quiesce") && at("Quiesce") < at("\"stop\""), "{seen}");
         assert!(at("\"stop\"") < at("\"migrate\"") && at("\"migrate\"") < at("\"cont\""), "{seen}");
         assert!(at("\"cont\"") < at("Setup(") && at("Setup(") < at("\"migrate-incoming\""), "{seen}");
-        let told = controls(&outcome);
+        let told = outcome.controls();
         assert_eq!(told[0], "machine: snapshot s half ()");
         assert!(told[1].starts_with("machine: snapshot s half (it is kept, and goes on; it took "), "{told:?}");
         assert!(told[3].starts_with("machine: return s back (it is what it was; it took "), "{told:?}");
@@ -133,7 +124,7 @@ fn what_is_ordered_behind_a_restart_is_done_before_it() {
         let script = asking(&format!("{ask}+half,reset+two,data0+error+read"));
         let outcome = lab.run_image(&script).args(["--disk", "size=1M,serial=data0,lab"]).sh(TELL).go();
         told_again(&outcome, "half");
-        let told = controls(&outcome);
+        let told = outcome.controls();
         assert!(told.contains(&"disk data0: error read (fault 1)".to_owned()), "{told:?}");
     }
 }
@@ -168,7 +159,7 @@ fn a_power_cut_is_one_for_lab_disks_too() {
     let disks = ["--disk", "size=1M,serial=data0,lab", "--disk", "size=1M,lab", "--disk", "size=1M"];
     let outcome = lab.run(&asking("data0+error+read,power-cut+half+seed=7,data0+counts")).args(disks).sh(TELL).go();
     told_again(&outcome, "half");
-    let told = controls(&outcome);
+    let told = outcome.controls();
     let lost = "data0 lost 0 of 0 changes that were not flushed; lab0 lost 0 of 0 changes that were not flushed";
     assert!(told.contains(&format!("machine: power-cut half seed=7 ({lost})")), "{told:?}");
     // The processors stand still before the power goes, and QEMU's own flush comes too late.
@@ -214,7 +205,7 @@ fn what_goes_wrong_on_the_way_is_told() {
     // Nothing of the first try counts.
     let outcome = lab.run(&with("code=0")).sh("[ $BELLJAR_REBOOT_COUNT = 0 ]").go();
     outcome.code(0);
-    assert_eq!(controls(&outcome).len(), 2);
+    assert_eq!(outcome.controls().len(), 2);
 }
 
 #[test]
@@ -222,7 +213,7 @@ fn what_is_no_order_is_refused_and_the_command_goes_on() {
     let lab = Lab::new();
     let outcome = lab.run(&asking("reboot+a+b,link+sideways,power-cut+seed=x,nmi+now")).sh("sleep 1").go();
     outcome.code(0);
-    assert_eq!(controls(&outcome), [""; 0]);
+    assert_eq!(outcome.controls(), [""; 0]);
     for said in ["takes one word", "up or down", "seed=NUMBER", "there are reboot"] {
         assert!(lab.seen().contains(said), "{said}: {}", lab.seen());
     }
@@ -256,7 +247,7 @@ fn what_was_written_is_on_the_host_before_the_machine_may_go_down_by_itself() {
         let well = WELL.replace("\nagent\n", &format!("\nagent sync={how}\n"));
         let outcome = lab.run(&well).sh(writes).go();
         outcome.code(121).complains("rebooted");
-        let told = controls(&outcome);
+        let told = outcome.controls();
         assert!(told[0].starts_with("machine: reboot-prepare half (") && told[0].contains(why), "{told:?}");
     }
     // Who does not wait for the answer is told so.

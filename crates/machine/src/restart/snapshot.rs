@@ -19,7 +19,7 @@ use crate::{
     lease::has_room,
     plan::Plan,
     qemu::qmp::{Cont, QmpError},
-    session::agent::{PortKind, of_session},
+    session::agent::of_session,
     share,
     template::{Frozen, blocking, go_back, reopen, save_whole, unchanged_identity},
     volume::Kept,
@@ -71,7 +71,6 @@ impl QemuGuest {
     ) -> Result<(), Lost> {
         self.settle(observe).await?;
         let plan = self.plan_of_restarts()?.clone();
-        let bytes = self.machine.kept.iter().map(Kept::allocated).sum::<u64>().saturating_add(plan.ram_size());
         // One that is not whole is none.
         let number = match snapshots.all.remove(name) {
             Some(before) => before.number,
@@ -80,16 +79,7 @@ impl QemuGuest {
                 snapshots.taken
             }
         };
-        let obstacle = match self.machine.watch.not_kept().await {
-            Some(why) => Some(why),
-            None => has_room(&plan.dir, bytes).err(),
-        };
-        // The disks say whether they can, and are asked once more when nobody writes.
-        let obstacle = match obstacle {
-            Some(why) => Some(why),
-            None => self.machine.lab.snapshot(number).await.err(),
-        };
-        let obstacle = match obstacle {
+        let obstacle = match self.obstacle(number, &plan).await {
             Some(why) => Some(why),
             None => self.bring_to_rest(&plan, observe).await?,
         };
@@ -108,6 +98,19 @@ impl QemuGuest {
         self.mount_again(&plan, observe).await?;
         observe(EventKind::Phase { phase: Phase::Command });
         Ok(())
+    }
+
+    /// Why the machine cannot be kept as it is, as far as that is known before its guest is asked.
+    async fn obstacle(&self, number: u32, plan: &Plan) -> Option<String> {
+        if let Some(why) = self.machine.watch.not_kept().await {
+            return Some(why);
+        }
+        let bytes = self.machine.kept.iter().map(Kept::allocated).sum::<u64>().saturating_add(plan.ram_size());
+        if let Err(why) = has_room(&plan.dir, bytes) {
+            return Some(why);
+        }
+        // The disks say whether they can, and are asked once more when nobody writes.
+        self.machine.lab.snapshot(number).await.err()
     }
 
     /// Has the guest let go of what is the host's; gives what it cannot let go of.
@@ -145,11 +148,10 @@ impl QemuGuest {
         plan: &Plan,
         observe: Observe<'_>,
     ) -> Result<Result<Snapshot, String>, Lost> {
-        let session = match self.machine.agents_port() {
-            Some(PortKind::Virtio | PortKind::Socket) => Frozen::AgentOnVirtio,
-            Some(PortKind::Serial) => Frozen::AgentOnSerial,
-            None => return Err(Cause::Defect("a guest without an agent is to be kept".to_owned()).into()),
+        let Some(port) = self.machine.agents_port() else {
+            return Err(Cause::Defect("a guest without an agent is to be kept".to_owned()).into());
         };
+        let session = Frozen::of_agent(port);
         let dir = plan.dir.clone();
         let host = |attempt: &str, error: &std::io::Error| {
             Cause::host_file(attempt, error, "the run's directory must be writable, and have room")
@@ -170,10 +172,6 @@ impl QemuGuest {
         };
         let kept = match saved {
             Ok(()) => self.keep_disks(number, &dir).await?,
-            Err(why) if self.machine.lab.has_orders() => Err(format!(
-                "{why}{}; what was ordered of a lab disk befalls QEMU's own flush, too",
-                self.machine.watch.blame()
-            )),
             Err(why) => Err(format!("{why}{}", self.machine.watch.blame())),
         };
         match qmp.execute(Cont {}).await {

@@ -25,7 +25,7 @@ use crate::{
             QmpError, QueryMigrate, QueryStatus, Stop,
         },
     },
-    session::agent::{PortKind, of_session},
+    session::agent::of_session,
     share,
     watch::Expectation,
 };
@@ -128,8 +128,7 @@ pub(crate) async fn freeze(
         Rest::AtMost(limit) => *limit,
     };
     let session = match entered {
-        Entered::Agent { port: PortKind::Virtio | PortKind::Socket, .. } => Frozen::AgentOnVirtio,
-        Entered::Agent { port: PortKind::Serial, .. } => Frozen::AgentOnSerial,
+        Entered::Agent { port, .. } => Frozen::of_agent(*port),
         Entered::Shell(_) => Frozen::Shell,
     };
     let facts = Facts {

@@ -21,6 +21,8 @@ use belljar_image::stamp::Stamp;
 pub(super) use belljar_image::stamp::{boot_id, now};
 use serde::{Deserialize, Serialize};
 
+use crate::session::agent::PortKind;
+
 /// Changes with what a manifest means.
 pub(super) const FORMAT: u32 = 2;
 /// Longest manifest, in bytes.
@@ -58,6 +60,16 @@ pub(crate) enum Frozen {
     AgentOnSerial,
     /// A shell of root's is on the console.
     Shell,
+}
+
+impl Frozen {
+    /// By its agent, which is at this port.
+    pub(crate) fn of_agent(port: PortKind) -> Self {
+        match port {
+            PortKind::Virtio | PortKind::Socket => Self::AgentOnVirtio,
+            PortKind::Serial => Self::AgentOnSerial,
+        }
+    }
 }
 
 /// One file.

@@ -19,7 +19,7 @@ pub(super) fn copy(from: &File, to: &File, size: u64) -> io::Result<Content> {
         let summing = scope.spawn(move || {
             let mut sum = Sum::new(size);
             for (at, chunk) in take {
-                runs(&chunk).for_each(|(offset, run)| sum.add(at + offset as u64, run));
+                sum.add(at, &chunk);
                 drop(give_back.send(chunk));
             }
             sum.finish()

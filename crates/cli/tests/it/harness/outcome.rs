@@ -88,6 +88,15 @@ impl Outcome<'_> {
         log.lines().map(|line| serde_json::from_str(line).expect("an event")).collect()
     }
 
+    /// What happened to the machine and its disks.
+    pub(crate) fn controls(&self) -> Vec<String> {
+        let of = |event: &Value, key: &str| event[key].as_str().unwrap_or_default().to_owned();
+        let events = self.events().into_iter().filter(|event| event["kind"] == "control");
+        events
+            .map(|event| format!("{}: {} ({})", of(&event, "device"), of(&event, "order"), of(&event, "outcome")))
+            .collect()
+    }
+
     /// Whether a run has begun to log.
     pub(crate) fn has_events(&self) -> bool {
         !self.kept("events.jsonl").is_empty()
