@@ -17,6 +17,7 @@ use crate::booted::BootWatch;
 use crate::clock::ClockWatch;
 use crate::command::{Command, Leftover, Step};
 use crate::devices::Awaited;
+use crate::disk_names::DiskNames;
 use crate::guards::Guards;
 use crate::job::Job;
 use crate::kmsg::KernelRecord;
@@ -52,6 +53,8 @@ enum Ready {
     Signals,
     Port,
     Kernel,
+    /// Block devices come, go and change.
+    Devices,
     Guards,
     Asks,
     Starting(usize),
@@ -90,6 +93,8 @@ pub(crate) struct Agent {
     leftovers: Vec<Leftover>,
     /// The kernel's record, read as long as there is a session.
     kernel: KernelRecord,
+    /// Which disks it speaks of.
+    names: DiskNames,
     /// What is looked for while a command runs.
     guards: Guards,
     /// What programs in the guest ask of the host.
@@ -171,6 +176,7 @@ impl Agent {
             root: None,
             leftovers: Vec::new(),
             kernel,
+            names: DiskNames::default(),
             guards: Guards::default(),
             shares: Shares::default(),
             baseline: None,
@@ -283,6 +289,9 @@ impl Agent {
         if let Some(record) = self.kernel.fd().filter(|_| here && self.session.is_some()) {
             add(sys::poll_fd(record, libc::POLLIN), Ready::Kernel);
         }
+        if let Some(events) = self.names.fd().filter(|_| here && self.session.is_some()) {
+            add(sys::poll_fd(events, libc::POLLIN), Ready::Devices);
+        }
         if let Some(deaths) = self.guards.fd().filter(|_| here && self.session.is_some()) {
             add(sys::poll_fd(deaths, libc::POLLIN), Ready::Guards);
         }
@@ -343,9 +352,13 @@ impl Agent {
     fn handle(&mut self, ready: Ready, events: i16) -> Result<(), Lost> {
         match ready {
             Ready::Signals => self.take_signals(),
-            Ready::Kernel => drop(self.kernel.pass_on(&mut self.link)),
+            Ready::Kernel => drop(self.kernel.pass_on(&mut self.link, &mut self.names)),
+            Ready::Devices => self.names.hear(),
             Ready::Guards => self.guards.pass_on(&mut self.link),
-            Ready::Asks => self.asks.pass_on(&mut self.link),
+            Ready::Asks => {
+                self.before_asks();
+                self.asks.pass_on(&mut self.link);
+            }
             Ready::Port => {
                 if events & libc::POLLIN != 0 {
                     // What came before a hang-up is still taken in.
@@ -415,6 +428,9 @@ impl Agent {
             if let Some(record) = command.record() {
                 // What it has asked before comes before, for which the host may have to answer other questions first.
                 let written = *command.written.get_or_insert_with(|| self.asks.written());
+                if !self.asks.is_told(written) {
+                    self.before_asks();
+                }
                 self.asks.pass_on(&mut self.link);
                 if !self.asks.is_told(written) {
                     at += 1;
@@ -538,6 +554,7 @@ impl Agent {
             self.asks.begin();
             self.link.queue(&ToHost::Ready);
             if self.link.kind().has_own_kernel() {
+                self.names.begin();
                 self.kernel.introduce(&mut self.link);
             }
         } else {

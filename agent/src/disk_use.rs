@@ -24,7 +24,7 @@ const LETTING_GO: Duration = Duration::from_secs(3);
 /// How often is looked meanwhile.
 const LOOK: Duration = Duration::from_millis(50);
 /// Most block devices above one another.
-const MAX_DEPTH: usize = 16;
+pub(crate) const MAX_DEPTH: usize = 16;
 
 /// How many directories above a disk on USB its adapter is: target, host, interface, device.
 const USB_DEPTH: usize = 4;
@@ -194,21 +194,24 @@ fn is_system(mount: &Mounted) -> bool {
     OF_THE_SYSTEM.contains(&&*mount.at)
 }
 
-fn entries(dir: &Path) -> Vec<String> {
+/// The names in a directory; none where it is none.
+pub(crate) fn entries(dir: &Path) -> Vec<String> {
     let all = fs::read_dir(dir).into_iter().flatten().flatten();
     all.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }
 
-fn read(path: &Path) -> Option<String> {
+/// What a file of the kernel's says, without blanks around it; none where there is nothing.
+pub(crate) fn read(path: &Path) -> Option<String> {
     fs::read(path).ok().map(|bytes| text::lossy(&bytes).trim().to_owned()).filter(|text| !text.is_empty())
 }
 
-fn number(dir: &Path) -> String {
+/// The number of a block device, such as `8:1`.
+pub(crate) fn number(dir: &Path) -> String {
     read(&dir.join("dev")).unwrap_or_default()
 }
 
 /// The disk's serial number; nothing where the kernel does not say.
-fn serial(dir: &Path) -> String {
+pub(crate) fn serial(dir: &Path) -> String {
     let plain = || read(&dir.join("serial")).or_else(|| read(&dir.join("device/serial")));
     // A page of the disk's own words: four bytes, and the number (SPC, "Unit Serial Number VPD page").
     let page = || {

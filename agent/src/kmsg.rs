@@ -6,10 +6,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
 
 use belljar_proto::kernel::{may_matter, record};
-use belljar_proto::message::{KernelNews, ToHost};
+use belljar_proto::message::{KernelLine, KernelNews, ToHost};
 use rustix::fs::{Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
+use crate::disk_names::DiskNames;
 use crate::link::Link;
 use crate::text;
 
@@ -85,8 +86,8 @@ impl KernelRecord {
         link.queue(&ToHost::Kernel(news));
     }
 
-    /// Passes on what is there. `true`: there is more.
-    pub(crate) fn pass_on(&mut self, link: &mut Link) -> bool {
+    /// Passes on what is there; `names` says which disks a line is of. `true`: there is more.
+    pub(crate) fn pass_on(&mut self, link: &mut Link, names: &mut DiskNames) -> bool {
         let Ok(fd) = &self.fd else { return false };
         let mut buffer = [0; MAX_RECORD];
         let mut lost = 0;
@@ -119,13 +120,15 @@ impl KernelRecord {
                 lost += record.sequence.saturating_sub(next);
             }
             self.next = Some(record.sequence + 1);
+            names.read_at(record.time);
             let line = text::lossy(&record.text[..record.text.len().min(MAX_TEXT)]);
             if !record.by_kernel || !may_matter(&line) {
                 continue;
             }
             if self.passed_on < MAX_LINES {
                 self.passed_on += 1;
-                link.queue(&ToHost::Kernel(KernelNews::Line(line)));
+                let devices = names.of_line(&line, record.time);
+                link.queue(&ToHost::Kernel(KernelNews::Line(KernelLine { text: line, devices })));
             } else {
                 self.cut = self.cut.saturating_add(1);
             }

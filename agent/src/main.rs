@@ -16,6 +16,7 @@ mod clock;
 mod command;
 mod container;
 mod devices;
+mod disk_names;
 mod disk_use;
 mod guards;
 mod identity;

@@ -145,7 +145,10 @@ fn virtio_port(name: &str, may_modprobe: bool) -> Result<Option<Port>, String> {
 }
 
 /// A socket on which the kernel says what devices come and change.
-fn uevents() -> Result<OwnedFd, Errno> {
+///
+/// # Errors
+/// Of a kernel without netlink, or in a namespace to which it does not tell.
+pub(crate) fn uevents() -> Result<OwnedFd, Errno> {
     let socket = rustix::net::socket_with(
         AddressFamily::NETLINK,
         SocketType::DGRAM,

@@ -155,9 +155,18 @@ impl Agent {
     /// Tells all that the kernel has said up to now, unless it talks without end.
     pub(super) fn tell_of_kernel(&mut self) {
         for _ in 0..KERNEL_TURNS {
-            if !self.kernel.pass_on(&mut self.link) {
+            if !self.kernel.pass_on(&mut self.link, &mut self.names) {
                 return;
             }
+        }
+    }
+
+    /// What a program asks for may be that a disk fails: what the kernel said before was not ordered, and what stands on that disk now is looked for while
+    /// it is there.
+    pub(super) fn before_asks(&mut self) {
+        if self.link.kind().has_own_kernel() {
+            self.tell_of_kernel();
+            self.names.look();
         }
     }
 

@@ -153,6 +153,14 @@ impl Order {
         }
     }
 
+    /// By which path of a disk it befalls requests, if not by all.
+    pub fn path(&self) -> Option<u32> {
+        match self {
+            Self::Arm(text) => text.parse::<Fault>().ok()?.path,
+            _ => None,
+        }
+    }
+
     /// Whether the guest's kernel may find the disk at fault because this was done, with this answer.
     pub fn may_harm(&self, answer: &Answer) -> bool {
         match (self, answer) {

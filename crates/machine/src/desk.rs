@@ -347,11 +347,6 @@ impl Desk {
         drop(self.balloon.lock().await);
     }
 
-    /// Whether a lab disk was told to behave otherwise than a good disk does.
-    pub(crate) fn has_told_disks(&self) -> bool {
-        self.lab.has_orders()
-    }
-
     /// Plugs the cable in again that was plugged out by order; gives whether it was.
     ///
     /// # Errors

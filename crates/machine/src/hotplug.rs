@@ -115,8 +115,8 @@ impl Hotplug {
                 if surprise && !slot.device.goes_at_once {
                     slot.silence(qmp, lab).await?;
                 }
-                if device != &Device::Nic {
-                    lab.note_orders();
+                if let Device::Disk { name, path } = device {
+                    lab.harmed().note(name, *path);
                 }
                 for part in parts {
                     delete(qmp, &slot.device.parts[part].id).await?;

@@ -38,6 +38,7 @@ use crate::{
     beside::{Beside, Noted},
     companion::{Companion, of_line},
     console::sanitize::sanitize_line,
+    harmed::{HarmedDisk, HarmedDisks},
     host::HostContext,
     volume::BOOT_LAB,
 };
@@ -91,8 +92,8 @@ pub(crate) struct Lab {
     disks: Arc<Mutex<Vec<Served>>>,
     names: Arc<[String]>,
     told: Told,
-    /// One of them was told to behave otherwise than a good disk does.
-    has_orders: Arc<AtomicBool>,
+    /// Those that were told to behave otherwise than good disks do.
+    harmed: HarmedDisks,
     /// The boot disk was, since what it was told was [kept](Lab::keep).
     boot_harmed: Arc<AtomicBool>,
     hanging: Hanging,
@@ -310,7 +311,7 @@ impl Lab {
     /// When a server does not; with which one.
     pub(crate) async fn cut(&self, seed: Option<u64>) -> Result<String, String> {
         let mut told = Vec::new();
-        self.has_orders.store(true, Ordering::Relaxed);
+        self.names.iter().for_each(|name| self.harmed.note(name, None));
         for (served, at) in self.disks.lock().await.iter_mut().zip(0u64..) {
             // Not each the same part of what it was asked.
             let seed = seed.map(|seed| seed.wrapping_add(at.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
@@ -397,18 +398,34 @@ impl Lab {
         // One that its set-up has armed is forgotten here, of which the set-up's author knows.
         *self.hanging.now() = HangingNow::default();
         // What the kernel says of a disk from here on nobody has ordered in this test.
-        self.has_orders.store(false, Ordering::Relaxed);
+        self.harmed.forget();
         Ok((!all.is_empty()).then(|| all.join(", ")))
     }
 
-    /// What the kernel says of disks from here on may be what was ordered.
-    pub(crate) fn note_orders(&self) {
-        self.has_orders.store(true, Ordering::Relaxed);
+    /// The disks that were told to behave otherwise than good ones do, which may be others than lab disks.
+    pub(crate) fn harmed(&self) -> &HarmedDisks {
+        &self.harmed
     }
 
-    /// This disk was told to behave otherwise than a good one does.
-    fn note_harm(&self, name: &str) {
-        self.note_orders();
+    /// This order is about to be given to a disk. What the kernel says may be read before the disk has answered.
+    fn note_before(&self, name: &str, order: &Order) -> Option<HarmedDisk> {
+        // Mending it is no harm of its own.
+        let harms = order.may_harm(&Answer::Done) && !matches!(order, Order::Heal(_));
+        harms.then(|| self.harmed.note_again(name, order.path()))
+    }
+
+    /// It was given, with this answer.
+    fn note_after(&self, name: &str, order: &Order, answer: &Answer, before: Option<HarmedDisk>) {
+        if !order.may_harm(answer) {
+            if let Some(before) = before {
+                self.harmed.put_back(name, before);
+            }
+            return;
+        }
+        if matches!(order, Order::Heal(_)) && !self.harmed.has(name) {
+            // A set-up has ordered it.
+            self.harmed.note(name, None);
+        }
         if name == BOOT_LAB {
             self.boot_harmed.store(true, Ordering::Relaxed);
         }
@@ -420,17 +437,12 @@ impl Lab {
         self.boot_harmed.load(Ordering::Relaxed)
     }
 
-    /// Whether a disk was told to behave otherwise than a good one does.
-    pub(crate) fn has_orders(&self) -> bool {
-        self.has_orders.load(Ordering::Relaxed)
-    }
-
     /// Cuts the power of one disk: what was not flushed is lost. Gives whether it had power.
     ///
     /// # Errors
     /// When its server does not.
     pub(crate) async fn cut_one(&self, name: &str) -> Result<bool, String> {
-        self.note_orders();
+        self.harmed.note(name, None);
         match self.tell(name, &Order::Cut(None)).await? {
             Answer::Cut { .. } => Ok(true),
             Answer::Refused(_) => Ok(false),
@@ -525,13 +537,12 @@ impl Lab {
             Err(why) => return refused(why),
         };
         let mut told = String::new();
+        let before = self.note_before(name, &order);
         let answer = match served.orders.give(&order).await {
             Ok(answer) => {
                 self.hanging.note(name, &order, &answer);
+                self.note_after(name, &order, &answer, before);
                 told = answer.told();
-                if order.may_harm(&answer) {
-                    self.note_harm(name);
-                }
                 answer.said(MAX_SAID)
             }
             Err(error) => Err(format!("{}: {error}", what(name))),
@@ -570,12 +581,23 @@ mod tests {
     #[tokio::test]
     async fn a_boot_disk_that_was_made_to_fail_is_known() {
         let lab = Lab { names: ["boot".to_owned(), "data0".to_owned()].into(), ..Lab::default() };
-        lab.note_harm("data0");
-        assert_eq!((lab.has_orders(), lab.is_boot_harmed()), (true, false));
-        lab.note_harm("boot");
-        assert!(lab.is_boot_harmed());
+        let error = Order::Arm("error all".into());
+        let give = |name: &str, order: &Order, answer: &Answer| {
+            let before = lab.note_before(name, order);
+            lab.note_after(name, order, answer, before);
+        };
+        let armed = Answer::Armed { number: 1, seed: None };
+        give("data0", &error, &Answer::Refused("no".into()));
+        assert!(!lab.harmed().has("data0"), "it is as it was");
+        give("data0", &error, &armed);
+        give("data0", &error, &Answer::Refused("no".into()));
+        assert_eq!((lab.harmed().has("data0"), lab.harmed().has("boot"), lab.is_boot_harmed()), (true, false, false));
+        give("boot", &Order::Heal(None), &Answer::Healed(0));
+        assert!(!lab.harmed().has("boot"));
+        give("boot", &Order::Heal(None), &Answer::Healed(1));
+        assert!(lab.harmed().has("boot") && lab.is_boot_harmed());
         lab.renew().await.unwrap();
-        assert_eq!((lab.has_orders(), lab.is_boot_harmed()), (false, true), "what is mounted stays as it is");
+        assert_eq!((lab.harmed().has("data0"), lab.is_boot_harmed()), (false, true), "what is mounted stays as it is");
         lab.keep().await.unwrap();
         assert!(!lab.is_boot_harmed(), "what a set-up has ordered is part of the guest");
     }

@@ -22,6 +22,7 @@ pub mod first_process;
 pub mod fuzz;
 mod get_in;
 pub mod guest;
+mod harmed;
 pub mod host;
 mod hotplug;
 mod lab;

@@ -17,7 +17,7 @@ pub const PROGRAM_PORT_NAME: &str = "belljar.program";
 
 /// Version of everything in this crate. Host and agent come from one build, so it only guards
 /// against a stale agent, such as one resumed from an old template.
-pub const VERSION: u16 = 24;
+pub const VERSION: u16 = 25;
 
 /// The exit code of an agent that is to have systemd in a container, and says on standard error why there can be none.
 pub const CANNOT_BE_HAD: i32 = 77;
@@ -605,7 +605,7 @@ pub enum KernelNews {
     /// It cannot, and why.
     Unreadable(String),
     /// A line that the kernel wrote itself and [`crate::kernel::may_matter`] picks out.
-    Line(String),
+    Line(KernelLine),
     /// So many records were overwritten before they were read.
     Lost {
         /// How many.
@@ -615,6 +615,25 @@ pub enum KernelNews {
     },
     /// What guards have seen.
     Guard(GuardNews),
+}
+
+/// A line of the kernel's.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelLine {
+    /// What it says.
+    pub text: String,
+    /// For each device that it may be about, the disks that this stands on; at most [`MAX_NAMED`] of either. There are several devices where a name has gone over
+    /// from one to another at about that time. None: the line names no device, or one of which the agent knows no disk.
+    pub devices: Vec<Vec<DiskPath>>,
+}
+
+/// A disk as the guest has it, by one of its paths.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct DiskPath {
+    /// Its serial number; empty where the kernel does not say.
+    pub serial: String,
+    /// By which of the SCSI controllers it is reached, counted from 0 in the order of their places; 0 on another bus.
+    pub path: u32,
 }
 
 /// What the agent tells of a command with [`Exec::guards`].

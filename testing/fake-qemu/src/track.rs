@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, thread, time::Duration};
 
-use belljar_proto::message::{BlindGuard, GuardNews, KernelNews, Question};
+use belljar_proto::message::{BlindGuard, DiskPath, GuardNews, KernelLine, KernelNews, Question};
 use serde_json::Value;
 
 use crate::{
@@ -110,10 +110,15 @@ impl Track {
                 _ => return Err(step.fail("port open or close")),
             },
             "kernel" => {
-                step.only(&["lost", "tainted"])?;
+                step.only(&["lost", "tainted", "disks"])?;
                 let news = match step.count("lost")? {
                     Some(records) => KernelNews::Lost { records, tainted: step.count("tainted")?.unwrap_or(0) },
-                    None => KernelNews::Line(step.need_text(0)?),
+                    None => {
+                        let disk = |serial: &str| DiskPath { serial: serial.into(), path: 0 };
+                        let disks = step.text("disks").map(|names| names.split(',').map(disk).collect());
+                        let devices = disks.into_iter().collect();
+                        KernelNews::Line(KernelLine { text: step.need_text(0)?, devices })
+                    }
                 };
                 if !self.machine.kernel(news) {
                     return Err(step.fail("no agent has a session"));

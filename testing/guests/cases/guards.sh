@@ -126,6 +126,94 @@ test_errors_of_disks() {
     want_no_line '^belljar: io-error' err
 }
 
+# errors_of BUS ID_PREFIX DISK_OPTIONS: what is excused is what comes of the disk that was told to fail, on it and above it; what comes of another one is not.
+errors_of() {
+    local bus=$1 id=/dev/disk/by-id/$2 tools
+    tools=$(fixture debian-bookworm-tools)
+    cat >ws/errors.sh <<'SH'
+PATH=$PATH:/usr/sbin:/sbin
+id=$1 what=$2
+at=0; while [ ! -e "$id"data1 ] && [ $at -lt 100 ]; do at=$((at + 1)); sleep 0.2; done
+size=$(blockdev --getsz "$id"data1)
+# All but the first of its sectors fail, of which the disk knows nothing.
+above() { printf '%s\n' "0 8 linear $id$1 0" "8 $((size - 8)) error" | dmsetup create "above-$1"; }
+reads() { dd if="$1" of=/dev/null bs=4096 skip=4 count=1 2>/dev/null && echo "$1 is read"; }
+case $what in
+    own) belljar-ctl disk data0 error read; reads "${id}data0" ;;
+    above)
+        echo "0 $size linear ${id}data0 0" | dmsetup create one
+        mkfs.ext4 -q /dev/mapper/one; mount /dev/mapper/one /srv; truncate -s 16M /srv/image
+        loop=$(losetup --find --show /srv/image); mkfs.ext4 -q "$loop"; mkdir /mnt/in; mount "$loop" /mnt/in
+        belljar-ctl disk data0 error write
+        (echo x >/mnt/in/f; sync) 2>/dev/null; sleep 1; echo x 2>/dev/null >/srv/f; sync
+        belljar-ctl disk data0 heal ;;
+    raid)
+        mdadm --create /dev/md0 --run --level=0 --raid-devices=2 "${id}data0" "${id}data1" 2>/dev/null
+        belljar-ctl disk data1 error read; echo 3 >/proc/sys/vm/drop_caches
+        dd if=/dev/md0 of=/dev/null bs=1M count=8 skip=8 2>/dev/null && echo 'md0 is read' ;;
+    gone)
+        mkfs.ext4 -q "${id}data0"; mount "${id}data0" /srv
+        belljar-ctl unplug disk data0 surprise || belljar-ctl unplug disk data0
+        at=0; while [ -e "${id}data0" ] && [ $at -lt 100 ]; do at=$((at + 1)); sleep 0.2; done
+        (echo x >/srv/f; sync) 2>/dev/null; ls /srv >/dev/null 2>&1
+        # What is put in may have its name.
+        belljar-ctl plug disk data0; sleep 2; sync ;;
+    other) belljar-ctl disk data0 error read; reads "${id}data0"; above data1; reads /dev/mapper/above-data1 ;;
+    none) belljar-ctl disk data0 counts >/dev/null; above data0; reads /dev/mapper/above-data0 ;;
+esac
+true
+SH
+    local disks=(-v --image "$tools" --login root:belljar --disk "size=64M,serial=data0,lab,bus=$bus" --disk "size=64M,serial=data1,lab,bus=$bus")
+    local what
+    for what in own above raid gone; do
+        bj "${disks[@]}" -- sh ./errors.sh "$id" "$what"
+        echo "$what: $(grep -cE 'error.*(dev|device) ' err) lines, $(grep -oE '(dev|device) [a-z0-9-]+' err | sort | uniq -c | tr '\n' ' ')"
+        want_code 0
+        [ "$what" = gone ] || want_line '(error,? (on )?dev|EXT4-fs error)' err
+        want_no_line '^belljar: io-error' err
+        want_no_line 'is read'
+    done
+    bj "${disks[@]}" -- sh ./errors.sh "$id" other
+    want_code 122
+    want_line '^belljar: io-error: .*dm-0.* \(of data1, which nobody told to fail\)' err
+    want_no_line '^belljar: io-error.*(data0|as far as)' err
+    bj "${disks[@]}" -- sh ./errors.sh "$id" none
+    want_code 122
+    want_line '^belljar: io-error: .*dm-0' err
+}
+
+# fixtures: debian-bookworm-tools
+test_errors_of_one_disk_on_virtio() { errors_of virtio virtio-; }
+# fixtures: debian-bookworm-tools
+test_errors_of_one_disk_on_scsi() { errors_of scsi scsi-0QEMU_QEMU_HARDDISK_; }
+# fixtures: debian-bookworm-tools
+test_errors_of_one_disk_on_nvme() { errors_of nvme nvme-QEMU_NVMe_Ctrl_; }
+
+# Of two paths to one disk that one's errors are excused that was told to fail.
+test_errors_of_one_path() {
+    command -v dmsetup >/dev/null || skip 'dmsetup is not there'
+    cat >ws/path.sh <<'SH'
+modprobe sd_mod; modprobe dm-mod
+at=0; while [ ! -e /sys/block/sdb ] && [ $at -lt 100 ]; do at=$((at + 1)); sleep 0.2; done
+reads() { dd if=$1 bs=4096 count=1 iflag=direct of=/dev/null 2>/dev/null; }
+belljar-ctl disk mp0 error path=1 >/dev/null
+if reads /dev/sda; then good=sda; ! reads /dev/sdb || exit 3; else good=sdb; reads /dev/sdb || exit 3; fi
+case $1 in
+    good) echo "0 64 linear /dev/$good 0
+64 64 error" | dmsetup create above; dd if=/dev/dm-0 bs=4096 skip=8 count=1 of=/dev/null 2>/dev/null ;;
+esac
+true
+SH
+    local disk=(-v --disk "size=64M,bus=scsi,serial=mp0,wwn=0x5000c500a1b2c3d4,paths=2,lab")
+    bj "${disk[@]}" -- sh ./path.sh bad
+    want_code 0
+    want_line 'I/O error, dev sd' err
+    bj "${disk[@]}" -- sh ./path.sh good
+    want_code 122
+    want_line '^belljar: io-error: .*dm-0.* \(of mp0 by path 0, which nobody told to fail\)' err
+    want_no_line '^belljar: io-error.*dev sd' err
+}
+
 # What was there before is nobody's finding, and each test in a shared guest has its own.
 test_tests_that_share_a_guest() {
     mkdir ws/t

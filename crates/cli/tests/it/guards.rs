@@ -116,3 +116,38 @@ fn each_test_of_a_suite_has_its_own() {
         assert!(outcome.told("finding", "d-clean").is_empty());
     }
 }
+
+/// An error of a disk that was told to fail is not held against a test, one of another disk is, and neither is one of which nobody knows the disk. What the
+/// disk was told, and when it is too early or too late for that.
+#[test]
+fn an_error_is_ordered_where_it_is_of_a_disk_that_was_told_to_fail() {
+    let disks = ["--disk", "size=1M,serial=a,lab", "--disk", "size=1M,serial=b,lab"];
+    let error = |device: &str, of: &str| format!("kernel \"I/O error, dev {device}, sector 8\"{of}");
+    let go = |asks: &str, what: &str| {
+        let lab = Lab::new();
+        let manners = format!("kernel=watched asks={asks}");
+        let command = command("sleep 0.3");
+        let outcome = lab.run(&guest(&manners, what)).args(disks).sh(&command).go();
+        let stderr = outcome.stderr.clone();
+        (outcome.verdict(), stderr)
+    };
+    let passes = |asks: &str, what: &str| assert_eq!(go(asks, what).0, "pass", "{asks}: {what}");
+    let fails = |asks: &str, what: &str, told: &str| {
+        let (verdict, stderr) = go(asks, what);
+        assert!(verdict == "fail/code" && stderr.contains(told), "{asks}: {what}: {verdict} {stderr}");
+    };
+    passes("a+error,a+heal", &format!("sleep 1000\n{}", error("vdb", " disks=a")));
+    // What stands on it and on another one.
+    passes("a+error", &format!("sleep 1000\n{}", error("dm-0", " disks=b,a")));
+    let other = "I/O error, dev vdc, sector 8 (of b, which nobody told to fail)";
+    fails("a+error", &format!("sleep 1000\n{}", error("vdc", " disks=b")), other);
+    let unknown = "I/O error, dev dm-0, sector 8 (of no disk that was told to fail, as far as is known)";
+    fails("a+error", &format!("sleep 1000\n{}", error("dm-0", "")), unknown);
+    fails(
+        "a+counts,a+heal,a+limit+none,a+error+nonsense",
+        &format!("sleep 1000\n{}", error("vdb", " disks=a")),
+        "io-error: I/O error, dev vdb, sector 8",
+    );
+    // A disk of QEMU's own that is pulled out, of which that is known, too.
+    passes("unplug+disk+b", &format!("sleep 1000\n{}", error("vdc", " disks=b")));
+}

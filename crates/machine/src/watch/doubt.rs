@@ -1,10 +1,10 @@
 //! Which lines are the kernel's own.
 
-use std::time::Duration;
+use std::{borrow::Cow, collections::BTreeSet, time::Duration};
 
 use belljar_guest_spec::OopsPolicy;
 use belljar_model::{CrashKind, EventKind, Phase};
-use belljar_proto::message::KernelNews;
+use belljar_proto::message::{DiskPath, KernelLine, KernelNews, MAX_NAMED};
 use tokio::time::Instant;
 
 use super::{FATAL, Watch, changed, is_routine, rank};
@@ -12,6 +12,7 @@ use crate::{
     Lost,
     console::{Alarm, AlarmKind, Phase as AlarmPhase, Severity, kernel_kind},
     guest::Observe,
+    harmed::HarmedDisks,
 };
 
 /// How long the agent has to answer before the console alone is believed. It goes before everything else in the guest, so that
@@ -74,7 +75,10 @@ impl Watch {
             // The kernel's record has it, too.
             (None, _) if witnessed && of_kernel => return None,
             (None, _) => {
-                if !is_routine(alarm.kind) && !self.is_found(&alarm, false, observe) {
+                let ordered = self.is_ordered(&alarm);
+                if !is_routine(alarm.kind)
+                    && (ordered || !self.guarding.kernel_says(alarm.kind, &alarm.line, false, observe))
+                {
                     observe(self.told(&alarm, false));
                 }
                 return None;
@@ -87,8 +91,11 @@ impl Watch {
     }
 
     fn told(&self, alarm: &Alarm, fatal: bool) -> EventKind {
-        // What a disk was told to do is told once, as an order; what comes of it may be a thousand lines.
-        let ordered = self.is_ordered(alarm);
+        self.told_of(alarm, self.is_ordered(alarm), fatal)
+    }
+
+    /// What a disk was told to do is told once, as an order; what comes of it may be a thousand lines.
+    fn told_of(&self, alarm: &Alarm, ordered: bool, fatal: bool) -> EventKind {
         EventKind::Alarm { name: alarm.kind.title().into(), line: alarm.line.clone(), fatal, ordered }
     }
 
@@ -167,27 +174,34 @@ impl Watch {
         None
     }
 
-    fn of_record(&mut self, line: String, phase: Phase, observe: Observe<'_>) -> Option<Lost> {
+    fn of_record(&mut self, line: KernelLine, phase: Phase, observe: Observe<'_>) -> Option<Lost> {
+        let KernelLine { text: line, devices } = line;
         let kind = kernel_kind(&line)?;
         if self.of_sleep(kind, true, observe) || is_routine(kind) || kind.severity() == Severity::Ending {
             return None;
         }
         let alarm = Alarm { kind, line, at: self.view.bytes_seen() };
         let lost = self.of_alarm(&alarm, phase);
-        if lost.is_some() || !self.is_found(&alarm, true, observe) {
-            observe(self.told(&alarm, lost.is_some()));
+        // What a disk was told to do is not held against anybody. The agent says which disk it is.
+        let harmed = self.desk.lab().harmed();
+        let (ordered, line) = match kind {
+            AlarmKind::DiskError if harmed.explain(&devices) => (true, Cow::Borrowed(&*alarm.line)),
+            AlarmKind::DiskError if harmed.any() => {
+                (false, format!("{} {}", alarm.line, whose(&devices, harmed)).into())
+            }
+            AlarmKind::DiskError => (false, Cow::Borrowed(&*alarm.line)),
+            _ => (self.is_ordered(&alarm), Cow::Borrowed(&*alarm.line)),
+        };
+        if lost.is_some() || ordered || !self.guarding.kernel_says(kind, &line, true, observe) {
+            observe(self.told_of(&alarm, ordered, lost.is_some()));
         }
         lost
     }
 
-    /// Whether it is what a guard looks for, which then has told it. What a lab disk was told to do is not held against anybody.
-    fn is_found(&mut self, alarm: &Alarm, of_record: bool, observe: Observe<'_>) -> bool {
-        !self.is_ordered(alarm) && self.guarding.kernel_says(alarm.kind, &alarm.line, of_record, observe)
-    }
-
+    /// Whether it may be what was ordered. Where nobody says which disk an error is of, each disk's may be.
     pub(super) fn is_ordered(&self, alarm: &Alarm) -> bool {
         match alarm.kind {
-            AlarmKind::DiskError => self.desk.has_told_disks(),
+            AlarmKind::DiskError => self.desk.lab().harmed().any(),
             // Whoever waits for a disk that hangs for long is told of by the kernel.
             AlarmKind::HungTask => self.desk.lab().may_hang_tasks(),
             _ => false,
@@ -237,6 +251,20 @@ impl Watch {
         let ends = |alarm: &Alarm| self.of_alarm(alarm, phase).is_some_and(|lost| rank(&lost) >= FATAL);
         self.alarms.all().into_iter().filter(|alarm| ends(alarm) && !self.cleared.contains(alarm)).collect()
     }
+}
+
+/// Of which disk an error is that nobody has ordered, while something else was told to fail.
+fn whose(devices: &[Vec<DiskPath>], harmed: &HarmedDisks) -> String {
+    let disks: BTreeSet<&DiskPath> = devices.iter().flatten().filter(|disk| !disk.serial.is_empty()).collect();
+    let told = |disk: &DiskPath| {
+        // Of such a disk another path was told to fail.
+        if harmed.has(&disk.serial) { format!("{} by path {}", disk.serial, disk.path) } else { disk.serial.clone() }
+    };
+    let known: Vec<String> = disks.into_iter().take(MAX_NAMED).map(told).collect();
+    if known.is_empty() {
+        return "(of no disk that was told to fail, as far as is known)".to_owned();
+    }
+    format!("(of {}, which nobody told to fail)", known.join(" and "))
 }
 
 fn choice(chosen: &str, why: &str) -> EventKind {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use belljar_proto::frame::{Encoder, Frame, Kind, from_bytes};
-use belljar_proto::message::{KernelNews, Outcome, Question, SyncReport, ToAgent, ToHost};
+use belljar_proto::message::{KernelLine, KernelNews, Outcome, Question, SyncReport, ToAgent, ToHost};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::clean_sync;
@@ -339,7 +339,7 @@ impl Reports {
 impl State {
     fn take(&mut self, news: KernelNews) {
         let news = match news {
-            KernelNews::Line(line) => KernelNews::Line(clean(&line)),
+            KernelNews::Line(line) => KernelNews::Line(KernelLine { text: clean(&line.text), ..line }),
             KernelNews::Unreadable(why) => KernelNews::Unreadable(clean(&why)),
             other => other,
         };
@@ -462,15 +462,19 @@ mod tests {
         assert_eq!((reports.answered(), reports.heard()), (ticket, 3));
     }
 
+    fn line(text: &str) -> KernelLine {
+        KernelLine { text: text.into(), devices: Vec::new() }
+    }
+
     #[test]
     fn who_has_missed_something_vouches_for_nothing() {
         let (reports, _receiver, _sender) = reports();
         assert!(!reports.vouches());
         reports.take(frame(&ToHost::Kernel(KernelNews::Watched)));
         assert!(reports.vouches());
-        reports.take(frame(&ToHost::Kernel(KernelNews::Line("\u{1b}[2JBUG: x".into()))));
+        reports.take(frame(&ToHost::Kernel(KernelNews::Line(line("\u{1b}[2JBUG: x")))));
         let news: Vec<_> = std::iter::from_fn(|| reports.next_news()).collect();
-        assert_eq!(news, [KernelNews::Watched, KernelNews::Line("\u{fffd}[2JBUG: x".into())]);
+        assert_eq!(news, [KernelNews::Watched, KernelNews::Line(line("\u{fffd}[2JBUG: x"))]);
         reports.take(frame(&ToHost::Kernel(KernelNews::Lost { records: 1, tainted: 0 })));
         reports.take(frame(&ToHost::Kernel(KernelNews::Watched)));
         assert!(!reports.vouches());
