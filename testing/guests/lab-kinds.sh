@@ -5,7 +5,8 @@ for module in sd_mod nvme ahci xhci_pci usb_storage; do modprobe -q $module; don
 serial_of() {
     if [ -e "$1/device/vpd_pg80" ]; then tail -c +5 "$1/device/vpd_pg80" | tr -d '\0 '; else cat "$1/serial" "$1/device/serial" "$1/device/../../../../serial" 2>/dev/null | head -n 1 | tr -d ' '; fi
 }
-disks() { for disk in /sys/block/vd* /sys/block/sd* /sys/block/nvme*; do if [ -e "$disk/queue" ] && [ -n "$(serial_of "$disk")" ]; then echo "$disk"; fi; done; }
+# One of two names of an NVMe disk stands for a path to it, and is hidden.
+disks() { for disk in /sys/block/vd* /sys/block/sd* /sys/block/nvme*; do if [ -e "$disk/queue" ] && [ "$(cat "$disk/hidden" 2>/dev/null)" != 1 ] && [ -n "$(serial_of "$disk")" ]; then echo "$disk"; fi; done; }
 at=0
 while [ "$(disks | wc -l)" -lt "$1" ] && [ $at -lt 300 ]; do at=$((at + 1)); sleep 0.2; done
 for disk in $(disks); do

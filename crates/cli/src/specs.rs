@@ -143,6 +143,7 @@ fn set_trait(traits: &mut DiskTraits, key: DiskKey, value: &str) -> Result<(), S
         DiskKey::ReadOnly => traits.read_only = flag()?,
         DiskKey::Rotational => traits.rotational = Some(flag()?),
         DiskKey::WriteCache => traits.write_cache = Some(flag()?),
+        DiskKey::Fua => traits.fua = Some(flag()?),
         DiskKey::Discard => traits.discard = Some(flag()?),
         DiskKey::DiscardGranularity => traits.discard_granularity = Some(values::size(value)?),
         DiskKey::Removable => traits.removable = flag()?,
@@ -204,7 +205,7 @@ mod tests {
         assert_eq!(
             disk_of(
                 "size=1G,bus=scsi,sector-size=4096,physical-sector-size=4096,wwn=0x5000c500a1b2c3d4,read-only,rotational=false,\
-                 write-cache=true,discard=true,discard-granularity=64K,removable=true,paths=2"
+                 write-cache=true,fua=true,discard=true,discard-granularity=64K,removable=true,paths=2"
             )
             .traits,
             DiskTraits {
@@ -214,6 +215,7 @@ mod tests {
                 read_only: true,
                 rotational: Some(false),
                 write_cache: Some(true),
+                fua: Some(true),
                 discard: Some(true),
                 discard_granularity: Some(65536),
                 removable: true,

@@ -111,6 +111,9 @@ pub struct DiskTraits {
     /// Whether it has a cache that holds what was written until it is flushed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub write_cache: Option<bool>,
+    /// Whether its guest can have a single write be durable before it is answered (FUA), instead of flushing all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fua: Option<bool>,
     /// Whether it takes discards.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub discard: Option<bool>,
@@ -221,6 +224,13 @@ impl DiskTraits {
             },
             DiskKey::WriteCache => (bus == DiskBus::Nvme && self.write_cache == Some(false))
                 .then_some("QEMU's tells its guest of a cache whatever it has"),
+            DiskKey::Fua => match (bus, self.fua?) {
+                (DiskBus::Virtio, true) => Some("it has no such writes"),
+                (DiskBus::Ide | DiskBus::Sata, true) => Some("QEMU's have no such writes"),
+                (DiskBus::Nvme, false) => Some("QEMU's tells its guest of such writes in any case"),
+                (DiskBus::Nvme, true) => Some("QEMU's tells its guest of such writes, and does not make them durable"),
+                _ => None,
+            },
             DiskKey::Discard => match (bus, self.discard?) {
                 (DiskBus::Nvme, false) => Some("QEMU's takes discards in any case"),
                 (DiskBus::Usb, true) => Some("its guest makes none"),
@@ -251,6 +261,7 @@ impl DiskTraits {
             DiskKey::ReadOnly => Some(self.read_only.to_string()),
             DiskKey::Rotational => self.rotational.map(|on| on.to_string()),
             DiskKey::WriteCache => self.write_cache.map(|on| on.to_string()),
+            DiskKey::Fua => self.fua.map(|on| on.to_string()),
             DiskKey::Discard => self.discard.map(|on| on.to_string()),
             DiskKey::DiscardGranularity => self.discard_granularity.map(|bytes| bytes.to_string()),
             DiskKey::Removable => Some(self.removable.to_string()),
@@ -276,6 +287,8 @@ crate::words! {
         Rotational = "rotational",
         /// [`DiskTraits::write_cache`].
         WriteCache = "write-cache",
+        /// [`DiskTraits::fua`].
+        Fua = "fua",
         /// [`DiskTraits::discard`].
         Discard = "discard",
         /// [`DiskTraits::discard_granularity`].
@@ -426,6 +439,8 @@ mod tests {
         for (has, buses) in [(true, &[][..]), (false, &[Nvme])] {
             let cache = DiskTraits { write_cache: Some(has), ..none.clone() };
             assert_eq!(wrong(&cache), on(buses, DiskKey::WriteCache));
+            let fua = DiskTraits { fua: Some(has), ..none.clone() };
+            assert_eq!(wrong(&fua), on(if has { &[Virtio, Sata, Ide, Nvme] } else { &[Nvme] }, DiskKey::Fua));
             let discard = DiskTraits { discard: Some(has), ..none.clone() };
             assert_eq!(wrong(&discard), on(if has { &[Usb] } else { &[Nvme] }, DiskKey::Discard));
         }
@@ -470,6 +485,9 @@ mod tests {
                 said(DiskTraits { read_only: true, ..DiskTraits::default() }, 1, Some(DiskBus::Nvme)),
                 said(DiskTraits { rotational: Some(true), ..DiskTraits::default() }, 1, Some(DiskBus::Virtio)),
                 said(DiskTraits { write_cache: Some(false), ..DiskTraits::default() }, 1, Some(DiskBus::Nvme)),
+                said(DiskTraits { fua: Some(true), ..DiskTraits::default() }, 1, Some(DiskBus::Virtio)),
+                said(DiskTraits { fua: Some(true), ..DiskTraits::default() }, 1, Some(DiskBus::Nvme)),
+                said(DiskTraits { fua: Some(false), ..DiskTraits::default() }, 1, Some(DiskBus::Nvme)),
                 said(DiskTraits { discard_granularity: Some(100), ..DiskTraits::default() }, 1, None),
                 said(DiskTraits { paths: Some(2), ..DiskTraits::default() }, 1, None),
             ]

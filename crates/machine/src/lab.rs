@@ -61,6 +61,8 @@ pub(crate) struct LabDisk {
     pub(crate) lines: Vec<StdStream>,
     /// What takes the guest's writes, to be looked at while it runs.
     pub(crate) written: File,
+    /// QEMU takes a write that is to be durable when it is answered (FUA) for any other, although its guest relies on it: of NVMe disks.
+    pub(crate) forgets_fua: bool,
 }
 
 /// The lines from another machine to a disk that is served already.
@@ -91,6 +93,8 @@ struct Orders(BufReader<UnixStream>);
 pub(crate) struct Lab {
     disks: Arc<Mutex<Vec<Served>>>,
     names: Arc<[String]>,
+    /// Those of which QEMU [forgets FUA](LabDisk::forgets_fua).
+    forgetful: Arc<BTreeSet<String>>,
     told: Told,
     /// Those that were told to behave otherwise than good disks do.
     harmed: HarmedDisks,
@@ -145,7 +149,7 @@ fn what(name: &str) -> String {
 
 impl Served {
     fn start(disk: LabDisk, host: &HostContext) -> io::Result<Self> {
-        let LabDisk { name, setup, files, lines, written: _ } = disk;
+        let LabDisk { name, setup, files, lines, written: _, forgets_fua: _ } = disk;
         let (ours, control) = StdStream::pair()?;
         let sockets = lines.into_iter().chain([control]).map(Into::into);
         let descriptors = sockets.chain(files.into_iter().map(Into::into)).collect();
@@ -218,6 +222,7 @@ impl Lab {
         let mut all = Vec::new();
         let told_now = Told::default();
         let (ended, mut ends) = mpsc::unbounded_channel();
+        let forgetful = disks.iter().filter(|disk| disk.forgets_fua).map(|disk| disk.name.clone()).collect();
         for disk in disks {
             let name = disk.name.clone();
             let told = |error: io::Error| io::Error::new(error.kind(), format!("{name}: {error}"));
@@ -240,7 +245,8 @@ impl Lab {
         }
         let names = all.iter().map(|served| served.name.clone()).collect();
         let disks = Arc::new(Mutex::new(all));
-        Ok(Self { disks, names, told: told_now, ..Self::default() })
+        let forgetful = Arc::new(forgetful);
+        Ok(Self { disks, names, forgetful, told: told_now, ..Self::default() })
     }
 
     /// Tells when a server has ended, instead of whoever was told before; gives what has them noted as long as they run.
@@ -318,7 +324,8 @@ impl Lab {
             let name = &served.name;
             match served.orders.give(&Order::Cut(seed)).await {
                 Ok(Answer::Cut { pending, lost }) => {
-                    told.push(format!("{name} lost {lost} of {pending} changes that were not flushed"));
+                    let more = self.of_forgotten(name, pending);
+                    told.push(format!("{name} lost {lost} of {pending} changes that were not flushed{more}"));
                 }
                 Ok(Answer::Refused(why)) => told.push(format!("{name}: {why}")),
                 Ok(other) => return Err(format!("{}: it says {other:?}", what(name))),
@@ -326,6 +333,15 @@ impl Lab {
             }
         }
         Ok(told.join("; "))
+    }
+
+    /// What to say, where power is cut, of so many changes to a disk that were not flushed.
+    fn of_forgotten(&self, name: &str, pending: u64) -> &'static str {
+        if pending > 0 && self.forgetful.contains(name) {
+            " (what the guest had made durable without a flush may be among them: QEMU's NVMe disk forgets FUA)"
+        } else {
+            ""
+        }
     }
 
     /// What to say of disks that hang by order, beside that something took too long; nothing where none does.
@@ -543,6 +559,9 @@ impl Lab {
                 self.hanging.note(name, &order, &answer);
                 self.note_after(name, &order, &answer, before);
                 told = answer.told();
+                if let Answer::Cut { pending, .. } = answer {
+                    told += self.of_forgotten(name, pending);
+                }
                 answer.said(MAX_SAID)
             }
             Err(error) => Err(format!("{}: {error}", what(name))),
@@ -600,6 +619,13 @@ mod tests {
         assert_eq!((lab.harmed().has("data0"), lab.is_boot_harmed()), (false, true), "what is mounted stays as it is");
         lab.keep().await.unwrap();
         assert!(!lab.is_boot_harmed(), "what a set-up has ordered is part of the guest");
+    }
+
+    #[test]
+    fn what_qemu_forgets_is_told_where_something_is_lost() {
+        let lab = Lab { forgetful: Arc::new(["n0".to_owned()].into()), ..Lab::default() };
+        assert!(lab.of_forgotten("n0", 1).contains("forgets FUA"));
+        assert_eq!((lab.of_forgotten("n0", 0), lab.of_forgotten("v0", 1)), ("", ""));
     }
 
     #[test]

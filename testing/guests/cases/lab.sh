@@ -84,6 +84,42 @@ test_kinds() {
     want_err 'no whole number of sectors of 4096 bytes'
 }
 
+# FUA, where QEMU has it: the kernel is told, and sends such writes (a letter F after the W), which QEMU before 10.1 makes a write and a flush of. Of an NVMe
+# disk's QEMU makes nothing, which is told where power is cut.
+test_fua() {
+    cp "$top/testing/guests/lab-kinds.sh" ws/kinds.sh
+    local disk=size=64M,lab name
+    bj -v --disk $disk,serial=s1,bus=scsi,fua=true --disk $disk,serial=s0,bus=scsi,fua=false --disk $disk,serial=u1,bus=usb,fua=true \
+        --disk $disk,serial=v0,fua=false --disk $disk,serial=n0,bus=nvme -- sh -c 'sh ./kinds.sh 5 >/dev/null; cd /tmp
+            mkdir -p t; mount -t tracefs none t; echo 1 >t/events/block/block_rq_issue/enable
+            for disk in s1 s0 u1 v0 n0; do
+                echo >t/trace
+                belljar-ctl disk $disk mark now >/dev/null; dd if=/dev/zero of=$disk bs=4096 count=1 oflag=direct,dsync 2>/dev/null
+                wrote=$(sed -n "s/.*block_rq_issue: [0-9,]* \([A-Z]*\) .*/\1/p" t/trace | grep -c WF)
+                echo "$disk: FUA $wrote, queue $(cat /sys/block/$(basename $(readlink $disk))/queue/fua), $(belljar-ctl disk $disk counts now | grep -E "^(writes|fua|flushes)" | tr "\n" " ")"
+            done
+            dmesg | grep -oE "\[sd.\] .* DPO (or|and) FUA" | sed "s/\[sd.\] //" | sort
+            # A journal ends with such a write, and no flush after it.
+            for disk in s1 n0; do
+                mkfs.ext4 -q -E lazy_itable_init=0,lazy_journal_init=0 $disk; mkdir -p at-$disk; mount $disk at-$disk; sync
+                echo precious >at-$disk/f; sync at-$disk/f && belljar-ctl disk $disk cut
+            done 2>/dev/null; true'
+    cat out
+    want_code 0
+    for name in s1 u1; do want_line "^$name: FUA 1, queue 1, writes 1 (fua 0 flushes 2|fua 1 flushes 1) $"; done
+    for name in s0 v0; do want_line "^$name: FUA 0, queue 0, writes 1 fua 0 flushes 2 $"; done
+    want_line '^n0: FUA 1, queue 1, writes 1 fua 0 flushes 1 $'
+    [ "$(grep -c 'supports DPO and FUA' out)" = 2 ] || fail 'not two disks say that they have FUA'
+    want_err 'control: disk s1: cut .pending 0, lost 0'
+    want_err 'control: disk n0: cut .pending [1-9].*QEMU.s NVMe disk forgets'
+    bj --disk size=64M,serial=v0,fua=true -- true
+    want_code 125
+    want_err 'the disk v0: fua = true does not go with a disk on virtio: it has no such writes; leave it out, or take another bus: scsi, usb'
+    bj --disk size=64M,serial=n0,bus=nvme,fua=true -- true
+    want_code 125
+    want_err 'does not make them durable'
+}
+
 # Disks on USB, in a guest that boots and in a copy of it.
 test_usb() {
     cp "$top/testing/guests/lab-kinds.sh" ws/kinds.sh

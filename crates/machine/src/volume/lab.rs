@@ -2,7 +2,7 @@
 
 use std::{fs::File, io, os::unix::net::UnixStream, path::Path};
 
-use belljar_guest_spec::DiskTraits;
+use belljar_guest_spec::{DiskBus, DiskTraits};
 use belljar_image::disk::{DiskError, DiskImage, has_writer, unnamed};
 use belljar_lab::{Below, Setup};
 use belljar_model::EventKind;
@@ -10,6 +10,7 @@ use belljar_model::EventKind;
 use super::{
     Bytes, Front, Kept, Volume, VolumeError,
     content::Content,
+    disk::DiskFront,
     raw_copy::{self, RawCopy},
 };
 use crate::{
@@ -98,7 +99,7 @@ impl LabFront {
 pub(super) fn serve(
     lab: &LabFront,
     content: &Content,
-    traits: Option<&DiskTraits>,
+    front: Option<&DiskFront>,
     number: usize,
     bytes: Bytes<'_>,
     launch: &mut Launch,
@@ -106,6 +107,7 @@ pub(super) fn serve(
     let name = lab.name.as_str();
     let in_dir = |dir: &Path, source| DiskError::Layer { dir: dir.to_owned(), source };
     let in_run = |source| in_dir(Path::new("the run's directory"), source);
+    let traits = front.map(|front| &front.traits);
     let paths = traits.map_or(1, DiskTraits::paths);
     let (of_qemu, line) = UnixStream::pair().map_err(in_run)?;
     let (mut further, mut lines) = (Vec::new(), vec![line]);
@@ -152,6 +154,7 @@ pub(super) fn serve(
     // What a power cut does not tear is a physical sector.
     let sector = traits.and_then(DiskTraits::sectors).map_or(SECTOR, |(_, physical)| physical.bytes());
     let setup = Setup { name: name.to_owned(), size, read_only, sector, paths, goes_on, below };
-    launch.lab.push(LabDisk { name: name.to_owned(), setup, files, lines, written });
+    let forgets_fua = front.is_some_and(|front| front.bus == DiskBus::Nvme);
+    launch.lab.push(LabDisk { name: name.to_owned(), setup, files, lines, written, forgets_fua });
     Ok(hand_over(launch))
 }

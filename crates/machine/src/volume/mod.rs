@@ -21,7 +21,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use belljar_guest_spec::{DiskBus, DiskConflict, DiskContent, DiskSpec, DiskTraits, Hardware, SectorSize};
+use belljar_guest_spec::{DiskBus, DiskConflict, DiskContent, DiskSpec, Hardware, SectorSize};
 use belljar_image::disk::{DiskError, DiskImage, UnknownFormat, unnamed};
 use belljar_model::EventKind;
 
@@ -340,9 +340,9 @@ impl Volume {
     }
 
     /// The kind of disk that it is, if it is one of which something is said.
-    fn traits(&self) -> Option<&DiskTraits> {
+    fn disk(&self) -> Option<&DiskFront> {
         match &self.front {
-            Front::Disk(disk) => Some(&disk.traits),
+            Front::Disk(disk) => Some(disk),
             Front::Flash(_) => None,
         }
     }
@@ -382,7 +382,7 @@ impl Volume {
     /// Sees to it that its bytes are there, and puts it into a machine. `number` is its own.
     fn put(&self, number: usize, bytes: Bytes<'_>, attached: bool, launch: &mut Launch) -> Result<(), DiskError> {
         if let Some(lab) = &self.lab {
-            let node = lab::serve(lab, &self.content, self.traits(), number, bytes, launch)?;
+            let node = lab::serve(lab, &self.content, self.disk(), number, bytes, launch)?;
             self.show(node, attached, &mut launch.config);
             return Ok(());
         }
@@ -576,6 +576,8 @@ impl Volumes {
 
 #[cfg(test)]
 mod tests {
+    use belljar_guest_spec::DiskTraits;
+
     use super::*;
     use crate::template::{Claim, TemplateStore};
 

@@ -156,6 +156,7 @@ async fn every_device_is_accepted() {
         };
         disks[7].traits = DiskTraits {
             wwn: Some(Wwn::parse("0x5000c500a1b2c3d4").unwrap()),
+            fua: Some(true),
             paths: Some(2),
             ..DiskTraits::default()
         };

@@ -223,6 +223,8 @@ table! {
         "rotational" rotational: bool = "(what the bus's disks are)",
         /// Whether it has a cache that holds what was written until it is flushed. One on NVMe always has.
         "write-cache" write_cache: bool = "true",
+        /// Whether the guest can have a single write be durable before it is answered (FUA); on SCSI and USB. One on virtio, SATA and IDE never can.
+        "fua" fua: bool = "false",
         /// Whether it takes discards. One on NVMe always does, one on USB never.
         "discard" discard: bool = "true",
         /// In which units it takes discards; on virtio, SCSI and NVMe.
@@ -361,6 +363,7 @@ fn check_kind(disk: &DiskTable, walk: &mut Walk) {
             DiskKey::ReadOnly => disk.read_only.as_ref().map(Spanned::span),
             DiskKey::Rotational => disk.rotational.as_ref().map(Spanned::span),
             DiskKey::WriteCache => disk.write_cache.as_ref().map(Spanned::span),
+            DiskKey::Fua => disk.fua.as_ref().map(Spanned::span),
             DiskKey::Discard => disk.discard.as_ref().map(Spanned::span),
             DiskKey::DiscardGranularity => disk.discard_granularity.as_ref().map(Spanned::span),
             DiskKey::Removable => disk.removable.as_ref().map(Spanned::span),
@@ -381,6 +384,7 @@ fn traits(disk: &DiskTable) -> DiskTraits {
         read_only: plain(&disk.read_only).unwrap_or_default(),
         rotational: plain(&disk.rotational),
         write_cache: plain(&disk.write_cache),
+        fua: plain(&disk.fua),
         discard: plain(&disk.discard),
         discard_granularity: disk.discard_granularity.as_ref().map(|size| size.get_ref().0),
         removable: plain(&disk.removable).unwrap_or_default(),

@@ -64,7 +64,7 @@ fn a_disk_has_a_kind() {
         "[guests.g]
 disks = [
   { size = '1G', sector-size = 4096, physical-sector-size = 4096, wwn = '0x5000c500a1b2c3d4', read-only = true, rotational = false,
-    write-cache = false, discard-granularity = '64K', removable = true, bus = 'scsi', paths = 2 },
+    write-cache = false, fua = true, discard-granularity = '64K', removable = true, bus = 'scsi', paths = 2 },
   { size = '1G', discard = false }, { directory = 'files', size = '1G', label = 'files' }, { directory = 'files', lab = true },
 ]
 ",
@@ -77,6 +77,7 @@ disks = [
         read_only: true,
         rotational: Some(false),
         write_cache: Some(false),
+        fua: Some(true),
         discard: None,
         discard_granularity: Some(65536),
         removable: true,

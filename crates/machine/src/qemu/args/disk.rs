@@ -239,6 +239,10 @@ fn with_traits(mut device: Device, traits: &DiskTraits, bus: DiskBus) -> Device 
     if let Some(has) = traits.write_cache {
         device = device.text("write-cache", on_off(has));
     }
+    // The others' is what it is, and nobody can have it otherwise.
+    if let Some(has) = traits.fua.filter(|_| matches!(bus, DiskBus::Scsi | DiskBus::Usb)) {
+        device = device.flag("dpofua", has);
+    }
     match (traits.discard, bus) {
         (Some(takes), DiskBus::Virtio) => device = device.flag("discard", takes),
         // Units of nothing are how the others say that they take none.

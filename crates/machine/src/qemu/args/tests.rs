@@ -180,6 +180,7 @@ fn kinds_of_disks() {
         read_only: true,
         rotational: Some(true),
         write_cache: Some(false),
+        fua: Some(true),
         discard_granularity: Some(65536),
         removable: true,
         paths: Some(2),
@@ -191,13 +192,20 @@ fn kinds_of_disks() {
         removable: false,
         paths: None,
         discard_granularity: None,
+        fua: Some(false),
         ..all.clone()
     };
     let emulated = DiskTraits { physical_sector_size: Some(SectorSize::S4096), ..DiskTraits::default() };
-    let no_discard =
-        DiskTraits { discard: Some(false), rotational: Some(false), wwn: all.wwn, ..DiskTraits::default() };
-    let virtio = DiskTraits { wwn: None, rotational: None, removable: false, paths: None, ..all.clone() };
-    let nvme = DiskTraits { write_cache: None, read_only: false, ..virtio.clone() };
+    let no_discard = DiskTraits {
+        discard: Some(false),
+        fua: Some(false),
+        rotational: Some(false),
+        wwn: all.wwn,
+        ..DiskTraits::default()
+    };
+    let virtio =
+        DiskTraits { wwn: None, rotational: None, removable: false, paths: None, fua: Some(false), ..all.clone() };
+    let nvme = DiskTraits { fua: None, write_cache: None, read_only: false, ..virtio.clone() };
     let usb = DiskTraits { wwn: None, rotational: None, discard_granularity: None, paths: None, ..all.clone() };
     let disks: [(DiskBus, DiskTraits); 9] = [
         (DiskBus::Virtio, virtio),
