@@ -9,9 +9,10 @@ use std::{
 use belljar_guest_spec::fault::{self, CERTAIN, DiskError, Effect, Fault, Operation, Range, Rate};
 
 use crate::{
+    answers::Answers,
     control::{Answer, Counts, Logged, MAX_MARK, MAX_TOLD, Order, What},
     nbd::{self, Request},
-    store::{Store, StoreError},
+    store::{GRANULE, Placed, Store, StoreError},
     survival::Survival,
 };
 
@@ -23,6 +24,10 @@ const MAX_MARKS: usize = 10_000;
 const MAX_FAULTS: usize = 256;
 /// Most ranges with a medium error at a time.
 const MAX_DAMAGED: usize = 4096;
+/// Bytes from which on what is read is not copied.
+const LENT: u32 = 64 << 10;
+/// Least bytes that a piece of it has on average, if it is not copied.
+const MIN_PIECE: u32 = 16 << 10;
 /// Bytes that rot in one piece.
 const ROTTED: u64 = 1 << 20;
 /// Largest range that can rot at once, in bytes.
@@ -225,8 +230,15 @@ impl LabDisk {
         self.is_still && request.operation == Some(Operation::Flush)
     }
 
-    /// Decides what becomes of a request.
+    /// The client of this path is gone: it takes no answers any more.
+    pub fn gone(&mut self, path: u32) {
+        self.store.take_back(path, None);
+    }
+
+    /// Decides what becomes of a request that has come.
     pub fn decide(&mut self, request: &Request<'_>, now: Instant) -> Fate {
+        // Nobody asks under a cookie whose answer has not come (`doc/proto.md`, "Request message").
+        self.store.take_back(request.path, Some(request.cookie));
         let mut fate = Fate { came: now, turn: None, held: None, effect: None, fault: None, bit: 0 };
         let is_others = self.is_connecting || self.is_own_flush(request);
         let Some(operation) = request.operation.filter(|_| !is_others) else { return fate };
@@ -288,22 +300,74 @@ impl LabDisk {
     }
 
     /// Does a request, and puts its answer into `out`.
-    pub fn execute(&mut self, request: &Request<'_>, fate: Fate, out: &mut Vec<u8>) {
+    pub fn execute(&mut self, request: &Request<'_>, fate: Fate, answers: &mut Answers) {
+        self.answer(request, fate, answers, |disk, answers| disk.act(request, fate, answers));
+    }
+
+    /// Blocks for what this request writes, so that it can go there while it arrives. `None`: it is to be done as a whole.
+    pub(crate) fn place(&mut self, request: &Request<'_>) -> Option<Placed> {
+        let (offset, length) = (request.offset, u64::from(request.length));
+        let fits =
+            offset.is_multiple_of(GRANULE) && offset.checked_add(length).is_some_and(|end| end <= self.store.size());
+        if request.length < LENT || !fits || self.read_only || self.power != Power::On {
+            return None;
+        }
+        self.store.place(request.path, length, (request.length / MIN_PIECE) as usize)
+    }
+
+    /// Does a request whose bytes are where they were [placed](Self::place), and puts its answer into `answers`. Gives them where it is
+    /// not simply done, so that it can be done as any other.
+    ///
+    /// # Errors
+    /// When the host cannot read what was placed.
+    pub(crate) fn execute_placed(
+        &mut self,
+        request: &Request<'_>,
+        fate: Fate,
+        placed: &Placed,
+        answers: &mut Answers,
+    ) -> io::Result<Option<Vec<u8>>> {
+        if self.power != Power::On || fate.when() != When::Now || fate.effect.is_some() {
+            return match self.store.take_placed(request.path, placed) {
+                Ok(bytes) => Ok(Some(bytes)),
+                Err(StoreError::Host(error)) => Err(error),
+                Err(error) => Err(io::Error::other(error)),
+            };
+        }
+        self.answer(request, fate, answers, |disk, _| {
+            disk.store.put_placed(request.path, request.offset, placed, request.fua)?;
+            disk.repair(request.offset, request.length.into());
+            Ok(())
+        });
+        Ok(None)
+    }
+
+    /// Puts the answer of a request into `answers`, which is done by `act`.
+    fn answer(
+        &mut self,
+        request: &Request<'_>,
+        fate: Fate,
+        answers: &mut Answers,
+        act: impl FnOnce(&mut Self, &mut Answers) -> Result<(), Failed>,
+    ) {
+        let out = answers.buffer();
         let begin = out.len();
         nbd::reply(request.cookie, None, out);
         if self.is_own_flush(request) && !self.is_off() {
             return;
         }
-        let failed = match self.act(request, fate, out) {
+        // Where it fails nothing but bytes was put there.
+        let failed = match act(self, answers) {
             Ok(()) => false,
             Err(Failed::Answer(error)) => {
+                let out = answers.buffer();
                 out.truncate(begin);
                 nbd::reply(request.cookie, Some(error), out);
                 true
             }
             Err(Failed::Host(error)) => {
                 // Nobody gets an answer any more.
-                out.truncate(begin);
+                answers.buffer().truncate(begin);
                 self.broken = Some(error);
                 return;
             }
@@ -311,7 +375,7 @@ impl LabDisk {
         self.count(request, fate.fault, failed);
     }
 
-    fn act(&mut self, request: &Request<'_>, fate: Fate, out: &mut Vec<u8>) -> Result<(), Failed> {
+    fn act(&mut self, request: &Request<'_>, fate: Fate, answers: &mut Answers) -> Result<(), Failed> {
         if self.is_off() {
             return Err(DiskError::Io.into());
         }
@@ -337,6 +401,14 @@ impl LabDisk {
                 if self.now.damaged.iter().any(|range| range.touches(offset, length)) {
                     return Err(DiskError::Io.into());
                 }
+                if request.length >= LENT && fate.effect.is_none() {
+                    let most = (request.length / MIN_PIECE) as usize;
+                    if let Some(pieces) = self.store.lend(request.path, request.cookie, offset, length, most)? {
+                        answers.push(pieces);
+                        return Ok(());
+                    }
+                }
+                let out = answers.buffer();
                 let begin = out.len();
                 out.resize(begin + request.length as usize, 0);
                 let bytes = &mut out[begin..];

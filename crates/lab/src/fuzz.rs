@@ -5,6 +5,7 @@ use std::{fs::File, time::Instant};
 use rustix::fs::{MemfdFlags, memfd_create};
 
 use crate::{
+    answers::Answers,
     disk::{LabDisk, When},
     nbd::{Conversation, Said, missing},
     store::{Base, Store},
@@ -18,10 +19,10 @@ pub fn conversation(bytes: &[u8]) {
     let Ok(data) = memfd_create("lab", MemfdFlags::CLOEXEC) else { return };
     let data = File::from(data);
     let mut disk = LabDisk::new(Store::new(SIZE, Base::Zeros, data), false, "lab");
-    let mut out = Vec::new();
-    let mut conversation = Conversation::begin(disk.export(), &mut out);
+    let mut said_so_far = Vec::new();
+    let mut conversation = Conversation::begin(disk.export(), &mut said_so_far);
     let mut at = 0;
-    while let Ok(Some((taken, said))) = conversation.next(&bytes[at..], &mut out) {
+    while let Ok(Some((taken, said))) = conversation.next(&bytes[at..], &mut said_so_far) {
         assert!(taken > 0);
         at += taken;
         match said {
@@ -30,12 +31,12 @@ pub fn conversation(bytes: &[u8]) {
             Said::Request(request) => {
                 let fate = disk.decide(&request, Instant::now());
                 assert_eq!(fate.when(), When::Now);
-                out.clear();
-                disk.execute(&request, fate, &mut out);
-                let failed = out[4..8] != [0; 4];
+                let mut answers = Answers::default();
+                disk.execute(&request, fate, &mut answers);
+                let failed = answers.buffer().get(4..8).is_some_and(|error| error != [0; 4]);
                 let read = request.operation == Some(belljar_guest_spec::fault::Operation::Read);
                 let expected = if read && !failed { request.length as usize } else { 0 };
-                assert_eq!(out.len(), 16 + expected);
+                assert_eq!(answers.unsent(), 16 + expected as u64);
             }
         }
     }

@@ -12,6 +12,8 @@
 //!
 //! Faults and their words are in [`belljar_guest_spec::fault`].
 
+mod answers;
+mod arriving;
 pub mod control;
 mod disk;
 mod extents;
@@ -23,6 +25,7 @@ mod setup;
 mod store;
 mod survival;
 
+pub use answers::{Answers, Piece};
 pub use disk::{Fate, LabDisk, When};
 pub use serve::{ServeError, serve};
 pub use setup::{Below, Setup};

@@ -33,7 +33,7 @@ const SEND_WRITE_ZEROES: u16 = 1 << 6;
 const REQUEST: u32 = 0x2560_9513;
 const REPLY: u32 = 0x6744_6698;
 /// Bytes of a request without its payload.
-const REQUEST_LENGTH: usize = 28;
+pub(crate) const REQUEST_LENGTH: usize = 28;
 const FLAG_FUA: u16 = 1;
 const CMD_DISCONNECT: u16 = 2;
 
@@ -115,6 +115,11 @@ impl Conversation {
             Phase::Options => self.option(bytes, out),
             Phase::Requests => request(bytes),
         }
+    }
+
+    /// Whether hands are shaken, so that what comes are requests.
+    pub fn is_shaken(&self) -> bool {
+        self.phase == Phase::Requests
     }
 
     fn flags(&mut self, bytes: &[u8]) -> Result<Option<(usize, Said<'static>)>, Malformed> {
@@ -205,6 +210,19 @@ fn request(bytes: &[u8]) -> Result<Option<(usize, Said<'_>)>, Malformed> {
     let Some(payload) = bytes.get(REQUEST_LENGTH..taken) else { return Ok(None) };
     let fua = flags & FLAG_FUA != 0;
     Ok(Some((taken, Said::Request(Request { cookie, operation, offset, length, fua, payload, path: 0 }))))
+}
+
+/// The head of a request, and how many bytes are missing of what it writes, where `bytes` begin with one that is not there as a whole.
+pub(crate) fn part_of_write(bytes: &[u8]) -> Option<(&[u8; REQUEST_LENGTH], usize)> {
+    let missing = missing(bytes);
+    bytes.first_chunk().filter(|_| missing > 0).map(|head| (head, missing))
+}
+
+/// The request of a head, without what it writes.
+pub(crate) fn of_head(head: &[u8; REQUEST_LENGTH]) -> Option<Request<'static>> {
+    let (cookie, offset, length) = (u64_at(head, 8)?, u64_at(head, 16)?, u32_at(head, 24)?);
+    let fua = u16::from_be_bytes([head[4], head[5]]) & FLAG_FUA != 0;
+    Some(Request { cookie, operation: Some(Operation::Write), offset, length, fua, payload: &[], path: 0 })
 }
 
 /// Bytes that are missing until what `bytes` begins with is there as a whole, as far as can be told.

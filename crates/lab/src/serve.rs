@@ -5,7 +5,7 @@
 
 use std::{
     collections::VecDeque,
-    io::{self, IoSliceMut, Read, Write},
+    io::{self, IoSliceMut, Read},
     mem::MaybeUninit,
     os::{fd::OwnedFd, unix::net::UnixStream},
     time::{Duration, Instant},
@@ -18,15 +18,17 @@ use rustix::{
 };
 
 use crate::{
+    answers::{Answers, SendError},
+    arriving::{Arrived, Arriving, Pipe},
     control::{Answer, MAX_LINE, Order},
     disk::{Fate, LabDisk, When},
     nbd::{self, Conversation, Malformed, Request, Said},
 };
 
 /// Bytes that are read at a time, if no more are known to come.
-const READ: usize = 256 << 10;
+const READ: usize = 32 << 10;
 /// Answers that wait to be taken, in bytes, before no more requests are.
-const MAX_UNSENT: usize = 64 << 20;
+const MAX_UNSENT: u64 = 64 << 20;
 /// Requests that wait before no more are taken; QEMU has 16 under way at most (`MAX_NBD_REQUESTS`).
 const MAX_WAITING: usize = 256;
 
@@ -109,48 +111,25 @@ impl Incoming {
     }
 }
 
-/// Bytes that are to be sent.
-#[derive(Default)]
-struct Outgoing {
-    buffer: Vec<u8>,
-    start: usize,
-}
-
-impl Outgoing {
-    fn unsent(&self) -> usize {
-        self.buffer.len() - self.start
-    }
-
-    fn send(&mut self, mut to: impl Write) -> io::Result<()> {
-        while self.unsent() > 0 {
-            match to.write(&self.buffer[self.start..]) {
-                Ok(sent) => self.start += sent,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        self.buffer.clear();
-        self.start = 0;
-        Ok(())
-    }
-}
-
 /// QEMU's end of one of the disk's paths.
 struct Client {
     path: u32,
     stream: UnixStream,
     conversation: Conversation,
     incoming: Incoming,
-    outgoing: Outgoing,
+    /// A request that is not there as a whole, of which the bytes go to the disk as they come.
+    arriving: Option<Arriving>,
+    pipe: Option<Pipe>,
+    outgoing: Answers,
 }
 
 impl Client {
     fn begin(path: u32, stream: UnixStream, disk: &LabDisk) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
-        let mut outgoing = Outgoing::default();
-        let conversation = Conversation::begin(disk.export(), &mut outgoing.buffer);
-        Ok(Self { path, stream, conversation, incoming: Incoming::default(), outgoing })
+        let mut outgoing = Answers::default();
+        let conversation = Conversation::begin(disk.export(), outgoing.buffer());
+        let (incoming, pipe) = (Incoming::default(), Pipe::new());
+        Ok(Self { path, stream, conversation, incoming, arriving: None, pipe, outgoing })
     }
 }
 
@@ -197,7 +176,7 @@ pub fn serve(mut disk: LabDisk, qemu: Vec<UnixStream>, control: UnixStream) -> R
     let begun = (0..).zip(qemu).map(|(path, stream)| Client::begin(path, stream, &disk));
     let mut clients = begun.collect::<io::Result<Vec<_>>>()?;
     let mut orders = Incoming::default();
-    let mut answers = Outgoing::default();
+    let mut answers = Answers::default();
     let mut waiting: Vec<Waiting> = Vec::new();
     loop {
         if let Some(error) = disk.take_broken() {
@@ -219,6 +198,7 @@ pub fn serve(mut disk: LabDisk, qemu: Vec<UnixStream>, control: UnixStream) -> R
             if !obeyed.lines.is_empty() {
                 for (path, line) in obeyed.lines {
                     // What the one before had asked for is nobody's.
+                    disk.gone(path);
                     clients.retain(|client| client.path != path);
                     waiting.retain(|one| one.path != path);
                     clients.push(Client::begin(path, line, &disk)?);
@@ -226,9 +206,8 @@ pub fn serve(mut disk: LabDisk, qemu: Vec<UnixStream>, control: UnixStream) -> R
                 continue;
             }
         }
-        match answers.send(&control.stream) {
-            Err(error) if is_gone(&error) => return Ok(()),
-            sent => sent?,
+        if !sent(answers.send(&control.stream).map(|()| true))? {
+            return Ok(());
         }
         finish(&mut disk, &mut waiting, &mut clients);
         let mut gone = Vec::new();
@@ -237,17 +216,25 @@ pub fn serve(mut disk: LabDisk, qemu: Vec<UnixStream>, control: UnixStream) -> R
             if of_it.intersects(PollFlags::IN | over) {
                 stays = client.take(&mut disk, &mut waiting)?;
             }
-            match client.outgoing.send(&client.stream) {
-                Err(error) if is_gone(&error) => stays = false,
-                sent => sent?,
-            }
+            stays &= sent(client.outgoing.send(&client.stream).map(|()| true))?;
             if !stays {
+                disk.gone(client.path);
                 gone.push(client.path);
             }
         }
         // The disk stays: whoever asks for it may want to know what was asked of it, and another QEMU may come.
         clients.retain(|client| !gone.contains(&client.path));
         waiting.retain(|one| !gone.contains(&one.path));
+    }
+}
+
+/// Whether the other end is still there to take what was sent.
+fn sent(result: Result<bool, SendError>) -> Result<bool, ServeError> {
+    match result {
+        Ok(is_there) => Ok(is_there),
+        Err(SendError::Socket(error)) if is_gone(&error) => Ok(false),
+        Err(SendError::Socket(error)) => Err(ServeError::Io(error)),
+        Err(SendError::File(error)) => Err(ServeError::Host(error)),
     }
 }
 
@@ -259,7 +246,7 @@ fn is_gone(error: &io::Error) -> bool {
 fn wait(
     clients: &[Client],
     control: &UnixStream,
-    answers: &Outgoing,
+    answers: &Answers,
     waiting: &[Waiting],
     disk: &LabDisk,
 ) -> io::Result<(Vec<PollFlags>, PollFlags)> {
@@ -309,7 +296,7 @@ fn finish(disk: &mut LabDisk, waiting: &mut Vec<Waiting>, clients: &mut [Client]
             let mut one = waiting.remove(at);
             let (request, fate) = one.parts();
             if let Some(client) = clients.iter_mut().find(|client| client.path == request.path) {
-                disk.execute(&request, *fate, &mut client.outgoing.buffer);
+                disk.execute(&request, *fate, &mut client.outgoing);
             }
         } else {
             at += 1;
@@ -320,30 +307,80 @@ fn finish(disk: &mut LabDisk, waiting: &mut Vec<Waiting>, clients: &mut [Client]
 impl Client {
     /// Takes what has come; gives whether the client stays.
     fn take(&mut self, disk: &mut LabDisk, waiting: &mut Vec<Waiting>) -> Result<bool, ServeError> {
+        if let Some(arriving) = &mut self.arriving {
+            let arrived = arriving.fill(&self.stream, &mut self.pipe);
+            if arrived.as_ref().is_ok_and(|arrived| *arrived == Arrived::Some) {
+                return Ok(true);
+            }
+            if !sent(arrived.map(|arrived| arrived == Arrived::All))? {
+                return Ok(false);
+            }
+            self.arrived(disk, waiting)?;
+            // Others come between, so that none waits for a large one behind the other.
+            return Ok(true);
+        }
         let more = nbd::missing(self.incoming.bytes());
         if !self.incoming.read(&self.stream, more)? {
             return Ok(false);
         }
         let now = Instant::now();
-        let out = &mut self.outgoing.buffer;
+        let out = &mut self.outgoing;
         loop {
             let bytes = &self.incoming.buffer[self.incoming.start..self.incoming.end];
-            let Some((taken, said)) = self.conversation.next(bytes, out)? else { return Ok(true) };
+            let Some((taken, said)) = self.conversation.next(bytes, out.buffer())? else { break };
             match said {
                 Said::Nothing => {}
                 Said::Goodbye => return Ok(false),
                 Said::Request(request) => {
                     let request = Request { path: self.path, ..request };
                     let fate = disk.decide(&request, now);
-                    if disk.is_off() || (fate.when() == When::Now && !disk.holds(request.operation)) {
-                        disk.execute(&request, fate, out);
-                    } else {
-                        waiting.push(Waiting::of(&request, fate));
-                    }
+                    do_or_wait(&request, fate, disk, waiting, out);
                 }
             }
             self.incoming.start += taken;
         }
+        self.let_arrive(disk)?;
+        Ok(true)
+    }
+
+    /// Has the bytes of a large write, of which the first are there, go to the disk as they come.
+    fn let_arrive(&mut self, disk: &mut LabDisk) -> Result<(), ServeError> {
+        if !self.conversation.is_shaken() {
+            return Ok(());
+        }
+        let bytes = self.incoming.bytes();
+        let Some((head, _)) = nbd::part_of_write(bytes) else { return Ok(()) };
+        let Some(placed) = nbd::of_head(head).and_then(|request| disk.place(&Request { path: self.path, ..request }))
+        else {
+            return Ok(());
+        };
+        let mut arriving = Arriving::new(*head, placed);
+        arriving.take(&bytes[head.len()..]).map_err(ServeError::Host)?;
+        self.incoming.start = self.incoming.end;
+        self.arriving = Some(arriving);
+        Ok(())
+    }
+
+    /// What was arriving is there as a whole.
+    fn arrived(&mut self, disk: &mut LabDisk, waiting: &mut Vec<Waiting>) -> Result<(), ServeError> {
+        let Some(Arriving { head, placed, .. }) = self.arriving.take() else { return Ok(()) };
+        let Some(request) = nbd::of_head(&head) else { return Ok(()) };
+        let request = Request { path: self.path, ..request };
+        let fate = disk.decide(&request, Instant::now());
+        let bytes = disk.execute_placed(&request, fate, &placed, &mut self.outgoing).map_err(ServeError::Host)?;
+        if let Some(payload) = bytes {
+            do_or_wait(&Request { payload: &payload, ..request }, fate, disk, waiting, &mut self.outgoing);
+        }
+        Ok(())
+    }
+}
+
+/// Does a request, if it is its time.
+fn do_or_wait(request: &Request<'_>, fate: Fate, disk: &mut LabDisk, waiting: &mut Vec<Waiting>, out: &mut Answers) {
+    if disk.is_off() || (fate.when() == When::Now && !disk.holds(request.operation)) {
+        disk.execute(request, fate, out);
+    } else {
+        waiting.push(Waiting::of(request, fate));
     }
 }
 
@@ -351,7 +388,7 @@ impl Client {
 fn take_orders(
     control: &mut Control,
     orders: &mut Incoming,
-    answers: &mut Outgoing,
+    answers: &mut Answers,
     disk: &mut LabDisk,
 ) -> Result<Obeyed, ServeError> {
     let mut obeyed = Obeyed { stays: orders.read(&mut *control, 0)?, lines: Vec::new() };
@@ -369,8 +406,8 @@ fn take_orders(
             }
             (order, _) => disk.obey(order),
         };
-        serde_json::to_writer(&mut answers.buffer, &answer).map_err(|error| ServeError::Order(error.to_string()))?;
-        answers.buffer.push(b'\n');
+        serde_json::to_writer(answers.buffer(), &answer).map_err(|error| ServeError::Order(error.to_string()))?;
+        answers.buffer().push(b'\n');
         orders.start += end + 1;
     }
     if orders.bytes().len() > MAX_LINE {
@@ -382,7 +419,7 @@ fn take_orders(
 #[cfg(test)]
 mod tests {
     use std::{
-        io::{BufRead, BufReader, IoSlice},
+        io::{BufRead, BufReader, IoSlice, Write as _},
         os::fd::AsFd,
         thread::JoinHandle,
     };
@@ -464,6 +501,54 @@ mod tests {
         assert_eq!(served.read(200_000), bytes);
         let Answer::Counts(counts) = served.order(&Order::Counts(None)) else { panic!() };
         assert_eq!((counts.reads, counts.writes, counts.flushes), (1, 1, 1));
+        served.ends().unwrap();
+    }
+
+    #[test]
+    fn a_large_write_is_there_when_all_of_it_has_come() {
+        let mut served = Served::start();
+        let bytes: Vec<u8> = (0..400 * 1024u32).map(|at| (at / 3) as u8).collect();
+        let whole = asked(1, 0, 1, 8192, 400 * 1024, &bytes);
+        let read = |cookie| asked(0, 0, cookie, 8192, 400 * 1024, b"");
+        served.qemu.write_all(&whole[..100_000]).unwrap();
+        assert_eq!(served.order(&Order::Snapshot(1)), Answer::Done);
+        assert_eq!(served.order(&Order::Forget), Answer::Done);
+        let Answer::Counts(counts) = served.order(&Order::Counts(None)) else { panic!() };
+        assert_eq!((counts.writes, counts.written_bytes), (0, 0));
+        served.qemu.write_all(&whole[100_000..]).unwrap();
+        assert_eq!(served.answer(), (1, 0));
+        served.qemu.write_all(&read(2)).unwrap();
+        assert_eq!(served.answer(), (2, 0));
+        assert!(served.read(400 * 1024) == bytes);
+        // What becomes of it is decided when it is there.
+        served.qemu.write_all(&asked(1, 0, 3, 8192, 400 * 1024, &[7; 400 * 1024])[..100_000]).unwrap();
+        served.order(&Order::Arm("tear write keep=4096".into()));
+        served.qemu.write_all(&[7; 400 * 1024 + 28 - 100_000]).unwrap();
+        assert_eq!(served.answer(), (3, 0));
+        served.qemu.write_all(&read(4)).unwrap();
+        assert_eq!(served.answer(), (4, 0));
+        let torn = [&[7; 4096][..], &bytes[4096..]].concat();
+        assert!(served.read(400 * 1024) == torn);
+        served.order(&Order::Heal(None));
+        // A hang holds it as it does any other.
+        let Answer::Armed { number: hang, .. } = served.order(&Order::Arm("hang write".into())) else { panic!() };
+        served.qemu.write_all(&asked(1, 0, 5, 8192, 400 * 1024, &bytes)).unwrap();
+        served.qemu.write_all(&read(6)).unwrap();
+        assert_eq!(served.answer(), (6, 0));
+        assert!(served.read(400 * 1024) == torn);
+        served.order(&Order::Heal(Some(hang)));
+        assert_eq!(served.answer(), (5, 0));
+        // One that has come in half when the power is cut is nowhere.
+        served.qemu.write_all(&asked(1, 0, 7, 8192, 400 * 1024, &[9; 400 * 1024])[..100_000]).unwrap();
+        assert_eq!(served.order(&Order::Cut(None)), Answer::Cut { pending: 3, lost: 3 });
+        served.qemu.write_all(&[9; 400 * 1024 + 28 - 100_000]).unwrap();
+        assert_eq!(served.answer(), (7, 5));
+        served.order(&Order::On);
+        served.qemu.write_all(&read(8)).unwrap();
+        assert_eq!(served.answer(), (8, 0));
+        assert!(!served.read(400 * 1024).contains(&9));
+        // Nor is one whose client has gone.
+        served.qemu.write_all(&asked(1, 0, 9, 0, 400 * 1024, &[9; 400 * 1024])[..100_000]).unwrap();
         served.ends().unwrap();
     }
 
@@ -692,7 +777,7 @@ mod tests {
             }
         }
         let Answer::Counts(counts) = served.order(&Order::Counts(None)) else { panic!() };
-        let buffered = (MAX_UNSENT >> 20) as u64;
+        let buffered = MAX_UNSENT >> 20;
         // What was read at a time is done as a whole.
         assert!(counts.reads <= buffered + (READ / one.len()) as u64 + 1, "{}", counts.reads);
         served.ends().unwrap();

@@ -7,11 +7,13 @@
 //!
 //! The data file is the host's and ends with the guest, so nothing here waits for the host's own disk.
 
+mod lent;
 mod snapshots;
 
 use std::{fs::File, io, os::unix::fs::FileExt, sync::Arc};
 
-use self::snapshots::Snapshots;
+pub(crate) use self::lent::Placed;
+use self::{lent::Lent, snapshots::Snapshots};
 use crate::{
     extents::{Extents, Run},
     map::{Map, Place, Room},
@@ -48,7 +50,7 @@ pub enum Base {
 /// A data file with a map of its own, which nobody writes to any more.
 #[derive(Debug)]
 pub struct Frozen {
-    data: File,
+    data: Arc<File>,
     map: Map,
     end: u32,
     size: u64,
@@ -87,7 +89,7 @@ struct Pending {
 pub struct Store {
     size: u64,
     base: Base,
-    data: File,
+    data: Arc<File>,
     map: Map,
     room: Room,
     /// Where the granules that were changed since the last flush were before.
@@ -109,6 +111,8 @@ pub struct Store {
     rots: u64,
     /// What it was when it was asked to remember that.
     snapshots: Snapshots,
+    /// What is on its way to a client.
+    lent: Lent,
 }
 
 impl Frozen {
@@ -154,7 +158,7 @@ impl Frozen {
             map.set((first, behind, place));
             next = behind;
         }
-        Ok(Self { data, map, end, size, base, rots })
+        Ok(Self { data: Arc::new(data), map, end, size, base, rots })
     }
 
     /// Bytes of the disk.
@@ -176,7 +180,7 @@ fn index(number: u64) -> io::Result<usize> {
 }
 
 /// Fills a buffer from a file; what is behind its end is zeros.
-fn read_or_zeros(file: &File, mut buffer: &mut [u8], mut offset: u64) -> io::Result<()> {
+pub(crate) fn read_or_zeros(file: &File, mut buffer: &mut [u8], mut offset: u64) -> io::Result<()> {
     while !buffer.is_empty() {
         match file.read_at(buffer, offset) {
             Ok(0) => break,
@@ -243,7 +247,7 @@ fn blocks((start, end, place): Run) -> io::Result<Option<(u32, u32)>> {
 impl Store {
     /// A disk of `size` bytes over `base`, whose changes go to `data`, an empty file.
     pub fn new(size: u64, base: Base, data: File) -> Self {
-        Self::with(size, base, data, Map::default(), Room::default())
+        Self::with(size, base, Arc::new(data), Map::default(), Room::default())
     }
 
     /// A disk that goes on from where it was frozen, in the same file, which is its own.
@@ -253,7 +257,7 @@ impl Store {
         Self { rots, ..Self::with(size, base, data, map, room) }
     }
 
-    fn with(size: u64, base: Base, data: File, map: Map, room: Room) -> Self {
+    fn with(size: u64, base: Base, data: Arc<File>, map: Map, room: Room) -> Self {
         let rots = if let Base::Frozen(below) = &base { below.rots } else { 0 };
         Self {
             rots,
@@ -271,6 +275,7 @@ impl Store {
             capacity: None,
             sector: 512,
             snapshots: Snapshots::default(),
+            lent: Lent::default(),
         }
     }
 
@@ -326,17 +331,7 @@ impl Store {
             return Ok(());
         }
         let (first, end) = (offset / GRANULE, (offset + length).div_ceil(GRANULE));
-        if let Some(capacity) = self.capacity {
-            let new: u64 = self
-                .map
-                .runs(first, end)
-                .filter(|(_, _, place)| place.block().is_none())
-                .map(|(start, end, _)| end - start)
-                .sum();
-            if self.map.blocks() + new > capacity {
-                return Err(StoreError::Full);
-            }
-        }
+        self.check_room(first, end)?;
         let mut granule = first;
         while granule < end {
             let count = u32::try_from(end - granule).map_err(io::Error::other)?;
@@ -353,6 +348,14 @@ impl Store {
             granule = next;
         }
         Ok(())
+    }
+
+    /// Whether a thin disk has room for what is written to these granules.
+    fn check_room(&self, first: u64, end: u64) -> Result<(), StoreError> {
+        let Some(capacity) = self.capacity else { return Ok(()) };
+        let new = self.map.runs(first, end).filter(|(_, _, place)| place.block().is_none());
+        let new: u64 = new.map(|(start, end, _)| end - start).sum();
+        if self.map.blocks() + new > capacity { Err(StoreError::Full) } else { Ok(()) }
     }
 
     /// How many blocks there are before those that are free are used in pieces.

@@ -15,8 +15,9 @@ fn asked(operation: Operation, offset: u64, length: u32, payload: &[u8]) -> Requ
 fn ask(disk: &mut LabDisk, request: Request<'_>) -> Result<Vec<u8>, u32> {
     let fate = disk.decide(&request, Instant::now());
     assert_eq!(fate.when(), When::Now);
-    let mut out = Vec::new();
+    let mut out = Answers::default();
     disk.execute(&request, fate, &mut out);
+    let out = out.bytes();
     match u32::from_be_bytes(out[4..8].try_into().unwrap()) {
         0 => Ok(out[16..].to_vec()),
         error => Err(error),

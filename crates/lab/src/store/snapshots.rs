@@ -103,9 +103,11 @@ impl Store {
     }
 
     /// Finds out which blocks nobody needs.
-    fn find_room(&mut self) {
+    pub(super) fn find_room(&mut self) {
         let now = used(&self.map, &self.durable, &self.stale);
-        let all = now.chain(self.snapshots.all.values().flat_map(State::used)).collect();
+        let others = self.snapshots.all.values().flat_map(State::used).chain(self.lent.runs());
+        let all = now.chain(others).collect();
+        self.lent.count();
         self.room = Room::with(all, self.room.end());
     }
 
@@ -123,7 +125,9 @@ impl Store {
     pub(super) fn give(&mut self, run: (u32, u32)) {
         // Somebody else may need it.
         if self.snapshots.count() == 0 {
-            self.room.give(run);
+            for free in self.lent.keep(run) {
+                self.room.give(free);
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::{answers::Piece, arriving::Arriving};
 
 const SIZE: u64 = 16 * GRANULE + 1024;
 
@@ -108,6 +109,11 @@ enum Step {
     Snapshot(u32),
     GoBack(u32),
     ForgetSnapshots,
+    Lend(u64, u64, u64),
+    TakeBack(Option<u64>),
+    Place(u32, u64, u8),
+    Put(u32, u64, bool),
+    Abandon(u32),
     Cut(Option<u64>),
 }
 
@@ -116,6 +122,11 @@ fn step() -> impl Strategy<Value = Step> {
     let range = (0..sectors).prop_flat_map(move |start| (Just(start), 1..=(sectors - start).min(24)));
     prop_oneof![
         6 => (range.clone(), any::<u8>(), prop::bool::weighted(0.2)).prop_map(|((s, l), b, d)| Step::Write(s * 512, l * 512, b, d)),
+        2 => (range.clone(), 0..3u64).prop_map(|((s, l), cookie)| Step::Lend(cookie, s * 512, l * 512)),
+        1 => prop::option::of(0..3u64).prop_map(Step::TakeBack),
+        2 => (1..3u32, 1..8u64, any::<u8>()).prop_map(|(path, count, byte)| Step::Place(path, count, byte)),
+        2 => (1..3u32, 0..8u64, prop::bool::weighted(0.2)).prop_map(|(path, at, durable)| Step::Put(path, at, durable)),
+        1 => (1..3u32).prop_map(Step::Abandon),
         2 => (range, prop::bool::weighted(0.2)).prop_map(|((s, l), d)| Step::Zero(s * 512, l * 512, d)),
         1 => Just(Step::Flush),
         1 => Just(Step::Forget),
@@ -151,6 +162,8 @@ proptest! {
         let mut store = Store::new(spread.size(), base.clone(), data.try_clone().unwrap());
         let mut model = Model::of(&spread.whole(&store));
         let mut remembered = std::collections::BTreeMap::new();
+        let mut placed = std::collections::BTreeMap::new();
+        let mut lent: Vec<(u64, Vec<Piece>, Vec<u8>)> = Vec::new();
         // What a step adds to the memory that is wanted, at most.
         let mut entries = 8;
         for step in steps {
@@ -173,6 +186,8 @@ proptest! {
                     data = frozen.data.try_clone().unwrap();
                     store = Store::go_on(frozen);
                     remembered.clear();
+                    lent.clear();
+                    placed.clear();
                 }
                 Step::Snapshot(number) => {
                     store.snapshot(number).unwrap();
@@ -189,6 +204,42 @@ proptest! {
                     store.forget_snapshots();
                     remembered.clear();
                 }
+                Step::Lend(cookie, offset, length) => {
+                    let (part, length) = Spread::parts(offset, length)[0];
+                    store.take_back(0, Some(cookie));
+                    lent.retain(|(of, ..)| *of != cookie);
+                    let pieces = store.lend(0, cookie, spread.at(part), length, 99).unwrap().unwrap();
+                    lent.push((cookie, pieces, model.now()[part as usize..][..length as usize].to_vec()));
+                }
+                Step::Place(path, count, byte) => {
+                    placed.remove(&path);
+                    store.abandon(path);
+                    let bytes: Vec<u8> = (0..count * 8).flat_map(|sector| [byte.wrapping_add(sector as u8); 512]).collect();
+                    let place = store.place(path, bytes.len() as u64, 99).unwrap();
+                    let mut arriving = Arriving::new([0; 28], place);
+                    arriving.take(&bytes).unwrap();
+                    placed.insert(path, (arriving.placed, bytes));
+                }
+                // Elsewhere what follows each other in the model does not on the disk.
+                Step::Put(path, granule, durable) if gap == 0 => {
+                    if let Some((place, bytes)) = placed.remove(&path) {
+                        store.put_placed(path, granule * GRANULE, &place, durable).unwrap();
+                        model.write(granule * GRANULE, &bytes, durable);
+                    }
+                }
+                Step::Put(path, ..) => {
+                    if let Some((place, bytes)) = placed.remove(&path) {
+                        prop_assert!(store.take_placed(path, &place).unwrap() == bytes);
+                    }
+                }
+                Step::Abandon(path) => {
+                    placed.remove(&path);
+                    store.take_back(path, None);
+                }
+                Step::TakeBack(cookie) => {
+                    store.take_back(0, cookie);
+                    lent.retain(|(of, ..)| cookie.is_some_and(|cookie| *of != cookie));
+                }
                 Step::Cut(seed) => {
                     let lost = store.cut(seed.map_or(Survival::Strict, Survival::Seed)).unwrap();
                     prop_assert!(lost.lost <= lost.pending);
@@ -202,6 +253,18 @@ proptest! {
                 }
             }
             prop_assert_eq!(spread.whole(&store), model.now());
+            for (_, pieces, then) in &lent {
+                let now: Vec<u8> = pieces.iter().flat_map(Piece::bytes).collect();
+                prop_assert!(now == *then, "what is lent was written over");
+            }
+            for (place, then) in placed.values() {
+                let mut now = Vec::new();
+                for (start, count) in &place.runs {
+                    let piece = Piece { file: Some((Arc::clone(&place.file), u64::from(*start) * GRANULE)), length: u64::from(*count) * GRANULE };
+                    now.extend(piece.bytes());
+                }
+                prop_assert!(now == *then, "what is to be put was written over");
+            }
             entries += 8;
             prop_assert!(store.map.len() + store.durable.len() + store.pending.len() + store.stale.len() <= entries);
         }
@@ -253,6 +316,38 @@ fn blocks_are_used_again_and_history_has_its_limit() {
     assert_eq!((store.allocated(), store.pending()), (0, 1));
     store.cut(Survival::Strict).unwrap();
     assert_eq!(store.allocated(), 8 << 20, "a discard that was not flushed is lost, too");
+}
+
+#[test]
+fn what_was_lent_is_used_again_when_it_is_back() {
+    for with_snapshot in [false, true] {
+        let data = file();
+        let mut store = Store::new(64 << 20, Base::Zeros, data.try_clone().unwrap());
+        let mib = vec![3; 1 << 20];
+        for cookie in 0..200 {
+            store.write(0, &mib, false).unwrap();
+            store.flush().unwrap();
+            store.take_back(0, Some(cookie % 2));
+            store.lend(0, cookie % 2, 1000, 500_000, 99).unwrap().unwrap();
+            if with_snapshot && cookie == 100 {
+                store.snapshot(1).unwrap();
+                store.write(0, &mib, false).unwrap();
+                store.forget_snapshots();
+            }
+        }
+        let length = data.metadata().unwrap().len();
+        assert!(length < 8 << 20, "{length}");
+    }
+    // Whoever asks for more than anybody takes does not get more.
+    let mut store = Store::new(SIZE, Base::Zeros, file());
+    store.write(0, &[1; 512], true).unwrap();
+    let got = (0..1000).filter(|cookie| store.lend(0, *cookie, 0, 512, 99).unwrap().is_some()).count();
+    assert!((16..=100).contains(&got), "{got}");
+    store.take_back(1, None);
+    assert!(store.lend(0, 0, 0, 512, 99).unwrap().is_none());
+    store.take_back(0, None);
+    assert!(store.lend(0, 0, 0, 512, 0).unwrap().is_none(), "in more pieces than it is wanted in");
+    assert!(store.lend(0, 0, 0, 512, 1).unwrap().is_some());
 }
 
 #[test]

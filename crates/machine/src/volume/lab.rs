@@ -6,6 +6,7 @@ use belljar_guest_spec::{DiskBus, DiskTraits};
 use belljar_image::disk::{DiskError, DiskImage, has_writer, unnamed};
 use belljar_lab::{Below, Setup};
 use belljar_model::EventKind;
+use rustix::net::sockopt::{set_socket_send_buffer_size, set_socket_send_buffer_size_force};
 
 use super::{
     Bytes, Front, Kept, Volume, VolumeError,
@@ -95,6 +96,22 @@ impl LabFront {
     }
 }
 
+/// Bytes that a line between QEMU and a server takes until the other end has to read some: a few large requests, so that the two need not
+/// take turns for each part of one. Where the host gives less (`net.core.wmem_max`) it is slower.
+const LINE_BUFFER: usize = 2 << 20;
+
+/// A line between QEMU and a server.
+fn pair() -> io::Result<(UnixStream, UnixStream)> {
+    let (one, other) = UnixStream::pair()?;
+    for end in [&one, &other] {
+        // Only whoever may administer the network gets past the host's limit.
+        if set_socket_send_buffer_size_force(end, LINE_BUFFER).is_err() {
+            let _ = set_socket_send_buffer_size(end, LINE_BUFFER);
+        }
+    }
+    Ok((one, other))
+}
+
 /// Has a disk served; gives it as QEMU sees it. `number` is the volume's own.
 pub(super) fn serve(
     lab: &LabFront,
@@ -109,10 +126,10 @@ pub(super) fn serve(
     let in_run = |source| in_dir(Path::new("the run's directory"), source);
     let traits = front.map(|front| &front.traits);
     let paths = traits.map_or(1, DiskTraits::paths);
-    let (of_qemu, line) = UnixStream::pair().map_err(in_run)?;
+    let (of_qemu, line) = pair().map_err(in_run)?;
     let (mut further, mut lines) = (Vec::new(), vec![line]);
     for _ in 1..paths {
-        let (theirs, line) = UnixStream::pair().map_err(in_run)?;
+        let (theirs, line) = pair().map_err(in_run)?;
         further.push(theirs);
         lines.push(line);
     }
