@@ -357,7 +357,7 @@ impl Agent {
             Ready::Guards => self.guards.pass_on(&mut self.link),
             Ready::Asks => {
                 self.before_asks();
-                self.asks.pass_on(&mut self.link);
+                self.asks.pass_on(&mut self.link, &self.names);
             }
             Ready::Port => {
                 if events & libc::POLLIN != 0 {
@@ -431,7 +431,7 @@ impl Agent {
                 if !self.asks.is_told(written) {
                     self.before_asks();
                 }
-                self.asks.pass_on(&mut self.link);
+                self.asks.pass_on(&mut self.link, &self.names);
                 if !self.asks.is_told(written) {
                     at += 1;
                     continue;

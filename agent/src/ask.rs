@@ -16,6 +16,7 @@ use belljar_proto::message::{MAX_QUESTION, Outcome, Question, ToHost};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
+use crate::disk_names::DiskNames;
 use crate::link::Link;
 use crate::spawn::DEFAULT_PATH;
 use crate::text;
@@ -114,8 +115,8 @@ impl Asks {
         env
     }
 
-    /// Passes on what was written up to now.
-    pub(crate) fn pass_on(&mut self, link: &mut Link) {
+    /// Passes on what was written up to now. What only the guest knows, by `names`, is answered at once.
+    pub(crate) fn pass_on(&mut self, link: &mut Link, names: &DiskNames) {
         let mut taken = 0;
         let mut buffer = [0; 4096];
         while taken < FULL && self.has_room() {
@@ -125,7 +126,7 @@ impl Asks {
                 Ok(read) => {
                     taken += read;
                     self.taken += read as u64;
-                    self.take(&buffer[..read], link);
+                    self.take(&buffer[..read], link, names);
                 }
                 Err(Errno::INTR) => {}
                 Err(_) => {
@@ -136,7 +137,7 @@ impl Asks {
         }
     }
 
-    fn take(&mut self, bytes: &[u8], link: &mut Link) {
+    fn take(&mut self, bytes: &[u8], link: &mut Link, names: &DiskNames) {
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
             let (piece, ends) = match piece.split_last() {
                 Some((b'\n', piece)) => (piece, true),
@@ -154,13 +155,13 @@ impl Asks {
                         "a line to ${VARIABLE} of more than {MAX_QUESTION} bytes was left out"
                     )));
                 } else {
-                    self.ask(&line, link);
+                    self.ask(&line, link, names);
                 }
             }
         }
     }
 
-    fn ask(&mut self, line: &[u8], link: &mut Link) {
+    fn ask(&mut self, line: &[u8], link: &mut Link, names: &DiskNames) {
         // The end of somebody's line that was not ended, perhaps.
         if line.iter().all(u8::is_ascii_whitespace) {
             return;
@@ -183,6 +184,12 @@ impl Asks {
             if let Some(name) = name {
                 self.waiting.put(self.path.as_deref(), &name, &Outcome::Full);
             }
+            return;
+        }
+        if let Question::Disk(text) = &question
+            && let Some(answer) = devices(text, names)
+        {
+            name.iter().for_each(|name| self.waiting.put(self.path.as_deref(), name, &answer));
             return;
         }
         self.next += 1;
@@ -217,6 +224,23 @@ impl Asks {
         *self =
             Self { path: self.path.take(), pipe: self.pipe.take(), has_program: self.has_program, ..Self::default() };
     }
+}
+
+/// By which device files the guest has a disk, if that is asked.
+fn devices(text: &str, names: &DiskNames) -> Option<Outcome> {
+    let (serial, word) = text.split_once(char::is_whitespace)?;
+    if word.trim() != "device" {
+        return None;
+    }
+    let found = names.devices(serial);
+    Some(if found.is_empty() {
+        let why = format!(
+            "the guest has no disk {serial:?}: it is not plugged in, or its driver is not loaded (virtio_blk, nvme, sd_mod, ahci, usb_storage)"
+        );
+        Outcome::Refused(why)
+    } else {
+        Outcome::Done(found.into_iter().map(|device| device + "\n").collect())
+    })
 }
 
 /// What a line asks for; or why it asks for nothing.
@@ -268,4 +292,18 @@ fn make(path: &Path) -> Result<OwnedFd, Errno> {
 fn is_at(pipe: &OwnedFd, path: &Path) -> bool {
     let id = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
     rustix::fs::fstat(pipe).is_ok_and(|own| rustix::fs::lstat(path).is_ok_and(|there| id(there) == id(own)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_a_disk_is_only_the_guest_knows() {
+        let answer = |text| devices(text, &DiskNames::default());
+        assert!(matches!(answer("data0  device "), Some(Outcome::Refused(why)) if why.contains("no disk \"data0\"")));
+        for others in ["data0", "data0 error", "data0 device x", "device"] {
+            assert_eq!(answer(others), None);
+        }
+    }
 }

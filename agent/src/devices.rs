@@ -62,7 +62,7 @@ fn is_there(root: &Path, wanted: &WantedDevice) -> bool {
         DeviceSign::Gone => !root.join("sys/bus/pci/devices").join(&wanted.pci).exists(),
         DeviceSign::ScsiHost => !behind("scsi_host").is_empty(),
         DeviceSign::Disks(count) => {
-            let all = behind("block");
+            let all: Vec<PathBuf> = behind("block").into_iter().map(shown).collect();
             let disks = all.iter().filter(|at| !at.join("partition").exists()).count();
             let known = |at: &PathBuf| is_known(root, 'b', &at.join("dev"));
             disks >= usize::try_from(count).unwrap_or(usize::MAX) && all.iter().all(known)
@@ -72,6 +72,25 @@ fn is_there(root: &Path, wanted: &WantedDevice) -> bool {
             !all.is_empty() && all.iter().all(|at| is_known(root, 'n', &at.join("ifindex")))
         }
     }
+}
+
+/// The device by which the guest has a disk: one on NVMe that may have several paths shows behind its controller as a path (`nvme0c0n1`), which is hidden, and
+/// elsewhere as the disk itself (`nvme0n1`; the kernel's `drivers/nvme/host/multipath.c`).
+fn shown(at: PathBuf) -> PathBuf {
+    let is_hidden = fs::read(at.join("hidden")).is_ok_and(|text| text.trim_ascii() == b"1");
+    let name = at.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    match disk_of_path(&name).filter(|_| is_hidden) {
+        Some(disk) => at.with_file_name(disk),
+        None => at,
+    }
+}
+
+/// `nvme0n1` of `nvme0c3n1`.
+fn disk_of_path(name: &str) -> Option<String> {
+    let (subsystem, rest) = name.strip_prefix("nvme")?.split_once('c')?;
+    let (controller, namespace) = rest.split_once('n')?;
+    let are_numbers = [subsystem, controller, namespace].iter().all(|n| n.parse::<u32>().is_ok());
+    are_numbers.then(|| format!("nvme{subsystem}n{namespace}"))
 }
 
 /// Whether udev is through with a device, so that it has its name and its links. Where udev does not run, nobody gives it others.
@@ -136,6 +155,26 @@ mod tests {
         assert!(is_there(1));
         fs::write(root.join("run/udev/queue"), "").unwrap();
         assert!(!is_there(1));
+        fs::remove_dir_all(&root).unwrap();
+    }
+
+    #[test]
+    fn a_path_of_an_nvme_disk_is_known_when_the_disk_is() {
+        let root = root("nvme");
+        let is_there = || is_there(&root, &wanted(DeviceSign::Disks(1)));
+        add(&root, "block", "nvme0c0n1", "pci0000:00/0000:00:10.0/nvme/nvme0", &[("hidden", "1\n")]);
+        assert!(is_there(), "without udev nobody waits for it");
+        fs::create_dir_all(root.join("run/udev/data")).unwrap();
+        fs::write(root.join("run/udev/control"), "").unwrap();
+        assert!(!is_there());
+        add(&root, "block", "nvme0n1", "virtual/nvme-subsystem/nvme-subsys0", &[("dev", "259:0\n")]);
+        assert!(!is_there());
+        fs::write(root.join("run/udev/data/b259:0"), "").unwrap();
+        assert!(is_there());
+        assert_eq!(disk_of_path("nvme10c2n3").as_deref(), Some("nvme10n3"));
+        for other in ["nvme0n1", "nvmec0n1", "vda", "nvme0c0n1p1"] {
+            assert_eq!(disk_of_path(other), None, "{other}");
+        }
         fs::remove_dir_all(&root).unwrap();
     }
 

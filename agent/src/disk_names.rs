@@ -85,6 +85,21 @@ impl DiskNames {
         self.events.as_ref()
     }
 
+    /// The device files of the disk with this serial number, one for each path to it in their order; none where the guest has no such disk.
+    pub(crate) fn devices(&self, serial: &str) -> Vec<String> {
+        let block = self.sys.join("block");
+        let path = |(name, owners): (&String, &Vec<Owner>)| {
+            let owner = owners.last().filter(|owner| !owner.is_gone)?;
+            let disk = owner.disk.as_ref().filter(|disk| disk.serial == serial)?;
+            // A path to a disk on NVMe has no file.
+            let is_hidden = read(&block.join(name).join("hidden")).is_some_and(|hidden| hidden == "1");
+            (!is_hidden).then(|| (disk.path, format!("/dev/{name}")))
+        };
+        let mut found: Vec<(u32, String)> = self.owners.iter().filter_map(path).collect();
+        found.sort();
+        found.into_iter().map(|(_, device)| device).collect()
+    }
+
     /// The kernel tells something.
     pub(crate) fn hear(&mut self) {
         if self.drain() {

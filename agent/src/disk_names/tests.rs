@@ -221,6 +221,25 @@ fn a_path_is_that_of_its_controller() {
 }
 
 #[test]
+fn a_disk_is_found_by_its_number() {
+    let sys = Sys::new();
+    sys.disk("nvme0n1", "data0", "1");
+    sys.disk("nvme0c0n1", "data0", "2");
+    write(&sys.block().join("nvme0c0n1/hidden"), "1\n");
+    sys.disk("sdb", "both", "3");
+    sys.disk("sda", "both", "4");
+    let mut names = sys.names();
+    assert_eq!(names.devices("data0"), ["/dev/nvme0n1"]);
+    assert_eq!(names.devices("both"), ["/dev/sda", "/dev/sdb"]);
+    names.owners.get_mut("sda").unwrap()[0].disk.as_mut().unwrap().path = 1;
+    assert_eq!(names.devices("both"), ["/dev/sdb", "/dev/sda"], "in the order of its paths");
+    assert_eq!(names.devices("data1"), [""; 0]);
+    sys.gone("sda");
+    names.look();
+    assert_eq!(names.devices("both"), ["/dev/sdb"]);
+}
+
+#[test]
 fn what_the_kernel_tells_is_read() {
     let event = |action: &str, subsystem: &str| {
         format!(

@@ -90,7 +90,7 @@ pub enum Class {
 }
 
 impl Order {
-    /// Reads an order as a user writes it (`eject` and `insert` are the machine's): a fault, or `heal`, `damage`, `rot`, `limit`, `capacity`, `cut`, `on`, `counts`, `log` or `mark` with
+    /// Reads an order as a user writes it (`eject` and `insert` are the machine's, `device` is the guest's): a fault, or `heal`, `damage`, `rot`, `limit`, `capacity`, `cut`, `on`, `counts`, `log` or `mark` with
     /// what goes with it.
     ///
     /// # Errors
@@ -129,6 +129,9 @@ impl Order {
             }
             "cut" => fault::survival(rest).map(Self::Cut),
             "on" if rest.is_empty() => Ok(Self::On),
+            "device" if rest.is_empty() => {
+                Err("by which device the guest has a disk is known in the guest: ask there, by belljar-ctl disk NAME device".to_owned())
+            }
             "counts" => Ok(Self::Counts(mark())),
             "log" => Ok(Self::Log(mark())),
             "mark" => mark().map(Self::Mark).ok_or_else(|| "a mark has a name".to_owned()),
@@ -137,7 +140,7 @@ impl Order {
                     error
                 } else {
                     format!(
-                        "{word:?} is nothing that a disk is told; there are the faults {}, and heal, damage, rot, limit, capacity, cut, on, eject, insert, counts, log and mark",
+                        "{word:?} is nothing that a disk is told; there are the faults {}, and heal, damage, rot, limit, capacity, cut, on, eject, insert, device, counts, log and mark",
                         fault::effects()
                     )
                 }

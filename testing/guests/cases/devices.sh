@@ -210,3 +210,47 @@ TEST
     want_code 0
     want_out '1.1 as ordered' '0.9 as ordered' '1 as ordered' refused
 }
+
+# where GUEST_OPTION...: by which device file the guest has a disk is told on each bus, and what is written there is on that disk.
+where() {
+    cat >ws/where.sh <<'SH'
+if belljar-ctl disk none device; then exit 3; fi
+for module in virtio_blk sd_mod nvme ahci xhci_pci usb_storage; do modprobe -q $module; done
+within() { at=0; until "$@" >/dev/null 2>&1; do at=$((at + 1)); [ $at -lt 200 ] || { echo "not so: $*"; exit 1; }; sleep 0.2; done; }
+for disk in virtio scsi nvme usb sata; do
+    within belljar-ctl disk $disk device
+    device=$(belljar-ctl disk $disk device)
+    belljar-ctl disk $disk mark now >/dev/null
+    dd if=/dev/zero of="$device" bs=4096 count=1 oflag=direct 2>/dev/null
+    echo "$disk: $device, $(belljar-ctl disk $disk counts now | sed -n 's/^written-bytes //p') bytes"
+    for link in /dev/disk/by-id/*; do case $link in *[-_]$disk | *_$disk-0:0) [ "$(readlink -f "$link")" = "$device" ] && echo "$disk has its link" ;; esac; done | sort -u
+done
+within eval 'belljar-ctl disk both device | grep -c . | grep -qx 2'
+belljar-ctl disk both error path=0 >/dev/null
+set -- $(belljar-ctl disk both device)
+for device in "$@"; do dd if="$device" of=/dev/null bs=4096 count=1 iflag=direct 2>/dev/null && echo "path of both is read: $([ "$device" = "$1" ]; echo $?)"; done
+belljar-ctl disk own device | sed 's/[a-z]*$/…/; s/^/own: /'
+belljar-ctl unplug disk nvme
+within eval '! belljar-ctl disk nvme device'
+belljar-ctl plug disk nvme
+within belljar-ctl disk nvme device
+true
+SH
+    local disk=size=64M,lab
+    bj --guard io-error=warn "$@" --disk $disk,serial=virtio,bus=virtio --disk $disk,serial=scsi,bus=scsi --disk $disk,serial=nvme,bus=nvme --disk $disk,serial=usb,bus=usb \
+        --disk $disk,serial=sata,bus=sata --disk $disk,serial=both,bus=scsi,paths=2 --disk size=64M,serial=own -- sh ./where.sh
+    cat out
+    want_code 0
+    want_err 'the guest has no disk "none": it is not plugged in, or its driver is not loaded'
+    local bus
+    for bus in virtio:vd. scsi:sd. nvme:nvme.n1 usb:sd. sata:sd.; do want_line "^${bus%:*}: /dev/${bus#*:}, 4096 bytes$"; done
+    want_line '^path of both is read: 1$'
+    want_no_line 'is read: 0'
+    want_line '^own: /dev/…$'
+}
+test_where_a_disk_is_without_udev() { where; }
+# fixtures: debian-bookworm
+test_where_a_disk_is_with_udev() {
+    where --image "$(fixture debian-bookworm)" --login root:belljar
+    [ "$(grep -c 'has its link' out)" = 5 ] || fail 'not each disk has the link that leads there'
+}

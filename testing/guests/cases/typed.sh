@@ -101,6 +101,7 @@ case ${BELLJAR_REBOOT_MARK-} in
     set -e
     belljar-ctl mark begun
     dd if=/dev/zero of=$disk bs=4k count=4 oflag=direct conv=fsync 2>/dev/null
+    [ "$(belljar-ctl disk data0 device)" = "$(readlink -f /dev/disk/by-id/virtio-data0)" ] || exit 4
     belljar-ctl disk data0 mark before
     dd if=/dev/zero of=$disk bs=4k count=4 oflag=direct conv=fsync 2>/dev/null
     belljar-ctl disk data0 counts before | grep -E '^(written-bytes|flushes) '

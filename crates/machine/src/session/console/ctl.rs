@@ -365,6 +365,36 @@ mod tests {
     }
 
     #[test]
+    fn the_program_finds_a_disk_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |file: &str, text: &[u8]| {
+            let path = dir.path().join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        for disk in ["vda", "sda", "sdb", "nvme0n1", "nvme0c0n1"] {
+            fs::create_dir_all(dir.path().join(disk).join("device")).unwrap();
+        }
+        write("vda/serial", b"data0");
+        write("sdb/device/vpd_pg80", b"\0\x80\0\x05data1");
+        write("nvme0n1/device/serial", b"n0           \n");
+        write("nvme0c0n1/device/serial", b"n0           \n");
+        write("nvme0c0n1/hidden", b"1\n");
+        write("dm-0/serial", b"data0");
+        let program = PROGRAM.replace("/sys/block", dir.path().to_str().unwrap());
+        let device = |name: &str| {
+            let words = ["-c", &program, "belljar-ctl", "disk", name, "device"];
+            let said = std::process::Command::new("sh").args(words).output().unwrap();
+            (said.status.code(), String::from_utf8_lossy(&[said.stdout, said.stderr].concat()).into_owned())
+        };
+        for (name, file) in [("data0", "vda"), ("data1", "sdb"), ("n0", "nvme0n1")] {
+            assert_eq!(device(name), (Some(0), format!("/dev/{file}\n")));
+        }
+        let (code, said) = device("data2");
+        assert!(code == Some(1) && said.contains("the guest has no disk \"data2\""), "{said}");
+    }
+
+    #[test]
     fn orders_are_taken_once_and_answered_under_their_name() {
         let (dir, mut files, asks, orders) = files();
         fs::write(orders.join("b"), "disk d0 error\n").unwrap();

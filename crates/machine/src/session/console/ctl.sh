@@ -33,6 +33,32 @@ mark | disk) [ $# -gt 1 ] || end 2 "$usage" ;;
 reboot | reboot-prepare | soft-reboot | kexec | reset | power-button | power-cut | snapshot | return | nmi | link | plug | unplug | wakeup | clock | balloon | screenshot) ;;
 *) end 2 "$usage" ;;
 esac
+# disk NAME device: only the guest knows by which device it has a disk.
+serial_of() {
+    for file in "$1/serial" "$1/device/serial" "$1/device/../../../../serial"; do
+        serial=
+        [ ! -r "$file" ] || read -r serial 2>/dev/null <"$file" || : # a line need not end
+        if [ -n "$serial" ]; then
+            echo "$serial"
+            return
+        fi
+    done
+    # A page of the disk's own words: four bytes that are no letters, and the number.
+    tr -d '\000-\040\200' <"$1/device/vpd_pg80"
+}
+if [ $# = 3 ] && [ "$1" = disk ] && [ "$3" = device ]; then
+    found=
+    for at in /sys/block/*; do
+        hidden=
+        [ ! -r "$at/hidden" ] || read -r hidden <"$at/hidden"
+        if [ -e "$at/device" ] && [ "$hidden" != 1 ] && [ "$(serial_of "$at" 2>/dev/null)" = "$2" ]; then
+            echo "/dev/${at##*/}" || exit 3
+            found=yes
+        fi
+    done
+    [ -n "$found" ] || end 1 "the guest has no disk \"$2\": it is not plugged in, or its driver is not loaded (virtio_blk, nvme, sd_mod, ahci, usb_storage)"
+    exit 0
+fi
 IFS=' '
 line=$*
 case $line in
