@@ -17,6 +17,7 @@ use std::{
     time::Duration,
 };
 
+use belljar_guest_spec::fault::{Effect, Fault};
 use belljar_lab::{
     Setup,
     control::{Answer, Class, MAX_LINE, Order},
@@ -45,6 +46,9 @@ use crate::{
 
 /// How long a server may take for an order. One that cuts the power of a large disk may have much to write.
 const LIMIT: Duration = Duration::from_secs(60);
+
+/// From how long on a request that is delayed is told as one that hangs.
+const LONG: Duration = Duration::from_secs(5);
 
 /// How long what the kernel has said may take until it is read.
 const TOLD_LATE: Duration = Duration::from_secs(10);
@@ -125,7 +129,7 @@ impl Hanging {
     fn note(&self, name: &str, order: &Order, answer: &Answer) {
         let mut now = self.now();
         match (order, answer) {
-            (Order::Arm(text), Answer::Armed { number, .. }) if text.starts_with("hang") => {
+            (Order::Arm(text), Answer::Armed { number, .. }) if holds_up(text) => {
                 now.faults.entry(name.to_owned()).or_default().insert(*number);
             }
             (Order::Heal(number), Answer::Healed(_)) => {
@@ -140,6 +144,16 @@ impl Hanging {
             _ => {}
         }
     }
+}
+
+/// Whether a fault has requests wait for so long that whoever asks seems to stand still.
+fn holds_up(fault: &str) -> bool {
+    let effect = fault.parse().ok().map(|fault: Fault| fault.effect);
+    effect.is_some_and(|effect| match effect {
+        Effect::Hang => true,
+        Effect::Delay(by) => by >= LONG,
+        _ => false,
+    })
 }
 
 /// What a server is to a person.
@@ -351,7 +365,7 @@ impl Lab {
             now.faults.iter().filter(|(_, faults)| !faults.is_empty()).map(|(name, _)| name.as_str()).collect();
         (!names.is_empty()).then(|| {
             format!(
-                "the test has ordered that requests to the lab disk {} hang, and has not healed that",
+                "the test has ordered that requests to the lab disk {} hang or are put off for long, and has not healed that",
                 names.join(" and ")
             )
         })
@@ -634,10 +648,11 @@ mod tests {
         let lab = Lab { hanging: hanging.clone(), ..Lab::default() };
         let armed = |number| Answer::Armed { number, seed: None };
         hanging.note("a", &Order::Arm("error all".into()), &armed(1));
+        hanging.note("a", &Order::Arm("delay read by=4s".into()), &armed(3));
         assert_eq!((lab.hangs(), lab.may_hang_tasks()), (None, false));
-        hanging.note("a", &Order::Arm("hang write".into()), &armed(2));
+        hanging.note("a", &Order::Arm("delay write by=1min".into()), &armed(2));
         hanging.note("b", &Order::Arm("hang all".into()), &armed(1));
-        assert!(lab.hangs().unwrap().contains("to the lab disk a and b hang"));
+        assert!(lab.hangs().unwrap().contains("to the lab disk a and b hang or"));
         hanging.note("a", &Order::Heal(Some(2)), &Answer::Refused("no".into()));
         hanging.note("a", &Order::Heal(Some(2)), &Answer::Healed(1));
         assert!(lab.may_hang_tasks());

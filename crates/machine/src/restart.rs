@@ -37,6 +37,8 @@ pub(crate) use snapshot::{MOST_SNAPSHOTS, Snapshots};
 
 /// How long QEMU may take to close its files when its guest has gone down.
 const CLOSING: Duration = Duration::from_secs(60);
+/// How long after QEMU was told to stop it is taken to wait for what was asked of its disks, and not for its processors.
+const DRAINING: Duration = Duration::from_secs(2);
 /// How often it is looked again whether a guest has gone down.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -234,7 +236,8 @@ impl QemuGuest {
         self.closed(end).await
     }
 
-    /// Has the guest's processors stand still. QEMU says so before it waits for its disks.
+    /// Has the guest's processors stand still. QEMU says so before it waits for its disks, but for a SCSI controller, which waits for what is under way
+    /// first. What lab disks have of that is given back then.
     async fn stop_processors(&mut self) -> Result<(), Lost> {
         let qmp = self.machine.qemu.qmp().clone();
         let mut events = qmp.events();
@@ -257,7 +260,17 @@ impl QemuGuest {
                 }
             }
         };
-        match tokio::time::timeout(CLOSING, stopped).await {
+        let mut stopped = std::pin::pin!(tokio::time::timeout(CLOSING, stopped));
+        let ended = tokio::select! {
+            biased;
+            ended = &mut stopped => ended,
+            () = tokio::time::sleep(DRAINING) => {
+                // The processors stand still before QEMU waits.
+                self.machine.lab.let_go().await.map_err(Cause::ShareServer)?;
+                stopped.await
+            }
+        };
+        match ended {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(Cause::QemuRefused(format!("the guest's processors do not stop: {error}")).into()),
             Err(_) => {

@@ -64,6 +64,21 @@ TEST
     want_line 'control: machine: link down' err
 }
 
+# What is asked of a disk that hangs, or waits for its time, goes with the machine. A SCSI controller waits for it before QEMU says that its processors stand still.
+test_restarts_whatever_hangs() {
+    for bus in scsi virtio; do for how in 'hang write' 'delay read by=10min times=1'; do for down in power-cut reset; do
+        echo "$bus: $how, $down"
+        bj --memory 512M -w none --disk "size=64M,serial=d,bus=$bus,lab" -- sh -c '
+            [ "$BELLJAR_REBOOT_COUNT" = 0 ] || exit 5
+            [ $1 = virtio ] && disk=/dev/vda || disk=/dev/sda
+            modprobe sd_mod; for i in $(seq 50); do [ -b $disk ] && break; sleep 0.1; done
+            belljar-ctl disk d $2
+            case $2 in *write*) dd if=/dev/zero of=$disk bs=64k count=8 oflag=direct & ;; *) dd if=$disk of=/dev/null bs=64k count=8 iflag=direct & ;; esac
+            sleep 1; belljar-ctl $3 x; exit 3' sh "$bus" "$how" "$down"
+        want_code 5
+    done; done; done
+}
+
 # What is written before a restart that the test brings about is on the host, whatever carries it; a panic is none, however quiet; what hangs goes with the machine.
 test_restarts_lose_nothing() {
     cat >ws/t.sh <<'TEST'
