@@ -1,7 +1,9 @@
-//! Disks of the guest that are in use: mounted, swapped to, or part of another block device (device mapper, RAID, LVM, bcache).
+//! Disks of the guest that are in use: mounted, swapped to, or part of another block device (device mapper, RAID, LVM, bcache, loop devices).
 //!
 //! What the kernel says of a use gives it a name. Whether there is one is found out by asking for the disk alone (`O_EXCL`, open(2)), which the kernel refuses
-//! while somebody has it: so a use is found in whatever mount namespace it is, and of whatever kind.
+//! while somebody has it: so a use is found in whatever mount namespace it is, and of whatever kind. Loop devices are asked for what is behind them.
+
+mod loops;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -14,6 +16,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use self::loops::{Behind, Loop};
 use crate::mount_table::{self, Mounted};
 use crate::{sys, text};
 
@@ -45,8 +48,9 @@ struct DiskUse {
 impl DiskUses {
     /// Those that are in use now.
     pub(crate) fn now() -> Self {
-        let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
-        Kernel { sys: Path::new("/sys"), mounts: &mount_table::read(), swaps: &swap_devices(&swaps), is_claimed }.uses()
+        let swaps = swap_devices(&fs::read_to_string("/proc/swaps").unwrap_or_default());
+        let (mounts, loops) = (mount_table::read(), loops::now());
+        Kernel { sys: Path::new("/sys"), mounts: &mounts, swaps: &swaps, loops: &loops, is_claimed }.uses()
     }
 
     /// What has come to be in use since then. What nobody can name is given a moment to end.
@@ -114,6 +118,7 @@ struct Kernel<'a, Claimed> {
     mounts: &'a [Mounted],
     /// Numbers of the devices that are swapped to.
     swaps: &'a BTreeSet<String>,
+    loops: &'a [Loop],
     /// Whether the device of this name and number is somebody's.
     is_claimed: Claimed,
 }
@@ -176,16 +181,29 @@ impl<Claimed: Fn(&str, &str) -> bool> Kernel<'_, Claimed> {
                 }
             }
             for holder in entries(&dir.join("holders")) {
-                let above = self.sys.join("block").join(&holder);
-                let shown = match read(&above.join("dm/name")) {
+                let shown = match read(&self.sys.join("block").join(&holder).join("dm/name")) {
                     Some(name) => format!("{holder} ({name})"),
                     None => holder.clone(),
                 };
-                let is_new = uses.insert(format!("holder {holder}"), format!("part of {shown}{through}")).is_none();
-                if is_new {
-                    self.add_uses(&holder, &above, Some(&shown), depth + 1, uses);
-                }
+                self.add_above(&holder, &shown, format!("part of {shown}{through}"), depth, uses);
             }
+            let is_of_system = of_it.iter().any(|mount| is_system(mount));
+            for Loop { name, behind } in self.loops {
+                let told = match behind {
+                    Behind::Device(behind) if *behind == number => format!("behind {name}{through}"),
+                    // A file of the system's is no use of its disk.
+                    Behind::FileOn(on) if *on == number && !is_of_system => format!("a file behind {name}{through}"),
+                    _ => continue,
+                };
+                self.add_above(name, name, told, depth, uses);
+            }
+        }
+    }
+
+    /// Adds that a block device stands on what is looked at, and how that is used in its turn. `shown`: how it is told; `told`: how the use is.
+    fn add_above(&self, name: &str, shown: &str, told: String, depth: usize, uses: &mut BTreeMap<String, String>) {
+        if uses.insert(format!("holder {name}"), told).is_none() {
+            self.add_uses(name, &self.sys.join("block").join(name), Some(shown), depth + 1, uses);
         }
     }
 }
@@ -258,10 +276,14 @@ mod tests {
     const ROOT: &str = "22 1 254:1 / / rw - ext4 /dev/vda1 rw\n";
 
     fn uses(sys: &Path, mounts: &str, swaps: &[&str], claimed: &[&str]) -> DiskUses {
+        uses_with(sys, mounts, swaps, claimed, &[])
+    }
+
+    fn uses_with(sys: &Path, mounts: &str, swaps: &[&str], claimed: &[&str], loops: &[Loop]) -> DiskUses {
         let mounts = mount_table::parse(format!("{ROOT}{mounts}").as_bytes());
         let swaps = swaps.iter().map(|&number| number.to_owned()).collect();
         let is_claimed = |name: &str, _: &str| claimed.contains(&name);
-        Kernel { sys, mounts: &mounts, swaps: &swaps, is_claimed }.uses()
+        Kernel { sys, mounts: &mounts, swaps: &swaps, loops, is_claimed }.uses()
     }
 
     fn told(was: &DiskUses, now: &DiskUses) -> Vec<String> {
@@ -303,6 +325,35 @@ mod tests {
         // A ring has an end.
         fs::create_dir_all(sys.path().join("block/dm-0/holders/dm-0")).unwrap();
         assert_eq!(told(&nothing, &uses(sys.path(), "", &[], &[])).len(), 2);
+    }
+
+    #[test]
+    fn a_loop_device_is_a_use_of_what_is_behind_it() {
+        let sys = sys();
+        let nothing = uses(sys.path(), "", &[], &[]);
+        for (at, name) in ["loop0", "loop1", "loop2"].into_iter().enumerate() {
+            write(&sys.path().join("block").join(name).join("dev"), &format!("7:{at}\n"));
+        }
+        let over = |name: &str, behind| Loop { name: name.into(), behind };
+        let device = |number: &str| Behind::Device(number.into());
+        let bound = [over("loop0", device("8:0")), over("loop1", device("254:17")), over("loop2", device("9:9"))];
+        let of_loops = |mounts, swaps: &[&str]| uses_with(sys.path(), mounts, swaps, &[], &bound);
+        assert_eq!(told(&nothing, &of_loops("", &[])), ["sda data1: behind loop0", "vdb data0: behind loop1"]);
+        let used = of_loops("40 22 7:0 / /srv rw - ext4 /dev/loop0 rw\n", &["7:1"]);
+        let both = ["sda data1: mounted at /srv through loop0", "vdb data0: swap through loop1"];
+        assert_eq!(told(&of_loops("", &[]), &used), both, "a set-up's that a test uses");
+        fs::create_dir_all(sys.path().join("block/loop0/holders/dm-0")).unwrap();
+        assert_eq!(told(&used, &of_loops("", &[])), ["sda data1: part of dm-0 through loop0"]);
+        // Of files, those on other disks than the system's count; one loop device may be on another.
+        let files = [over("loop0", Behind::FileOn("254:17".into())), over("loop1", device("7:0"))];
+        let on = "40 22 254:17 / /srv rw - ext4 /dev/vdb1 rw\n";
+        let was = uses(sys.path(), on, &[], &[]);
+        let chain = "vdb data0: part of dm-0 through loop0, a file behind loop0, behind loop1 through loop0";
+        assert_eq!(told(&was, &uses_with(sys.path(), on, &[], &[], &files)), [chain]);
+        let of_system = [over("loop2", Behind::FileOn("254:1".into()))];
+        assert_eq!(told(&nothing, &uses_with(sys.path(), "", &[], &[], &of_system)), [""; 0]);
+        // This machine's own are read without harm.
+        drop(loops::now());
     }
 
     #[test]

@@ -201,6 +201,17 @@ pub(crate) fn serial_type(fd: BorrowedFd<'_>) -> Result<i32, Errno> {
     Ok(info[0])
 }
 
+/// What is behind a loop device: the numbers of the file system that has it and of the block device that it is, which is 0, or the first one again, where it is a
+/// file.
+pub(crate) fn loop_status(device: BorrowedFd<'_>) -> Result<(u64, u64), Errno> {
+    const LOOP_GET_STATUS64: u64 = 0x4c05;
+    // `struct loop_info64` begins with the file system's number, the file's and the device's, and is smaller than this.
+    let mut info = [0_u64; 64];
+    // SAFETY: the kernel writes a `struct loop_info64`, for which there is room.
+    check(unsafe { libc::ioctl(device.as_raw_fd(), LOOP_GET_STATUS64 as _, info.as_mut_ptr()) })?;
+    Ok((info[0], info[2]))
+}
+
 /// Mixes bytes into the kernel's random numbers, counts them as random, and has the generator start from them at once.
 pub(crate) fn reseed(seed: &[u8; 32]) -> Result<(), Errno> {
     const RNDADDENTROPY: u64 = 0x4008_5203;

@@ -358,6 +358,42 @@ SH
     [ "$(grep -c 'a new guest is taken' out)" = 3 ] || fail 'not three guests were given up'
 }
 
+# The same through loop devices, of which a disk knows nothing: of the disk itself, and of a file on it.
+# fixtures: debian-bookworm
+test_left_behind_a_loop() {
+    mkdir -p ws/t
+    cat >ws/belljar.toml <<TOML
+[guests.h]
+image = "$(fixture debian-bookworm)"
+login = { user = "root", password = "belljar" }
+TOML
+    cat >>ws/belljar.toml <<'TOML'
+[[suites]]
+name = "s"
+tests = "t/*.sh"
+guests = ["h"]
+setup = "setup.sh"
+isolation = "suite"
+disks = [{ size = "64MiB", serial = "data0", lab = true }, { size = "64MiB", serial = "kept", lab = true }]
+TOML
+    local disk=/dev/disk/by-id/virtio-data0
+    printf '#!/bin/sh\nset -e\nmkfs.ext4 -q /dev/disk/by-id/virtio-kept\nmkdir -p /mnt/kept\nmount /dev/disk/by-id/virtio-kept /mnt/kept\n' >ws/setup.sh
+    printf '#!/bin/sh\nset -e\nmodprobe loop\nmkdir -p /media/x\nmkfs.ext4 -qF %s\nlosetup /dev/loop0 %s\nmount /dev/loop0 /media/x\n' "$disk" "$disk" >ws/t/1-mounted.sh
+    printf '#!/bin/sh\nset -e\nmodprobe loop\nmkdir -p /mnt/q\nmkfs.ext4 -qF %s\nmount %s /mnt/q\numount /mnt/q\nmkswap %s\nlosetup /dev/loop3 %s\nswapon /dev/loop3\n' "$disk" "$disk" "$disk" "$disk" >ws/t/2-swap.sh
+    printf '#!/bin/sh\nset -e\n! grep loop /proc/swaps\nmodprobe loop\ntruncate -s 1M /mnt/kept/file\nlosetup /dev/loop5 /mnt/kept/file\n' >ws/t/3-file.sh
+    # One of the system's own files is nobody's lab disk; nor is one that is taken away.
+    printf '#!/bin/sh\nset -e\nmodprobe loop\ntruncate -s 1M /root/file\nlosetup /dev/loop1 /root/file\nlosetup /dev/loop2 %s\nlosetup -d /dev/loop2\n' "$disk" >ws/t/4-others.sh
+    printf '#!/bin/sh\n[ -e /root/file ]\n' >ws/t/5-last.sh
+    chmod +x ws/setup.sh ws/t/*
+    bjt -v -j1
+    want_code 0
+    want_line '5 passed'
+    want_line 'has left lab disks in use: data0 \(vd.: behind loop0, mounted at /media/x through loop0\)'
+    want_line 'has left lab disks in use: data0 \(vd.: behind loop3, swap through loop3\)'
+    want_line 'has left lab disks in use: kept \(vd.: a file behind loop5\)'
+    [ "$(grep -c 'a new guest is taken' out)" = 3 ] || fail 'not three guests were given up'
+}
+
 # As a test of a file system would do it, on an image that nobody prepared: what was synced survives, what a disk loses is noticed.
 # fixtures: debian-bookworm
 test_in_an_image() {
