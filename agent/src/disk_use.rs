@@ -66,6 +66,22 @@ impl DiskUses {
         }
     }
 
+    /// What was in use before, and is.
+    pub(crate) fn kept(&self) -> Vec<DiskInUse> {
+        self.kept_of(&Self::now())
+    }
+
+    fn kept_of(&self, now: &Self) -> Vec<DiskInUse> {
+        let kept = |(device, now): (&String, &DiskUse)| {
+            let was = self.0.get(device)?;
+            let uses = now.uses.iter().filter(|(by, _)| was.uses.contains_key(*by));
+            let uses: Vec<String> = uses.map(|(_, shown)| shown.clone()).take(MAX_NAMED).collect();
+            let (device, serial) = (device.clone(), now.serial.clone());
+            ((was.claimed && now.claimed) || !uses.is_empty()).then_some(DiskInUse { device, serial, uses })
+        };
+        now.0.iter().filter_map(kept).map(named).take(MAX_NAMED).collect()
+    }
+
     fn new_of(&self, now: &Self) -> Vec<DiskInUse> {
         let none = DiskUse::default();
         let new = |(device, now): (&String, &DiskUse)| {
@@ -287,8 +303,11 @@ mod tests {
     }
 
     fn told(was: &DiskUses, now: &DiskUses) -> Vec<String> {
-        let all = was.new_of(now).into_iter().map(named);
-        all.map(|disk| format!("{} {}: {}", disk.device, disk.serial, disk.uses.join(", "))).collect()
+        was.new_of(now).into_iter().map(named).map(line).collect()
+    }
+
+    fn line(disk: DiskInUse) -> String {
+        format!("{} {}: {}", disk.device, disk.serial, disk.uses.join(", "))
     }
 
     #[test]
@@ -354,6 +373,19 @@ mod tests {
         assert_eq!(told(&nothing, &uses_with(sys.path(), "", &[], &[], &of_system)), [""; 0]);
         // This machine's own are read without harm.
         drop(loops::now());
+    }
+
+    #[test]
+    fn what_stays_in_use_is_named() {
+        let sys = sys();
+        let kept = |was: &DiskUses, now: &DiskUses| was.kept_of(now).into_iter().map(line).collect::<Vec<_>>();
+        let on = "40 22 254:17 / /srv rw - ext4 /dev/vdb1 rw\n";
+        let was = uses(sys.path(), on, &[], &["vda", "vdb", "sda"]);
+        let both = ["sda data1: in use, the kernel does not say by whom", "vdb data0: mounted at /srv"];
+        assert_eq!(kept(&was, &was), both);
+        assert_eq!(kept(&was, &uses(sys.path(), on, &["8:0"], &["vdb"])), both[1..], "another use of the other");
+        assert_eq!(kept(&was, &uses(sys.path(), "", &[], &["vda"])), [""; 0]);
+        assert_eq!(kept(&uses(sys.path(), "", &[], &[]), &was), [""; 0]);
     }
 
     #[test]

@@ -310,6 +310,7 @@ impl Baseline {
                     found.left.extend(watchdogs::started(&self.watchdogs));
                     if found.left.is_empty() {
                         found.disks = self.disks.since();
+                        found.kept = self.disks.kept();
                     }
                 }
                 break;

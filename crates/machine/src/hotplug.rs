@@ -116,7 +116,7 @@ impl Hotplug {
                     slot.silence(qmp, lab).await?;
                 }
                 if let Device::Disk { name, path } = device {
-                    lab.harmed().note(name, *path);
+                    lab.note_harm(name, *path);
                 }
                 for part in parts {
                     delete(qmp, &slot.device.parts[part].id).await?;

@@ -10,10 +10,7 @@ use std::{
         fd::{AsFd, BorrowedFd},
         unix::net::UnixStream as StdStream,
     },
-    sync::{
-        Arc, Mutex as StdMutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -102,9 +99,20 @@ pub(crate) struct Lab {
     told: Told,
     /// Those that were told to behave otherwise than good disks do.
     harmed: HarmedDisks,
-    /// The boot disk was, since what it was told was [kept](Lab::keep).
-    boot_harmed: Arc<AtomicBool>,
+    /// Those that were since that was asked the last time, or [kept](Lab::keep).
+    broken: Broken,
     hanging: Hanging,
+}
+
+/// Disks that what uses them may not have survived, by their serial numbers.
+#[derive(Clone, Debug, Default)]
+struct Broken(Arc<StdMutex<BTreeSet<String>>>);
+
+impl Broken {
+    fn all(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        // Nothing is half-done while it is held.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Faults by which requests hang, of which whoever waits for the guest is told.
@@ -407,7 +415,7 @@ impl Lab {
     /// # Errors
     /// When a server does not; with which one.
     pub(crate) async fn keep(&self) -> Result<(), String> {
-        self.boot_harmed.store(false, Ordering::Relaxed);
+        self.broken.all().clear();
         self.tell_all(&Order::Keep).await
     }
 
@@ -456,15 +464,19 @@ impl Lab {
             // A set-up has ordered it.
             self.harmed.note(name, None);
         }
-        if name == BOOT_LAB {
-            self.boot_harmed.store(true, Ordering::Relaxed);
-        }
+        self.broken.all().insert(name.to_owned());
+    }
+
+    /// Something was done to a disk, or to one path of it, that good ones do not do: its requests fail.
+    pub(crate) fn note_harm(&self, name: &str, path: Option<u32>) {
+        self.harmed.note(name, path);
+        self.broken.all().insert(name.to_owned());
     }
 
     /// Whether the disk from which the guest has booted was told to behave otherwise than a good one does, in which case what is mounted of it may be of no
     /// more use although it behaves well again: a file system that could not write its journal stays read-only.
     pub(crate) fn is_boot_harmed(&self) -> bool {
-        self.boot_harmed.load(Ordering::Relaxed)
+        self.broken.all().contains(BOOT_LAB)
     }
 
     /// Cuts the power of one disk: what was not flushed is lost. Gives whether it had power.
@@ -472,7 +484,7 @@ impl Lab {
     /// # Errors
     /// When its server does not.
     pub(crate) async fn cut_one(&self, name: &str) -> Result<bool, String> {
-        self.harmed.note(name, None);
+        self.note_harm(name, None);
         match self.tell(name, &Order::Cut(None)).await? {
             Answer::Cut { .. } => Ok(true),
             Answer::Refused(_) => Ok(false),
@@ -514,12 +526,16 @@ impl Lab {
     pub(crate) fn in_use(&self, found: &[DiskInUse]) -> Option<String> {
         let is_ours =
             |disk: &&DiskInUse| !self.is_empty() && (disk.serial.is_empty() || self.names.contains(&disk.serial));
-        let told = |disk: &DiskInUse| {
-            let name = if disk.serial.is_empty() { "one that does not say its name" } else { &disk.serial };
-            format!("{name} ({}: {})", disk.device, disk.uses.join(", "))
-        };
-        let all: Vec<String> = found.iter().filter(is_ours).map(told).collect();
-        (!all.is_empty()).then(|| all.join(", "))
+        shown(found.iter().filter(is_ours))
+    }
+
+    /// The same of those that what uses them may not have survived, because they were told to behave otherwise than good ones do since this was asked the last
+    /// time.
+    pub(crate) fn take_broken(&self, in_use: &[DiskInUse]) -> Option<String> {
+        let broken = std::mem::take(&mut *self.broken.all());
+        let is_broken =
+            |disk: &&DiskInUse| !broken.is_empty() && (disk.serial.is_empty() || broken.contains(&disk.serial));
+        shown(in_use.iter().filter(is_broken))
     }
 
     /// Whether there is one.
@@ -592,6 +608,16 @@ impl Lab {
     }
 }
 
+/// Disks and how they are used, for a person.
+fn shown<'a>(disks: impl Iterator<Item = &'a DiskInUse>) -> Option<String> {
+    let told = |disk: &DiskInUse| {
+        let name = if disk.serial.is_empty() { "one that does not say its name" } else { &disk.serial };
+        format!("{name} ({}: {})", disk.device, disk.uses.join(", "))
+    };
+    let all: Vec<String> = disks.map(told).collect();
+    (!all.is_empty()).then(|| all.join(", "))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -633,6 +659,31 @@ mod tests {
         assert_eq!((lab.harmed().has("data0"), lab.is_boot_harmed()), (false, true), "what is mounted stays as it is");
         lab.keep().await.unwrap();
         assert!(!lab.is_boot_harmed(), "what a set-up has ordered is part of the guest");
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_was_made_to_fail_while_it_is_in_use_is_known_once() {
+        let lab = Lab { names: ["data0".to_owned(), "data1".to_owned()].into(), ..Lab::default() };
+        let in_use =
+            |serial: &str| DiskInUse { device: "vda".into(), serial: serial.into(), uses: vec!["swap".into()] };
+        let both = [in_use("data0"), in_use("data1")];
+        let give = |order: &Order, answer: &Answer| {
+            let before = lab.note_before("data1", order);
+            lab.note_after("data1", order, answer, before);
+        };
+        give(&Order::Arm("error all".into()), &Answer::Refused("no".into()));
+        assert_eq!((lab.take_broken(&both), lab.take_broken(&[in_use("")])), (None, None));
+        give(&Order::Cut(None), &Answer::Cut { pending: 0, lost: 0 });
+        lab.renew().await.unwrap();
+        assert_eq!(lab.take_broken(&both).as_deref(), Some("data1 (vda: swap)"));
+        assert_eq!(lab.take_broken(&both), None);
+        lab.note_harm("data0", None);
+        assert_eq!(lab.take_broken(&[in_use("data1")]), None, "nobody uses it");
+        lab.note_harm("data0", None);
+        assert!(lab.take_broken(&[in_use("")]).is_some(), "it may be that one");
+        lab.note_harm("data0", None);
+        lab.keep().await.unwrap();
+        assert_eq!(lab.take_broken(&both), None, "of the set-up's own orders its author knows");
     }
 
     #[test]

@@ -510,7 +510,7 @@ impl QemuGuest {
         }
         let found = self.ask(Phase::Session, limit, async |session| session.renew().await, observe).await?;
         let left = session::of_leftovers(&found, observe);
-        Ok(left.or_else(|| self.machine.watch.disks_in_use(&found.disks)))
+        Ok(left.or_else(|| self.machine.watch.disks_left(&found)))
     }
 
     /// What the guest died of, or saw of its shares, without anybody having noticed.

@@ -17,7 +17,7 @@ pub const PROGRAM_PORT_NAME: &str = "belljar.program";
 
 /// Version of everything in this crate. Host and agent come from one build, so it only guards
 /// against a stale agent, such as one resumed from an old template.
-pub const VERSION: u16 = 25;
+pub const VERSION: u16 = 26;
 
 /// The exit code of an agent that is to have systemd in a container, and says on standard error why there can be none.
 pub const CANNOT_BE_HAD: i32 = 77;
@@ -581,6 +581,8 @@ pub struct Leftovers {
     pub left: Vec<String>,
     /// Disks that have come to be in use; at most [`MAX_NAMED`]. Whether that matters is for the host to say, who knows which disks these are.
     pub disks: Vec<DiskInUse>,
+    /// Disks that were in use before, and are; at most [`MAX_NAMED`].
+    pub kept: Vec<DiskInUse>,
 }
 
 /// A disk of the guest that something uses.

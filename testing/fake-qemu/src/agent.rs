@@ -166,7 +166,7 @@ impl Manners {
             )?,
             has_fuse: step.text("fuse").is_some(),
             quiesce: one_of(step, "quiesce", &["ok", "left", "never", "die"])?,
-            renew: one_of(step, "renew", &["ok", "left", "disk", "never", "die", "stray"])?,
+            renew: one_of(step, "renew", &["ok", "left", "disk", "kept", "never", "die", "stray"])?,
             marks: step.count("marks")?.and_then(|n| u32::try_from(n).ok()).unwrap_or(0),
             asks: step.text("asks").iter().flat_map(|asks| asks.split(',')).map(|ask| ask.replace('+', " ")).collect(),
             shutdown: one_of(step, "shutdown", &["ok", "panic", "slow", "refused", "gone"])?,
@@ -530,11 +530,12 @@ impl Agent {
             "never" => return,
             "die" if fresh => return self.shared.machine.end(End::Signal(11)),
             "left" if fresh => found.left.push("the process stuck (412), which does not end".into()),
-            "disk" if fresh => found.disks.push(DiskInUse {
-                device: "vda".into(),
-                serial: "data0".into(),
-                uses: vec!["mounted at /srv".into()],
-            }),
+            "disk" | "kept" if fresh => {
+                let disk =
+                    DiskInUse { device: "vda".into(), serial: "data0".into(), uses: vec!["mounted at /srv".into()] };
+                let list = if self.manners.renew == "kept" { &mut found.kept } else { &mut found.disks };
+                list.push(disk);
+            }
             _ => {}
         }
         for (_, running) in self.running.drain().filter(|_| fresh) {

@@ -394,6 +394,29 @@ TOML
     [ "$(grep -c 'a new guest is taken' out)" = 3 ] || fail 'not three guests were given up'
 }
 
+# A disk that the set-up has mounted and a test makes fail: what is mounted does not come back when the fault ends. One that only reads what was done keeps its guest.
+test_set_up_that_is_broken() {
+    mkdir -p ws/t
+    cat >ws/belljar.toml <<'TOML'
+[[suites]]
+name = "s"
+tests = "t/*.sh"
+setup = "setup.sh"
+isolation = "suite"
+disks = [{ size = "64MiB", serial = "data0", lab = true }, { size = "64MiB", serial = "free", lab = true }]
+TOML
+    printf '#!/bin/sh\nset -e\nmkfs.ext4 -q /dev/vda && mkdir -p /mnt/d && mount /dev/vda /mnt/d\n' >ws/setup.sh
+    printf '#!/bin/sh\nbelljar-ctl disk data0 error write; echo x >/mnt/d/x; sync; exit 0\n' >ws/t/1-error.sh
+    printf '#!/bin/sh\nset -e\necho y >/mnt/d/y; sync /mnt/d/y; touch /here\nbelljar-ctl disk data0 counts\nbelljar-ctl disk free error; ! dd if=/dev/vdb of=/dev/null bs=4k count=1\n' >ws/t/2-other.sh
+    printf '#!/bin/sh\nset -e\n[ -e /here ]; echo z >/mnt/d/z; sync /mnt/d/z; belljar-ctl disk data0 cut; belljar-ctl disk data0 on\n' >ws/t/3-cut.sh
+    printf '#!/bin/sh\nset -e\n! [ -e /here ]; echo z >/mnt/d/z; sync /mnt/d/z\n' >ws/t/4-last.sh
+    chmod +x ws/setup.sh ws/t/*
+    bjt -v -j1
+    want_code 0
+    want_line '4 passed'
+    [ "$(grep -c 'a new guest is taken.*made lab disks fail that were in use before it.*: data0 (vda: mounted at /mnt/d)' out)" = 2 ] || fail 'not two guests were given up'
+}
+
 # As a test of a file system would do it, on an image that nobody prepared: what was synced survives, what a disk loses is noticed.
 # fixtures: debian-bookworm
 test_in_an_image() {

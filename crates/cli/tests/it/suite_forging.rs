@@ -163,6 +163,29 @@ fn a_lab_disk_that_is_left_in_use_takes_the_guest_with_it() {
 }
 
 #[test]
+fn a_disk_of_the_set_up_that_was_made_to_fail_takes_the_guest_with_it() {
+    for (order, guests) in [("error+write", 2), ("counts", 1)] {
+        let lab = Lab::new();
+        let guest = lab.machine("m", &format!("[serial]\ndrain\n[agent]\nagent renew=kept asks=data0+{order}\n"));
+        let config = format!(
+            "{}\nisolation = \"suite\"\ndisks = [{{ size = \"1MiB\", serial = \"data0\", lab = true }}]\n",
+            SUITE.replace("\"g\"", "\"m\"")
+        );
+        lab.suite(&format!("{guest}\n{config}"), &[("1-before", "sleep 1"), ("2-after", "exit 0")]);
+        let outcome = lab.test([""; 0]).go();
+        outcome.code(0);
+        let told = outcome.told("warning", "");
+        assert_eq!(outcome.told("guest-started", "").len(), guests, "{order}: {told:?}");
+        let said = |w: &serde_json::Value| {
+            let text = w["message"].as_str().unwrap_or_default();
+            text.contains("made lab disks fail that were in use before it")
+                && text.contains(": data0 (vda: mounted at /srv)")
+        };
+        assert_eq!(told.iter().any(said), guests == 2, "{order}: {told:?}");
+    }
+}
+
+#[test]
 fn what_one_test_left_is_not_told_of_the_next() {
     let lab = Lab::new();
     let guest = lab.machine("m", "[serial]\ndrain\n[agent]\nagent renew=left sync=covered\n");

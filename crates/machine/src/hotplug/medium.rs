@@ -99,7 +99,7 @@ impl Hotplug {
                     let open = json!({ "id": medium.device, "force": force });
                     say(qmp, Raw::new("blockdev-open-tray", open)).await?;
                 }
-                lab.harmed().note(name, None);
+                lab.note_harm(name, None);
                 // QEMU takes a medium out when nothing is asked of it any more, and would wait for what hangs.
                 let is_let_go = slot.device.is_served && lab.let_go_of(name).await?;
                 let mut removed = Ok(());

@@ -7,7 +7,7 @@ use belljar_guest_spec::{
     machine_order::{Down, MachineOrder},
 };
 use belljar_model::EventKind;
-use belljar_proto::message::{DiskInUse, MAX_QUESTION, Outcome, Question};
+use belljar_proto::message::{Leftovers, MAX_QUESTION, Outcome, Question};
 
 use super::{Expectation, Watch, power::Power};
 use crate::{
@@ -137,11 +137,18 @@ impl Watch {
         Ok(None)
     }
 
-    /// Why the guest is of no more use, if of these disks that an earlier test has left in use one is a lab disk: the next test's faults would be those of
-    /// whatever uses it.
-    pub(crate) fn disks_in_use(&self, found: &[DiskInUse]) -> Option<String> {
-        let used = self.desk.lab().in_use(found)?;
-        Some(format!("an earlier test has left lab disks in use: {used}"))
+    /// Why the guest is of no more use, if that is so for what an earlier test has made of its lab disks: the next test's faults would be those of whatever
+    /// uses one, or what uses one may not have survived the faults of the earlier one.
+    pub(crate) fn disks_left(&self, found: &Leftovers) -> Option<String> {
+        let lab = self.desk.lab();
+        let used = lab.in_use(&found.disks).map(|used| format!("an earlier test has left lab disks in use: {used}"));
+        let broken = || {
+            let broken = lab.take_broken(&found.kept)?;
+            Some(format!(
+                "an earlier test made lab disks fail that were in use before it, which what uses them may not have survived: {broken}"
+            ))
+        };
+        used.or_else(broken)
     }
 
     /// The command has ended: what it has ordered is done, for a while at most, and what is not is told, and is not done any more.

@@ -62,6 +62,7 @@ impl AgentSession {
             gone: words(found.gone),
             left: words(found.left),
             disks: found.disks.into_iter().take(MAX_NAMED).map(cleaned).collect(),
+            kept: found.kept.into_iter().take(MAX_NAMED).map(cleaned).collect(),
             ..found
         })
     }
