@@ -23,9 +23,9 @@ use crate::{sys, text};
 /// Where the system itself is, or may come to be mounted at any time.
 const OF_THE_SYSTEM: &[&str] = &["/", "/boot", "/boot/efi", "/efi"];
 /// How long a disk may take to be let go of by somebody who has ended.
-const LETTING_GO: Duration = Duration::from_secs(3);
+pub(crate) const LETTING_GO: Duration = Duration::from_secs(3);
 /// How often is looked meanwhile.
-const LOOK: Duration = Duration::from_millis(50);
+pub(crate) const LOOK: Duration = Duration::from_millis(50);
 /// Most block devices above one another.
 pub(crate) const MAX_DEPTH: usize = 16;
 

@@ -16,6 +16,7 @@ use rustix::process::{WaitOptions, getpid};
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
+use crate::disk_state::DiskStates;
 use crate::disk_use::DiskUses;
 use crate::systemd::System;
 use crate::{mount_table, sys, text, watchdogs};
@@ -45,6 +46,7 @@ pub(crate) struct Baseline {
     /// Watchdogs that run.
     watchdogs: Vec<String>,
     disks: DiskUses,
+    states: DiskStates,
     /// What is systemd's, where it is the first process.
     system: Option<System>,
 }
@@ -251,6 +253,7 @@ impl Baseline {
             mounts: mount_table::read(),
             watchdogs: if own_only { Vec::new() } else { watchdogs::running() },
             disks: if own_only { DiskUses::default() } else { DiskUses::now() },
+            states: if own_only { DiskStates::default() } else { DiskStates::now() },
         }
     }
 
@@ -311,6 +314,7 @@ impl Baseline {
                     if found.left.is_empty() {
                         found.disks = self.disks.since();
                         found.kept = self.disks.kept();
+                        found.changed = self.states.changed_since();
                     }
                 }
                 break;

@@ -17,6 +17,7 @@ mod command;
 mod container;
 mod devices;
 mod disk_names;
+mod disk_state;
 mod disk_use;
 mod guards;
 mod identity;

@@ -20,7 +20,7 @@ use belljar_lab::{
     control::{Answer, Class, MAX_LINE, Order},
 };
 use belljar_model::EventKind;
-use belljar_proto::message::{DiskInUse, MAX_SAID, Outcome};
+use belljar_proto::message::{DiskChange, DiskInUse, MAX_SAID, Outcome};
 use rustix::{
     cmsg_space,
     net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg},
@@ -524,9 +524,19 @@ impl Lab {
     /// Which of these disks of the guest are lab disks, and how they are used, for a person; nothing where none is. One whose serial number the guest's kernel
     /// does not say may be one.
     pub(crate) fn in_use(&self, found: &[DiskInUse]) -> Option<String> {
-        let is_ours =
-            |disk: &&DiskInUse| !self.is_empty() && (disk.serial.is_empty() || self.names.contains(&disk.serial));
-        shown(found.iter().filter(is_ours))
+        shown(found.iter().filter(|disk| self.may_be_ours(&disk.serial)))
+    }
+
+    /// The same of disks that are not as they were, and what became of them.
+    pub(crate) fn changed(&self, found: &[DiskChange]) -> Option<String> {
+        let ours = found.iter().filter(|disk| self.may_be_ours(&disk.serial));
+        let told = |disk: &DiskChange| format!("{} ({} {})", called(&disk.serial), disk.device, disk.change);
+        let all: Vec<String> = ours.map(told).collect();
+        (!all.is_empty()).then(|| all.join(", "))
+    }
+
+    fn may_be_ours(&self, serial: &str) -> bool {
+        !self.is_empty() && (serial.is_empty() || self.names.iter().any(|name| name == serial))
     }
 
     /// The same of those that what uses them may not have survived, because they were told to behave otherwise than good ones do since this was asked the last
@@ -610,12 +620,14 @@ impl Lab {
 
 /// Disks and how they are used, for a person.
 fn shown<'a>(disks: impl Iterator<Item = &'a DiskInUse>) -> Option<String> {
-    let told = |disk: &DiskInUse| {
-        let name = if disk.serial.is_empty() { "one that does not say its name" } else { &disk.serial };
-        format!("{name} ({}: {})", disk.device, disk.uses.join(", "))
-    };
+    let told = |disk: &DiskInUse| format!("{} ({}: {})", called(&disk.serial), disk.device, disk.uses.join(", "));
     let all: Vec<String> = disks.map(told).collect();
     (!all.is_empty()).then(|| all.join(", "))
+}
+
+/// A disk of this serial number, for a person.
+fn called(serial: &str) -> &str {
+    if serial.is_empty() { "one that does not say its name" } else { serial }
 }
 
 #[cfg(test)]
@@ -635,6 +647,20 @@ mod tests {
         assert_eq!(lab.in_use(&found).as_deref(), Some(told));
         assert_eq!(lab.in_use(&found[1..2]), None);
         assert_eq!(Lab::default().in_use(&found), None, "a guest without lab disks");
+    }
+
+    #[test]
+    fn of_disks_that_changed_those_count_that_are_ours() {
+        let lab = Lab { names: ["data0".to_owned()].into(), ..Lab::default() };
+        let disk = |device: &str, serial: &str| DiskChange {
+            device: device.into(),
+            serial: serial.into(),
+            change: "is read-only now".into(),
+        };
+        let found = [disk("vda", "data0"), disk("vdb", "other"), disk("vdc", "")];
+        let told = "data0 (vda is read-only now), one that does not say its name (vdc is read-only now)";
+        assert_eq!(lab.changed(&found).as_deref(), Some(told));
+        assert_eq!((lab.changed(&found[1..2]), Lab::default().changed(&found)), (None, None));
     }
 
     #[tokio::test]

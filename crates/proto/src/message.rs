@@ -17,7 +17,7 @@ pub const PROGRAM_PORT_NAME: &str = "belljar.program";
 
 /// Version of everything in this crate. Host and agent come from one build, so it only guards
 /// against a stale agent, such as one resumed from an old template.
-pub const VERSION: u16 = 26;
+pub const VERSION: u16 = 27;
 
 /// The exit code of an agent that is to have systemd in a container, and says on standard error why there can be none.
 pub const CANNOT_BE_HAD: i32 = 77;
@@ -583,6 +583,8 @@ pub struct Leftovers {
     pub disks: Vec<DiskInUse>,
     /// Disks that were in use before, and are; at most [`MAX_NAMED`].
     pub kept: Vec<DiskInUse>,
+    /// Disks that are not as they were; at most [`MAX_NAMED`].
+    pub changed: Vec<DiskChange>,
 }
 
 /// A disk of the guest that something uses.
@@ -594,6 +596,17 @@ pub struct DiskInUse {
     pub serial: String,
     /// How it is used, for a person, such as `mounted at /srv`.
     pub uses: Vec<String>,
+}
+
+/// A disk of the guest that is not as it was, whoever uses it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskChange {
+    /// The kernel's name that it had, such as `vda`.
+    pub device: String,
+    /// Its serial number; empty where the kernel did not say.
+    pub serial: String,
+    /// What became of it, for a person, such as `is not there any more`.
+    pub change: String,
 }
 
 /// Most processes or mounts that are named.

@@ -11,9 +11,9 @@ use std::{collections::HashMap, path::PathBuf, sync::Arc, thread, time::Duration
 use belljar_proto::{
     frame::{Assembler, Decoder, Kind, MAX_MESSAGE},
     message::{
-        Announce, BootSign, DiskContent, DiskInUse, ExecId, KernelNews, Leftovers, MACHINE_WORDS, Mount, MountFault,
-        Nonce, Outcome, OutputEnd, Question, SetupReport, ShutdownHow, Source, Status, SyncFault, SyncReport, ToAgent,
-        ToHost, VERSION,
+        Announce, BootSign, DiskChange, DiskContent, DiskInUse, ExecId, KernelNews, Leftovers, MACHINE_WORDS, Mount,
+        MountFault, Nonce, Outcome, OutputEnd, Question, SetupReport, ShutdownHow, Source, Status, SyncFault,
+        SyncReport, ToAgent, ToHost, VERSION,
     },
 };
 
@@ -166,7 +166,7 @@ impl Manners {
             )?,
             has_fuse: step.text("fuse").is_some(),
             quiesce: one_of(step, "quiesce", &["ok", "left", "never", "die"])?,
-            renew: one_of(step, "renew", &["ok", "left", "disk", "kept", "never", "die", "stray"])?,
+            renew: one_of(step, "renew", &["ok", "left", "disk", "kept", "changed", "never", "die", "stray"])?,
             marks: step.count("marks")?.and_then(|n| u32::try_from(n).ok()).unwrap_or(0),
             asks: step.text("asks").iter().flat_map(|asks| asks.split(',')).map(|ask| ask.replace('+', " ")).collect(),
             shutdown: one_of(step, "shutdown", &["ok", "panic", "slow", "refused", "gone"])?,
@@ -536,6 +536,11 @@ impl Agent {
                 let list = if self.manners.renew == "kept" { &mut found.kept } else { &mut found.disks };
                 list.push(disk);
             }
+            "changed" if fresh => found.changed.push(DiskChange {
+                device: "vda".into(),
+                serial: "data0".into(),
+                change: "is not there any more".into(),
+            }),
             _ => {}
         }
         for (_, running) in self.running.drain().filter(|_| fresh) {

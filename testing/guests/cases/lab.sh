@@ -417,6 +417,46 @@ TOML
     [ "$(grep -c 'a new guest is taken.*made lab disks fail that were in use before it.*: data0 (vda: mounted at /mnt/d)' out)" = 2 ] || fail 'not two guests were given up'
 }
 
+# A disk that a test has the kernel take away, or refuse to write to, is there for the next one, which has a new guest. One that came back is as it was.
+test_left_without_a_disk() {
+    mkdir -p ws/t
+    cat >ws/belljar.toml <<'TOML'
+[[suites]]
+name = "s"
+tests = "t/*.sh"
+isolation = "suite"
+disks = [{ size = "64MiB", serial = "data0", lab = true }, { size = "64MiB", serial = "plain" }, { size = "64MiB", serial = "fixed", lab = true, read-only = true }]
+TOML
+    cat >ws/t/1-read-only.sh <<'SH'
+#!/bin/sh
+blockdev --setro /dev/vda
+SH
+    cat >ws/t/2-unbound.sh <<'SH'
+#!/bin/sh
+set -e
+dd if=/dev/zero of=/dev/vda bs=4k count=1 oflag=direct
+basename "$(readlink -f /sys/block/vda/device)" >/sys/bus/virtio/drivers/virtio_blk/unbind
+SH
+    cat >ws/t/3-back.sh <<'SH'
+#!/bin/sh
+set -e
+dd if=/dev/zero of=/dev/vda bs=4k count=1 oflag=direct
+disk=$(basename "$(readlink -f /sys/block/vda/device)")
+echo "$disk" >/sys/bus/virtio/drivers/virtio_blk/unbind
+echo "$disk" >/sys/bus/virtio/drivers/virtio_blk/bind
+blockdev --setro /dev/vdb
+SH
+    printf '#!/bin/sh\ntouch /here\n' >ws/t/4-next.sh
+    printf '#!/bin/sh\n[ -e /here ]\n' >ws/t/5-last.sh
+    chmod +x ws/t/*
+    bjt -v -j1
+    want_code 0
+    want_line '5 passed'
+    want_line 'left lab disks otherwise than they were: data0 \(vda is read-only now\)'
+    want_line 'left lab disks otherwise than they were: data0 \(vda is not there any more\)'
+    [ "$(grep -c 'a new guest is taken' out)" = 2 ] || fail 'not two guests were given up'
+}
+
 # As a test of a file system would do it, on an image that nobody prepared: what was synced survives, what a disk loses is noticed.
 # fixtures: debian-bookworm
 test_in_an_image() {

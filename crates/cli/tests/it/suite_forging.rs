@@ -142,9 +142,14 @@ fn a_guest_in_which_something_is_left_is_not_used_again() {
 
 #[test]
 fn a_lab_disk_that_is_left_in_use_takes_the_guest_with_it() {
-    for (disk, guests) in [("serial = \"data0\", lab = true", 2), ("serial = \"data0\"", 1)] {
+    let (ours, other) = ("serial = \"data0\", lab = true", "serial = \"data0\"");
+    let in_use = "has left lab disks in use: data0 (vda: mounted at /srv)";
+    let gone = "has left lab disks otherwise than they were: data0 (vda is not there any more)";
+    for (renew, disk, guests, why) in
+        [("disk", ours, 2, in_use), ("disk", other, 1, in_use), ("changed", ours, 2, gone)]
+    {
         let lab = Lab::new();
-        let guest = lab.machine("m", "[serial]\ndrain\n[agent]\nagent renew=disk\n");
+        let guest = lab.machine("m", &format!("[serial]\ndrain\n[agent]\nagent renew={renew}\n"));
         let config = format!(
             "{}\nisolation = \"suite\"\ndisks = [{{ size = \"1MiB\", {disk} }}]\n",
             SUITE.replace("\"g\"", "\"m\"")
@@ -156,7 +161,7 @@ fn a_lab_disk_that_is_left_in_use_takes_the_guest_with_it() {
         let told = outcome.told("warning", "");
         let said = |w: &serde_json::Value| {
             let text = w["message"].as_str().unwrap_or_default();
-            text.contains("has left lab disks in use: data0 (vda: mounted at /srv)")
+            text.contains(why)
         };
         assert_eq!(told.iter().any(said), guests == 2, "{disk}: {told:?}");
     }

@@ -142,13 +142,17 @@ impl Watch {
     pub(crate) fn disks_left(&self, found: &Leftovers) -> Option<String> {
         let lab = self.desk.lab();
         let used = lab.in_use(&found.disks).map(|used| format!("an earlier test has left lab disks in use: {used}"));
+        let changed = || {
+            let changed = lab.changed(&found.changed)?;
+            Some(format!("an earlier test has left lab disks otherwise than they were: {changed}"))
+        };
         let broken = || {
             let broken = lab.take_broken(&found.kept)?;
             Some(format!(
                 "an earlier test made lab disks fail that were in use before it, which what uses them may not have survived: {broken}"
             ))
         };
-        used.or_else(broken)
+        used.or_else(changed).or_else(broken)
     }
 
     /// The command has ended: what it has ordered is done, for a while at most, and what is not is told, and is not done any more.

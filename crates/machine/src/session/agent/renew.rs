@@ -2,7 +2,7 @@
 //! only then the new session gets its tag.
 
 use belljar_proto::frame::Encoder;
-use belljar_proto::message::{DiskInUse, Leftovers, MAX_NAMED, ToAgent, ToHost, VERSION};
+use belljar_proto::message::{DiskChange, DiskInUse, Leftovers, MAX_NAMED, ToAgent, ToHost, VERSION};
 
 use super::AgentSession;
 use super::connect::session_tag;
@@ -56,12 +56,18 @@ impl AgentSession {
             serial: clean(&serial),
             uses: words(uses),
         };
+        let changed = |DiskChange { device, serial, change }: DiskChange| DiskChange {
+            device: clean(&device),
+            serial: clean(&serial),
+            change: clean(&change),
+        };
         Ok(Leftovers {
             killed: words(found.killed),
             stopped: words(found.stopped),
             gone: words(found.gone),
             left: words(found.left),
             disks: found.disks.into_iter().take(MAX_NAMED).map(cleaned).collect(),
+            changed: found.changed.into_iter().take(MAX_NAMED).map(changed).collect(),
             kept: found.kept.into_iter().take(MAX_NAMED).map(cleaned).collect(),
             ..found
         })
