@@ -1,6 +1,8 @@
 //! What belongs to the guest's systemd, where that is the first process: its units and their processes, which no test has left. What came during a test is
 //! stopped by systemd itself, which would call it failed if it were killed.
 
+mod demand;
+
 use std::collections::HashSet;
 use std::fs;
 use std::io::Read;
@@ -154,6 +156,11 @@ impl System {
             Some(unit) if unit.active == "failed" => Some(format!("{name} (failed)")),
             _ => Some(name.clone()),
         };
+        // What it started for somebody and nobody needs any more is no test's doing, and not told again.
+        let ended: Vec<&str> =
+            self.running.iter().filter(|name| how(name).as_ref() == Some(name)).map(|n| &**n).collect();
+        let ended = ended_by_themselves(&ended, |name| now.iter().any(|unit| unit.name == name && unit.is_up()));
+        self.running.retain(|name| !ended.contains(name));
         found.gone = self.running.iter().filter_map(how).collect();
         // Told each time: the next test runs without them as this one did, and its result may be of that.
         found.gone.sort_unstable();
@@ -174,6 +181,19 @@ impl System {
         found.stopped.extend(failed.iter().map(|name| format!("{name} (failed)")));
         found
     }
+}
+
+/// Those of these units that have ended by themselves.
+fn ended_by_themselves(names: &[&str], is_up: impl Fn(&str) -> bool) -> Vec<String> {
+    if names.is_empty() {
+        return Vec::new();
+    }
+    let words: Vec<&str> =
+        ["show", "--no-pager", demand::PROPERTIES, "--"].into_iter().chain(names.iter().copied()).collect();
+    // What it does not say of itself is told of it.
+    let answer = ask(&words, ANSWER).unwrap_or_default();
+    let ended = demand::ended_by_themselves(&answer, is_up).into_iter().filter(|name| names.contains(name));
+    ended.map(str::to_owned).collect()
 }
 
 /// Stops units, and kills what does not stop in time. Gives those that are still there.

@@ -158,3 +158,47 @@ test_killing_everything_is_no_pass() {
     debian --timeout 1m -- sh -c 'kill -9 -1; sleep 5; exit 0'
     [ "$code" != 0 ] || fail 'a false pass'
 }
+
+# A service that systemd starts for whoever wants it, and that ends when nobody does, is no test's doing. One that a test has stopped is told, of the same kind too.
+# fixtures: debian-bookworm
+test_services_that_end_by_themselves() {
+    mkdir -p ws/t
+    cat >ws/belljar.toml <<TOML
+[guests.h]
+image = "$(fixture debian-bookworm)"
+login = { user = "root", password = "belljar" }
+TOML
+    cat >>ws/belljar.toml <<'TOML'
+[[suites]]
+name = "s"
+tests = "t/*.sh"
+guests = ["h"]
+setup = "setup.sh"
+isolation = "suite"
+TOML
+    # One of either end, both by a socket.
+    cat >ws/setup.sh <<'SH'
+#!/bin/sh
+set -e
+for name in brief long; do
+    printf '[Socket]\nListenFIFO=/run/%s\n' $name >/run/systemd/system/$name.socket
+done
+printf '[Service]\nExecStart=/bin/sleep 5\n' >/run/systemd/system/brief.service
+printf '[Service]\nExecStart=/bin/sh -c "trap \\"exit 0\\" TERM; while :; do sleep 1; done"\n' >/run/systemd/system/long.service
+printf '[Service]\nExecStart=/bin/sleep 7000\n' >/run/systemd/system/plain.service
+systemctl daemon-reload
+systemctl start brief.socket long.socket
+systemctl start brief.service long.service plain.service
+SH
+    printf '#!/bin/sh\nwhile systemctl is-active brief; do sleep 1; done\nn=0; while systemctl is-active systemd-fsckd && [ $n -lt 60 ]; do n=$((n + 1)); sleep 1; done\nsystemctl show systemd-fsckd brief\nexit 0\n' >ws/t/1-waits.sh
+    printf '#!/bin/sh\nsystemctl stop long.service\n' >ws/t/2-stops.sh
+    printf '#!/bin/sh\nsystemctl stop plain\n' >ws/t/3-stops.sh
+    printf '#!/bin/sh\nexit 0\n' >ws/t/4-last.sh
+    chmod +x ws/setup.sh ws/t/*
+    bjt -v -j1
+    want_code 0
+    want_line '4 passed'
+    want_line 'note s/3-stops.sh@h: units of systemd that ran do not run any more after an earlier test: long.service'
+    want_line 'note s/4-last.sh@h: units of systemd that ran do not run any more after an earlier test: long.service, plain.service'
+    want_no_line 'do not run any more.*(brief|fsckd)'
+}
