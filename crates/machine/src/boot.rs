@@ -196,6 +196,9 @@ impl Machine {
         })?;
         let mut qemu = Qemu::spawn(request).await.map_err(StartError::Spawn)?;
         if is_another {
+            if let Some(cause) = lab.spoilt() {
+                return Err(StartError::Files(cause));
+            }
             lab.begin().await.map_err(|why| StartError::Files(Cause::ShareServer(why)))?;
         }
         let channels = qemu.take_channels();

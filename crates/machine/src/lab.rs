@@ -33,12 +33,13 @@ use tokio::{
 };
 
 use crate::{
+    Cause,
     beside::{Beside, Noted},
     companion::{Companion, of_line},
     console::sanitize::sanitize_line,
     harmed::{HarmedDisk, HarmedDisks},
     host::HostContext,
-    volume::BOOT_LAB,
+    volume::{BOOT_LAB, Watched},
 };
 
 /// How long a server may take for an order. One that cuts the power of a large disk may have much to write.
@@ -62,6 +63,8 @@ pub(crate) struct LabDisk {
     pub(crate) lines: Vec<StdStream>,
     /// What takes the guest's writes, to be looked at while it runs.
     pub(crate) written: File,
+    /// The image from which it is served as it is.
+    pub(crate) watched: Option<Watched>,
     /// QEMU takes a write that is to be durable when it is answered (FUA) for any other, although its guest relies on it: of NVMe disks.
     pub(crate) forgets_fua: bool,
 }
@@ -94,6 +97,8 @@ struct Orders(BufReader<UnixStream>);
 pub(crate) struct Lab {
     disks: Arc<Mutex<Vec<Served>>>,
     names: Arc<[String]>,
+    /// Images that are not to change.
+    images: Arc<[Watched]>,
     /// Those of which QEMU [forgets FUA](LabDisk::forgets_fua).
     forgetful: Arc<BTreeSet<String>>,
     told: Told,
@@ -171,7 +176,7 @@ fn what(name: &str) -> String {
 
 impl Served {
     fn start(disk: LabDisk, host: &HostContext) -> io::Result<Self> {
-        let LabDisk { name, setup, files, lines, written: _, forgets_fua: _ } = disk;
+        let LabDisk { name, setup, files, lines, written: _, watched: _, forgets_fua: _ } = disk;
         let (ours, control) = StdStream::pair()?;
         let sockets = lines.into_iter().chain([control]).map(Into::into);
         let descriptors = sockets.chain(files.into_iter().map(Into::into)).collect();
@@ -245,6 +250,7 @@ impl Lab {
         let told_now = Told::default();
         let (ended, mut ends) = mpsc::unbounded_channel();
         let forgetful = disks.iter().filter(|disk| disk.forgets_fua).map(|disk| disk.name.clone()).collect();
+        let images = disks.iter().filter_map(|disk| disk.watched.clone()).collect();
         for disk in disks {
             let name = disk.name.clone();
             let told = |error: io::Error| io::Error::new(error.kind(), format!("{name}: {error}"));
@@ -268,7 +274,7 @@ impl Lab {
         let names = all.iter().map(|served| served.name.clone()).collect();
         let disks = Arc::new(Mutex::new(all));
         let forgetful = Arc::new(forgetful);
-        Ok(Self { disks, names, forgetful, told: told_now, ..Self::default() })
+        Ok(Self { disks, names, images, forgetful, told: told_now, ..Self::default() })
     }
 
     /// Tells when a server has ended, instead of whoever was told before; gives what has them noted as long as they run.
@@ -299,6 +305,11 @@ impl Lab {
             served.orders.give(&Order::On).await.map_err(|e| told(e.to_string()))?;
         }
         Ok(())
+    }
+
+    /// Why what the guest has read of a disk is not to be believed, if its image has changed since the guest was prepared.
+    pub(crate) fn spoilt(&self) -> Option<Cause> {
+        self.images.iter().find_map(Watched::change).map(Cause::ShareServer)
     }
 
     /// QEMU's own flushes do nothing until it is said that its guest [runs](Self::begin).

@@ -462,6 +462,7 @@ impl QemuGuest {
         };
         // Nor can what ran on memory that somebody else wrote to.
         let spoilt = self.template.as_ref().is_some_and(|t| !t.is_unchanged()).then(|| Cause::TemplateChanged.into());
+        let spoilt = spoilt.or_else(|| self.machine.lab.spoilt().map(Lost::from));
         match (doubt, exceeded, synced, unlogged.or(spoilt)) {
             (Some(lost), ..) => Err(lost.with_tail(self.machine.console.tail(TAIL))),
             // That is why QEMU was killed, whatever the session noticed of it.
@@ -483,7 +484,7 @@ impl QemuGuest {
         }
         match self.doubt(observe).await {
             Some(lost) => Err(lost.with_tail(self.machine.console.tail(TAIL))),
-            None => Ok(()),
+            None => self.machine.lab.spoilt().map_or(Ok(()), |cause| Err(cause.into())),
         }
     }
 

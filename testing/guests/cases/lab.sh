@@ -457,6 +457,25 @@ SH
     [ "$(grep -c 'a new guest is taken' out)" = 2 ] || fail 'not two guests were given up'
 }
 
+# A raw image is served as it is: whoever changes it meanwhile makes an error of the run, also over a power cut, and of the test that ran in a shared guest.
+test_image_that_changes() {
+    head -c 1M /dev/zero >ws/held.raw
+    local order
+    for order in : 'belljar-ctl power-cut x'; do
+        (until [ -e ws/read ]; do sleep 0.2; done; printf CHG | dd of=ws/held.raw conv=notrunc; touch ws/changed) &
+        bj --workspace-mode rw --disk "file=$dir/ws/held.raw,serial=d,lab" -- sh -c "
+            [ \$BELLJAR_REBOOT_COUNT = 0 ] || exit 0
+            dd if=/dev/vda bs=4k count=1 iflag=direct of=/dev/null; touch read
+            until [ -e changed ]; do sleep 0.2; done; $order; exit 0"
+        wait
+        want_code 125
+        want_err 'held.raw of the lab disk d was changed, or replaced, while the guest ran.*not to be believed'
+        rm ws/read ws/changed
+    done
+    bj --workspace-mode rw --disk "file=$dir/ws/held.raw,serial=d,lab" -- sh -c 'dd if=/dev/vda bs=4k count=1 iflag=direct | head -c 3; [ $BELLJAR_REBOOT_COUNT = 1 ] || belljar-ctl reset x'
+    want_code 0
+}
+
 # As a test of a file system would do it, on an image that nobody prepared: what was synced survives, what a disk loses is noticed.
 # fixtures: debian-bookworm
 test_in_an_image() {

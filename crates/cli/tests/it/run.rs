@@ -253,8 +253,34 @@ fn an_image_that_changes_while_a_run_serves_it_is_an_error() {
     lab.suite(&config, &[("1-before", &format!("echo x >>{}", image.display())), ("2-after", "exit 0")]);
     let outcome = lab.test(["-j1"]).go();
     let verdicts = outcome.verdicts();
-    assert_eq!((&*verdicts["s/1-before@m"], &*verdicts["s/2-after@m"]), ("pass", "error host"), "{}", outcome.text());
-    assert!(outcome.text().contains("it was changed since this run has looked at it first"), "{}", outcome.text());
+    assert_eq!(
+        (&*verdicts["s/1-before@m"], &*verdicts["s/2-after@m"]),
+        ("error host", "error host"),
+        "{}",
+        outcome.text()
+    );
+    for told in [
+        "was changed, or replaced, while the guest ran; leave it alone meanwhile; what the guest saw of it since then is not to be believed",
+        "it was changed since this run has looked at it first",
+    ] {
+        assert!(outcome.text().contains(told), "{told}: {}", outcome.text());
+    }
+}
+
+#[test]
+fn an_image_that_changes_under_a_shared_guest_is_an_error_of_the_test_that_ran() {
+    let lab = Lab::new();
+    let image = lab.image("data.raw", "raw");
+    let guest = lab.machine("m", WELL);
+    let config = format!(
+        "{guest}\n[[suites]]\nname = \"s\"\ntests = [\"t/*\"]\nguests = [\"m\"]\nisolation = \"suite\"\ndisks = [{{ file = \"{}\", lab = true }}]\n",
+        image.display()
+    );
+    let change = format!("echo x >>{}", image.display());
+    lab.suite(&config, &[("1-before", "exit 0"), ("2-changes", &change)]);
+    let outcome = lab.test(["-j1"]).go();
+    let verdicts = outcome.verdicts();
+    assert_eq!((&*verdicts["s/1-before@m"], &*verdicts["s/2-changes@m"]), ("pass", "error host"), "{}", outcome.text());
 }
 
 #[test]

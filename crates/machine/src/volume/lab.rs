@@ -39,6 +39,32 @@ pub(super) struct LabFront {
     copy: Option<RawCopy>,
 }
 
+/// An image from which a disk is served as it is, while it is served.
+#[derive(Clone, Debug)]
+pub(crate) struct Watched {
+    /// The disk's name.
+    name: String,
+    image: DiskImage,
+    itself: RawCopy,
+}
+
+impl Watched {
+    /// Why what was read of it is not to be believed, if it is not what it was when it was first looked at.
+    pub(crate) fn change(&self) -> Option<String> {
+        let Self { name, image, itself } = self;
+        let shown = image.path().display();
+        match itself.is_of(image) {
+            Ok(true) => None,
+            Ok(false) => Some(format!(
+                "the image {shown} of the lab disk {name} was changed, or replaced, while the guest ran; leave it alone meanwhile"
+            )),
+            Err(error) => Some(format!(
+                "the image {shown} of the lab disk {name} cannot be looked at any more, which the guest ran on: {error}; leave it alone meanwhile"
+            )),
+        }
+    }
+}
+
 impl Volume {
     /// The same, served by Belljar under this name, which is its serial number, too.
     pub(super) fn into_lab(self, name: String) -> Result<Self, VolumeError> {
@@ -76,6 +102,12 @@ impl Volume {
 }
 
 impl LabFront {
+    /// This image, if the disk is served from it as it is.
+    fn watched(&self, image: &DiskImage) -> Option<Watched> {
+        let itself = self.copy.clone().filter(|copy| copy.path == image.path())?;
+        Some(Watched { name: self.name.clone(), image: image.clone(), itself })
+    }
+
     /// The file that has the bytes of this image.
     fn file(&self, image: &DiskImage) -> Result<File, DiskError> {
         let failed = |path: &Path, source| DiskError::Read { path: path.to_owned(), source };
@@ -160,9 +192,11 @@ pub(super) fn serve(
             files.push(frozen);
         }
     }
+    let mut watched = None;
     if let Content::Image(image) = content {
         below.push(Below::Raw);
         files.push(lab.file(image)?);
+        watched = lab.watched(image);
     }
     let written = files[0].try_clone().map_err(in_run)?;
     launch.kept.push(Kept::Lab(files[0].try_clone().map_err(in_run)?));
@@ -172,6 +206,6 @@ pub(super) fn serve(
     let sector = traits.and_then(DiskTraits::sectors).map_or(SECTOR, |(_, physical)| physical.bytes());
     let setup = Setup { name: name.to_owned(), size, read_only, sector, paths, goes_on, below };
     let forgets_fua = front.is_some_and(|front| front.bus == DiskBus::Nvme);
-    launch.lab.push(LabDisk { name: name.to_owned(), setup, files, lines, written, forgets_fua });
+    launch.lab.push(LabDisk { name: name.to_owned(), setup, files, lines, written, watched, forgets_fua });
     Ok(hand_over(launch))
 }

@@ -25,6 +25,7 @@ use belljar_guest_spec::{DiskBus, DiskConflict, DiskContent, DiskSpec, Hardware,
 use belljar_image::disk::{DiskError, DiskImage, UnknownFormat, unnamed};
 use belljar_model::EventKind;
 
+pub(crate) use self::lab::Watched;
 use self::{
     content::Content,
     disk::{DiskFront, Role},
