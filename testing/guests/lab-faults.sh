@@ -42,7 +42,9 @@ put 3 b; put 4 b; quiet ctl misplace by=8s times=1; put 3 a
 is 'a misplaced write is not where it belongs' "$(get 3 | sum)" "$b"
 is 'and is elsewhere' "$(get 4 | sum)" "$a"
 quiet ctl heal
-put 1 a; quiet ctl flip times=1; [ "$(get 1 | sum)" != "$a" ] && ok 'a flipped bit' || bad 'a flipped bit'
+# Not `times=1`: udev reads what was written to as well, and what befalls it befalls nobody else.
+put 1 a; quiet ctl flip; [ "$(get 1 | sum)" != "$a" ] && ok 'a flipped bit' || bad 'a flipped bit'
+quiet ctl heal
 is 'the next time it is right' "$(get 1 | sum)" "$a"
 quiet ctl heal
 quiet ctl rot 8s+8s; [ "$(get 1 | sum)" != "$a" ] && ok 'bit rot' || bad 'bit rot'
@@ -51,7 +53,7 @@ is 'it stays' "$(get 1 | cmp -l - a | wc -l)" 8
 put 1 a; quiet ctl damage 8s+1s; if [ "$(get 1 | wc -c)" = 4096 ]; then bad 'a medium error'; else ok 'a medium error'; fi
 put 1 a; is 'that a write heals' "$(get 1 | sum)" "$a"
 
-quiet ctl delay read by=700ms times=1
+quiet ctl delay read by=700ms
 t0=$(date +%s%N); get 1 >/dev/null; t1=$(date +%s%N)
 [ $(((t1 - t0) / 1000000)) -ge 700 ] && ok 'a delay' || bad "a delay: $(((t1 - t0) / 1000000)) ms"
 quiet ctl heal
