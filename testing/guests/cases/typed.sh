@@ -116,6 +116,8 @@ case ${BELLJAR_REBOOT_MARK-} in
     until [ "$(cat /sys/class/net/e*/carrier)" = 0 ]; do sleep 0.2; done
     belljar-ctl link up
     if belljar-ctl disk data1 error; then exit 2; fi
+    if belljar-ctl wakeup 5s 2>wakeup.err; then exit 5; fi
+    grep -o 'does not survive a suspend' wakeup.err >&2
     echo written >"$BELLJAR_OUT/first"
     cat /proc/sys/kernel/random/boot_id >/var/tmp-boot
     belljar-ctl reboot again

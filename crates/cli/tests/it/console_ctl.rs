@@ -19,7 +19,7 @@ fn disks_marks_and_devices_are_asked_for_by_files() {
     let lab = Lab::new();
     let text = "set -e; [ -z \"${BELLJAR_CTL-}\" ] || echo mark >$BELLJAR_CTL; belljar-ctl mark one; belljar-ctl disk data0 error write; belljar-ctl disk data0 counts | sed -n 1p; \
                 belljar-ctl link down; belljar-ctl link up; belljar-ctl nmi; ! belljar-ctl disk data1 error; ! belljar-ctl kexec; \
-                ! belljar-ctl clock +1h; ! belljar-ctl explode 2>/dev/null; \
+                ! belljar-ctl clock +1h; ! belljar-ctl wakeup 5s; ! belljar-ctl explode 2>/dev/null; \
                 echo 'mark by hand' >\"$BELLJAR_CTL_DIR/mine\"; until [ -e \"${BELLJAR_CTL_DIR%/*}/answers/mine\" ]; do sleep 0.1; done; \
                 echo 'mark late' >\"$BELLJAR_CTL_DIR/late\"; exit 7";
     let outcome = guest(&lab).args(["--disk", "size=1M,serial=data0,lab"]).sh(text).go();
@@ -27,7 +27,8 @@ fn disks_marks_and_devices_are_asked_for_by_files() {
         .code(7)
         .says("fault 1\nreads 0\n")
         .complains("sh on the console")
-        .complains("there is no agent in this guest");
+        .complains("there is no agent in this guest")
+        .complains("which does not survive a suspend");
     assert_eq!(marks(&outcome), ["one", "by hand", "late"]);
     let told = outcome.controls();
     for wanted in

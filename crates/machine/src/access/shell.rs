@@ -183,6 +183,7 @@ impl Shell {
             log_level: None,
             makeshift: None,
         };
+        console.leave_out(&shell.tag);
         if let Launch::Type(text) = launch {
             shell.console.send(format!("{text}\n").as_bytes()).await?;
         }

@@ -194,6 +194,11 @@ impl Console {
         Console { inner: Arc::clone(&self.inner) }
     }
 
+    /// Lines of nothing but words `<TAG:...>`, which are Belljar's own, are not kept for a person.
+    pub(crate) fn leave_out(&self, tag: &str) {
+        self.inner.shared.leave_out(tag);
+    }
+
     /// A watcher, which can neither read nor type.
     pub fn view(&self) -> ConsoleView {
         ConsoleView { shared: Arc::clone(&self.inner.shared) }

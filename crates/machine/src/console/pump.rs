@@ -21,6 +21,9 @@ use super::query;
 const ANSWERS_BURST: u32 = 32;
 const ANSWER_EVERY: Duration = Duration::from_millis(100);
 
+/// Most shells of Belljar's own whose words are known.
+const MOST_TAGS: usize = 4;
+
 /// Most bytes that are taken at once; a serial line brings few.
 const READ_SIZE: usize = 16 * 1024;
 
@@ -58,6 +61,8 @@ pub(super) struct State {
     /// How many lines there were in all.
     ended: u64,
     lines_limit: usize,
+    /// How the words begin that Belljar's own shell says on the line.
+    own: Vec<String>,
     scanner: Scanner,
     allowance: u32,
     allowed: Instant,
@@ -87,6 +92,7 @@ impl Shared {
                 lines: VecDeque::new(),
                 ended: 0,
                 lines_limit: options.tail_limit,
+                own: Vec::new(),
                 scanner: Scanner::default(),
                 allowance: ANSWERS_BURST,
                 allowed: Instant::now(),
@@ -102,10 +108,19 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Words `<TAG:...>` are Belljar's own: a line of nothing else is not kept for a person.
+    pub(super) fn leave_out(&self, tag: &str) {
+        let own = &mut self.lock().own;
+        // Those before are of shells that have given way.
+        own.truncate(MOST_TAGS - 1);
+        own.insert(0, format!("<{tag}:"));
+    }
+
     pub(super) fn tail(&self, n: usize) -> Vec<String> {
         let state = self.lock();
         let open = state.line.current();
-        let lines = state.lines.iter().cloned().chain((!open.trim().is_empty()).then_some(open));
+        let is_shown = !open.trim().is_empty() && !is_own(&open, &state.own);
+        let lines = state.lines.iter().cloned().chain(is_shown.then_some(open));
         let all: Vec<String> = lines.collect();
         all[all.len().saturating_sub(n)..].to_vec()
     }
@@ -128,7 +143,7 @@ impl Shared {
         state.last_byte = Instant::now();
         state.refill();
         state.tap.take_if(|tap| tap.is_closed());
-        let State { buffer, line, parser, lines, ended, lines_limit, scanner, bytes, tap, allowance, .. } = state;
+        let State { buffer, line, parser, lines, ended, lines_limit, own, scanner, bytes, tap, allowance, .. } = state;
         parser.advance(chunk, &mut |token| {
             match token {
                 Token::Text(text) => buffer.push(text),
@@ -141,6 +156,9 @@ impl Shared {
                 }
                 if let Some(kind) = scanner.line(&done) {
                     self.alarms.raise(kind, &done, *bytes);
+                }
+                if is_own(&done, own) {
+                    return;
                 }
                 if lines.len() >= *lines_limit {
                     lines.pop_front();
@@ -176,6 +194,20 @@ impl Shared {
     fn close(&self) {
         self.progress.send_modify(|p| p.closed = true);
     }
+}
+
+/// Whether a line has nothing but words that begin so and end with the next `>`, which may be missing from the last one.
+fn is_own(line: &str, begins: &[String]) -> bool {
+    let mut rest = line.trim();
+    while let Some(word) = begins.iter().find_map(|begin| rest.strip_prefix(begin.as_str())) {
+        let end = word.find(|c: char| !c.is_ascii_alphanumeric() && c != ':').unwrap_or(word.len());
+        let after = &word[end..];
+        rest = after.strip_prefix('>').unwrap_or(after).trim_start();
+        if rest.is_empty() {
+            return true;
+        }
+    }
+    false
 }
 
 impl State {

@@ -114,6 +114,21 @@ async fn nobody_reading_does_not_stop_the_guest() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_belljars_own_shell_says_is_left_out_of_the_last_lines() {
+    let (console, mut guest, log) = pair();
+    console.leave_out("old234");
+    console.leave_out("abc234");
+    let said = "kernel: oops\r\n<abc234:6:0:6000:18>\r\n<abc234:7:b:7>  <old234:1:b:1>\r\nx <abc234:6:0:6000:18>\r\n<abc234:7:b:7>said\r\n<other9:1:b:1>\r\n<abc234:8:0";
+    guest.write_all(said.as_bytes()).await.expect("write");
+    drop(guest);
+    let view = console.view();
+    view.closed().await;
+    let shown = ["kernel: oops", "x <abc234:6:0:6000:18>", "<abc234:7:b:7>said", "<other9:1:b:1>"];
+    assert_eq!(view.tail(15), shown);
+    assert_eq!(log.bytes(), said.as_bytes(), "the log has all");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_guest_that_does_not_read_does_not_stop_us() {
     let (ours, mut guest) = tokio::io::duplex(64);
     let mut console = Console::new(ours, io::sink());

@@ -215,7 +215,7 @@ impl ConsoleSession {
             self.line_run("[ -e /proc/self/stat ]||{ mkdir -p /proc;mount -t proc proc /proc; }").await?;
             self.prepared = true;
         }
-        self.asks.begin();
+        self.asks.begin(self.exchange.is_some());
         self.places = None;
         let Some(exchange) = self.exchange.clone() else {
             return match &command.terminal {

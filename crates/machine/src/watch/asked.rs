@@ -53,7 +53,8 @@ impl Watch {
     /// Does what was asked for up to now, and answers.
     pub(crate) fn answer_asks(&mut self, observe: Observe<'_>) {
         if let Some(source) = self.ask_source() {
-            let machine = Asked { desk: &mut self.desk, power: &mut self.power };
+            let must_not_sleep = self.must_not_sleep();
+            let machine = Asked { desk: &mut self.desk, power: &mut self.power, must_not_sleep };
             self.marks.answer(&source, Some(machine), observe);
         }
         while let Some(done) = self.desk.news() {
@@ -84,8 +85,17 @@ impl Watch {
         let asker = Asker::Outside { answer, reports: self.reports.clone() };
         match text.trim().split_once(char::is_whitespace) {
             Some(("disk", text)) => self.desk.take(asker, text.trim().to_owned()),
-            _ => Asked { desk: &mut self.desk, power: &mut self.power }.machine(asker, text.trim()),
+            _ => {
+                let must_not_sleep = self.must_not_sleep();
+                let mut machine = Asked { desk: &mut self.desk, power: &mut self.power, must_not_sleep };
+                machine.machine(asker, text.trim());
+            }
         }
+    }
+
+    /// Whether the guest has no agent, and its orders and results go over a share.
+    fn must_not_sleep(&self) -> bool {
+        self.reports.is_none() && self.shell_asks.as_ref().is_some_and(|asks| asks.must_not_sleep())
     }
 
     /// What the machine is told up to now is part of the guest, as the daemons of its set-up are.
@@ -226,6 +236,7 @@ impl Watch {
 pub(crate) struct Asked<'a> {
     desk: &'a mut Desk,
     power: &'a mut Power,
+    must_not_sleep: bool,
 }
 
 impl Asked<'_> {
@@ -249,6 +260,11 @@ impl Asked<'_> {
                 // It is answered when what was written is on the host.
                 Ok(()) => return self.power.announce(asker, restart),
             },
+            Ok(MachineOrder::Wakeup(_)) if self.must_not_sleep => Outcome::Refused(
+                "there is no agent in this guest, and its orders, output and results go over a share (9p or virtiofs), which does not survive a suspend: \
+                 it would wake, and the test would never end"
+                    .to_owned(),
+            ),
             Ok(order) => return self.desk.take_machine(asker, order, text),
         };
         asker.answer(outcome);

@@ -37,6 +37,8 @@ struct State {
     /// Who waits for what was written to be on the host.
     sync: Option<oneshot::Sender<Option<SyncFault>>>,
     beats: u64,
+    /// Orders, answers and results go over a share.
+    by_share: bool,
 }
 
 /// What became of a question.
@@ -71,10 +73,16 @@ impl ShellAsks {
     }
 
     /// A command begins: what was under way for the one before is nobody's.
-    pub(super) fn begin(&self) {
+    /// `by_share`: it asks over a share, and its results go there.
+    pub(super) fn begin(&self, by_share: bool) {
         let mut state = self.state();
         // Numbers go on: the answer to a question of the command before must not be taken for another's.
-        *state = State { next: state.next, beats: state.beats, ..State::default() };
+        *state = State { next: state.next, beats: state.beats, by_share, ..State::default() };
+    }
+
+    /// Whether the guest would be lost if it suspended itself: a share does not survive that, and whoever touches it then waits for ever.
+    pub(crate) fn must_not_sleep(&self) -> bool {
+        self.state().by_share
     }
 
     /// Whether one more question is taken now.
@@ -243,7 +251,7 @@ mod tests {
     #[test]
     fn answers_go_to_who_asked_and_to_nobody_else() {
         let asks = ShellAsks::default();
-        asks.begin();
+        asks.begin(false);
         assert_eq!(asks.ask("a".into(), b"mark one\n"), Taken::Later);
         assert_eq!(asks.ask("b".into(), b"reboot here\n"), Taken::MuchLater);
         assert_eq!(asks.ask("c".into(), b"explode\n"), Taken::Refused);
@@ -261,7 +269,7 @@ mod tests {
         // What a command asked is not answered to the next one.
         asks.ask("late".into(), b"nmi\n");
         let late = asks.take_asks().asks[0].0;
-        asks.begin();
+        asks.begin(false);
         asks.ask("new".into(), b"nmi\n");
         asks.answer(late, Outcome::Done(String::new()));
         assert!(asks.take_answers().is_empty());
@@ -270,7 +278,7 @@ mod tests {
     #[test]
     fn what_is_too_much_is_counted_as_lost() {
         let asks = ShellAsks::default();
-        asks.begin();
+        asks.begin(false);
         for number in 0..MAX_LEFT {
             assert_eq!(asks.has_room(), number < MAX_UNANSWERED);
             assert_eq!(asks.ask(format!("n{number}"), b"disk d error"), Taken::Later);
@@ -286,7 +294,7 @@ mod tests {
     #[tokio::test]
     async fn a_machine_that_goes_down_ends_the_command_once() {
         let asks = ShellAsks::default();
-        asks.begin();
+        asks.begin(false);
         assert!(!asks.take_kill() && !asks.are_disks_held());
         asks.go_down(true);
         asks.attention().await;
@@ -295,7 +303,7 @@ mod tests {
         asks.attention().await;
         asks.take_sync().unwrap().send(None).unwrap();
         assert_eq!(told.await.unwrap(), None);
-        asks.begin();
+        asks.begin(false);
         assert!(!asks.are_disks_held());
     }
 }

@@ -356,7 +356,7 @@ mod tests {
         let files = OrderFiles::make(dir.path()).unwrap().unwrap();
         let orders = PathBuf::from(files.places(&dir.path().to_string_lossy()).orders);
         let asks = ShellAsks::default();
-        asks.begin();
+        asks.begin(true);
         (dir, files, asks, orders)
     }
 
