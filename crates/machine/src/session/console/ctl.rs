@@ -204,7 +204,13 @@ impl OrderFiles {
         }
         let named = is_answer_name(&name).then(|| String::from_utf8_lossy(&name).into_owned());
         let odd = match (named, found, removed) {
-            (None, ..) => format!("its name is not 1 to {MAX_ANSWER_NAME} letters, digits and \".\", \"_\", \"-\""),
+            (None, found, _) => {
+                // Nobody can be told, and what was asked for will never come.
+                if matches!(found, Found::Line(_) | Found::Begun) {
+                    asks.lose(1);
+                }
+                format!("its name is not 1 to {MAX_ANSWER_NAME} letters, digits and \".\", \"_\", \"-\"")
+            }
             (Some(name), Found::Line(line), Ok(())) => {
                 if asks.ask(name.clone(), &line) == Taken::MuchLater {
                     self.put(&taken(&name), "");
@@ -444,8 +450,9 @@ mod tests {
             files.take(&asks);
         }
         let notes = files.finish(&asks);
-        assert!(asked(&asks).is_empty());
-        assert_eq!(asks.take_asks().lost, crate::session::agent::LostAsks::default());
+        let crate::session::agent::Asks { asks: asked, lost } = asks.take_asks();
+        assert!(asked.is_empty());
+        assert_eq!((lost.orders, lost.marks), (1, 0), "what has an odd name is an order that nobody can be told of");
         for said in [
             "\"link\"",
             "it is a link",
