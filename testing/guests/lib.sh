@@ -29,6 +29,22 @@ run_case() {
 
 fixture() { "$top/testing/fixture" --path "$1"; }
 
+# suite_on FIXTURE: ws/belljar.toml with a suite "s" of the tests ws/t/*.sh on a guest "h" of that Debian image. More of the suite's keys, and other tables, come from
+# standard input.
+suite_on() {
+    mkdir -p ws/t
+    cat - >keys
+    cat - keys >ws/belljar.toml <<TOML
+[guests.h]
+image = "$(fixture "$1")"
+login = { user = "root", password = "belljar" }
+[[suites]]
+name = "s"
+tests = "t/*.sh"
+guests = ["h"]
+TOML
+}
+
 # bj ARGUMENT...: `belljar run`, with the workspace ws, standard input from the file stdin if there is one, standard output
 # to the file out, standard error to the file err, and the exit code in $code.
 bj() {

@@ -162,17 +162,7 @@ test_killing_everything_is_no_pass() {
 # A service that systemd starts for whoever wants it, and that ends when nobody does, is no test's doing. One that a test has stopped is told, of the same kind too.
 # fixtures: debian-bookworm
 test_services_that_end_by_themselves() {
-    mkdir -p ws/t
-    cat >ws/belljar.toml <<TOML
-[guests.h]
-image = "$(fixture debian-bookworm)"
-login = { user = "root", password = "belljar" }
-TOML
-    cat >>ws/belljar.toml <<'TOML'
-[[suites]]
-name = "s"
-tests = "t/*.sh"
-guests = ["h"]
+    suite_on debian-bookworm <<'TOML'
 setup = "setup.sh"
 isolation = "suite"
 TOML

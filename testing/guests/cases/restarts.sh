@@ -145,16 +145,7 @@ TEST
 # nobody has asked for is a crash.
 # fixtures: debian-bookworm
 test_reboot_of_an_image() {
-    mkdir -p ws/t
-    cat >ws/belljar.toml <<TOML
-[guests.h]
-image = "$(fixture debian-bookworm)"
-login = { user = "root", password = "belljar" }
-[[suites]]
-name = "s"
-tests = "t/*.sh"
-guests = ["h"]
-TOML
+    suite_on debian-bookworm </dev/null
     cat >ws/t/reboot.sh <<'TEST'
 #!/bin/sh
 # belljar: timeout = "60s"
@@ -189,16 +180,8 @@ TEST
 # kernel that nobody put the agent into is got into by its console; one that does not come up is a crash.
 # fixtures: debian-bookworm
 test_kexec() {
-    mkdir -p ws/t
-    cat >ws/belljar.toml <<TOML
-[guests.h]
-image = "$(fixture debian-bookworm)"
-login = { user = "root", password = "belljar" }
+    suite_on debian-bookworm <<'TOML'
 disks = [{ size = "64MiB", serial = "d0", lab = true }]
-[[suites]]
-name = "s"
-tests = "t/*.sh"
-guests = ["h"]
 TOML
     cat >ws/t/kexec.sh <<'TEST'
 #!/bin/sh
