@@ -185,44 +185,42 @@ fn request(bytes: &[u8]) -> Result<Option<(usize, Said<'_>)>, Malformed> {
     if magic != REQUEST {
         return Err(Malformed("a request without its magic"));
     }
-    if bytes.len() < REQUEST_LENGTH {
-        return Ok(None);
+    let Some(head) = bytes.first_chunk() else { return Ok(None) };
+    if kind(head) == CMD_DISCONNECT {
+        return Ok(Some((REQUEST_LENGTH, Said::Goodbye)));
     }
-    let u16_at = |at: usize| u16::from_be_bytes([bytes[at], bytes[at + 1]]);
-    let (flags, kind) = (u16_at(4), u16_at(6));
-    let (Some(cookie), Some(offset), Some(length)) = (u64_at(bytes, 8), u64_at(bytes, 16), u32_at(bytes, 24)) else {
-        return Ok(None);
-    };
-    let operation = match kind {
-        0 => Some(Operation::Read),
-        1 => Some(Operation::Write),
-        CMD_DISCONNECT => return Ok(Some((REQUEST_LENGTH, Said::Goodbye))),
-        3 => Some(Operation::Flush),
-        4 => Some(Operation::Discard),
-        6 => Some(Operation::Zero),
-        _ => None,
-    };
-    let payload = if operation == Some(Operation::Write) { length } else { 0 };
+    let Some(request) = of_head(head) else { return Ok(None) };
+    let payload = if request.operation == Some(Operation::Write) { request.length } else { 0 };
     if payload > MAX_PAYLOAD {
         return Err(Malformed("a write that is too long"));
     }
     let taken = REQUEST_LENGTH + payload as usize;
     let Some(payload) = bytes.get(REQUEST_LENGTH..taken) else { return Ok(None) };
-    let fua = flags & FLAG_FUA != 0;
-    Ok(Some((taken, Said::Request(Request { cookie, operation, offset, length, fua, payload, path: 0 }))))
+    Ok(Some((taken, Said::Request(Request { payload, ..request }))))
 }
 
-/// The head of a request, and how many bytes are missing of what it writes, where `bytes` begin with one that is not there as a whole.
-pub(crate) fn part_of_write(bytes: &[u8]) -> Option<(&[u8; REQUEST_LENGTH], usize)> {
-    let missing = missing(bytes);
-    bytes.first_chunk().filter(|_| missing > 0).map(|head| (head, missing))
+fn kind(head: &[u8; REQUEST_LENGTH]) -> u16 {
+    u16::from_be_bytes([head[6], head[7]])
+}
+
+/// The head of a write of which `bytes` have the beginning and not all.
+pub(crate) fn part_of_write(bytes: &[u8]) -> Option<&[u8; REQUEST_LENGTH]> {
+    bytes.first_chunk().filter(|_| missing(bytes) > 0)
 }
 
 /// The request of a head, without what it writes.
 pub(crate) fn of_head(head: &[u8; REQUEST_LENGTH]) -> Option<Request<'static>> {
     let (cookie, offset, length) = (u64_at(head, 8)?, u64_at(head, 16)?, u32_at(head, 24)?);
     let fua = u16::from_be_bytes([head[4], head[5]]) & FLAG_FUA != 0;
-    Some(Request { cookie, operation: Some(Operation::Write), offset, length, fua, payload: &[], path: 0 })
+    let operation = match kind(head) {
+        0 => Some(Operation::Read),
+        1 => Some(Operation::Write),
+        3 => Some(Operation::Flush),
+        4 => Some(Operation::Discard),
+        6 => Some(Operation::Zero),
+        _ => None,
+    };
+    Some(Request { cookie, operation, offset, length, fua, payload: &[], path: 0 })
 }
 
 /// Bytes that are missing until what `bytes` begins with is there as a whole, as far as can be told.

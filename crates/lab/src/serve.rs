@@ -349,7 +349,7 @@ impl Client {
             return Ok(());
         }
         let bytes = self.incoming.bytes();
-        let Some((head, _)) = nbd::part_of_write(bytes) else { return Ok(()) };
+        let Some(head) = nbd::part_of_write(bytes) else { return Ok(()) };
         let Some(placed) = nbd::of_head(head).and_then(|request| disk.place(&Request { path: self.path, ..request }))
         else {
             return Ok(());
